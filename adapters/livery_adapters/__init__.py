@@ -1,0 +1,1 @@
+"""What an adapter is and which ones exist. Knows no engine and no HTTP."""

@@ -1,0 +1,1 @@
+"""A load client for OpenAI-compatible servers. Imports nothing of the server."""

