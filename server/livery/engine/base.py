@@ -108,7 +108,7 @@ class EngineStats(msgspec.Struct, frozen=True):
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
-    """Everything an engine is told at start. Zero or "auto" lets it choose; `EngineInfo` says what it chose."""
+    """What an engine is told at start. Zero or "auto" lets it choose; `EngineInfo` says what it chose."""
 
     model_path: str  # a directory: config.json, *.safetensors, tokenizer files
     device: str = "auto"  # "cpu", "cuda", "cuda:1"
