@@ -1,0 +1,49 @@
+"""The engine's own compute kernels and the choice between the native ones and plain torch.
+
+`load()` gives an object with the kernels; `describe()` says which are used and why. Knows no model and no batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from livery.engine.kernels.group import AdapterGroup, GroupSegments
+from livery.engine.kernels.reference import TorchKernels
+
+__all__ = ["AdapterGroup", "GroupSegments", "Kernels", "describe", "load"]
+
+
+class Kernels(Protocol):
+    """What native.py and reference.py both offer; shapes and meaning are documented in reference.py."""
+
+    @property
+    def name(self) -> str: ...
+
+    def grouped_lora(self, x: Tensor, y: Tensor, segments: GroupSegments) -> None: ...
+
+    def decode_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        out: Tensor | None = None,
+    ) -> Tensor: ...
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor: ...
+
+
+def load(mode: Literal["auto", "torch"] = "auto") -> Kernels:
+    """The kernels to compute with: plain torch operations on request and wherever native code can't be had."""
+    return TorchKernels()
+
+
+def describe() -> dict[str, str]:
+    """Which kernels `load("auto")` gives here and why, as label -> text."""
+    return {"kernels": "torch", "reason": "plain torch operations"}

@@ -1,0 +1,88 @@
+"""The kernels in plain torch operations: what runs without a compiler or on another device, and the oracle.
+
+Same signatures and results as native.py, on any device torch knows. Knows nothing of how native code is built.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from livery.engine.kernels.group import AdapterGroup, GroupSegments
+
+
+class TorchKernels:
+    """Adapter products, decode attention and linear layers by torch operations alone."""
+
+    name = "torch"
+
+    def grouped_lora(self, x: Tensor, y: Tensor, segments: GroupSegments) -> None:
+        """Add each segment's low-rank product to its rows of `y`, in place.
+
+        x: [rows, in_features]; y: [rows, out], column offsets as in the groups. One adapter's values reach only
+        the rows of its segments.
+        """
+        for start, end, group in segments.entries:
+            apply_group(x[start:end], y[start:end], group)
+
+    def decode_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Attend with one query per row over that row's paged context.
+
+        q: [rows, heads, head_dim]; caches: [blocks, block_size, kv_heads, head_dim]; block_tables: int32 [rows,
+        max_blocks]; context_lens: int32 [rows], the tokens a row sees with its own as the last; window: how many
+        of the last tokens count (0: all); softcap: `cap * tanh(score / cap)` (0: none). Slots beyond a row's
+        context are never used, whatever they hold. A row of context 0 gives zeros. Returns [rows, heads,
+        head_dim], in `out` where given.
+        """
+        rows, heads, head_dim = q.shape
+        block_size, kv_heads = k_cache.shape[1], k_cache.shape[2]
+        longest = int(context_lens.max()) if rows else 0
+        if longest == 0:
+            return torch.zeros_like(q) if out is None else out.zero_()
+        n_blocks = -(-longest // block_size)
+        lens = context_lens.to(torch.int64)[:, None]
+        position = torch.arange(n_blocks * block_size, device=q.device)[None]
+        seen = (position < lens) & (position >= (lens - window if window else 0))
+        # Table entries past a row's context may be anything: they are replaced before they are followed.
+        used = torch.arange(n_blocks, device=q.device)[None] * block_size < lens
+        blocks = block_tables[:, :n_blocks].to(torch.int64).masked_fill(~used, 0)
+        shape = (rows, n_blocks * block_size, kv_heads, head_dim)
+        hidden = ~seen[:, :, None, None]
+        k = k_cache[blocks].reshape(shape).masked_fill(hidden, 0.0)
+        v = v_cache[blocks].reshape(shape).masked_fill(hidden, 0.0)
+        grouped = q.reshape(rows, kv_heads, heads // kv_heads, head_dim)
+        scores = torch.einsum("rhgd,rthd->rhgt", grouped, k) * scale
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~seen[:, None, None, :], float("-inf"))
+        weights = torch.softmax(scores.float(), dim=-1).to(v.dtype)
+        weights = weights.masked_fill((lens == 0)[:, :, None, None], 0.0)
+        result = torch.einsum("rhgt,rthd->rhgd", weights, v).reshape(rows, heads, head_dim)
+        return result if out is None else out.copy_(result)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias` for x [rows, in_features] and weight [out_features, in_features]."""
+        return functional.linear(x, weight, bias)
+
+
+def apply_group(x: Tensor, y: Tensor, group: AdapterGroup) -> None:
+    """Add one adapter group's product to `y` [rows, out] in place, for x [rows, in_features]."""
+    if x.shape[0] == 0:
+        return
+    hidden = x @ group.a.to(x.dtype).t()
+    for part in group.slices:
+        target = y[:, part.offset : part.offset + part.b.shape[1]]
+        ranks = hidden[:, part.first_rank : part.first_rank + part.rank]
+        target.addmm_(ranks, part.b.to(x.dtype), alpha=part.scale)
