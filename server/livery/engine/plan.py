@@ -1,0 +1,61 @@
+"""What crosses from deciding to computing: one frozen StepPlan out, one StepResult back.
+
+The scheduler writes a plan and never sees a tensor; the runner executes it and makes no policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSpec:
+    """How to choose the next token of one row.
+
+    `draw` is the uniform number in [0, 1) that decides a random choice: the scheduler derives it from the
+    request's seed and the token's index, so neither batch company nor preemption changes it.
+    `forbidden` token ids get no probability.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    draw: float
+    forbidden: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSlice:
+    """The tokens of one sequence that a step computes: positions [start, start + len(token_ids)).
+
+    `block_table` covers every position up to the last one. `sample` is set when the slice ends at the
+    sequence's newest token, so that its logits choose the next.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    start: int
+    block_table: tuple[int, ...]
+    adapter: str | None
+    sample: SampleSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Everything the runner needs for one step, and nothing it may change."""
+
+    slices: tuple[SequenceSlice, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(part.token_ids) for part in self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The next token of each sampled request; `failed` names requests whose own rows went wrong."""
+
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)

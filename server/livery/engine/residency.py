@@ -1,0 +1,149 @@
+"""Which adapter versions are in device memory, on their way there, or held by running requests.
+
+Decides; moves no bytes. The core carries out what it says: it hands `take_loads()` to the loader, reports back
+with `staged` or `failed`, and frees what `take_evictions()` names. A version that a running request pins is
+never evicted, and nothing is evicted before its successor is read and verified.
+
+    absent --want--> loading --staged--> staged --placed--> resident --evicted--> absent
+                        |--failed--> absent (the waiting requests get the reason)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from livery.engine.base import AdapterRef
+
+
+class Residency:
+    """The only writer of what is resident, loading and pinned. Bytes are device bytes."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.resident_bytes = 0
+        self.loads = 0
+        self.evictions = 0
+        self._resident: OrderedDict[str, int] = OrderedDict()  # digest -> bytes, least recently used first
+        self._pins: dict[str, int] = {}
+        self._loading: dict[str, AdapterRef] = {}
+        self._staged: OrderedDict[str, int] = OrderedDict()
+        self._to_load: list[AdapterRef] = []
+        self._to_evict: list[str] = []
+        self._retired: set[str] = set()
+
+    # -- asked by the scheduler ----------------------------------------------------------------------
+
+    def is_resident(self, digest: str) -> bool:
+        return digest in self._resident
+
+    def want(self, adapter: AdapterRef) -> bool:
+        """True when the version can be used now; otherwise see that it gets loaded."""
+        self._retired.discard(adapter.digest)
+        if adapter.digest in self._resident:
+            return True
+        if adapter.digest not in self._loading and adapter.digest not in self._staged:
+            self._loading[adapter.digest] = adapter
+            self._to_load.append(adapter)
+        return False
+
+    def pin(self, digest: str) -> None:
+        """A running request uses the version: it stays until `unpin`."""
+        assert digest in self._resident, "only a resident version can be pinned"
+        self._pins[digest] = self._pins.get(digest, 0) + 1
+        self._resident.move_to_end(digest)
+
+    def unpin(self, digest: str) -> None:
+        self._pins[digest] -= 1
+        if self._pins[digest] == 0:
+            del self._pins[digest]
+            if digest in self._retired:
+                self._evict(digest)
+
+    # -- told by the core ----------------------------------------------------------------------------
+
+    def staged(self, digest: str, nbytes: int) -> None:
+        """The loader has the version ready; it takes `nbytes` of device memory once placed."""
+        self._loading.pop(digest, None)
+        self._staged[digest] = nbytes
+
+    def failed(self, digest: str) -> None:
+        """The version could not be loaded. A later request tries again."""
+        self._loading.pop(digest, None)
+        self._staged.pop(digest, None)
+
+    def retire(self, digest: str) -> None:
+        """The version is no longer wanted: free it as soon as no request pins it."""
+        self._staged.pop(digest, None)
+        if digest in self._resident and digest not in self._pins:
+            self._evict(digest)
+        elif digest in self._resident or digest in self._loading:
+            self._retired.add(digest)
+
+    def place(self) -> list[str]:
+        """Move staged versions into the budget, evicting unpinned ones; returns those placed.
+
+        A version that doesn't fit yet stays staged and is skipped, so that a large one never holds up others.
+        """
+        placed = []
+        for digest, nbytes in list(self._staged.items()):
+            if digest in self._retired:
+                self._retired.discard(digest)
+                del self._staged[digest]
+                continue
+            if not self._make_room(nbytes):
+                continue
+            del self._staged[digest]
+            self._resident[digest] = nbytes
+            self.resident_bytes += nbytes
+            self.loads += 1
+            placed.append(digest)
+        return placed
+
+    def fits(self, nbytes: int) -> bool:
+        """Whether a version of this size could ever be placed."""
+        return nbytes <= self.budget_bytes
+
+    def take_loads(self) -> list[AdapterRef]:
+        """Versions to read, each named once."""
+        loads, self._to_load = self._to_load, []
+        return loads
+
+    def take_evictions(self) -> list[str]:
+        """Versions whose device memory is to be freed, each named once."""
+        evictions, self._to_evict = self._to_evict, []
+        return evictions
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        return tuple(self._resident)
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        return tuple(self._pins)
+
+    def _make_room(self, nbytes: int) -> bool:
+        missing = self.resident_bytes + nbytes - self.budget_bytes
+        victims = []
+        for digest, held in self._resident.items():
+            if missing <= 0:
+                break
+            if digest not in self._pins:
+                victims.append(digest)
+                missing -= held
+        if missing > 0:
+            return False
+        for digest in victims:
+            self._evict(digest)
+            self.evictions += 1
+        return True
+
+    def _evict(self, digest: str) -> None:
+        self.resident_bytes -= self._resident.pop(digest)
+        self._retired.discard(digest)
+        self._to_evict.append(digest)
+
+    def check_invariants(self) -> None:
+        """Byte counts add up and whatever is pinned is resident."""
+        assert self.resident_bytes == sum(self._resident.values()) <= self.budget_bytes
+        assert set(self._pins) <= set(self._resident), "a pinned version is not resident"
+        assert not set(self._resident) & (set(self._loading) | set(self._staged)), "loaded twice"

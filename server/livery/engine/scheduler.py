@@ -1,0 +1,232 @@
+"""Who computes what in the next step: the scheduler decides, nobody else.
+
+`schedule()` hands out a budget of tokens: first to running sequences (those that need one token before those
+that still read their prompt), then to waiting ones in order of arrival. `update()` takes the result back. A
+sequence whose adapter isn't in device memory is skipped, not waited for; one skipped too often stops
+admissions behind it, so that requests for hot adapters can't starve it. When blocks run out, the youngest
+running sequence is preempted: its blocks are freed and its tokens computed again later.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from livery.engine.base import FinishReason, GenerationRequest, RequestRefused, TokenDelta
+from livery.engine.blocks import BlockPool
+from livery.engine.plan import SequenceSlice, StepPlan, StepResult
+from livery.engine.residency import Residency
+from livery.engine.sequence import Sequence
+
+MAX_SKIPS = 64  # rounds a sequence may be passed over before it holds up those behind it
+
+
+class Scheduler:
+    """The only writer of waiting, running and preemption."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        residency: Residency,
+        *,
+        max_batch_tokens: int,
+        max_running: int,
+        max_model_len: int,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        self._pool = pool
+        self._residency = residency
+        self._max_batch_tokens = max_batch_tokens
+        self._max_running = max_running
+        self._max_model_len = max_model_len
+        self._eos = eos_token_ids
+        self._sequences: dict[str, Sequence] = {}
+        self._waiting: list[Sequence] = []  # in order of arrival; preempted ones return to the front
+        self._running: list[Sequence] = []  # in order of admission
+        self.preemptions = 0
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+
+    # -- requests ------------------------------------------------------------------------------------
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a request. Raises RequestRefused when it could never run."""
+        length = len(request.prompt_token_ids)
+        if request.request_id in self._sequences:
+            raise RequestRefused(f"request id {request.request_id!r} is already in use")
+        if not 0 < length < self._max_model_len:
+            raise RequestRefused(f"the prompt has {length} tokens; 1 to {self._max_model_len - 1} are possible")
+        if request.sampling.max_tokens < 1:
+            raise RequestRefused(f"max_tokens is {request.sampling.max_tokens}; it must be at least 1")
+        seed = request.sampling.seed
+        sequence = Sequence.of(request, secrets.randbits(63) if seed is None else seed)
+        self._sequences[request.request_id] = sequence
+        self._waiting.append(sequence)
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request and free what it holds; False when it is already gone."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return False
+        self._remove(sequence)
+        return True
+
+    def fail_waiting(self, digest: str, reason: str) -> list[TokenDelta]:
+        """End the waiting requests of an adapter that can't be loaded."""
+        doomed = [seq for seq in self._waiting if seq.adapter == digest]
+        return [self._end(seq, [], "error", reason) for seq in doomed]
+
+    # -- one step ------------------------------------------------------------------------------------
+
+    def schedule(self) -> StepPlan:
+        """Choose the tokens of the next step and allocate their blocks."""
+        planned: dict[str, int] = {}  # request id -> tokens of this step
+        budget = self._plan_running(planned, self._max_batch_tokens)
+        self._admit_waiting(planned, budget)
+        total = sum(planned.values())
+        assert total <= self._max_batch_tokens, "a step over its token budget"
+        assert len(self._running) <= self._max_running, "more running sequences than allowed"
+        return StepPlan(tuple(self._slice(self._sequences[rid], count) for rid, count in planned.items()))
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
+        """Advance the sequences of an executed plan. Requests aborted meanwhile are passed over."""
+        deltas = []
+        for part in plan.slices:
+            sequence = self._sequences.get(part.request_id)
+            if sequence is None:
+                continue
+            if reason := result.failed.get(part.request_id):
+                deltas.append(self._end(sequence, [], "error", reason))
+                continue
+            sequence.num_computed += len(part.token_ids)
+            self.prompt_tokens += max(0, min(len(part.token_ids), len(sequence.request.prompt_token_ids) - part.start))
+            if part.sample is not None:
+                deltas.append(self._append(sequence, result.tokens[part.request_id]))
+        return deltas
+
+    # -- how things stand ----------------------------------------------------------------------------
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        return tuple(self._sequences)
+
+    def waiting_adapters(self) -> tuple[str, ...]:
+        """Versions that waiting requests ask for and that are not resident."""
+        wanted = dict.fromkeys(seq.adapter for seq in self._waiting if seq.adapter)
+        return tuple(digest for digest in wanted if not self._residency.is_resident(digest))
+
+    def check_invariants(self) -> None:
+        """Blocks and sequences add up. For tests and for idle moments."""
+        self._pool.check_invariants()
+        self._residency.check_invariants()
+        held = sum(len(seq.blocks) for seq in self._sequences.values())
+        assert held + self._pool.num_free == self._pool.num_blocks, "blocks held by no sequence"
+        assert not any(seq.blocks for seq in self._waiting), "a waiting sequence holds blocks"
+        assert len(self._waiting) + len(self._running) == len(self._sequences)
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    def _plan_running(self, planned: dict[str, int], budget: int) -> int:
+        """Give running sequences their share; returns what is left of the budget."""
+        for sequence in sorted(self._running, key=lambda seq: seq.num_uncomputed > 1):
+            if sequence not in self._running:  # preempted for the sake of an earlier one
+                continue
+            count = min(sequence.num_uncomputed, budget)
+            if count == 0:
+                continue
+            while not self._reserve(sequence, sequence.num_computed + count):
+                victim = self._running[-1]
+                budget += planned.pop(victim.request_id, 0)
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            else:
+                planned[sequence.request_id] = count
+                budget -= count
+        return budget
+
+    def _admit_waiting(self, planned: dict[str, int], budget: int) -> None:
+        for sequence in list(self._waiting):
+            if budget == 0 or len(self._running) == self._max_running:
+                return
+            adapter = sequence.request.adapter
+            if adapter is not None and not self._residency.want(adapter):
+                sequence.skips += 1
+                if sequence.skips > MAX_SKIPS:
+                    return
+                continue
+            # The whole sequence must fit, not only its first chunk: admitting more would end in preemptions.
+            if self._pool.blocks_for(sequence.num_tokens) > self._pool.num_free:
+                return
+            count = min(sequence.num_uncomputed, budget)
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+            if adapter is not None:
+                self._residency.pin(adapter.digest)
+            reserved = self._reserve(sequence, count)
+            assert reserved, "blocks were counted as free"
+            planned[sequence.request_id] = count
+            budget -= count
+
+    def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Let the sequence hold the blocks of its first `num_tokens` positions, if enough are free."""
+        blocks = self._pool.allocate(self._pool.blocks_for(num_tokens) - len(sequence.blocks))
+        if blocks is None:
+            return False
+        sequence.blocks.extend(blocks)
+        return True
+
+    def _slice(self, sequence: Sequence, count: int) -> SequenceSlice:
+        start, end = sequence.num_computed, sequence.num_computed + count
+        sampled = end == sequence.num_tokens
+        return SequenceSlice(
+            request_id=sequence.request_id,
+            token_ids=tuple(sequence.tokens[start:end]),
+            start=start,
+            block_table=tuple(sequence.blocks),
+            adapter=sequence.adapter,
+            sample=sequence.sample_spec(self._eos) if sampled else None,
+        )
+
+    def _append(self, sequence: Sequence, token: int) -> TokenDelta:
+        sequence.tokens.append(token)
+        self.generated_tokens += 1
+        if reason := sequence.finish_reason(self._eos, self._max_model_len):
+            return self._end(sequence, [token], reason)
+        return TokenDelta(sequence.request_id, [token])
+
+    def _end(self, sequence: Sequence, tokens: list[int], reason: FinishReason, error: str | None = None) -> TokenDelta:
+        self._remove(sequence)
+        return TokenDelta(sequence.request_id, tokens, reason, error)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._leave_running(sequence)
+        sequence.num_computed = 0
+        self._waiting.insert(0, sequence)
+        self.preemptions += 1
+
+    def _remove(self, sequence: Sequence) -> None:
+        if sequence in self._running:
+            self._leave_running(sequence)
+        else:
+            self._waiting.remove(sequence)
+        del self._sequences[sequence.request_id]
+
+    def _leave_running(self, sequence: Sequence) -> None:
+        """The one way out of running: blocks and the hold on the adapter go together."""
+        self._running.remove(sequence)
+        self._pool.free(sequence.blocks)
+        sequence.blocks = []
+        if sequence.adapter is not None:
+            self._residency.unpin(sequence.adapter)

@@ -1,0 +1,77 @@
+"""One request while the engine works on it: its tokens, how far they are computed, and the blocks it holds.
+
+There is no prefill phase and no decode phase: a sequence has `num_tokens` and `num_computed`, and each step
+computes some of the difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from livery.engine.base import FinishReason, GenerationRequest
+from livery.engine.plan import SampleSpec
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Mutable, and written only by the scheduler."""
+
+    request: GenerationRequest
+    seed: int
+    tokens: list[int]
+    blocks: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    skips: int = 0  # schedule rounds in which its adapter could not be placed
+
+    @classmethod
+    def of(cls, request: GenerationRequest, seed: int) -> Sequence:
+        return cls(request=request, seed=seed, tokens=list(request.prompt_token_ids))
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def adapter(self) -> str | None:
+        return self.request.adapter.digest if self.request.adapter else None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_token_ids)
+
+    def sample_spec(self, eos_token_ids: tuple[int, ...]) -> SampleSpec:
+        """How the token after the newest one is chosen."""
+        params = self.request.sampling
+        forbidden: tuple[int, ...] = ()
+        if self.num_generated < params.min_tokens:
+            forbidden = params.stop_token_ids + eos_token_ids
+        draw = uniform(self.seed, self.num_generated) if params.temperature > 0 else 0.0
+        return SampleSpec(params.temperature, params.top_p, params.top_k, params.min_p, draw, forbidden)
+
+    def finish_reason(self, eos_token_ids: tuple[int, ...], max_model_len: int) -> FinishReason | None:
+        """Why the newest token ends the sequence, if it does."""
+        params = self.request.sampling
+        newest = self.tokens[-1]
+        if newest in params.stop_token_ids or (not params.ignore_eos and newest in eos_token_ids):
+            return "stop"
+        if self.num_generated >= params.max_tokens or self.num_tokens >= max_model_len:
+            return "length"
+        return None
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on nothing but a request's seed and a token's index.
+
+    Counter-based, so that a preempted sequence draws again what it drew before.
+    """
+    digest = hashlib.sha256(f"livery-draw:{seed}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
