@@ -121,3 +121,28 @@ def _convert_gguf(file: Path, target: Path) -> None:
         model.is_quantized = False
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
+
+
+def base_digest(model: Path) -> str:
+    """SHA-256 hex over a model directory's configuration and weights: the tagged list of (name, file SHA-256).
+
+    Weight files are hashed once and remembered by path, size, time and inode.
+    """
+    files = sorted([model / "config.json", *model.glob("*.safetensors")])
+    listed = "".join(f"{file.name}\0{_file_digest(file)}\n" for file in files)
+    return hashlib.sha256(f"livery-base-v1\n{listed}".encode()).hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    stat = file.stat()
+    identity = f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}"
+    remembered = cache_dir() / "digests" / hashlib.sha256(identity.encode()).hexdigest()
+    if remembered.is_file():
+        return remembered.read_text()
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    staging = remembered.with_suffix(f".{os.getpid()}")
+    staging.write_text(digest)
+    staging.rename(remembered)
+    return digest

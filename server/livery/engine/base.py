@@ -111,6 +111,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """What an engine is told at start. Zero or "auto" lets it choose; `EngineInfo` says what it chose."""
 
     model_path: str  # a directory: config.json, *.safetensors, tokenizer files
+    base_digest: str = ""  # SHA-256 hex over configuration and weights; the client computes it when empty
     device: str = "auto"  # "cpu", "cuda", "cuda:1"
     dtype: str = "auto"  # fp32 on CPU, bf16 on CUDA
     max_model_len: int = 0
@@ -163,7 +164,7 @@ class Engine(Protocol):
         ...
 
     async def load_adapter(self, adapter: AdapterRef) -> None:
-        """Bring a version into device memory and prove it applies. Raises AdapterLoadFailed."""
+        """Read, verify and pack a version, so that its first request needn't wait. Raises AdapterLoadFailed."""
         ...
 
     async def unload_adapter(self, digest: str) -> None:

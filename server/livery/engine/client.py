@@ -1,0 +1,228 @@
+"""The asyncio side of an engine in its own process: it starts it, talks to it, and notices when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from livery import models
+from livery.engine import messages as m
+from livery.engine.base import (
+    AdapterLoadFailed,
+    AdapterRef,
+    EngineConfig,
+    EngineDead,
+    EngineInfo,
+    EngineStats,
+    GenerationRequest,
+    ModelRefused,
+    RequestRefused,
+    TokenDelta,
+)
+
+STOP_SECONDS = 10.0  # how long a stopping engine may take before it is killed
+PING_SECONDS = 30.0  # longest step that still counts as progress
+
+
+class EngineClient:
+    """An Engine in a child process, behind a private unix socket. Use from one event loop."""
+
+    def __init__(self, config: EngineConfig, progress: Callable[[str], None] = lambda _: None) -> None:
+        self._config = config
+        self._progress = progress
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._folder: Path | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(m.FromEngine)
+        self._streams: dict[str, asyncio.Queue[TokenDelta | Exception]] = {}
+        self._loads: dict[str, list[asyncio.Future[None]]] = {}
+        self._pings: dict[int, asyncio.Future[EngineStats]] = {}
+        self._calls = itertools.count()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._dead: EngineDead | None = None
+        self._stopping = False
+
+    # -- Engine --------------------------------------------------------------------------------------
+
+    async def start(self) -> EngineInfo:
+        config = self._config
+        if not config.base_digest:
+            self._progress("hashing the base model (once per file)")
+            digest = await asyncio.to_thread(models.base_digest, Path(config.model_path))
+            config = msgspec.structs.replace(config, base_digest=digest)
+        self._folder = Path(tempfile.mkdtemp(prefix="livery-"))  # mode 0700: nobody else reaches the socket
+        address = f"ipc://{self._folder}/engine"
+        self._socket.bind(address)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "livery.engine.process", address, str(os.getpid()), env=_environment(config)
+        )
+        exited = asyncio.create_task(self._process.wait())
+        await self._send(m.Start(config))
+        try:
+            info = await self._await_ready(exited)
+        except BaseException:
+            await self.stop()
+            raise
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch(exited))]
+        return info
+
+    async def stop(self) -> None:
+        self._stopping = True
+        self._fail_all(EngineDead("the engine was stopped"))
+        if self._process is not None and self._process.returncode is None:
+            await self._send(m.Stop())
+            try:
+                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._context.destroy(linger=0)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        if self._dead is not None:
+            raise self._dead
+        if request.request_id in self._streams:
+            raise RequestRefused(f"request id {request.request_id!r} is already in use")
+        stream: asyncio.Queue[TokenDelta | Exception] = asyncio.Queue()
+        self._streams[request.request_id] = stream
+        finished = False
+        try:
+            await self._send(m.Submit(request))
+            while not finished:
+                item = await stream.get()
+                if isinstance(item, Exception):
+                    finished = True
+                    raise item
+                finished = item.finish_reason is not None
+                yield item
+        finally:
+            del self._streams[request.request_id]
+            if not finished:
+                await self.abort(request.request_id)
+
+    async def abort(self, request_id: str) -> None:
+        if self._dead is None:
+            await self._send(m.Abort(request_id))
+
+    async def load_adapter(self, adapter: AdapterRef) -> None:
+        if self._dead is not None:
+            raise self._dead
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loads.setdefault(adapter.digest, []).append(done)
+        await self._send(m.Load(adapter))
+        await done
+
+    async def unload_adapter(self, digest: str) -> None:
+        if self._dead is None:
+            await self._send(m.Unload(digest))
+
+    async def stats(self) -> EngineStats:
+        if self._dead is not None:
+            raise self._dead
+        call = next(self._calls)
+        pong: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
+        self._pings[call] = pong
+        await self._send(m.Ping(call))
+        try:
+            return await asyncio.wait_for(pong, PING_SECONDS)
+        except TimeoutError as error:
+            raise EngineDead(f"the engine's loop has not answered for {PING_SECONDS:.0f} s") from error
+        finally:
+            self._pings.pop(call, None)
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    async def _send(self, message: m.ToEngine) -> None:
+        await self._socket.send(self._encoder.encode(message))
+
+    async def _await_ready(self, exited: asyncio.Task[int]) -> EngineInfo:
+        while True:
+            received = asyncio.ensure_future(self._socket.recv())
+            await asyncio.wait({received, exited}, return_when=asyncio.FIRST_COMPLETED)
+            if not received.done():
+                received.cancel()
+                raise EngineDead(f"the engine process ended with status {exited.result()} while it was starting")
+            match self._decoder.decode(received.result()):
+                case m.Progress(text):
+                    self._progress(text)
+                case m.Ready(info):
+                    return info
+                case m.Refused(reason):
+                    raise ModelRefused(reason)
+
+    async def _receive(self) -> None:
+        while True:
+            match self._decoder.decode(await self._socket.recv()):
+                case m.Step(deltas, loads, _):
+                    for delta in deltas:
+                        if delta.request_id in self._streams:
+                            self._streams[delta.request_id].put_nowait(delta)
+                    for digest, error in loads:
+                        self._settle_load(digest, error)
+                case m.Rejected(request_id, reason):
+                    if request_id in self._streams:
+                        self._streams[request_id].put_nowait(RequestRefused(reason))
+                case m.Pong(call, stats):
+                    if call in self._pings and not self._pings[call].done():
+                        self._pings[call].set_result(stats)
+
+    async def _watch(self, exited: asyncio.Task[int]) -> None:
+        status = await exited
+        if not self._stopping:
+            self._fail_all(EngineDead(f"the engine process ended with status {status}; restart the server"))
+
+    def _settle_load(self, digest: str, error: str | None) -> None:
+        for done in self._loads.pop(digest, []):
+            if done.done():
+                continue
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(AdapterLoadFailed(error))
+
+    def _fail_all(self, error: EngineDead) -> None:
+        self._dead = self._dead or error
+        for stream in self._streams.values():
+            stream.put_nowait(error)
+        for done in itertools.chain.from_iterable(self._loads.values()):
+            _fail(done, error)
+        for pong in self._pings.values():
+            _fail(pong, error)
+        self._loads.clear()
+
+
+def _fail(waiting: asyncio.Future[Any], error: Exception) -> None:
+    if not waiting.done():
+        waiting.set_exception(error)
+        waiting.exception()  # mark as seen: its caller may be gone
+
+
+def _environment(config: EngineConfig) -> dict[str, str]:
+    """The child's environment, settled before it imports torch.
+
+    Passive waiting: with the default spin, OpenMP threads and one busy neighbour on few cores slow each other
+    down several times over.
+    """
+    env = dict(os.environ)
+    env.setdefault("OMP_WAIT_POLICY", "passive")
+    if config.threads:
+        env["OMP_NUM_THREADS"] = str(config.threads)
+    return env

@@ -1,0 +1,168 @@
+"""The engine's heart: schedule -> execute -> update, one `step()` at a time, in one thread.
+
+Carries adapters between residency (which decides), the loader (which reads) and the runner (which holds), and
+keeps a failing step from ending more than the requests that were in it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from livery.engine.base import (
+    AdapterRef,
+    EngineInfo,
+    EngineStats,
+    GenerationRequest,
+    RequestRefused,
+    TokenDelta,
+)
+from livery.engine.blocks import BlockPool
+from livery.engine.loader import Loaded, Loader
+from livery.engine.lora.bank import PackedAdapter
+from livery.engine.plan import StepPlan, StepResult
+from livery.engine.residency import Residency
+from livery.engine.runner import ModelRunner
+from livery.engine.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS = 3  # in a row; beyond that the device is taken to be lost
+STEP_FAILED = "the engine failed on a step with this request; the request was dropped, try it again"
+
+
+class EngineCore:
+    """Everything of one engine but its borders. Not thread-safe: one caller steps it."""
+
+    def __init__(self, runner: ModelRunner, wake: Callable[[], None]) -> None:
+        """`wake` is called from the loader's thread when a load is done."""
+        self._runner = runner
+        info = runner.info
+        self._pool = BlockPool(info.num_blocks, info.block_size)
+        self._residency = Residency(info.adapter_memory_bytes)
+        self._scheduler = Scheduler(
+            self._pool,
+            self._residency,
+            max_batch_tokens=info.max_batch_tokens,
+            max_running=info.max_running,
+            max_model_len=info.max_model_len,
+            eos_token_ids=info.eos_token_ids,
+        )
+        self._loader = Loader(self._runner.read_adapter, wake)
+        self._staged: dict[str, PackedAdapter] = {}
+        self._load_results: list[tuple[str, str | None]] = []
+        self._failed_in_a_row = 0
+        self._steps = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._runner.info
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    # -- verbs ---------------------------------------------------------------------------------------
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a request. Raises RequestRefused."""
+        if any(not 0 <= token < self.info.vocab_size for token in request.prompt_token_ids):
+            raise RequestRefused(f"a prompt token id is outside the model's vocabulary of {self.info.vocab_size}")
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str) -> bool:
+        return self._scheduler.abort(request_id)
+
+    def load_adapter(self, adapter: AdapterRef) -> bool:
+        """Start bringing a version in; True when it is there already. The outcome shows in `take_loads()`."""
+        return self._residency.want(adapter)
+
+    def unload_adapter(self, digest: str) -> None:
+        self._residency.retire(digest)
+        self._staged.pop(digest, None)
+
+    def take_loads(self) -> list[tuple[str, str | None]]:
+        """Versions that became usable (None) or failed (why) since the last call."""
+        results, self._load_results = self._load_results, []
+        return results
+
+    def stats(self) -> EngineStats:
+        scheduler, residency = self._scheduler, self._residency
+        return EngineStats(
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            blocks_total=self._pool.num_blocks,
+            blocks_free=self._pool.num_free,
+            steps=self._steps,
+            preemptions=scheduler.preemptions,
+            prompt_tokens=scheduler.prompt_tokens,
+            generated_tokens=scheduler.generated_tokens,
+            adapter_bytes=residency.resident_bytes,
+            adapter_loads=residency.loads,
+            adapter_evictions=residency.evictions,
+            resident_adapters=residency.resident,
+            running_adapters=residency.pinned,
+            waiting_adapters=scheduler.waiting_adapters(),
+        )
+
+    def stop(self) -> None:
+        self._loader.stop()
+
+    # -- the loop's body -----------------------------------------------------------------------------
+
+    def step(self) -> list[TokenDelta]:
+        """Move adapters along, then compute one plan. Raises only when the device seems lost."""
+        deltas = self._settle_adapters()
+        plan = self._scheduler.schedule()
+        self._settle_residency()
+        if not plan.slices:
+            return deltas
+        self._steps += 1
+        return deltas + self._scheduler.update(plan, self._execute(plan))
+
+    def check_invariants(self) -> None:
+        self._scheduler.check_invariants()
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        try:
+            result = self._runner.execute(plan)
+        except Exception:  # boundary: a step's failure belongs to the requests in it
+            self._failed_in_a_row += 1
+            log.exception("a step over %d sequences failed", len(plan.slices))
+            if self._failed_in_a_row >= MAX_FAILED_STEPS:
+                raise
+            return StepResult(failed=dict.fromkeys((part.request_id for part in plan.slices), STEP_FAILED))
+        self._failed_in_a_row = 0
+        return result
+
+    def _settle_adapters(self) -> list[TokenDelta]:
+        """Take what the loader finished, place what fits, and start what is newly wanted."""
+        deltas: list[TokenDelta] = []
+        for loaded in self._loader.collect():
+            deltas += self._take(loaded)
+        for digest in self._residency.place():
+            self._runner.install(self._staged.pop(digest))
+            self._load_results.append((digest, None))
+        self._settle_residency()
+        return deltas
+
+    def _settle_residency(self) -> None:
+        for adapter in self._residency.take_loads():
+            self._loader.submit(adapter)
+        for digest in self._residency.take_evictions():
+            self._runner.evict(digest)
+
+    def _take(self, loaded: Loaded) -> list[TokenDelta]:
+        error = loaded.error
+        if loaded.packed is not None and not self._residency.fits(loaded.packed.nbytes):
+            error = (
+                f"adapter {loaded.digest[:12]} needs {loaded.packed.nbytes} bytes of device memory, more than the "
+                f"whole adapter budget of {self._residency.budget_bytes}; raise the adapter memory"
+            )
+        if loaded.packed is None or error is not None:
+            self._residency.failed(loaded.digest)
+            self._load_results.append((loaded.digest, error))
+            return self._scheduler.fail_waiting(loaded.digest, error or "the adapter could not be loaded")
+        self._staged[loaded.digest] = loaded.packed
+        self._residency.staged(loaded.digest, loaded.packed.nbytes)
+        return []

@@ -1,0 +1,66 @@
+"""Reads adapters off the step loop: one thread that turns files into packed weights.
+
+The step loop hands in references and collects results; it never waits for a disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from livery.engine.base import AdapterRef
+from livery.engine.lora.bank import PackedAdapter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The outcome of one load: packed weights, or why there are none."""
+
+    digest: str
+    packed: PackedAdapter | None
+    error: str | None
+
+
+class Loader:
+    """One thread, one queue in, one queue out. `read` raises on a bad adapter; `wake` tells the step loop."""
+
+    def __init__(self, read: Callable[[AdapterRef], PackedAdapter], wake: Callable[[], None]) -> None:
+        self._read = read
+        self._wake = wake
+        self._requests: queue.SimpleQueue[AdapterRef | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="adapter-loader", daemon=True)
+        self._thread.start()
+
+    def submit(self, adapter: AdapterRef) -> None:
+        self._requests.put(adapter)
+
+    def collect(self) -> list[Loaded]:
+        """What was finished since the last call; never blocks."""
+        results = []
+        while True:
+            try:
+                results.append(self._results.get_nowait())
+            except queue.Empty:
+                return results
+
+    def stop(self) -> None:
+        self._requests.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (adapter := self._requests.get()) is not None:
+            self._results.put(self._load(adapter))
+            self._wake()
+
+    def _load(self, adapter: AdapterRef) -> Loaded:
+        try:
+            return Loaded(adapter.digest, self._read(adapter), None)
+        except Exception as error:  # noqa: BLE001 (boundary: one bad adapter must not end the loader)
+            log.warning("adapter %s can't be loaded: %s", adapter.digest[:12], error)
+            return Loaded(adapter.digest, None, str(error))

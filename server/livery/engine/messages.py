@@ -1,0 +1,79 @@
+"""What the two sides of the process border say to each other: msgpack over a private unix socket, never pickle."""
+
+from __future__ import annotations
+
+import msgspec
+
+from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, EngineStats, GenerationRequest, TokenDelta
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """The first message to a new engine process."""
+
+    config: EngineConfig
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    request: GenerationRequest
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    adapter: AdapterRef
+
+
+class Unload(msgspec.Struct, frozen=True, tag=True):
+    digest: str
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Asks for a Pong through the engine's own loop, which proves that it turns."""
+
+    call: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """What a starting engine is busy with, in words."""
+
+    text: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    info: EngineInfo
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The model can't be served; the process ends after this."""
+
+    reason: str
+
+
+class Rejected(msgspec.Struct, frozen=True, tag=True):
+    """A submitted request that never entered the queue."""
+
+    request_id: str
+    reason: str
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """Everything one step brought: one message, however many sequences ran."""
+
+    deltas: list[TokenDelta]
+    loads: list[tuple[str, str | None]]  # digest, and why it failed if it did
+    stats: EngineStats
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    call: int
+    stats: EngineStats
+
+
+ToEngine = Start | Submit | Abort | Load | Unload | Ping | Stop
+FromEngine = Progress | Ready | Refused | Rejected | Step | Pong

@@ -1,0 +1,123 @@
+"""The base model: loaded, taken apart where adapters and the paged cache come in, and proven right before use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from livery.engine.attention import PAGED
+from livery.engine.base import EngineConfig, ModelRefused
+from livery.engine.rope import freeze_rope
+from livery.engine.structure import ModelStructure, discover
+from livery_adapters.base_model import ModuleShape
+
+CANARY_LENGTHS = (11, 6)
+CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """Token ids of a few sequences and the logits a plain forward gives after each of them."""
+
+    sequences: tuple[list[int], ...]
+    logits: Tensor  # [sequences, vocabulary], fp32
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal LM as transformers builds it, with what was found out about it."""
+
+    model: nn.Module
+    structure: ModelStructure
+    canary: Canary
+    max_model_len: int
+    rope: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def architecture(self) -> str:
+        return type(self.model).__name__
+
+
+def load_model(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Load the model of `config.model_path`. Raises ModelRefused with the reason."""
+    transformers_logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            config.model_path, dtype=dtype, attn_implementation="eager", local_files_only=True
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelRefused(f"{config.model_path} can't be loaded by transformers: {error}") from error
+    model = model.to(device).eval().requires_grad_(False)
+    structure = discover(model)
+    text = model.config.get_text_config()
+    trained = int(getattr(text, "max_position_embeddings", 0) or 4096)
+    max_model_len = min(config.max_model_len or trained, trained)
+    rope = freeze_rope(model, max_model_len)
+    return LoadedModel(
+        model=model,
+        structure=structure,
+        canary=_canary(model, device, text),
+        max_model_len=max_model_len,
+        rope=rope,
+        vocab_size=int(text.vocab_size),
+        eos_token_ids=_eos_ids(model),
+    )
+
+
+def verify(loaded: LoadedModel, paged: Tensor) -> None:
+    """Compare the canary's logits through the paged, chunked path with the plain forward's.
+
+    `paged` is [sequences, vocabulary]. Raises ModelRefused when they differ: the model does something between
+    its layers that the engine doesn't see.
+    """
+    plain = loaded.canary.logits
+    worst = float((paged.float() - plain).abs().max() / plain.abs().max())
+    tolerance = CANARY_TOLERANCE[next(loaded.model.parameters()).dtype]
+    if not worst <= tolerance:
+        raise ModelRefused(
+            f"{loaded.architecture} can't be served: computed in chunks over the paged cache its logits differ from "
+            f"its plain forward by {worst:.1e} (allowed: {tolerance:.0e}); it keeps state that this engine doesn't see"
+        )
+
+
+def module_shapes(model_path: str) -> dict[str, ModuleShape]:
+    """The modules of a model that adapters may target, without loading its weights where that is possible."""
+    try:
+        config = AutoConfig.from_pretrained(model_path, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        return dict(discover(model.eval()).modules)
+    except (NotImplementedError, RuntimeError):  # routed experts look at values, which the meta device hasn't
+        loaded = load_model(EngineConfig(model_path), torch.device("cpu"), torch.float32)
+        return dict(loaded.structure.modules)
+
+
+def _canary(model: Any, device: torch.device, text_config: Any) -> Canary:  # noqa: ANN401 (transformers' own classes)
+    window = getattr(text_config, "sliding_window", None) or 0
+    lengths = (CANARY_LENGTHS[0] + (window if window <= 64 else 0), CANARY_LENGTHS[1])
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = int(text_config.vocab_size)
+    sequences = tuple(torch.randint(0, vocabulary, (n,), generator=generator).tolist() for n in lengths)
+    with torch.inference_mode():
+        last = [model(torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in sequences]
+    model.set_attn_implementation(PAGED)
+    return Canary(sequences, torch.stack(last).float())
+
+
+def _eos_ids(model: Any) -> tuple[int, ...]:  # noqa: ANN401
+    for source in (model.generation_config, model.config):
+        eos = getattr(source, "eos_token_id", None)
+        if eos is not None:
+            return tuple(eos) if isinstance(eos, list) else (int(eos),)
+    return ()
+
+
+Progress = Callable[[str], None]

@@ -1,0 +1,124 @@
+"""The engine's own process: messages in, one step, one message out, until told to stop.
+
+Run as `python -m livery.engine.process ADDRESS PARENT_PID` by the client, with the environment for torch's
+thread pool already set.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import msgspec
+import zmq
+
+from livery.engine import messages as m
+from livery.engine.base import ModelRefused, RequestRefused
+from livery.engine.core import EngineCore
+from livery.engine.runner import ModelRunner
+
+IDLE_POLL_MS = 1000  # how often an idle engine looks whether its parent is still there
+WAKE = b"wake"
+
+log = logging.getLogger(__name__)
+
+
+class EngineProcess:
+    """The border around one EngineCore."""
+
+    def __init__(self, address: str, parent_pid: int) -> None:
+        self._parent_pid = parent_pid
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.connect(address)
+        # The loader's thread wakes an idle loop through a socket of its own: zmq sockets aren't shared by threads.
+        self._wake_in = self._context.socket(zmq.PULL)
+        self._wake_in.bind("inproc://wake")
+        self._wake_out: zmq.Socket[bytes] | None = None
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(m.ToEngine)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wake_in, zmq.POLLIN)
+        self._stopping = False
+
+    def run(self) -> int:
+        """Serve until Stop or until the parent is gone; returns the exit status."""
+        start = self._decoder.decode(self._socket.recv())
+        assert isinstance(start, m.Start)
+        try:
+            runner = ModelRunner(start.config, lambda text: self._send(m.Progress(text)))
+        except ModelRefused as error:
+            self._send(m.Refused(str(error)))
+            return 2
+        core = EngineCore(runner, self._wake)
+        self._send(m.Ready(core.info))
+        while not self._stopping and os.getppid() == self._parent_pid:
+            self._turn(core)
+        core.stop()
+        return 0
+
+    def close(self) -> None:
+        self._context.destroy(linger=1000)
+
+    def _turn(self, core: EngineCore) -> None:
+        ready = dict(self._poller.poll(0 if core.has_work else IDLE_POLL_MS))
+        if self._wake_in in ready:
+            self._wake_in.recv()
+        loads_before: list[tuple[str, str | None]] = []
+        while not self._stopping and self._socket.poll(0):
+            loads_before += self._handle(core, self._decoder.decode(self._socket.recv()))
+        deltas = core.step()
+        loads = loads_before + core.take_loads()
+        if deltas or loads:
+            self._send(m.Step(deltas, loads, core.stats()))
+
+    def _handle(self, core: EngineCore, message: m.ToEngine) -> list[tuple[str, str | None]]:
+        """Apply one message; returns loads that needed no work."""
+        match message:
+            case m.Submit(request):
+                try:
+                    core.add(request)
+                except RequestRefused as error:
+                    self._send(m.Rejected(request.request_id, str(error)))
+            case m.Abort(request_id):
+                core.abort(request_id)
+            case m.Load(adapter):
+                if core.load_adapter(adapter):
+                    return [(adapter.digest, None)]
+            case m.Unload(digest):
+                core.unload_adapter(digest)
+            case m.Ping(call):
+                self._send(m.Pong(call, core.stats()))
+            case m.Stop():
+                self._stopping = True
+            case m.Start():
+                log.error("a second Start reached a running engine; ignored")
+        return []
+
+    def _send(self, message: m.FromEngine) -> None:
+        self._socket.send(self._encoder.encode(message))
+
+    def _wake(self) -> None:
+        """Called on the loader's thread, which alone uses this end."""
+        if self._wake_out is None:
+            self._wake_out = self._context.socket(zmq.PUSH)
+            self._wake_out.connect("inproc://wake")
+        self._wake_out.send(WAKE)
+
+
+def main() -> None:
+    logging.basicConfig(
+        level=os.environ.get("LIVERY_LOG_LEVEL", "INFO").upper(), format="%(levelname)s engine: %(message)s"
+    )
+    process = EngineProcess(sys.argv[1], int(sys.argv[2]))
+    try:
+        status = process.run()
+    finally:
+        process.close()
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

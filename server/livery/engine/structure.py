@@ -1,0 +1,163 @@
+"""What a model is made of, found by running it once and watching.
+
+One forward over a handful of tokens shows which linear and embedding modules see the step's rows as they are
+(only those may carry adapters: inside routed experts the rows are others), which of them read the same input
+(they become one projection group), and with which shapes and keywords attention is called per layer. Works on
+the meta device too, where it costs no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.pytorch_utils import Conv1D
+
+from livery.engine.attention import IMPLEMENTED_KEYWORDS, NEUTRAL_KEYWORDS, KVShape
+from livery.engine.base import ModelRefused
+from livery_adapters.base_model import ModuleShape
+
+PROBE = "livery_probe"
+PROBE_TOKENS = 7
+PROBE_KEPT = (2, 3, 6)  # rows whose logits the probe asks for; fewer than all, so that the head stands out
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStructure:
+    """Row-wise modules by dotted path, projection groups, and the KV shape of each layer."""
+
+    modules: Mapping[str, ModuleShape]
+    groups: tuple[tuple[str, ...], ...]  # linear modules that read the same input, in order of call
+    head: str | None  # the module that makes logits, when it is a linear one
+    kv: tuple[KVShape, ...]
+
+
+@dataclass(slots=True)
+class _Probe:
+    """What the watched forward reported."""
+
+    calls: dict[str, list[Tensor]] = field(default_factory=dict)
+    layers: list[int] = field(default_factory=list)
+    kv: dict[int, KVShape] = field(default_factory=dict)
+    unknown_keywords: set[str] = field(default_factory=set)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether adapters and kernels treat the module as y = W·x + b (GPT-2's Conv1D holds W transposed)."""
+    return type(module) in (nn.Linear, Conv1D)
+
+
+def linear_features(module: nn.Module) -> tuple[int, int]:
+    """(in_features, out_features) of a linear module."""
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
+
+
+def discover(model: nn.Module) -> ModelStructure:
+    """Watch one forward of a transformers causal LM. Raises ModelRefused when attention can't be taken over."""
+    probe = _Probe()
+    name = type(model).__name__
+    config: Any = model.config
+    original = config._attn_implementation
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            if is_linear(module) or isinstance(module, nn.Embedding):
+                hook = module.register_forward_pre_hook(_recorder(probe, path))
+                stack.callback(hook.remove)
+        model.set_attn_implementation(PROBE)  # type: ignore[operator]
+        stack.callback(model.set_attn_implementation, original)  # type: ignore[arg-type]
+        device = next(model.parameters()).device
+        ids = torch.arange(PROBE_TOKENS, device=device)[None]
+        with torch.no_grad():
+            model(
+                input_ids=ids,
+                position_ids=ids,
+                use_cache=False,
+                logits_to_keep=torch.tensor(PROBE_KEPT, device=device),
+                livery=probe,
+            )
+    layers = int(config.get_text_config().num_hidden_layers)
+    if sorted(probe.layers) != list(range(layers)):
+        raise ModelRefused(
+            f"{name} can't be served: its {layers} layers made {len(probe.layers)} calls through transformers' "
+            f"attention interface, one per layer is needed; choose a decoder whose every layer is plain attention"
+        )
+    if probe.unknown_keywords:
+        raise ModelRefused(
+            f"{name} can't be served: its attention uses {', '.join(sorted(probe.unknown_keywords))}, which the "
+            f"paged attention doesn't implement and would silently ignore"
+        )
+    return _structure(model, probe, layers)
+
+
+def _structure(model: nn.Module, probe: _Probe, layers: int) -> ModelStructure:
+    head_module = model.get_output_embeddings()  # type: ignore[operator]
+    modules: dict[str, ModuleShape] = {}
+    head = None
+    by_input: dict[int, list[str]] = {}
+    named = dict(model.named_modules())
+    for path, inputs in probe.calls.items():
+        module = named[path]
+        rows = PROBE_KEPT if module is head_module else range(PROBE_TOKENS)
+        if len(inputs) != 1 or tuple(inputs[0].shape[:2]) != (1, len(rows)):
+            continue
+        if isinstance(module, nn.Embedding):
+            modules[path] = ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
+            continue
+        modules[path] = ModuleShape("linear", *linear_features(module))
+        if module is head_module:
+            head = path
+        by_input.setdefault(id(inputs[0]), []).append(path)
+    return ModelStructure(
+        modules=modules,
+        groups=tuple(tuple(paths) for paths in by_input.values()),
+        head=head,
+        kv=tuple(probe.kv[layer] for layer in range(layers)),
+    )
+
+
+def _recorder(probe: _Probe, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        # Keeping the tensor keeps its identity unique until the probe is read.
+        probe.calls.setdefault(path, []).append(args[0])
+
+    return record
+
+
+def _probe_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    livery: _Probe | None = None,
+    **keywords: object,
+) -> tuple[Tensor, None]:
+    """Report how a layer calls attention; the result only has the right shape."""
+    if livery is None:
+        raise ModelRefused("the model drops unknown keywords before attention, so no step context can reach it")
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise ModelRefused(f"attention module {type(module).__name__} has no layer_idx, so its cache is unknown")
+    livery.layers.append(int(layer))
+    livery.kv[int(layer)] = KVShape(key.shape[1], key.shape[3], value.shape[3])
+    known = IMPLEMENTED_KEYWORDS | NEUTRAL_KEYWORDS
+    livery.unknown_keywords |= {name for name, used in keywords.items() if used is not None and name not in known}
+    shared = query.shape[1] // value.shape[1]
+    return value.repeat_interleave(shared, dim=1).transpose(1, 2).contiguous(), None
+
+
+def _no_mask(*_: object, **__: object) -> None:
+    return None
+
+
+AttentionInterface.register(PROBE, _probe_attention)
+AttentionMaskInterface.register(PROBE, _no_mask)
