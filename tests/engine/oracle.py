@@ -1,0 +1,140 @@
+"""PEFT and transformers as the judge of what the engine computes.
+
+An adapter here always has random weights that visibly move the base's output, or a test with it would prove
+nothing. `Bench` runs requests through the real scheduler and runner, forced into small chunks and few blocks,
+and keeps the logits behind every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from livery.engine.base import AdapterRef, EngineConfig, GenerationRequest, SamplingParams, TokenDelta
+from livery.engine.core import EngineCore
+from livery.engine.plan import SequenceSlice
+from livery.engine.rope import freeze_rope
+from livery.engine.runner import ModelRunner
+from livery_adapters.manifest import read_manifest
+
+TOLERANCE = 1e-4  # max |Δ| / max |logit|
+VISIBLE = 1e-2  # an adapter must move the base's logits by more than this, relative
+GAP = 1e-3  # greedy tokens must agree where the top two logits are further apart than this
+
+
+def load_base(path: Path, max_model_len: int) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    freeze_rope(model, max_model_len)
+    return model
+
+
+def save_adapter(base: Path, folder: Path, seed: int, config: LoraConfig, std: float = 0.3) -> Path:
+    """Save a PEFT adapter with random non-zero weights."""
+    torch.manual_seed(seed)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=std)
+    model.save_pretrained(folder)
+    return folder
+
+
+def ref(folder: Path) -> AdapterRef:
+    return AdapterRef(read_manifest(folder).digest, str(folder))
+
+
+@dataclass
+class Recorded:
+    tokens: list[int] = field(default_factory=list)
+    logits: dict[int, Tensor] = field(default_factory=dict)  # position of the newest token -> logits after it
+    finish: str | None = None
+    error: str | None = None
+
+
+class RecordingRunner(ModelRunner):
+    """The real runner, remembering the logits it sampled from."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.seen: dict[tuple[str, int], Tensor] = {}
+        super().__init__(config, lambda _: None)
+
+    def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
+        logits = super().forward(slices)
+        sampled = [part for part in slices if part.sample is not None]
+        for part, row in zip(sampled, logits, strict=False):
+            self.seen[(part.request_id, part.start + len(part.token_ids) - 1)] = row.float().clone()
+        return logits
+
+
+class Bench:
+    """An engine core in this process, driven to the end by hand."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.runner = RecordingRunner(config)
+        self.core = EngineCore(self.runner, lambda: None)
+        self.results: dict[str, Recorded] = {}
+
+    def add(self, name: str, prompt: list[int], adapter: AdapterRef | None, max_tokens: int, **sampling: Any) -> None:
+        params = SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, "ignore_eos": True, **sampling})
+        self.results[name] = Recorded()
+        self.core.add(GenerationRequest(name, prompt, params, adapter))
+
+    def step(self) -> list[TokenDelta]:
+        deltas = self.core.step()
+        for delta in deltas:
+            result = self.results[delta.request_id]
+            result.tokens += delta.token_ids
+            result.finish, result.error = delta.finish_reason, delta.error
+        return deltas
+
+    def run(self) -> dict[str, Recorded]:
+        while self.core.has_work:
+            self.step()
+            self.core.check_invariants()
+        for (name, position), logits in self.runner.seen.items():
+            self.results[name].logits[position] = logits
+        return self.results
+
+
+class Oracle:
+    """transformers and PEFT on one sequence alone."""
+
+    def __init__(self, base: Path, max_model_len: int) -> None:
+        self._base = base
+        self._max_model_len = max_model_len
+        self._models: dict[Path | None, Any] = {None: load_base(base, max_model_len)}
+
+    def logits(self, tokens: list[int], adapter: Path | None) -> Tensor:
+        """[tokens, vocabulary]"""
+        if adapter not in self._models:
+            assert adapter is not None
+            model = PeftModel.from_pretrained(load_base(self._base, self._max_model_len), adapter)
+            self._models[adapter] = model.eval()
+        with torch.no_grad():
+            logits: Tensor = self._models[adapter](torch.tensor([tokens]), use_cache=False).logits[0]
+        return logits
+
+    def assert_visible(self, prompt: list[int], adapter: Path) -> None:
+        base, adapted = self.logits(prompt, None), self.logits(prompt, adapter)
+        moved = float((adapted - base).abs().max() / base.abs().max())
+        assert moved > VISIBLE, f"{adapter.name} hardly moves the base ({moved:.1e}); the test would prove nothing"
+
+    def assert_same(self, prompt: list[int], result: Recorded, adapter: Path | None) -> None:
+        """Every token's logits as PEFT computes them for this request alone, and greedy choices equal."""
+        assert result.tokens and result.error is None, result.error
+        expected = self.logits(prompt + result.tokens, adapter)
+        scale = expected.abs().max()
+        for index, token in enumerate(result.tokens):
+            position = len(prompt) - 1 + index
+            error = float((result.logits[position] - expected[position]).abs().max() / scale)
+            assert error < TOLERANCE, f"token {index}: logits differ by {error:.1e}"
+            best = expected[position].topk(2)
+            if float(best.values[0] - best.values[1]) > GAP:
+                assert token == int(best.indices[0]), f"token {index} differs"

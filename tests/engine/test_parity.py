@@ -1,0 +1,113 @@
+"""The decisive test: in a mixed batch every row is what PEFT and transformers give for that row alone."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from engine.families import VOCABULARY, configs, embedding_name, linear_targets, save
+from engine.oracle import Bench, Oracle, ref, save_adapter
+from livery.engine.base import AdapterRef, EngineConfig
+from livery.engine.model import load_model
+
+MAX_LEN = 96
+# 24 blocks of 4 tokens for six sequences of up to 48 tokens: preemption is certain. 7 tokens a step: so is chunking.
+TIGHT = {"block_size": 4, "max_batch_tokens": 7, "max_running": 6, "max_model_len": MAX_LEN, "threads": 1}
+
+
+def lora_mix(family: str) -> dict[str, LoraConfig]:
+    """Ranks, scalings and targets as different as one batch may hold."""
+    linear = linear_targets(family)
+    return {
+        "r4": LoraConfig(r=4, lora_alpha=8, target_modules=linear),
+        "r1-first": LoraConfig(r=1, lora_alpha=1, target_modules=linear[:1]),
+        "rslora": LoraConfig(r=9, lora_alpha=3, use_rslora=True, target_modules=linear[-2:]),
+        "patterns": LoraConfig(
+            r=3,
+            lora_alpha=6,
+            target_modules=linear,
+            rank_pattern={linear[0]: 6},
+            alpha_pattern={linear[1]: 12},
+        ),
+        "embeddings": LoraConfig(r=5, lora_alpha=5, target_modules=[embedding_name(family), linear[0]]),
+        "head": LoraConfig(r=2, lora_alpha=4, target_modules=["lm_head", linear[1]]),
+    }
+
+
+@pytest.fixture(scope="module", params=list(configs()))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def base(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(family, tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def adapters(family: str, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return {
+        name: save_adapter(base, folder / name, seed, config)
+        for seed, (name, config) in enumerate(lora_mix(family).items())
+    }
+
+
+def prompts(count: int, seed: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(3, VOCABULARY) for _ in range(rng.randrange(2, 24))] for _ in range(count)]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_mixed_batch_equals_each_row_alone(base: Path, adapters: dict[str, Path], kernels: str) -> None:
+    bench = Bench(EngineConfig(str(base), kernels=kernels, kv_memory_bytes=kv_bytes(base), **TIGHT))
+    oracle = Oracle(base, MAX_LEN)
+    choices: list[Path | None] = [None, *adapters.values()]
+    requests = list(enumerate(prompts(2 * len(choices), seed=3)))
+    for index, prompt in requests:
+        adapter = choices[index % len(choices)]
+        bench.add(str(index), prompt, ref(adapter) if adapter else None, max_tokens=24)
+    results = bench.run()
+    stats = bench.core.stats()
+    assert stats.preemptions > 0, "the test means to force preemption"
+    assert stats.blocks_free == stats.blocks_total
+    for index, prompt in requests:
+        adapter = choices[index % len(choices)]
+        if adapter is not None:
+            oracle.assert_visible(prompt, adapter)
+        oracle.assert_same(prompt, results[str(index)], adapter)
+
+
+def test_adapters_larger_than_memory_take_turns(base: Path, adapters: dict[str, Path]) -> None:
+    """With room for the two largest adapters at a time, all are served exactly, and none starves."""
+    sizes = [measured_bytes(base, ref(path)) for path in adapters.values()]
+    budget = sum(sorted(sizes)[-2:])
+    config = EngineConfig(str(base), kv_memory_bytes=4 * kv_bytes(base), adapter_memory_bytes=budget, **TIGHT)
+    bench = Bench(config)
+    oracle = Oracle(base, MAX_LEN)
+    order = list(adapters.values()) * 3
+    for index, (prompt, adapter) in enumerate(zip(prompts(len(order), seed=5), order, strict=True)):
+        bench.add(str(index), prompt, ref(adapter), max_tokens=4)
+    results = bench.run()
+    stats = bench.core.stats()
+    assert stats.adapter_evictions > 0
+    assert stats.adapter_bytes <= budget
+    for index, (prompt, adapter) in enumerate(zip(prompts(len(order), seed=5), order, strict=True)):
+        oracle.assert_same(prompt, results[str(index)], adapter)
+
+
+def kv_bytes(base: Path) -> int:
+    """KV memory for 24 blocks of 4 tokens: one sequence of MAX_LEN tokens and nothing to spare."""
+    loaded = load_model(EngineConfig(str(base)), torch.device("cpu"), torch.float32)
+    return 24 * 4 * sum(shape.bytes_per_token(4) for shape in loaded.structure.kv)
+
+
+def measured_bytes(base: Path, adapter: AdapterRef) -> int:
+    bench = Bench(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **TIGHT))
+    bench.add("probe", [5, 6, 7], adapter, max_tokens=1)
+    bench.run()
+    return bench.core.stats().adapter_bytes

@@ -1,0 +1,195 @@
+"""The rules of DESIGN.md that a reader relies on, read off the source itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    "livery": ROOT / "server" / "livery",
+    "livery_adapters": ROOT / "adapters" / "livery_adapters",
+    "livery_loadtest": ROOT / "loadtest" / "livery_loadtest",
+}
+
+DECIDING = {f"livery.engine.{name}" for name in ("base", "plan", "blocks", "residency", "sequence", "scheduler")}
+COMPUTING = {"livery.engine.runner", "livery.engine.model", "livery.engine.attention", "livery.engine.sampler"}
+HTTP_SIDE = {"livery.api", "livery.service", "livery.text", "livery.tenancy", "livery.metrics"}
+SHELL = {"livery.cli", "livery.commands", "livery.settings"}  # may see everything of livery
+
+# Who catches everything, and why it may: each is the border where one failure must not spread.
+BROAD_EXCEPT = {
+    ("livery.engine.core", "_execute"),  # a step's failure belongs to the requests in it
+    ("livery.engine.loader", "_load"),  # one bad adapter must not end the loader
+}
+
+
+def sources() -> dict[str, ast.Module]:
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join((package, *(part for part in parts if part != "__init__")))
+            found[name] = ast.parse(path.read_text())
+    return found
+
+
+SOURCES = sources()
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Everything a module imports, inside functions too; type-only imports count."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+GRAPH = {name: {target for target in imports(tree) if target != name} for name, tree in SOURCES.items()}
+OWN = {name: {target for target in targets if target in SOURCES} for name, targets in GRAPH.items()}
+
+
+def top_level_graph() -> dict[str, set[str]]:
+    """Imports that run when a module is imported: those in functions and under TYPE_CHECKING don't."""
+    graph = {}
+    for name, tree in SOURCES.items():
+        statements = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        graph[name] = set(imports(ast.Module(statements, [])))
+    return graph
+
+
+def reachable(start: str) -> set[str]:
+    graph = top_level_graph()
+    seen: set[str] = set()
+    todo = [start]
+    while todo:
+        name = todo.pop()
+        for target in graph.get(name, set()):
+            if target not in seen:
+                seen.add(target)
+                todo.append(target)
+    return seen
+
+
+def within(name: str, prefixes: set[str]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def test_adapters_and_loadtest_are_leaves() -> None:
+    for name, targets in GRAPH.items():
+        package = name.partition(".")[0]
+        if package == "livery":
+            continue
+        foreign = {target for target in targets if target.partition(".")[0] in set(PACKAGES) - {package}}
+        assert not foreign, f"{name} imports {foreign}"
+
+
+def test_only_the_shell_calls_the_load_client() -> None:
+    for name, targets in GRAPH.items():
+        if name.startswith("livery.") and not within(name, SHELL):
+            assert not {target for target in targets if target.startswith("livery_loadtest")}, name
+
+
+def test_nothing_calls_upwards() -> None:
+    ranks = [{"livery.api"}, {"livery.service"}, {"livery.text", "livery.tenancy", "livery.metrics", "livery.engine"}]
+    for level, names in enumerate(ranks):
+        above = SHELL.union(*ranks[:level])
+        for name, targets in OWN.items():
+            if within(name, names):
+                upwards = {target for target in targets if within(target, above)}
+                assert not upwards, f"{name} imports {upwards}"
+
+
+def test_engines_know_no_http_text_metrics_or_settings() -> None:
+    for name, targets in GRAPH.items():
+        if name.startswith("livery.engine"):
+            wrong = {
+                target for target in targets if within(target, HTTP_SIDE | SHELL | {"fastapi", "prometheus_client"})
+            }
+            assert not wrong, f"{name} imports {wrong}"
+
+
+def test_http_side_sees_an_engine_only_through_its_seam() -> None:
+    for name, targets in OWN.items():
+        if within(name, HTTP_SIDE):
+            inside = {t for t in targets if t.startswith("livery.engine.") and t != "livery.engine.base"}
+            assert not inside, f"{name} imports {inside}"
+
+
+def test_the_deciding_side_imports_no_torch() -> None:
+    for name in DECIDING:
+        assert name in SOURCES
+        assert not {target for target in reachable(name) if within(target, {"torch", "transformers"})}, name
+
+
+def test_the_computing_side_makes_no_policy() -> None:
+    for name in COMPUTING:
+        assert not OWN[name] & {"livery.engine.scheduler", "livery.engine.residency", "livery.engine.core"}, name
+
+
+def test_the_api_process_imports_no_torch() -> None:
+    for name in SOURCES:
+        if within(name, HTTP_SIDE | {"livery.engine.client"}):
+            assert not {target for target in reachable(name) if within(target, {"torch"})}, name
+
+
+def test_no_import_cycles() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"cycle: {' -> '.join((*path[path.index(name) :], name))}"
+        if name in done:
+            return
+        for target in OWN[name]:
+            # A package's __init__ re-exporting its own modules is reached through them as well.
+            if target != name and not name.startswith(f"{target}."):
+                visit(target, (*path, name))
+        done.add(name)
+
+    for name in SOURCES:
+        visit(name, ())
+
+
+def test_no_pickle_anywhere() -> None:
+    banned = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "multiprocessing"}
+    for name, targets in GRAPH.items():
+        assert not {target for target in targets if target.partition(".")[0] in banned}, name
+    for name, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) != ("torch", "load"), f"{name} reads a pickle"
+
+
+def test_broad_excepts_only_at_named_borders() -> None:
+    found = set()
+    for name, tree in SOURCES.items():
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            for node in ast.walk(function):
+                if isinstance(node, ast.ExceptHandler) and _is_broad(node) and not _reraises(node):
+                    found.add((name, function.name))
+    assert found == BROAD_EXCEPT, f"not named: {found - BROAD_EXCEPT}; gone: {BROAD_EXCEPT - found}"
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    return handler.type is None or (
+        isinstance(handler.type, ast.Name) and handler.type.id in ("Exception", "BaseException")
+    )
+
+
+def _reraises(handler: ast.ExceptHandler) -> bool:
+    """A handler that cleans up and lets the error go on catches nothing."""
+    return isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
+
+
+def test_files_stay_small() -> None:
+    for package in PACKAGES.values():
+        for path in package.rglob("*.py"):
+            lines = len(path.read_text().splitlines())
+            assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines: can it be two things?"
