@@ -1,0 +1,32 @@
+"""Why an adapter is not taken, and how large one may be. Everything here is plain data; it imports nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class AdapterRefused(Exception):
+    """An adapter that can't be served. `code` is stable; `message` says what was expected, found and to do.
+
+    Codes: missing_config, missing_weights, pickle_only, not_regular, unreadable, incomplete, too_large, bad_json,
+    bad_header, unsupported_peft_type, unsupported_field, unknown_field, bad_field, unsafe_pattern,
+    unconverted_init, unknown_tensor, duplicate_tensor, untargeted_tensor, missing_half, bad_dtype, wrong_shape,
+    rank_mismatch, rank_over_limit, no_matching_module, wrong_base, replaced_weight, nonfinite_weights,
+    invalid_name, activation_failed, storage_failed.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one adapter may ask for. Sizes are bytes; a rank is that of a single module."""
+
+    max_rank: int = 256
+    max_weight_bytes: int = 2 << 30
+    max_header_bytes: int = 1 << 20
+    max_config_bytes: int = 64 << 10
+    max_tensors: int = 20_000

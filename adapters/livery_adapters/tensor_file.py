@@ -1,0 +1,209 @@
+"""The two files of an adapter on disk: opened without following links, headers parsed by hand, no torch.
+
+A safetensors file is 8 bytes of header length (little endian), a JSON header naming each tensor's dtype, shape
+and byte range, then the bytes, without gaps. So the header alone says how long the file must be: a shorter one
+is still being copied.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.strict_json import parse_object
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+FILE_NAMES = (CONFIG_NAME, WEIGHTS_NAME)
+ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2}
+CHUNK = 1 << 20
+
+_TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,512}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of the file; `begin` and `end` are byte offsets into the file itself."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@contextmanager
+def open_regular(directory: Path, name: str) -> Iterator[BinaryIO]:
+    """Open one file of an adapter for reading.
+
+    Neither the directory nor the file may be a symbolic link, and the file must be a regular one. Raises
+    AdapterRefused (missing_config, missing_weights, not_regular, unreadable).
+    """
+    fd = _open_fd(directory, name)
+    with os.fdopen(fd, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise _not_regular(name)
+        yield stream
+
+
+def _open_fd(directory: Path, name: str) -> int:
+    folder = None
+    try:
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        raise _missing(directory, name) from None
+    except OSError as error:
+        if folder is None and error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise AdapterRefused(
+                "not_regular",
+                f"{directory.name!r} is a symbolic link or not a directory; copy the adapter's directory there "
+                "instead of linking it",
+            ) from None
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise _not_regular(name) from None
+        reason = os.strerror(error.errno) if error.errno else "unknown error"
+        raise AdapterRefused(
+            "unreadable", f"{name} of {directory.name!r} can't be read: {reason}; fix its permissions"
+        ) from None
+    finally:
+        if folder is not None:
+            os.close(folder)
+
+
+def _not_regular(name: str) -> AdapterRefused:
+    return AdapterRefused(
+        "not_regular", f"{name} is not a regular file; copy the real file there (for example with cp -L)"
+    )
+
+
+def _missing(directory: Path, name: str) -> AdapterRefused:
+    if name == CONFIG_NAME:
+        return AdapterRefused(
+            "missing_config", f"no {CONFIG_NAME} in {directory.name!r}; copy the directory PEFT's save_pretrained made"
+        )
+    if any((directory / other).exists() for other in ("adapter_model.bin", "adapter_model.pt")):
+        return AdapterRefused(
+            "pickle_only",
+            f"{directory.name!r} holds its weights only as a pickle, which can run code and is never opened; save "
+            f"them as {WEIGHTS_NAME} (PEFT: save_pretrained(..., safe_serialization=True))",
+        )
+    return AdapterRefused(
+        "missing_weights", f"no {WEIGHTS_NAME} in {directory.name!r}; copy the directory PEFT's save_pretrained made"
+    )
+
+
+def read_config_bytes(directory: Path, limits: Limits) -> bytes:
+    """The bytes of adapter_config.json. Raises AdapterRefused (incomplete when the file is empty)."""
+    with open_regular(directory, CONFIG_NAME) as stream:
+        data = stream.read(limits.max_config_bytes + 1)
+    if not data:
+        raise AdapterRefused("incomplete", f"{CONFIG_NAME} is empty; it may still be being copied")
+    if len(data) > limits.max_config_bytes:
+        raise AdapterRefused(
+            "too_large", f"{CONFIG_NAME} is over {limits.max_config_bytes} bytes; PEFT writes one to five thousand"
+        )
+    return data
+
+
+def read_weights(directory: Path, limits: Limits) -> tuple[tuple[TensorEntry, ...], int, str]:
+    """Header entries in file order, file size and SHA-256 hex of the whole file, from one open file."""
+    with open_regular(directory, WEIGHTS_NAME) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        entries = parse_header(stream, size, limits)
+        stream.seek(0)
+        digest = hashlib.sha256()
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return entries, size, digest.hexdigest()
+
+
+def parse_header(stream: BinaryIO, size: int, limits: Limits) -> tuple[TensorEntry, ...]:
+    """Parse and check the header of a file of `size` bytes. Raises AdapterRefused."""
+    if size > limits.max_weight_bytes:
+        raise AdapterRefused(
+            "too_large",
+            f"{WEIGHTS_NAME} has {size} bytes and the limit is {limits.max_weight_bytes}; raise the limit or lower "
+            "the adapter's rank",
+        )
+    head = stream.read(8)
+    if len(head) < 8:
+        raise _incomplete(size, "at least 8")
+    length = int.from_bytes(head, "little")
+    if length > limits.max_header_bytes:
+        raise AdapterRefused(
+            "bad_header",
+            f"the header of {WEIGHTS_NAME} claims {length} bytes and the limit is {limits.max_header_bytes}; "
+            "this is no safetensors file of an adapter",
+        )
+    if size < 8 + length:
+        raise _incomplete(size, f"at least {8 + length}")
+    header = parse_object(stream.read(length), f"the header of {WEIGHTS_NAME}", code="bad_header", max_depth=4)
+    header.pop("__metadata__", None)
+    if not 0 < len(header) <= limits.max_tensors:
+        raise AdapterRefused(
+            "bad_header", f"{WEIGHTS_NAME} holds {len(header)} tensors; 1 to {limits.max_tensors} are accepted"
+        )
+    entries = sorted((_entry(name, value, 8 + length) for name, value in header.items()), key=lambda e: e.begin)
+    _check_tiling(entries, 8 + length, size)
+    return tuple(entries)
+
+
+def _entry(name: str, value: object, start: int) -> TensorEntry:
+    if not _TENSOR_NAME.fullmatch(name):
+        raise AdapterRefused("bad_header", f"tensor name {name[:80]!r} of {WEIGHTS_NAME} is not a dotted path")
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise _bad_entry(name, "needs exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or len(shape) > 8:
+        raise _bad_entry(name, "has a shape or byte range that is not a list of sizes")
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
+        raise AdapterRefused(
+            "bad_dtype",
+            f"tensor {name} is {str(dtype)[:40]!r}; F32, F16 and BF16 are accepted: save the adapter in one of them",
+        )
+    begin, end = offsets
+    if end - begin != math.prod(shape) * ITEM_SIZE[dtype]:
+        raise _bad_entry(name, f"has {end - begin} bytes, which is not what {dtype} {shape} needs")
+    return TensorEntry(name, dtype, tuple(shape), start + begin, start + end)
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _bad_entry(name: str, reason: str) -> AdapterRefused:
+    return AdapterRefused("bad_header", f"tensor {name} of {WEIGHTS_NAME} {reason}; save the adapter again")
+
+
+def _check_tiling(entries: list[TensorEntry], start: int, size: int) -> None:
+    position = start
+    for entry in entries:
+        if entry.begin != position:
+            raise _bad_entry(entry.name, "overlaps another tensor or leaves a gap before it")
+        position = entry.end
+    if size < position:
+        raise _incomplete(size, str(position))
+    if size > position:
+        raise AdapterRefused(
+            "bad_header",
+            f"{WEIGHTS_NAME} has {size} bytes and its header accounts for {position}; save the adapter again",
+        )
+
+
+def _incomplete(size: int, expected: str) -> AdapterRefused:
+    return AdapterRefused(
+        "incomplete",
+        f"{WEIGHTS_NAME} has {size} bytes and needs {expected}; it may still be being copied, otherwise copy it again",
+    )
