@@ -1,0 +1,219 @@
+"""The commands of `livery bench`: read options, run, print. Holds no measurement of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from livery_loadtest.benchmark import AlwaysOn, Benchmark, Plan, Stage, Subject, find_subjects, request_count
+from livery_loadtest.client import Dialect, Target, TargetUnusable
+from livery_loadtest.machine import Machine, describe_machine
+from livery_loadtest.peers import EnvironmentFailed, VllmEnvironment, default_environment
+from livery_loadtest.progress import RequestBar
+from livery_loadtest.report import Origin, Report, build_report, print_report
+from livery_loadtest.servers import ServerFailed, Sleep
+from livery_loadtest.side_by_side import LIVERY, VLLM, VLLM_PLAIN, PeersSetup, SideBySide
+from livery_loadtest.workload import Popularity, Scenario, Workload
+
+app = typer.Typer(
+    help="Measure servers with an OpenAI-compatible API: throughput and latencies, base against adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+Streams = Annotated[int, typer.Option(min=1, help="Requests under way at once.")]
+Requests = Annotated[int, typer.Option(min=1, help="Requests per round, scenario and target.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds; targets and scenarios alternate within each.")]
+WarmUp = Annotated[int, typer.Option(min=0, help="Requests per target and scenario before the first round.")]
+PromptWords = Annotated[int, typer.Option(min=1, help="Words per prompt; all prompts differ.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens per answer.")]
+Check = Annotated[bool, typer.Option("--check", help="Also compare greedy answers alone and under load.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seeds prompts and the choice of adapters.")]
+Out = Annotated[Path | None, typer.Option(help="Write everything measured to this JSON file.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Longest silence of a server in seconds.")]
+
+
+@app.command()
+def serve(
+    target: Annotated[list[str], typer.Option(help="NAME=URL of a running server; repeat to compare.")],
+    streams: Streams = 16,
+    requests: Requests = 32,
+    rounds: Rounds = 3,
+    warm_up: WarmUp = 16,
+    prompt_words: PromptWords = 64,
+    max_tokens: MaxTokens = 32,
+    scenario: Annotated[list[Scenario] | None, typer.Option(help="Only this scenario; repeatable.")] = None,
+    adapters: Annotated[str, typer.Option(help="Names a,b,…; otherwise all that /v1/models lists.")] = "",
+    base: Annotated[str | None, typer.Option(help="The base's name; otherwise the first listed.")] = None,
+    popularity: Annotated[Popularity, typer.Option(help="How requests spread over adapters.")] = (
+        Popularity.ROUND_ROBIN
+    ),
+    zipf_exponent: Annotated[float, typer.Option(min=0.0)] = 1.0,
+    chat: Annotated[bool, typer.Option("--chat", help="Use /v1/chat/completions.")] = False,
+    ignore_eos: Annotated[bool, typer.Option(help="Always generate all tokens.")] = True,
+    check: Check = False,
+    seed: Seed = 0,
+    timeout: Timeout = 300.0,
+    out: Out = None,
+) -> None:
+    """Measure running servers in a closed loop: every stream sends its next request when its last is done.
+
+    Servers that want a key get the one in LIVERY_BENCH_API_KEY; it is never written down.
+    """
+    workload = Workload(streams, requests, prompt_words, max_tokens, popularity, zipf_exponent, seed)
+    plan = Plan(
+        rounds=rounds,
+        warm_up_requests=warm_up,
+        scenarios=tuple(scenario) if scenario else tuple(Scenario),
+        dialect=Dialect(chat, ignore_eos),
+        check=check,
+        timeout=timeout,
+    )
+    names = tuple(name.strip() for name in adapters.split(",") if name.strip())
+    machine = describe_machine()
+    try:
+        subjects = asyncio.run(find_subjects(_targets(target), names, plan.timeout, base, _api_key()))
+        report = _run(subjects, plan, workload, AlwaysOn(), machine, {})
+    except (TargetUnusable, ValueError) as failure:
+        _stop(str(failure))
+    _finish(report, out)
+
+
+@app.command()
+def peers(
+    model: Annotated[str, typer.Option(help="Model directory, or a name Livery knows.")] = ("smollm2-135m-instruct"),
+    server: Annotated[
+        list[str] | None, typer.Option(help=f"{LIVERY}, {VLLM} or {VLLM_PLAIN}; repeatable; all by default.")
+    ] = None,
+    adapters: Annotated[int, typer.Option(min=1, help="Random adapters to write and serve.")] = 8,
+    rank: Annotated[int, typer.Option(min=1, help="Their rank, on all linear modules.")] = 16,
+    streams: Streams = 16,
+    requests: Requests = 32,
+    rounds: Rounds = 3,
+    warm_up: WarmUp = 16,
+    prompt_words: PromptWords = 64,
+    max_tokens: MaxTokens = 32,
+    check: Check = False,
+    seed: Seed = 0,
+    timeout: Timeout = 300.0,
+    folder: Annotated[Path | None, typer.Option(help="For adapters and server logs.")] = None,
+    environment: Annotated[Path | None, typer.Option(help="vLLM's virtual environment.")] = None,
+    vllm_bind: Annotated[str, typer.Option(help="VLLM_CPU_OMP_THREADS_BIND, e.g. auto, 0-1.")] = "auto",
+    vllm_dtype: Annotated[str, typer.Option(help="vLLM's --dtype.")] = "float32",
+    vllm_arguments: Annotated[str, typer.Option(help="More arguments for vLLM, as one string.")] = "",
+    livery_arguments: Annotated[str, typer.Option(help="More arguments for `livery serve`.")] = "",
+    sleep: Annotated[Sleep, typer.Option(help="Stop idle servers (SIGSTOP) while another runs.")] = Sleep.AUTO,
+    out: Out = None,
+) -> None:
+    """Launch Livery and vLLM for CPU with the same random adapters, measure them in turn, stop them."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no server behind
+    setup = PeersSetup(
+        model=model,
+        folder=folder or default_environment().parent / "runs",
+        environment=VllmEnvironment(environment or default_environment()),
+        servers=_servers(server),
+        adapters=adapters,
+        rank=rank,
+        streams=streams,
+        bind=vllm_bind,
+        dtype=vllm_dtype,
+        sleep=sleep,
+        livery_arguments=livery_arguments,
+        vllm_arguments=vllm_arguments,
+    )
+    workload = Workload(streams, requests, prompt_words, max_tokens, seed=seed)
+    plan = Plan(rounds=rounds, warm_up_requests=warm_up, check=check, timeout=timeout)
+    machine = describe_machine()
+    try:
+        with SideBySide(setup, Console(stderr=True)) as side_by_side:
+            stage = side_by_side.stage()
+            subjects = asyncio.run(find_subjects(side_by_side.targets, (), plan.timeout))
+            report = _run(subjects, plan, workload, stage, machine, {})
+            report.extra["servers"] = side_by_side.facts()
+    except (TargetUnusable, ServerFailed, EnvironmentFailed, ValueError) as failure:
+        _stop(str(failure))
+    _finish(report, out)
+
+
+@app.command("install-vllm")
+def install_vllm(
+    environment: Annotated[Path | None, typer.Option(help="Where to build it.")] = None,
+) -> None:
+    """Build the virtual environment with vLLM for CPU that `peers` uses; it takes minutes, once."""
+    try:
+        VllmEnvironment(environment or default_environment()).ensure(Console(stderr=True))
+    except EnvironmentFailed as failure:
+        _stop(str(failure))
+
+
+def _run(
+    subjects: tuple[Subject, ...],
+    plan: Plan,
+    workload: Workload,
+    stage: Stage,
+    machine: Machine,
+    extra: dict[str, Any],
+) -> Report:
+    origin = Origin(
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+        tool_version=_own_version(),
+        machine=machine,
+    )
+    with RequestBar(request_count(subjects, plan, workload)) as bar:
+        outcome = asyncio.run(Benchmark(subjects, plan, workload, stage, bar, _api_key()).run())
+    return build_report(outcome, plan, workload, origin, extra)
+
+
+def _finish(report: Report, out: Path | None) -> None:
+    """Print, write, and end with code 1 if any request failed: a number with errors is no result."""
+    print_report(report, Console())
+    if out is not None:
+        report.write(out)
+        Console(stderr=True).print(f"everything measured is in {out}")
+    if report.failed_requests:
+        _stop(f"{report.failed_requests} requests failed")
+
+
+def _targets(options: Sequence[str]) -> list[Target]:
+    targets = [Target(*option.partition("=")[::2]) for option in options]
+    if len({target.name for target in targets}) != len(targets):
+        raise ValueError("two targets have the same name; name them apart: --target NAME=URL")
+    return targets
+
+
+def _servers(chosen: Sequence[str] | None) -> tuple[str, ...]:
+    known = (LIVERY, VLLM, VLLM_PLAIN)
+    unknown = set(chosen or ()) - set(known)
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected {', '.join(known)}")
+    return tuple(name for name in known if not chosen or name in chosen)
+
+
+def _api_key() -> str | None:
+    # Not an option: the command line is part of every report.
+    return os.environ.get("LIVERY_BENCH_API_KEY")
+
+
+def _own_version() -> str:
+    try:
+        return version("livery")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _stop(message: str) -> NoReturn:
+    Console(stderr=True).print(f"[red]{escape(message)}[/]")
+    raise typer.Exit(1)

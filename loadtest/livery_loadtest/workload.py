@@ -1,0 +1,239 @@
+"""What is asked: prompts, the model each request names, and how often each adapter is named.
+
+Everything here is a pure function of a seed, so that every target of a run gets the same requests. Knows no
+HTTP and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+import numpy as np
+
+# Short common words: most tokenisers spend one token on each, so "64 words" is close to 64 prompt tokens.
+WORDS = tuple(
+    [
+        "time",
+        "year",
+        "people",
+        "way",
+        "day",
+        "man",
+        "thing",
+        "woman",
+        "life",
+        "child",
+        "world",
+        "school",
+        "state",
+        "family",
+        "student",
+        "group",
+        "country",
+        "problem",
+        "hand",
+        "part",
+        "place",
+        "case",
+        "week",
+        "company",
+        "system",
+        "program",
+        "question",
+        "work",
+        "number",
+        "night",
+        "point",
+        "home",
+        "water",
+        "room",
+        "mother",
+        "area",
+        "money",
+        "story",
+        "fact",
+        "month",
+        "lot",
+        "right",
+        "study",
+        "book",
+        "eye",
+        "job",
+        "word",
+        "business",
+        "issue",
+        "side",
+        "kind",
+        "head",
+        "house",
+        "service",
+        "friend",
+        "father",
+        "power",
+        "hour",
+        "game",
+        "line",
+        "end",
+        "member",
+        "law",
+        "car",
+        "city",
+        "name",
+        "president",
+        "team",
+        "minute",
+        "idea",
+        "body",
+        "back",
+        "parent",
+        "face",
+        "level",
+        "office",
+        "door",
+        "health",
+        "person",
+        "art",
+        "war",
+        "history",
+        "party",
+        "result",
+        "change",
+        "morning",
+        "reason",
+        "research",
+        "girl",
+        "guy",
+        "moment",
+        "air",
+        "teacher",
+        "force",
+        "education",
+        "good",
+        "new",
+        "first",
+        "last",
+        "long",
+        "great",
+        "little",
+        "own",
+        "other",
+        "old",
+        "big",
+        "high",
+        "small",
+        "large",
+        "next",
+        "early",
+        "young",
+        "few",
+        "public",
+        "bad",
+        "same",
+        "able",
+        "make",
+        "know",
+        "take",
+        "see",
+        "come",
+        "think",
+        "look",
+        "want",
+        "give",
+        "use",
+        "find",
+        "tell",
+        "ask",
+        "seem",
+        "feel",
+        "try",
+        "leave",
+        "call",
+    ]
+)
+
+
+class Scenario(StrEnum):
+    """One kind of traffic: everything to the base model, or spread over the adapters."""
+
+    BASE = "base"
+    MIXED = "mixed"
+
+
+class Popularity(StrEnum):
+    """How requests are spread over adapters; under `zipf` the k-th adapter weighs 1 / k**exponent."""
+
+    ROUND_ROBIN = "round-robin"
+    UNIFORM = "uniform"
+    ZIPF = "zipf"
+
+
+class Phase(IntEnum):
+    """Part of a run; it seeds the prompts, so that no two phases share one."""
+
+    WARM_UP = 0
+    MEASURED = 1
+    CHECK = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request to send; `model` is the name of the base or of an adapter."""
+
+    model: str
+    prompt: str
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The load of one round: `requests` requests over `streams` streams, each stream one at a time."""
+
+    streams: int = 16
+    requests: int = 32
+    prompt_words: int = 64
+    max_tokens: int = 32
+    popularity: Popularity = Popularity.ROUND_ROBIN
+    zipf_exponent: float = 1.0
+    seed: int = 0
+
+
+def prompts(count: int, words: int, seed: Sequence[int]) -> list[str]:
+    """`count` different prompts of `words` pseudo-random words, the same for the same seed.
+
+    Raises ValueError when that many different prompts of that length don't exist.
+    """
+    if len(WORDS) ** words < count:
+        raise ValueError(f"there are fewer than {count} different prompts of {words} words; use longer prompts")
+    rng = np.random.default_rng(list(seed))
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found.setdefault(" ".join(WORDS[index] for index in rng.integers(len(WORDS), size=words)))
+    return list(found)
+
+
+def spread(
+    adapters: Sequence[str], count: int, popularity: Popularity, exponent: float, seed: Sequence[int]
+) -> list[str]:
+    """The adapter of each of `count` requests."""
+    if popularity is Popularity.ROUND_ROBIN:
+        return [adapters[index % len(adapters)] for index in range(count)]
+    weights = np.ones(len(adapters))
+    if popularity is Popularity.ZIPF:
+        weights = np.arange(1, len(adapters) + 1, dtype=float) ** -exponent
+    rng = np.random.default_rng(list(seed))
+    return [adapters[index] for index in rng.choice(len(adapters), size=count, p=weights / weights.sum())]
+
+
+def round_requests(
+    workload: Workload, scenario: Scenario, base: str, adapters: Sequence[str], phase: Phase, index: int
+) -> list[Request]:
+    """The requests of round `index`: equal for every target, and no prompt is used twice on one target."""
+    seed = [workload.seed, phase, list(Scenario).index(scenario), index]
+    texts = prompts(workload.requests, workload.prompt_words, seed)
+    if scenario is Scenario.BASE:
+        models = [base] * len(texts)
+    else:
+        models = spread(adapters, len(texts), workload.popularity, workload.zipf_exponent, [*seed, 1])
+    return [Request(model, text, workload.max_tokens) for model, text in zip(models, texts, strict=True)]
