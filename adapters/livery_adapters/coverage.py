@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 from livery_adapters.base_model import BaseModel, ModuleShape
-from livery_adapters.manifest import AdapterManifest, BaseCopy, TargetTensors
-from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.layout import AdapterManifest, BaseCopy, TargetTensors
+from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class CoverageReport:
         return asdict(self)
 
 
-def check_against(manifest: AdapterManifest, base: BaseModel, limits: Limits) -> CoverageReport:
+def check_against(manifest: AdapterManifest, base: BaseModel, limits: Limits = DEFAULT_LIMITS) -> CoverageReport:
     """Check every tensor of an adapter against the base. Raises AdapterRefused."""
     hint = _hint(manifest, base)
     known = [target for target in manifest.targets if target.module in base.modules]

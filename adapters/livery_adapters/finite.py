@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from livery_adapters.manifest import AdapterManifest
+from livery_adapters.layout import AdapterManifest
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import CHUNK, ITEM_SIZE, WEIGHTS_NAME, TensorEntry, open_regular
 

@@ -2,7 +2,7 @@
 
 limits = Limits(max_rank=64)
 manifest = read_manifest(Path("adapters/pirate"), limits)   # AdapterRefused if the files are no good
-report = check_against(manifest, base, limits)              # livery_adapters.coverage: does it fit this base?
+report = check_against(manifest, base, limits)              # does it fit this base?
 check_finite(Path("adapters/pirate"), manifest)             # livery_adapters.finite: no NaN or infinity
 adapter = convert(Path("adapters/pirate"), manifest, base_weights)   # livery_adapters.formats: torch tensors
 """
@@ -10,13 +10,13 @@ adapter = convert(Path("adapters/pirate"), manifest, base_weights)   # livery_ad
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
+from livery_adapters.coverage import CoverageReport, check_against
+from livery_adapters.layout import AdapterManifest, BaseCopy, Kind, TargetTensors, digest_of
 from livery_adapters.peft_config import LoraSettings, parse_lora_config
-from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.strict_json import parse_object
 from livery_adapters.tensor_file import (
     CONFIG_NAME,
@@ -32,13 +32,13 @@ __all__ = [
     "AdapterManifest",
     "AdapterRefused",
     "BaseCopy",
+    "CoverageReport",
     "Limits",
     "TargetTensors",
+    "check_against",
     "digest_of",
     "read_manifest",
 ]
-
-Kind = Literal["linear", "embedding"]
 
 _PREFIX = "base_model.model."
 _HALVES: dict[str, tuple[Kind, int]] = {
@@ -50,61 +50,7 @@ _HALVES: dict[str, tuple[Kind, int]] = {
 _SHOWN_FIELDS = ("r", "lora_alpha", "use_rslora", "target_modules", "task_type", "peft_version")
 
 
-@dataclass(frozen=True, slots=True)
-class TargetTensors:
-    """The low-rank pair of one module: `a` is [rank, in_features], `b` [out_features, rank].
-
-    For an embedding `in_features` is the vocabulary. `a` and `b` are the tensors' names in the file.
-    """
-
-    module: str
-    kind: Kind
-    rank: int
-    scale: float
-    in_features: int
-    out_features: int
-    dtype: str
-    a: str
-    b: str
-
-
-@dataclass(frozen=True, slots=True)
-class BaseCopy:
-    """A full weight that PEFT saved beside an embedding or head; it may only repeat the base's own."""
-
-    module: str
-    tensor: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterManifest:
-    """What the two files of an adapter say, validated. `digest` is the SHA-256 hex of both files' contents."""
-
-    digest: str
-    peft_type: str
-    base_name: str | None
-    targets: tuple[TargetTensors, ...]
-    base_copies: tuple[BaseCopy, ...]
-    tensors: tuple[TensorEntry, ...]
-    nbytes: int
-    targets_by_pattern: bool
-    facts: Mapping[str, object]
-
-    @property
-    def max_rank(self) -> int:
-        return max(target.rank for target in self.targets)
-
-
-def digest_of(hashes: Mapping[str, str]) -> str:
-    """The identity of an adapter: SHA-256 over its (file name, SHA-256 hex) pairs, tagged."""
-    digest = hashlib.sha256(b"livery adapter 1\n")
-    for name in sorted(hashes):
-        digest.update(f"{name} {hashes[name]}\n".encode())
-    return digest.hexdigest()
-
-
-def read_manifest(directory: Path, limits: Limits) -> AdapterManifest:
+def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS) -> AdapterManifest:
     """Read and validate the adapter in `directory`; other files there are ignored. Raises AdapterRefused.
 
     Reads the weights once from end to end for the digest, so call it off the event loop.

@@ -30,3 +30,6 @@ class Limits:
     max_header_bytes: int = 1 << 20
     max_config_bytes: int = 64 << 10
     max_tensors: int = 20_000
+
+
+DEFAULT_LIMITS = Limits()

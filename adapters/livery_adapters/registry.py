@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Literal
 
 from livery_adapters.coverage import CoverageReport
-from livery_adapters.manifest import AdapterManifest
+from livery_adapters.layout import AdapterManifest
 from livery_adapters.refusal import AdapterRefused
 
 State = Literal["active", "loading", "draining", "failed", "incomplete"]

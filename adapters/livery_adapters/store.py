@@ -19,8 +19,8 @@ import time
 import uuid
 from pathlib import Path
 
-from livery_adapters.manifest import digest_of
-from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.layout import digest_of
+from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.tensor_file import CHUNK, CONFIG_NAME, FILE_NAMES, open_regular
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -30,9 +30,9 @@ _STALE_SECONDS = 3600
 class BlobStore:
     """The only writer below `root`. A blob is `root/sha256/ab/<64 hex>/` with the two files, read-only."""
 
-    def __init__(self, root: Path, limits: Limits | None = None) -> None:
+    def __init__(self, root: Path, limits: Limits = DEFAULT_LIMITS) -> None:
         self.root = root
-        self._limits = limits or Limits()
+        self._limits = limits
         self._blobs = root / "sha256"
         self._incoming = root / "incoming"  # on the same file system, so that a rename publishes
         self._blobs.mkdir(parents=True, exist_ok=True)

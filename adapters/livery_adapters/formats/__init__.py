@@ -10,7 +10,7 @@ from pathlib import Path
 
 from livery_adapters.canonical import BaseWeights, CanonicalAdapter
 from livery_adapters.formats.lora import convert_lora
-from livery_adapters.manifest import AdapterManifest
+from livery_adapters.layout import AdapterManifest
 from livery_adapters.refusal import AdapterRefused
 
 _CONVERSIONS = {"LORA": convert_lora}

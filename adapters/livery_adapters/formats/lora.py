@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from livery_adapters.canonical import BaseWeights, CanonicalAdapter, LowRank
-from livery_adapters.manifest import AdapterManifest, BaseCopy
+from livery_adapters.layout import AdapterManifest, BaseCopy
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import WEIGHTS_NAME
 
