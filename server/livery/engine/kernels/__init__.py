@@ -1,15 +1,19 @@
 """The engine's own compute kernels and the choice between the native ones and plain torch.
 
-`load()` gives an object with the kernels; `describe()` says which are used and why. Knows no model and no batch.
+`load()` gives an object with the kernels; `describe()` says which are used and why. Knows no model and no
+batch.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, Protocol
 
 from torch import Tensor
 
+from livery.engine.kernels.build import BuildFailed, Library, build
 from livery.engine.kernels.group import AdapterGroup, GroupSegments
+from livery.engine.kernels.native import NativeKernels
 from livery.engine.kernels.reference import TorchKernels
 
 __all__ = ["AdapterGroup", "GroupSegments", "Kernels", "describe", "load"]
@@ -36,14 +40,54 @@ class Kernels(Protocol):
         out: Tensor | None = None,
     ) -> Tensor: ...
 
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor | None,
+        context_lens: Tensor,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        out: Tensor | None = None,
+    ) -> Tensor: ...
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor: ...
 
 
 def load(mode: Literal["auto", "torch"] = "auto") -> Kernels:
-    """The kernels to compute with: plain torch operations on request and wherever native code can't be had."""
-    return TorchKernels()
+    """The kernels to compute with: plain torch operations on request and wherever native code can't be had.
+
+    The first call on a machine compiles, which takes seconds. Never raises: `describe()` has the reason.
+    """
+    if mode == "torch":
+        return TorchKernels()
+    kernels, _ = _native()
+    return kernels if isinstance(kernels, NativeKernels) else TorchKernels()
 
 
 def describe() -> dict[str, str]:
-    """Which kernels `load("auto")` gives here and why, as label -> text."""
-    return {"kernels": "torch", "reason": "plain torch operations"}
+    """Which kernels `load("auto")` gives here and why, as label -> text. Compiles them if need be."""
+    kernels, library = _native()
+    if isinstance(kernels, NativeKernels):
+        return {
+            "kernels": "native",
+            "compiler": library.compiler if library else "",
+            "flags": library.flags if library else "",
+            "library": str(library.path) if library else "",
+        }
+    return {"kernels": "torch", "reason": kernels}
+
+
+@functools.cache
+def _native() -> tuple[NativeKernels | str, Library | None]:
+    """The native kernels, or why there are none; once per process."""
+    try:
+        library = build()
+        return NativeKernels(library.path), library
+    except BuildFailed as error:
+        return str(error), None
+    except OSError as error:
+        return f"the compiled kernels can't be loaded: {error}; delete that file to compile them again", None

@@ -15,32 +15,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class _SliceStruct(ctypes.Structure):
-    """Mirrors `LoraSlice` in lora.hpp."""
+    """Mirrors `LoraSlice` in lora.cpp."""
 
     _fields_ = (
         ("b", ctypes.c_int64),
+        ("first_rank", ctypes.c_int64),
         ("rank", ctypes.c_int64),
         ("out", ctypes.c_int64),
         ("offset", ctypes.c_int64),
-        ("scale", ctypes.c_float),
-        ("reserved", ctypes.c_int32),
     )
 
 
 class _GroupStruct(ctypes.Structure):
-    """Mirrors `LoraGroup` in lora.hpp."""
+    """Mirrors `LoraGroup` in lora.cpp."""
 
     _fields_ = (
         ("a", ctypes.c_int64),
+        ("rank_scales", ctypes.c_int64),
         ("slices", ctypes.c_int64),
         ("in_features", ctypes.c_int64),
         ("total_rank", ctypes.c_int64),
         ("n_slices", ctypes.c_int64),
-        ("dtype", ctypes.c_int64),
+        ("is_bf16", ctypes.c_int64),
     )
 
 
@@ -58,11 +58,12 @@ class LoraSlice:
 class AdapterGroup:
     """One adapter's low-rank weights for one projection group. Immutable; free it by dropping it.
 
-    `a` is [R, in_features] with R the sum of the true ranks; each slice's B is [rank, out_features]. Members the
-    adapter does not target take no memory. `address` stays valid as long as the object lives.
+    `a` is [R, in_features] with R the sum of the true ranks; each slice's B is [rank, out_features].
+    Members the adapter does not target take no memory. `address` stays valid as long as the object lives.
     """
 
     __slots__ = (
+        "_rank_scales",
         "_slice_structs",
         "_struct",
         "a",
@@ -84,8 +85,8 @@ class AdapterGroup:
     ) -> None:
         """Pack A as [rank_i, in_features] and B as [out_i, rank_i] (PEFT's layout), `None` where absent.
 
-        `offsets[i]` is the member's first column in the group's output. Raises ValueError on shapes that do not
-        fit together, a group without any rank, or a dtype other than fp32 and bf16.
+        `offsets[i]` is the member's first column in the group's output. Raises ValueError on shapes that
+        do not fit together, a group without any rank, or a dtype other than fp32 and bf16.
         """
         if dtype not in _DTYPES:
             raise ValueError(f"adapter weights must be float32 or bfloat16, got {dtype}")
@@ -110,15 +111,17 @@ class AdapterGroup:
         tensors = [self.a, *(s.b for s in slices)]
         self.nbytes = sum(t.numel() * t.element_size() for t in tensors)
         self._slice_structs = (_SliceStruct * len(slices))(
-            *(_SliceStruct(s.b.data_ptr(), s.rank, s.b.shape[1], s.offset, s.scale, 0) for s in slices)
+            *(_SliceStruct(s.b.data_ptr(), s.first_rank, s.rank, s.b.shape[1], s.offset) for s in slices)
         )
+        self._rank_scales = (ctypes.c_float * first_rank)(*(s.scale for s in slices for _ in range(s.rank)))
         self._struct = _GroupStruct(
             self.a.data_ptr(),
+            ctypes.addressof(self._rank_scales),
             ctypes.addressof(self._slice_structs),
             in_features,
             first_rank,
             len(slices),
-            _DTYPES[dtype],
+            int(dtype == torch.bfloat16),
         )
         self.address = ctypes.addressof(self._struct)
 
@@ -130,8 +133,8 @@ class AdapterGroup:
 class GroupSegments:
     """Which contiguous rows of a step use which adapter group, for one projection group of one layer.
 
-    `entries` are (start, end, group) with `0 <= start <= end`; ranges must not overlap. Rows in no entry have no
-    adapter and are never touched. Build it once per step and projection group; it keeps the groups alive.
+    `entries` are (start, end, group) with `0 <= start <= end`; ranges must not overlap. Rows in no entry have
+    no adapter and are never touched. Build it once per step and projection group; it keeps the groups alive.
     """
 
     __slots__ = ("address", "entries", "table")

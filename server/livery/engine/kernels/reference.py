@@ -1,6 +1,6 @@
 """The kernels in plain torch operations: what runs without a compiler or on another device, and the oracle.
 
-Same signatures and results as native.py, on any device torch knows. Knows nothing of how native code is built.
+Same signatures and results as native.py, on any device torch knows. Knows nothing of building native code.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class TorchKernels:
     def grouped_lora(self, x: Tensor, y: Tensor, segments: GroupSegments) -> None:
         """Add each segment's low-rank product to its rows of `y`, in place.
 
-        x: [rows, in_features]; y: [rows, out], column offsets as in the groups. One adapter's values reach only
-        the rows of its segments.
+        x: [rows, in_features]; y: [rows, out], column offsets as in the groups. One adapter's values
+        reach only the rows of its segments.
         """
         for start, end, group in segments.entries:
             apply_group(x[start:end], y[start:end], group)
@@ -43,14 +43,14 @@ class TorchKernels:
         q: [rows, heads, head_dim]; caches: [blocks, block_size, kv_heads, head_dim]; block_tables: int32 [rows,
         max_blocks]; context_lens: int32 [rows], the tokens a row sees with its own as the last; window: how many
         of the last tokens count (0: all); softcap: `cap * tanh(score / cap)` (0: none). Slots beyond a row's
-        context are never used, whatever they hold. A row of context 0 gives zeros. Returns [rows, heads,
-        head_dim], in `out` where given.
+        context are never used, whatever they hold. A row of context 0 gives zeros. Values may have a width of
+        their own. Returns [rows, heads, width of a value], in `out` where given.
         """
-        rows, heads, head_dim = q.shape
+        rows, heads, _ = q.shape
         block_size, kv_heads = k_cache.shape[1], k_cache.shape[2]
         longest = int(context_lens.max()) if rows else 0
         if longest == 0:
-            return torch.zeros_like(q) if out is None else out.zero_()
+            return q.new_zeros((rows, heads, v_cache.shape[3])) if out is None else out.zero_()
         n_blocks = -(-longest // block_size)
         lens = context_lens.to(torch.int64)[:, None]
         position = torch.arange(n_blocks * block_size, device=q.device)[None]
@@ -58,23 +58,61 @@ class TorchKernels:
         # Table entries past a row's context may be anything: they are replaced before they are followed.
         used = torch.arange(n_blocks, device=q.device)[None] * block_size < lens
         blocks = block_tables[:, :n_blocks].to(torch.int64).masked_fill(~used, 0)
-        shape = (rows, n_blocks * block_size, kv_heads, head_dim)
         hidden = ~seen[:, :, None, None]
-        k = k_cache[blocks].reshape(shape).masked_fill(hidden, 0.0)
-        v = v_cache[blocks].reshape(shape).masked_fill(hidden, 0.0)
-        grouped = q.reshape(rows, kv_heads, heads // kv_heads, head_dim)
-        scores = torch.einsum("rhgd,rthd->rhgt", grouped, k) * scale
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill(~seen[:, None, None, :], float("-inf"))
-        weights = torch.softmax(scores.float(), dim=-1).to(v.dtype)
+        k = k_cache[blocks].flatten(1, 2).masked_fill(hidden, 0.0)
+        v = v_cache[blocks].flatten(1, 2).masked_fill(hidden, 0.0)
+        grouped = q.reshape(rows, kv_heads, heads // kv_heads, q.shape[2])
+        scores = torch.einsum("rhgd,rthd->rhgt", grouped, k)
+        weights = _weights(scores, seen[:, None, None, :], scale, softcap)
         weights = weights.masked_fill((lens == 0)[:, :, None, None], 0.0)
-        result = torch.einsum("rhgt,rthd->rhgd", weights, v).reshape(rows, heads, head_dim)
+        result = torch.einsum("rhgt,rthd->rhgd", weights, v).flatten(1, 2)
         return result if out is None else out.copy_(result)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor | None,
+        context_lens: Tensor,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Attend causally with any number of queries per sequence; as `decode_attention` otherwise.
+
+        query_starts: int32 [sequences + 1], the rows of sequence i being starts[i] to starts[i + 1], its last
+        tokens; None: one row each. block_tables and context_lens (the newest token included) are per sequence.
+        """
+        if query_starts is None:
+            return self.decode_attention(q, k_cache, v_cache, block_tables, context_lens, scale, window, softcap, out)
+        result = q.new_zeros((q.shape[0], q.shape[1], v_cache.shape[3])) if out is None else out
+        starts = query_starts.tolist()
+        for i, length in enumerate(context_lens.tolist()):
+            first, last = starts[i], starts[i + 1]
+            blocks = block_tables[i, : -(-length // k_cache.shape[1])].to(torch.int64)
+            k, v = k_cache[blocks].flatten(0, 1)[:length], v_cache[blocks].flatten(0, 1)[:length]
+            position = torch.arange(length - (last - first), length, device=q.device)[:, None]
+            token = torch.arange(length, device=q.device)[None]
+            seen = (token <= position) & (token > (position - window if window else -1))
+            grouped = q[first:last].reshape(last - first, k.shape[1], q.shape[1] // k.shape[1], q.shape[2])
+            weights = _weights(torch.einsum("qhgd,thd->hgqt", grouped, k), seen, scale, softcap)
+            result[first:last] = torch.einsum("hgqt,thd->qhgd", weights, v).flatten(1, 2)
+        return result
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias` for x [rows, in_features] and weight [out_features, in_features]."""
         return functional.linear(x, weight, bias)
+
+
+def _weights(scores: Tensor, seen: Tensor, scale: float, softcap: float) -> Tensor:
+    """Softmax over the last axis of the scaled and capped scores, among the columns that are seen."""
+    scaled = scores * scale
+    if softcap:
+        scaled = softcap * torch.tanh(scaled / softcap)
+    return torch.softmax(scaled.masked_fill(~seen, float("-inf")).float(), dim=-1).to(scores.dtype)
 
 
 def apply_group(x: Tensor, y: Tensor, group: AdapterGroup) -> None:

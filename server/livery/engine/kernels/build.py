@@ -1,0 +1,109 @@
+"""Compiles the C++ kernels on first use and keeps the result for the next start.
+
+Owns the compiler call and the cache of shared libraries, keyed by everything that could change the code: sources,
+flags, compiler version, CPU features. Knows nothing of what the kernels compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from livery.models import cache_dir
+
+SOURCES = ("lora.cpp", "attention.cpp", "linear.cpp")
+HEADERS = ("vec.hpp", "tiles.hpp")
+_BASE_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
+_COMPILE_SECONDS = 300
+
+
+class BuildFailed(Exception):
+    """The kernels could not be compiled here; the message says what was tried and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A compiled kernel library and what made it."""
+
+    path: Path
+    compiler: str  # first line of `compiler --version`
+    flags: str
+
+
+def build(folder: Path | None = None) -> Library:
+    """Compile the kernels, or find them compiled already. Takes seconds the first time.
+
+    Several processes may build at once: each compiles to a file of its own and renames it into place. `folder`
+    is where libraries are kept (default: the user's cache). Raises BuildFailed.
+    """
+    command = _find_compiler()
+    version = _run([*command, "--version"]).splitlines()[0]
+    flags = (*_BASE_FLAGS, _native_flag())
+    target = (folder or cache_dir() / "kernels") / f"{_key(version, flags)}.so"
+    library = Library(target, version, " ".join(flags))
+    if target.is_file():
+        return library
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch:
+            built = Path(scratch) / "kernels.so"
+            sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
+            _run([*command, *flags, *sources, "-o", str(built)])
+            built.replace(target)
+    except OSError as error:
+        raise BuildFailed(f"kernels can't be written to {target.parent}: {error}; set LIVERY_CACHE") from error
+    return library
+
+
+def _find_compiler() -> list[str]:
+    """$CXX (which may carry arguments), or the first usual compiler on the PATH."""
+    if configured := shlex.split(os.environ.get("CXX", "")):
+        return configured
+    for name in ("c++", "g++", "clang++"):
+        if found := shutil.which(name):
+            return [found]
+    raise BuildFailed("no C++ compiler found (tried $CXX, c++, g++, clang++); install g++ for faster kernels")
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildFailed(f"{command[0]} could not be run: {error}; set CXX to a working compiler") from error
+    if done.returncode != 0:
+        said = next((line for line in done.stderr.splitlines() if "error" in line.lower()), done.stderr[:200])
+        raise BuildFailed(f"{command[0]} failed with exit code {done.returncode}: {said.strip()}")
+    if not done.stdout.strip() and command[-1] == "--version":
+        raise BuildFailed(f"{command[0]} --version says nothing; set CXX to a working compiler")
+    return done.stdout
+
+
+def _native_flag() -> str:
+    on_arm = platform.machine().lower() in ("aarch64", "arm64")
+    return "-mcpu=native" if on_arm else "-march=native"
+
+
+def _key(compiler: str, flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for part in (compiler, *flags, platform.machine(), _cpu_features()):
+        digest.update(part.encode() + b"\0")
+    for name in (*SOURCES, *HEADERS):
+        digest.update(Path(__file__).with_name(name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _cpu_features() -> str:
+    """What `native` depends on: a home folder may be shared by machines with different processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))

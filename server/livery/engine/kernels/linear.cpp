@@ -1,0 +1,57 @@
+// y = x W^T + bias for a few rows of x, with W in its natural layout and streamed from memory once.
+#include <omp.h>
+
+#include <algorithm>
+
+#include "tiles.hpp"
+
+namespace livery {
+
+constexpr int64_t kSerialWeights = 16 * 1024;  // weights below which waking threads costs more
+
+struct LinearCall {
+  const float* x;
+  int64_t x_stride;
+  const float* w;
+  const float* bias;
+  float* y;
+  int64_t m, n, k;
+};
+
+template <int M, int N>
+void linear_tile(const LinearCall& call, int64_t row, int64_t col) {
+  const float* x[M];
+  const float* w[N];
+  float dots[M * N];
+  for (int m = 0; m < M; ++m) x[m] = call.x + (row + m) * call.x_stride;
+  for (int n = 0; n < N; ++n) w[n] = call.w + (col + n) * call.k;
+  dot_tile<M, N>(x, w, call.k, dots);
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n)
+      call.y[(row + m) * call.n + col + n] = dots[m * N + n] + (call.bias ? call.bias[col + n] : 0.0f);
+}
+
+template <int N>
+void linear_columns(const LinearCall& call, int64_t col) {
+  int64_t row = 0;
+  for (; row + kTileRows <= call.m; row += kTileRows) linear_tile<kTileRows, N>(call, row, col);
+  switch (call.m - row) {
+    case 3: linear_tile<3, N>(call, row, col); break;
+    case 2: linear_tile<2, N>(call, row, col); break;
+    case 1: linear_tile<1, N>(call, row, col); break;
+  }
+}
+
+}  // namespace livery
+
+// x [m, k] with x_stride floats between rows, w [n, k], bias [n] or null, y [m, n].
+extern "C" void livery_linear(const float* x, int64_t x_stride, const float* w, const float* bias, float* y,
+                              int64_t m, int64_t n, int64_t k) {
+  using namespace livery;
+  const LinearCall call{x, x_stride, w, bias, y, m, n, k};
+  const int threads = n * k < kSerialWeights ? 1 : omp_get_max_threads();
+  const int64_t tiles = n / kTileCols;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t t = 0; t < tiles; ++t) linear_columns<kTileCols>(call, t * kTileCols);
+  for (int64_t col = tiles * kTileCols; col < n; ++col) linear_columns<1>(call, col);
+}

@@ -1,0 +1,220 @@
+// Grouped low-rank products: every row of a batch gets its own adapter's B (scale * A x), at true rank.
+//
+// One task is one segment times a block of up to kBlockRows rows. A thread shrinks and then expands its task
+// without meeting the others; only when there are too few tasks to go round are the two halves shared out by
+// ranks and by columns.
+#include <omp.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "tiles.hpp"
+
+namespace livery {
+
+// Mirrored by group.py.
+struct LoraSlice {
+  const void* b;  // [rank, out]
+  int64_t first_rank, rank, out, offset;
+};
+
+struct LoraGroup {
+  const void* a;             // [total_rank, in]
+  const float* rank_scales;  // [total_rank]
+  const LoraSlice* slices;
+  int64_t in, total_rank, n_slices, is_bf16;
+};
+
+struct Segment {
+  int64_t start, end;
+  const LoraGroup* group;
+};
+
+struct Operands {
+  const float* x;
+  int64_t x_stride;
+  float* y;
+  int64_t y_stride;
+};
+
+constexpr int kBlockRows = 8;
+constexpr int64_t kRankChunk = 8;
+constexpr int64_t kColumnChunk = 256;
+constexpr int64_t kSerialWork = 32 * 1024;  // weights times rows below which waking threads costs more
+
+struct Task {
+  const LoraGroup* group;
+  int64_t start, rows;
+};
+
+// One share of a task's first half (slice < 0: ranks begin..end) or second half (columns of one slice).
+struct Share {
+  int64_t task, slice, begin, end;
+};
+
+template <int M, class T>
+void shrink_rows(const LoraGroup& g, const float* x, int64_t x_stride, int64_t begin, int64_t end, float* h) {
+  const float* rows[M];
+  for (int m = 0; m < M; ++m) rows[m] = x + m * x_stride;
+  const T* a = static_cast<const T*>(g.a);
+  float dots[M * kTileCols];
+  int64_t r = begin;
+  for (; r + kTileCols <= end; r += kTileCols) {
+    const T* ranks[kTileCols];
+    for (int n = 0; n < kTileCols; ++n) ranks[n] = a + (r + n) * g.in;
+    dot_tile<M, kTileCols>(rows, ranks, g.in, dots);
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < kTileCols; ++n)
+        h[m * g.total_rank + r + n] = dots[m * kTileCols + n] * g.rank_scales[r + n];
+  }
+  for (; r < end; ++r) {
+    const T* ranks[1] = {a + r * g.in};
+    dot_tile<M, 1>(rows, ranks, g.in, dots);
+    for (int m = 0; m < M; ++m) h[m * g.total_rank + r] = dots[m] * g.rank_scales[r];
+  }
+}
+
+// h[rows, total_rank] for ranks begin..end: tiles of ranks outside, so that each stays in the first cache.
+template <class T>
+void shrink(const LoraGroup& g, const Operands& op, const Task& task, int64_t begin, int64_t end, float* h) {
+  for (int64_t r = begin; r < end; r += kTileCols) {
+    int64_t stop = std::min(end, r + kTileCols), m = 0;
+    const float* x = op.x + task.start * op.x_stride;
+    for (; m + kTileRows <= task.rows; m += kTileRows)
+      shrink_rows<kTileRows, T>(g, x + m * op.x_stride, op.x_stride, r, stop, h + m * g.total_rank);
+    for (; m < task.rows; ++m)
+      shrink_rows<1, T>(g, x + m * op.x_stride, op.x_stride, r, stop, h + m * g.total_rank);
+  }
+}
+
+template <int M, int V, class T>
+void expand_rows(const LoraSlice& s, float* y, int64_t y_stride, const float* h, int64_t h_stride, int64_t begin,
+                 int64_t end) {
+  const float* ranks[M];
+  float* out[M];
+  for (int m = 0; m < M; ++m) ranks[m] = h + m * h_stride + s.first_rank;
+  const T* b = static_cast<const T*>(s.b);
+  int64_t c = begin;
+  auto at_column = [&] {
+    for (int m = 0; m < M; ++m) out[m] = y + m * y_stride + s.offset + c;
+  };
+  for (; c + V * kLanes <= end; c += V * kLanes) {
+    at_column();
+    axpy_tile<M, V>(out, ranks, b + c, s.out, s.rank);
+  }
+  for (; c + kLanes <= end; c += kLanes) {
+    at_column();
+    axpy_tile<M, 1>(out, ranks, b + c, s.out, s.rank);
+  }
+  if (c < end) {
+    at_column();
+    axpy_last<M>(out, ranks, b + c, s.out, s.rank, end - c);
+  }
+}
+
+// y[rows, offset + begin .. offset + end) += h B; the weights of a tile serve all rows while they are close.
+template <class T>
+void expand(const LoraGroup& g, const Operands& op, const Task& task, const LoraSlice& s, int64_t begin,
+            int64_t end, const float* h) {
+  for (int64_t c = begin; c < end; c += kColumnChunk) {
+    int64_t stop = std::min(end, c + kColumnChunk), m = 0;
+    float* y = op.y + task.start * op.y_stride;
+    for (; m + kTileRows <= task.rows; m += kTileRows)
+      expand_rows<kTileRows, 4, T>(s, y + m * op.y_stride, op.y_stride, h + m * g.total_rank, g.total_rank, c,
+                                   stop);
+    for (; m < task.rows; ++m)
+      expand_rows<1, 8, T>(s, y + m * op.y_stride, op.y_stride, h + m * g.total_rank, g.total_rank, c, stop);
+  }
+}
+
+void run_share(const Operands& op, const Task& task, const Share& share, float* h) {
+  const LoraGroup& g = *task.group;
+  if (share.slice < 0) {
+    if (g.is_bf16)
+      shrink<Bf16>(g, op, task, share.begin, share.end, h);
+    else
+      shrink<float>(g, op, task, share.begin, share.end, h);
+  } else {
+    const LoraSlice& s = g.slices[share.slice];
+    if (g.is_bf16)
+      expand<Bf16>(g, op, task, s, share.begin, share.end, h);
+    else
+      expand<float>(g, op, task, s, share.begin, share.end, h);
+  }
+}
+
+void run_task(const Operands& op, const Task& task, float* h) {
+  const LoraGroup& g = *task.group;
+  run_share(op, task, {0, -1, 0, g.total_rank}, h);
+  for (int64_t i = 0; i < g.n_slices; ++i) run_share(op, task, {0, i, 0, g.slices[i].out}, h);
+}
+
+void run_tasks(const Operands& op, const std::vector<Task>& tasks, int64_t h_size, int threads) {
+  const int64_t n = static_cast<int64_t>(tasks.size());
+#pragma omp parallel num_threads(threads)
+  {
+    thread_local std::vector<float> h;
+    h.resize(h_size);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t i = 0; i < n; ++i) run_task(op, tasks[i], h.data());
+  }
+}
+
+void run_split(const Operands& op, const std::vector<Task>& tasks, int64_t h_size, int threads) {
+  std::vector<Share> shrinks, expands;
+  for (int64_t t = 0; t < static_cast<int64_t>(tasks.size()); ++t) {
+    const LoraGroup& g = *tasks[t].group;
+    for (int64_t r = 0; r < g.total_rank; r += kRankChunk)
+      shrinks.push_back({t, -1, r, std::min(r + kRankChunk, g.total_rank)});
+    for (int64_t i = 0; i < g.n_slices; ++i)
+      for (int64_t c = 0; c < g.slices[i].out; c += kColumnChunk)
+        expands.push_back({t, i, c, std::min(c + kColumnChunk, g.slices[i].out)});
+  }
+  std::vector<float> h(h_size * tasks.size());
+#pragma omp parallel num_threads(threads)
+  {
+    for (const auto* shares : {&shrinks, &expands}) {
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < static_cast<int64_t>(shares->size()); ++i) {
+        const Share& share = (*shares)[i];
+        run_share(op, tasks[share.task], share, h.data() + share.task * h_size);
+      }
+    }
+  }
+}
+
+bool fits(const Segment& s, int64_t rows, int64_t in, int64_t out) {
+  if (s.start < 0 || s.end < s.start || s.end > rows || s.group->in != in) return false;
+  for (int64_t i = 0; i < s.group->n_slices; ++i)
+    if (s.group->slices[i].offset + s.group->slices[i].out > out) return false;
+  return true;
+}
+
+}  // namespace livery
+
+// x [rows, in], y [rows, out], strides in floats. Returns the index of the first segment that does not fit x and
+// y (nothing is written then), or -1.
+extern "C" int64_t livery_grouped_lora(const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t rows,
+                                       int64_t in, int64_t out, const livery::Segment* segments,
+                                       int64_t n_segments) {
+  using namespace livery;
+  std::vector<Task> tasks;
+  int64_t most_ranks = 0, work = 0;
+  for (int64_t i = 0; i < n_segments; ++i) {
+    const Segment& s = segments[i];
+    if (!fits(s, rows, in, out)) return i;
+    for (int64_t row = s.start; row < s.end; row += kBlockRows)
+      tasks.push_back({s.group, row, std::min<int64_t>(kBlockRows, s.end - row)});
+    most_ranks = std::max(most_ranks, s.group->total_rank);
+    work += (s.end - s.start) * s.group->total_rank * in;
+  }
+  const Operands op{x, x_stride, y, y_stride};
+  const int64_t n_tasks = static_cast<int64_t>(tasks.size()), h_size = most_ranks * kBlockRows;
+  const int threads = work < kSerialWork ? 1 : omp_get_max_threads();
+  if (n_tasks == 0) return -1;
+  if (threads > 1 && n_tasks < 2 * threads)
+    run_split(op, tasks, h_size, threads);
+  else
+    run_tasks(op, tasks, h_size, threads);
+  return -1;
+}
