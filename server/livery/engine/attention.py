@@ -23,7 +23,15 @@ PAGED = "livery_paged"
 IMPLEMENTED_KEYWORDS = frozenset({"livery", "scaling", "dropout", "sliding_window", "softcap"})
 # Passed along by models, without effect on the result of a causal forward without a transformers cache.
 NEUTRAL_KEYWORDS = frozenset(
-    {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "return_dict"}
+    {
+        "cache_position",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
 )
 
 

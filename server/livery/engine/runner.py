@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from livery_adapters.manifest import check_against, read_manifest
 from torch import Tensor
 
 from livery.engine.attention import AttentionBatch, LayerCache
@@ -25,6 +24,7 @@ from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.sampler import NOT_FINITE, sample
 from livery_adapters.base_model import BaseModel
 from livery_adapters.formats import convert
+from livery_adapters.manifest import check_against, read_manifest
 
 GIB = 1 << 30
 
