@@ -70,10 +70,12 @@ class EngineClient:
             sys.executable, "-m", "livery.engine.process", address, str(os.getpid()), env=_environment(config)
         )
         exited = asyncio.create_task(self._process.wait())
-        await self._send(m.Start(config))
+        # A socket without a peer never takes a message, so sending must not outlast the process either.
+        start = asyncio.create_task(self._send(m.Start(config)))
         try:
             info = await self._await_ready(exited)
         except BaseException:
+            start.cancel()
             await self.stop()
             raise
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch(exited))]
@@ -83,9 +85,10 @@ class EngineClient:
         self._stopping = True
         self._fail_all(EngineDead("the engine was stopped"))
         if self._process is not None and self._process.returncode is None:
-            await self._send(m.Stop())
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._send(m.Stop())
+                    await self._process.wait()
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
