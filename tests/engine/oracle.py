@@ -78,6 +78,7 @@ class Bench:
 
     def __init__(self, config: EngineConfig) -> None:
         self.runner = RecordingRunner(config)
+        self.runner.seen.clear()  # the load-time canary ran too
         self.core = EngineCore(self.runner, lambda: None)
         self.results: dict[str, Recorded] = {}
 

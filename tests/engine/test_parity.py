@@ -17,6 +17,7 @@ from livery.engine.model import load_model
 MAX_LEN = 96
 # 24 blocks of 4 tokens for six sequences of up to 48 tokens: preemption is certain. 7 tokens a step: so is chunking.
 TIGHT = {"block_size": 4, "max_batch_tokens": 7, "max_running": 6, "max_model_len": MAX_LEN, "threads": 1}
+ROOMY = {"adapter_memory_bytes": 1 << 20}
 
 
 def lora_mix(family: str) -> dict[str, LoraConfig]:
@@ -64,7 +65,7 @@ def prompts(count: int, seed: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
 def test_mixed_batch_equals_each_row_alone(base: Path, adapters: dict[str, Path], kernels: str) -> None:
-    bench = Bench(EngineConfig(str(base), kernels=kernels, kv_memory_bytes=kv_bytes(base), **TIGHT))
+    bench = Bench(EngineConfig(str(base), kernels=kernels, kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
     oracle = Oracle(base, MAX_LEN)
     choices: list[Path | None] = [None, *adapters.values()]
     requests = list(enumerate(prompts(2 * len(choices), seed=3)))
@@ -107,7 +108,7 @@ def kv_bytes(base: Path) -> int:
 
 
 def measured_bytes(base: Path, adapter: AdapterRef) -> int:
-    bench = Bench(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **TIGHT))
+    bench = Bench(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
     bench.add("probe", [5, 6, 7], adapter, max_tokens=1)
     bench.run()
     return bench.core.stats().adapter_bytes
