@@ -1,0 +1,25 @@
+"""Puts the HTTP application together from its parts."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from livery import __version__
+from livery.api import adapters, errors, openai, status
+from livery.api.boundary import Boundary
+from livery.api.context import Context
+from livery.api.sse import KEEP_ALIVE_S
+from livery.service import GenerationService
+from livery.tenancy import Doors
+
+
+def create_app(service: GenerationService, doors: Doors, *, keep_alive_s: float = KEEP_ALIVE_S) -> FastAPI:
+    """The application over a service that is ready to take requests."""
+    # The framework's own pages load scripts from elsewhere; redirects would bypass the list of open paths.
+    app = FastAPI(title="Livery", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.context = Context(service, keep_alive_s)
+    for router in (openai.router, adapters.router, status.router):
+        app.include_router(router)
+    errors.install(app)
+    app.add_middleware(Boundary, doors=doors, metrics=service.metrics)
+    return app

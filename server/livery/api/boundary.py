@@ -1,0 +1,166 @@
+"""What every request passes on its way in and out: an id, the doors, a bounded body, one log line, one border
+at which nothing unexpected goes further. Knows no route's meaning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from livery.api.errors import BodyTooLarge, BodyTooSlow, describe
+from livery.metrics import Metrics
+from livery.tenancy import Doors
+
+log = logging.getLogger("livery.access")
+
+MAX_BODY = 2 << 20  # bytes
+BODY_TIMEOUT_S = 30.0
+OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
+LOCAL_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+CLIENT_GONE = 499
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What one request leaves behind; routes fill in what they know. Never text of prompts or answers."""
+
+    id: str
+    started: float = field(default_factory=time.perf_counter)
+    status: int = CLIENT_GONE
+    responding: bool = False
+    served_by: str = "-"  # NAME@DIGEST
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_s: float | None = None
+    outcome: str = "-"
+
+
+class ClientGone(Exception):
+    """The client left before its request was read."""
+
+
+class Boundary:
+    """ASGI middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, doors: Doors, metrics: Metrics) -> None:
+        self._app = app
+        self._doors = doors
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        record = RequestRecord(_request_id(headers))
+        scope.setdefault("state", {})["record"] = record
+
+        async def reply(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status, record.responding = message["status"], True
+                MutableHeaders(scope=message)["x-request-id"] = record.id
+            await send(message)
+
+        try:
+            await self._pass(scope, headers, receive, reply)
+        except ClientGone:
+            return
+        except Exception as error:  # noqa: BLE001  (request boundary)
+            await self._fail(error, record, scope, receive, reply)
+        finally:
+            self._close(record, scope)
+
+    async def _pass(self, scope: Scope, headers: Headers, receive: Receive, reply: Send) -> None:
+        path = scope["path"]
+        if path not in OPEN_PATHS:
+            self._doors.check_key(headers.get("authorization"))
+        if path in LOCAL_PATHS:
+            client = scope.get("client")
+            self._doors.check_local(client[0] if client else None, headers.get("host"))
+        await self._app(scope, await _with_body(headers, receive), reply)
+
+    async def _fail(self, error: Exception, record: RequestRecord, scope: Scope, receive: Receive, reply: Send) -> None:
+        answer = describe(error)
+        record.outcome = "error"
+        if not record.responding:
+            await answer.response()(scope, receive, reply)
+
+    def _close(self, record: RequestRecord, scope: Scope) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")
+        self._metrics.http(route, _method(scope), record.status)
+        log.info(
+            "%s %s %s status=%d served_by=%s prompt=%d completion=%d outcome=%s first_token=%s total=%.3fs",
+            record.id,
+            _method(scope),
+            route,
+            record.status,
+            record.served_by,
+            record.prompt_tokens,
+            record.completion_tokens,
+            record.outcome,
+            "-" if record.first_token_s is None else f"{record.first_token_s:.3f}s",
+            time.perf_counter() - record.started,
+        )
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own id where it is harmless, or a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _SANE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+def _method(scope: Scope) -> str:
+    """The method as a label: clients may send any word."""
+    method = str(scope["method"])
+    return method if method in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH") else "OTHER"
+
+
+async def _with_body(headers: Headers, receive: Receive) -> Receive:
+    """Read the whole body first, within limits of size and time, and hand it on as one message."""
+    length = headers.get("content-length", "0")
+    if length.isdigit() and int(length) > MAX_BODY:
+        raise _too_large()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = await _read(receive)
+    except TimeoutError:
+        raise BodyTooSlow(f"The request body didn't arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
+    message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+    async def replay() -> Message:
+        nonlocal message
+        if message is not None:
+            first, message = message, None
+            return first
+        return await receive()
+
+    return replay
+
+
+async def _read(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY:
+            raise _too_large()
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is over the limit of {MAX_BODY} bytes.")

@@ -1,0 +1,25 @@
+"""What routes get from the application they run in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from livery.service import GenerationService
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One application's service and how long a stream may stay silent, in seconds."""
+
+    service: GenerationService
+    keep_alive_s: float
+
+
+async def _context(request: Request) -> Context:
+    return cast(Context, request.app.state.context)
+
+
+ContextDep = Annotated[Context, Depends(_context)]

@@ -1,0 +1,178 @@
+"""How everything that can go wrong looks to a client: one table, one shape.
+
+    {"error": {"message", "type", "param", "code"}}
+
+Whatever is not in the table is our fault: a 500 without details. Knows how errors look, not when they happen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from livery import refusals, tenancy
+from livery.chat_template import InvalidMessages
+from livery.engine import base as engine
+from livery_adapters.refusal import AdapterRefused
+
+log = logging.getLogger("livery.api")
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+# A client's own input comes back in validation messages; both bounds keep the answer small.
+MAX_ISSUES = 5
+MAX_MESSAGE = 300
+RETRY_AFTER_S = 1
+
+
+class UnknownUrl(Exception):
+    """No route at this path."""
+
+
+class MethodNotAllowed(Exception):
+    """The route exists and doesn't take this method."""
+
+
+class BodyTooLarge(Exception):
+    """The request body is over the limit."""
+
+
+class BodyTooSlow(Exception):
+    """The request body didn't arrive in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How one class of errors is answered."""
+
+    status: int
+    type: str
+    code: str
+    message: str | None = None  # instead of the exception's own words, where those could say too much
+
+
+TABLE: dict[type[Exception], Failure] = {
+    refusals.ServiceRefusal: Failure(500, SERVER, "internal_error"),
+    refusals.UnknownModel: Failure(404, INVALID, "model_not_found"),
+    refusals.InvalidParameter: Failure(400, INVALID, "invalid_value"),
+    refusals.UnsupportedParameter: Failure(400, INVALID, "unsupported_parameter"),
+    refusals.ContextLengthExceeded: Failure(400, INVALID, "context_length_exceeded"),
+    refusals.Overloaded: Failure(503, SERVER, "engine_overloaded"),
+    refusals.Draining: Failure(503, SERVER, "engine_overloaded"),
+    refusals.NotReady: Failure(503, SERVER, "not_ready"),
+    refusals.GenerationFailed: Failure(500, SERVER, "generation_failed"),
+    refusals.AdapterUnusable: Failure(400, INVALID, "adapter_load_failed"),
+    refusals.AdapterNotReady: Failure(503, SERVER, "adapter_loading"),
+    # vLLM's own types, which clients of its management routes know.
+    refusals.AdapterExists: Failure(400, "InvalidUserInput", "adapter_exists"),
+    refusals.AdapterPathNotFound: Failure(404, "NotFoundError", "adapter_not_found"),
+    InvalidMessages: Failure(400, INVALID, "invalid_value"),
+    AdapterRefused: Failure(400, INVALID, "adapter_load_failed"),
+    tenancy.InvalidApiKey: Failure(401, INVALID, "invalid_api_key"),
+    tenancy.NotLocal: Failure(403, "permission_error", "loopback_only"),
+    engine.EngineError: Failure(500, SERVER, "internal_error", "The engine failed."),
+    engine.ModelRefused: Failure(500, SERVER, "internal_error", "The engine failed."),
+    engine.RequestRefused: Failure(400, INVALID, "invalid_value"),
+    engine.AdapterLoadFailed: Failure(400, INVALID, "adapter_load_failed"),
+    engine.EngineDead: Failure(500, SERVER, "internal_error", "The engine stopped; the server must be restarted."),
+    UnknownUrl: Failure(404, INVALID, "unknown_url"),
+    MethodNotAllowed: Failure(405, INVALID, "method_not_allowed"),
+    BodyTooLarge: Failure(413, INVALID, "request_too_large"),
+    BodyTooSlow: Failure(408, INVALID, "request_timeout"),
+}
+UNEXPECTED = Failure(500, SERVER, "internal_error", "The server had an internal error.")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiError:
+    """One error ready to send."""
+
+    status: int
+    body: dict[str, Any]
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        return Response(orjson.dumps(self.body), self.status, headers=self.headers, media_type="application/json")
+
+
+def describe(error: Exception) -> ApiError:
+    """The answer for any exception; one that nobody expected is logged here with its traceback."""
+    if isinstance(error, RequestValidationError):
+        return _invalid_body(error.errors())
+    if isinstance(error, StarletteHTTPException):
+        return _http_error(error)
+    failure = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), None)
+    if failure is None:
+        log.error("unexpected %s", type(error).__name__, exc_info=error)
+        failure = UNEXPECTED
+    return ApiError(
+        failure.status,
+        error_body(failure.message or str(error), failure, getattr(error, "param", None)),
+        _headers(error, failure),
+    )
+
+
+def error_body(message: str, failure: Failure, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": failure.type, "param": param, "code": failure.code}}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application take this module's shape."""
+
+    async def answer(_: Request, error: Exception) -> Response:
+        return describe(error).response()
+
+    for kind in (RequestValidationError, StarletteHTTPException, *TABLE):
+        app.add_exception_handler(kind, answer)
+
+
+def _headers(error: Exception, failure: Failure) -> dict[str, str]:
+    if failure.status == 401:
+        return {"www-authenticate": "Bearer"}
+    if failure.status == 503:
+        return {"retry-after": str(getattr(error, "retry_after", RETRY_AFTER_S))}
+    return {}
+
+
+def _http_error(error: StarletteHTTPException) -> ApiError:
+    """What the framework raises by itself: unknown paths, wrong methods, bodies that aren't JSON."""
+    if error.status_code == 404:
+        failure, message = TABLE[UnknownUrl], "Unknown URL; the API is under /v1, see GET /v1/models."
+    elif error.status_code == 405:
+        failure, message = TABLE[MethodNotAllowed], "This URL doesn't take this method."
+    else:
+        failure = Failure(error.status_code, INVALID, "invalid_request")
+        message = str(error.detail)[:MAX_MESSAGE]
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    return ApiError(failure.status, error_body(message, failure), headers)
+
+
+def _invalid_body(issues: Sequence[Any]) -> ApiError:
+    """A body that doesn't fit the schema; the first issue names the field."""
+    first = issues[0]
+    missing = first["type"] == "missing"
+    code = "missing_required_parameter" if missing else "invalid_value"
+    if first["type"] == "json_invalid":
+        message = "The request body is not valid JSON."
+    elif _param(first) is None:
+        message = "The request body must be a JSON object; send it with the header content-type: application/json."
+    else:
+        message = "; ".join(f"{_param(issue)}: {issue['msg']}"[:MAX_MESSAGE] for issue in issues[:MAX_ISSUES])
+    return ApiError(400, error_body(message, Failure(400, INVALID, code), _param(first)))
+
+
+def _param(issue: Mapping[str, Any]) -> str | None:
+    """The dotted path of a field, without the framework's own first part and without union branches."""
+    path = [str(part) for part in issue["loc"][1:] if isinstance(part, int) or _is_field(part)]
+    return ".".join(path)[:MAX_MESSAGE] or None
+
+
+def _is_field(part: str) -> bool:
+    return part.isidentifier() and part not in ("str", "int", "float", "bool")

@@ -1,0 +1,125 @@
+"""The routes OpenAI clients use: chat completions, completions, models."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from livery.api.boundary import CLIENT_GONE, RequestRecord
+from livery.api.context import Context, ContextDep
+from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
+from livery.api.shapes import Answer, ChatShape, Envelope, Shape, TextShape, model_json
+from livery.api.sse import EventStream, disconnected, event
+from livery.generation import Generation
+from livery.service import Job, OpenedJob
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(body: ChatCompletionBody, request: Request, context: ContextDep) -> Response:
+    body.check()
+    job = Job(body.model or "", body.to_prompts(), body.to_options(), _id("chatcmpl"), "messages")
+    opened = await context.service.open(job)
+    return await _answer(ChatShape(_envelope(job, opened, body, context)), opened, body, request, context)
+
+
+@router.post("/v1/completions")
+async def completions(body: CompletionBody, request: Request, context: ContextDep) -> Response:
+    body.check()
+    job = Job(body.model or "", body.to_prompts(), body.to_options(), _id("cmpl"), "prompt")
+    opened = await context.service.open(job)
+    return await _answer(TextShape(_envelope(job, opened, body, context)), opened, body, request, context)
+
+
+@router.get("/v1/models")
+async def list_models(context: ContextDep) -> Response:
+    return json_response({"object": "list", "data": [model_json(card) for card in context.service.models()]})
+
+
+@router.get("/v1/models/{model:path}")
+async def retrieve_model(model: str, context: ContextDep) -> Response:
+    return json_response(model_json(context.service.model(model)))
+
+
+def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401
+    return Response(orjson.dumps(data), status, headers=headers, media_type="application/json")
+
+
+def _id(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def _envelope(job: Job, opened: OpenedJob, body: GenerationBody, context: Context) -> Envelope:
+    name = job.model or context.service.base_name
+    return Envelope(job.request_id, int(time.time()), name, opened.fingerprint, body.include_usage)
+
+
+async def _answer(
+    shape: Shape, opened: OpenedJob, body: GenerationBody, request: Request, context: Context
+) -> Response:
+    """Stream or collect an opened job; it is closed whatever happens."""
+    generation = opened.generation
+    record: RequestRecord = request.state.record
+    record.served_by = opened.served_by
+    headers = {"x-livery-adapter": opened.served_by}
+
+    def close() -> None:
+        generation.close()
+        record.prompt_tokens = generation.usage.prompt_tokens
+        record.completion_tokens = generation.usage.completion_tokens
+        record.first_token_s = generation.meter.first_token_s
+        record.outcome = generation.meter.outcome or "-"
+
+    if body.stream:
+        chunks = _chunks(shape, generation, body.include_usage)
+        return EventStream(chunks, headers, close, context.keep_alive_s)
+    try:
+        answers = await _unless_gone(request, _collect(generation))
+    finally:
+        close()
+    if answers is None:
+        return Response(status_code=CLIENT_GONE)
+    return json_response(shape.whole(answers, generation.usage), headers=headers)
+
+
+async def _chunks(shape: Shape, generation: Generation, include_usage: bool) -> AsyncGenerator[bytes]:
+    """The events of a stream, up to but without `[DONE]`."""
+    opened = False
+    async with aclosing(generation.deltas()) as deltas:
+        async for delta in deltas:
+            parts = shape.chunks(delta) if opened else [*shape.opening(generation.choices), *shape.chunks(delta)]
+            opened = True
+            yield b"".join(map(event, parts))
+    if include_usage:
+        yield event(shape.usage_chunk(generation.usage))
+
+
+async def _collect(generation: Generation) -> list[Answer]:
+    answers = [Answer() for _ in range(generation.choices)]
+    async with aclosing(generation.deltas()) as deltas:
+        async for delta in deltas:
+            answer = answers[delta.index]
+            answer.text += delta.text
+            answer.finish_reason = delta.finish_reason or answer.finish_reason
+    return answers
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[Answer]]) -> list[Answer] | None:
+    """The result of the work, or None, with the work cancelled, once the client has left."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(disconnected(request.receive))
+    try:
+        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)

@@ -1,0 +1,102 @@
+"""Server-sent events: pumps a stream of chunks to a client that may be slow, silent or gone.
+
+The first chunk is awaited before anything is sent, so that what fails early still gets a status of its own; a
+long wait starts the response with a keep-alive comment. A failure later is sent as an error event and the
+stream closes without `[DONE]`. Knows bytes and errors, no models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+
+import orjson
+from fastapi import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from livery.api.errors import describe
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE_S = 15.0
+SEND_TIMEOUT_S = 30.0  # a client that takes nothing for so long is treated as gone
+HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+def event(data: object) -> bytes:
+    return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the client is gone."""
+    message: Message = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = await receive()
+
+
+class EventStream(Response):
+    """A response that pumps `chunks` and closes them, whatever happens."""
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes],
+        headers: Mapping[str, str],
+        on_close: Callable[[], None],
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
+        super().__init__(headers={**HEADERS, **headers})
+        del self.headers["content-length"]
+        self._chunks = chunks
+        self._on_close = on_close  # a generator that never started runs no `finally` of its own
+        self._keep_alive_s = keep_alive_s
+        self._started = False
+        self._silent_since = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pump = asyncio.create_task(self._pump(send))
+        helpers = [asyncio.create_task(disconnected(receive)), asyncio.create_task(self._keep_alive(send))]
+        try:
+            await asyncio.wait([pump, *helpers], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone = not pump.done()
+            for task in (pump, *helpers):
+                task.cancel()
+            results = await asyncio.gather(pump, *helpers, return_exceptions=True)
+            await self._chunks.aclose()
+            self._on_close()
+        failed = results[0]
+        if isinstance(failed, Exception) and not gone:
+            raise failed
+
+    async def _pump(self, send: Send) -> None:
+        try:
+            async with aclosing(self._chunks) as chunks:
+                async for chunk in chunks:
+                    await self._send(send, chunk)
+            await self._send(send, DONE)
+        except TimeoutError:
+            return
+        except Exception as error:
+            if not self._started:
+                raise
+            await self._send(send, event(describe(error).body))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _keep_alive(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        self._silent_since = loop.time()
+        while True:
+            wait = self._silent_since + self._keep_alive_s - loop.time()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            else:
+                await self._send(send, KEEP_ALIVE)
+
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            if not self._started:
+                self._started = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._silent_since = asyncio.get_running_loop().time()

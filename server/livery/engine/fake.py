@@ -1,0 +1,208 @@
+"""An engine without a model: tokens that can be computed by hand, and failures on demand.
+
+By default a request with the prompt [3, 4] and no adapter answers 7, 8, 9, …: the first token is the sum of
+the prompt plus, with an adapter, the first byte of its digest, and each next token is one more, all modulo the
+vocabulary. So the prompt [3, 4] on an adapter whose digest starts with `0a` answers 17, 18, 19, ….
+
+A test may replace that rule with a script, let tokens out one at a time, make a request fail after some
+tokens, and ask what was aborted. Nothing here sleeps: everything waits for an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from livery.engine.base import (
+    AdapterLoadFailed,
+    AdapterRef,
+    EngineDead,
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    RequestRefused,
+    TokenDelta,
+)
+from livery_adapters.base_model import ModuleShape
+
+Script = Callable[[GenerationRequest], Sequence[int]]
+
+
+@dataclass(slots=True)
+class Behaviour:
+    """What a fake engine does besides answering. `script` gives all tokens of a request.
+
+    `stepped`: every token waits for `FakeEngine.step`. `fail_after`: tokens after which a request ends with
+    an error. `die_after`: tokens after which the engine dies. `refuse_adapters`: digest -> reason.
+    """
+
+    script: Script | None = None
+    stepped: bool = False
+    fail_after: int | None = None
+    die_after: int | None = None
+    refuse_adapters: dict[str, str] = field(default_factory=dict)
+
+
+class FakeEngine:
+    """The Engine protocol over arithmetic. Use it from one event loop."""
+
+    def __init__(
+        self,
+        behaviour: Behaviour | None = None,
+        *,
+        vocab_size: int = 256,
+        max_model_len: int = 256,
+        eos_token_ids: tuple[int, ...] = (),
+        modules: Mapping[str, ModuleShape] | None = None,
+    ) -> None:
+        self.behaviour = behaviour or Behaviour()
+        self.requests: list[GenerationRequest] = []  # every request ever taken
+        self.aborted: list[str] = []
+        self.loaded: dict[str, AdapterRef] = {}
+        self._open: dict[str, GenerationRequest] = {}
+        self._permits = asyncio.Semaphore(0)
+        self._changed = asyncio.Event()
+        self._dead = False
+        self._generated = 0
+        self._info = EngineInfo(
+            architecture="Fake",
+            base_digest="fa" * 32,
+            device="cpu",
+            dtype="none",
+            attention="none",
+            kernels="none",
+            vocab_size=vocab_size,
+            max_model_len=max_model_len,
+            eos_token_ids=eos_token_ids,
+            block_size=16,
+            num_blocks=64,
+            max_batch_tokens=256,
+            max_running=8,
+            adapter_memory_bytes=1 << 20,
+            weight_bytes=0,
+            modules=dict(modules or {}),
+        )
+
+    async def start(self) -> EngineInfo:
+        return self._info
+
+    async def stop(self) -> None:
+        await self.die()
+
+    async def die(self) -> None:
+        """Stop answering: every open and later request ends with EngineDead."""
+        self._dead = True
+        for _ in self._open:
+            self._permits.release()
+        self._notify()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        self._take(request)
+        finished = False
+        try:
+            tokens = self._tokens(request)
+            for index, token in enumerate(tokens):
+                await self._turn()
+                if index == self.behaviour.fail_after:
+                    finished = True
+                    yield TokenDelta(request.request_id, [], "error", "the fake engine was told to fail")
+                    return
+                if index == self.behaviour.die_after:
+                    await self.die()
+                    raise EngineDead("the fake engine was told to die")
+                self._generated += 1
+                stops = self._stops(request, token, index)
+                reason: FinishReason | None = "stop" if stops else "length" if index == len(tokens) - 1 else None
+                finished = reason is not None
+                yield TokenDelta(request.request_id, [token], reason)
+                if finished:
+                    return
+        finally:
+            self._open.pop(request.request_id, None)
+            if not finished:
+                self.aborted.append(request.request_id)
+            self._notify()
+
+    async def abort(self, request_id: str) -> None:
+        if self._open.pop(request_id, None) is not None:
+            self.aborted.append(request_id)
+            self._notify()
+
+    async def load_adapter(self, adapter: AdapterRef) -> None:
+        if reason := self.behaviour.refuse_adapters.get(adapter.digest):
+            raise AdapterLoadFailed(reason)
+        self.loaded[adapter.digest] = adapter
+
+    async def unload_adapter(self, digest: str) -> None:
+        self.loaded.pop(digest, None)
+        self._notify()
+
+    async def stats(self) -> EngineStats:
+        if self._dead:
+            raise EngineDead("the fake engine is stopped")
+        running = {request.adapter.digest for request in self._open.values() if request.adapter}
+        return EngineStats(
+            running=len(self._open),
+            blocks_total=self._info.num_blocks,
+            blocks_free=self._info.num_blocks - len(self._open),
+            steps=self._generated,
+            generated_tokens=self._generated,
+            resident_adapters=tuple(self.loaded),
+            running_adapters=tuple(sorted(running)),
+        )
+
+    def step(self, tokens: int = 1) -> None:
+        """Let so many tokens out, over all requests, when `stepped`."""
+        for _ in range(tokens):
+            self._permits.release()
+
+    async def wait_until(self, condition: Callable[[FakeEngine], bool]) -> None:
+        """Return once the condition holds; it is looked at whenever a request or an adapter comes or goes."""
+        while not condition(self):
+            await self._changed.wait()
+
+    @property
+    def open_requests(self) -> int:
+        return len(self._open)
+
+    def _take(self, request: GenerationRequest) -> None:
+        if self._dead:
+            raise EngineDead("the fake engine is stopped")
+        if request.request_id in self._open:
+            raise RequestRefused(f"request id {request.request_id} is already in use")
+        self.requests.append(request)
+        self._open[request.request_id] = request
+        self._notify()
+
+    async def _turn(self) -> None:
+        """Wait for this token's permit, or give the other requests a chance."""
+        if self.behaviour.stepped:
+            await self._permits.acquire()
+        else:
+            await asyncio.sleep(0)
+        if self._dead:
+            raise EngineDead("the fake engine is stopped")
+
+    def _tokens(self, request: GenerationRequest) -> list[int]:
+        limit = request.sampling.max_tokens
+        if self.behaviour.script is not None:
+            return list(self.behaviour.script(request))[:limit]
+        first = sum(request.prompt_token_ids)
+        if request.adapter is not None:
+            first += int(request.adapter.digest[:2], 16)
+        return [(first + index) % self._info.vocab_size for index in range(limit)]
+
+    def _stops(self, request: GenerationRequest, token: int, index: int) -> bool:
+        sampling = request.sampling
+        if index + 1 < sampling.min_tokens:
+            return False
+        stop_ids = (
+            sampling.stop_token_ids if sampling.ignore_eos else (*sampling.stop_token_ids, *self._info.eos_token_ids)
+        )
+        return token in stop_ids
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,115 @@
+"""What the service refuses with: facts and words, no status codes (those are one table in `api.errors`).
+
+ServiceRefusal
+├── UnknownModel            no base model or adapter of that name
+├── InvalidParameter        a field's value can't be honoured
+│   └── UnsupportedParameter   the field asks for something this server doesn't do
+├── ContextLengthExceeded   prompt and answer don't fit the model
+├── Overloaded              too many requests are open
+├── Draining                the server is stopping
+└── GenerationFailed        a request broke after it was taken
+"""
+
+from __future__ import annotations
+
+
+class ServiceRefusal(Exception):
+    """Base of what the service raises on purpose; the message is fit for the client."""
+
+
+class UnknownModel(ServiceRefusal):
+    """No model of that name is served."""
+
+    def __init__(self, name: str) -> None:
+        # Both the words `model_not_found` and the type are what gateways look for in the text.
+        super().__init__(
+            f"The model '{name[:128]}' does not exist (model_not_found). GET /v1/models lists the models served here."
+        )
+        self.name = name
+
+
+class InvalidParameter(ServiceRefusal):
+    """A field's value can't be honoured. `param` is the dotted path of the field."""
+
+    def __init__(self, message: str, param: str | None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnsupportedParameter(InvalidParameter):
+    """The field would change the answer in a way this server doesn't implement."""
+
+
+class ContextLengthExceeded(ServiceRefusal):
+    """Prompt tokens plus the answer asked for exceed the model's context. Lengths in tokens."""
+
+    def __init__(self, limit: int, prompt: int, answer: int | None, param: str) -> None:
+        asked = f"{prompt} tokens in the prompt"
+        if answer is not None:
+            asked = f"{prompt + answer} tokens ({asked}, {answer} for the completion)"
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. However, you requested {asked}. "
+            "Please shorten the prompt or ask for fewer tokens."
+        )
+        self.param = param
+
+
+class Overloaded(ServiceRefusal):
+    """Too many requests are open; `retry_after` is in seconds."""
+
+    def __init__(self, open_requests: int, retry_after: int = 1) -> None:
+        super().__init__(f"The server already has {open_requests} requests open. Please retry shortly.")
+        self.retry_after = retry_after
+
+
+class Draining(ServiceRefusal):
+    """The server finishes what it has and takes nothing new; `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: int = 5) -> None:
+        super().__init__("The server is shutting down and takes no new requests. Please retry shortly.")
+        self.retry_after = retry_after
+
+
+class NotReady(ServiceRefusal):
+    """The engine doesn't answer in time."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine makes no progress at the moment.")
+
+
+class GenerationFailed(ServiceRefusal):
+    """A request broke after it was taken; the message is the engine's, fit for the client."""
+
+
+class AdapterUnusable(ServiceRefusal):
+    """The adapter is known and can't be served; the message says why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"The adapter '{name}' can't be served: {reason}")
+
+
+class AdapterNotReady(ServiceRefusal):
+    """The adapter is being loaded; `retry_after` is in seconds."""
+
+    def __init__(self, name: str, retry_after: int = 1) -> None:
+        super().__init__(f"The adapter '{name}' is still being loaded. Please retry shortly.")
+        self.retry_after = retry_after
+
+
+class AdapterExists(ServiceRefusal):
+    """A name to load is taken. Worded as vLLM words it: clients look for it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
+            "set 'load_inplace' to True."
+        )
+        self.param = "lora_name"
+
+
+class AdapterPathNotFound(ServiceRefusal):
+    """Nothing to load at the path given. Worded as vLLM words it."""
+
+    def __init__(self, name: str, path: str) -> None:
+        super().__init__(f"Loading lora {name} failed: No adapter found for {path[:256]}")
+        self.param = "lora_path"

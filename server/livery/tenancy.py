@@ -1,0 +1,88 @@
+"""Who may use what: for now one API key for everything, and doors that open to this machine only.
+
+Knows no HTTP beyond the words a request carries: an authorization value, an address, a host name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+
+
+class InvalidApiKey(Exception):
+    """No key, or not the right one; both look the same from outside."""
+
+    def __init__(self) -> None:
+        super().__init__("Missing or invalid API key; send it as: Authorization: Bearer <key>.")
+
+
+class NotLocal(Exception):
+    """A management route was called from another machine."""
+
+    def __init__(self) -> None:
+        super().__init__("Adapters are managed from the machine the server runs on: call this route through 127.0.0.1.")
+
+
+class OpenDoor(Exception):
+    """The server would listen beyond this machine without a key."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"host {host} is reachable from other machines and no API key is set: anyone could use this server. "
+            "Add --api-key KEY (or LIVERY_API_KEY), or accept that with --insecure-no-auth, or bind to 127.0.0.1"
+        )
+
+
+class Doors:
+    """Checks the key and the caller of each request. `api_key` None: no key is asked for."""
+
+    def __init__(self, api_key: str | None) -> None:
+        # Digests are compared, so that neither time nor length says anything about the key.
+        self._digest = _digest(api_key) if api_key is not None else None
+
+    def check_key(self, authorization: str | None) -> None:
+        """`authorization` is the header's value. Raises InvalidApiKey."""
+        if self._digest is None:
+            return
+        scheme, _, key = (authorization or "").partition(" ")
+        same = hmac.compare_digest(_digest(key.strip()), self._digest)
+        if scheme.lower() != "bearer" or not same:
+            raise InvalidApiKey
+
+    def check_local(self, client: str | None, host: str | None) -> None:
+        """For management routes: `client` is the caller's address, `host` the Host header. Raises NotLocal.
+
+        The Host header must name this machine too, so that a web page can't reach the route by having its
+        own name resolve to 127.0.0.1.
+        """
+        if client is None or not is_loopback(client) or not is_loopback(_host_name(host or "")):
+            raise NotLocal
+
+
+def check_binding(host: str, api_key: str | None, insecure_no_auth: bool) -> None:
+    """Raises OpenDoor when listening on `host` would let strangers in."""
+    if not is_loopback(host) and api_key is None and not insecure_no_auth:
+        raise OpenDoor(host)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header: `127.0.0.1:8000`, `[::1]:8000`, `localhost`."""
+    if host.startswith("["):
+        return host[1 : host.find("]")]
+    return host.rsplit(":", 1)[0] if host.count(":") == 1 else host
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,193 @@
+"""Between text and token ids: encoding, incremental decoding and stop strings.
+
+Reads the `tokenizers` files of a model directory and needs neither torch nor transformers, so that the API
+process stays small. Knows no HTTP, no engine and no adapter; chat templates are in `chat_template`.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from livery.chat_template import ChatTemplate, InvalidMessages, Message
+from livery.tokenizer_files import TokenizerFiles, load_tokenizer_files
+
+__all__ = ["Detokenizer", "InvalidMessages", "StopBuffer", "Tokenizer"]
+
+# Prompt tokens decoded along with the first generated ones, so that a leading space survives.
+CONTEXT_TOKENS = 6
+# An incomplete character is at most three bytes, so this many undecodable tokens are simply bad bytes.
+MAX_UNDECODED_TOKENS = 8
+REPLACEMENT = "\ufffd"
+
+
+class Tokenizer:
+    """Text to ids and back for one model. Safe to share between threads: nothing changes after the start."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self._fast = _load(files.tokenizer)
+        # The same tokenizer reading special tokens as plain text.
+        self._literal = _load(files.tokenizer)
+        self._literal.encode_special_tokens = True
+        specials = sorted(
+            (token.content for token in self._fast.get_added_tokens_decoder().values() if token.special),
+            key=len,
+            reverse=True,
+        )
+        self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
+        self._template = ChatTemplate(files.chat_template, files.named_tokens) if files.chat_template else None
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> Tokenizer:
+        """Load from a model directory. Raises TokenizerRefused."""
+        return cls(load_tokenizer_files(directory))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a raw prompt, with the special tokens (such as BOS) the model expects around it."""
+        return list(self._fast.encode(text).ids)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, ending where the assistant is to speak.
+
+        Special tokens come from the template alone: the same characters in a message are encoded as the
+        plain text they are. Raises InvalidMessages when the template can't render the conversation.
+        """
+        if self._template is None:
+            raise InvalidMessages(
+                "this model has no chat template; send a prompt to /v1/completions instead", param="messages"
+            )
+        hidden = _Hidden(self._specials)
+        rendered = self._template.render([hidden.hide(message) for message in messages])
+        if not hidden.count:
+            return list(self._fast.encode(rendered, add_special_tokens=False).ids)
+        return self._encode_apart(rendered, hidden)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, without special tokens."""
+        return self._fast.decode(ids, skip_special_tokens=True)
+
+    def _encode_apart(self, rendered: str, hidden: _Hidden) -> list[int]:
+        """Encode where messages contain the characters of special tokens: template and text apart."""
+        assert self._specials is not None
+        ids: list[int] = []
+        position = 0
+        for match in self._specials.finditer(rendered):
+            ids += self._encode_literal(hidden.reveal(rendered[position : match.start()]))
+            token = self._fast.token_to_id(match.group())
+            assert token is not None
+            ids.append(token)
+            position = match.end()
+        return ids + self._encode_literal(hidden.reveal(rendered[position:]))
+
+    def _encode_literal(self, text: str) -> list[int]:
+        return list(self._literal.encode(text, add_special_tokens=False).ids) if text else []
+
+
+class _Hidden:
+    """Special tokens' characters inside messages, replaced by marks while the template renders."""
+
+    def __init__(self, specials: re.Pattern[str] | None) -> None:
+        self._specials = specials
+        # Random, so that no message can contain a mark of its own.
+        self._mark = f"\ue000{secrets.token_hex(8)}."
+        self._texts: list[str] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._texts)
+
+    def hide(self, value: Message) -> Message:
+        return {key: self._hide(item) for key, item in value.items()}
+
+    def reveal(self, text: str) -> str:
+        for index, original in enumerate(self._texts):
+            text = text.replace(f"{self._mark}{index}\ue001", original)
+        return text
+
+    def _hide(self, value: object) -> object:
+        if isinstance(value, str):
+            return self._specials.sub(self._replace, value) if self._specials else value
+        if isinstance(value, list):
+            return [self._hide(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._hide(item) for key, item in value.items()}
+        return value
+
+    def _replace(self, match: re.Match[str]) -> str:
+        self._texts.append(match.group())
+        return f"{self._mark}{len(self._texts) - 1}\ue001"
+
+
+class Detokenizer:
+    """Turns the tokens of one sequence into text as they come, never splitting a character.
+
+    The pieces returned by `push` and `flush` joined are the text of the whole sequence after its prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(prompt_ids[-CONTEXT_TOKENS:])
+        self._sent = len(self._ids)  # ids[:_sent] are in text already returned, kept as context
+        self._sent_text = tokenizer.decode(self._ids)
+
+    def push(self, token_id: int) -> str:
+        """The text that is complete with this token; empty while a character is still in pieces."""
+        self._ids.append(token_id)
+        text = self._tokenizer.decode(self._ids)
+        if len(text) <= len(self._sent_text):
+            return ""
+        if text.endswith(REPLACEMENT) and len(self._ids) - self._sent < MAX_UNDECODED_TOKENS:
+            return ""
+        return self._take(text)
+
+    def flush(self) -> str:
+        """What is left at the end of the sequence: replacement characters for a character cut short."""
+        return self._take(self._tokenizer.decode(self._ids))
+
+    def _take(self, text: str) -> str:
+        piece = text[len(self._sent_text) :]
+        del self._ids[: self._sent]
+        self._sent = len(self._ids)
+        self._sent_text = self._tokenizer.decode(self._ids)
+        return piece
+
+
+class StopBuffer:
+    """Finds stop strings in a stream of text pieces and holds back what may become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, piece: str) -> tuple[str, bool]:
+        """Text safe to send, and whether a stop string was met. The stop string itself is dropped."""
+        text = self._held + piece
+        found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """What was held back when the sequence ended otherwise."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def _load(content: bytes) -> FastTokenizer:
+    tokenizer = FastTokenizer.from_buffer(content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

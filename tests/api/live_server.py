@@ -1,0 +1,127 @@
+"""A whole server over a fake engine: real tokenizer, real adapters on disk, real HTTP on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import openai
+import uvicorn
+
+from livery.api.app import create_app
+from livery.engine.fake import Behaviour, FakeEngine
+from livery.served import AdapterFolders, ServedAdapters
+from livery.service import GenerationService
+from livery.tenancy import Doors
+from livery.text import Tokenizer
+from livery_adapters.base_model import BaseModel, ModuleShape
+from livery_adapters.refusal import Limits
+
+T = TypeVar("T")
+BASE = "base-model"
+VOCAB = 49152
+# The linear modules of the tiny model in `make_adapter`.
+MODULES = {
+    f"model.layers.{layer}.self_attn.{name}": ModuleShape("linear", 16, 16)
+    for layer in range(2)
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+}
+
+
+@dataclass
+class Setup:
+    """What a test wants different from the usual."""
+
+    behaviour: Behaviour = field(default_factory=Behaviour)
+    api_key: str | None = None
+    keep_alive_s: float = 15.0
+    max_model_len: int = 256
+    max_open: int = 1024
+    eos_token_ids: tuple[int, ...] = ()
+
+
+class LiveServer:
+    """A running server: where it is, and a way to run code on its event loop."""
+
+    def __init__(self, setup: Setup, tokenizer: Tokenizer, folder: Path) -> None:
+        self.adapter_root = folder / "adapters"
+        self.adapter_root.mkdir(exist_ok=True)
+        self._setup, self._tokenizer, self._folder = setup, tokenizer, folder
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._started: Future[str] = Future()
+        self._stop = asyncio.Event()
+        self.engine: FakeEngine
+        self.service: GenerationService
+
+    @property
+    def url(self) -> str:
+        return self._started.result(30)
+
+    def client(self, key: str = "none", retries: int = 0) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=retries, timeout=30)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the server's loop and wait for the result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def step(self, tokens: int = 1) -> None:
+        self._loop.call_soon_threadsafe(self.engine.step, tokens)
+
+    def wait_until(self, condition: Callable[[FakeEngine], bool]) -> None:
+        self.call(asyncio.wait_for(self.engine.wait_until(condition), 30))
+
+    def start(self) -> None:
+        self._thread.start()
+        self._started.result(30)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._main())
+
+    async def _main(self) -> None:
+        setup = self._setup
+        try:
+            self.engine = FakeEngine(
+                setup.behaviour,
+                vocab_size=VOCAB,
+                max_model_len=setup.max_model_len,
+                eos_token_ids=setup.eos_token_ids,
+                modules=MODULES,
+            )
+            info = await self.engine.start()
+            base = BaseModel(BASE, info.base_digest, info.modules)
+            folders = AdapterFolders(self.adapter_root, self._folder / "data")
+            adapters = ServedAdapters(self.engine, base, folders, Limits(max_rank=8))
+            await adapters.start()
+            self.service = GenerationService(
+                self.engine, self._tokenizer, adapters, info, base_name=BASE, created=1, max_open=setup.max_open
+            )
+            app = create_app(self.service, Doors(setup.api_key), keep_alive_s=setup.keep_alive_s)
+            server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))
+            serving = asyncio.create_task(server.serve())
+            while not server.started:
+                await asyncio.sleep(0.01)
+            host, port = server.servers[0].sockets[0].getsockname()[:2]
+            self._started.set_result(f"http://{host}:{port}")
+        except BaseException as error:
+            self._started.set_exception(error)
+            raise
+        await self._stop.wait()
+        server.should_exit = True
+        await serving
+        await adapters.stop()
+        await self.engine.stop()
+
+
+Serve = Callable[..., LiveServer]
