@@ -55,6 +55,11 @@ class EngineClient:
         self._dead: EngineDead | None = None
         self._stopping = False
 
+    @property
+    def pid(self) -> int | None:
+        """The engine's process, once started."""
+        return self._process.pid if self._process else None
+
     # -- Engine --------------------------------------------------------------------------------------
 
     async def start(self) -> EngineInfo:

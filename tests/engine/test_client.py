@@ -1,0 +1,142 @@
+"""The engine in its own process, over its real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig
+
+from engine.families import linear_targets, save
+from engine.oracle import Oracle, Recorded, ref, save_adapter
+from livery.engine.base import (
+    AdapterLoadFailed,
+    AdapterRef,
+    EngineConfig,
+    EngineDead,
+    GenerationRequest,
+    ModelRefused,
+    RequestRefused,
+    SamplingParams,
+)
+from livery.engine.client import EngineClient
+
+MAX_LEN = 64
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("llama", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+async def engine(base: Path) -> AsyncIterator[EngineClient]:
+    client = EngineClient(config(base))
+    await client.start()
+    yield client
+    await client.stop()
+
+
+def config(base: Path) -> EngineConfig:
+    return EngineConfig(
+        str(base), max_model_len=MAX_LEN, kv_memory_bytes=1 << 20, adapter_memory_bytes=1 << 20, threads=1
+    )
+
+
+def greedy(name: str, prompt: list[int], max_tokens: int = 8, adapter: AdapterRef | None = None) -> GenerationRequest:
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    return GenerationRequest(name, prompt, params, adapter)
+
+
+async def tokens(engine: EngineClient, request: GenerationRequest) -> list[int]:
+    return [token async for delta in engine.generate(request) for token in delta.token_ids]
+
+
+async def test_streams_side_by_side_match_the_oracle(engine: EngineClient, base: Path, tmp_path: Path) -> None:
+    lora = save_adapter(base, tmp_path / "a", 1, LoraConfig(r=4, target_modules=linear_targets("llama")))
+    await engine.load_adapter(ref(lora))
+    prompts = [[3 + i, 20, 30 + i] for i in range(6)]
+    answers = await asyncio.gather(
+        *(tokens(engine, greedy(str(i), p, adapter=ref(lora) if i % 2 else None)) for i, p in enumerate(prompts))
+    )
+    oracle = Oracle(base, MAX_LEN)
+    oracle.assert_visible(prompts[1], lora)
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        expected = oracle.logits(prompt + answer, lora if index % 2 else None)
+        assert answer == [int(row.argmax()) for row in expected[len(prompt) - 1 : -1]]
+
+
+async def test_closing_a_stream_frees_everything(engine: EngineClient) -> None:
+    stream = engine.generate(greedy("a", [5, 6, 7], max_tokens=60))
+    await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]
+    stats = await engine.stats()  # goes through the engine's queue, behind the abort
+    assert stats.running == stats.waiting == 0
+    assert stats.blocks_free == stats.blocks_total
+
+
+async def test_what_can_never_run_is_refused(engine: EngineClient) -> None:
+    with pytest.raises(RequestRefused, match=f"{MAX_LEN}"):
+        await tokens(engine, greedy("long", [5] * MAX_LEN))
+    with pytest.raises(RequestRefused, match="vocabulary"):
+        await tokens(engine, greedy("alien", [5, 100_000]))
+    assert await tokens(engine, greedy("fine", [5, 6]))
+
+
+async def test_a_bad_adapter_fails_its_own_requests_only(engine: EngineClient, tmp_path: Path) -> None:
+    missing = AdapterRef("0" * 64, str(tmp_path / "nowhere"))
+    with pytest.raises(AdapterLoadFailed, match="nowhere"):
+        await engine.load_adapter(missing)
+    deltas, answer = await asyncio.gather(
+        _collect(engine, greedy("bad", [5, 6], adapter=missing)), tokens(engine, greedy("good", [5, 6]))
+    )
+    assert deltas.error is not None and "nowhere" in deltas.error
+    assert len(answer) == 8
+
+
+async def test_seeded_requests_repeat_whatever_the_company(engine: EngineClient) -> None:
+    params = SamplingParams(max_tokens=12, temperature=1.0, seed=42, ignore_eos=True)
+    alone = await tokens(engine, GenerationRequest("alone", [5, 6, 7], params))
+    crowd = [greedy(str(i), [9 + i, 3]) for i in range(5)]
+    together, *_ = await asyncio.gather(
+        tokens(engine, GenerationRequest("again", [5, 6, 7], params)), *(tokens(engine, other) for other in crowd)
+    )
+    assert together == alone
+
+
+async def test_a_killed_engine_fails_its_streams_and_says_so(base: Path) -> None:
+    engine = EngineClient(config(base))
+    await engine.start()
+    try:
+        stream = engine.generate(greedy("a", [5, 6, 7], max_tokens=60))
+        await anext(stream)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineDead, match="status -9"):
+            async for _ in stream:
+                pass
+        with pytest.raises(EngineDead):
+            await engine.stats()
+        with pytest.raises(EngineDead):
+            await tokens(engine, greedy("b", [5]))
+    finally:
+        await engine.stop()
+
+
+async def test_a_refused_model_is_reported_by_start(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
+    engine = EngineClient(EngineConfig(str(tmp_path)))
+    with pytest.raises(ModelRefused, match="nothing-known"):
+        await engine.start()
+
+
+async def _collect(engine: EngineClient, request: GenerationRequest) -> Recorded:
+    result = Recorded()
+    async for delta in engine.generate(request):
+        result.tokens += delta.token_ids
+        result.finish, result.error = delta.finish_reason, delta.error
+    return result

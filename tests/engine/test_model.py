@@ -1,0 +1,119 @@
+"""What is loaded, what is refused by name, and what a model turns out to be made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GptOssConfig,
+    Lfm2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen3NextConfig,
+)
+
+from engine.families import SMALL, VOCABULARY, save
+from livery.engine.base import EngineConfig, ModelRefused
+from livery.engine.model import load_model, module_shapes
+from livery.engine.rope import freeze_rope
+from livery.engine.runner import ModelRunner
+
+CPU = torch.device("cpu")
+
+# Models whose layers don't all go through transformers' attention interface, or through one that adds more.
+FOREIGN: dict[str, tuple[PreTrainedConfig, str]] = {
+    "bloom": (BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4), "Bloom"),
+    "lfm2": (Lfm2Config(**SMALL, layer_types=["conv", "full_attention", "conv"]), "Lfm2"),
+    "qwen3-next": (
+        Qwen3NextConfig(
+            **(SMALL | {"num_hidden_layers": 2}),
+            layer_types=["linear_attention", "full_attention"],
+            num_experts=2,
+            num_experts_per_tok=1,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+            linear_num_key_heads=2,
+            linear_num_value_heads=2,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+        ),
+        "Qwen3Next",
+    ),
+    "gpt-oss": (GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1), "s_aux"),
+}
+
+
+def build(config: PreTrainedConfig, folder: Path) -> Path:
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", list(FOREIGN))
+def test_a_model_that_would_be_wrong_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    config, expected = FOREIGN[name]
+    path = build(config, tmp_path / name)
+    with pytest.raises(ModelRefused, match=expected):
+        ModelRunner(EngineConfig(str(path), threads=1), lambda _: None)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
+    with pytest.raises(ModelRefused, match=str(tmp_path)):
+        load_model(EngineConfig(str(tmp_path)), CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"device": "abacus"}, "abacus"),
+        ({"dtype": "int3"}, "int3"),
+        ({"max_model_len": 256, "kv_memory_bytes": 9000}, "256"),
+    ],
+)
+def test_impossible_settings_are_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    path = save("llama", tmp_path)
+    with pytest.raises(ModelRefused, match=named):
+        ModelRunner(EngineConfig(str(path), threads=1, **change), lambda _: None)
+
+
+def test_shapes_without_weights_are_those_of_the_loaded_model(tmp_path: Path) -> None:
+    path = save("gpt2", tmp_path)
+    loaded = load_model(EngineConfig(str(path)), CPU, torch.float32)
+    shapes = module_shapes(str(path))
+    assert shapes == dict(loaded.structure.modules)
+    assert shapes["transformer.h.0.attn.c_attn"].out_features == 96
+    assert shapes["transformer.wte"].kind == "embedding"
+    assert loaded.structure.head == "lm_head"
+
+
+def test_modules_inside_routed_experts_carry_no_adapters(tmp_path: Path) -> None:
+    """Experts see other rows than the step's, so nothing inside them may be matched by row."""
+    shapes = module_shapes(str(save("qwen3-moe", tmp_path)))
+    assert not [path for path in shapes if "expert" in path]
+    assert "model.layers.0.self_attn.q_proj" in shapes
+
+
+def test_weights_are_held_once(tmp_path: Path) -> None:
+    path = save("llama", tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    runner = ModelRunner(EngineConfig(str(path), threads=1, kv_memory_bytes=1 << 20), lambda _: None)
+    assert runner.info.weight_bytes == sum(weight.nbytes for weight in model.parameters())
+
+
+def test_one_long_request_changes_no_rope_of_others() -> None:
+    parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    config = LlamaConfig(**(SMALL | {"max_position_embeddings": 16}), rope_parameters=parameters)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert freeze_rope(model, 64) == "fixed@64"
+    short, long = torch.tensor([[5, 6, 7]]), torch.arange(3, 60)[None]
+    with torch.no_grad():
+        before = model(short).logits
+        model(long)
+        assert torch.equal(before, model(short).logits)
