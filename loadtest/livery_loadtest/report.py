@@ -196,6 +196,7 @@ def print_report(report: Report, console: Console) -> None:
         f"load average {report.origin.machine.load_average:.1f} at the start"
     )
     console.print(_speed_table(report))
+    console.print(_latency_table(report))
     if report.ratios:
         console.print(_ratio_table(report))
     for line in _doubts(report):
@@ -203,10 +204,11 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _speed_table(report: Report) -> Table:
-    table = Table(title="median over rounds (lowest..highest); latencies p50 / p90 / p99 in ms", title_justify="left")
-    for heading in ("target", "scenario", "output tok/s", "req/s", "TTFT", "ITL", "end to end", "models at once"):
-        table.add_column(heading, justify="left" if heading in ("target", "scenario") else "right")
-    table.add_column("errors", justify="right")
+    table = Table(title="throughput, median over rounds (lowest..highest)", title_justify="left")
+    for heading in ("target", "scenario"):
+        table.add_column(heading)
+    for heading in ("output tok/s", "req/s", "models at once", "errors"):
+        table.add_column(heading, justify="right")
     for row in report.rows:
         errors = sum(row.pooled.errors.values())
         table.add_row(
@@ -214,12 +216,22 @@ def _speed_table(report: Report) -> Table:
             row.scenario,
             _spread(row.tokens_per_second, 1),
             f"{row.requests_per_second.median:.2f}",
-            _percentiles(row.pooled.ttft_ms),
-            _percentiles(row.pooled.itl_ms),
-            _percentiles(row.pooled.e2e_ms),
             f"{row.pooled.distinct_models:.1f}",
             f"[red]{errors}[/]" if errors else "0",
         )
+    return table
+
+
+def _latency_table(report: Report) -> Table:
+    table = Table(title="latencies over all rounds, p50 / p90 / p99 in ms", title_justify="left")
+    for heading in ("target", "scenario"):
+        table.add_column(heading)
+    for heading in ("TTFT", "ITL", "end to end"):
+        table.add_column(heading, justify="right")
+    for row in report.rows:
+        pooled = row.pooled
+        latencies = (pooled.ttft_ms, pooled.itl_ms, pooled.e2e_ms)
+        table.add_row(escape(row.target), row.scenario, *(_percentiles(value) for value in latencies))
     return table
 
 
@@ -261,18 +273,16 @@ def _doubts(report: Report) -> list[str]:
 
 def _check_lines(check: CheckResult) -> list[str]:
     colour = "green" if check.equal == check.compared and not check.failed else "yellow"
-    same = "".join(f"; {count} equal to {escape(other)}'s" for other, count in check.same_as.items())
-    failed = f", {check.failed} failed" if check.failed else ""
     head = (
         f"[{colour}]{escape(check.target)}: {check.equal} of {check.compared} greedy answers equal alone and "
-        f"under load{failed}[/]; {check.distinct_answers} different answers from as many models{same}"
-        if check.distinct_answers == len(check.answers)
-        else f"[{colour}]{escape(check.target)}: {check.equal} of {check.compared} greedy answers equal alone "
-        f"and under load{failed}[/]; only {check.distinct_answers} different answers from "
-        f"{len(check.answers)} models{same}"
+        f"under load[/]; {check.distinct_answers} different answers from {len(check.answers)} models"
     )
+    if check.failed:
+        head += f"; [red]{check.failed} models failed to answer[/]"
+    for other, count in check.same_as.items():
+        head += f"; {count} equal to {escape(other)}'s"
     return [head] + [
-        f"  {escape(one.model)} parts at character {one.at_character}: {escape(one.alone[:60])!r} alone, "
-        f"{escape(one.under_load[:60])!r} under load"
+        f"  {escape(one.model)} parts at character {one.at_character}: {escape(repr(one.alone[:60]))} alone, "
+        f"{escape(repr(one.under_load[:60]))} under load"
         for one in check.differences
     ]

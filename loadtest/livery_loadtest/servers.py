@@ -19,7 +19,7 @@ from types import TracebackType
 import httpx
 from rich.console import Console
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
 STOP_SECONDS = 20.0
 IDLE_WATCH_SECONDS = 2.0
 # More than this share of one core while nobody asks anything would disturb the server being measured.
@@ -93,8 +93,10 @@ class LaunchedServer:
     def wait_ready(self, timeout: float, console: Console) -> None:
         """Wait until /health answers 200, showing the seconds and the log's last line. Raises ServerFailed."""
         begun = time.monotonic()
-        with console.status(f"starting {self.spec.name}") as status:
-            while not self._healthy():
+        # A spinner at full speed would take a tenth of a core from the server that is starting.
+        status = console.status(f"starting {self.spec.name}", refresh_per_second=1)
+        with status, httpx.Client(timeout=2, trust_env=False) as client:
+            while not self._healthy(client):
                 waited = time.monotonic() - begun
                 if self.process.poll() is not None:
                     raise ServerFailed(self._failure(f"ended with code {self.process.returncode}"))
@@ -139,9 +141,9 @@ class LaunchedServer:
             except subprocess.TimeoutExpired:
                 continue
 
-    def _healthy(self) -> bool:
+    def _healthy(self, client: httpx.Client) -> bool:
         try:
-            return httpx.get(self.spec.url + "/health", timeout=2, trust_env=False).status_code == 200
+            return client.get(self.spec.url + "/health").status_code == 200
         except httpx.HTTPError:
             return False
 

@@ -90,11 +90,15 @@ class SideBySide:
         return SleepingStage(self.servers, self.setup.sleep)
 
     def facts(self) -> dict[str, Any]:
-        """For the report: each server's command, variables, start-up time, idle CPU share and memory now."""
+        """For the report: each server's command, variables, start-up time, idle CPU share and memory now.
+
+        The user's home folder is written as ~, so that a report can be shown around.
+        """
+        home = str(Path.home())
         return {
             server.spec.name: {
-                "command": shlex.join(server.spec.command),
-                "environment": dict(server.spec.environment),
+                "command": shlex.join(server.spec.command).replace(home, "~"),
+                "environment": {key: value.replace(home, "~") for key, value in server.spec.environment.items()},
                 "ready_seconds": round(server.ready_seconds, 1),
                 "idle_core_share": round(server.idle_share, 3),
                 "memory_mib": round(memory_mib(server.process.pid), 1),

@@ -1,0 +1,122 @@
+"""A small real server with known answers, and every kind of bad one, for the load client to measure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+# Adapters that misbehave, each in one way; CHANGING answers a prompt otherwise when it is asked again.
+REFUSED, CUT, FAILING, SILENT_USAGE, UNFINISHED = "refused", "cut", "failing", "silent-usage", "unfinished"
+CHANGING = "changing"
+
+
+@dataclass
+class KnownServer:
+    """Answers max_tokens words, one a chunk: `MODEL:0 MODEL:1 …`."""
+
+    name: str
+    models: list[str]
+    seen: list[dict[str, object]] = field(default_factory=list)
+    under_way: int = 0
+    most_under_way: int = 0
+    url: str = ""
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/v1/models", self.list_models),
+                Route("/version", self.version),
+                Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/v1/chat/completions", self.complete, methods=["POST"]),
+            ]
+        )
+
+    async def list_models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": name} for name in self.models]})
+
+    async def version(self, _: Request) -> Response:
+        return JSONResponse({"version": f"{self.name}-1.0"})
+
+    async def complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.seen.append({"server": self.name, "path": request.url.path, **body})
+        if body["model"] == REFUSED or body["model"] not in self.models:
+            error = {"message": f"model {body['model']} is not served", "code": "model_not_found"}
+            return JSONResponse({"error": error}, status_code=404)
+        return StreamingResponse(self.stream(body), media_type="text/event-stream")
+
+    async def stream(self, body: dict[str, object]) -> AsyncIterator[str]:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            async for payload in self.payloads(body):
+                yield f"data: {payload}\r\n\r\n"
+                await asyncio.sleep(0)  # answers overlap, as they do on a server that computes
+        finally:
+            self.under_way -= 1
+
+    async def payloads(self, body: dict[str, object]) -> AsyncIterator[str]:
+        model, count = str(body["model"]), int(str(body["max_tokens"]))
+        chat = "messages" in body
+        asked = [body.get("prompt"), body["model"]]
+        again = model == CHANGING and [[one.get("prompt"), one["model"]] for one in self.seen].count(asked) > 1
+        if chat:
+            yield json.dumps({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        for index in range(count):
+            if index == 2 and model == CUT:
+                return
+            if index == 2 and model == FAILING:
+                yield json.dumps({"error": {"message": "the engine is gone", "code": 500}})
+                return
+            word = f"{model}:{index} "
+            if again:
+                word = word.upper()
+            choice: dict[str, object] = {"index": 0, "finish_reason": None}
+            choice |= {"delta": {"content": word}} if chat else {"text": word}
+            yield json.dumps({"choices": [choice]})
+        if model != UNFINISHED:
+            yield json.dumps({"choices": [{"index": 0, "text": "", "delta": {}, "finish_reason": "length"}]})
+        if model != SILENT_USAGE:
+            prompt = len(str(body.get("prompt", "")).split())
+            yield json.dumps({"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": count}})
+        yield "[DONE]"
+
+
+class _Running:
+    """uvicorn in a thread, on a socket that is bound before it starts."""
+
+    def __init__(self, server: KnownServer) -> None:
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.listen(64)  # a client may connect before uvicorn accepts
+        server.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.uvicorn = uvicorn.Server(uvicorn.Config(server.app(), log_level="warning"))
+        self.thread = threading.Thread(target=self.uvicorn.run, kwargs={"sockets": [self.socket]})
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.uvicorn.should_exit = True
+        self.thread.join()
+        self.socket.close()
+
+
+@contextmanager
+def serving(*servers: KnownServer) -> Iterator[tuple[KnownServer, ...]]:
+    """Serve until the block ends."""
+    running = [_Running(server) for server in servers]
+    try:
+        yield servers
+    finally:
+        for one in running:
+            one.stop()
