@@ -49,24 +49,23 @@ struct Scratch {
   }
 };
 
+template <int M, int N>
+void score_tile(const float* const (&q)[M], const float* const* k, int64_t dim, float* scores) {
+  const float* keys[N];
+  float dots[M * N];
+  for (int n = 0; n < N; ++n) keys[n] = k[n];
+  dot_tile<M, N>(q, keys, dim, dots);
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) scores[m * kChunk + n] = dots[m * N + n];
+}
+
 template <int M>
-void score_rows(const float* const* q, const float* const* k, int64_t count, int64_t dim, float* scores) {
-  const float* rows[M];
-  for (int m = 0; m < M; ++m) rows[m] = q[m];
-  float dots[M * kTileCols];
+void score_rows(const float* const* queries, const float* const* k, int64_t count, int64_t dim, float* scores) {
+  const float* q[M];
+  for (int m = 0; m < M; ++m) q[m] = queries[m];
   int64_t t = 0;
-  for (; t + kTileCols <= count; t += kTileCols) {
-    const float* keys[kTileCols];
-    for (int n = 0; n < kTileCols; ++n) keys[n] = k[t + n];
-    dot_tile<M, kTileCols>(rows, keys, dim, dots);
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < kTileCols; ++n) scores[m * kChunk + t + n] = dots[m * kTileCols + n];
-  }
-  for (; t < count; ++t) {
-    const float* keys[1] = {k[t]};
-    dot_tile<M, 1>(rows, keys, dim, dots);
-    for (int m = 0; m < M; ++m) scores[m * kChunk + t] = dots[m];
-  }
+  for (; t + kTileCols <= count; t += kTileCols) score_tile<M, kTileCols>(q, k + t, dim, scores + t);
+  for (; t < count; ++t) score_tile<M, 1>(q, k + t, dim, scores + t);
 }
 
 // Scores of one row -> weights relative to the running maximum; returns what earlier sums must be scaled by.
@@ -102,29 +101,15 @@ float soften(float* row, int64_t count, int64_t from, int64_t to, const Paged& p
   return fade;
 }
 
-template <int M, int V>
-void add_values(float* acc, const float* weights, const float* const* v, int64_t count, int64_t dim, int64_t d) {
-  Vec sum[M][V];
-  for (int m = 0; m < M; ++m)
-    for (int i = 0; i < V; ++i) sum[m][i] = load(acc + m * dim + d + i * kLanes);
-  for (int64_t t = 0; t < count; ++t) {
-    Vec value[V];
-    for (int i = 0; i < V; ++i) value[i] = load(v[t] + d + i * kLanes);
-    for (int m = 0; m < M; ++m)
-      for (int i = 0; i < V; ++i) sum[m][i] += weights[m * kChunk + t] * value[i];
-  }
-  for (int m = 0; m < M; ++m)
-    for (int i = 0; i < V; ++i) store(acc + m * dim + d + i * kLanes, sum[m][i]);
-}
-
 template <int M>
-void weigh_rows(float* acc, const float* weights, const float* const* v, int64_t count, int64_t dim) {
-  int64_t d = 0;
-  for (; d + 4 * kLanes <= dim; d += 4 * kLanes) add_values<M, 4>(acc, weights, v, count, dim, d);
-  for (; d + kLanes <= dim; d += kLanes) add_values<M, 1>(acc, weights, v, count, dim, d);
-  for (; d < dim; ++d)
-    for (int m = 0; m < M; ++m)
-      for (int64_t t = 0; t < count; ++t) acc[m * dim + d] += weights[m * kChunk + t] * v[t][d];
+void add_values(float* acc, const float* weights, const float* const* v, int64_t count, int64_t dim) {
+  float* rows[M];
+  const float* w[M];
+  for (int m = 0; m < M; ++m) {
+    rows[m] = acc + m * dim;
+    w[m] = weights + m * kChunk;
+  }
+  axpy_rows<M>(rows, w, count, [&](int64_t t) { return v[t]; }, dim);
 }
 
 void find_slots(const Paged& p, const Item& item, int64_t begin, int64_t count, Scratch& s) {
@@ -140,11 +125,10 @@ void find_slots(const Paged& p, const Item& item, int64_t begin, int64_t count, 
 void walk_chunk(const Paged& p, const Item& item, int64_t begin, int64_t count, int64_t rows, Scratch& s) {
   const int64_t group = p.heads / p.kv_heads;
   find_slots(p, item, begin, count, s);
-  int64_t r = 0;
-  for (; r + kTileRows <= rows; r += kTileRows)
-    score_rows<kTileRows>(&s.queries[r], s.k, count, p.dim, &s.weights[r * kChunk]);
-  for (; r < rows; ++r) score_rows<1>(&s.queries[r], s.k, count, p.dim, &s.weights[r * kChunk]);
-  for (r = 0; r < rows; ++r) {
+  for_row_tiles(rows, [&](int64_t r, auto height) {
+    score_rows<decltype(height)::value>(&s.queries[r], s.k, count, p.dim, &s.weights[r * kChunk]);
+  });
+  for (int64_t r = 0; r < rows; ++r) {
     const int64_t position = item.position + r / group;
     const int64_t from = p.window > 0 ? position + 1 - p.window - begin : 0;
     const float fade =
@@ -152,9 +136,9 @@ void walk_chunk(const Paged& p, const Item& item, int64_t begin, int64_t count, 
     if (fade != 1.0f)
       for (int64_t d = 0; d < p.v_dim; ++d) s.acc[r * p.v_dim + d] *= fade;
   }
-  for (r = 0; r + kTileRows <= rows; r += kTileRows)
-    weigh_rows<kTileRows>(&s.acc[r * p.v_dim], &s.weights[r * kChunk], s.v, count, p.v_dim);
-  for (; r < rows; ++r) weigh_rows<1>(&s.acc[r * p.v_dim], &s.weights[r * kChunk], s.v, count, p.v_dim);
+  for_row_tiles(rows, [&](int64_t r, auto height) {
+    add_values<decltype(height)::value>(&s.acc[r * p.v_dim], &s.weights[r * kChunk], s.v, count, p.v_dim);
+  });
 }
 
 void attend(const Paged& p, const Item& item, Scratch& s) {

@@ -33,13 +33,7 @@ void linear_tile(const LinearCall& call, int64_t row, int64_t col) {
 
 template <int N>
 void linear_columns(const LinearCall& call, int64_t col) {
-  int64_t row = 0;
-  for (; row + kTileRows <= call.m; row += kTileRows) linear_tile<kTileRows, N>(call, row, col);
-  switch (call.m - row) {
-    case 3: linear_tile<3, N>(call, row, col); break;
-    case 2: linear_tile<2, N>(call, row, col); break;
-    case 1: linear_tile<1, N>(call, row, col); break;
-  }
+  for_row_tiles(call.m, [&](int64_t row, auto height) { linear_tile<decltype(height)::value, N>(call, row, col); });
 }
 
 }  // namespace livery

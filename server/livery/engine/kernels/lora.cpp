@@ -37,7 +37,7 @@ struct Operands {
   int64_t y_stride;
 };
 
-constexpr int kBlockRows = 8;
+constexpr int kBlockRows = 2 * (kTileRows > 4 ? kTileRows : 4);
 constexpr int64_t kRankChunk = 8;
 constexpr int64_t kColumnChunk = 256;
 constexpr int64_t kSerialWork = 32 * 1024;  // weights times rows below which waking threads costs more
@@ -52,78 +52,52 @@ struct Share {
   int64_t task, slice, begin, end;
 };
 
-template <int M, class T>
-void shrink_rows(const LoraGroup& g, const float* x, int64_t x_stride, int64_t begin, int64_t end, float* h) {
-  const float* rows[M];
-  for (int m = 0; m < M; ++m) rows[m] = x + m * x_stride;
-  const T* a = static_cast<const T*>(g.a);
-  float dots[M * kTileCols];
-  int64_t r = begin;
-  for (; r + kTileCols <= end; r += kTileCols) {
-    const T* ranks[kTileCols];
-    for (int n = 0; n < kTileCols; ++n) ranks[n] = a + (r + n) * g.in;
-    dot_tile<M, kTileCols>(rows, ranks, g.in, dots);
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < kTileCols; ++n)
-        h[m * g.total_rank + r + n] = dots[m * kTileCols + n] * g.rank_scales[r + n];
-  }
-  for (; r < end; ++r) {
-    const T* ranks[1] = {a + r * g.in};
-    dot_tile<M, 1>(rows, ranks, g.in, dots);
-    for (int m = 0; m < M; ++m) h[m * g.total_rank + r] = dots[m] * g.rank_scales[r];
-  }
+// h[m, r] = scale[r] * <x[m], A[r]> for N ranks from r on.
+template <int M, int N, class T>
+void shrink_tile(const LoraGroup& g, const float* const (&x)[M], int64_t r, float* h) {
+  const T* ranks[N];
+  float dots[M * N];
+  for (int n = 0; n < N; ++n) ranks[n] = static_cast<const T*>(g.a) + (r + n) * g.in;
+  dot_tile<M, N>(x, ranks, g.in, dots);
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) h[m * g.total_rank + r + n] = dots[m * N + n] * g.rank_scales[r + n];
 }
 
-// h[rows, total_rank] for ranks begin..end: tiles of ranks outside, so that each stays in the first cache.
+// h[rows, total_rank] for ranks begin..end: a tile of ranks meets all rows while it is in the first cache.
 template <class T>
 void shrink(const LoraGroup& g, const Operands& op, const Task& task, int64_t begin, int64_t end, float* h) {
-  for (int64_t r = begin; r < end; r += kTileCols) {
-    int64_t stop = std::min(end, r + kTileCols), m = 0;
-    const float* x = op.x + task.start * op.x_stride;
-    for (; m + kTileRows <= task.rows; m += kTileRows)
-      shrink_rows<kTileRows, T>(g, x + m * op.x_stride, op.x_stride, r, stop, h + m * g.total_rank);
-    for (; m < task.rows; ++m)
-      shrink_rows<1, T>(g, x + m * op.x_stride, op.x_stride, r, stop, h + m * g.total_rank);
-  }
-}
-
-template <int M, int V, class T>
-void expand_rows(const LoraSlice& s, float* y, int64_t y_stride, const float* h, int64_t h_stride, int64_t begin,
-                 int64_t end) {
-  const float* ranks[M];
-  float* out[M];
-  for (int m = 0; m < M; ++m) ranks[m] = h + m * h_stride + s.first_rank;
-  const T* b = static_cast<const T*>(s.b);
-  int64_t c = begin;
-  auto at_column = [&] {
-    for (int m = 0; m < M; ++m) out[m] = y + m * y_stride + s.offset + c;
+  const float* first_row = op.x + task.start * op.x_stride;
+  auto tile = [&](int64_t r, auto columns) {
+    for_row_tiles(task.rows, [&](int64_t row, auto height) {
+      constexpr int M = decltype(height)::value, N = decltype(columns)::value;
+      const float* x[M];
+      for (int m = 0; m < M; ++m) x[m] = first_row + (row + m) * op.x_stride;
+      shrink_tile<M, N, T>(g, x, r, h + row * g.total_rank);
+    });
   };
-  for (; c + V * kLanes <= end; c += V * kLanes) {
-    at_column();
-    axpy_tile<M, V>(out, ranks, b + c, s.out, s.rank);
-  }
-  for (; c + kLanes <= end; c += kLanes) {
-    at_column();
-    axpy_tile<M, 1>(out, ranks, b + c, s.out, s.rank);
-  }
-  if (c < end) {
-    at_column();
-    axpy_last<M>(out, ranks, b + c, s.out, s.rank, end - c);
-  }
+  int64_t r = begin;
+  for (; r + kTileCols <= end; r += kTileCols) tile(r, std::integral_constant<int, kTileCols>{});
+  for (; r < end; ++r) tile(r, std::integral_constant<int, 1>{});
 }
 
-// y[rows, offset + begin .. offset + end) += h B; the weights of a tile serve all rows while they are close.
+// y[rows, offset + begin .. offset + end) += h B, a stretch of columns at a time for all rows.
 template <class T>
 void expand(const LoraGroup& g, const Operands& op, const Task& task, const LoraSlice& s, int64_t begin,
             int64_t end, const float* h) {
+  float* first_row = op.y + task.start * op.y_stride + s.offset;
   for (int64_t c = begin; c < end; c += kColumnChunk) {
-    int64_t stop = std::min(end, c + kColumnChunk), m = 0;
-    float* y = op.y + task.start * op.y_stride;
-    for (; m + kTileRows <= task.rows; m += kTileRows)
-      expand_rows<kTileRows, 4, T>(s, y + m * op.y_stride, op.y_stride, h + m * g.total_rank, g.total_rank, c,
-                                   stop);
-    for (; m < task.rows; ++m)
-      expand_rows<1, 8, T>(s, y + m * op.y_stride, op.y_stride, h + m * g.total_rank, g.total_rank, c, stop);
+    const int64_t columns = std::min(kColumnChunk, end - c);
+    auto b = [&](int64_t j) { return static_cast<const T*>(s.b) + j * s.out + c; };
+    for_row_tiles(task.rows, [&](int64_t row, auto height) {
+      constexpr int M = decltype(height)::value;
+      float* y[M];
+      const float* ranks[M];
+      for (int m = 0; m < M; ++m) {
+        y[m] = first_row + (row + m) * op.y_stride + c;
+        ranks[m] = h + (row + m) * g.total_rank + s.first_rank;
+      }
+      axpy_rows<M>(y, ranks, s.rank, b, columns);
+    });
   }
 }
 

@@ -1,68 +1,119 @@
 // Register tiles shared by the kernels: dot products of a few rows with a few rows, and weighted sums of rows.
 #pragma once
 
+#include <type_traits>
+
 #include "vec.hpp"
 
 namespace livery {
 
+// Accumulators must leave registers for operands: 32 vectors with AVX-512 and NEON, 16 with AVX2 and SSE.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileRows = 6;
+#else
+constexpr int kTileRows = 2;
+#endif
+constexpr int kTileCols = 4;
+
+// Keeps a loaded vector in its register: compilers otherwise load it again for each product it takes part in.
+inline Vec held(Vec v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
+template <class F, int... I>
+inline void with_height(int64_t first, int64_t height, const F& f, std::integer_sequence<int, I...>) {
+  ((height == I + 1 ? f(first, std::integral_constant<int, I + 1>{}) : void()), ...);
+}
+
+// Calls f(first, M) for tiles of nearly equal height that cover `rows`; M is a compile-time constant up to Most.
+template <int Most = kTileRows, class F>
+inline void for_row_tiles(int64_t rows, const F& f) {
+  const int64_t tiles = (rows + Most - 1) / Most;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = rows * t / tiles, last = rows * (t + 1) / tiles;
+    with_height(first, last - first, f, std::make_integer_sequence<int, Most>{});
+  }
+}
+
+// Adds to acc[m * N + n] the products of the last k < kLanes values.
+template <int M, int N, class T>
+__attribute__((noinline)) void dot_rest(const float* const* x, const T* const* w, int64_t i, int64_t k, Vec* acc) {
+  for (int n = 0; n < N; ++n) {
+    const Vec b = load_first(w[n] + i, k);
+    for (int m = 0; m < M; ++m) acc[m * N + n] += load_first(x[m] + i, k) * b;
+  }
+}
+
 // out[m * N + n] = <x[m], w[n]> over k values; every element is read once.
 template <int M, int N, class T>
 inline void dot_tile(const float* const (&x)[M], const T* const (&w)[N], int64_t k, float* out) {
-  Vec acc[M * N] = {};
+  Vec acc[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) acc[m][n] = splat(0.0f);
   int64_t i = 0;
   for (; i + kLanes <= k; i += kLanes) {
     Vec b[N];
     for (int n = 0; n < N; ++n) b[n] = load(w[n] + i);
     for (int m = 0; m < M; ++m) {
-      Vec a = load(x[m] + i);
-      for (int n = 0; n < N; ++n) acc[m * N + n] += a * b[n];
+      const Vec a = held(load(x[m] + i));
+      for (int n = 0; n < N; ++n) acc[m][n] += a * b[n];
     }
   }
-  if (i < k) {
-    Vec b[N];
-    for (int n = 0; n < N; ++n) b[n] = load_first(w[n] + i, k - i);
-    for (int m = 0; m < M; ++m) {
-      Vec a = load_first(x[m] + i, k - i);
-      for (int n = 0; n < N; ++n) acc[m * N + n] += a * b[n];
-    }
-  }
-  sum_each<M * N>(acc, out);
+  Vec flat[M * N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) flat[m * N + n] = acc[m][n];
+  if (i < k) dot_rest<M, N>(x, w, i, k - i, flat);
+  sum_each<M * N>(flat, out);
 }
 
-// y[m][0 .. V * kLanes) += sum over j < count of h[m][j] * b[j][...], rows of b being b_stride apart.
-template <int M, int V, class T>
-inline void axpy_tile(float* const (&y)[M], const float* const (&h)[M], const T* b, int64_t b_stride,
-                      int64_t count) {
+// y[m][0 .. V * kLanes) += sum over j < count of h[m][j] * b(j)[...], where b(j) points at a row of values.
+template <int M, int V, class Row>
+inline void axpy_tile(float* const (&y)[M], const float* const (&h)[M], int64_t count, const Row& b) {
   Vec acc[M][V];
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < V; ++v) acc[m][v] = load(y[m] + v * kLanes);
   for (int64_t j = 0; j < count; ++j) {
     Vec row[V];
-    for (int v = 0; v < V; ++v) row[v] = load(b + j * b_stride + v * kLanes);
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < V; ++v) acc[m][v] += h[m][j] * row[v];
+    for (int v = 0; v < V; ++v) row[v] = load(b(j) + v * kLanes);
+    for (int m = 0; m < M; ++m) {
+      const Vec a = held(splat(h[m][j]));
+      for (int v = 0; v < V; ++v) acc[m][v] += a * row[v];
+    }
   }
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < V; ++v) store(y[m] + v * kLanes, acc[m][v]);
 }
 
 // The same for the last n < kLanes columns.
-template <int M, class T>
-inline void axpy_last(float* const (&y)[M], const float* const (&h)[M], const T* b, int64_t b_stride,
-                      int64_t count, int64_t n) {
+template <int M, class Row>
+__attribute__((noinline)) void axpy_rest(float* const (&y)[M], const float* const (&h)[M], int64_t count,
+                                         const Row& b, int64_t n) {
   for (int m = 0; m < M; ++m) {
     Vec acc = load_first(y[m], n);
-    for (int64_t j = 0; j < count; ++j) acc += h[m][j] * load_first(b + j * b_stride, n);
+    for (int64_t j = 0; j < count; ++j) acc += h[m][j] * load_first(b(j), n);
     store_first(y[m], acc, n);
   }
 }
 
-// Registers: 32 vectors with AVX-512 and NEON, 16 with AVX2 and SSE; accumulators must leave room for operands.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileRows = 4;
-#else
-constexpr int kTileRows = 2;
-#endif
-constexpr int kTileCols = 4;
+// axpy over any number of columns: y[m] and b(j) point at the first.
+template <int M, class Row>
+inline void axpy_rows(float* const (&y)[M], const float* const (&h)[M], int64_t count, const Row& b,
+                      int64_t columns) {
+  constexpr int kVecs = M == 1 ? 8 : 4;
+  float* at[M];
+  int64_t c = 0;
+  auto row = [&](int64_t j) { return b(j) + c; };
+  auto move = [&] {
+    for (int m = 0; m < M; ++m) at[m] = y[m] + c;
+  };
+  for (move(); c + kVecs * kLanes <= columns; c += kVecs * kLanes, move()) axpy_tile<M, kVecs>(at, h, count, row);
+  for (; c + kLanes <= columns; c += kLanes, move()) axpy_tile<M, 1>(at, h, count, row);
+  if (c < columns) axpy_rest<M>(at, h, count, row, columns - c);
+}
 
 }  // namespace livery
