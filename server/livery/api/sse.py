@@ -8,7 +8,7 @@ stream closes without `[DONE]`. Knows bytes and errors, no models.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 import orjson
@@ -58,16 +58,17 @@ class EventStream(Response):
         helpers = [asyncio.create_task(disconnected(receive)), asyncio.create_task(self._keep_alive(send))]
         try:
             await asyncio.wait([pump, *helpers], return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                await pump  # a failure before the first chunk gets a status of its own
+        except asyncio.CancelledError:  # the server has waited long enough: say that this isn't the end
+            await _end([pump, *helpers])
+            if self._started:
+                await self._send(send, event(describe(Draining()).body))
+            raise
         finally:
-            gone = not pump.done()
-            for task in (pump, *helpers):
-                task.cancel()
-            results = await asyncio.gather(pump, *helpers, return_exceptions=True)
+            await _end([pump, *helpers])
             await self._chunks.aclose()
             self._on_close()
-        failed = results[0]
-        if isinstance(failed, Exception) and not gone:
-            raise failed
 
     async def _pump(self, send: Send) -> None:
         try:
@@ -100,3 +101,9 @@ class EventStream(Response):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         self._silent_since = asyncio.get_running_loop().time()
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

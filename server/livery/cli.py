@@ -1,0 +1,73 @@
+"""The command `livery`: its tree, and how a failure looks. What the commands do is in `livery.commands`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from livery import __version__
+from livery.commands import adapters, doctor
+from livery.commands.options import takes_settings
+from livery.commands.serve import serve
+from livery.engine.base import EngineDead, ModelRefused
+from livery.models import ModelNotFound
+from livery.served import DataFolderInUse
+from livery.settings import SettingsError
+from livery.tenancy import OpenDoor
+from livery.tokenizer_files import TokenizerRefused
+
+EXPECTED = (
+    SettingsError,
+    OpenDoor,
+    ModelNotFound,
+    ModelRefused,
+    EngineDead,
+    TokenizerRefused,
+    DataFolderInUse,
+    adapters.ServerUnusable,
+)
+
+app = typer.Typer(
+    name="livery",
+    help="One base model, many liveries: serve fine-tuned adapters by name.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("serve")(takes_settings(serve))
+app.command("doctor")(doctor.doctor)
+app.add_typer(adapters.app, name="adapters")
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point of the console command; what a user can get wrong ends in one line and status 2."""
+    if sys.argv[1:2] in ([], ["bench"], ["--help"]):
+        _mount_bench()
+    try:
+        app()
+    except EXPECTED as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output left, as `| head` does; what is still buffered must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _mount_bench() -> None:
+    """The load client loads only when it is asked for: no other command needs it."""
+    from livery_loadtest.cli import app as bench
+
+    app.add_typer(bench, name="bench")

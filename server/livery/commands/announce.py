@@ -1,0 +1,83 @@
+"""What `livery serve` prints once it is ready: what is served, what was refused, and how to try it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+
+from rich.console import Console
+from rich.markup import escape
+
+from livery import __version__
+from livery.service import GenerationService
+from livery_adapters.registry import AdapterVersion
+
+PROMPT = "Tell me about your day."
+MAX_TOKENS = 64
+MAX_LISTED = 20
+
+
+def announce(service: GenerationService, address: tuple[str, int], *, needs_key: bool) -> None:
+    """Print to standard output; `address` is the socket's own."""
+    console = Console(highlight=False, soft_wrap=True)
+    url, info = _url(address), service.info
+    console.print(f"\n[bold]Livery {__version__}[/] serves [bold]{escape(service.base_name)}[/] on [bold]{url}[/]")
+    console.print(f"  {info.architecture}, {info.device} {info.dtype}, kernels: {escape(info.kernels)}")
+    _print_adapters(console, service)
+    served = service.adapters.active()
+    name = served[0][0] if served else service.base_name
+    console.print("\n[bold]Try it[/]")
+    console.print(curl(url, name, needs_key), markup=False)
+    console.print("\n[bold]or in Python[/] (pip install openai)")
+    console.print(snippet(url, name, needs_key), markup=False)
+    console.print("\nCtrl-C stops the server.")
+
+
+def curl(url: str, model: str, needs_key: bool) -> str:
+    body = {"model": model, "max_tokens": MAX_TOKENS, "messages": [{"role": "user", "content": PROMPT}]}
+    key = ' -H "authorization: Bearer $LIVERY_API_KEY"' if needs_key else ""
+    return f"curl {url}/v1/chat/completions -H 'content-type: application/json'{key} \\\n  -d '{json.dumps(body)}'"
+
+
+def snippet(url: str, model: str, needs_key: bool) -> str:
+    key = 'os.environ["LIVERY_API_KEY"]' if needs_key else '"none"'
+    return "\n".join(
+        (
+            *(("import os",) if needs_key else ()),
+            "from openai import OpenAI",
+            f'client = OpenAI(base_url="{url}/v1", api_key={key})',
+            "answer = client.chat.completions.create(",
+            f"    model={json.dumps(model)},",
+            f"    max_tokens={MAX_TOKENS},",
+            f'    messages=[{{"role": "user", "content": "{PROMPT}"}}],',
+            ")",
+            "print(answer.choices[0].message.content)",
+        )
+    )
+
+
+def _print_adapters(console: Console, service: GenerationService) -> None:
+    served = service.adapters.active()
+    if not served:
+        console.print("  no adapters; put PEFT folders into --adapters DIR")
+    for name, version in served[:MAX_LISTED]:
+        console.print(f"  [green]✓[/] {escape(name)}  {_summary(version)}")
+    if len(served) > MAX_LISTED:
+        console.print(f"  … and {len(served) - MAX_LISTED} more: livery adapters ls")
+    for record in service.adapters.records():
+        if record.error:
+            console.print(f"  [red]✗[/] {escape(record.name)}  {record.state}: {escape(record.error)}")
+
+
+def _summary(version: AdapterVersion) -> str:
+    ranks = version.coverage.ranks
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    return f"{rank}, {version.coverage.nbytes / 1e6:.1f} MB, {version.digest[:12]}"
+
+
+def _url(address: tuple[str, int]) -> str:
+    host, port = address
+    ip = ipaddress.ip_address(host)
+    if ip.is_unspecified:
+        host = "127.0.0.1" if ip.version == 4 else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,58 @@
+"""Turns the settings into options of a command, so that a knob is written down once."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+
+from livery.settings import PREFIX, Settings, flag, load_settings
+
+
+def takes_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
+    """A command with an option for every knob and `--config`, from one that takes the settings."""
+
+    def run(**options: Any) -> None:  # noqa: ANN401  (typer fills these in by the signature below)
+        config_file = options.pop("config")
+        command(load_settings(options, os.environ, config_file))
+
+    parameters = [_parameter(name, field) for name, field in Settings.model_fields.items()]
+    parameters.append(
+        inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                Path | None,
+                typer.Option("--config", metavar="FILE", help="YAML file with any of these", envvar=f"{PREFIX}CONFIG"),
+            ],
+        )
+    )
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = command.__doc__
+    return run
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Values stay text here: the settings check them and know what to say."""
+    switch = field.annotation is bool
+    default = "" if field.default in (None, 0, False) or field.is_required() else f" [default: {field.default}]"
+    option = typer.Option(
+        flag(name), help=f"{field.description}{default}", metavar=None if switch else _metavar(name), show_default=False
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[bool | None if switch else str | None, option],
+    )
+
+
+def _metavar(name: str) -> str:
+    return name.rsplit("_", 1)[-1].upper()

@@ -1,0 +1,182 @@
+"""`livery serve`: puts the engine, the adapters, the service and the HTTP application together and runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from rich.console import Console
+
+from livery.api.app import create_app
+from livery.commands.announce import announce
+from livery.engine.base import Engine, EngineConfig, EngineInfo
+from livery.models import ResolvedModel, resolve_model
+from livery.served import AdapterFolders, ServedAdapters
+from livery.service import GenerationService
+from livery.settings import Settings, SettingsError
+from livery.tenancy import Doors, check_binding
+from livery.text import Tokenizer
+from livery_adapters.base_model import BaseModel
+from livery_adapters.refusal import Limits
+
+MakeEngine = Callable[[EngineConfig, Callable[[str], None]], Engine]
+
+
+def serve(settings: Settings) -> None:
+    """Serve a base model and a folder of adapters over an OpenAI-compatible API."""
+    run_server(settings, _engine_process)
+
+
+def run_server(settings: Settings, make_engine: MakeEngine) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests under way get `drain_timeout` seconds to finish.
+
+    Raises SettingsError, OpenDoor, ModelNotFound, ModelRefused, TokenizerRefused or DataFolderInUse.
+    """
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    check_binding(settings.host, key, settings.insecure_no_auth)
+    if settings.adapters is not None and not settings.adapters.is_dir():
+        raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    listener = _bind(settings.host, settings.port)
+    with listener:
+        resolved = resolve_model(settings.model)
+        try:
+            asyncio.run(_serve(settings, resolved, listener, make_engine, Doors(key)))
+        except asyncio.CancelledError:
+            raise SystemExit(128 + signal.SIGTERM) from None  # told to stop while it was starting
+
+
+def _engine_process(config: EngineConfig, progress: Callable[[str], None]) -> Engine:
+    from livery.engine.client import EngineClient
+
+    return EngineClient(config, progress)
+
+
+async def _serve(
+    settings: Settings, resolved: ResolvedModel, listener: socket.socket, make_engine: MakeEngine, doors: Doors
+) -> None:
+    console = Console(stderr=True)
+    # Until the server has its own way of stopping, a SIGTERM ends the start in good order.
+    main = asyncio.current_task()
+    assert main is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
+    with console.status(f"loading {resolved.name}") as status:
+        engine = make_engine(_engine_config(settings, resolved.path), status.update)
+        info = await engine.start()
+        try:
+            service = await _service(settings, resolved, engine, info, status.update)
+        except BaseException:
+            await engine.stop()
+            raise
+    try:
+        await _Server(settings, service, doors, listener).serve(sockets=[listener])
+    finally:
+        await service.adapters.stop()
+        await engine.stop()
+
+
+async def _service(
+    settings: Settings,
+    resolved: ResolvedModel,
+    engine: Engine,
+    info: EngineInfo,
+    progress: Callable[[str], None],
+) -> GenerationService:
+    name = settings.served_model_name or resolved.name
+    tokenizer = await asyncio.to_thread(Tokenizer.from_directory, resolved.path)
+    adapters = ServedAdapters(
+        engine,
+        BaseModel(name, info.base_digest, info.modules),
+        AdapterFolders(settings.adapters, settings.data_folder, settings.poll_adapters),
+        Limits(max_rank=settings.max_rank),
+    )
+    progress("loading adapters")
+    try:
+        await adapters.start()
+    except BaseException:
+        await adapters.stop()
+        raise
+    return GenerationService(
+        engine,
+        tokenizer,
+        adapters,
+        info,
+        base_name=name,
+        created=int(time.time()),
+        max_open=settings.max_open,
+        metrics_max_adapters=settings.metrics_max_adapters,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it is ready and stops admitting as soon as it is told to stop."""
+
+    def __init__(self, settings: Settings, service: GenerationService, doors: Doors, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            create_app(service, doors),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=settings.drain_timeout,
+        )
+        super().__init__(config)
+        self._settings = settings
+        self._service = service
+        self._address: tuple[str, int] = listener.getsockname()[:2]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            announce(self._service, self._address, needs_key=self._settings.api_key is not None)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Listen for the signals that stop the server, without raising them again at the end: the engine
+        must still be stopped in good order then.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._service.drain()
+        super().handle_exit(sig, frame)
+
+
+def _engine_config(settings: Settings, model: Path) -> EngineConfig:
+    return EngineConfig(
+        model_path=str(model),
+        device=settings.device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        kv_memory_bytes=int(settings.kv_memory),
+        adapter_memory_bytes=int(settings.adapter_memory),
+        max_batch_tokens=settings.max_batch_tokens,
+        max_running=settings.max_running,
+        threads=settings.threads,
+        kernels=settings.kernels,
+    )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port before the model is loaded. Raises SettingsError."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"can't listen on --host {host} --port {port}: {error.strerror}; choose another port, or 0 for a free one"
+        ) from None
+    return listener

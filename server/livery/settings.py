@@ -1,0 +1,112 @@
+"""Every knob of the server, once. Flags win over LIVERY_* variables, and those over a YAML file.
+
+Read once, at the start, by the command line; nothing changes it and nothing else reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
+
+PREFIX = "LIVERY_"
+Port = Annotated[int, Field(ge=0, le=65535)]
+Level = Literal["debug", "info", "warning", "error"]
+
+
+class SettingsError(Exception):
+    """A knob has a value that can't be used; the message names the knob, the value and the remedy."""
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """Descriptions are the command line's help, so they say what to write."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = Field(description="Base model: a directory, a .gguf file, a hub id, or smollm2-135m-instruct")
+    served_model_name: str | None = Field(None, min_length=1, description="Name clients use for the base model")
+    adapters: Path | None = Field(None, description="Folder whose subfolders are served as adapters")
+    data: Path | None = Field(None, description="Folder for the server's own copies of adapters")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
+    port: Port = Field(8000, description="Port to listen on; 0 takes a free one")
+    api_key: SecretStr | None = Field(None, min_length=1, description="Key that clients must send")
+    insecure_no_auth: bool = Field(False, description="Listen beyond this machine without a key")
+    max_model_len: int = Field(0, ge=0, description="Longest prompt and answer together, in tokens; 0: the model's")
+    kv_memory: ByteSize = Field(ByteSize(0), ge=0, description="Memory for the KV cache, as in 4GiB; 0: chosen")
+    adapter_memory: ByteSize = Field(
+        ByteSize(0), ge=0, description="Memory for adapters in use, as in 512MiB; 0: chosen"
+    )
+    max_batch_tokens: int = Field(0, ge=0, description="Most tokens computed in one step; 0: chosen")
+    max_running: int = Field(64, ge=1, le=4096, description="Most sequences computed together")
+    max_open: int = Field(1024, ge=1, description="Most sequences running and waiting; more are answered 503")
+    max_rank: int = Field(256, ge=1, description="Highest rank an adapter may have")
+    threads: int = Field(0, ge=0, description="Threads of the engine on CPU; 0: chosen")
+    device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto, float32 or bfloat16")
+    kernels: Literal["auto", "torch"] = Field("auto", description="auto, or torch for plain torch operations")
+    poll_adapters: bool = Field(False, description="Look at the adapter folder instead of waiting for events")
+    drain_timeout: int = Field(30, ge=0, description="Seconds that requests may still take after SIGTERM")
+    metrics_max_adapters: int = Field(200, ge=0, description="Adapters with metrics of their own; the rest add up")
+    log_level: Annotated[Level, BeforeValidator(_lower)] = Field("info", description="debug, info, warning or error")
+
+    @property
+    def data_folder(self) -> Path:
+        """Where this server keeps its copies; two servers on two ports don't share by default."""
+        if self.data is not None:
+            return self.data
+        home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+        return Path(home).expanduser() / "livery" / f"port-{self.port}"
+
+
+def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], config_file: Path | None = None) -> Settings:
+    """Merge the three sources; a flag of None was not given. Raises SettingsError."""
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for name, value in (_read_file(config_file) if config_file else {}).items():
+        values[name], origins[name] = value, f"{name} in {config_file}"
+    for name in Settings.model_fields:
+        variable = PREFIX + name.upper()
+        if environ.get(variable):
+            values[name], origins[name] = environ[variable], variable
+        if flags.get(name) is not None:
+            values[name], origins[name] = flags[name], flag(name)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(issue, origins) for issue in error.errors())) from None
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _read_file(file: Path) -> dict[str, object]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {file} can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {file} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"--config {file} must be a list of knobs, as in `port: 8001`")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
+
+
+def _explain(issue: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    name = str(issue["loc"][0])
+    if issue["type"] == "missing":
+        return f"{flag(name)} is needed. {Settings.model_fields[name].description}"
+    if issue["type"] == "extra_forbidden":
+        return f"{origins[name]}: there is no such knob; `livery serve --help` lists them"
+    shown = "(hidden)" if name == "api_key" else repr(issue["input"])
+    return f"{origins[name]} is {shown}: {issue['msg']}. {Settings.model_fields[name].description}"
