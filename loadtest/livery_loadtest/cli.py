@@ -139,9 +139,10 @@ def peers(
     try:
         with SideBySide(setup, Console(stderr=True)) as side_by_side:
             stage = side_by_side.stage()
-            subjects = asyncio.run(find_subjects(side_by_side.targets, (), plan.timeout))
+            subjects = asyncio.run(find_subjects(side_by_side.targets, side_by_side.adapters, plan.timeout))
             report = _run(subjects, plan, workload, stage, machine, {})
-            report.extra["servers"] = side_by_side.facts()
+            stage.leave()
+            report.extra["servers"] = side_by_side.facts(stage)
     except (TargetUnusable, ServerFailed, EnvironmentFailed, ValueError) as failure:
         _stop(str(failure))
     _finish(report, out)

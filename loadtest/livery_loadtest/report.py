@@ -223,7 +223,7 @@ def _speed_table(report: Report) -> Table:
 
 
 def _latency_table(report: Report) -> Table:
-    table = Table(title="latencies over all rounds, p50 / p90 / p99 in ms", title_justify="left")
+    table = Table(title="latencies over all rounds, p50 / p90 / p99 in ms where no unit is given", title_justify="left")
     for heading in ("target", "scenario"):
         table.add_column(heading)
     for heading in ("TTFT", "ITL", "end to end"):
@@ -249,7 +249,12 @@ def _spread(value: Spread, digits: int) -> str:
 
 
 def _percentiles(value: Percentiles | None) -> str:
-    return "-" if value is None else f"{value.p50:.0f} / {value.p90:.0f} / {value.p99:.0f}"
+    if value is None:
+        return "-"
+    values = (value.p50, value.p90, value.p99)
+    if value.p99 >= 10_000:
+        return " / ".join(f"{one / 1000:.1f}" for one in values) + " s"
+    return " / ".join(f"{one:.0f}" for one in values)
 
 
 def _doubts(report: Report) -> list[str]:

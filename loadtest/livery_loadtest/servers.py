@@ -41,13 +41,18 @@ class Sleep(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """How to start a server. `url` is its root; it is ready when GET `url`/health answers 200."""
+    """How to start a server. `url` is its root.
+
+    It is ready when GET `ready` answers 200 and /v1/models lists every name in `expects`.
+    """
 
     name: str
     command: Sequence[str]
     url: str
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    ready: str = "/health"
+    expects: frozenset[str] = frozenset()
 
 
 def free_port() -> int:
@@ -91,17 +96,17 @@ class LaunchedServer:
         return self._process
 
     def wait_ready(self, timeout: float, console: Console) -> None:
-        """Wait until /health answers 200, showing the seconds and the log's last line. Raises ServerFailed."""
+        """Wait until the server is ready, showing the seconds and its log's last line. Raises ServerFailed."""
         begun = time.monotonic()
         # A spinner at full speed would take a tenth of a core from the server that is starting.
         status = console.status(f"starting {self.spec.name}", refresh_per_second=1)
         with status, httpx.Client(timeout=2, trust_env=False) as client:
-            while not self._healthy(client):
+            while not self._ready(client):
                 waited = time.monotonic() - begun
                 if self.process.poll() is not None:
                     raise ServerFailed(self._failure(f"ended with code {self.process.returncode}"))
                 if waited > timeout:
-                    raise ServerFailed(self._failure(f"did not answer /health within {timeout:.0f} s"))
+                    raise ServerFailed(self._failure(f"was not ready within {timeout:.0f} s"))
                 last = (self._log_end(1) or [""])[0][:100]
                 status.update(f"starting {self.spec.name}, {waited:.0f} s: [dim]{last}[/]")
                 time.sleep(POLL_SECONDS)
@@ -141,11 +146,16 @@ class LaunchedServer:
             except subprocess.TimeoutExpired:
                 continue
 
-    def _healthy(self, client: httpx.Client) -> bool:
+    def _ready(self, client: httpx.Client) -> bool:
         try:
-            return client.get(self.spec.url + "/health").status_code == 200
-        except httpx.HTTPError:
+            if client.get(self.spec.url + self.spec.ready).status_code != 200:
+                return False
+            if not self.spec.expects:
+                return True
+            listed = client.get(self.spec.url + "/v1/models").json()["data"]
+        except (httpx.HTTPError, ValueError, KeyError):
             return False
+        return self.spec.expects <= {entry["id"] for entry in listed}
 
     def _log_end(self, lines: int) -> list[str]:
         with self.spec.log.open("rb") as log:
@@ -159,18 +169,38 @@ class LaunchedServer:
 
 
 class SleepingStage:
-    """Only the server being measured runs; others sleep where they would use CPU."""
+    """Only the server being measured runs; others sleep where they would use CPU.
+
+    `disturbance` has the CPU seconds each server used while another one was being measured.
+    """
 
     def __init__(self, servers: Sequence[LaunchedServer], policy: Sleep) -> None:
         self._servers = {server.spec.name: server for server in servers}
         self._policy = policy
+        self._measured: str | None = None
+        self._used = self._cpu_seconds()
+        self.disturbance = dict.fromkeys(self._servers, 0.0)
 
     def enter(self, target: str) -> None:
         """Wake `target`, put to sleep the others the policy names."""
+        self.leave()
         for name, server in self._servers.items():
             if name != target and self._sleeps(server):
                 server.sleep()
         self._servers[target].wake()
+        self._measured, self._used = target, self._cpu_seconds()
+
+    def leave(self) -> None:
+        """End the turn of the server being measured: note what the others used meanwhile."""
+        if self._measured is None:
+            return
+        for name, seconds in self._cpu_seconds().items():
+            if name != self._measured:
+                self.disturbance[name] += seconds - self._used[name]
+        self._measured = None
+
+    def _cpu_seconds(self) -> dict[str, float]:
+        return {name: cpu_seconds(server.process.pid) for name, server in self._servers.items()}
 
     def _sleeps(self, server: LaunchedServer) -> bool:
         if self._policy is Sleep.AUTO:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,11 @@ class SideBySide:
         self._stack.close()
 
     @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters every server with adapters has."""
+        return sorted(set().union(*(server.spec.expects for server in self.servers)))
+
+    @property
     def targets(self) -> list[Target]:
         """The servers as targets, in the order they were started."""
         return [Target(server.spec.name, server.spec.url) for server in self.servers]
@@ -89,8 +95,8 @@ class SideBySide:
             server.wake()
         return SleepingStage(self.servers, self.setup.sleep)
 
-    def facts(self) -> dict[str, Any]:
-        """For the report: each server's command, variables, start-up time, idle CPU share and memory now.
+    def facts(self, stage: SleepingStage) -> dict[str, Any]:
+        """For the report: each server's command, variables, start-up time, memory now, CPU use out of turn.
 
         The user's home folder is written as ~, so that a report can be shown around.
         """
@@ -101,6 +107,7 @@ class SideBySide:
                 "environment": {key: value.replace(home, "~") for key, value in server.spec.environment.items()},
                 "ready_seconds": round(server.ready_seconds, 1),
                 "idle_core_share": round(server.idle_share, 3),
+                "cpu_seconds_out_of_turn": round(stage.disturbance[server.spec.name], 2),
                 "memory_mib": round(memory_mib(server.process.pid), 1),
             }
             for server in self.servers
@@ -116,30 +123,34 @@ def launch_specs(setup: PeersSetup, console: Console) -> list[LaunchSpec]:
         adapters = write_random_adapters(model, folder, setup.adapters, setup.rank)
     if set(setup.servers) - {LIVERY}:
         setup.environment.ensure(console)
-    specs = []
-    for server in setup.servers:
-        port = free_port()
-        if server == LIVERY:
-            command = livery_command(setup.model, folder, port) + shlex.split(setup.livery_arguments)
-            variables: dict[str, str] = {}
-        else:
-            loaded = adapters if server == VLLM else {}
-            command = vllm_command(
-                setup.environment.python, model, name, port, loaded, setup.rank, setup.streams, setup.dtype
-            ) + shlex.split(setup.vllm_arguments)
-            variables = vllm_variables(setup.environment.folder, setup.bind)
-        log = setup.folder / f"{server}.log"
-        specs.append(LaunchSpec(server, command, f"http://127.0.0.1:{port}", log, variables))
-    return specs
+    return [_launch_spec(setup, server, model, name, folder, adapters) for server in setup.servers]
 
 
-def livery_command(model: str, adapters: Path, port: int) -> list[str]:
+def _launch_spec(
+    setup: PeersSetup, server: str, model: Path, name: str, folder: Path, adapters: Mapping[str, Path]
+) -> LaunchSpec:
+    port = free_port()
+    url, log = f"http://127.0.0.1:{port}", setup.folder / f"{server}.log"
+    if server == LIVERY:
+        command = livery_command(setup.model, folder, setup.folder / "livery-data", port)
+        command += shlex.split(setup.livery_arguments)
+        return LaunchSpec(server, command, url, log, ready="/ready", expects=frozenset(adapters))
+    loaded = adapters if server == VLLM else {}
+    python = setup.environment.python
+    command = vllm_command(python, model, name, port, loaded, setup.rank, setup.streams, setup.dtype)
+    command += shlex.split(setup.vllm_arguments)
+    variables = vllm_variables(setup.environment.folder, setup.bind)
+    return LaunchSpec(server, command, url, log, variables, expects=frozenset(loaded))
+
+
+def livery_command(model: str, adapters: Path, data: Path, port: int) -> list[str]:
     """The command line of a Livery server, by the `livery` command beside this interpreter."""
     beside = Path(sys.executable).parent / "livery"
     program = str(beside) if beside.is_file() else shutil.which("livery")
     if program is None:
         raise ServerFailed("the command `livery` is not installed beside this Python; run: pip install livery")
-    return [program, "serve", "--model", model, "--adapters", str(adapters), "--port", str(port)]
+    command = [program, "serve", "--model", model, "--adapters", str(adapters)]
+    return [*command, "--data", str(data), "--port", str(port)]
 
 
 def model_directory(model: str) -> Path:

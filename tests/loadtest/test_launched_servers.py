@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -29,18 +30,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(os.environ["GREETING"].encode())
+        models = '{"data": [{"id": "base"}, {"id": "pirate"}]}'
+        self.wfile.write((models if self.path == "/v1/models" else os.environ["GREETING"]).encode())
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
 
-def small_server(name: str, folder: Path) -> LaunchedServer:
+def small_server(name: str, folder: Path, expects: frozenset[str] = frozenset()) -> LaunchedServer:
     port = free_port()
     command = [sys.executable, "-c", SMALL_SERVER, str(port)]
     url = f"http://127.0.0.1:{port}"
-    return LaunchedServer(LaunchSpec(name, command, url, folder / "logs" / name, {"GREETING": f"from {name}"}))
+    log, variables = folder / "logs" / name, {"GREETING": f"from {name}"}
+    return LaunchedServer(LaunchSpec(name, command, url, log, variables, expects=expects))
 
 
 def quiet() -> Console:
@@ -68,9 +71,17 @@ def test_a_server_that_ends_is_reported_with_its_log(tmp_path: Path) -> None:
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import signal; signal.pause()"]
     spec = LaunchSpec("deaf", command, "http://127.0.0.1:9", tmp_path / "log")
-    with LaunchedServer(spec) as server, pytest.raises(ServerFailed, match="did not answer /health within 0 s"):
+    with LaunchedServer(spec) as server, pytest.raises(ServerFailed, match="was not ready within 0 s"):
         server.wait_ready(0, quiet())
     assert server.process.returncode is not None
+
+
+def test_a_server_is_ready_when_it_lists_what_is_expected(tmp_path: Path) -> None:
+    with small_server("one", tmp_path, frozenset({"pirate"})) as server:
+        server.wait_ready(60, quiet())
+        server.spec = replace(server.spec, expects=frozenset({"pirate", "parrot"}))
+        with pytest.raises(ServerFailed, match="one was not ready within 0 s"):
+            server.wait_ready(0, quiet())
 
 
 @needs_proc
@@ -100,6 +111,21 @@ def test_idle_servers_that_burn_nothing_are_left_awake(tmp_path: Path) -> None:
         assert httpx.get(one.spec.url, trust_env=False).text == "from one"
         SleepingStage([one, two], Sleep.AUTO).enter("one")
         os.waitid(os.P_PID, two.process.pid, os.WSTOPPED)
+
+
+@needs_proc
+def test_work_out_of_turn_is_noted(tmp_path: Path) -> None:
+    with small_server("one", tmp_path) as one, small_server("two", tmp_path) as two:
+        one.wait_ready(60, quiet())
+        two.wait_ready(60, quiet())
+        stage = SleepingStage([one, two], Sleep.NEVER)
+        stage.enter("one")
+        before = cpu_seconds(two.process.pid)
+        while cpu_seconds(two.process.pid) <= before:
+            httpx.get(two.spec.url, trust_env=False)
+        stage.leave()
+        assert stage.disturbance["two"] > 0
+        assert stage.disturbance["one"] == 0
 
 
 @needs_proc

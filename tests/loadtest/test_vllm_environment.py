@@ -95,6 +95,8 @@ def test_all_servers_get_one_model_and_the_same_adapters(tmp_path: Path) -> None
     assert sorted(path.name for path in folder.iterdir()) == ["random-0", "random-1"]
     assert f"random-1={folder / 'random-1'}" in theirs.command
     assert "--enable-lora" not in plain.command
+    assert ours.expects == theirs.expects == {"random-0", "random-1"}
+    assert not plain.expects
     assert len({ours.url, theirs.url, plain.url}) == 3
 
 
