@@ -54,7 +54,7 @@ void score_tile(const float* const (&q)[M], const float* const* k, int64_t dim, 
   const float* keys[N];
   float dots[M * N];
   for (int n = 0; n < N; ++n) keys[n] = k[n];
-  dot_tile<M, N>(q, keys, dim, dots);
+  dot_tile<M, N, 0>(q, keys, dim, dots);
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) scores[m * kChunk + n] = dots[m * N + n];
 }

@@ -58,7 +58,7 @@ void shrink_tile(const LoraGroup& g, const float* const (&x)[M], int64_t r, floa
   const T* ranks[N];
   float dots[M * N];
   for (int n = 0; n < N; ++n) ranks[n] = static_cast<const T*>(g.a) + (r + n) * g.in;
-  dot_tile<M, N>(x, ranks, g.in, dots);
+  dot_tile<M, N, 1>(x, ranks, g.in, dots);
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) h[m * g.total_rank + r + n] = dots[m * N + n] * g.rank_scales[r + n];
 }

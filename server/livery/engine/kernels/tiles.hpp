@@ -49,8 +49,9 @@ __attribute__((noinline)) void dot_rest(const float* const* x, const T* const* w
   }
 }
 
-// out[m * N + n] = <x[m], w[n]> over k values; every element is read once.
-template <int M, int N, class T>
+// out[m * N + n] = <x[m], w[n]> over k values; every element is read once. Where the rows of w follow each other
+// and more tiles come, Ahead > 0 fetches from the tile that many further on.
+template <int M, int N, int Ahead, class T>
 inline void dot_tile(const float* const (&x)[M], const T* const (&w)[N], int64_t k, float* out) {
   Vec acc[M][N];
   for (int m = 0; m < M; ++m)
@@ -58,7 +59,10 @@ inline void dot_tile(const float* const (&x)[M], const T* const (&w)[N], int64_t
   int64_t i = 0;
   for (; i + kLanes <= k; i += kLanes) {
     Vec b[N];
-    for (int n = 0; n < N; ++n) b[n] = load(w[n] + i);
+    for (int n = 0; n < N; ++n) {
+      b[n] = load(w[n] + i);
+      if constexpr (Ahead > 0) __builtin_prefetch(w[n] + i + Ahead * N * k);
+    }
     for (int m = 0; m < M; ++m) {
       const Vec a = held(load(x[m] + i));
       for (int n = 0; n < N; ++n) acc[m][n] += a * b[n];
