@@ -1,0 +1,81 @@
+"""A real `livery serve` in its own process, on a free port, over a tiny model with the demo base's tokenizer."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from livery.models import resolve_model
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def tiny_model(folder: Path) -> Path:
+    """A random Llama of two layers with the demo base's vocabulary and chat template."""
+    demo = resolve_model("smollm2-135m-instruct").path
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        shutil.copy(demo / name, folder / name)
+    return folder
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    url: str
+    log: Path
+
+
+@contextmanager
+def livery_serve(model: str | Path, adapters: Path, folder: Path, *flags: str) -> Iterator[RunningServer]:
+    """Start the command as a user would, wait for the line that says it serves, and end it with SIGTERM."""
+    log = folder / "server.log"
+    command = [sys.executable, "-m", "livery", "serve", "--port", "0", "--data", str(folder / "data")]
+    command += ["--model", str(model), "--adapters", str(adapters), *flags]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        try:
+            url = None
+            for line in process.stdout:
+                out.write(line)
+                if found := re.search(r"serves .* on (http://\S+)", line):
+                    url = found.group(1)
+                    break
+            out.flush()
+            assert url is not None, f"the server ended before it served:\n{log.read_text()}"
+            with log.open("a") as rest:
+                # The pipe must stay drained, or a talkative server would block on it.
+                drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=rest)
+                yield RunningServer(url, log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(timeout=60)
+            process.stdout.close()
+    drain.wait(timeout=10)
+    assert status == 0, f"the server ended with {status}:\n{log.read_text()[-3000:]}"
