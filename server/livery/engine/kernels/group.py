@@ -100,7 +100,7 @@ class AdapterGroup:
             if a is None or b is None or rank == 0:
                 continue
             stacked.append(a.to(dtype))
-            slices.append(LoraSlice(first_rank, rank, float(scale), offset, b.t().to(dtype).contiguous()))
+            slices.append(LoraSlice(first_rank, rank, float(scale), offset, _transposed(b, dtype)))
             first_rank += rank
         if not slices:
             raise ValueError("an adapter group needs at least one member with a rank above 0")
@@ -149,6 +149,11 @@ class GroupSegments:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def _transposed(b: Tensor, dtype: torch.dtype) -> Tensor:
+    """B as [rank, out] in memory of its own: it must outlive the file it was read from, and start aligned."""
+    return torch.empty((b.shape[1], b.shape[0]), dtype=dtype, device=b.device).copy_(b.t())
 
 
 def _checked_rank(a: Tensor | None, b: Tensor | None, in_features: int, offset: int) -> int:

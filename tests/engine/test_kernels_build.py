@@ -1,0 +1,97 @@
+"""Building the kernels: once for all processes, with one OpenMP runtime, and never in the way of starting."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.kernels_under_test import IS_NATIVE, KERNELS, only_native
+from livery.engine.kernels import describe, load
+from livery.engine.kernels.build import BuildFailed, build
+
+
+@only_native
+def test_one_openmp_runtime_serves_torch_and_the_kernels() -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc")
+    KERNELS[0].linear(torch.ones((2, 300)), torch.ones((300, 300)))
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    runtimes = [path for path in mapped if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))]
+    assert len(runtimes) == 1
+
+
+@only_native
+def test_processes_that_build_at_once_agree_on_one_library(tmp_path: Path) -> None:
+    code = "from pathlib import Path; import sys; from livery.engine.kernels.build import build;"
+    code += "print(build(Path(sys.argv[1])).path)"
+    racing = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    paths = {process.communicate(timeout=240)[0].strip() for process in racing}
+    assert [process.returncode for process in racing] == [0, 0]
+    assert len(paths) == 1
+    assert [str(path) for path in tmp_path.iterdir()] == list(paths)
+    written = Path(paths.pop()).stat().st_mtime_ns
+    again = build(tmp_path)  # found, not compiled
+    assert again.path.stat().st_mtime_ns == written
+
+
+def describe_elsewhere(tmp_path: Path, compiler: str) -> str:
+    """What a fresh process with an empty cache says about its kernels, and a result of theirs."""
+    code = (
+        "import torch; from livery.engine.kernels import describe, load;"
+        "print(describe()); print(load().linear(torch.ones((1, 3)), torch.ones((1, 3))).item())"
+    )
+    environment = {"CXX": compiler, "LIVERY_CACHE": str(tmp_path), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def script(folder: Path, body: str) -> str:
+    path = folder / "broken-compiler"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_compiler_that_fails_means_torch_and_the_reason_is_told(tmp_path: Path) -> None:
+    says = 'if [ "$1" = --version ]; then echo broken 1.0; else echo "fatal error: no vectors" >&2; exit 3; fi'
+    said = describe_elsewhere(tmp_path, script(tmp_path, says))
+    assert "'kernels': 'torch'" in said
+    assert "exit code 3: fatal error: no vectors" in said
+    assert said.endswith("3.0\n")
+
+
+def test_no_compiler_means_torch_with_the_remedy(tmp_path: Path) -> None:
+    said = describe_elsewhere(tmp_path, "")
+    assert "'kernels': 'torch'" in said
+    assert "install g++" in said
+
+
+def test_a_compiler_that_makes_nothing_loadable_means_torch(tmp_path: Path) -> None:
+    says = 'if [ "$1" = --version ]; then echo odd 1.0; else for last; do :; done; echo text > "$last"; fi'
+    said = describe_elsewhere(tmp_path, script(tmp_path, says))
+    assert "'kernels': 'torch'" in said
+    assert "delete that file" in said
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    if not IS_NATIVE:
+        pytest.skip("needs a compiler to get that far")
+    with pytest.raises(BuildFailed, match="LIVERY_CACHE"):
+        build(blocked / "kernels")
+
+
+def test_description_names_what_is_used() -> None:
+    description = describe()
+    assert description["kernels"] == KERNELS[0].name
+    assert all(description.values())
+    assert load("torch").name == "torch"
