@@ -245,6 +245,8 @@ def _ratio_table(report: Report) -> Table:
 
 
 def _spread(value: Spread, digits: int) -> str:
+    if value.low == value.high:
+        return f"{value.median:.{digits}f}"
     return f"{value.median:.{digits}f} ({value.low:.{digits}f}..{value.high:.{digits}f})"
 
 
