@@ -146,6 +146,19 @@ def test_a_running_adapter_is_never_evicted() -> None:
     assert "a" not in house.residency.resident
 
 
+def test_a_version_retired_while_it_loads_is_dropped_on_arrival() -> None:
+    residency = Residency(10)
+    ref = AdapterRef("a", "/adapters/a")
+    assert not residency.want(ref)
+    residency.retire("a")
+    assert not residency.staged("a", 5)
+    assert residency.place() == []
+    assert not residency.want(ref), "wanted again, it is read again"
+    assert residency.take_loads() == [ref, ref]
+    assert residency.staged("a", 5)
+    assert residency.place() == ["a"]
+
+
 @pytest.mark.parametrize("prompt", [0, 64, 100])
 def test_what_can_never_run_is_refused(prompt: int) -> None:
     house = House()

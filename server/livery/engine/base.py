@@ -122,6 +122,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_running: int = 64
     threads: int = 0
     kernels: Literal["auto", "torch"] = "auto"
+    log_level: str = "info"
 
 
 class EngineError(Exception):

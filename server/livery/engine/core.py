@@ -28,6 +28,7 @@ from livery.engine.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 3  # in a row; beyond that the device is taken to be lost
+UNLOADED = "the adapter was unloaded while it was loading"
 STEP_FAILED = "the engine failed on a step with this request; the request was dropped, try it again"
 
 
@@ -53,6 +54,7 @@ class EngineCore:
         self._load_results: list[tuple[str, str | None]] = []
         self._failed_in_a_row = 0
         self._steps = 0
+        self._idle = False
 
     @property
     def info(self) -> EngineInfo:
@@ -60,7 +62,13 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
+        """Whether any request is open."""
         return self._scheduler.has_work
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether only a message or a finished load can change anything: stepping on would spin."""
+        return self._idle
 
     # -- verbs ---------------------------------------------------------------------------------------
 
@@ -79,7 +87,8 @@ class EngineCore:
 
     def unload_adapter(self, digest: str) -> None:
         self._residency.retire(digest)
-        self._staged.pop(digest, None)
+        if self._staged.pop(digest, None) is not None:
+            self._load_results.append((digest, UNLOADED))
 
     def take_loads(self) -> list[tuple[str, str | None]]:
         """Versions that became usable (None) or failed (why) since the last call."""
@@ -115,7 +124,8 @@ class EngineCore:
         deltas = self._settle_adapters()
         plan = self._scheduler.schedule()
         self._settle_residency()
-        if not plan.slices:
+        self._idle = not plan.slices
+        if self._idle:
             return deltas
         self._steps += 1
         return deltas + self._scheduler.update(plan, self._execute(plan))
@@ -157,12 +167,14 @@ class EngineCore:
         if loaded.packed is not None and not self._residency.fits(loaded.packed.nbytes):
             error = (
                 f"adapter {loaded.digest[:12]} needs {loaded.packed.nbytes} bytes of device memory, more than the "
-                f"whole adapter budget of {self._residency.budget_bytes}; raise the adapter memory"
+                f"whole adapter budget of {self._residency.budget_bytes}; raise --adapter-memory"
             )
         if loaded.packed is None or error is not None:
             self._residency.failed(loaded.digest)
             self._load_results.append((loaded.digest, error))
             return self._scheduler.fail_waiting(loaded.digest, error or "the adapter could not be loaded")
-        self._staged[loaded.digest] = loaded.packed
-        self._residency.staged(loaded.digest, loaded.packed.nbytes)
+        if self._residency.staged(loaded.digest, loaded.packed.nbytes):
+            self._staged[loaded.digest] = loaded.packed
+        else:
+            self._load_results.append((loaded.digest, UNLOADED))
         return []

@@ -50,11 +50,14 @@ def load_model(config: EngineConfig, device: torch.device, dtype: torch.dtype) -
     """Load the model of `config.model_path`. Raises ModelRefused with the reason."""
     transformers_logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            config.model_path, dtype=dtype, attn_implementation="eager", local_files_only=True
+        model: Any
+        model, report = AutoModelForCausalLM.from_pretrained(
+            config.model_path, dtype=dtype, attn_implementation="eager", local_files_only=True, output_loading_info=True
         )
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise ModelRefused(f"{config.model_path} can't be loaded by transformers: {error}") from error
+    if missing := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
+        raise ModelRefused(f"{config.model_path} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     model = model.to(device).eval().requires_grad_(False)
     structure = discover(model)
     text = model.config.get_text_config()

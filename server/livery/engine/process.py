@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 
 import msgspec
@@ -47,6 +48,7 @@ class EngineProcess:
         """Serve until Stop or until the parent is gone; returns the exit status."""
         start = self._decoder.decode(self._socket.recv())
         assert isinstance(start, m.Start)
+        logging.getLogger().setLevel(start.config.log_level.upper())
         try:
             runner = ModelRunner(start.config, lambda text: self._send(m.Progress(text)))
         except ModelRefused as error:
@@ -63,7 +65,7 @@ class EngineProcess:
         self._context.destroy(linger=1000)
 
     def _turn(self, core: EngineCore) -> None:
-        ready = dict(self._poller.poll(0 if core.has_work else IDLE_POLL_MS))
+        ready = dict(self._poller.poll(IDLE_POLL_MS if core.is_idle else 0))
         if self._wake_in in ready:
             self._wake_in.recv()
         loads_before: list[tuple[str, str | None]] = []
@@ -109,9 +111,9 @@ class EngineProcess:
 
 
 def main() -> None:
-    logging.basicConfig(
-        level=os.environ.get("LIVERY_LOG_LEVEL", "INFO").upper(), format="%(levelname)s engine: %(message)s"
-    )
+    # Ctrl-C reaches the whole process group; the parent decides when the engine stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     process = EngineProcess(sys.argv[1], int(sys.argv[2]))
     try:
         status = process.run()

@@ -61,15 +61,19 @@ class Residency:
 
     # -- told by the core ----------------------------------------------------------------------------
 
-    def staged(self, digest: str, nbytes: int) -> None:
-        """The loader has the version ready; it takes `nbytes` of device memory once placed."""
+    def staged(self, digest: str, nbytes: int) -> bool:
+        """The loader has the version ready, `nbytes` of device memory; False when nobody wants it any more."""
         self._loading.pop(digest, None)
+        if digest in self._retired:
+            self._retired.discard(digest)
+            return False
         self._staged[digest] = nbytes
+        return True
 
     def failed(self, digest: str) -> None:
         """The version could not be loaded. A later request tries again."""
         self._loading.pop(digest, None)
-        self._staged.pop(digest, None)
+        self._retired.discard(digest)
 
     def retire(self, digest: str) -> None:
         """The version is no longer wanted: free it as soon as no request pins it."""
@@ -86,10 +90,6 @@ class Residency:
         """
         placed = []
         for digest, nbytes in list(self._staged.items()):
-            if digest in self._retired:
-                self._retired.discard(digest)
-                del self._staged[digest]
-                continue
             if not self._make_room(nbytes):
                 continue
             del self._staged[digest]

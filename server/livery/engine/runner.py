@@ -60,6 +60,7 @@ class ModelRunner:
         self._caches = [
             LayerCache.empty(num_blocks, config.block_size, shape, dtype, self._device) for shape in loaded.structure.kv
         ]
+        max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
         self._base = BaseModel(Path(config.model_path).name, config.base_digest, loaded.structure.modules)
         progress("checking the paged forward against the plain one")
         verify(loaded, self._canary_logits(loaded.canary.sequences))
@@ -75,8 +76,8 @@ class ModelRunner:
             eos_token_ids=loaded.eos_token_ids,
             block_size=config.block_size,
             num_blocks=num_blocks,
-            max_batch_tokens=config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048),
-            max_running=config.max_running,
+            max_batch_tokens=max_batch_tokens,
+            max_running=min(config.max_running, max_batch_tokens),  # every running sequence gets a token a step
             adapter_memory_bytes=config.adapter_memory_bytes or kv_bytes // 2,
             weight_bytes=self._weight_bytes(),
             modules=dict(loaded.structure.modules),

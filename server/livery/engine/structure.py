@@ -75,14 +75,12 @@ def discover(model: nn.Module) -> ModelStructure:
         stack.callback(model.set_attn_implementation, original)  # type: ignore[arg-type]
         device = next(model.parameters()).device
         ids = torch.arange(PROBE_TOKENS, device=device)[None]
-        with torch.no_grad():
-            model(
-                input_ids=ids,
-                position_ids=ids,
-                use_cache=False,
-                logits_to_keep=torch.tensor(PROBE_KEPT, device=device),
-                livery=probe,
-            )
+        kept = torch.tensor(PROBE_KEPT, device=device)
+        try:
+            with torch.no_grad():
+                model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=kept, livery=probe)
+        except TypeError as error:
+            raise ModelRefused(f"{name} can't be served: its forward is not that of a decoder: {error}") from error
     layers = int(config.get_text_config().num_hidden_layers)
     if sorted(probe.layers) != list(range(layers)):
         raise ModelRefused(
@@ -93,6 +91,10 @@ def discover(model: nn.Module) -> ModelStructure:
         raise ModelRefused(
             f"{name} can't be served: its attention uses {', '.join(sorted(probe.unknown_keywords))}, which the "
             f"paged attention doesn't implement and would silently ignore"
+        )
+    if any(shape.k_dim != shape.v_dim for shape in probe.kv.values()):
+        raise ModelRefused(
+            f"{name} can't be served: its keys and values differ in width, which the paged cache can't hold"
         )
     return _structure(model, probe, layers)
 
