@@ -109,7 +109,7 @@ void add_values(float* acc, const float* weights, const float* const* v, int64_t
     rows[m] = acc + m * dim;
     w[m] = weights + m * kChunk;
   }
-  axpy_rows<M>(rows, w, count, [&](int64_t t) { return v[t]; }, dim);
+  axpy_rows<M, 0>(rows, w, count, [&](int64_t t) { return v[t]; }, dim);
 }
 
 void find_slots(const Paged& p, const Item& item, int64_t begin, int64_t count, Scratch& s) {

@@ -96,7 +96,7 @@ void expand(const LoraGroup& g, const Operands& op, const Task& task, const Lora
         y[m] = first_row + (row + m) * op.y_stride + c;
         ranks[m] = h + (row + m) * g.total_rank + s.first_rank;
       }
-      axpy_rows<M>(y, ranks, s.rank, b, columns);
+      axpy_rows<M, 1>(y, ranks, s.rank, b, columns);
     });
   }
 }

@@ -76,14 +76,18 @@ inline void dot_tile(const float* const (&x)[M], const T* const (&w)[N], int64_t
 }
 
 // y[m][0 .. V * kLanes) += sum over j < count of h[m][j] * b(j)[...], where b(j) points at a row of values.
-template <int M, int V, class Row>
+// Ahead > 0 fetches from the tile of columns that many further on.
+template <int M, int V, int Ahead, class Row>
 inline void axpy_tile(float* const (&y)[M], const float* const (&h)[M], int64_t count, const Row& b) {
   Vec acc[M][V];
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < V; ++v) acc[m][v] = load(y[m] + v * kLanes);
   for (int64_t j = 0; j < count; ++j) {
     Vec row[V];
-    for (int v = 0; v < V; ++v) row[v] = load(b(j) + v * kLanes);
+    for (int v = 0; v < V; ++v) {
+      row[v] = load(b(j) + v * kLanes);
+      if constexpr (Ahead > 0) __builtin_prefetch(b(j) + (Ahead * V + v) * kLanes);
+    }
     for (int m = 0; m < M; ++m) {
       const Vec a = held(splat(h[m][j]));
       for (int v = 0; v < V; ++v) acc[m][v] += a * row[v];
@@ -105,7 +109,7 @@ __attribute__((noinline)) void axpy_rest(float* const (&y)[M], const float* cons
 }
 
 // axpy over any number of columns: y[m] and b(j) point at the first.
-template <int M, class Row>
+template <int M, int Ahead, class Row>
 inline void axpy_rows(float* const (&y)[M], const float* const (&h)[M], int64_t count, const Row& b,
                       int64_t columns) {
   constexpr int kVecs = M == 1 ? 8 : 4;
@@ -115,8 +119,8 @@ inline void axpy_rows(float* const (&y)[M], const float* const (&h)[M], int64_t 
   auto move = [&] {
     for (int m = 0; m < M; ++m) at[m] = y[m] + c;
   };
-  for (move(); c + kVecs * kLanes <= columns; c += kVecs * kLanes, move()) axpy_tile<M, kVecs>(at, h, count, row);
-  for (; c + kLanes <= columns; c += kLanes, move()) axpy_tile<M, 1>(at, h, count, row);
+  for (move(); c + kVecs * kLanes <= columns; c += kVecs * kLanes, move()) axpy_tile<M, kVecs, Ahead>(at, h, count, row);
+  for (; c + kLanes <= columns; c += kLanes, move()) axpy_tile<M, 1, 0>(at, h, count, row);
   if (c < columns) axpy_rest<M>(at, h, count, row, columns - c);
 }
 
