@@ -158,6 +158,7 @@ class ServedAdapters:
             raise InvalidParameter("This server was started without an adapter folder (--adapters).", "lora_path")
         try:
             resolved = (self._root / path).resolve()
+            resolved.is_dir()  # raises what resolving lets pass
         except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
             raise InvalidParameter("lora_path is not a usable path.", "lora_path") from None
         if resolved == self._root or not resolved.is_relative_to(self._root):

@@ -43,6 +43,7 @@ class Setup:
     max_model_len: int = 256
     max_open: int = 1024
     eos_token_ids: tuple[int, ...] = ()
+    drain_s: int = 5
 
 
 class LiveServer:
@@ -80,8 +81,13 @@ class LiveServer:
         self._thread.start()
         self._started.result(30)
 
-    def stop(self) -> None:
+    def request_stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
+
+    def stop(self) -> None:
+        """Stop and wait; safe to call twice."""
+        if self._thread.is_alive():
+            self.request_stop()
         self._thread.join(30)
         assert not self._thread.is_alive()
 
@@ -108,7 +114,9 @@ class LiveServer:
                 self.engine, self._tokenizer, adapters, info, base_name=BASE, created=1, max_open=setup.max_open
             )
             app = create_app(self.service, Doors(setup.api_key), keep_alive_s=setup.keep_alive_s)
-            server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=5))
+            server = uvicorn.Server(
+                uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=setup.drain_s)
+            )
             serving = asyncio.create_task(server.serve())
             while not server.started:
                 await asyncio.sleep(0.01)
@@ -122,6 +130,12 @@ class LiveServer:
         await serving
         await adapters.stop()
         await self.engine.stop()
+
+
+def saying(tokenizer: Tokenizer, text: str, *, stepped: bool = False) -> Behaviour:
+    """An engine that says this whatever it is asked."""
+    ids = tokenizer.encode(text)
+    return Behaviour(script=lambda _: ids, stepped=stepped)
 
 
 Serve = Callable[..., LiveServer]

@@ -5,18 +5,12 @@ from __future__ import annotations
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from api.live_server import BASE, VOCAB, LiveServer, Serve, Setup
+from api.live_server import BASE, VOCAB, LiveServer, Serve, Setup, saying
 from livery.engine.base import GenerationRequest
 from livery.engine.fake import Behaviour
 from livery.text import Tokenizer
 
 HELLO: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Hello"}]
-
-
-def saying(tokenizer: Tokenizer, text: str) -> Behaviour:
-    """An engine that says this whatever it is asked."""
-    ids = tokenizer.encode(text)
-    return Behaviour(script=lambda _: ids)
 
 
 def test_the_answer_is_the_engines_tokens_as_text(server: LiveServer, tokenizer: Tokenizer) -> None:

@@ -16,6 +16,7 @@ from fastapi import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from livery.api.errors import describe
+from livery.refusals import Draining
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -33,6 +34,10 @@ async def disconnected(receive: Receive) -> None:
     message: Message = {"type": ""}
     while message["type"] != "http.disconnect":
         message = await receive()
+
+
+class ClientTooSlow(Exception):
+    """The client took nothing for too long."""
 
 
 class EventStream(Response):
@@ -63,7 +68,7 @@ class EventStream(Response):
         except asyncio.CancelledError:  # the server has waited long enough: say that this isn't the end
             await _end([pump, *helpers])
             if self._started:
-                await self._send(send, event(describe(Draining()).body))
+                await self._fail(send, Draining())
             raise
         finally:
             await _end([pump, *helpers])
@@ -76,12 +81,17 @@ class EventStream(Response):
                 async for chunk in chunks:
                     await self._send(send, chunk)
             await self._send(send, DONE)
-        except TimeoutError:
+        except ClientTooSlow:
             return
         except Exception as error:
             if not self._started:
                 raise
-            await self._send(send, event(describe(error).body))
+            await self._fail(send, error)
+        else:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _fail(self, send: Send, error: Exception) -> None:
+        await self._send(send, event(describe(error).body))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _keep_alive(self, send: Send) -> None:
@@ -95,11 +105,14 @@ class EventStream(Response):
                 await self._send(send, KEEP_ALIVE)
 
     async def _send(self, send: Send, chunk: bytes) -> None:
-        async with asyncio.timeout(SEND_TIMEOUT_S):
-            if not self._started:
-                self._started = True
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                if not self._started:
+                    self._started = True
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except TimeoutError:
+            raise ClientTooSlow from None
         self._silent_since = asyncio.get_running_loop().time()
 
 

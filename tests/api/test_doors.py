@@ -1,0 +1,80 @@
+"""Who may come in: the key, and routes that only this machine may call."""
+
+from __future__ import annotations
+
+import httpx
+import openai
+import pytest
+
+from api.live_server import BASE, LiveServer, Serve, Setup
+
+KEY = "sk-secret-1"
+PUBLIC = {"/health", "/ready", "/ping"}
+
+
+@pytest.fixture
+def locked(serve: Serve) -> LiveServer:
+    return serve(Setup(api_key=KEY))
+
+
+def test_every_route_but_the_probes_asks_for_the_key(locked: LiveServer) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    routes = httpx.get(f"{locked.url}/openapi.json", headers=headers).json()["paths"]
+    bodies = set()
+    client = httpx.Client()
+    for path, methods in {**routes, "/openapi.json": ["get"], "/nowhere": ["get"], "/v1/models/": ["get"]}.items():
+        for method in methods:
+            for wrong in ({}, {"authorization": "Bearer nope"}, {"authorization": KEY}, {"authorization": "Basic x"}):
+                answer = client.request(
+                    method.upper(), locked.url + path.replace("{", "").replace("}", ""), headers=wrong
+                )
+                if path in PUBLIC:
+                    assert answer.status_code == 200, path
+                else:
+                    assert answer.status_code == 401, path
+                    assert answer.headers["www-authenticate"] == "Bearer"
+                    bodies.add(answer.text)
+    assert len(bodies) == 1  # nothing to learn from how it fails
+    assert set(routes) > PUBLIC
+
+
+def test_the_client_gets_in_with_the_key_only(locked: LiveServer) -> None:
+    assert locked.client(KEY).models.list().data[0].id == BASE
+    with pytest.raises(openai.AuthenticationError) as caught:
+        locked.client("wrong").models.list()
+    assert caught.value.code == "invalid_api_key"
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("route", ["load_lora_adapter", "unload_lora_adapter"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-forwarded-for": "10.0.0.9"},  # through a proxy on this machine
+        {"host": "evil.example"},  # a web page whose name was pointed at this machine
+        {"host": "127.0.0.1.evil.example:8000"},
+    ],
+)
+def test_management_is_for_this_machine_only(server: LiveServer, route: str, headers: dict[str, str]) -> None:
+    body = {"lora_name": "x", "lora_path": "x"}
+    answer = httpx.post(f"{server.url}/v1/{route}", json=body, headers=headers)
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "loopback_only"
+
+
+def test_the_key_does_not_open_management_to_other_machines(locked: LiveServer) -> None:
+    headers = {"authorization": f"Bearer {KEY}", "x-forwarded-for": "10.0.0.9"}
+    answer = httpx.post(f"{locked.url}/v1/unload_lora_adapter", json={"lora_name": "x"}, headers=headers)
+    assert answer.status_code == 403
+    del headers["x-forwarded-for"]
+    answer = httpx.post(f"{locked.url}/v1/unload_lora_adapter", json={"lora_name": "x"}, headers=headers)
+    assert answer.status_code == 404
+
+
+def test_a_page_in_a_browser_cannot_send_a_management_request(server: LiveServer) -> None:
+    """A form can only send these content types without the browser asking first; none is read as JSON."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        answer = httpx.post(
+            f"{server.url}/v1/unload_lora_adapter", content=b'{"lora_name": "x"}', headers={"content-type": kind}
+        )
+        assert answer.status_code == 400

@@ -1,0 +1,262 @@
+"""Every refusal has one shape, whatever raised it; the official client understands it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from types import ModuleType
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from api.live_server import BASE, LiveServer, Serve, Setup
+from livery import chat_template, refusals, tenancy
+from livery.api import errors
+from livery.engine import base
+from livery_adapters import refusal
+
+CHAT = {"model": BASE, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+TEXT = {"model": BASE, "prompt": "Hi", "max_tokens": 2}
+
+
+def check_shape(answer: httpx.Response) -> dict[str, Any]:
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert isinstance(body["error"]["message"], str)
+    assert isinstance(body["error"]["code"], str)
+    assert answer.headers["x-request-id"]
+    return dict(body["error"])
+
+
+def post(server: LiveServer, path: str, body: object, **headers: str) -> httpx.Response:
+    return httpx.post(server.url + path, json=body, headers=headers, timeout=30)
+
+
+@pytest.mark.parametrize("module", [refusals, chat_template, tenancy, base, refusal])
+def test_every_domain_exception_is_in_the_table(module: ModuleType) -> None:
+    raised = [
+        kind
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, Exception) and kind.__module__ == module.__name__
+    ]
+    assert raised
+    start_up = {tenancy.OpenDoor}  # ends the command line, never a request
+    assert not [kind for kind in raised if kind not in errors.TABLE and kind not in start_up]
+
+
+def test_an_unknown_model_is_the_same_404_everywhere(server: LiveServer) -> None:
+    name = "no/such:model"
+    answers = [
+        post(server, "/v1/chat/completions", {**CHAT, "model": name}),
+        post(server, "/v1/chat/completions", {**CHAT, "model": name, "stream": True}),
+        post(server, "/v1/completions", {**TEXT, "model": name}),
+        post(server, "/v1/unload_lora_adapter", {"lora_name": name}),
+        httpx.get(f"{server.url}/v1/models/no%2Fsuch:model"),
+        httpx.get(f"{server.url}/v1/adapters/no%2Fsuch:model"),
+    ]
+    assert {answer.status_code for answer in answers} == {404}
+    first = check_shape(answers[0])
+    assert first["code"] == "model_not_found"
+    assert "model_not_found" in first["message"] and first["type"] == "invalid_request_error"
+    assert all(check_shape(answer) == first for answer in answers)
+
+
+def test_routes_that_take_a_model_are_all_known_here(server: LiveServer) -> None:
+    """A new route must be looked at: does it refuse an unknown model, does it ask for the key?"""
+    paths = set(httpx.get(f"{server.url}/openapi.json").json()["paths"])
+    assert paths == {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/v1/adapters",
+        "/v1/adapters/{name}",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/health",
+        "/ready",
+        "/ping",
+        "/version",
+        "/metrics",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 404, "unknown_url"),
+        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("GET", "/v1/models/", 404, "model_not_found"),
+        ("POST", "/v1/models", 405, "method_not_allowed"),
+        ("GET", "/v1/chat/completions/", 404, "unknown_url"),
+    ],
+)
+def test_unknown_urls_and_methods(server: LiveServer, method: str, path: str, status: int, code: str) -> None:
+    answer = httpx.request(method, server.url + path)
+    assert answer.status_code == status
+    assert check_shape(answer)["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"messages": None}, "messages", "invalid_value"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
+            "messages.0.content.0",
+            "unsupported_parameter",
+        ),
+        ({"temperature": 2.1}, "temperature", "invalid_value"),
+        ({"temperature": "0.5"}, "temperature", "invalid_value"),
+        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"n": 9}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"seed": 1 << 70}, "seed", "invalid_value"),
+        ({"stop": ""}, "stop", "invalid_value"),
+        ({"stop": ["a", 1]}, "stop", "invalid_value"),
+        ({"stop_token_ids": [49152]}, "stop_token_ids", "invalid_value"),
+        ({"min_tokens": 3}, "min_tokens", "invalid_value"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
+        ({"tools": []}, "tools", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"lora_path": "x"}, "lora_path", "unsupported_parameter"),
+        ({"chat_template": "{{ messages }}"}, "chat_template", "unsupported_parameter"),
+    ],
+)
+def test_bad_chat_fields_name_the_parameter(
+    server: LiveServer, change: dict[str, object], param: str, code: str
+) -> None:
+    answer = post(server, "/v1/chat/completions", {**CHAT, **change})
+    assert answer.status_code == 400
+    error = check_shape(answer)
+    assert (error["param"], error["code"]) == (param, code)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [1, -1]}, "prompt"),
+        ({"prompt": [49152]}, "prompt"),
+        ({"prompt": ["a"] * 33}, "prompt"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+    ],
+)
+def test_bad_completion_fields_name_the_parameter(server: LiveServer, change: dict[str, object], param: str) -> None:
+    answer = post(server, "/v1/completions", {**TEXT, **change})
+    assert answer.status_code == 400
+    assert check_shape(answer)["param"] == param
+
+
+def test_a_missing_field_has_its_own_code(server: LiveServer) -> None:
+    error = check_shape(post(server, "/v1/chat/completions", {"model": BASE}))
+    assert (error["param"], error["code"]) == ("messages", "missing_required_parameter")
+
+
+def test_nulls_unknown_and_harmless_fields_are_fine(server: LiveServer) -> None:
+    extra = {
+        "logprobs": None, "seed": None, "n": 1, "stop": None, "temperature": None, "stream": None, "user": "me",
+        "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "tools": None, "tool_choice": "none",
+        "response_format": {"type": "text"}, "metadata": {"a": "b"}, "store": False, "something_new": [1, 2],
+        "top_k": -1, "stream_options": None,
+    }  # fmt: skip
+    answer = post(server, "/v1/chat/completions", {**CHAT, **extra})
+    assert answer.status_code == 200
+    assert answer.json()["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b"{not json", {"content-type": "application/json"}),
+        (b"[1]", {"content-type": "application/json"}),
+        (json.dumps(CHAT).encode(), {"content-type": "text/plain"}),
+        (b"\xff\xfe", {"content-type": "application/json"}),
+        (b"", {}),
+    ],
+)
+def test_bodies_that_are_no_json_objects(server: LiveServer, content: bytes, headers: dict[str, str]) -> None:
+    answer = httpx.post(f"{server.url}/v1/chat/completions", content=content, headers=headers)
+    assert answer.status_code == 400
+    assert "JSON" in check_shape(answer)["message"]
+
+
+def test_not_a_number_is_refused(server: LiveServer) -> None:
+    body = json.dumps({**CHAT, "temperature": float("nan")})
+    answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert check_shape(answer)["param"] == "temperature"
+
+
+def test_validation_messages_are_bounded(server: LiveServer) -> None:
+    messages = [{"role": "x" * 1000, "content": "y" * 1000} for _ in range(500)]
+    answer = post(server, "/v1/chat/completions", {**CHAT, "messages": messages})
+    assert answer.status_code == 400
+    assert len(answer.content) < 4000
+
+
+def test_a_body_over_the_limit_is_refused_with_and_without_its_length(server: LiveServer) -> None:
+    big = b" " * (2 << 20) + b"{}"
+    url = f"{server.url}/v1/chat/completions"
+    known = httpx.post(url, content=big, headers={"content-type": "application/json"})
+    assert known.status_code == 413
+    assert check_shape(known)["code"] == "request_too_large"
+    pieces = iter([big[: 1 << 20], big[: 1 << 20], b" "])  # no content-length: sent in chunks
+    unknown = httpx.post(url, content=pieces, headers={"content-type": "application/json"})
+    assert unknown.status_code == 413
+
+
+def test_the_context_length_is_named(serve: Serve) -> None:
+    server = serve(Setup(max_model_len=64))
+    for body in ({**CHAT, "max_tokens": 64}, {**CHAT, "messages": [{"role": "user", "content": "word " * 100}]}):
+        error = check_shape(post(server, "/v1/chat/completions", body))
+        assert error["code"] == "context_length_exceeded"
+        assert error["message"].startswith("This model's maximum context length is 64 tokens.")
+    with pytest.raises(openai.BadRequestError) as caught:
+        server.client().completions.create(model=BASE, prompt=[1] * 64)
+    assert caught.value.code == "context_length_exceeded"
+    # The default of 16 tokens is a wish, not a demand: it gives way to the context.
+    assert server.client().completions.create(model=BASE, prompt=[1] * 60).choices[0].finish_reason == "length"
+
+
+def test_too_many_open_requests_are_told_to_come_back(serve: Serve) -> None:
+    server = serve(Setup(max_open=0))
+    answer = post(server, "/v1/chat/completions", CHAT)
+    assert answer.status_code == 503
+    assert check_shape(answer)["code"] == "engine_overloaded"
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_request_ids_are_echoed_when_sane(server: LiveServer) -> None:
+    url = f"{server.url}/v1/models"
+    assert httpx.get(url, headers={"x-request-id": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
+    assert httpx.get(url, headers={"x-request-id": "a b\tc"}).headers["x-request-id"].startswith("req_")
+    assert httpx.get(url, headers={"x-request-id": "a" * 65}).headers["x-request-id"].startswith("req_")
+
+
+def test_what_nobody_expected_is_a_500_without_details(serve: Serve) -> None:
+    server = serve()
+
+    def broken(_: object) -> object:
+        raise RuntimeError("secret detail in /home/somebody")
+
+    server.service.open = broken  # type: ignore[method-assign, assignment]
+    answer = post(server, "/v1/chat/completions", CHAT)
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert check_shape(answer)["code"] == "internal_error"

@@ -1,0 +1,82 @@
+"""Stop strings: found wherever the text is cut, never sent in part, nothing else held back for good."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from livery.text import StopBuffer
+
+# Two letters, so that beginnings of stop strings are everywhere.
+WORDS = st.text("ab", max_size=30)
+STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
+
+
+@st.composite
+def cut_text(draw: st.DrawFn) -> list[str]:
+    text = draw(WORDS)
+    cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+def run(stops: list[str], pieces: list[str]) -> tuple[list[str], bool]:
+    buffer = StopBuffer(stops)
+    sent = []
+    for piece in pieces:
+        text, hit = buffer.push(piece)
+        sent.append(text)
+        if hit:
+            return sent, True
+    return [*sent, buffer.flush()], False
+
+
+@given(cut_text(), STOPS)
+def test_text_ends_at_the_first_stop(pieces: list[str], stops: list[str]) -> None:
+    text = "".join(pieces)
+    sent, hit = run(stops, pieces)
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    assert hit == bool(ends)
+    if not ends:
+        assert "".join(sent) == text
+    # What was sent is the text before some stop string, and contains none itself.
+    assert text.startswith("".join(sent))
+    assert not any(stop in "".join(sent) for stop in stops)
+
+
+@given(cut_text(), STOPS)
+def test_one_letter_at_a_time_it_is_the_stop_that_ends_first(pieces: list[str], stops: list[str]) -> None:
+    text = "".join(pieces)
+    sent, hit = run(stops, list(text))
+    first = min((text.find(stop) + len(stop) for stop in stops if stop in text), default=None)
+    assert hit == (first is not None)
+    if first is not None:
+        ending = max((stop for stop in stops if text[:first].endswith(stop)), key=len)
+        assert "".join(sent) == text[: first - len(ending)]
+
+
+@given(cut_text(), STOPS)
+def test_what_is_held_back_could_still_become_a_stop(pieces: list[str], stops: list[str]) -> None:
+    buffer = StopBuffer(stops)
+    seen = sent = ""
+    for piece in pieces:
+        seen += piece
+        text, hit = buffer.push(piece)
+        sent += text
+        if hit:
+            return
+        held = seen[len(sent) :]
+        assert not held or any(stop.startswith(held) and stop != held for stop in stops)
+
+
+def test_a_stop_over_three_pieces() -> None:
+    buffer = StopBuffer(["\n\nUser:"])
+    assert buffer.push("Hi.\n") == ("Hi.", False)
+    assert buffer.push("\nUs") == ("", False)
+    assert buffer.push("er: more") == ("", True)
+    assert buffer.flush() == ""
+
+
+def test_a_false_alarm_is_sent() -> None:
+    buffer = StopBuffer(["END"])
+    assert buffer.push("the EN") == ("the ", False)
+    assert buffer.push("tity") == ("ENtity", False)
