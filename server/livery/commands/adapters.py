@@ -69,7 +69,7 @@ def show(
 def check(
     path: Annotated[Path, typer.Argument(help="A directory that PEFT's save_pretrained wrote.")],
     model: Annotated[str | None, typer.Option(help="The base model it is for; without, only its files.")] = None,
-    max_rank: Annotated[int, typer.Option(min=1, help="Highest rank allowed.")] = 256,
+    max_rank: Annotated[int, typer.Option(min=1, help="Highest rank allowed, with --model.")] = 256,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a directory can be served, and why not. Exit status 1 when it can't."""

@@ -1,0 +1,211 @@
+"""The command line as a user runs it: what it prints, where it fails, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api.peft_files import damage_weights, make_adapter
+
+LIVERY = [sys.executable, "-c", "from livery.cli import main; main()"]
+# `livery serve` over the fake engine: everything but the model itself is real.
+SERVE_FAKE = [
+    sys.executable,
+    "-c",
+    "import sys\n"
+    "from livery import cli\n"
+    "from livery.commands import serve\n"
+    "from livery.engine.fake import Behaviour, FakeEngine\n"
+    "from livery_adapters.base_model import ModuleShape\n"
+    "shapes = {f'model.layers.{n}.self_attn.{m}_proj': ModuleShape('linear', 16, 16) for n in (0, 1) for m in 'qkvo'}\n"
+    "def make(config, progress): return FakeEngine(vocab_size=49152, modules=shapes)\n"
+    "serve._engine_process = make\n"
+    "cli.main()\n",
+]
+ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LIVERY, *arguments], capture_output=True, text=True, env={**ENVIRON, **environ}, timeout=120, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One good adapter and one with a NaN."""
+    root = tmp_path_factory.mktemp("adapters")
+    make_adapter(root / "good")
+    damage_weights(shutil.copytree(root / "good", root / "bad"))
+    return root
+
+
+@contextmanager
+def serving(folder: Path, data: Path, *arguments: str, **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in its own process and everything it printed until it was ready."""
+    command = [*SERVE_FAKE, "serve", "--model", "smollm2-135m-instruct", "--adapters", str(folder)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--data", str(data), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRON, **environ},
+    )
+    assert process.stdout is not None
+    printed = ""
+    try:
+        for line in process.stdout:
+            printed += line
+            if "Ctrl-C" in line:
+                break
+        yield process, printed
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def url_in(printed: str) -> str:
+    found = re.search(r"http://127\.0\.0\.1:\d+", printed)
+    assert found, printed
+    return found.group()
+
+
+def test_serve_says_what_it_serves_and_its_examples_work_as_printed(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path) as (process, printed):
+        assert "good" in printed
+        assert re.search(r"bad\s+failed: .*NaN", printed)
+        curl = printed[printed.index("curl ") : printed.index("or in Python")]
+        answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=60, check=True)
+        assert json.loads(answer.stdout)["model"] == "good"
+        snippet = printed[printed.index("from openai") : printed.index("Ctrl-C")]
+        said = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=True)
+        assert said.stdout.strip()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_serve_with_a_key_prints_examples_that_read_it_from_the_environment(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path, LIVERY_API_KEY="sk-test-key") as (_, printed):
+        assert "sk-test-key" not in printed
+        curl = printed[printed.index("curl ") : printed.index("or in Python")]
+        environ = {**ENVIRON, "LIVERY_API_KEY": "sk-test-key"}
+        for command in (
+            ["bash", "-c", curl],
+            [sys.executable, "-c", printed[printed.index("import os") :].split("\n\n")[0]],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ, check=True)
+            assert done.stdout.strip()
+            assert "invalid_api_key" not in done.stdout
+
+
+def test_a_running_server_can_be_asked_for_its_adapters(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path) as (_, printed):
+        url = url_in(printed)
+        listed = json.loads(run("adapters", "ls", "--url", url, "--json").stdout)
+        assert [(adapter["name"], adapter["state"]) for adapter in listed] == [("bad", "failed"), ("good", "active")]
+        table = run("adapters", "ls", "--url", url).stdout
+        assert "good" in table
+        assert listed[1]["digest"][:12] in table
+        shown = run("adapters", "show", "good", "--url", url)
+        assert listed[1]["digest"] in shown.stdout
+        assert json.loads(run("adapters", "show", "good", "--json", LIVERY_URL=url).stdout) == listed[1]
+        unknown = run("adapters", "show", "nobody", "--url", url)
+        assert unknown.returncode == 2
+        assert "'nobody' does not exist" in unknown.stderr
+
+
+def test_a_second_server_does_not_share_the_data_folder(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path) as (_, printed):
+        assert httpx.get(f"{url_in(printed)}/ready").status_code == 200
+        second = subprocess.run(
+            [*SERVE_FAKE, "serve", "--model", "smollm2-135m-instruct", "--port", "0", "--data", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            env=ENVIRON,
+            timeout=60,
+            check=False,
+        )
+        assert second.returncode == 2
+        assert "in use by another server" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "m", "--host", "0.0.0.0"], ["0.0.0.0", "--api-key", "--insecure-no-auth"]),
+        (["--model", "no/such/thing"], ["no/such/thing", "not found"]),
+        (["--model", "smollm2-135m-instruct", "--adapters", "/no/such"], ["--adapters /no/such", "create it"]),
+        (["--model", "m", "--port", "x"], ["--port", "'x'"]),
+        ([], ["--model is needed"]),
+    ],
+)
+def test_what_keeps_a_server_from_starting_is_one_line(arguments: list[str], words: list[str]) -> None:
+    done = run("serve", *(["--port", "0"] if "--port" not in arguments else []), *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error:")
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_port_in_use_is_found_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("serve", "--model", "m", "--port", port)
+    assert done.returncode == 2
+    assert f"--port {port}" in done.stderr
+
+
+def test_check_judges_a_directory(folder: Path) -> None:
+    good = run("adapters", "check", str(folder / "good"), "--json")
+    assert good.returncode == 0
+    report = json.loads(good.stdout)
+    assert (report["ok"], report["adapted"], report["max_rank"]) == (True, 4, 2)
+    assert "ok" in run("adapters", "check", str(folder / "good")).stdout
+    bad = run("adapters", "check", str(folder / "bad"), "--json")
+    assert bad.returncode == 1
+    assert json.loads(bad.stdout)["code"] == "nonfinite_weights"
+    assert "refused" in run("adapters", "check", str(folder / "bad")).stdout
+
+
+def test_check_against_a_model_needs_its_shapes_to_fit(folder: Path) -> None:
+    done = run("adapters", "check", str(folder / "good"), "--model", "smollm2-135m-instruct", "--json")
+    assert done.returncode == 1
+    answer = json.loads(done.stdout)
+    assert answer["code"] == "wrong_base"
+    assert "576" in answer["message"]
+
+
+def test_no_server_is_said_plainly() -> None:
+    done = run("adapters", "ls", "--url", "http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "livery serve" in done.stderr
+
+
+def test_doctor_names_device_dtype_kernels_and_why() -> None:
+    found = {entry["what"]: entry for entry in json.loads(run("doctor", "--json").stdout)}
+    for what in ("livery", "torch", "transformers", "device", "dtype", "attention", "kernels", "compiler", "memory"):
+        assert found[what]["found"], what
+    assert found["device"]["why"]
+    assert "device" in run("doctor").stdout
+
+
+def test_the_tree_shows_every_command_and_no_torch_is_loaded_for_it() -> None:
+    shown = run("--help").stdout
+    for command in ("serve", "doctor", "adapters", "bench", "version"):
+        assert command in shown
+    assert run("version").stdout.strip().count(".") == 2
+    code = "import sys, livery.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

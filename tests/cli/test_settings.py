@@ -1,0 +1,95 @@
+"""Where a knob's value comes from, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from livery.settings import Settings, SettingsError, load_settings
+
+
+def test_flags_win_over_variables_and_those_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "livery.yaml"
+    file.write_text("model: from-file\nport: 1\nhost: file.example\nmax-running: 3\n")
+    environ = {"LIVERY_PORT": "2", "LIVERY_HOST": "env.example", "LIVERY_DEVICE": "", "OTHER": "x"}
+    settings = load_settings({"port": "3", "device": None}, environ, file)
+    assert (settings.model, settings.port, settings.host) == ("from-file", 3, "env.example")
+    assert (settings.max_running, settings.device) == (3, "auto")
+
+
+def test_sizes_switches_and_levels_are_read_from_words() -> None:
+    flags = {"model": "m", "kv_memory": "2GiB", "adapter_memory": "512MiB", "log_level": "DEBUG"}
+    settings = load_settings(flags, {"LIVERY_INSECURE_NO_AUTH": "1"})
+    assert settings.kv_memory == 2 << 30
+    assert settings.adapter_memory == 512 << 20
+    assert settings.insecure_no_auth
+    assert settings.log_level == "debug"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "words"),
+    [
+        ({}, {}, ["--model", "needed"]),
+        ({"model": "m", "port": "99999"}, {}, ["--port", "'99999'", "65535"]),
+        ({"model": "m"}, {"LIVERY_MAX_RUNNING": "many"}, ["LIVERY_MAX_RUNNING", "'many'", "integer"]),
+        ({"model": "m", "device": "gpu"}, {}, ["--device", "'gpu'", "cuda"]),
+        ({"model": "m", "kv_memory": "lots"}, {}, ["--kv-memory", "'lots'", "4GiB"]),
+        ({"model": "m", "dtype": "int4"}, {}, ["--dtype", "float32"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_the_remedy(
+    flags: dict[str, object], environ: dict[str, str], words: list[str]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags, environ)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_key_is_never_shown(tmp_path: Path) -> None:
+    file = tmp_path / "livery.yaml"
+    file.write_text("model: m\napi_key: 987654321\n")  # a number: YAML needs quotes here
+    with pytest.raises(SettingsError, match="api_key in .* is .hidden.") as caught:
+        load_settings({}, {}, file)
+    assert "987654321" not in str(caught.value)
+    settings = load_settings({"model": "m", "api_key": "sk-secret"}, {})
+    assert "sk-secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("prot: 8000", ["prot", "no such knob"]),
+        ("- a\n- b", ["list of knobs"]),
+        ("a: [", ["not YAML"]),
+        ("port: x", ["port in", "'x'"]),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, content: str, words: list[str]) -> None:
+    file = tmp_path / "livery.yaml"
+    file.write_text(content)
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"model": "m"}, {}, file)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert str(file) in str(caught.value) or "--config" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"gone\.yaml can't be read"):
+        load_settings({"model": "m"}, {}, tmp_path / "gone.yaml")
+
+
+def test_settings_never_change_and_every_knob_explains_itself() -> None:
+    settings = load_settings({"model": "m"}, {})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_two_ports_do_not_share_a_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    first = load_settings({"model": "m", "port": "1"}, {}).data_folder
+    second = load_settings({"model": "m", "port": "2"}, {}).data_folder
+    assert first != second
+    assert first.parent == second.parent == tmp_path / "livery"
+    assert load_settings({"model": "m", "data": "/x"}, {}).data_folder == Path("/x")

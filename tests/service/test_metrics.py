@@ -1,0 +1,140 @@
+"""Metrics as a scraper reads them: names, one adapter sample, a bounded number of series that only grow."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from livery.engine.base import EngineInfo, EngineStats
+from livery.metrics import OTHER, AdapterCounts, AdapterTotals, Metrics, Snapshot
+
+INFO = EngineInfo(
+    architecture="Fake",
+    base_digest="0" * 64,
+    device="cpu",
+    dtype="float32",
+    attention="none",
+    kernels="none",
+    vocab_size=10,
+    max_model_len=100,
+    eos_token_ids=(),
+    block_size=16,
+    num_blocks=8,
+    max_batch_tokens=64,
+    max_running=4,
+    adapter_memory_bytes=1000,
+    weight_bytes=0,
+    modules={},
+)
+
+
+def samples(metrics: Metrics, snapshot: Snapshot | None) -> dict[tuple[str, ...], float]:
+    """Every sample by its name and label values."""
+    families = text_string_to_metric_families(metrics.render(snapshot).decode())
+    return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
+
+
+def counts(tokens: int) -> AdapterCounts:
+    made = AdapterCounts(0, tokens)
+    made.requests["stop"] = 1
+    return made
+
+
+def test_the_names_routers_and_dashboards_read() -> None:
+    metrics = Metrics("base", INFO)
+    meter = metrics.begin("pirate")
+    meter.tokens(0, 1)
+    meter.tokens(0, 2)
+    meter.sequence_finished("stop", 3)
+    meter.finished()
+    meter.close(5, 3, "abort")
+    stats = EngineStats(running=2, waiting=3, blocks_total=8, blocks_free=6, preemptions=7)
+    found = samples(metrics, Snapshot(stats, served=("pirate",)))
+    whole = ("base", "0")
+    names = {name for name, *_ in found}
+    for name in (
+        "e2e_request_latency_seconds",
+        "time_to_first_token_seconds",
+        "request_time_per_output_token_seconds",
+        "inter_token_latency_seconds",
+        "request_prompt_tokens",
+        "request_generation_tokens",
+    ):
+        assert f"vllm:{name}_bucket" in names
+        assert found[(f"vllm:{name}_count", *sorted_labels(whole))] == 1
+    assert found[("vllm:prompt_tokens_total", *sorted_labels(whole))] == 5
+    assert found[("vllm:generation_tokens_total", *sorted_labels(whole))] == 3
+    assert found[("vllm:num_requests_running", *sorted_labels(whole))] == 2
+    assert found[("vllm:num_requests_waiting", *sorted_labels(whole))] == 3
+    assert found[("vllm:kv_cache_usage_perc", *sorted_labels(whole))] == 0.25
+    assert found[("vllm:num_preemptions_total", *sorted_labels(whole))] == 7
+    assert found[("vllm:request_success_total", "0", "stop", "base")] == 1
+    assert found[("livery_adapter_generation_tokens_total", "pirate")] == 3
+    assert found[("livery_adapter_requests_total", "pirate", "stop")] == 1
+
+
+def sorted_labels(whole: tuple[str, str]) -> tuple[str, str]:
+    """The exposition orders labels by name: engine, model_name."""
+    model, engine = whole
+    return engine, model
+
+
+def test_a_request_that_did_not_end_counts_as_what_ended_it() -> None:
+    metrics = Metrics("base", INFO)
+    metrics.begin("pirate").close(5, 0, "abort")
+    metrics.begin(None).close(5, 0, "error")
+    found = samples(metrics, None)
+    assert found[("vllm:request_success_total", "0", "abort", "base")] == 1
+    assert found[("vllm:request_success_total", "0", "error", "base")] == 1
+    assert found[("livery_adapter_requests_total", "pirate", "abort")] == 1
+    assert not [key for key in found if key[0] == "vllm:num_requests_running"]  # the engine said nothing
+
+
+def test_adapter_residency_is_exactly_one_sample() -> None:
+    metrics = Metrics("base", INFO)
+    for resident in (("a",), ("a", "b"), ()):
+        snapshot = Snapshot(EngineStats(), served=("a", "b", "c"), resident=resident, waiting=("c",))
+        text = metrics.render(snapshot).decode()
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        (sample,) = families["vllm:lora_requests_info"].samples
+        assert sample.labels == {
+            "max_lora": "4",
+            "running_lora_adapters": ",".join(resident),
+            "waiting_lora_adapters": "c",
+        }
+        assert sample.value > 1e9  # when it was so
+
+
+def test_only_the_busiest_have_series_of_their_own() -> None:
+    totals = AdapterTotals(2)
+    for name, tokens in (("a", 1), ("b", 50), ("c", 100)):
+        totals.record(name, counts(tokens))
+    rows = dict(totals.snapshot())
+    assert set(rows) == {"b", "c", OTHER}
+    totals.record("b", counts(5))
+    assert sum(row.requests["stop"] for row in dict(totals.snapshot()).values()) == 4
+
+
+def test_no_series_ever_shrinks_while_shown() -> None:
+    totals = AdapterTotals(1)
+    before: dict[str, AdapterCounts] = {}
+    for name, tokens in (("a", 10), ("b", 100), ("a", 500), ("b", 1), ("c", 5), ("b", 5000)):
+        totals.record(name, counts(tokens))
+        now = dict(totals.snapshot())
+        assert len(now) <= 2
+        for label in set(now) & set(before):
+            assert now[label].generation_tokens >= before[label].generation_tokens
+        assert (
+            sum(row.requests["stop"] for row in now.values())
+            == sum(row.requests["stop"] for row in before.values()) + 1
+        )
+        before = now
+
+
+def test_the_series_of_an_adapter_that_is_gone_ends() -> None:
+    totals = AdapterTotals(10)
+    totals.record("a", counts(3))
+    totals.record("b", counts(4))
+    totals.retain(["b"])
+    rows = dict(totals.snapshot())
+    assert set(rows) == {"b", OTHER}
+    assert rows[OTHER].generation_tokens == 3
