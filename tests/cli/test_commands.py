@@ -147,6 +147,7 @@ def test_a_second_server_does_not_share_the_data_folder(folder: Path, tmp_path: 
         (["--model", "m", "--host", "0.0.0.0"], ["0.0.0.0", "--api-key", "--insecure-no-auth"]),
         (["--model", "no/such/thing"], ["no/such/thing", "not found"]),
         (["--model", "smollm2-135m-instruct", "--adapters", "/no/such"], ["--adapters /no/such", "create it"]),
+        (["--model", "smollm2-135m-instruct", "--served-model-name", "模型"], ["模型", "--served-model-name"]),
         (["--model", "m", "--port", "x"], ["--port", "'x'"]),
         ([], ["--model is needed"]),
     ],

@@ -48,6 +48,7 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     listener = _bind(settings.host, settings.port)
     with listener:
         resolved = resolve_model(settings.model)
+        _base_name(settings, resolved)
         try:
             asyncio.run(_serve(settings, resolved, listener, make_engine, Doors(key)))
         except asyncio.CancelledError:
@@ -90,7 +91,7 @@ async def _service(
     info: EngineInfo,
     progress: Callable[[str], None],
 ) -> GenerationService:
-    name = settings.served_model_name or resolved.name
+    name = _base_name(settings, resolved)
     tokenizer = await asyncio.to_thread(Tokenizer.from_directory, resolved.path)
     adapters = ServedAdapters(
         engine,
@@ -151,6 +152,14 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.drain()
         super().handle_exit(sig, frame)
+
+
+def _base_name(settings: Settings, resolved: ResolvedModel) -> str:
+    """What clients call the base; it travels in a header. Raises SettingsError."""
+    name = settings.served_model_name or resolved.name
+    if not name.isascii() or not name.isprintable():
+        raise SettingsError(f"clients can't call a model {name!r}; give it a plain name with --served-model-name")
+    return name
 
 
 def _engine_config(settings: Settings, model: Path) -> EngineConfig:
