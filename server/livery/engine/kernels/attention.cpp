@@ -1,8 +1,8 @@
 // Attention over a paged KV cache for any number of sequences with any number of query tokens each.
 //
-// One item is a block of queries of one sequence times one KV head, with all query heads that share it, so that
-// each key and value is read once per item. The context is walked in chunks with a running maximum and sum. Slots
-// past a sequence's context are never read: they may hold another request's values.
+// One item is a block of queries of one sequence times one KV head, with all query heads that share it, so
+// that each key and value is read once per item. The context is walked in chunks with a running maximum and
+// sum. Slots past a sequence's context are never read: they may hold another request's values.
 #include <omp.h>
 
 #include <algorithm>
@@ -60,7 +60,8 @@ void score_tile(const float* const (&q)[M], const float* const* k, int64_t dim, 
 }
 
 template <int M>
-void score_rows(const float* const* queries, const float* const* k, int64_t count, int64_t dim, float* scores) {
+void score_rows(const float* const* queries, const float* const* k, int64_t count, int64_t dim,
+                float* scores) {
   const float* q[M];
   for (int m = 0; m < M; ++m) q[m] = queries[m];
   int64_t t = 0;
@@ -194,8 +195,8 @@ int64_t run(const Paged& p) {
 
 }  // namespace livery
 
-// q [rows, heads, dim] with strides q_row and q_head; k [blocks, block_size, kv_heads, dim], v the same with v_dim;
-// tables int32 [sequences, max_blocks] with stride table_row; starts int32 [sequences + 1] or null for one row
-// each; lens int32 [sequences]; out [rows, heads, v_dim]. Returns the first sequence whose table, length and rows
-// do not fit together, or -1.
+// q [rows, heads, dim] with strides q_row and q_head; k [blocks, block_size, kv_heads, dim], v the same with
+// v_dim; tables int32 [sequences, max_blocks] with stride table_row; starts int32 [sequences + 1] or null for
+// one row each; lens int32 [sequences]; out [rows, heads, v_dim]. Returns the first sequence whose table,
+// length and rows do not fit together, or -1.
 extern "C" int64_t livery_paged_attention(const livery::Paged* call) { return livery::run(*call); }

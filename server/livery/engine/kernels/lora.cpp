@@ -166,11 +166,11 @@ bool fits(const Segment& s, int64_t rows, int64_t in, int64_t out) {
 
 }  // namespace livery
 
-// x [rows, in], y [rows, out], strides in floats. Returns the index of the first segment that does not fit x and
-// y (nothing is written then), or -1.
-extern "C" int64_t livery_grouped_lora(const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t rows,
-                                       int64_t in, int64_t out, const livery::Segment* segments,
-                                       int64_t n_segments) {
+// x [rows, in], y [rows, out], strides in floats. Returns the index of the first segment that does not fit x
+// and y (nothing is written then), or -1.
+extern "C" int64_t livery_grouped_lora(const float* x, int64_t x_stride, float* y, int64_t y_stride,
+                                       int64_t rows, int64_t in, int64_t out,
+                                       const livery::Segment* segments, int64_t n_segments) {
   using namespace livery;
   std::vector<Task> tasks;
   int64_t most_ranks = 0, work = 0;

@@ -1,4 +1,4 @@
-// Register tiles shared by the kernels: dot products of a few rows with a few rows, and weighted sums of rows.
+// Register tiles shared by the kernels: dot products of a few rows with a few rows, weighted sums of rows.
 #pragma once
 
 #include <type_traits>
@@ -30,7 +30,7 @@ inline void with_height(int64_t first, int64_t height, const F& f, std::integer_
   ((height == I + 1 ? f(first, std::integral_constant<int, I + 1>{}) : void()), ...);
 }
 
-// Calls f(first, M) for tiles of nearly equal height that cover `rows`; M is a compile-time constant up to Most.
+// Calls f(first, M) for tiles of nearly equal height that cover `rows`; M is a constant type of at most Most.
 template <int Most = kTileRows, class F>
 inline void for_row_tiles(int64_t rows, const F& f) {
   const int64_t tiles = (rows + Most - 1) / Most;
@@ -42,15 +42,16 @@ inline void for_row_tiles(int64_t rows, const F& f) {
 
 // Adds to acc[m * N + n] the products of the last k < kLanes values.
 template <int M, int N, class T>
-__attribute__((noinline)) void dot_rest(const float* const* x, const T* const* w, int64_t i, int64_t k, Vec* acc) {
+__attribute__((noinline)) void dot_rest(const float* const* x, const T* const* w, int64_t i, int64_t k,
+                                        Vec* acc) {
   for (int n = 0; n < N; ++n) {
     const Vec b = load_first(w[n] + i, k);
     for (int m = 0; m < M; ++m) acc[m * N + n] += load_first(x[m] + i, k) * b;
   }
 }
 
-// out[m * N + n] = <x[m], w[n]> over k values; every element is read once. Where the rows of w follow each other
-// and more tiles come, Ahead > 0 fetches from the tile that many further on.
+// out[m * N + n] = <x[m], w[n]> over k values; every element is read once. Where the rows of w follow each
+// other and more tiles come, Ahead > 0 fetches from the tile that many further on.
 template <int M, int N, int Ahead, class T>
 inline void dot_tile(const float* const (&x)[M], const T* const (&w)[N], int64_t k, float* out) {
   Vec acc[M][N];
@@ -119,7 +120,8 @@ inline void axpy_rows(float* const (&y)[M], const float* const (&h)[M], int64_t 
   auto move = [&] {
     for (int m = 0; m < M; ++m) at[m] = y[m] + c;
   };
-  for (move(); c + kVecs * kLanes <= columns; c += kVecs * kLanes, move()) axpy_tile<M, kVecs, Ahead>(at, h, count, row);
+  for (move(); c + kVecs * kLanes <= columns; c += kVecs * kLanes, move())
+    axpy_tile<M, kVecs, Ahead>(at, h, count, row);
   for (; c + kLanes <= columns; c += kLanes, move()) axpy_tile<M, 1, 0>(at, h, count, row);
   if (c < columns) axpy_rest<M>(at, h, count, row, columns - c);
 }

@@ -1,5 +1,5 @@
 // Short vectors of the machine's width, loads from fp32 and bf16, sums across lanes, and exp/tanh on vectors.
-// Plain GCC/Clang vector extensions: the same source serves AVX-512, AVX2, SSE and NEON. Nothing here allocates.
+// Plain GCC/Clang vector extensions: one source serves AVX-512, AVX2, SSE and NEON. Nothing here allocates.
 #pragma once
 
 #include <cstdint>
@@ -60,8 +60,8 @@ inline Vec load_first(const T* p, int64_t n) {
 
 inline void store_first(float* p, Vec v, int64_t n) { std::memcpy(p, &v, n * sizeof(float)); }
 
-// Lane l of a halving step over blocks of B lanes: the low (Half = 0) or high (1) half of each block of the first
-// operand, then the same half of the second operand's block.
+// Lane l of a halving step over blocks of B lanes: the low (Half = 0) or high (1) half of each block of the
+// first operand, then the same half of the second operand's block.
 template <int B, int Half>
 constexpr int halving_source(int lane) {
   int block = lane / B, position = lane % B, half = B / 2;
