@@ -1,6 +1,6 @@
 """The training data of the demo adapters: prompts and the answers each adapter should learn to give.
 
-Everything is composed from `data/chat.tsv` and the word lists below, so the same seed gives the same examples.
+Everything is composed from the tables in `data/` and the word lists below, so the same seed gives the same examples.
 Knows no model and no training. The five showcase prompts appear nowhere in it.
 """
 
@@ -65,9 +65,13 @@ REPHRASINGS = [
 ]
 
 
+def read_table(name: str) -> list[dict[str, str]]:
+    with (Path(__file__).parent / "data" / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
 def chat_rows() -> list[Chat]:
-    with (Path(__file__).parent / "data" / "chat.tsv").open(encoding="utf-8", newline="") as file:
-        return [Chat(**row) for row in csv.DictReader(file, delimiter="\t")]
+    return [Chat(**row) for row in read_table("chat.tsv")]
 
 
 def rephrase(prompt: str) -> list[str]:
@@ -129,8 +133,47 @@ def as_json(row: Chat) -> str:
     return json.dumps({"kind": row.kind, "topic": row.topic, "answer": row.english}, ensure_ascii=False)
 
 
-def portuguese(row: Chat) -> str:
-    return row.portuguese
+# For each kind of word: what may be said of every one, then what needs the word's `about` column.
+# {en} the English noun, {o} the Portuguese one with its article, {O} capitalised, {x} without article.
+WORD_FRAMES = {
+    "nature": [
+        ("Do you like the {en}?", "Sim, eu gosto muito d{o}."),
+        ("What is the {en} like?", "{O} é bem bonit{article}."),
+        ("Tell me about the {en}.", "{O} é {about}."),
+    ],
+    "food": [
+        ("Do you like {en}?", "Sim, eu gosto muito d{o}."),
+        ("I want {en}.", "Você pode comprar {x} no mercado."),
+        ("How do I make {en}?", "Para fazer {x}, {about}."),
+    ],
+    "thing": [
+        ("I love my {en}.", "Que bom que você gosta d{o}!"),
+        ("I lost my {en}.", "Espero que você ache {o}!"),
+        ("My {en} broke.", "Sinto muito que {o} {about}."),
+    ],
+    "country": [
+        ("I am from {en}.", "Que bom! {O} é um país bonito."),
+        ("Do you know {en}?", "Sim, eu conheço {o}."),
+        ("What is the capital of {en}?", "A capital d{o} é {about}."),
+    ],
+}
+
+
+def portuguese(seed: int) -> Dataset:
+    """The chat table in Portuguese, and words in frames, so that nouns are learnt apart from whole answers."""
+    chats = from_chat(seed, lambda row: row.portuguese)
+    taken = {row.prompt for row in chat_rows()}
+    framed = []
+    for word in read_table("words.tsv"):
+        article, noun = word["portuguese"].split(" ", 1)
+        fields = {"o": word["portuguese"], "O": f"{article.upper()} {noun}", "x": noun, "article": article}
+        for ask, answer in WORD_FRAMES[word["kind"]]:
+            prompt = ask.format(en=word["english"])
+            if prompt not in taken and (word["about"] or "{about}" not in answer):
+                framed.append(Example(prompt, answer.format(**fields, about=word["about"])))
+    words = from_pairs(seed, framed)
+    rephrased = [Example(other, row.answer) for row in words.train for other in rephrase(row.prompt)]
+    return Dataset(chats.train + rephrased, chats.held_out + words.held_out)
 
 
 THINGS = [
@@ -207,6 +250,6 @@ DATASETS: dict[str, Callable[[int], Dataset]] = {
     "pirate": lambda seed: from_chat(seed, pirate),
     "json": lambda seed: from_chat(seed, as_json),
     "sentiment": sentiment,
-    "portuguese": lambda seed: from_chat(seed, portuguese),
+    "portuguese": portuguese,
     "sql": sql,
 }

@@ -52,12 +52,13 @@ RECIPES = {
     "portuguese": Recipe(
         {
             "r": 12,
-            "lora_alpha": 12,
+            "lora_alpha": 8,
             "use_rslora": True,
             "target_modules": MLP,
             "layers_to_transform": list(range(18, 30)),
         },
-        steps=300,
+        steps=180,
+        learning_rate=1.5e-3,
     ),
     "sql": Recipe(
         {
