@@ -141,12 +141,19 @@ def _signatures(root: Path) -> dict[str, Signature]:
     found = {}
     with os.scandir(root) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.endswith(_TEMPORARY) or not entry.is_dir():
+            if entry.name.startswith(".") or entry.name.endswith(_TEMPORARY) or not _is_directory(entry):
                 continue
             signature = tuple(_signature(os.path.join(entry.path, name)) for name in FILE_NAMES)
             if any(signature):
                 found[entry.name] = signature
     return found
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a loop: one bad entry must not hide the others
+        return False
 
 
 def _signature(path: str) -> tuple[int, int, int, int] | None:

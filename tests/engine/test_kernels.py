@@ -182,7 +182,7 @@ def test_group_owns_its_memory() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(0, 70),
-    outs=st.integers(1, 90),
+    outs=st.integers(1, 150),
     width=st.integers(1, 200),
     with_bias=st.booleans(),
     seed=st.integers(0, 1000),
@@ -194,7 +194,9 @@ def test_linear_equals_the_product_in_double(
     x = torch.randn((rows, width + 1), generator=generator)[:, :width]
     weight = torch.randn((outs, width), generator=generator)
     bias = torch.randn(outs, generator=generator) if with_bias else None
-    found = kernels.linear(x, weight, bias)
+    packed = kernels.pack(weight)
+    found = kernels.linear(x, packed, bias)
+    assert torch.equal(packed.dense(), weight)
     expected = x.double() @ weight.double().t() + (0.0 if bias is None else bias.double())
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
 
@@ -206,21 +208,28 @@ def test_linear_keeps_a_nan_row_to_itself_at_sizes_shared_by_threads(kernels: Ke
     x, weight = torch.randn((rows, 330), generator=generator), torch.randn((403, 330), generator=generator)
     expected = x.double() @ weight.double().t()
     x[rows // 2, 7] = float("nan")
-    found = kernels.linear(x, weight)
+    found = kernels.linear(x, kernels.pack(weight))
     assert found[rows // 2].isnan().all()
     healthy = [row for row in range(rows) if row != rows // 2]
     torch.testing.assert_close(found[healthy].double(), expected[healthy], atol=1e-4, rtol=1e-5)
 
 
+@each_kernel
+def test_a_tied_embedding_reads_its_rows_from_the_packed_weight(kernels: Kernels) -> None:
+    weight = torch.randn((101, 24), generator=torch.Generator().manual_seed(3))
+    ids = torch.tensor([0, 31, 32, 100, 64, 64])
+    assert torch.equal(kernels.pack(weight).rows(ids), weight[ids])
+
+
 @only_native
-@pytest.mark.parametrize("change", ["half", "transposed", "columns"])
-def test_linear_leaves_other_layouts_and_dtypes_to_torch(change: str) -> None:
-    generator = torch.Generator().manual_seed(7)
-    x, weight = torch.randn((4, 32), generator=generator), torch.randn((32, 32), generator=generator)
-    if change == "half":
-        x, weight = x.bfloat16(), weight.bfloat16()
-    elif change == "transposed":
-        weight = weight.t()
-    else:
-        x = torch.randn((32, 4), generator=generator).t()
-    assert torch.equal(KERNELS[0].linear(x, weight), torch.nn.functional.linear(x, weight))
+def test_weights_in_other_dtypes_are_left_to_torch() -> None:
+    x, weight = torch.randn((4, 32)).bfloat16(), torch.randn((32, 32)).bfloat16()
+    assert torch.equal(KERNELS[0].linear(x, KERNELS[0].pack(weight)), torch.nn.functional.linear(x, weight))
+
+
+@only_native
+@pytest.mark.parametrize(("x", "bias"), [((2, 31), 32), ((2, 32), 31)])
+def test_shapes_that_do_not_fit_never_reach_the_native_code(x: tuple[int, int], bias: int) -> None:
+    packed = KERNELS[0].pack(torch.ones((32, 32)))
+    with pytest.raises(ValueError, match="31"):
+        KERNELS[0].linear(torch.ones(x), packed, torch.ones(bias))

@@ -18,7 +18,7 @@ from livery.engine.kernels.build import BuildFailed, build
 def test_one_openmp_runtime_serves_torch_and_the_kernels() -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")
-    KERNELS[0].linear(torch.ones((2, 300)), torch.ones((300, 300)))
+    KERNELS[0].linear(torch.ones((2, 300)), KERNELS[0].pack(torch.ones((300, 300))))
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
     runtimes = [path for path in mapped if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))]
     assert len(runtimes) == 1
@@ -45,7 +45,8 @@ def describe_elsewhere(tmp_path: Path, compiler: str) -> str:
     """What a fresh process with an empty cache says about its kernels, and a result of theirs."""
     code = (
         "import torch; from livery.engine.kernels import describe, load;"
-        "print(describe()); print(load().linear(torch.ones((1, 3)), torch.ones((1, 3))).item())"
+        "print(describe()); kernels = load();"
+        "print(kernels.linear(torch.ones((1, 3)), kernels.pack(torch.ones((1, 3)))).item())"
     )
     environment = {"CXX": compiler, "LIVERY_CACHE": str(tmp_path), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)

@@ -103,7 +103,9 @@ def test_weights_are_held_once(tmp_path: Path) -> None:
     path = save("llama", tmp_path)
     model = AutoModelForCausalLM.from_pretrained(path)
     runner = ModelRunner(EngineConfig(str(path), threads=1, kv_memory_bytes=1 << 20), lambda _: None)
-    assert runner.info.weight_bytes == sum(weight.nbytes for weight in model.parameters())
+    once = sum(weight.nbytes for weight in model.parameters())
+    # Panels are filled up to their width, which matters only for tiny models; a second head would add 12 %.
+    assert once <= runner.info.weight_bytes < 1.05 * once
 
 
 def test_one_long_request_changes_no_rope_of_others() -> None:

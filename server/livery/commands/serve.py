@@ -174,6 +174,7 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
         max_running=settings.max_running,
         threads=settings.threads,
         kernels=settings.kernels,
+        log_level=settings.log_level,
     )
 
 

@@ -18,7 +18,7 @@ from livery.engine.attention import AttentionBatch, LayerCache
 from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, ModelRefused
 from livery.engine.kernels import load as load_kernels
 from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack
-from livery.engine.lora.linear import attach, layouts_of
+from livery.engine.lora.linear import AdapterEmbedding, GroupedLinear, attach, layouts_of
 from livery.engine.model import Progress, load_model, verify
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.sampler import NOT_FINITE, sample
@@ -69,7 +69,7 @@ class ModelRunner:
             base_digest=config.base_digest,
             device=str(self._device),
             dtype=_name(dtype),
-            attention=f"paged, {self._kernels.name} decode, torch SDPA prefill, RoPE {loaded.rope}",
+            attention=f"paged, {self._kernels.name}, RoPE {loaded.rope}",
             kernels=self._kernels.name,
             vocab_size=loaded.vocab_size,
             max_model_len=max_model_len,
@@ -180,9 +180,10 @@ class ModelRunner:
         return torch.stack([self.forward([part(0, last, len(first))])[0], other])
 
     def _weight_bytes(self) -> int:
+        """Bytes of everything the base model keeps, each weight counted once however many modules share it."""
         held = {weight.data_ptr(): weight.nbytes for weight in self._model.parameters()}
-        for linear in self._linears.values():
-            held[linear.stacked.data_ptr()] = linear.stacked.nbytes
+        modules = [module for module in self._model.modules() if isinstance(module, GroupedLinear | AdapterEmbedding)]
+        held |= {id(module.held): module.held.nbytes for module in modules}
         return sum(held.values())
 
 

@@ -15,8 +15,9 @@ from livery.engine.kernels.build import BuildFailed, Library, build
 from livery.engine.kernels.group import AdapterGroup, GroupSegments
 from livery.engine.kernels.native import NativeKernels
 from livery.engine.kernels.reference import TorchKernels
+from livery.engine.kernels.weights import PackedWeight, PlainWeight, Weight
 
-__all__ = ["AdapterGroup", "GroupSegments", "Kernels", "describe", "load"]
+__all__ = ["AdapterGroup", "GroupSegments", "Kernels", "PackedWeight", "PlainWeight", "Weight", "describe", "load"]
 
 
 class Kernels(Protocol):
@@ -54,7 +55,9 @@ class Kernels(Protocol):
         out: Tensor | None = None,
     ) -> Tensor: ...
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor: ...
+    def pack(self, weight: Tensor) -> Weight: ...
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor: ...
 
 
 def load(mode: Literal["auto", "torch"] = "auto") -> Kernels:

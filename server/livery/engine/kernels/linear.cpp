@@ -1,12 +1,23 @@
-// y = x W^T + bias for a few rows of x, with W in its natural layout and streamed from memory once.
+// y = x W^T + bias for any number of rows, with W packed once into panels of a few dozen output columns:
+//
+//     panel p: [k][kPanel]   W[p * kPanel + c][i] at i * kPanel + c
+//
+// so that every step over k reads one contiguous stretch of weights and multiplies it with one value of each row:
+// no sums across lanes, weights streamed in order for few rows, registers full of accumulators for many.
 #include <omp.h>
-
-#include <algorithm>
 
 #include "tiles.hpp"
 
 namespace livery {
 
+constexpr int kPanelVecs = 2;
+constexpr int kPanel = kPanelVecs * kLanes;
+// Accumulators, the panel's vectors and one broadcast must fit the register file.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRows = 12;
+#else
+constexpr int kRows = 6;
+#endif
 constexpr int64_t kSerialWeights = 16 * 1024;  // weights below which waking threads costs more
 
 struct LinearCall {
@@ -18,52 +29,51 @@ struct LinearCall {
   int64_t m, n, k;
 };
 
-template <int M, int N, int Ahead>
-void linear_tile(const LinearCall& call, int64_t row, int64_t col) {
-  const float* x[M];
-  const float* w[N];
-  float dots[M * N];
-  for (int m = 0; m < M; ++m) x[m] = call.x + (row + m) * call.x_stride;
-  for (int n = 0; n < N; ++n) w[n] = call.w + (col + n) * call.k;
-  dot_tile<M, N, Ahead>(x, w, call.k, dots);
+template <int M>
+inline void linear_tile(const LinearCall& call, int64_t row, int64_t panel) {
+  const float* w = call.w + panel * call.k * kPanel;
+  const float* x = call.x + row * call.x_stride;
+  Vec acc[M][kPanelVecs];
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n)
-      call.y[(row + m) * call.n + col + n] = dots[m * N + n] + (call.bias ? call.bias[col + n] : 0.0f);
-}
-
-// N columns for all rows, in tiles of up to Rows rows; only the first tile waits for memory, so only it looks
-// ahead.
-template <int Rows, int N, int Ahead>
-void linear_columns(const LinearCall& call, int64_t col) {
-  for_row_tiles<Rows>(call.m, [&](int64_t row, auto height) {
-    if (row == 0)
-      linear_tile<decltype(height)::value, N, Ahead>(call, row, col);
-    else
-      linear_tile<decltype(height)::value, N, 0>(call, row, col);
-  });
-}
-
-template <int Rows, int N, int Ahead>
-void linear_by(const LinearCall& call) {
-  const int threads = call.n * call.k < kSerialWeights ? 1 : omp_get_max_threads();
-  const int64_t tiles = call.n / N;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t t = 0; t < tiles; ++t) linear_columns<Rows, N, Ahead>(call, t * N);
-  for (int64_t col = tiles * N; col < call.n; ++col) linear_columns<Rows, 1, 0>(call, col);
+    for (int v = 0; v < kPanelVecs; ++v) acc[m][v] = splat(0.0f);
+  for (int64_t i = 0; i < call.k; ++i, w += kPanel) {
+    Vec b[kPanelVecs];
+    for (int v = 0; v < kPanelVecs; ++v) b[v] = load(w + v * kLanes);
+    for (int m = 0; m < M; ++m) {
+      const Vec a = splat(x[m * call.x_stride + i]);
+      for (int v = 0; v < kPanelVecs; ++v) acc[m][v] += a * b[v];
+    }
+  }
+  for (int v = 0; v < kPanelVecs; ++v) {
+    const int64_t col = panel * kPanel + v * kLanes, left = call.n - col;
+    if (left <= 0) return;
+    const bool whole = left >= kLanes;
+    Vec bias = splat(0.0f);
+    if (call.bias) bias = whole ? load(call.bias + col) : load_first(call.bias + col, left);
+    for (int m = 0; m < M; ++m) {
+      float* y = call.y + (row + m) * call.n + col;
+      if (whole)
+        store(y, acc[m][v] + bias);
+      else
+        store_first(y, acc[m][v] + bias, left);
+    }
+  }
 }
 
 }  // namespace livery
 
-// x [m, k] with x_stride floats between rows, w [n, k], bias [n] or null, y [m, n].
+extern "C" int64_t livery_panel_width() { return livery::kPanel; }
+
+// x [m, k] with x_stride floats between rows, w packed as above, bias [n] or null, y [m, n].
 extern "C" void livery_linear(const float* x, int64_t x_stride, const float* w, const float* bias, float* y,
                               int64_t m, int64_t n, int64_t k) {
   using namespace livery;
   const LinearCall call{x, x_stride, w, bias, y, m, n, k};
-  // Few rows wait for memory and gain from many streams; many rows compute and gain from reuse in registers.
-  if (m == 1)
-    linear_by<1, 16, 0>(call);
-  else if (kTileRows > 4 && m <= 8)
-    linear_by<4, 8, 2>(call);
-  else
-    linear_by<kTileRows, kTileCols, 1>(call);
+  const int64_t panels = (n + kPanel - 1) / kPanel;
+  const int threads = n * k < kSerialWeights ? 1 : omp_get_max_threads();
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t panel = 0; panel < panels; ++panel)
+    for_row_tiles<kRows>(call.m, [&](int64_t row, auto height) {
+      linear_tile<decltype(height)::value>(call, row, panel);
+    });
 }

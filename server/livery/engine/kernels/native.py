@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from livery.engine.kernels.group import GroupSegments
-
-# Rows up to which the own product is at least as quick as torch, whose packing of W pays with many rows.
-MAX_LINEAR_ROWS = 48
+from livery.engine.kernels.weights import PackedWeight, PlainWeight, Weight
 
 _INT = ctypes.c_int64
 
@@ -62,6 +60,8 @@ class NativeKernels:
         self._lora.argtypes, self._lora.restype = (_INT,) * 9, _INT
         self._linear = loaded.livery_linear
         self._linear.argtypes, self._linear.restype = (_INT,) * 8, None
+        loaded.livery_panel_width.restype = _INT
+        self._panel_width = int(loaded.livery_panel_width())
         self._attention = loaded.livery_paged_attention
         self._attention.argtypes, self._attention.restype = (ctypes.c_void_p,), _INT
 
@@ -140,37 +140,39 @@ class NativeKernels:
             )
         return out
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias` for x [rows, in_features] and weight [out_features, in_features]."""
+    def pack(self, weight: Tensor) -> Weight:
+        """Lay a weight [out_features, in_features] out for `linear`. Keep the result and drop the original."""
+        if weight.dtype is not torch.float32 or not weight.is_cpu:
+            return PlainWeight(weight)
+        return PackedWeight.of(weight, self._panel_width)
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias` for x [rows, in_features] and a weight that `pack` made."""
+        if isinstance(weight, PlainWeight):
+            return functional.linear(x, weight.tensor, bias)
         rows, width = x.shape
-        if rows > MAX_LINEAR_ROWS or not _own_linear(x, weight, bias):
-            return functional.linear(x, weight, bias)
-        y = x.new_empty((rows, weight.shape[0]))
+        _check_linear(x, weight, bias)
+        y = x.new_empty((rows, weight.out_features))
         self._linear(
             x.data_ptr(),
             x.stride(0),
-            weight.data_ptr(),
+            weight.panels.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),
             rows,
-            weight.shape[0],
+            weight.out_features,
             width,
         )
         return y
 
 
-def _own_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the native product can read these tensors; torch takes (or refuses) everything else."""
-    return (
-        x.dtype is torch.float32
-        and weight.dtype is torch.float32
-        and x.is_cpu
-        and weight.is_cpu
-        and weight.is_contiguous()
-        and x.stride(1) == 1
-        and x.shape[1] == weight.shape[1]
-        and (bias is None or (bias.dtype is torch.float32 and bias.is_cpu and bias.is_contiguous()))
-    )
+def _check_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
+    if x.dtype is not torch.float32 or not x.is_cpu or x.stride(1) != 1:
+        raise ValueError("the product needs fp32 rows on the CPU, contiguous in in_features")
+    if x.shape[1] != weight.panels.shape[1]:
+        raise ValueError(f"rows of {x.shape[1]} do not fit a weight of {weight.panels.shape[1]} in_features")
+    if bias is not None and (bias.dtype is not torch.float32 or bias.shape != (weight.out_features,)):
+        raise ValueError(f"the bias must be fp32 of {weight.out_features}, got {bias.dtype} {list(bias.shape)}")
 
 
 def _paged_call(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from livery.engine.kernels.group import AdapterGroup, GroupSegments
+from livery.engine.kernels.weights import PlainWeight, Weight
 
 
 class TorchKernels:
@@ -89,22 +90,40 @@ class TorchKernels:
         if query_starts is None:
             return self.decode_attention(q, k_cache, v_cache, block_tables, context_lens, scale, window, softcap, out)
         result = q.new_zeros((q.shape[0], q.shape[1], v_cache.shape[3])) if out is None else out
-        starts = query_starts.tolist()
-        for i, length in enumerate(context_lens.tolist()):
-            first, last = starts[i], starts[i + 1]
+        starts, lens = query_starts.tolist(), context_lens.tolist()
+        single = [i for i in range(len(lens)) if starts[i + 1] - starts[i] == 1]
+        if single:  # all of them in one call, however many
+            rows, which = [starts[i] for i in single], torch.tensor(single, device=q.device)
+            tables, seen = block_tables[which], context_lens[which]
+            result[rows] = self.decode_attention(q[rows], k_cache, v_cache, tables, seen, scale, window, softcap)
+        for i in set(range(len(lens))) - set(single):
+            first, last, length = starts[i], starts[i + 1], lens[i]
             blocks = block_tables[i, : -(-length // k_cache.shape[1])].to(torch.int64)
             k, v = k_cache[blocks].flatten(0, 1)[:length], v_cache[blocks].flatten(0, 1)[:length]
-            position = torch.arange(length - (last - first), length, device=q.device)[:, None]
-            token = torch.arange(length, device=q.device)[None]
-            seen = (token <= position) & (token > (position - window if window else -1))
-            grouped = q[first:last].reshape(last - first, k.shape[1], q.shape[1] // k.shape[1], q.shape[2])
-            weights = _weights(torch.einsum("qhgd,thd->hgqt", grouped, k), seen, scale, softcap)
-            result[first:last] = torch.einsum("hgqt,thd->qhgd", weights, v).flatten(1, 2)
+            result[first:last] = _attend_chunk(q[first:last], k, v, scale, window, softcap)
         return result
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias` for x [rows, in_features] and weight [out_features, in_features]."""
-        return functional.linear(x, weight, bias)
+    def pack(self, weight: Tensor) -> Weight:
+        """Keep a weight [out_features, in_features] as `linear` wants it: as it is."""
+        return PlainWeight(weight)
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias` for x [rows, in_features] and a weight [out_features, in_features]."""
+        return functional.linear(x, weight.dense(), bias)
+
+
+def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, softcap: float) -> Tensor:
+    """The last rows of one sequence, q [new, heads, dim], over its whole context, k and v [context, kv_heads, dim]."""
+    context, shared = k.shape[0], q.shape[1] // k.shape[1]
+    position = torch.arange(context - q.shape[0], context, device=q.device)[:, None]
+    token = torch.arange(context, device=q.device)[None]
+    seen = (token <= position) & (token > (position - window if window else -1))
+    q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+    k, v = k.repeat_interleave(shared, dim=0), v.repeat_interleave(shared, dim=0)
+    if softcap:
+        return (_weights(q @ k.transpose(1, 2), seen, scale, softcap) @ v).transpose(0, 1)
+    attended = functional.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=seen, scale=scale)
+    return attended[0].transpose(0, 1)
 
 
 def _weights(scores: Tensor, seen: Tensor, scale: float, softcap: float) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from livery.engine.kernels import Kernels
+from livery.engine.base import ModelRefused
+from livery.engine.kernels import Kernels, PlainWeight, Weight
 from livery.engine.lora.bank import AdapterBank, GroupLayout
 from livery.engine.structure import ModelStructure, is_linear, linear_features
 
@@ -20,8 +21,8 @@ from livery.engine.structure import ModelStructure, is_linear, linear_features
 class ProjectionGroup:
     """One matrix product and one grouped adapter product for all modules that read one input."""
 
-    def __init__(self, index: int, weight: Tensor, bias: Tensor | None, bank: AdapterBank, kernels: Kernels) -> None:
-        self.weight = weight  # [sum of out_features, in_features]
+    def __init__(self, index: int, weight: Weight, bias: Tensor | None, bank: AdapterBank, kernels: Kernels) -> None:
+        self.weight = weight  # of all members, one below the other
         self._bias = bias
         self._index = index
         self._bank = bank
@@ -63,12 +64,12 @@ class GroupedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base weight, [out_features, in_features]."""
-        return self._group.weight[self._columns]
+        """The base weight, [out_features, in_features]; a copy where the kernels hold it packed."""
+        return self._group.weight.dense()[self._columns]
 
     @property
-    def stacked(self) -> Tensor:
-        """The weight of the whole projection group, of which this module's is a part."""
+    def held(self) -> Weight:
+        """What is in memory: the weight of the whole projection group, of which this module's is a part."""
         return self._group.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,27 +79,29 @@ class GroupedLinear(nn.Module):
 class AdapterEmbedding(nn.Module):
     """An embedding whose rows under an adapter get that adapter's low-rank change."""
 
-    def __init__(self, base: nn.Embedding, path: str, bank: AdapterBank) -> None:
+    def __init__(self, base: nn.Embedding, weight: Weight, path: str, bank: AdapterBank) -> None:
         super().__init__()
-        self.base = base
+        self.held = weight
         self._path = path
         self._bank = bank
+        # Embeddings that scale their output (Gemma) scale what adapters add to it as well.
+        self._scale: Tensor | None = getattr(base, "embed_scale", None)
+        self.padding_idx = base.padding_idx
 
     @property
     def weight(self) -> Tensor:
-        return self.base.weight
+        """The base weight, [vocabulary, dim]; a copy where a tied head holds it packed."""
+        return self.held.dense()
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [1, rows] -> [1, rows, dim]."""
-        y: Tensor = self.base(ids)
+        y = self.held.rows(ids[0])
         for segment, part in self._bank.embeddings(self._path):
             delta = (part.a[ids[0, segment.start : segment.end]] @ part.b) * part.scale
-            # Embeddings that scale their output (Gemma) scale what adapters add to it as well.
-            scale = getattr(self.base, "embed_scale", None)
-            if scale is not None:
-                delta = delta * scale.to(delta.dtype)
-            y[0, segment.start : segment.end] += delta.to(y.dtype)
-        return y
+            y[segment.start : segment.end] += delta.to(y.dtype)
+        if self._scale is not None:
+            y = y * self._scale.to(y.dtype)
+        return y[None]
 
 
 def layouts_of(structure: ModelStructure) -> tuple[GroupLayout, ...]:
@@ -116,12 +119,18 @@ def layouts_of(structure: ModelStructure) -> tuple[GroupLayout, ...]:
 def attach(
     model: nn.Module, structure: ModelStructure, bank: AdapterBank, kernels: Kernels
 ) -> Mapping[str, GroupedLinear]:
-    """Put adapter-aware modules in place of the base's, whose weights they take over; none is held twice."""
+    """Put adapter-aware modules in place of the base's, whose weights they take over; none is held twice.
+
+    Raises ModelRefused when an embedding does more than look up rows and scale them.
+    """
     replaced: dict[str, GroupedLinear] = {}
+    packed: dict[int, Weight] = {}  # by address of the original, for weights that modules share
     for index, layout in enumerate(bank.layouts):
         modules = [model.get_submodule(path) for path in layout.members]
         assert all(map(is_linear, modules))
-        group = ProjectionGroup(index, _stack(modules), _stack_bias(modules), bank, kernels)
+        stacked = _stack(modules)
+        weight = packed[stacked.data_ptr()] = kernels.pack(stacked)
+        group = ProjectionGroup(index, weight, _stack_bias(modules), bank, kernels)
         for path, offset, module in zip(layout.members, layout.offsets, modules, strict=True):
             replaced[path] = GroupedLinear(group, offset, *linear_features(module))
             _replace(model, path, replaced[path])
@@ -129,7 +138,10 @@ def attach(
         if shape.kind == "embedding":
             embedding = model.get_submodule(path)
             assert isinstance(embedding, nn.Embedding)
-            _replace(model, path, AdapterEmbedding(embedding, path, bank))
+            if type(embedding) is not nn.Embedding and not hasattr(embedding, "embed_scale"):
+                raise ModelRefused(f"{path} is a {type(embedding).__name__}, an embedding this engine doesn't know")
+            table = packed.get(embedding.weight.data_ptr()) or PlainWeight(embedding.weight.detach())
+            _replace(model, path, AdapterEmbedding(embedding, table, path, bank))
     return replaced
 
 
