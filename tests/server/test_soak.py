@@ -135,7 +135,8 @@ async def one_request(client: httpx.AsyncClient, house: House, rng: random.Rando
                 house.outcomes["disconnected"] += 1
         return
     response = await client.post("/v1/completions", json=body)
-    if name == "via-api" and response.status_code == 404:
+    if name == "via-api" and response.status_code in (404, 503):
+        assert response.json()["error"]["code"] in ("model_not_found", "adapter_loading"), response.text
         house.outcomes["unloaded"] += 1
         return
     assert response.status_code == 200, response.text
