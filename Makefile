@@ -13,7 +13,7 @@ help:
 	@echo "make serve        serve the demo base with the demo adapters on 127.0.0.1:$(PORT)"
 	@echo "make test         linters, types and the whole test suite"
 	@echo "make check        linters and types only"
-	@echo "make bench        speed of base and mixed adapters against a running server"
+	@echo "make bench        speed of the base and of 8 adapters mixed, on a server of its own"
 	@echo "make bench-peers  the same side by side with vLLM, in one run"
 
 # torch's CPU build comes by plain pip; the order matters, since other packages would pull in a larger build.
@@ -45,10 +45,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/livery bench serve
+	$(BIN)/livery bench peers --server livery --rounds 5 --check --out bench.json
 
 bench-peers: setup
-	$(BIN)/livery bench peers
+	$(BIN)/livery bench peers --rounds 5 --check --out bench-peers.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -27,6 +27,8 @@ from livery_loadtest.servers import ServerFailed, Sleep
 from livery_loadtest.side_by_side import LIVERY, VLLM, VLLM_PLAIN, PeersSetup, SideBySide
 from livery_loadtest.workload import Popularity, Scenario, Workload
 
+LOCAL = "livery=http://127.0.0.1:8000"
+
 app = typer.Typer(
     help="Measure servers with an OpenAI-compatible API: throughput and latencies, base against adapters.",
     no_args_is_help=True,
@@ -47,7 +49,9 @@ Timeout = Annotated[float, typer.Option(min=0.1, help="Longest silence of a serv
 
 @app.command()
 def serve(
-    target: Annotated[list[str], typer.Option(help="NAME=URL of a running server; repeat to compare.")],
+    target: Annotated[
+        list[str] | None, typer.Option(help=f"NAME=URL of a running server; repeat to compare. Default: {LOCAL}")
+    ] = None,
     streams: Streams = 16,
     requests: Requests = 32,
     rounds: Rounds = 3,
@@ -84,7 +88,7 @@ def serve(
     names = tuple(name.strip() for name in adapters.split(",") if name.strip())
     machine = describe_machine()
     try:
-        subjects = asyncio.run(find_subjects(_targets(target), names, plan.timeout, base, _api_key()))
+        subjects = asyncio.run(find_subjects(_targets(target or [LOCAL]), names, plan.timeout, base, _api_key()))
         report = _run(subjects, plan, workload, AlwaysOn(), machine, {})
     except (TargetUnusable, ValueError) as failure:
         _stop(str(failure))
