@@ -37,7 +37,7 @@ class ModelRunner:
         self._device = _device(config)
         dtype = _dtype(config, self._device)
         if self._device.type == "cpu":
-            torch.set_num_threads(config.threads or os.cpu_count() or 1)
+            torch.set_num_threads(config.threads or _cores())
         progress(f"loading {Path(config.model_path).name} on {self._device} as {_name(dtype)}")
         loaded = load_model(config, self._device, dtype)
         progress("preparing kernels (compiled on first use)")
@@ -197,6 +197,11 @@ def _extend(segments: list[Segment], digest: str, start: int, end: int) -> None:
     if segments and segments[-1].digest == digest and segments[-1].end == start:
         start = segments.pop().start
     segments.append(Segment(digest, start, end))
+
+
+def _cores() -> int:
+    """The cores this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _device(config: EngineConfig) -> torch.device:
