@@ -97,8 +97,9 @@ def _sort_tensors(
             f"{WEIGHTS_NAME} holds no lora_A and lora_B tensors; copy the adapter PEFT's save_pretrained made, not "
             "a whole model",
         )
+    # First, because tying also adapts the head, which target_modules doesn't name.
+    _check_tying((kind for _, kind in pairs), settings)
     targets = tuple(_target(module, kind, a, b, settings) for (module, kind), (a, b) in pairs.items())
-    _check_tying(targets, settings)
     return targets, tuple(copies)
 
 
@@ -167,8 +168,8 @@ def _check_pair(module: str, a: TensorEntry, b: TensorEntry, rank: int) -> None:
         raise AdapterRefused("bad_dtype", f"{module}: A is {a.dtype} and B is {b.dtype}; save both in one dtype")
 
 
-def _check_tying(targets: tuple[TargetTensors, ...], settings: LoraSettings) -> None:
-    if settings.ties_weights and any(target.kind == "embedding" for target in targets):
+def _check_tying(kinds: Iterable[Kind], settings: LoraSettings) -> None:
+    if settings.ties_weights and "embedding" in kinds:
         raise AdapterRefused(
             "unsupported_field",
             "ensure_weight_tying is true and an embedding is adapted: adapters shared between embedding and head are "
