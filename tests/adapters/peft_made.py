@@ -1,0 +1,93 @@
+"""Adapters of tiny random models, made and saved by PEFT itself; and ways to damage them on disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from engine.families import configs
+from livery_adapters.base_model import BaseModel, ModuleShape
+from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
+
+Q0 = "model.layers.0.self_attn.q_proj"
+Q0_TENSORS = f"base_model.model.{Q0}.lora_"
+
+
+@cache
+def tiny_model(family: str = "llama") -> Any:
+    """A family's tiny model with random weights. Shared between tests: copy it before changing it."""
+    torch.manual_seed(7)
+    return AutoModelForCausalLM.from_config(configs()[family]).eval()
+
+
+@cache
+def tiny_base(family: str = "llama") -> BaseModel:
+    """The same model as adapters see it, written down from its modules."""
+    shapes = {}
+    for path, module in tiny_model(family).named_modules():
+        if isinstance(module, nn.Linear):
+            shapes[path] = ModuleShape("linear", module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            shapes[path] = ModuleShape("linear", *module.weight.shape)
+        elif isinstance(module, nn.Embedding):
+            shapes[path] = ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
+    return BaseModel(f"tiny-{family}", "0" * 64, shapes)
+
+
+def make(
+    directory: Path,
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    save: dict[str, Any] | None = None,
+    **lora: Any,
+) -> Any:
+    """Save an adapter with random weights in `dtype` and return PEFT's model. `lora` goes to LoraConfig."""
+    config = LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **lora})
+    model = get_peft_model(copy.deepcopy(tiny_model(family)), config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    model.to(dtype).save_pretrained(directory, **(save or {}))
+    return model
+
+
+def load(directory: Path, family: str = "llama") -> Any:
+    """The saved adapter as PEFT loads it: not always what was trained, as saving sorts the patterns."""
+    return PeftModel.from_pretrained(copy.deepcopy(tiny_model(family)), directory)
+
+
+def lora_layers(model: Any) -> dict[str, Any]:
+    """PEFT's own layers by the base's module paths."""
+    return {path: layer for path, layer in model.base_model.model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def edit_config(directory: Path, **fields: object) -> None:
+    file = directory / CONFIG_NAME
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def edit_tensors(directory: Path, **changes: Tensor | None) -> None:
+    """Replace, add or (None) drop tensors, keyed by full name."""
+    file = directory / WEIGHTS_NAME
+    tensors = {**load_file(file), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
+
+
+def write_header(directory: Path, header: bytes, body: bytes = b"") -> None:
+    """A weights file with this header, whatever it says."""
+    (directory / WEIGHTS_NAME).write_bytes(len(header).to_bytes(8, "little") + header + body)

@@ -1,0 +1,296 @@
+"""What PEFT saves is read as PEFT would apply it; whatever else is refused, saying what is wrong and what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.peft_made import (
+    Q0,
+    Q0_TENSORS,
+    edit_config,
+    edit_tensors,
+    load,
+    lora_layers,
+    make,
+    tiny_base,
+    write_header,
+)
+from livery_adapters.ingest import check_directory
+from livery_adapters.manifest import AdapterRefused, Limits, check_against, read_manifest
+from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
+
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("llama", {"r": 4, "lora_alpha": 12}),
+    "rslora": ("llama", {"r": 3, "lora_alpha": 16, "use_rslora": True}),
+    "patterns by name": (
+        "llama",
+        {"rank_pattern": {"q_proj": 2, "v_proj": 6}, "alpha_pattern": {"v_proj": 5}, "lora_alpha": 3},
+    ),
+    "patterns of one layer": (
+        "llama",
+        {
+            "rank_pattern": {r"^model\.layers\.1\.self_attn\.q_proj": 2, r"layers\.[0-9]+\.self_attn\.v_proj": 7},
+            "alpha_pattern": {r"layers.\d.self_attn.q_proj": 5, "model.*v_proj": 9},
+        },
+    ),
+    "the first pattern counts": (
+        "llama",
+        {"rank_pattern": {r".*\.2\..*q_proj": 5, "q_proj|v_proj": 3}, "alpha_pattern": {"v_proj$": 1, "v_proj": 2}},
+    ),
+    "a pattern starts at a dot": ("llama", {"rank_pattern": {"_proj": 2, "proj": 2}, "alpha_pattern": {"_attn.*": 2}}),
+    "rslora with patterns": (
+        "llama",
+        {"use_rslora": True, "rank_pattern": {"v_proj": 9}, "alpha_pattern": {"q_proj": 1}, "lora_alpha": 4},
+    ),
+    "every linear": ("llama", {"target_modules": "all-linear", "r": 2}),
+    "one pattern for all targets": ("llama", {"target_modules": r".*layers\.[01]\..*\.(up|down)_proj"}),
+    "some layers": ("llama", {"layers_to_transform": [0, 2]}),
+    "one layer of a named list": ("llama", {"layers_to_transform": 1, "layers_pattern": "layers"}),
+    "modules left out": ("llama", {"exclude_modules": ["layers.1.self_attn.v_proj"]}),
+    "embeddings": ("llama-dynamic-rope", {"target_modules": ["embed_tokens", "q_proj"], "rank_pattern": {"q_proj": 2}}),
+    "head": ("llama-dynamic-rope", {"target_modules": ["lm_head", "v_proj"], "alpha_pattern": {"lm_head": 1}}),
+    "GPT-2's transposed linears": (
+        "gpt2",
+        {"target_modules": ["c_attn", "c_proj", "wte"], "fan_in_fan_out": True, "rank_pattern": {"attn.c_proj": 2}},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGURATIONS)
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_modules_ranks_and_scales_are_those_of_peft(case: str, tmp_path: Path) -> None:
+    family, lora = CONFIGURATIONS[case]
+    make(tmp_path, family, **lora)
+    layers = lora_layers(load(tmp_path, family))
+    manifest = read_manifest(tmp_path)
+    check_against(manifest, tiny_base(family))
+    found = {target.module: (target.rank, target.scale) for target in manifest.targets}
+    assert found == {path: (layer.r["default"], layer.scaling["default"]) for path, layer in layers.items()}
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "BF16"), (torch.float16, "F16"), (torch.float32, "F32")])
+def test_dtypes_are_reported(dtype: torch.dtype, name: str, tmp_path: Path) -> None:
+    make(tmp_path, dtype=dtype)
+    assert {target.dtype for target in read_manifest(tmp_path).targets} == {name}
+
+
+def test_the_coverage_report_counts_what_is_adapted(tmp_path: Path) -> None:
+    make(tmp_path, target_modules=["q_proj", "up_proj"], r=2, rank_pattern={"up_proj": 5}, dtype=torch.bfloat16)
+    manifest = read_manifest(tmp_path)
+    report = check_against(manifest, tiny_base())
+    assert report.to_dict() == {
+        "digest": manifest.digest,
+        "base": "tiny-llama",
+        "peft_type": "LORA",
+        "adapted": 6,
+        "modules": {"q_proj": 3, "up_proj": 3},
+        "ranks": (2, 5),
+        "dtypes": ("BF16",),
+        "nbytes": sum((tmp_path / name).stat().st_size for name in (CONFIG_NAME, WEIGHTS_NAME)),
+        "warnings": (),
+    }
+
+
+def test_the_report_warns_of_what_is_allowed_but_suspicious(tmp_path: Path) -> None:
+    make(tmp_path, target_modules=".*q_proj", lora_alpha=0)
+    edit_config(tmp_path, base_model_name_or_path="somebody/other-base")
+    other, pattern, zero = check_against(read_manifest(tmp_path), tiny_base()).warnings
+    assert "somebody/other-base" in other
+    assert "tiny-llama" in other
+    assert "pattern" in pattern
+    assert "zero" in zero
+
+
+def test_the_digest_follows_both_files_and_nothing_else(tmp_path: Path) -> None:
+    one, same, trained = tmp_path / "one", tmp_path / "same", tmp_path / "trained"
+    make(one, seed=1)
+    make(same, seed=1)
+    make(trained, seed=2)
+    (same / "README.md").write_text("other words")
+    digest = read_manifest(one).digest
+    assert read_manifest(same).digest == digest
+    assert read_manifest(trained).digest != digest
+    edit_config(same, lora_alpha=9)
+    assert read_manifest(same).digest != digest
+
+
+# -- refusals ------------------------------------------------------------------------------------------
+
+Damage = Callable[[Path], object]
+
+
+def _config(**fields: object) -> Damage:
+    return lambda folder: edit_config(folder, **fields)
+
+
+def _config_text(text: str | bytes) -> Damage:
+    return lambda folder: (folder / CONFIG_NAME).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def _tensors(**changes: torch.Tensor | None) -> Damage:
+    return lambda folder: edit_tensors(folder, **{Q0_TENSORS + half: value for half, value in changes.items()})
+
+
+def _other_module(module: str) -> Damage:
+    pair = {f"base_model.model.{module}.lora_A.weight": torch.ones(4, 32)}
+    pair[f"base_model.model.{module}.lora_B.weight"] = torch.ones(32, 4)
+    return lambda folder: edit_tensors(folder, **pair)
+
+
+def _only_other_modules(folder: Path) -> None:
+    (folder / WEIGHTS_NAME).unlink()
+    make(folder, "gpt2", target_modules=["c_attn"])
+
+
+def _header(text: bytes, body: bytes = b"") -> Damage:
+    return lambda folder: write_header(folder, text, body)
+
+
+def _shorten(name: str, to: int) -> Damage:
+    return lambda folder: os.truncate(folder / name, to)
+
+
+def _pickle_only(folder: Path) -> None:
+    (folder / WEIGHTS_NAME).rename(folder / "adapter_model.bin")
+
+
+def _linked(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        real = (folder / name).rename(folder / "elsewhere")
+        (folder / name).symlink_to(real)
+
+    return damage
+
+
+def _fifo(folder: Path) -> None:
+    (folder / WEIGHTS_NAME).unlink()
+    os.mkfifo(folder / WEIGHTS_NAME)
+
+
+def _value(number: float) -> torch.Tensor:
+    return torch.tensor([[number] + [0.0] * 31] * 4)
+
+
+A, B = "A.weight", "B.weight"
+ONE = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+# What is done to a good adapter; the code; what the message names; the remedy it gives.
+REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
+    "no config": (lambda f: (f / CONFIG_NAME).unlink(), "missing_config", CONFIG_NAME, "save_pretrained"),
+    "no weights": (lambda f: (f / WEIGHTS_NAME).unlink(), "missing_weights", WEIGHTS_NAME, "save_pretrained"),
+    "only a pickle": (_pickle_only, "pickle_only", "pickle", "safe_serialization=True"),
+    "empty config": (_config_text(""), "incomplete", CONFIG_NAME, "still be being copied"),
+    "empty weights": (_shorten(WEIGHTS_NAME, 0), "incomplete", "0 bytes", "copy it again"),
+    "truncated header": (_shorten(WEIGHTS_NAME, 100), "incomplete", "100 bytes", "copy it again"),
+    "truncated weights": (_shorten(WEIGHTS_NAME, 5000), "incomplete", "5000 bytes", "copy it again"),
+    "bytes after the weights": (
+        lambda f: (f / WEIGHTS_NAME).open("ab").write(b"!"),
+        "bad_header",
+        "accounts for",
+        "save",
+    ),
+    "huge header": (
+        lambda f: (f / WEIGHTS_NAME).write_bytes(b"\xff" * 8 + b"{}"),
+        "bad_header",
+        str(2**64 - 1),
+        "limit",
+    ),
+    "header of no JSON": (_header(b"{nonsense"), "bad_header", "not valid JSON", "save_pretrained"),
+    "header without tensors": (_header(b"{}"), "bad_header", "0 tensors", "accepted"),
+    "header with a gap": (_header(ONE.replace(b"0,4", b"4,8"), bytes(8)), "bad_header", "gap", "save"),
+    "header with a lying range": (_header(ONE.replace(b"0,4", b"0,8"), bytes(8)), "bad_header", "8 bytes", "save"),
+    "header with a bad name": (_header(ONE.replace(b"x", b"../x"), bytes(4)), "bad_header", "'../x'", "dotted path"),
+    "config of no JSON": (_config_text("{'r': 8}"), "bad_json", "line 1", "save_pretrained"),
+    "config that is a list": (_config_text("[]"), "bad_json", "not a JSON object", "save_pretrained"),
+    "config not in UTF-8": (_config_text(b'{"a": "\xff"}'), "bad_json", "UTF-8", "save_pretrained"),
+    "duplicate keys": (_config_text('{"r": 8, "r": 4}'), "bad_json", "same key twice", "save_pretrained"),
+    "deep nesting": (_config_text('{"a":' * 9 + "1" + "}" * 9), "bad_json", "nested deeper", "save_pretrained"),
+    "bottomless nesting": (_config_text("[" * 60000), "bad_json", "nested too deeply", "save_pretrained"),
+    "NaN in the config": (_config_text('{"lora_alpha": NaN}'), "bad_json", "NaN", "save_pretrained"),
+    "infinity in the config": (_config_text('{"lora_alpha": 1e999}'), "bad_json", "too large", "save_pretrained"),
+    "an endless integer": (_config_text('{"r": ' + "9" * 5000 + "}"), "bad_json", "5000 digits", "save_pretrained"),
+    "large config": (_config_text(" " * 70_000), "too_large", "65536 bytes", "PEFT writes"),
+    "another method": (_config(peft_type="IA3"), "unsupported_peft_type", "'IA3'", "Train it as LORA"),
+    "no method": (_config(peft_type=None), "unsupported_peft_type", "None", "Train it as LORA"),
+    "DoRA": (_config(use_dora=True), "unsupported_field", "DoRA", "merge the adapter"),
+    "modules to save": (_config(modules_to_save=["lm_head"]), "unsupported_field", "['lm_head']", "merge the adapter"),
+    "bias": (_config(bias="lora_only"), "unsupported_field", "'lora_only'", "bias='none'"),
+    "residual init": (_config(init_lora_weights="pissa"), "unconverted_init", "'pissa'", "save_pretrained"),
+    "unknown field": (_config(use_magic=3), "unknown_field", "'use_magic' is 3", "remove it"),
+    "rank of text": (_config(r="8"), "bad_field", "r is '8'", "fix adapter_config.json"),
+    "rank of true": (_config(r=True), "bad_field", "r is True", "fix adapter_config.json"),
+    "huge alpha": (_config(lora_alpha=1e7), "bad_field", "lora_alpha is 10000000.0", "fix adapter_config.json"),
+    "unsafe pattern": (_config(rank_pattern={"(a+)+$": 4}), "unsafe_pattern", "'(a+)+$'", "write module names"),
+    "too many repetitions": (
+        _config(rank_pattern={f"x{i}.*": 4 for i in range(17)}),
+        "unsafe_pattern",
+        "rank_pattern",
+        "write module names",
+    ),
+    "rank over limit": (
+        lambda f: make(f, r=17, target_modules=["q_proj"]),
+        "rank_over_limit",
+        "rank 17 and the limit is 16",
+        "train a smaller one",
+    ),
+    "rank lie": (_config(r=3), "rank_mismatch", "rank 4 and adapter_config.json says 3", "don't belong together"),
+    "rank lie of a pattern": (_config(rank_pattern={"v_proj": 2}), "rank_mismatch", "v_proj", "don't belong together"),
+    "missing half": (_tensors(**{B: None}), "missing_half", f"{Q0} has only", "save the adapter again"),
+    "both halves of other ranks": (_tensors(**{B: torch.ones(32, 5)}), "wrong_shape", "[32, 5]", "are needed"),
+    "wrong shape": (_tensors(**{B: torch.ones(31, 4)}), "wrong_shape", "32 -> 31", "use an adapter trained on it"),
+    "halves of two dtypes": (_tensors(**{A: torch.ones(4, 32).half()}), "bad_dtype", "F16", "one dtype"),
+    "F64": (_tensors(**{A: torch.ones(4, 32).double()}), "bad_dtype", "'F64'", "save the adapter in one of them"),
+    "unknown module": (
+        _other_module("model.layers.9.self_attn.q_proj"),
+        "unknown_tensor",
+        "model.layers.9",
+        "use an adapter trained on it",
+    ),
+    "module not targeted": (
+        _other_module("model.layers.0.self_attn.o_proj"),
+        "untargeted_tensor",
+        "o_proj",
+        "correct adapter_config.json",
+    ),
+    "unknown tensor": (_tensors(magnitude_vector=torch.ones(32)), "unknown_tensor", "magnitude_vector", "expected"),
+    "another model's modules": (_only_other_modules, "no_matching_module", "transformer.h.0", "use an adapter trained"),
+    "NaN": (_tensors(**{A: _value(float("nan"))}), "nonfinite_weights", f"{Q0_TENSORS}A", "earlier checkpoint"),
+    "infinity": (_tensors(**{A: _value(float("-inf"))}), "nonfinite_weights", "4 values", "earlier checkpoint"),
+    "linked config": (_linked(CONFIG_NAME), "not_regular", CONFIG_NAME, "cp -L"),
+    "linked weights": (_linked(WEIGHTS_NAME), "not_regular", WEIGHTS_NAME, "cp -L"),
+    "weights that are a pipe": (_fifo, "not_regular", WEIGHTS_NAME, "copy the real file"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refusal_names_the_thing_and_the_remedy(case: str, tmp_path: Path) -> None:
+    damage, code, thing, remedy = REFUSALS[case]
+    limits = Limits(max_rank=16)
+    make(tmp_path)
+    check_directory(tmp_path, tiny_base(), limits)
+    damage(tmp_path)
+    with pytest.raises(AdapterRefused) as caught:
+        check_directory(tmp_path, tiny_base(), limits)
+    assert caught.value.code == code
+    assert thing in caught.value.message
+    assert remedy in caught.value.message
+
+
+def test_an_adapter_shared_between_embedding_and_head_is_refused_by_its_field(tmp_path: Path) -> None:
+    make(tmp_path, target_modules=["embed_tokens"], ensure_weight_tying=True)
+    with pytest.raises(AdapterRefused, match="ensure_weight_tying is true") as caught:
+        read_manifest(tmp_path)
+    assert caught.value.code == "unsupported_field"
+
+
+def test_a_linked_directory_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(AdapterRefused, match="'link' is a symbolic link") as caught:
+        read_manifest(tmp_path / "link")
+    assert caught.value.code == "not_regular"
