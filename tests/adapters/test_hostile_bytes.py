@@ -1,0 +1,204 @@
+"""Whatever bytes an upload consists of, reading it ends in an adapter or in AdapterRefused, soon."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import tempfile
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters.peft_made import make, tiny_base
+from livery_adapters.formats import convert
+from livery_adapters.ingest import check_directory
+from livery_adapters.patterns import parse_pattern
+from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
+
+LIMITS = Limits(max_rank=16, max_weight_bytes=1 << 20, max_header_bytes=1 << 16, max_tensors=64)
+# Hypothesis fails an example that takes longer than this: room for a busy machine, none for a second scan of
+# anything that grows faster than the file.
+bounded = settings(max_examples=120, deadline=timedelta(seconds=5))
+
+
+class NoBase:
+    """No test here may come as far as comparing copies of base weights."""
+
+    def weight(self, module: str) -> object:
+        raise AssertionError(f"the weight of {module} was asked for")
+
+
+@cache
+def real() -> tuple[bytes, bytes]:
+    """The two files of a good adapter."""
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), r=2, target_modules=["q_proj"], rank_pattern={"layers.1.*": 3})
+        return (Path(folder) / CONFIG_NAME).read_bytes(), (Path(folder) / WEIGHTS_NAME).read_bytes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _made_before() -> None:
+    """Making the model and the adapter is nobody's running time."""
+    real()
+    tiny_base()
+
+
+def accepted(config: bytes, weights: bytes) -> bool:
+    """Whether these two files make an adapter. Anything but AdapterRefused goes through to the test."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / CONFIG_NAME).write_bytes(config)
+        (folder / WEIGHTS_NAME).write_bytes(weights)
+        try:
+            checked = check_directory(folder, tiny_base(), LIMITS)
+        except AdapterRefused as refused:
+            assert refused.message
+            return False
+        # What passed the checks must also be what the safetensors library and the engine can read.
+        adapter = convert(folder, checked.manifest, NoBase())  # type: ignore[arg-type]
+        assert len(adapter.linears) + len(adapter.embeddings) == checked.coverage.adapted
+        return True
+
+
+snippets = st.sampled_from([b"null", b"-1", b"[]", b"{", b'"', b"9", b"NaN", b"1e999"])
+
+
+@st.composite
+def mutations(draw: st.DrawFn, original: bytes, reach: int) -> bytes:
+    """`original` with a few bytes changed, cut out or put in, mostly within the first `reach`."""
+    data = bytearray(original)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, min(reach, len(data))))
+        removed = draw(st.integers(0, 8))
+        data[at : at + removed] = draw(
+            st.binary(max_size=8) | st.sampled_from([b"null", b"-1", b"[]", b"{", b'"', b"9"])
+        )
+    return bytes(data)
+
+
+def header_of(weights: bytes) -> dict[str, object]:
+    (length,) = struct.unpack("<Q", weights[:8])
+    header: dict[str, object] = json.loads(weights[8 : 8 + length])
+    return header
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+# Numbers that are nearly right are the dangerous ones.
+offsets = st.integers(-2, 2**63) | st.sampled_from([0, 2**31, 2**32, 2**63, 2**64])
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "F16", "BF16", "F64", "I8", "", "f32"]) | json_values,
+        "shape": st.lists(offsets, max_size=9) | json_values,
+        "data_offsets": st.lists(offsets, max_size=3) | json_values,
+    }
+)
+
+
+def test_the_real_files_are_accepted() -> None:
+    assert accepted(*real())
+
+
+@bounded
+@given(st.binary(max_size=2000), st.binary(max_size=2000))
+def test_random_bytes_are_refused(config: bytes, weights: bytes) -> None:
+    assert not accepted(config, weights)
+    assert not accepted(real()[0], weights)
+
+
+@bounded
+@given(st.data())
+def test_a_truncated_file_is_refused_as_incomplete(data: st.DataObject) -> None:
+    config, weights = real()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / CONFIG_NAME).write_bytes(config)
+        (folder / WEIGHTS_NAME).write_bytes(weights[: data.draw(st.integers(0, len(weights) - 1))])
+        with pytest.raises(AdapterRefused) as caught:
+            check_directory(folder, tiny_base(), LIMITS)
+        assert caught.value.code == "incomplete"
+    assert not accepted(config[: data.draw(st.integers(0, len(config) - 1))], weights)
+
+
+@bounded
+@given(st.data())
+def test_a_mutated_file_is_read_or_refused(data: st.DataObject) -> None:
+    config, weights = real()
+    if data.draw(st.booleans()):
+        config = data.draw(mutations(config, len(config)))
+    if data.draw(st.booleans()):
+        weights = data.draw(mutations(weights, 8 + len(json.dumps(header_of(weights)))))
+    accepted(config, weights)
+
+
+@bounded
+@given(st.dictionaries(st.sampled_from(sorted(json.loads(real()[0]))) | st.text(max_size=12), json_values, max_size=4))
+def test_any_value_in_any_field_is_read_or_refused(fields: dict[str, object]) -> None:
+    config, weights = real()
+    accepted(json.dumps({**json.loads(config), **fields}).encode("utf-8", "surrogatepass"), weights)
+
+
+@bounded
+@given(st.data(), st.binary(max_size=64))
+def test_any_header_is_read_or_refused(data: st.DataObject, body: bytes) -> None:
+    config, weights = real()
+    header = header_of(weights)
+    names = st.sampled_from(sorted(header)) | st.text(max_size=20)
+    header |= data.draw(st.dictionaries(names, entries | json_values, min_size=1, max_size=3))
+    text = json.dumps(header).encode("utf-8", "surrogatepass")
+    tail = weights[8 + struct.unpack("<Q", weights[:8])[0] :]
+    accepted(config, struct.pack("<Q", len(text)) + text + tail + body)
+
+
+@bounded
+@given(st.integers(0, 2**64 - 1), st.binary(max_size=200))
+def test_any_claimed_header_length_is_refused(length: int, rest: bytes) -> None:
+    assert not accepted(real()[0], struct.pack("<Q", length) + rest)
+
+
+# -- patterns: the same answers as PEFT's regular expressions, without their running time -----------------
+
+atoms = st.sampled_from(["a", "b", "q_proj", "0", ".", r"\.", r"\d", "[0-9]", "-"])
+branches = st.builds(
+    lambda front, parts, end: front + "".join(atom + mark for atom, mark in parts) + end,
+    st.sampled_from(["", "^"]),
+    st.lists(st.tuples(atoms, st.sampled_from(["", "", "*", "+", "?"])), min_size=1, max_size=6),
+    st.sampled_from(["", "$"]),
+)
+names = st.lists(st.sampled_from(["a", "b", "q_proj", "0", "17", "-", "ab"]), min_size=1, max_size=5).map(".".join)
+
+
+@settings(max_examples=600, deadline=timedelta(seconds=5))
+@given(st.lists(branches, min_size=1, max_size=3).map("|".join), st.lists(names, min_size=1, max_size=8))
+def test_accepted_patterns_match_what_their_regular_expression_matches(text: str, modules: list[str]) -> None:
+    try:
+        pattern = parse_pattern(text)
+    except AdapterRefused as refused:
+        assert refused.code == "unsafe_pattern"
+        return
+    expression = re.compile(rf"(.*\.)?({text})$")  # as PEFT's get_pattern_key has it
+    assert [pattern.matches(name) for name in modules] == [bool(expression.match(name)) for name in modules]
+
+
+@bounded
+@given(st.text(max_size=40))
+def test_any_text_is_a_pattern_or_is_refused(text: str) -> None:
+    try:
+        parse_pattern(text).matches("model.layers.0.self_attn.q_proj")
+    except AdapterRefused as refused:
+        assert refused.code == "unsafe_pattern"
+
+
+def test_a_pattern_that_never_ends_as_a_regular_expression_is_answered() -> None:
+    pattern = parse_pattern("a.*" * 12 + "b")
+    assert not pattern.matches("a" * 5000)
+    assert pattern.matches("a" * 5000 + "b")
