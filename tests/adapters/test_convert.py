@@ -1,0 +1,145 @@
+"""Conversion hands an engine exactly PEFT's weights and scales, and nothing that replaces the base's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from adapters.peft_made import edit_tensors, load, lora_layers, make, tiny_base, tiny_model
+from livery_adapters.canonical import CanonicalAdapter, LowRank
+from livery_adapters.formats import convert
+from livery_adapters.manifest import AdapterRefused, check_against, read_manifest
+from livery_adapters.tensor_file import WEIGHTS_NAME
+
+UNTIED = "llama-dynamic-rope"
+EMBEDDING_COPY = "base_model.model.model.embed_tokens.base_layer.weight"
+
+
+class Weights:
+    """The base's weights by module path, in one dtype."""
+
+    def __init__(self, family: str, dtype: torch.dtype = torch.float32) -> None:
+        self._modules = dict(tiny_model(family).named_modules())
+        self._dtype = dtype
+
+    def weight(self, module: str) -> Tensor:
+        weight: Tensor = self._modules[module].weight.detach().to(self._dtype)
+        return weight
+
+
+def converted(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32) -> CanonicalAdapter:
+    manifest = read_manifest(folder)
+    check_against(manifest, tiny_base(family))
+    return convert(folder, manifest, Weights(family, dtype))
+
+
+def peft_pair(layer: Any) -> tuple[Tensor, Tensor]:
+    if "default" in layer.lora_embedding_A:
+        return layer.lora_embedding_A["default"], layer.lora_embedding_B["default"]
+    return layer.lora_A["default"].weight, layer.lora_B["default"].weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        ("llama", {"use_rslora": True, "rank_pattern": {"v_proj": 3}, "alpha_pattern": {"layers.1.*q_proj": 5}}),
+        (UNTIED, {"target_modules": ["embed_tokens", "lm_head", "down_proj"], "lora_alpha": 3}),
+        ("gpt2", {"target_modules": ["c_attn", "c_fc", "wte"], "fan_in_fan_out": True}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_weights_and_scales_are_those_of_peft(
+    family: str, lora: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    layers = lora_layers(make(tmp_path, family, dtype=dtype, **lora))
+    adapter = converted(tmp_path, family)
+    pairs: Mapping[str, LowRank] = {**adapter.linears, **adapter.embeddings}
+    assert pairs.keys() == layers.keys()
+    for path, layer in layers.items():
+        a, b = peft_pair(layer)
+        pair = pairs[path]
+        assert pair.a.dtype == pair.b.dtype == dtype
+        assert torch.equal(pair.a, a)
+        assert torch.equal(pair.b, b)
+        assert pair.scale == layer.scaling["default"]
+    assert adapter.exact
+    assert adapter.digest == read_manifest(tmp_path).digest
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_embeddings_and_linears_are_told_apart(tmp_path: Path) -> None:
+    make(tmp_path, UNTIED, target_modules=["embed_tokens", "lm_head"])
+    adapter = converted(tmp_path, UNTIED)
+    assert set(adapter.embeddings) == {"model.embed_tokens"}
+    assert set(adapter.linears) == {"lm_head"}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_the_canonical_form_is_what_peft_adds_to_the_weights(tmp_path: Path) -> None:
+    """ΔW as PEFT itself merges it: for GPT-2 and for embeddings it is stored transposed."""
+    make(tmp_path, "gpt2", target_modules=["c_attn", "wte"], fan_in_fan_out=True, use_rslora=True, r=5)
+    layers = lora_layers(load(tmp_path, "gpt2"))
+    adapter = converted(tmp_path, "gpt2")
+    assert len(layers) == 4
+    for path, pair in {**adapter.linears, **adapter.embeddings}.items():
+        delta = pair.scale * (pair.b @ pair.a).T
+        torch.testing.assert_close(delta, layers[path].get_delta_weight("default"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_a_copy_of_the_base_is_dropped(tmp_path: Path) -> None:
+    make(tmp_path, UNTIED, target_modules=["embed_tokens", "q_proj"])
+    assert EMBEDDING_COPY in load_file(tmp_path / WEIGHTS_NAME)
+    adapter = converted(tmp_path, UNTIED)
+    low_rank = sum(pair.a.nbytes + pair.b.nbytes for pair in (*adapter.linears.values(), *adapter.embeddings.values()))
+    assert adapter.nbytes == low_rank == 4 * (4 * (97 + 32) + 3 * 4 * (32 + 32))
+
+
+@pytest.mark.parametrize(
+    ("saved", "base"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.bfloat16)],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_a_copy_may_be_rounded_to_the_coarser_dtype(saved: torch.dtype, base: torch.dtype, tmp_path: Path) -> None:
+    make(tmp_path, UNTIED, target_modules=["embed_tokens"], dtype=saved)
+    assert set(converted(tmp_path, UNTIED, base).embeddings) == {"model.embed_tokens"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_a_changed_copy_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    make(tmp_path, UNTIED, target_modules=["embed_tokens"], dtype=dtype)
+    changed = load_file(tmp_path / WEIGHTS_NAME)[EMBEDDING_COPY]
+    changed[96, 31] *= 1.01
+    edit_tensors(tmp_path, **{EMBEDDING_COPY: changed})
+    with pytest.raises(AdapterRefused, match=r"model\.embed_tokens: replaced weights are not supported") as caught:
+        converted(tmp_path, UNTIED)
+    assert caught.value.code == "replaced_weight"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_a_resized_copy_is_refused_before_any_weight_is_read(tmp_path: Path) -> None:
+    make(tmp_path, UNTIED, target_modules=["embed_tokens"])
+    edit_tensors(tmp_path, **{EMBEDDING_COPY: torch.ones(98, 32)})
+    with pytest.raises(AdapterRefused, match="resized vocabularies") as caught:
+        check_against(read_manifest(tmp_path), tiny_base(UNTIED))
+    assert caught.value.code == "wrong_shape"
+
+
+def test_a_weight_that_overflows_is_refused_by_name(tmp_path: Path) -> None:
+    make(tmp_path, dtype=torch.float16)
+    name = "base_model.model.model.layers.2.self_attn.v_proj.lora_B.weight"
+    weight = load_file(tmp_path / WEIGHTS_NAME)[name]
+    weight[5, 1] = float("inf")
+    edit_tensors(tmp_path, **{name: weight})
+    with pytest.raises(AdapterRefused, match="NaN or infinity") as caught:
+        converted(tmp_path)
+    assert caught.value.code == "nonfinite_weights"
+    assert name in caught.value.message
