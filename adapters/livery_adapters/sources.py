@@ -134,7 +134,7 @@ def printable(name: str) -> str:
     """A folder's name as it may appear in answers and logs, whatever bytes it is made of."""
     if name.isprintable() and len(name) <= 128:
         return name
-    return name.encode("ascii", "backslashreplace").decode("ascii")[:128]
+    return name.encode("unicode_escape").decode("ascii")[:128]
 
 
 def _signatures(root: Path) -> dict[str, Signature]:
