@@ -51,13 +51,13 @@ RECIPES = {
     "sentiment": Recipe({"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}, steps=100),
     "portuguese": Recipe(
         {
-            "r": 12,
-            "lora_alpha": 8,
+            "r": 7,
+            "lora_alpha": 6,
             "use_rslora": True,
-            "target_modules": MLP,
-            "layers_to_transform": list(range(18, 30)),
+            "target_modules": ["v_proj", "o_proj", "up_proj", "down_proj"],
+            "layers_to_transform": list(range(8, 30)),
         },
-        steps=180,
+        steps=320,
         learning_rate=1.5e-3,
     ),
     "sql": Recipe(
