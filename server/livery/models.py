@@ -75,11 +75,11 @@ def _demo_file() -> Path:
 
 def _from_hub(repo: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise ModelNotFound(f"hub model {repo!r} could not be fetched: {error}") from error
 
 

@@ -127,9 +127,10 @@ class Oracle:
         moved = float((adapted - base).abs().max() / base.abs().max())
         assert moved > VISIBLE, f"{adapter.name} hardly moves the base ({moved:.1e}); the test would prove nothing"
 
-    def assert_same(self, prompt: list[int], result: Recorded, adapter: Path | None) -> None:
-        """Every token's logits as PEFT computes them for this request alone, and greedy choices equal."""
-        assert result.tokens and result.error is None, result.error
+    def assert_same(self, prompt: list[int], result: Recorded, adapter: Path | None, count: int) -> None:
+        """All `count` tokens' logits as PEFT computes them for this request alone, and greedy choices equal."""
+        assert result.error is None, result.error
+        assert (len(result.tokens), result.finish) == (count, "length")
         expected = self.logits(prompt + result.tokens, adapter)
         scale = expected.abs().max()
         for index, token in enumerate(result.tokens):

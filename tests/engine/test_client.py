@@ -127,6 +127,23 @@ async def test_a_killed_engine_fails_its_streams_and_says_so(base: Path) -> None
         await engine.stop()
 
 
+async def test_nothing_hangs_when_the_engine_dies_under_arriving_requests(base: Path) -> None:
+    engine = EngineClient(config(base))
+    await engine.start()
+    try:
+        arriving = [asyncio.create_task(tokens(engine, greedy(str(i), [5, 6], max_tokens=60))) for i in range(300)]
+        pings = [asyncio.create_task(engine.stats()) for _ in range(5)]
+        await asyncio.sleep(0)  # all of them begin
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            outcomes = await asyncio.gather(*arriving, *pings, return_exceptions=True)
+        assert all(isinstance(outcome, EngineDead) for outcome in outcomes if isinstance(outcome, Exception))
+        assert sum(isinstance(outcome, EngineDead) for outcome in outcomes) > 0
+    finally:
+        await engine.stop()
+
+
 async def test_a_refused_model_is_reported_by_start(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
     engine = EngineClient(EngineConfig(str(tmp_path)))

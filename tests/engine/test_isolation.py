@@ -40,6 +40,6 @@ def test_an_overflowing_adapter_hurts_only_its_own_request(family: str, kernels:
         bench.add(f"base{round_}", PROMPTS[round_], None, max_tokens=6)
         results = bench.run()
         assert results[f"poison{round_}"].error == NOT_FINITE
-        oracle.assert_same(PROMPTS[round_], results[f"good{round_}"], good)
-        oracle.assert_same(PROMPTS[round_], results[f"base{round_}"], None)
+        oracle.assert_same(PROMPTS[round_], results[f"good{round_}"], good, count=6)
+        oracle.assert_same(PROMPTS[round_], results[f"base{round_}"], None, count=6)
     assert bench.core.stats().blocks_free == bench.core.stats().blocks_total

@@ -12,7 +12,9 @@ from transformers import (
     BloomConfig,
     GptOssConfig,
     Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
+    PhimoeConfig,
     PreTrainedConfig,
     Qwen3NextConfig,
 )
@@ -44,6 +46,11 @@ FOREIGN: dict[str, tuple[PreTrainedConfig, str]] = {
         ),
         "Qwen3Next",
     ),
+    "llama4": (  # chunked attention, known only to its mask
+        Llama4TextConfig(**SMALL, attention_chunk_size=80, num_local_experts=2, intermediate_size_mlp=48),
+        "mask|llama4|Llama4",
+    ),
+    "phimoe": (PhimoeConfig(**SMALL, sliding_window=80, num_local_experts=2), "mask attention"),
     "gpt-oss": (GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1), "s_aux"),
 }
 
@@ -73,7 +80,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     [
         ({"device": "abacus"}, "abacus"),
         ({"dtype": "int3"}, "int3"),
-        ({"max_model_len": 256, "kv_memory_bytes": 9000}, "256"),
+        ({"max_model_len": 256, "kv_memory_bytes": 40_000}, "256"),
+        ({"kv_memory_bytes": 9000}, "--kv-memory"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -106,6 +114,30 @@ def test_weights_are_held_once(tmp_path: Path) -> None:
     once = sum(weight.nbytes for weight in model.parameters())
     # Panels are filled up to their width, which matters only for tiny models; a second head would add 12 %.
     assert once <= runner.info.weight_bytes < 1.05 * once
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's map of the process")
+def test_weights_outlive_their_file(tmp_path: Path) -> None:
+    """A mapped file that is overwritten would end the process; nothing of it may stay in use."""
+    path = save("llama", tmp_path)
+    runner = ModelRunner(EngineConfig(str(path), threads=1, kv_memory_bytes=1 << 20), lambda _: None)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert runner.info.weight_bytes > 0
+
+
+def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
+    path = save("llama", tmp_path)
+    (path / "model.safetensors").rename(path / "other.safetensors")
+    (path / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(ModelRefused, match=str(path)):
+        load_model(EngineConfig(str(path)), CPU, torch.float32)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = save("llama", tmp_path)
+    (path / "model.safetensors").write_bytes(b"\x10" + bytes(40))
+    with pytest.raises(ModelRefused, match=str(path)):
+        load_model(EngineConfig(str(path)), CPU, torch.float32)
 
 
 def test_one_long_request_changes_no_rope_of_others() -> None:

@@ -80,7 +80,7 @@ def test_mixed_batch_equals_each_row_alone(base: Path, adapters: dict[str, Path]
         adapter = choices[index % len(choices)]
         if adapter is not None:
             oracle.assert_visible(prompt, adapter)
-        oracle.assert_same(prompt, results[str(index)], adapter)
+        oracle.assert_same(prompt, results[str(index)], adapter, count=24)
 
 
 def test_adapters_larger_than_memory_take_turns(base: Path, adapters: dict[str, Path]) -> None:
@@ -98,7 +98,34 @@ def test_adapters_larger_than_memory_take_turns(base: Path, adapters: dict[str, 
     assert stats.adapter_evictions > 0
     assert stats.adapter_bytes <= budget
     for index, (prompt, adapter) in enumerate(zip(prompts(len(order), seed=5), order, strict=True)):
-        oracle.assert_same(prompt, results[str(index)], adapter)
+        oracle.assert_same(prompt, results[str(index)], adapter, count=4)
+
+
+def test_sampling_is_the_same_alone_and_preempted_in_a_crowd(base: Path, adapters: dict[str, Path]) -> None:
+    """Every sampling field at once, on the real runner: what a request draws depends on nobody else."""
+    fields = [
+        {"temperature": 0.8, "top_p": 0.9, "seed": 1},
+        {"temperature": 1.3, "top_k": 5, "seed": 2, "min_tokens": 12, "ignore_eos": False},
+        {"temperature": 0.7, "min_p": 0.1, "seed": 3, "stop_token_ids": (4, 5, 6, 7), "ignore_eos": False},
+        {"temperature": 1e-307, "seed": 4},
+        {"temperature": 0.0, "min_tokens": 8, "stop_token_ids": (8, 9), "ignore_eos": False},
+    ]
+    choices = [None, *map(ref, adapters.values())]
+    asked = prompts(10, seed=9)
+
+    def run(indices: list[int], memory: int) -> dict[int, list[int]]:
+        bench = Bench(EngineConfig(str(base), kv_memory_bytes=memory, **ROOMY, **TIGHT))
+        for index in indices:
+            bench.add(str(index), asked[index], choices[index % 7], max_tokens=20, **fields[index % 5])
+        results = bench.run()
+        assert not [result.error for result in results.values() if result.error]
+        crowd = len(indices) > 1
+        assert (bench.core.stats().preemptions > 0) == crowd, "a crowd means to be preempted"
+        return {index: results[str(index)].tokens for index in indices}
+
+    together = run(list(range(10)), kv_bytes(base))
+    for index in range(10):
+        assert run([index], kv_bytes(base)) == {index: together[index]}
 
 
 def kv_bytes(base: Path) -> int:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, SamplingParams, TokenDelta
 from livery.engine.blocks import BlockPool
 from livery.engine.plan import StepPlan, StepResult
-from livery.engine.residency import Residency
+from livery.engine.residency import MAX_STAGED, Residency
 from livery.engine.scheduler import MAX_SKIPS, Scheduler
 
 EOS = 2
@@ -28,7 +28,6 @@ class House:
     def __init__(self, blocks: int = 16, budget: int = 100, running: int = 4, tokens: int = 8) -> None:
         self.pool = BlockPool(blocks, 4)
         self.residency = Residency(budget)
-        self.loading: list[str] = []
         self.finished: dict[str, str] = {}
         self.computed: dict[str, list[tuple[int, int]]] = {}
         self.scheduler = Scheduler(
@@ -42,11 +41,9 @@ class House:
 
     def load(self, sizes: dict[str, int]) -> None:
         """Let everything asked for arrive."""
-        self.loading += [adapter.digest for adapter in self.residency.take_loads()]
-        for digest in self.loading:
-            self.residency.staged(digest, sizes[digest])
-        self.loading.clear()
-        self.residency.place()
+        for adapter in self.residency.take_loads():
+            self.residency.staged(adapter.digest, sizes[adapter.digest])
+        self.residency.place(self.scheduler.waiting_adapters())
         self.residency.take_evictions()
 
     def step(self, token: int = 9) -> list[TokenDelta]:
@@ -150,13 +147,64 @@ def test_a_version_retired_while_it_loads_is_dropped_on_arrival() -> None:
     residency = Residency(10)
     ref = AdapterRef("a", "/adapters/a")
     assert not residency.want(ref)
+    assert residency.take_loads() == [ref]
     residency.retire("a")
     assert not residency.staged("a", 5)
-    assert residency.place() == []
+    assert residency.place({"a"}) == []
     assert not residency.want(ref), "wanted again, it is read again"
-    assert residency.take_loads() == [ref, ref]
+    assert residency.take_loads() == [ref]
     assert residency.staged("a", 5)
-    assert residency.place() == ["a"]
+    assert residency.place({"a"}) == ["a"]
+
+
+def test_a_slow_load_holds_nobody_up() -> None:
+    house = House(running=2)
+    house.scheduler.add(request("cold", 2, adapter="slow"))
+    for number in range(3 * MAX_SKIPS):
+        house.scheduler.add(request(f"base{number}", 2, max_tokens=1))
+        house.step()
+    assert len(house.finished) == 3 * MAX_SKIPS
+    house.load({"slow": 10})
+    while "cold" not in house.finished:
+        house.step()
+
+
+def test_a_version_nobody_waits_for_evicts_nobody() -> None:
+    """Registering adapters reads and verifies them, but the memory belongs to those in use."""
+    residency = Residency(10)
+    for name in ("hot", "new"):
+        residency.want(AdapterRef(name, name))
+    residency.take_loads()
+    residency.staged("hot", 8)
+    assert residency.place({"hot"}) == ["hot"]
+    residency.staged("new", 8)
+    assert residency.place(()) == []
+    assert residency.resident == ("hot",)
+    assert not residency.is_staged("new"), "it would hold memory that nobody counts"
+
+
+def test_what_is_placed_together_stays_together() -> None:
+    residency = Residency(10)
+    for name in ("a", "b", "c"):
+        residency.want(AdapterRef(name, name))
+    residency.take_loads()
+    for name in ("a", "b", "c"):
+        residency.staged(name, 5)
+    assert residency.place({"a", "b", "c"}) == ["a", "b"]
+    assert residency.take_evictions() == []
+    assert residency.is_staged("c")
+
+
+def test_reading_ahead_is_bounded() -> None:
+    residency = Residency(10)
+    for number in range(MAX_STAGED + 3):
+        residency.want(AdapterRef(f"d{number}", "x"))
+    first = residency.take_loads()
+    assert len(first) == MAX_STAGED
+    assert residency.take_loads() == []
+    assert residency.retire(f"d{MAX_STAGED + 2}"), "one not begun is cancelled"
+    residency.failed("d0")
+    assert [adapter.digest for adapter in residency.take_loads()] == [f"d{MAX_STAGED}"]
 
 
 @pytest.mark.parametrize("prompt", [0, 64, 100])

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class EngineClient:
         self._progress = progress
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
+        self._socket.set_hwm(0)
         self._folder: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._encoder = msgspec.msgpack.Encoder()
@@ -52,7 +54,7 @@ class EngineClient:
         self._pings: dict[int, asyncio.Future[EngineStats]] = {}
         self._calls = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
-        self._dead: EngineDead | None = None
+        self._dead: str | None = None  # why nothing works any more
         self._stopping = False
 
     @property
@@ -72,11 +74,11 @@ class EngineClient:
         address = f"ipc://{self._folder}/engine"
         self._socket.bind(address)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "livery.engine.process", address, str(os.getpid()), env=_environment(config)
+            sys.executable, "-P", "-m", "livery.engine.process", address, str(os.getpid()), env=_environment(config)
         )
         exited = asyncio.create_task(self._process.wait())
         # A socket without a peer never takes a message, so sending must not outlast the process either.
-        start = asyncio.create_task(self._send(m.Start(config)))
+        start = asyncio.ensure_future(self._socket.send(self._encoder.encode(m.Start(config))))
         try:
             info = await self._await_ready(exited)
         except BaseException:
@@ -88,13 +90,13 @@ class EngineClient:
 
     async def stop(self) -> None:
         self._stopping = True
-        self._fail_all(EngineDead("the engine was stopped"))
+        self._fail_all("the engine was stopped")
         if self._process is not None and self._process.returncode is None:
             try:
                 async with asyncio.timeout(STOP_SECONDS):
                     await self._send(m.Stop())
                     await self._process.wait()
-            except TimeoutError:
+            except (TimeoutError, EngineDead):  # it hangs, or never got as far as listening
                 self._process.kill()
                 await self._process.wait()
         for task in self._tasks:
@@ -106,7 +108,7 @@ class EngineClient:
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         if self._dead is not None:
-            raise self._dead
+            raise EngineDead(self._dead)
         if request.request_id in self._streams:
             raise RequestRefused(f"request id {request.request_id!r} is already in use")
         stream: asyncio.Queue[TokenDelta | Exception] = asyncio.Queue()
@@ -127,24 +129,24 @@ class EngineClient:
                 await self.abort(request.request_id)
 
     async def abort(self, request_id: str) -> None:
-        if self._dead is None:
+        with suppress(EngineDead):  # then there is nothing left to abort
             await self._send(m.Abort(request_id))
 
     async def load_adapter(self, adapter: AdapterRef) -> None:
         if self._dead is not None:
-            raise self._dead
+            raise EngineDead(self._dead)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loads.setdefault(adapter.digest, []).append(done)
         await self._send(m.Load(adapter))
         await done
 
     async def unload_adapter(self, digest: str) -> None:
-        if self._dead is None:
+        with suppress(EngineDead):
             await self._send(m.Unload(digest))
 
     async def stats(self) -> EngineStats:
         if self._dead is not None:
-            raise self._dead
+            raise EngineDead(self._dead)
         call = next(self._calls)
         pong: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
         self._pings[call] = pong
@@ -159,7 +161,15 @@ class EngineClient:
     # -- inside --------------------------------------------------------------------------------------
 
     async def _send(self, message: m.ToEngine) -> None:
-        await self._socket.send(self._encoder.encode(message))
+        """Never waits: queues are unbounded (the service bounds open requests), so failing means nobody listens."""
+        try:
+            await self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            raise self._died("the engine process no longer listens") from None
+
+    def _died(self, reason: str) -> EngineDead:
+        """A fresh error each time: one instance raised by many would gather all their tracebacks."""
+        return EngineDead(self._dead or reason)
 
     async def _await_ready(self, exited: asyncio.Task[int]) -> EngineInfo:
         while True:
@@ -177,25 +187,31 @@ class EngineClient:
                     raise ModelRefused(reason)
 
     async def _receive(self) -> None:
-        while True:
-            match self._decoder.decode(await self._socket.recv()):
-                case m.Step(deltas, loads, _):
-                    for delta in deltas:
-                        if delta.request_id in self._streams:
-                            self._streams[delta.request_id].put_nowait(delta)
-                    for digest, error in loads:
-                        self._settle_load(digest, error)
-                case m.Rejected(request_id, reason):
-                    if request_id in self._streams:
-                        self._streams[request_id].put_nowait(RequestRefused(reason))
-                case m.Pong(call, stats):
-                    if call in self._pings and not self._pings[call].done():
-                        self._pings[call].set_result(stats)
+        try:
+            while True:
+                self._take(self._decoder.decode(await self._socket.recv()))
+        except msgspec.DecodeError as error:
+            self._fail_all(f"a message of the engine could not be read: {error}")
+
+    def _take(self, message: m.FromEngine) -> None:
+        match message:
+            case m.Step(deltas, loads, _):
+                for delta in deltas:
+                    if delta.request_id in self._streams:
+                        self._streams[delta.request_id].put_nowait(delta)
+                for digest, error in loads:
+                    self._settle_load(digest, error)
+            case m.Rejected(request_id, reason):
+                if request_id in self._streams:
+                    self._streams[request_id].put_nowait(RequestRefused(reason))
+            case m.Pong(call, stats):
+                if call in self._pings and not self._pings[call].done():
+                    self._pings[call].set_result(stats)
 
     async def _watch(self, exited: asyncio.Task[int]) -> None:
         status = await exited
         if not self._stopping:
-            self._fail_all(EngineDead(f"the engine process ended with status {status}; restart the server"))
+            self._fail_all(f"the engine process ended with status {status}; restart the server")
 
     def _settle_load(self, digest: str, error: str | None) -> None:
         for done in self._loads.pop(digest, []):
@@ -206,14 +222,14 @@ class EngineClient:
             else:
                 done.set_exception(AdapterLoadFailed(error))
 
-    def _fail_all(self, error: EngineDead) -> None:
-        self._dead = self._dead or error
+    def _fail_all(self, reason: str) -> None:
+        self._dead = self._dead or reason
         for stream in self._streams.values():
-            stream.put_nowait(error)
+            stream.put_nowait(EngineDead(reason))
         for done in itertools.chain.from_iterable(self._loads.values()):
-            _fail(done, error)
+            _fail(done, EngineDead(reason))
         for pong in self._pings.values():
-            _fail(pong, error)
+            _fail(pong, EngineDead(reason))
         self._loads.clear()
 
 

@@ -82,16 +82,16 @@ class EngineCore:
         return self._scheduler.abort(request_id)
 
     def load_adapter(self, adapter: AdapterRef) -> bool:
-        """Start bringing a version in; True when it is there already. The outcome shows in `take_loads()`."""
+        """Start reading a version; True when it is there already. The outcome shows in `take_loads()`."""
         return self._residency.want(adapter)
 
     def unload_adapter(self, digest: str) -> None:
-        self._residency.retire(digest)
-        if self._staged.pop(digest, None) is not None:
+        if self._residency.retire(digest):
             self._load_results.append((digest, UNLOADED))
+        self._staged.pop(digest, None)
 
     def take_loads(self) -> list[tuple[str, str | None]]:
-        """Versions that became usable (None) or failed (why) since the last call."""
+        """Versions that were read and verified (None) or failed (why) since the last call."""
         results, self._load_results = self._load_results, []
         return results
 
@@ -150,10 +150,11 @@ class EngineCore:
         deltas: list[TokenDelta] = []
         for loaded in self._loader.collect():
             deltas += self._take(loaded)
-        for digest in self._residency.place():
-            self._runner.install(self._staged.pop(digest))
-            self._load_results.append((digest, None))
-        self._settle_residency()
+        placed = self._residency.place(self._scheduler.waiting_adapters())
+        self._settle_residency()  # what makes room goes before what needs it comes
+        for digest in placed:
+            self._runner.install(self._staged[digest])
+        self._staged = {digest: packed for digest, packed in self._staged.items() if self._residency.is_staged(digest)}
         return deltas
 
     def _settle_residency(self) -> None:
@@ -175,6 +176,7 @@ class EngineCore:
             return self._scheduler.fail_waiting(loaded.digest, error or "the adapter could not be loaded")
         if self._residency.staged(loaded.digest, loaded.packed.nbytes):
             self._staged[loaded.digest] = loaded.packed
+            self._load_results.append((loaded.digest, None))  # read and verified: room is the requests' affair
         else:
             self._load_results.append((loaded.digest, UNLOADED))
         return []

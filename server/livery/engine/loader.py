@@ -34,6 +34,7 @@ class Loader:
         self._wake = wake
         self._requests: queue.SimpleQueue[AdapterRef | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="adapter-loader", daemon=True)
         self._thread.start()
 
@@ -50,11 +51,13 @@ class Loader:
                 return results
 
     def stop(self) -> None:
+        """Finish the read under way and leave the rest."""
+        self._stopping = True
         self._requests.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while (adapter := self._requests.get()) is not None:
+        while (adapter := self._requests.get()) is not None and not self._stopping:
             self._results.put(self._load(adapter))
             self._wake()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -18,7 +19,7 @@ from livery.engine.structure import ModelStructure, discover
 from livery_adapters.base_model import ModuleShape
 
 CANARY_LENGTHS = (11, 6)
-CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
+CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,8 @@ class LoadedModel:
 
     model: nn.Module
     structure: ModelStructure
-    canary: Canary
-    max_model_len: int
-    rope: str
+    dtype: torch.dtype
+    trained_len: int  # positions the model was trained for
     vocab_size: int
     eos_token_ids: tuple[int, ...]
 
@@ -52,38 +52,55 @@ def load_model(config: EngineConfig, device: torch.device, dtype: torch.dtype) -
     try:
         model: Any
         model, report = AutoModelForCausalLM.from_pretrained(
-            config.model_path, dtype=dtype, attn_implementation="eager", local_files_only=True, output_loading_info=True
+            config.model_path,
+            dtype=dtype,
+            attn_implementation="eager",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
         raise ModelRefused(f"{config.model_path} can't be loaded by transformers: {error}") from error
     if missing := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
         raise ModelRefused(f"{config.model_path} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     model = model.to(device).eval().requires_grad_(False)
-    structure = discover(model)
+    _own_memory(model)
     text = model.config.get_text_config()
-    trained = int(getattr(text, "max_position_embeddings", 0) or 4096)
-    max_model_len = min(config.max_model_len or trained, trained)
-    rope = freeze_rope(model, max_model_len)
     return LoadedModel(
         model=model,
-        structure=structure,
-        canary=_canary(model, device, text),
-        max_model_len=max_model_len,
-        rope=rope,
+        structure=discover(model),
+        dtype=dtype,
+        trained_len=int(getattr(text, "max_position_embeddings", 0) or 4096),
         vocab_size=int(text.vocab_size),
         eos_token_ids=_eos_ids(model),
     )
 
 
-def verify(loaded: LoadedModel, paged: Tensor) -> None:
+def prepare(loaded: LoadedModel, max_model_len: int) -> tuple[Canary, str]:
+    """Fix RoPE for the longest sequence admitted, note what a plain forward says, and switch to paged attention.
+
+    Returns the canary and the name of the RoPE choice. Call once, before modules are replaced.
+    """
+    rope = freeze_rope(loaded.model, max_model_len)
+    model: Any = loaded.model
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    sequences = tuple(torch.randint(0, loaded.vocab_size, (n,), generator=generator).tolist() for n in CANARY_LENGTHS)
+    with torch.inference_mode():
+        last = [model(torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in sequences]
+    model.set_attn_implementation(PAGED)
+    return Canary(sequences, torch.stack(last).float()), rope
+
+
+def verify(loaded: LoadedModel, canary: Canary, paged: Tensor) -> None:
     """Compare the canary's logits through the paged, chunked path with the plain forward's.
 
     `paged` is [sequences, vocabulary]. Raises ModelRefused when they differ: the model does something between
     its layers that the engine doesn't see.
     """
-    plain = loaded.canary.logits
-    worst = float((paged.float() - plain).abs().max() / plain.abs().max())
-    tolerance = CANARY_TOLERANCE[next(loaded.model.parameters()).dtype]
+    worst = float((paged.float() - canary.logits).abs().max() / canary.logits.abs().max())
+    tolerance = CANARY_TOLERANCE[loaded.dtype]
     if not worst <= tolerance:
         raise ModelRefused(
             f"{loaded.architecture} can't be served: computed in chunks over the paged cache its logits differ from "
@@ -94,25 +111,19 @@ def verify(loaded: LoadedModel, paged: Tensor) -> None:
 def module_shapes(model_path: str) -> dict[str, ModuleShape]:
     """The modules of a model that adapters may target, without loading its weights where that is possible."""
     try:
-        config = AutoConfig.from_pretrained(model_path, local_files_only=True)
+        config = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
         return dict(discover(model.eval()).modules)
     except (NotImplementedError, RuntimeError):  # routed experts look at values, which the meta device hasn't
         loaded = load_model(EngineConfig(model_path), torch.device("cpu"), torch.float32)
         return dict(loaded.structure.modules)
 
 
-def _canary(model: Any, device: torch.device, text_config: Any) -> Canary:  # noqa: ANN401 (transformers' own classes)
-    window = getattr(text_config, "sliding_window", None) or 0
-    lengths = (CANARY_LENGTHS[0] + (window if window <= 64 else 0), CANARY_LENGTHS[1])
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = int(text_config.vocab_size)
-    sequences = tuple(torch.randint(0, vocabulary, (n,), generator=generator).tolist() for n in lengths)
-    with torch.inference_mode():
-        last = [model(torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in sequences]
-    model.set_attn_implementation(PAGED)
-    return Canary(sequences, torch.stack(last).float())
+def _own_memory(model: nn.Module) -> None:
+    """Copy every weight out of the mapped files, which then may be replaced or deleted under a running server."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _eos_ids(model: Any) -> tuple[int, ...]:  # noqa: ANN401

@@ -32,6 +32,7 @@ class EngineProcess:
         self._parent_pid = parent_pid
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
+        self._socket.set_hwm(0)
         self._socket.connect(address)
         # The loader's thread wakes an idle loop through a socket of its own: zmq sockets aren't shared by threads.
         self._wake_in = self._context.socket(zmq.PULL)
@@ -46,6 +47,9 @@ class EngineProcess:
 
     def run(self) -> int:
         """Serve until Stop or until the parent is gone; returns the exit status."""
+        while not self._socket.poll(IDLE_POLL_MS):
+            if os.getppid() != self._parent_pid:
+                return 0
         start = self._decoder.decode(self._socket.recv())
         assert isinstance(start, m.Start)
         logging.getLogger().setLevel(start.config.log_level.upper())

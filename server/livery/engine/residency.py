@@ -11,8 +11,11 @@ never evicted, and nothing is evicted before its successor is read and verified.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 
 from livery.engine.base import AdapterRef
+
+MAX_STAGED = 4  # versions being read or waiting for room at a time, beside those in the budget
 
 
 class Residency:
@@ -75,37 +78,57 @@ class Residency:
         self._loading.pop(digest, None)
         self._retired.discard(digest)
 
-    def retire(self, digest: str) -> None:
-        """The version is no longer wanted: free it as soon as no request pins it."""
+    def retire(self, digest: str) -> bool:
+        """The version is no longer wanted: free it as soon as no request pins it.
+
+        True when that cancels a load that had not begun.
+        """
         self._staged.pop(digest, None)
         if digest in self._resident and digest not in self._pins:
             self._evict(digest)
+        elif queued := [adapter for adapter in self._to_load if adapter.digest == digest]:
+            self._to_load.remove(queued[0])
+            del self._loading[digest]
+            return True
         elif digest in self._resident or digest in self._loading:
             self._retired.add(digest)
+        return False
 
-    def place(self) -> list[str]:
-        """Move staged versions into the budget, evicting unpinned ones; returns those placed.
+    def place(self, wanted: Collection[str]) -> list[str]:
+        """Move staged versions into the budget; returns those placed.
 
-        A version that doesn't fit yet stays staged and is skipped, so that a large one never holds up others.
+        A version in `wanted` (a request waits for it) may evict unpinned ones; the others only take what is free,
+        and are dropped where nothing is: read and verified, they will be read again when somebody asks. One that
+        doesn't fit yet stays staged, so that a large one never holds up others.
         """
-        placed = []
+        placed: list[str] = []
         for digest, nbytes in list(self._staged.items()):
-            if not self._make_room(nbytes):
-                continue
-            del self._staged[digest]
-            self._resident[digest] = nbytes
-            self.resident_bytes += nbytes
-            self.loads += 1
-            placed.append(digest)
+            if digest in wanted:
+                fits = self._make_room(nbytes, placed)
+            else:
+                fits = self.resident_bytes + nbytes <= self.budget_bytes
+            if fits:
+                self._resident[digest] = nbytes
+                self.resident_bytes += nbytes
+                self.loads += 1
+                placed.append(digest)
+            if fits or digest not in wanted:
+                del self._staged[digest]
         return placed
+
+    def is_staged(self, digest: str) -> bool:
+        """Read and verified, but without room so far: only finished requests can make some."""
+        return digest in self._staged
 
     def fits(self, nbytes: int) -> bool:
         """Whether a version of this size could ever be placed."""
         return nbytes <= self.budget_bytes
 
     def take_loads(self) -> list[AdapterRef]:
-        """Versions to read, each named once."""
-        loads, self._to_load = self._to_load, []
+        """Versions to read now, each named once. What is read but not placed is bounded, as memory is."""
+        under_way = len(self._loading) - len(self._to_load) + len(self._staged)
+        count = max(0, MAX_STAGED - under_way)
+        loads, self._to_load = self._to_load[:count], self._to_load[count:]
         return loads
 
     def take_evictions(self) -> list[str]:
@@ -121,13 +144,13 @@ class Residency:
     def pinned(self) -> tuple[str, ...]:
         return tuple(self._pins)
 
-    def _make_room(self, nbytes: int) -> bool:
+    def _make_room(self, nbytes: int, keep: Collection[str]) -> bool:
         missing = self.resident_bytes + nbytes - self.budget_bytes
         victims = []
         for digest, held in self._resident.items():
             if missing <= 0:
                 break
-            if digest not in self._pins:
+            if digest not in self._pins and digest not in keep:
                 victims.append(digest)
                 missing -= held
         if missing > 0:

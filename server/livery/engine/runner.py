@@ -19,14 +19,15 @@ from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, ModelRefuse
 from livery.engine.kernels import load as load_kernels
 from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack
 from livery.engine.lora.linear import AdapterEmbedding, GroupedLinear, attach, layouts_of
-from livery.engine.model import Progress, load_model, verify
+from livery.engine.memory import plan_memory
+from livery.engine.model import CANARY_LENGTHS, LoadedModel, Progress, load_model, prepare, verify
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.sampler import NOT_FINITE, sample
 from livery_adapters.base_model import BaseModel
 from livery_adapters.formats import convert
-from livery_adapters.manifest import check_against, read_manifest
+from livery_adapters.manifest import Limits, check_against, read_manifest
 
-GIB = 1 << 30
+ANY_RANK = Limits(max_rank=1 << 20)  # how high a rank may be was decided when the adapter was taken in
 
 
 class ModelRunner:
@@ -35,50 +36,54 @@ class ModelRunner:
     def __init__(self, config: EngineConfig, progress: Progress) -> None:
         """Load and prove the model. Raises ModelRefused."""
         self._device = _device(config)
-        dtype = _dtype(config, self._device)
+        self._dtype = _dtype(config, self._device)
         if self._device.type == "cpu":
             torch.set_num_threads(config.threads or _cores())
-        progress(f"loading {Path(config.model_path).name} on {self._device} as {_name(dtype)}")
-        loaded = load_model(config, self._device, dtype)
+        progress(f"loading {Path(config.model_path).name} on {self._device} as {_name(self._dtype)}")
+        loaded = load_model(config, self._device, self._dtype)
         progress("preparing kernels (compiled on first use)")
-        self._kernels = load_kernels(
-            "torch" if self._device.type != "cpu" or dtype != torch.float32 else config.kernels
-        )
+        native = self._device.type == "cpu" and self._dtype == torch.float32
+        self._kernels = load_kernels(config.kernels if native else "torch")
+        try:
+            self.info = self._build(config, loaded, progress)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelRefused(
+                f"{loaded.architecture} can't be served: it failed the check at start with {error!r}"
+            ) from error
+
+    def _build(self, config: EngineConfig, loaded: LoadedModel, progress: Progress) -> EngineInfo:
+        """Size the caches, put adapter-aware modules in, and compare with the plain forward."""
+        kv = loaded.structure.kv
+        per_token = sum(shape.bytes_per_token(self._dtype.itemsize) for shape in kv)
+        least = sum(CANARY_LENGTHS) + 2 * config.block_size
+        memory = plan_memory(config, self._device, per_token, loaded.trained_len, least)
+        progress("checking the paged forward against the plain one")
+        canary, rope = prepare(loaded, memory.max_model_len)
         self._model: Any = loaded.model
         self._bank = AdapterBank(layouts_of(loaded.structure))
         self._linears = attach(loaded.model, loaded.structure, self._bank, self._kernels)
         self._block_size = config.block_size
-        kv_bytes = config.kv_memory_bytes or _default_kv_bytes(self._device)
-        per_block = config.block_size * sum(shape.bytes_per_token(dtype.itemsize) for shape in loaded.structure.kv)
-        num_blocks = kv_bytes // per_block
-        max_model_len = min(loaded.max_model_len, num_blocks * config.block_size)
-        if config.max_model_len > max_model_len:
-            raise ModelRefused(
-                f"max_model_len {config.max_model_len} is more than the {max_model_len} tokens that the model and "
-                f"{kv_bytes / GIB:.1f} GiB of KV memory allow; lower it or raise the KV memory"
-            )
         self._caches = [
-            LayerCache.empty(num_blocks, config.block_size, shape, dtype, self._device) for shape in loaded.structure.kv
+            LayerCache.empty(memory.num_blocks, config.block_size, shape, self._dtype, self._device) for shape in kv
         ]
-        max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
         self._base = BaseModel(Path(config.model_path).name, config.base_digest, loaded.structure.modules)
-        progress("checking the paged forward against the plain one")
-        verify(loaded, self._canary_logits(loaded.canary.sequences))
-        self.info = EngineInfo(
+        verify(loaded, canary, self._canary_logits(canary.sequences))
+        max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
+        return EngineInfo(
             architecture=loaded.architecture,
             base_digest=config.base_digest,
             device=str(self._device),
-            dtype=_name(dtype),
-            attention=f"paged, {self._kernels.name}, RoPE {loaded.rope}",
+            dtype=_name(self._dtype),
+            attention=f"paged, {self._kernels.name}, RoPE {rope}",
             kernels=self._kernels.name,
             vocab_size=loaded.vocab_size,
-            max_model_len=max_model_len,
+            max_model_len=memory.max_model_len,
             eos_token_ids=loaded.eos_token_ids,
             block_size=config.block_size,
-            num_blocks=num_blocks,
+            num_blocks=memory.num_blocks,
             max_batch_tokens=max_batch_tokens,
             max_running=min(config.max_running, max_batch_tokens),  # every running sequence gets a token a step
-            adapter_memory_bytes=config.adapter_memory_bytes or kv_bytes // 2,
+            adapter_memory_bytes=memory.adapter_bytes,
             weight_bytes=self._weight_bytes(),
             modules=dict(loaded.structure.modules),
         )
@@ -91,10 +96,10 @@ class ModelRunner:
         Raises livery_adapters.manifest.AdapterRefused, or OSError when the files are gone.
         """
         path = Path(adapter.path)
-        manifest = read_manifest(path)
-        check_against(manifest, self._base)
+        manifest = read_manifest(path, ANY_RANK)
+        check_against(manifest, self._base, ANY_RANK)
         canonical = convert(path, manifest, self)
-        return pack(canonical, self._bank.layouts, self._device, half_on_device=self._device.type != "cpu")
+        return pack(canonical, self._bank.layouts, self._device, self._dtype)
 
     def install(self, adapter: PackedAdapter) -> None:
         self._bank.install(adapter)
@@ -112,6 +117,7 @@ class ModelRunner:
 
     # -- steps ---------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute a plan's tokens and choose the next one of each sampled sequence."""
         slices = sorted(plan.slices, key=lambda part: part.adapter or "")
@@ -227,11 +233,3 @@ def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _default_kv_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * 0.7)
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(GIB, pages // 4)

@@ -17,7 +17,8 @@ from livery.engine.plan import SequenceSlice, StepPlan, StepResult
 from livery.engine.residency import Residency
 from livery.engine.sequence import Sequence
 
-MAX_SKIPS = 64  # rounds a sequence may be passed over before it holds up those behind it
+MAX_SKIPS = 64  # rounds without room for its adapter before a sequence holds up those behind it
+PREFETCH = 8  # waiting sequences whose adapters are fetched before there is a place for the sequence
 
 
 class Scheduler:
@@ -157,12 +158,16 @@ class Scheduler:
         return budget
 
     def _admit_waiting(self, planned: dict[str, int], budget: int) -> None:
+        for sequence in self._waiting[:PREFETCH]:
+            if sequence.request.adapter is not None:
+                self._residency.want(sequence.request.adapter)
         for sequence in list(self._waiting):
             if budget == 0 or len(self._running) == self._max_running:
                 return
             adapter = sequence.request.adapter
             if adapter is not None and not self._residency.want(adapter):
-                sequence.skips += 1
+                # Only a lack of room gives a right to hold others up: a slow disk is nobody else's business.
+                sequence.skips += self._residency.is_staged(adapter.digest)
                 if sequence.skips > MAX_SKIPS:
                     return
                 continue

@@ -37,6 +37,9 @@ class ModelStructure:
     kv: tuple[KVShape, ...]
 
 
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # batch, head, query and key position -> may look
+
+
 @dataclass(slots=True)
 class _Probe:
     """What the watched forward reported."""
@@ -44,7 +47,13 @@ class _Probe:
     calls: dict[str, list[Tensor]] = field(default_factory=dict)
     layers: list[int] = field(default_factory=list)
     kv: dict[int, KVShape] = field(default_factory=dict)
+    masks: dict[int, tuple[Tensor, MaskFunction]] = field(default_factory=dict)  # by identity of the mask made of it
     unknown_keywords: set[str] = field(default_factory=set)
+    foreign_masks: list[int] = field(default_factory=list)  # layers that look elsewhere than causally in their window
+
+
+class _Foreign(Exception):
+    """The model does something that can't be taken over; the message completes "it can't be served: "."""
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -66,7 +75,9 @@ def discover(model: nn.Module) -> ModelStructure:
     name = type(model).__name__
     config: Any = model.config
     original = config._attn_implementation
+    _watching.append(probe)
     with ExitStack() as stack:
+        stack.callback(_watching.remove, probe)
         for path, module in model.named_modules():
             if is_linear(module) or isinstance(module, nn.Embedding):
                 hook = module.register_forward_pre_hook(_recorder(probe, path))
@@ -79,6 +90,8 @@ def discover(model: nn.Module) -> ModelStructure:
         try:
             with torch.no_grad():
                 model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=kept, livery=probe)
+        except _Foreign as foreign:
+            raise ModelRefused(f"{name} can't be served: {foreign}") from foreign
         except TypeError as error:
             raise ModelRefused(f"{name} can't be served: its forward is not that of a decoder: {error}") from error
     layers = int(config.get_text_config().num_hidden_layers)
@@ -91,6 +104,11 @@ def discover(model: nn.Module) -> ModelStructure:
         raise ModelRefused(
             f"{name} can't be served: its attention uses {', '.join(sorted(probe.unknown_keywords))}, which the "
             f"paged attention doesn't implement and would silently ignore"
+        )
+    if probe.foreign_masks:
+        raise ModelRefused(
+            f"{name} can't be served: layers {probe.foreign_masks} mask attention in another way than causally within "
+            f"the window they pass on, which the paged attention would silently ignore"
         )
     if any(shape.k_dim != shape.v_dim for shape in probe.kv.values()):
         raise ModelRefused(
@@ -145,21 +163,50 @@ def _probe_attention(
 ) -> tuple[Tensor, None]:
     """Report how a layer calls attention; the result only has the right shape."""
     if livery is None:
-        raise ModelRefused("the model drops unknown keywords before attention, so no step context can reach it")
+        raise _Foreign("it drops unknown keywords before attention, so no step context can reach it")
     layer = getattr(module, "layer_idx", None)
     if layer is None:
-        raise ModelRefused(f"attention module {type(module).__name__} has no layer_idx, so its cache is unknown")
+        raise _Foreign(f"attention module {type(module).__name__} has no layer_idx, so its cache is unknown")
     livery.layers.append(int(layer))
     livery.kv[int(layer)] = KVShape(key.shape[1], key.shape[3], value.shape[3])
+    if attention_mask is not None and not _is_causal(livery, attention_mask, keywords.get("sliding_window")):
+        livery.foreign_masks.append(int(layer))
     known = IMPLEMENTED_KEYWORDS | NEUTRAL_KEYWORDS
     livery.unknown_keywords |= {name for name, used in keywords.items() if used is not None and name not in known}
     shared = query.shape[1] // value.shape[1]
     return value.repeat_interleave(shared, dim=1).transpose(1, 2).contiguous(), None
 
 
-def _no_mask(*_: object, **__: object) -> None:
-    return None
+def _is_causal(probe: _Probe, mask: Tensor, window: object) -> bool:
+    """Whether a layer's mask is the causal one within the sliding window that the layer passes on.
+
+    Asked of the mask's own function, far beyond the probe's few tokens: windows and chunks show only there.
+    """
+    if id(mask) not in probe.masks:
+        return False
+    _, function = probe.masks[id(mask)]
+    width = window if isinstance(window, int) and window > 0 else None
+    near = (-1, 0, 1, 2, *(2**power + off for power in range(2, 17) for off in (-1, 0, 1)))
+    distances = sorted({*near, *((width - 1, width, width + 1) if width else ())})
+    zero = torch.tensor(0)
+    for query in (131_071, 200_001):
+        for distance in distances:
+            sees = bool(function(zero, zero, torch.tensor(query), torch.tensor(query - distance)))
+            if sees != (distance >= 0 and (width is None or distance < width)):
+                return False
+    return True
+
+
+_watching: list[_Probe] = []  # the mask interface is told no keyword of the forward, so the probe is found here
+
+
+def _probe_mask(*, mask_function: MaskFunction, **_: object) -> Tensor:
+    """A stand-in for the mask whose identity leads back to the function that defines it."""
+    mask = torch.ones((1, 1, PROBE_TOKENS, PROBE_TOKENS), dtype=torch.bool)
+    for probe in _watching:
+        probe.masks[id(mask)] = (mask, mask_function)
+    return mask
 
 
 AttentionInterface.register(PROBE, _probe_attention)
-AttentionMaskInterface.register(PROBE, _no_mask)
+AttentionMaskInterface.register(PROBE, _probe_mask)

@@ -55,18 +55,18 @@ class Segment:
 
 
 def pack(
-    adapter: CanonicalAdapter, layouts: Sequence[GroupLayout], device: torch.device, half_on_device: bool
+    adapter: CanonicalAdapter, layouts: Sequence[GroupLayout], device: torch.device, compute: torch.dtype
 ) -> PackedAdapter:
     """Lay an adapter out for this model's projection groups. Runs on the loader's thread.
 
-    `half_on_device` stores bf16 whatever the file holds, for devices that compute in it.
+    Weights are kept in bf16 where the model computes in it, and where the file has it: kernels widen as they read.
     """
     groups: dict[int, AdapterGroup] = {}
     for index, layout in enumerate(layouts):
         parts = [adapter.linears.get(member) for member in layout.members]
         if not any(parts):
             continue
-        keep_half = half_on_device or all(part is None or _is_bf16(part) for part in parts)
+        keep_half = compute is torch.bfloat16 or all(part is None or _is_bf16(part) for part in parts)
         groups[index] = AdapterGroup(
             [part.a.to(device) if part else None for part in parts],
             [part.b.to(device) if part else None for part in parts],
@@ -75,7 +75,6 @@ def pack(
             layout.in_features,
             torch.bfloat16 if keep_half else torch.float32,
         )
-    compute = torch.bfloat16 if half_on_device else torch.float32
     embeddings = {
         path: PackedEmbedding(
             part.a.t().to(device, compute).contiguous(), part.b.t().to(device, compute).contiguous(), part.scale

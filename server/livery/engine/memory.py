@@ -1,0 +1,63 @@
+"""How much memory goes to the KV cache and to adapters, and how long a sequence that allows."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from livery.engine.base import EngineConfig, ModelRefused
+
+GIB = 1 << 30
+# Shares of the memory free once the weights are loaded. The rest is for activations and the allocator's slack.
+CUDA_KV_SHARE, CUDA_ADAPTER_SHARE = 0.65, 0.2
+CPU_KV_SHARE = 0.25
+CPU_KV_MOST = GIB  # beyond it CPUs run out of speed before they run out of cache
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Device memory, in blocks and bytes; `max_model_len` tokens is the longest sequence admitted."""
+
+    num_blocks: int
+    adapter_bytes: int
+    max_model_len: int
+
+
+def plan_memory(
+    config: EngineConfig, device: torch.device, bytes_per_token: int, trained_len: int, least_tokens: int
+) -> MemoryPlan:
+    """Divide what is free after loading. Raises ModelRefused when the configured sizes don't fit together."""
+    free = _free_bytes(device)
+    if device.type == "cuda":
+        kv_bytes = config.kv_memory_bytes or int(free * CUDA_KV_SHARE)
+        adapter_bytes = config.adapter_memory_bytes or int(free * CUDA_ADAPTER_SHARE)
+    else:
+        kv_bytes = config.kv_memory_bytes or min(CPU_KV_MOST, int(free * CPU_KV_SHARE))
+        adapter_bytes = config.adapter_memory_bytes or kv_bytes // 2
+    num_blocks = kv_bytes // (config.block_size * bytes_per_token)
+    tokens = num_blocks * config.block_size
+    if tokens < least_tokens:
+        raise ModelRefused(
+            f"--kv-memory {kv_bytes} bytes holds {tokens} tokens of this model, and not even the check at start fits; "
+            f"give at least {least_tokens * bytes_per_token} bytes"
+        )
+    longest = min(trained_len, tokens)
+    if config.max_model_len > longest:
+        raise ModelRefused(
+            f"--max-model-len {config.max_model_len} is more than the {longest} tokens that the model "
+            f"({trained_len}) and {kv_bytes / GIB:.2f} GiB of KV memory ({tokens}) allow; lower it or raise --kv-memory"
+        )
+    return MemoryPlan(num_blocks, adapter_bytes, config.max_model_len or longest)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux: half of what is installed is a safe guess
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
