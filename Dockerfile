@@ -1,10 +1,10 @@
-# Livery with torch for CPU (default) or CUDA:
-#   docker build -t livery .
-#   docker build -t livery:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
-#   docker run -p 8000:8000 -v ./adapters/demo:/adapters:ro livery --model smollm2-135m-instruct --api-key secret
+# Livery with torch's build for CUDA (pip's default on Linux) or another, such as the CPU's, by its package index:
+#   docker build -t livery:cuda .
+#   docker build -t livery:cpu --build-arg TORCH_INDEX=<index of torch's CPU build> .
+#   docker run -p 8000:8000 -v ./adapters/demo:/adapters:ro livery:cpu --model smollm2-135m-instruct --api-key secret
 FROM python:3.12-slim-bookworm
 
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 
 # g++ compiles the CPU kernels for the very processor the container runs on.
@@ -16,7 +16,7 @@ RUN apt-get update \
     && mkdir -p /adapters /data \
     && chown livery /data
 
-RUN pip install "torch>=2.11,<2.14" --index-url "$TORCH_INDEX"
+RUN pip install "torch>=2.11,<2.14" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./

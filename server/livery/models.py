@@ -86,7 +86,7 @@ def _from_hub(repo: str) -> Path:
 def _from_gguf(file: Path) -> Path:
     """Dequantise a GGUF file into a cached directory of safetensors and tokenizer files."""
     stat = file.stat()
-    identity = f"{file.name}:{stat.st_size}:{stat.st_mtime_ns}"
+    identity = f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}"
     target = cache_dir() / "models" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     if (target / "config.json").is_file():
         return target
