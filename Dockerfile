@@ -16,6 +16,7 @@ RUN apt-get update \
     && mkdir -p /adapters /data \
     && chown livery /data
 
+# hadolint ignore=DL3013
 RUN pip install "torch>=2.11,<2.14" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 
 WORKDIR /src
