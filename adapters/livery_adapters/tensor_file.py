@@ -150,7 +150,7 @@ def parse_header(stream: BinaryIO, size: int, limits: Limits) -> tuple[TensorEnt
     if size < 8 + length:
         raise _incomplete(size, f"at least {8 + length}")
     header = parse_object(stream.read(length), f"the header of {WEIGHTS_NAME}", code="bad_header", max_depth=4)
-    header.pop("__metadata__", None)
+    _check_metadata(header.pop("__metadata__", {}))
     if not 0 < len(header) <= limits.max_tensors:
         raise AdapterRefused(
             "bad_header", f"{WEIGHTS_NAME} holds {len(header)} tensors; 1 to {limits.max_tensors} are accepted"
@@ -158,6 +158,14 @@ def parse_header(stream: BinaryIO, size: int, limits: Limits) -> tuple[TensorEnt
     entries = sorted((_entry(name, value, 8 + length) for name, value in header.items()), key=lambda e: e.begin)
     _check_tiling(entries, 8 + length, size)
     return tuple(entries)
+
+
+def _check_metadata(value: object) -> None:
+    """Nothing here needs it, but the safetensors library opens no file whose metadata isn't text by name."""
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise AdapterRefused(
+            "bad_header", f"__metadata__ of {WEIGHTS_NAME} is not an object of text values; save the adapter again"
+        )
 
 
 def _entry(name: str, value: object, start: int) -> TensorEntry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from livery_adapters.canonical import BaseWeights, CanonicalAdapter, LowRank
@@ -16,6 +16,15 @@ from livery_adapters.tensor_file import WEIGHTS_NAME
 
 def convert_lora(directory: Path, manifest: AdapterManifest, base_weights: BaseWeights) -> CanonicalAdapter:
     """Read every pair once. Full weights beside them must repeat the base's. Raises AdapterRefused."""
+    try:
+        return _convert(directory, manifest, base_weights)
+    except SafetensorError as error:  # the library is stricter than tensor_file in a few spellings, such as -0
+        raise AdapterRefused(
+            "bad_header", f"{WEIGHTS_NAME} can't be opened by safetensors ({error}); save the adapter again"
+        ) from error
+
+
+def _convert(directory: Path, manifest: AdapterManifest, base_weights: BaseWeights) -> CanonicalAdapter:
     linears: dict[str, LowRank] = {}
     embeddings: dict[str, LowRank] = {}
     with safe_open(str(directory / WEIGHTS_NAME), framework="pt") as file:
