@@ -143,3 +143,15 @@ def test_a_weight_that_overflows_is_refused_by_name(tmp_path: Path) -> None:
         converted(tmp_path)
     assert caught.value.code == "nonfinite_weights"
     assert name in caught.value.message
+
+
+def test_a_header_that_only_the_library_minds_is_refused(tmp_path: Path) -> None:
+    make(tmp_path)
+    file = tmp_path / WEIGHTS_NAME
+    data = file.read_bytes()
+    assert b"[0,512]" in data
+    length = int.from_bytes(data[:8], "little") + 1
+    file.write_bytes(length.to_bytes(8, "little") + data[8:].replace(b"[0,512]", b"[-0,512]"))
+    with pytest.raises(AdapterRefused, match="opened by safetensors") as caught:
+        converted(tmp_path)
+    assert caught.value.code == "bad_header"

@@ -202,6 +202,7 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
     ),
     "header of no JSON": (_header(b"{nonsense"), "bad_header", "not valid JSON", "save_pretrained"),
     "header without tensors": (_header(b"{}"), "bad_header", "0 tensors", "accepted"),
+    "header with bad metadata": (_header(b'{"__metadata__":[]}'), "bad_header", "__metadata__", "save"),
     "header with a gap": (_header(ONE.replace(b"0,4", b"4,8"), bytes(8)), "bad_header", "gap", "save"),
     "header with a lying range": (_header(ONE.replace(b"0,4", b"0,8"), bytes(8)), "bad_header", "8 bytes", "save"),
     "header with a bad name": (_header(ONE.replace(b"x", b"../x"), bytes(4)), "bad_header", "'../x'", "dotted path"),
