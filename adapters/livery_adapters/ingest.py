@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 Hook = Callable[[AdapterVersion], Awaitable[None]]
 
+# Somebody unloaded the name meanwhile: what they asked for, and nothing wrong with the adapter.
+WITHDRAWN = "withdrawn"
+
 
 @dataclass(frozen=True, slots=True)
 class CheckedAdapter:
@@ -142,10 +145,11 @@ class Ingest:
         self._registry.add(name, version, source)
         try:
             await self._load(version)
+            self._registry.activate(name, version.digest)
         except self._load_errors as error:
             raise AdapterRefused("activation_failed", str(error)) from error
-        else:
-            self._registry.activate(name, version.digest)
+        except UnknownAdapter as unknown:
+            raise AdapterRefused(WITHDRAWN, f"{name!r} was unloaded while it was loading; load it again") from unknown
         finally:
             self._registry.withdraw(name, version.digest)  # nothing to do once it is active
         return version

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from livery_adapters.ingest import CheckedAdapter, Ingest
+from livery_adapters.ingest import WITHDRAWN, CheckedAdapter, Ingest
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import AdapterRegistry, UnknownAdapter
 from livery_adapters.tensor_file import FILE_NAMES
@@ -114,7 +114,8 @@ class FolderSource:
                 raise checked
             await self._ingest.take(name, self.root / name, SOURCE, checked=checked)
         except AdapterRefused as refused:
-            self._registry.fail(printable(name), refused.message, SOURCE, code=refused.code)
+            if refused.code != WITHDRAWN:
+                self._registry.fail(printable(name), refused.message, SOURCE, code=refused.code)
             if refused.code == "incomplete" and not isinstance(checked, AdapterRefused):
                 return False
         self._settled[name] = seen

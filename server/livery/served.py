@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from livery.engine.base import AdapterLoadFailed, AdapterRef, Engine, EngineDead
+from livery.engine.base import AdapterLoadFailed, AdapterRef, Engine, EngineDead, EngineError
 from livery.refusals import (
     AdapterExists,
     AdapterNotReady,
@@ -25,7 +25,7 @@ from livery.refusals import (
 )
 from livery_adapters.base_model import BaseModel
 from livery_adapters.ingest import Ingest
-from livery_adapters.refusal import Limits
+from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import AdapterRecord, AdapterRegistry, AdapterVersion, Lease, UnknownAdapter
 from livery_adapters.sources import FolderSource
 from livery_adapters.store import BlobStore
@@ -33,6 +33,10 @@ from livery_adapters.store import BlobStore
 __all__ = ["AdapterFolders", "DataFolderInUse", "ServedAdapters"]
 
 log = logging.getLogger("livery.adapters")
+
+# Nobody awaits the watcher: whatever ended it would end it unseen.
+WATCH_ERRORS = (OSError, LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, EngineError, AdapterRefused)
+WATCH_AGAIN_S = 2.0
 
 
 class DataFolderInUse(Exception):
@@ -79,9 +83,7 @@ class ServedAdapters:
         """Take what the folder holds, drop what an earlier run left, and follow the folder from then on."""
         if self._folder is not None:
             await self._folder.scan()
-        for digest in await asyncio.to_thread(self._store.digests):
-            if not self._registry.uses(digest):
-                await asyncio.to_thread(self._store.remove, digest)
+        await self._ingest.prune()
         if self._folder is not None:
             self._watching = asyncio.create_task(self._watch(self._folder))
 
@@ -186,12 +188,16 @@ class ServedAdapters:
         self._ingest.discard_soon(version)
 
     async def _watch(self, folder: FolderSource) -> None:
-        try:
-            await folder.watch()
-        except EngineDead as dead:
-            log.error("the adapter folder is no longer followed: %s", dead)
-        except OSError as error:
-            log.error("the adapter folder is no longer followed: %s; restart to take changes", error)
+        """Follow the folder while the engine lives: one adapter's surprise must not cost the others."""
+        while True:
+            try:
+                await folder.watch()
+            except EngineDead as dead:
+                log.error("the adapter folder is no longer followed: %s", dead)
+                return
+            except WATCH_ERRORS as error:
+                log.error("following the adapter folder failed; it is looked at again", exc_info=error)
+                await asyncio.sleep(WATCH_AGAIN_S)
 
 
 def _lock(folder: Path) -> int:

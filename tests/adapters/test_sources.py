@@ -13,7 +13,7 @@ import pytest
 from adapters.peft_made import edit_config, make, tiny_base
 from livery_adapters.ingest import CheckedAdapter, Ingest
 from livery_adapters.manifest import read_manifest
-from livery_adapters.refusal import DEFAULT_LIMITS
+from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused
 from livery_adapters.registry import AdapterRegistry, AdapterVersion, UnknownAdapter
 from livery_adapters.sources import FolderSource
 from livery_adapters.store import BlobStore
@@ -47,6 +47,7 @@ class Scene:
         self.loaded: list[str] = []
         self.changed = asyncio.Event()
         self.unable: set[str] = set()
+        self.while_loading: Callable[[AdapterVersion], object] = lambda _: None
         self.store = BlobStore(folder / "data")
         self.registry = AdapterRegistry(on_idle=lambda version: self.ingest.discard_soon(version))
         self.ingest = WatchedIngest(
@@ -62,6 +63,7 @@ class Scene:
         self.folder = FolderSource(self.root, self.ingest, self.registry, quiet_seconds=0)
 
     async def _load(self, version: AdapterVersion) -> None:
+        self.while_loading(version)
         if version.digest in self.unable:
             raise CannotApply("no room for it")
         self.loaded.append(version.digest)
@@ -185,6 +187,22 @@ async def test_a_version_the_engine_cannot_apply_leaves_the_old_one_serving(
     assert await scene.folder.scan()
     assert scene.standing("pirate") == ("active", digest_in(pirate), "activation_failed")
     assert scene.registry.get("pirate").error == "no room for it"
+
+
+async def test_a_name_unloaded_while_it_loads_is_gone_and_costs_no_other(
+    scene: Scene, pirate: Path, newer: Path
+) -> None:
+    scene.put(pirate, "pirate")
+    scene.while_loading = lambda _: scene.registry.retire("pirate")
+    assert await scene.folder.scan()
+    await scene.ingest.settle()
+    assert scene.names() == scene.loaded == scene.store.digests() == []
+    with pytest.raises(AdapterRefused, match="'pirate' was unloaded while it was loading; load it again") as caught:
+        await scene.ingest.take("pirate", scene.root / "pirate", "api")
+    assert caught.value.code == "withdrawn"
+    scene.put(newer, "corsair")
+    assert await scene.folder.scan()
+    assert scene.names() == ["corsair"]
 
 
 async def test_a_removed_folder_retires_its_name(scene: Scene, pirate: Path, newer: Path) -> None:
