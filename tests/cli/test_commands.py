@@ -24,13 +24,14 @@ LIVERY = [sys.executable, "-c", "from livery.cli import main; main()"]
 SERVE_FAKE = [
     sys.executable,
     "-c",
-    "import sys\n"
+    "import os\n"
     "from livery import cli\n"
     "from livery.commands import serve\n"
     "from livery.engine.fake import Behaviour, FakeEngine\n"
     "from livery_adapters.base_model import ModuleShape\n"
     "shapes = {f'model.layers.{n}.self_attn.{m}_proj': ModuleShape('linear', 16, 16) for n in (0, 1) for m in 'qkvo'}\n"
-    "def make(config, progress): return FakeEngine(vocab_size=49152, modules=shapes)\n"
+    "behaviour = Behaviour(die_after=1) if 'FAKE_DIES' in os.environ else Behaviour()\n"
+    "def make(config, progress): return FakeEngine(behaviour, vocab_size=49152, modules=shapes)\n"
     "serve._engine_process = make\n"
     "cli.main()\n",
 ]
@@ -94,6 +95,20 @@ def test_serve_says_what_it_serves_and_its_examples_work_as_printed(folder: Path
         assert said.stdout.strip()
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def test_serve_ends_with_an_error_when_its_engine_dies(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path, FAKE_DIES="yes") as (process, printed):
+        body = {"prompt": "Hello", "max_tokens": 5}
+        answer = httpx.post(f"{url_in(printed)}/v1/completions", json=body)
+        assert answer.status_code == 500
+        assert "engine stopped" in answer.json()["error"]["message"]
+        assert process.wait(30) == 2
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert "ERROR livery.serve the engine died and the server stops: the fake engine is stopped" in said
+    assert said.endswith("error: the fake engine is stopped\n")
+    assert "Traceback" not in said
 
 
 def test_serve_with_a_key_prints_examples_that_read_it_from_the_environment(folder: Path, tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ async def test_a_killed_engine_fails_its_streams_and_says_so(base: Path) -> None
         with pytest.raises(EngineDead, match="status -9"):
             async for _ in stream:
                 pass
+        async with asyncio.timeout(30):
+            assert "status -9" in await engine.died()
         with pytest.raises(EngineDead):
             await engine.stats()
         with pytest.raises(EngineDead):

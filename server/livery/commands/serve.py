@@ -7,8 +7,8 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from livery.api.app import create_app
 from livery.commands.announce import announce
-from livery.engine.base import Engine, EngineConfig, EngineInfo
+from livery.engine.base import Engine, EngineConfig, EngineDead, EngineInfo
 from livery.models import ResolvedModel, resolve_model
 from livery.served import AdapterFolders, ServedAdapters
 from livery.service import GenerationService
@@ -26,6 +26,8 @@ from livery.tenancy import Doors, check_binding
 from livery.text import Tokenizer
 from livery_adapters.base_model import BaseModel
 from livery_adapters.refusal import Limits
+
+log = logging.getLogger("livery.serve")
 
 MakeEngine = Callable[[EngineConfig, Callable[[str], None]], Engine]
 
@@ -38,7 +40,8 @@ def serve(settings: Settings) -> None:
 def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     """Serve until SIGTERM or Ctrl-C; requests under way get `drain_timeout` seconds to finish.
 
-    Raises SettingsError, OpenDoor, ModelNotFound, ModelRefused, TokenizerRefused or DataFolderInUse.
+    Raises SettingsError, OpenDoor, ModelNotFound, ModelRefused, TokenizerRefused or DataFolderInUse, and
+    EngineDead when the engine ended by itself: a supervisor then starts everything afresh.
     """
     key = settings.api_key.get_secret_value() if settings.api_key else None
     check_binding(settings.host, key, settings.insecure_no_auth)
@@ -77,11 +80,37 @@ async def _serve(
         except BaseException:
             await engine.stop()
             raise
+    server = _Server(settings, service, doors, listener)
     try:
-        await _Server(settings, service, doors, listener).serve(sockets=[listener])
+        async with _ended_by_death(engine, server):
+            await server.serve(sockets=[listener])
     finally:
         await service.adapters.stop()
         await engine.stop()
+
+
+@asynccontextmanager
+async def _ended_by_death(engine: Engine, server: _Server) -> AsyncIterator[None]:
+    """Stop the server when its engine dies: nothing can be answered, and a supervisor restarts what ends.
+
+    Raises EngineDead at the end of the block if that is what ended it.
+    """
+
+    async def watch() -> str:
+        reason = await engine.died()
+        log.error("the engine died and the server stops: %s", reason)
+        server.handle_exit(signal.SIGTERM, None)
+        return reason
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        if not watching.done():
+            watching.cancel()
+        await asyncio.wait([watching])
+    if not watching.cancelled():
+        raise EngineDead(watching.result())
 
 
 async def _service(

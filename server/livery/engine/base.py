@@ -146,7 +146,10 @@ class EngineDead(EngineError):
 
 
 class Engine(Protocol):
-    """Seven verbs. `generate` ends with a delta that carries `finish_reason`; closing it early aborts."""
+    """Seven verbs, and a way to learn of the end.
+
+    `generate` ends with a delta that carries `finish_reason`; closing it early aborts.
+    """
 
     async def start(self) -> EngineInfo:
         """Load the model. Raises ModelRefused or EngineDead."""
@@ -154,6 +157,10 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Free everything; open requests end with EngineDead."""
+        ...
+
+    async def died(self) -> str:
+        """Wait for the engine's end, whoever caused it, and say why."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:

@@ -55,6 +55,7 @@ class EngineClient:
         self._calls = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
         self._dead: str | None = None  # why nothing works any more
+        self._death = asyncio.Event()
         self._stopping = False
 
     @property
@@ -105,6 +106,10 @@ class EngineClient:
         self._context.destroy(linger=0)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def died(self) -> str:
+        await self._death.wait()
+        return self._dead or ""
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         if self._dead is not None:
@@ -224,6 +229,7 @@ class EngineClient:
 
     def _fail_all(self, reason: str) -> None:
         self._dead = self._dead or reason
+        self._death.set()
         for stream in self._streams.values():
             stream.put_nowait(EngineDead(reason))
         for done in itertools.chain.from_iterable(self._loads.values()):

@@ -64,7 +64,7 @@ class FakeEngine:
         self._open: dict[str, GenerationRequest] = {}
         self._permits = asyncio.Semaphore(0)
         self._changed = asyncio.Event()
-        self._dead = False
+        self._dead = asyncio.Event()
         self._generated = 0
         self._info = EngineInfo(
             architecture="Fake",
@@ -93,10 +93,14 @@ class FakeEngine:
 
     async def die(self) -> None:
         """Stop answering: every open and later request ends with EngineDead."""
-        self._dead = True
+        self._dead.set()
         for _ in self._open:
             self._permits.release()
         self._notify()
+
+    async def died(self) -> str:
+        await self._dead.wait()
+        return "the fake engine is stopped"
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         self._take(request)
@@ -140,7 +144,7 @@ class FakeEngine:
         self._notify()
 
     async def stats(self) -> EngineStats:
-        if self._dead:
+        if self._dead.is_set():
             raise EngineDead("the fake engine is stopped")
         running = {request.adapter.digest for request in self._open.values() if request.adapter}
         return EngineStats(
@@ -168,7 +172,7 @@ class FakeEngine:
         return len(self._open)
 
     def _take(self, request: GenerationRequest) -> None:
-        if self._dead:
+        if self._dead.is_set():
             raise EngineDead("the fake engine is stopped")
         if request.request_id in self._open:
             raise RequestRefused(f"request id {request.request_id} is already in use")
@@ -182,7 +186,7 @@ class FakeEngine:
             await self._permits.acquire()
         else:
             await asyncio.sleep(0)
-        if self._dead:
+        if self._dead.is_set():
             raise EngineDead("the fake engine is stopped")
 
     def _tokens(self, request: GenerationRequest) -> list[int]:
