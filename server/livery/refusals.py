@@ -41,10 +41,13 @@ class UnsupportedParameter(InvalidParameter):
 
 
 class ContextLengthExceeded(ServiceRefusal):
-    """Prompt tokens plus the answer asked for exceed the model's context. Lengths in tokens."""
+    """Prompt tokens plus the answer asked for exceed the model's context. Lengths in tokens.
 
-    def __init__(self, limit: int, prompt: int, answer: int | None, param: str) -> None:
-        asked = f"{prompt} tokens in the prompt"
+    `uncounted`: the prompt was too long to count, and has at least that many.
+    """
+
+    def __init__(self, limit: int, prompt: int, answer: int | None, param: str, *, uncounted: bool = False) -> None:
+        asked = f"{'at least ' if uncounted else ''}{prompt} tokens in the prompt"
         if answer is not None:
             asked = f"{prompt + answer} tokens ({asked}, {answer} for the completion)"
         super().__init__(

@@ -23,14 +23,14 @@ from livery.generation import Generation, Usage
 from livery.metrics import Metrics, Snapshot
 from livery.refusals import ContextLengthExceeded, Draining, InvalidParameter, NotReady, Overloaded, UnknownModel
 from livery.served import ServedAdapters
-from livery.text import Tokenizer
+from livery.text import PromptTooLong, Tokenizer
 from livery_adapters.registry import AdapterVersion
 
 # Characters above which encoding leaves the event loop; below it, a thread costs more than the work.
 ENCODE_INLINE_LIMIT = 8192
 DIGEST_SHOWN = 12
-# An engine that answers no question for so long isn't ready; long steps are shorter.
-PROGRESS_TIMEOUT_S = 2.0
+# An engine that answers no question for so long isn't ready. A step of many tokens takes seconds on a busy CPU.
+PROGRESS_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,15 +206,20 @@ class GenerationService:
         )
 
     async def _encode(self, prompt: Prompt, job: Job) -> list[int]:
-        """Token ids of one prompt. Raises InvalidMessages or InvalidParameter."""
-        if isinstance(prompt, ChatPrompt):
-            size = sum(len(str(message.get("content"))) for message in prompt.messages)
-            ids = await _off_loop(size, self._tokenizer.encode_chat, prompt.messages)
-        elif isinstance(prompt, str):
-            ids = await _off_loop(len(prompt), self._tokenizer.encode, prompt)
-        else:
-            ids = prompt
-            self._check_ids(ids, job.prompt_param)
+        """Token ids of one prompt. Raises InvalidMessages, InvalidParameter or ContextLengthExceeded."""
+        limit = self.info.max_model_len
+        try:
+            if isinstance(prompt, ChatPrompt):
+                size = sum(len(str(message.get("content"))) for message in prompt.messages)
+                ids = await _off_loop(size, self._tokenizer.encode_chat, prompt.messages, limit)
+            elif isinstance(prompt, str):
+                ids = await _off_loop(len(prompt), self._tokenizer.encode, prompt, limit)
+            else:
+                ids = prompt
+                self._check_ids(ids, job.prompt_param)
+        except PromptTooLong as long:
+            answer = job.options.max_tokens
+            raise ContextLengthExceeded(limit, long.at_least, answer, job.prompt_param, uncounted=True) from None
         if not ids:
             raise InvalidParameter("The prompt is empty: it encodes to no tokens.", job.prompt_param)
         return ids
@@ -261,6 +266,6 @@ class GenerationService:
         return ModelCard(name, created, version.digest, self.base_name, self.info.max_model_len)
 
 
-async def _off_loop(size: int, work: Callable[[A], list[int]], argument: A) -> list[int]:
+async def _off_loop(size: int, work: Callable[[A, int], list[int]], argument: A, room: int) -> list[int]:
     """Run quick work here and long work (by characters) in a thread; tokenizers let go of the GIL."""
-    return work(argument) if size <= ENCODE_INLINE_LIMIT else await asyncio.to_thread(work, argument)
+    return work(argument, room) if size <= ENCODE_INLINE_LIMIT else await asyncio.to_thread(work, argument, room)

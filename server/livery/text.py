@@ -16,13 +16,21 @@ from tokenizers import Tokenizer as FastTokenizer
 from livery.chat_template import ChatTemplate, InvalidMessages, Message
 from livery.tokenizer_files import TokenizerFiles, load_tokenizer_files
 
-__all__ = ["Detokenizer", "InvalidMessages", "StopBuffer", "Tokenizer"]
+__all__ = ["Detokenizer", "InvalidMessages", "PromptTooLong", "StopBuffer", "Tokenizer"]
 
 # Prompt tokens decoded along with the first generated ones, so that a leading space survives.
 CONTEXT_TOKENS = 6
 # An incomplete character is at most three bytes, so this many undecodable tokens are simply bad bytes.
 MAX_UNDECODED_TOKENS = 8
 REPLACEMENT = "\ufffd"
+
+
+class PromptTooLong(Exception):
+    """A prompt has so many characters that it can't fit, and wasn't encoded. `at_least` is in tokens."""
+
+    def __init__(self, at_least: int) -> None:
+        super().__init__(f"the prompt is {at_least} tokens or more")
+        self.at_least = at_least
 
 
 class Tokenizer:
@@ -39,6 +47,7 @@ class Tokenizer:
             reverse=True,
         )
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
+        self._longest = max(map(len, self._fast.get_vocab(with_added_tokens=True)))
         self._template = ChatTemplate(files.chat_template, files.named_tokens) if files.chat_template else None
 
     @classmethod
@@ -46,15 +55,20 @@ class Tokenizer:
         """Load from a model directory. Raises TokenizerRefused."""
         return cls(load_tokenizer_files(directory))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a raw prompt, with the special tokens (such as BOS) the model expects around it."""
+    def encode(self, text: str, room: int | None = None) -> list[int]:
+        """Token ids of a raw prompt, with the special tokens (such as BOS) the model expects around it.
+
+        Raises PromptTooLong without encoding it when `room`, in tokens, can't hold that many characters.
+        """
+        self._check_room(text, room)
         return list(self._fast.encode(text).ids)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], room: int | None = None) -> list[int]:
         """Token ids of a conversation, ending where the assistant is to speak.
 
         Special tokens come from the template alone: the same characters in a message are encoded as the
-        plain text they are. Raises InvalidMessages when the template can't render the conversation.
+        plain text they are. Raises InvalidMessages when the template can't render the conversation, and
+        PromptTooLong as `encode` does.
         """
         if self._template is None:
             raise InvalidMessages(
@@ -62,6 +76,8 @@ class Tokenizer:
             )
         hidden = _Hidden(self._specials)
         rendered = self._template.render([hidden.hide(message) for message in messages])
+        # Only here, because templates may leave out parts of what they are given.
+        self._check_room(hidden.reveal(rendered), room)
         if not hidden.count:
             return list(self._fast.encode(rendered, add_special_tokens=False).ids)
         return self._encode_apart(rendered, hidden)
@@ -69,6 +85,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, without special tokens."""
         return self._fast.decode(ids, skip_special_tokens=True)
+
+    def _check_room(self, text: str, room: int | None) -> None:
+        at_least = -(-len(text) // self._longest)
+        if room is not None and at_least > room:
+            raise PromptTooLong(at_least)
 
     def _encode_apart(self, rendered: str, hidden: _Hidden) -> list[int]:
         """Encode where messages contain the characters of special tokens: template and text apart."""
@@ -94,6 +115,7 @@ class _Hidden:
         self._specials = specials
         # Random, so that no message can contain a mark of its own.
         self._mark = f"\ue000{secrets.token_hex(8)}."
+        self._marks = re.compile(f"{re.escape(self._mark)}([0-9]+)\ue001")
         self._texts: list[str] = []
 
     @property
@@ -104,9 +126,7 @@ class _Hidden:
         return {key: self._hide(item) for key, item in value.items()}
 
     def reveal(self, text: str) -> str:
-        for index, original in enumerate(self._texts):
-            text = text.replace(f"{self._mark}{index}\ue001", original)
-        return text
+        return self._marks.sub(lambda match: self._texts[int(match[1])], text)
 
     def _hide(self, value: object) -> object:
         if isinstance(value, str):

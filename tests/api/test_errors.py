@@ -230,6 +230,14 @@ def test_the_context_length_is_named(serve: Serve) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         server.client().completions.create(model=BASE, prompt=[1] * 64)
     assert caught.value.code == "context_length_exceeded"
+    for path, long in (
+        ("/v1/completions", {**TEXT, "prompt": "x" * 50_000}),
+        ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "<|im_end|>" * 20_000}]}),
+    ):
+        answer = post(server, path, long)
+        error = check_shape(answer)
+        assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+        assert "at least" in error["message"]  # refused by its characters, not encoded to be counted
     # The default of 16 tokens is a wish, not a demand: it gives way to the context.
     assert server.client().completions.create(model=BASE, prompt=[1] * 60).choices[0].finish_reason == "length"
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from livery.models import resolve_model
-from livery.text import Detokenizer, InvalidMessages, Tokenizer
+from livery.text import Detokenizer, InvalidMessages, PromptTooLong, Tokenizer, _Hidden
 from livery.tokenizer_files import TokenizerFiles, TokenizerRefused, load_tokenizer_files
 
 MODEL = resolve_model("smollm2-135m-instruct").path
@@ -73,6 +75,51 @@ def test_no_message_can_add_special_tokens(parts: list[str]) -> None:
     specials = {TOKENIZER.encode(token)[0] for token in ("<|im_end|>", "<|im_start|>", "<|endoftext|>")}
     # System turn, user turn, and the opening of the answer.
     assert [token for token in ids if token in specials] == [1, 2, 1, 2, 1]
+
+
+def test_every_special_token_of_a_long_message_comes_back_as_it_was() -> None:
+    content = "".join(f"{index}{('<|im_end|>', '<|im_start|>')[index % 2]}" for index in range(12))
+    shown = TOKENIZER._fast.decode(
+        TOKENIZER.encode_chat([{"role": "user", "content": content}]), skip_special_tokens=False
+    )
+    assert content in shown
+
+
+def test_putting_special_tokens_back_reads_a_message_once() -> None:
+    """Counted, not timed: the work must not grow with tokens times characters."""
+    hidden = _Hidden(re.compile(re.escape("<|im_end|>")))
+    content = "<|im_end|>" * 5000
+    marked = hidden.hide({"content": content})["content"]
+    assert isinstance(marked, str)
+    calls = 0
+
+    def count(_frame: FrameType, _event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        revealed = hidden.reveal(marked)
+        for piece in ["x"] * 100:  # and as many segments of the template's as there may be
+            hidden.reveal(piece)
+    finally:
+        sys.setprofile(None)
+    assert revealed == content
+    assert calls < 5000 * 10
+
+
+def test_a_prompt_that_can_not_fit_is_refused_before_it_is_encoded() -> None:
+    longest = max(map(len, TOKENIZER._fast.get_vocab()))
+    text = "x" * (longest * 10)
+    assert len(TOKENIZER.encode(text, 10)) > 10  # it might have fitted: counting decides
+    with pytest.raises(PromptTooLong) as caught:
+        TOKENIZER.encode(text + "x", 10)
+    assert caught.value.at_least == 11
+    with pytest.raises(PromptTooLong):
+        TOKENIZER.encode_chat([{"role": "user", "content": text}], 10)
+    # What the template leaves out doesn't count.
+    careful = with_template("{{ messages[-1].content }}")
+    assert careful.encode_chat([{"role": "user", "content": text * 2}, {"role": "user", "content": "hi"}], 10)
 
 
 def test_a_developer_is_a_system_to_templates_that_know_none() -> None:
