@@ -120,7 +120,8 @@ def describe(error: Exception) -> ApiError:
 
 
 def error_body(message: str, failure: Failure, param: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": failure.type, "param": param, "code": failure.code}}
+    shown = param if param is None else _writable(param)
+    return {"error": {"message": _writable(message), "type": failure.type, "param": shown, "code": failure.code}}
 
 
 def install(app: FastAPI) -> None:
@@ -131,6 +132,11 @@ def install(app: FastAPI) -> None:
 
     for kind in (RequestValidationError, StarletteHTTPException, *TABLE):
         app.add_exception_handler(kind, answer)
+
+
+def _writable(text: str) -> str:
+    """Messages repeat what clients sent, which may hold halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _headers(error: Exception, failure: Failure) -> dict[str, str]:

@@ -10,8 +10,9 @@ import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from livery.api.plain_json import check_plain
 from livery.chat_template import Message
 from livery.refusals import InvalidParameter, UnsupportedParameter
 from livery.service import ChatPrompt, Options, Prompt
@@ -27,6 +28,16 @@ TokenId = Annotated[int, Field(ge=0)]
 class _Body(BaseModel):
     # Extra fields are kept to be looked at by `refuse_unsupported`. Strict: "0.5" and true are no numbers.
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _WholeBody(_Body):
+    """What stands at the top of a request. Raises InvalidParameter for text or depth that nothing could take."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: object) -> object:
+        check_plain(value)
+        return value
 
 
 class TextPart(_Body):
@@ -46,7 +57,7 @@ class StreamOptions(_Body):
     include_usage: bool | None = None
 
 
-class GenerationBody(_Body):
+class GenerationBody(_WholeBody):
     """What both routes share. Ranges are OpenAI's; fields that OpenAI doesn't have are vLLM's."""
 
     model: str | None = None
@@ -134,7 +145,7 @@ class CompletionBody(GenerationBody):
         return prompts or [ids]
 
 
-class LoadLoraBody(_Body):
+class LoadLoraBody(_WholeBody):
     """POST /v1/load_lora_adapter, as vLLM takes it."""
 
     lora_name: str
@@ -143,7 +154,7 @@ class LoadLoraBody(_Body):
     is_3d_lora_weight: bool = False
 
 
-class UnloadLoraBody(_Body):
+class UnloadLoraBody(_WholeBody):
     """POST /v1/unload_lora_adapter, as vLLM takes it."""
 
     lora_name: str
@@ -218,7 +229,8 @@ def _message(message: ChatMessage, at: int) -> Message:
     if message.tool_call_id is not None:
         plain["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
-        plain["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+        calls = enumerate(message.tool_calls)
+        plain["tool_calls"] = [_tool_call(call, f"messages.{at}.tool_calls.{index}") for index, call in calls]
     return plain
 
 
@@ -241,8 +253,9 @@ def _content(message: ChatMessage, at: int) -> str:
     return "\n".join(texts)
 
 
-def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
+def _tool_call(call: dict[str, Any], at: str) -> dict[str, Any]:
     """Templates expect arguments as an object, the API carries them as JSON text."""
+    param = f"{at}.function.arguments"
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
@@ -250,4 +263,7 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
         arguments = json.loads(function["arguments"])
     except ValueError:
         return call
+    except RecursionError:
+        raise InvalidParameter(f"{param} is nested too deeply.", param) from None
+    check_plain(arguments, param)
     return {**call, "function": {**function, "arguments": arguments}}
