@@ -23,6 +23,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from livery_adapters.base_model import BaseModel
 from livery_adapters.coverage import CoverageReport, check_against
@@ -59,12 +60,20 @@ def check_directory(directory: Path, base: BaseModel, limits: Limits) -> Checked
     return CheckedAdapter(manifest, coverage)
 
 
+def _turn(locks: WeakValueDictionary[str, asyncio.Lock], key: str) -> asyncio.Lock:
+    return locks.setdefault(key, asyncio.Lock())
+
+
 async def _nothing(_version: AdapterVersion) -> None:
     """The hook of a caller without an engine."""
 
 
 class Ingest:
-    """Takes versions in and throws idle ones out, one at a time, so that neither meets the other half-done."""
+    """Takes versions in and throws idle ones out, so that neither meets the other half-done.
+
+    A name takes one version after the other, and one version is copied, loaded and dropped by one at a time: who
+    holds a name may wait for a version, never the other way round. Different adapters don't wait for each other.
+    """
 
     def __init__(
         self,
@@ -85,7 +94,9 @@ class Ingest:
         self._load = load
         self._unload = unload
         self._load_errors = load_errors
-        self._turn = asyncio.Lock()
+        # Locks live as long as somebody holds or awaits them.
+        self._names: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._digests: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._discards: set[asyncio.Task[None]] = set()
 
     async def check(self, directory: Path) -> CheckedAdapter:
@@ -104,13 +115,15 @@ class Ingest:
         validate_name(name, self._registry.reserved)
         if checked is None:
             checked = await self.check(directory)
-        async with self._turn:
+        digest = checked.manifest.digest
+        async with _turn(self._names, name):
             served = self._active(name)
-            if served is not None and served.digest == checked.manifest.digest:
+            if served is not None and served.digest == digest:
                 self._registry.renew(name, source)
                 return served
-            version = await self._copy(directory, checked)
-            return await self._publish(name, version, source)
+            async with _turn(self._digests, digest):
+                version = await self._copy(directory, digest)
+                return await self._publish(name, version, source)
 
     def _active(self, name: str) -> AdapterVersion | None:
         try:
@@ -118,19 +131,15 @@ class Ingest:
         except UnknownAdapter:
             return None
 
-    async def _copy(self, directory: Path, checked: CheckedAdapter) -> AdapterVersion:
+    async def _copy(self, directory: Path, digest: str) -> AdapterVersion:
         """The stored copy is what counts from here on, so it is what gets read and checked again."""
         try:
-            digest = await asyncio.to_thread(self._store.put, directory)
+            await asyncio.to_thread(self._store.put, directory, digest)
         except OSError as error:
             raise AdapterRefused(
                 "storage_failed", f"the adapter can't be copied to the data folder: {error.strerror}; free some space"
             ) from error
         try:
-            if digest != checked.manifest.digest:
-                raise AdapterRefused(
-                    "incomplete", f"the files of {directory.name!r} changed while they were read; it is tried again"
-                )
             stored = await asyncio.to_thread(check_directory, self._store.path(digest), self._base, self._limits)
             if stored.manifest.digest != digest:
                 raise AdapterRefused(
@@ -161,7 +170,7 @@ class Ingest:
         task.add_done_callback(self._discarded)
 
     async def _discard(self, version: AdapterVersion) -> None:
-        async with self._turn:
+        async with _turn(self._digests, version.digest):
             if self._registry.uses(version.digest):
                 return
             await self._unload(version)
@@ -178,12 +187,15 @@ class Ingest:
 
     async def prune(self) -> list[str]:
         """Delete stored versions that no name and no request uses, such as those of an earlier run."""
-        async with self._turn:
-            digests = await asyncio.to_thread(self._store.digests)
-            unused = [digest for digest in digests if not self._registry.uses(digest)]
-            for digest in unused:
-                await asyncio.to_thread(self._store.remove, digest)
-        return unused
+        pruned = []
+        for digest in await asyncio.to_thread(self._store.digests):
+            if self._registry.uses(digest):
+                continue  # it may be loading, which is no reason to wait
+            async with _turn(self._digests, digest):
+                if not self._registry.uses(digest):
+                    await asyncio.to_thread(self._store.remove, digest)
+                    pruned.append(digest)
+        return pruned
 
     async def settle(self) -> None:
         """Wait until every idle version so far is unloaded and deleted."""

@@ -18,6 +18,7 @@ import shutil
 import time
 import uuid
 from pathlib import Path
+from typing import BinaryIO
 
 from livery_adapters.layout import digest_of
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
@@ -39,16 +40,21 @@ class BlobStore:
         self._incoming.mkdir(exist_ok=True)
         self._sweep()
 
-    def put(self, directory: Path) -> str:
+    def put(self, directory: Path, expected: str | None = None) -> str:
         """Copy an adapter's two files in and return their digest. Raises AdapterRefused, OSError.
 
-        The digest is that of the bytes copied, whatever happens to `directory` meanwhile. A known digest is
-        kept as it is.
+        The digest is that of the bytes copied, whatever happens to `directory` meanwhile; when it is not
+        the `expected` one, nothing is kept and the adapter is refused as incomplete. A version that is held
+        already stays as it is unless its files have changed, as on a failing disk: then they are replaced.
         """
         incoming = self._incoming / uuid.uuid4().hex
         incoming.mkdir()
         try:
             digest = digest_of({name: self._copy(directory, name, incoming) for name in FILE_NAMES})
+            if expected not in (None, digest):
+                raise AdapterRefused(
+                    "incomplete", f"the files of {directory.name!r} changed while they were read; it is tried again"
+                )
             _sync_directory(incoming)
             self._publish(incoming, digest)
         finally:
@@ -60,9 +66,6 @@ class BlobStore:
         if not _DIGEST.fullmatch(digest):
             raise ValueError(f"{digest[:80]!r} is not a SHA-256 digest in lower-case hex")
         return self._blobs / digest[:2] / digest
-
-    def has(self, digest: str) -> bool:
-        return self.path(digest).is_dir()
 
     def remove(self, digest: str) -> None:
         """Delete a version. Unknown digests are ignored; half a deletion is never seen as a blob."""
@@ -93,6 +96,8 @@ class BlobStore:
     def _publish(self, incoming: Path, digest: str) -> None:
         final = self.path(digest)
         final.parent.mkdir(exist_ok=True)
+        if final.is_dir() and not _holds(final, digest):
+            self.remove(digest)
         if not final.is_dir():
             # Another thread may have been faster: a directory that is not empty is never replaced.
             with contextlib.suppress(FileExistsError, OSError):
@@ -106,6 +111,25 @@ class BlobStore:
         for leftover in self._incoming.iterdir():
             if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _holds(directory: Path, digest: str) -> bool:
+    """Whether the files are still those that gave this digest."""
+    found = {}
+    try:
+        for name in FILE_NAMES:
+            with open_regular(directory, name) as stream:
+                found[name] = _sha256(stream)
+    except (AdapterRefused, OSError):
+        return False
+    return digest_of(found) == digest
+
+
+def _sha256(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _sync_directory(directory: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from livery_adapters.layout import digest_of
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.store import BlobStore
 from livery_adapters.tensor_file import CONFIG_NAME, FILE_NAMES, WEIGHTS_NAME
@@ -41,7 +40,6 @@ def test_a_version_is_found_under_the_digest_of_its_contents(store: BlobStore, t
     digest = store.put(source)
     assert digest == KNOWN_DIGEST
     assert store.path(digest) == store.root / "sha256" / digest[:2] / digest
-    assert store.has(digest)
     assert store.digests() == [digest]
     assert [(store.path(digest) / name).read_bytes() for name in FILE_NAMES] == list(KNOWN)
 
@@ -69,6 +67,28 @@ def test_other_contents_have_another_digest(config: bytes, weights: bytes, store
     assert first != second
 
 
+@pytest.mark.parametrize("rotten", [b"weightz", None])
+def test_a_held_version_whose_files_changed_is_replaced(rotten: bytes | None, store: BlobStore, tmp_path: Path) -> None:
+    source = adapter(tmp_path / "pirate")
+    digest = store.put(source)
+    held = store.path(digest) / WEIGHTS_NAME
+    held.unlink()
+    if rotten is not None:
+        held.write_bytes(rotten)
+    assert store.put(source) == digest
+    assert held.read_bytes() == b"weights"
+    assert len(files_below(store.root)) == 2
+
+
+def test_what_is_not_the_expected_version_is_not_kept(store: BlobStore, tmp_path: Path) -> None:
+    source = adapter(tmp_path / "pirate")
+    with pytest.raises(AdapterRefused, match="'pirate' changed while they were read") as caught:
+        store.put(source, "a" * 64)
+    assert caught.value.code == "incomplete"
+    assert store.digests() == []
+    assert store.put(source, store.put(source)) == store.digests()[0]
+
+
 def test_a_version_outlives_changes_of_its_source(store: BlobStore, tmp_path: Path) -> None:
     source = adapter(tmp_path / "pirate")
     digest = store.put(source)
@@ -83,7 +103,7 @@ def test_a_version_outlives_changes_of_its_source(store: BlobStore, tmp_path: Pa
 )
 def test_nothing_but_a_digest_becomes_a_path(digest: str, store: BlobStore, tmp_path: Path) -> None:
     outside = adapter(tmp_path / "etc")
-    for use in (store.path, store.has, store.remove):
+    for use in (store.path, store.remove):
         with pytest.raises(ValueError, match="is not a SHA-256 digest"):
             use(digest)
     assert len(files_below(outside)) == 2
@@ -97,10 +117,8 @@ def test_a_crash_before_the_rename_leaves_nothing_to_be_seen(store: BlobStore, t
     adapter(old)
     day_ago = time.time() - 86_400
     os.utime(old, (day_ago, day_ago))
-    digest = digest_of({CONFIG_NAME: "a" * 64, WEIGHTS_NAME: "b" * 64})
     after = BlobStore(store.root)
     assert after.digests() == []
-    assert not after.has(digest)
     assert left.exists()
     assert not old.exists()
     taken = after.put(adapter(tmp_path / "pirate"))
@@ -136,10 +154,9 @@ def test_removing_takes_one_version_and_may_be_repeated(store: BlobStore, tmp_pa
     store.remove(first)
     store.remove(first)
     assert store.digests() == [second]
-    assert not store.has(first)
     assert len(files_below(store.root)) == 2
     assert store.put(adapter(tmp_path / "one")) == first
-    assert store.has(first)
+    assert store.digests() == sorted([first, second])
 
 
 def test_threads_that_put_the_same_version_agree(store: BlobStore, tmp_path: Path) -> None:
