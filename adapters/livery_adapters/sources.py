@@ -6,8 +6,9 @@
 
 A subfolder is taken once its files pass every check and have the same digest before and after a quiet moment.
 One that is still being copied is "incomplete", a bad one "failed"; both leave an earlier version serving. A
-subfolder that is gone retires its name. Unchanged ones (sizes, times and inodes) are not read again. Files are
-read in worker threads. What makes an adapter good, and what taking it means, is the business of `ingest`.
+subfolder that is gone retires its name. Unchanged ones (sizes, times and inodes) are not read again, except
+after a refusal that may pass, as with a full disk: less and less often. Files are read in worker threads. What
+makes an adapter good, and what taking it means, is the business of `ingest`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import asyncio
 import logging
 import os
 import stat
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from watchfiles import awatch
 
@@ -30,9 +33,20 @@ logger = logging.getLogger(__name__)
 SOURCE = "folder"
 Signature = tuple[tuple[int, int, int, int] | None, ...]  # size, mtime, ctime (ns) and inode of each file
 
+# Refusals that are about this machine at this moment rather than about the files.
+TRANSIENT = frozenset({"activation_failed", "storage_failed", "unreadable"})
+LONGEST_WAIT_S = 300.0
+
 _TEMPORARY = (".tmp", ".part", ".partial", "~")
 _DEBOUNCE_MS = 400
 _TIMEOUT_MS = 2000  # look again this often even without an event: network file systems lose some
+
+
+class _Retry(NamedTuple):
+    """A new try of an unchanged subfolder. `wait` is in seconds, `due` a time of the monotonic clock."""
+
+    wait: float
+    due: float
 
 
 class FolderSource:
@@ -45,17 +59,23 @@ class FolderSource:
         registry: AdapterRegistry,
         *,
         quiet_seconds: float = 0.3,
+        retry_seconds: float = 2.0,
         force_polling: bool = False,
     ) -> None:
-        """`force_polling` is for file systems without change events. Raises NotADirectoryError."""
+        """`retry_seconds`: wait before the first new try after a refusal that may pass; each later one doubles it.
+
+        `force_polling` is for file systems without change events. Raises NotADirectoryError.
+        """
         if not root.is_dir():
             raise NotADirectoryError(f"the adapter folder {str(root)!r} is not a directory; create it")
         self.root = root
         self._ingest = ingest
         self._registry = registry
         self._quiet_seconds = quiet_seconds
+        self._retry_seconds = retry_seconds
         self._force_polling = force_polling
         self._settled: dict[str, Signature] = {}  # how each subfolder looked when it was dealt with
+        self._retries: dict[str, _Retry] = {}
 
     async def watch(self) -> None:
         """Follow the folder until cancelled."""
@@ -76,7 +96,7 @@ class FolderSource:
         before = await self._look()
         if before is None:
             return True
-        changed = {name: seen for name, seen in before.items() if self._settled.get(name) != seen}
+        changed = {name: seen for name, seen in before.items() if self._settled.get(name) != seen or self._due(name)}
         missing = self._settled.keys() - before.keys()
         if not changed and not missing:
             return True
@@ -101,6 +121,10 @@ class FolderSource:
             logger.warning("the adapter folder can't be listed (%s); what is served stays", error.strerror)
             return None
 
+    def _due(self, name: str) -> bool:
+        retry = self._retries.get(name)
+        return retry is not None and retry.due <= time.monotonic()
+
     async def _check(self, name: str) -> CheckedAdapter | AdapterRefused:
         try:
             return await self._ingest.check(self.root / name)
@@ -118,11 +142,24 @@ class FolderSource:
                 self._registry.fail(printable(name), refused.message, SOURCE, code=refused.code)
             if refused.code == "incomplete" and not isinstance(checked, AdapterRefused):
                 return False
+            if refused.code in TRANSIENT:
+                self._retry_later(name, seen)
+                return True
         self._settled[name] = seen
+        self._retries.pop(name, None)
         return True
+
+    def _retry_later(self, name: str, seen: Signature) -> None:
+        before = self._retries.get(name)
+        wait = self._retry_seconds
+        if before is not None and self._settled.get(name) == seen:  # the very same files again
+            wait = min(2 * before.wait, LONGEST_WAIT_S)
+        self._settled[name] = seen
+        self._retries[name] = _Retry(wait, time.monotonic() + wait)
 
     def _retire(self, name: str) -> None:
         del self._settled[name]
+        self._retries.pop(name, None)
         try:
             record = self._registry.get(printable(name))
         except UnknownAdapter:

@@ -5,86 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from adapters.peft_made import edit_config, make, tiny_base
-from livery_adapters.ingest import CheckedAdapter, Ingest
+from adapters.peft_made import edit_config, make
+from adapters.scene import Scene, digest_in
 from livery_adapters.manifest import read_manifest
-from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused
-from livery_adapters.registry import AdapterRegistry, AdapterVersion, UnknownAdapter
+from livery_adapters.refusal import AdapterRefused
+from livery_adapters.registry import UnknownAdapter
 from livery_adapters.sources import FolderSource
-from livery_adapters.store import BlobStore
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
-
-
-class CannotApply(Exception):
-    """What this file's engine says of a version it can't apply."""
-
-
-class WatchedIngest(Ingest):
-    """Notes which folders are read; `meanwhile` runs after each reading, before the quiet moment."""
-
-    read: list[str]
-    meanwhile: Callable[[], object] | None = None
-
-    async def check(self, directory: Path) -> CheckedAdapter:
-        self.read.append(directory.name)
-        checked = await super().check(directory)
-        if self.meanwhile:
-            self.meanwhile()
-        return checked
-
-
-class Scene:
-    """A folder and everything behind it; the engine only remembers what it was told to load."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "adapters"
-        self.root.mkdir()
-        self.loaded: list[str] = []
-        self.changed = asyncio.Event()
-        self.unable: set[str] = set()
-        self.while_loading: Callable[[AdapterVersion], object] = lambda _: None
-        self.store = BlobStore(folder / "data")
-        self.registry = AdapterRegistry(on_idle=lambda version: self.ingest.discard_soon(version))
-        self.ingest = WatchedIngest(
-            self.registry,
-            self.store,
-            tiny_base(),
-            DEFAULT_LIMITS,
-            load=self._load,
-            unload=self._unload,
-            load_errors=(CannotApply,),
-        )
-        self.ingest.read = []
-        self.folder = FolderSource(self.root, self.ingest, self.registry, quiet_seconds=0)
-
-    async def _load(self, version: AdapterVersion) -> None:
-        self.while_loading(version)
-        if version.digest in self.unable:
-            raise CannotApply("no room for it")
-        self.loaded.append(version.digest)
-        self.changed.set()
-
-    async def _unload(self, version: AdapterVersion) -> None:
-        self.loaded.remove(version.digest)
-        self.changed.set()
-
-    def put(self, adapter: Path, name: str) -> Path:
-        """Copy an adapter in place of what the folder has under that name."""
-        shutil.copytree(adapter, self.root / name, dirs_exist_ok=True)
-        return self.root / name
-
-    def standing(self, name: str) -> tuple[str, str | None, str | None]:
-        """State, digest served and error code of a name."""
-        record = self.registry.get(name)
-        return record.state, record.version.digest if record.version else None, record.error_code
-
-    def names(self) -> list[str]:
-        return [record.name for record in self.registry.records()]
 
 
 @pytest.fixture
@@ -104,10 +35,6 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("newer")
     make(folder, seed=2, r=2)
     return folder
-
-
-def digest_in(folder: Path) -> str:
-    return read_manifest(folder).digest
 
 
 async def test_every_adapter_found_is_served_under_its_folders_name(scene: Scene, pirate: Path, newer: Path) -> None:
@@ -286,6 +213,43 @@ async def test_unchanged_folders_are_not_read_again(scene: Scene, pirate: Path, 
     await scene.folder.scan()
     assert scene.ingest.read[-1] == "pirate"
     assert scene.loaded.count(digest_in(pirate)) == 1
+
+
+@pytest.mark.parametrize("retry_seconds", [0.0, 3600.0])
+async def test_a_refusal_that_may_pass_is_tried_again_when_it_is_time(
+    retry_seconds: float, scene: Scene, pirate: Path, newer: Path
+) -> None:
+    folder = FolderSource(scene.root, scene.ingest, scene.registry, quiet_seconds=0, retry_seconds=retry_seconds)
+    scene.put(pirate, "pirate")
+    edit_config(scene.put(newer, "broken"), bias="all")
+    scene.unable.add(digest_in(pirate))
+    assert await folder.scan()
+    assert scene.standing("pirate") == ("failed", None, "activation_failed")
+    scene.unable.clear()
+    assert await folder.scan()
+    served = ("active", digest_in(pirate), None)
+    assert scene.standing("pirate") == (served if retry_seconds == 0 else ("failed", None, "activation_failed"))
+    assert scene.ingest.read.count("pirate") == (2 if retry_seconds == 0 else 1)
+    os.utime(scene.root / "pirate" / WEIGHTS_NAME)  # whoever touches the files need not wait
+    assert await folder.scan()
+    assert scene.standing("pirate") == served
+    assert await folder.scan()
+    assert scene.ingest.read.count("pirate") == (3 if retry_seconds == 0 else 2)
+    assert scene.ingest.read.count("broken") == 1
+
+
+async def test_a_full_disk_is_tried_again(scene: Scene, pirate: Path) -> None:
+    folder = FolderSource(scene.root, scene.ingest, scene.registry, quiet_seconds=0, retry_seconds=0)
+    scene.put(pirate, "pirate")
+    incoming = scene.store.root / "incoming"
+    incoming.rmdir()
+    incoming.write_text("where copies should go")
+    assert await folder.scan()
+    assert scene.standing("pirate") == ("failed", None, "storage_failed")
+    incoming.unlink()
+    incoming.mkdir()
+    assert await folder.scan()
+    assert scene.standing("pirate") == ("active", digest_in(pirate), None)
 
 
 async def test_a_missing_root_is_named(scene: Scene, tmp_path: Path) -> None:
