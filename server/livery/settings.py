@@ -26,6 +26,10 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _strip(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
 class Settings(BaseModel):
     """Descriptions are the command line's help, so they say what to write."""
 
@@ -37,7 +41,10 @@ class Settings(BaseModel):
     data: Path | None = Field(None, description="Folder for the server's own copies of adapters")
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
     port: Port = Field(8000, description="Port to listen on; 0 takes a free one")
-    api_key: SecretStr | None = Field(None, min_length=1, description="Key that clients must send")
+    # Outer spaces and line ends don't survive a header.
+    api_key: Annotated[SecretStr | None, BeforeValidator(_strip)] = Field(
+        None, min_length=1, description="Key that clients must send"
+    )
     insecure_no_auth: bool = Field(False, description="Listen beyond this machine without a key")
     max_model_len: int = Field(0, ge=0, description="Longest prompt and answer together, in tokens; 0: the model's")
     kv_memory: ByteSize = Field(ByteSize(0), ge=0, description="Memory for the KV cache, as in 4GiB; 0: chosen")

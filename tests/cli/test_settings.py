@@ -93,3 +93,11 @@ def test_two_ports_do_not_share_a_data_folder(monkeypatch: pytest.MonkeyPatch, t
     assert first != second
     assert first.parent == second.parent == tmp_path / "livery"
     assert load_settings({"model": "m", "data": "/x"}, {}).data_folder == Path("/x")
+
+
+def test_an_api_key_has_no_outer_spaces() -> None:
+    settings = load_settings({"model": "m", "api_key": " sk-1\n"}, {})
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "sk-1"
+    with pytest.raises(SettingsError, match="--api-key"):
+        load_settings({"model": "m", "api_key": "  \n"}, {})
