@@ -35,28 +35,29 @@ class OpenDoor(Exception):
 
 
 class Doors:
-    """Checks the key and the caller of each request. `api_key` None: no key is asked for."""
+    """Checks the key and the caller of each request. `api_key` None: no key is asked for; it is sent as UTF-8."""
 
     def __init__(self, api_key: str | None) -> None:
         # Digests are compared, so that neither time nor length says anything about the key.
-        self._digest = _digest(api_key) if api_key is not None else None
+        self._digest = _digest(api_key.encode()) if api_key is not None else None
 
-    def check_key(self, authorization: str | None) -> None:
-        """`authorization` is the header's value. Raises InvalidApiKey."""
+    def check_key(self, authorization: bytes) -> None:
+        """`authorization` is the header's value, empty where there is none. Raises InvalidApiKey."""
         if self._digest is None:
             return
-        scheme, _, key = (authorization or "").partition(" ")
+        scheme, _, key = authorization.partition(b" ")
         same = hmac.compare_digest(_digest(key.strip()), self._digest)
-        if scheme.lower() != "bearer" or not same:
+        if scheme.lower() != b"bearer" or not same:
             raise InvalidApiKey
 
-    def check_local(self, client: str | None, host: str | None) -> None:
-        """For management routes: `client` is the caller's address, `host` the Host header. Raises NotLocal.
+    def check_local(self, client: str | None, host: str | None, *, forwarded: bool) -> None:
+        """For management routes. Raises NotLocal.
 
-        The Host header must name this machine too, so that a web page can't reach the route by having its
-        own name resolve to 127.0.0.1.
+        `client` is the address at the other end of the socket, `host` the Host header. `forwarded`: the request
+        says that somebody passed it on, so the socket's address isn't the caller's. The Host header must name
+        this machine too, so that a web page can't reach the route by having its own name resolve to 127.0.0.1.
         """
-        if client is None or not is_loopback(client) or not is_loopback(_host_name(host or "")):
+        if forwarded or client is None or not is_loopback(client) or not is_loopback(_host_name(host or "")):
             raise NotLocal
 
 
@@ -84,5 +85,5 @@ def _host_name(host: str) -> str:
     return host.rsplit(":", 1)[0] if host.count(":") == 1 else host
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -115,7 +115,9 @@ class LiveServer:
             )
             app = create_app(self.service, Doors(setup.api_key), keep_alive_s=setup.keep_alive_s)
             server = uvicorn.Server(
-                uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=setup.drain_s)
+                uvicorn.Config(
+                    app, port=0, log_config=None, proxy_headers=False, timeout_graceful_shutdown=setup.drain_s
+                )
             )
             serving = asyncio.create_task(server.serve())
             while not server.started:

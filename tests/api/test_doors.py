@@ -51,6 +51,10 @@ def test_the_client_gets_in_with_the_key_only(locked: LiveServer) -> None:
     "headers",
     [
         {"x-forwarded-for": "10.0.0.9"},  # through a proxy on this machine
+        {"x-forwarded-for": "127.0.0.1"},  # which may pass on what the caller made up
+        {"forwarded": "for=127.0.0.1"},
+        {"via": "1.1 proxy"},
+        {"x-real-ip": "127.0.0.1"},
         {"host": "evil.example"},  # a web page whose name was pointed at this machine
         {"host": "127.0.0.1.evil.example:8000"},
     ],
@@ -78,3 +82,11 @@ def test_a_page_in_a_browser_cannot_send_a_management_request(server: LiveServer
             f"{server.url}/v1/unload_lora_adapter", content=b'{"lora_name": "x"}', headers={"content-type": kind}
         )
         assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "鍵", "with inner spaces"])
+def test_a_key_may_have_any_characters(serve: Serve, key: str) -> None:
+    server = serve(Setup(api_key=key))
+    url = f"{server.url}/v1/models"
+    assert httpx.get(url, headers={b"authorization": f"Bearer {key}".encode()}).status_code == 200
+    assert httpx.get(url, headers={b"authorization": b"Bearer \xff\xfe"}).status_code == 401

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -128,6 +129,23 @@ def test_a_server_that_must_stop_says_that_the_stream_is_cut(serve: Serve, token
         server.request_stop()
         rest = [line for line in lines if line]
     assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "engine_overloaded"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_cut_before_its_first_token_is_told_to_come_back(serve: Serve, stream: bool) -> None:
+    server = serve(Setup(behaviour=Behaviour(stepped=True), drain_s=0))
+    url = f"{server.url}/v1/chat/completions"
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, url, json={**CHAT, "stream": stream}, timeout=30)
+        server.wait_until(lambda engine: engine.open_requests == 1)
+        server.request_stop()
+        answer = asked.result(30)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "engine_overloaded"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.headers["x-request-id"].startswith("req_")
+    server.stop()
+    assert server.engine.open_requests == 0
 
 
 def test_draining_refuses_what_is_new_and_finishes_what_is_open(serve: Serve, tokenizer: Tokenizer) -> None:

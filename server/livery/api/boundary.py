@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from livery.api.errors import BodyTooLarge, BodyTooSlow, describe
 from livery.metrics import Metrics
+from livery.refusals import Draining
 from livery.tenancy import Doors
 
 log = logging.getLogger("livery.access")
@@ -24,6 +25,11 @@ MAX_BODY = 2 << 20  # bytes
 BODY_TIMEOUT_S = 30.0
 OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
 LOCAL_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+# Whoever sends one of these speaks for somebody else, or is not to be believed about who it is.
+FORWARDING_HEADERS = (
+    "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-server", "x-real-ip",
+)  # fmt: skip
+PROBE_PATHS = OPEN_PATHS | {"/metrics"}
 CLIENT_GONE = 499
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -74,6 +80,8 @@ class Boundary:
             await self._pass(scope, headers, receive, reply)
         except ClientGone:
             return
+        except asyncio.CancelledError:  # the server stops waiting; this answer is the last thing the task does
+            await self._fail(Draining(), record, scope, receive, reply)
         except Exception as error:  # noqa: BLE001  (request boundary)
             await self._fail(error, record, scope, receive, reply)
         finally:
@@ -82,10 +90,11 @@ class Boundary:
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, reply: Send) -> None:
         path = scope["path"]
         if path not in OPEN_PATHS:
-            self._doors.check_key(headers.get("authorization"))
+            self._doors.check_key(headers.get("authorization", "").encode("latin-1"))  # the bytes that came
         if path in LOCAL_PATHS:
             client = scope.get("client")
-            self._doors.check_local(client[0] if client else None, headers.get("host"))
+            forwarded = any(name in headers for name in FORWARDING_HEADERS)
+            self._doors.check_local(client[0] if client else None, headers.get("host"), forwarded=forwarded)
         await self._app(scope, await _with_body(headers, receive), reply)
 
     async def _fail(self, error: Exception, record: RequestRecord, scope: Scope, receive: Receive, reply: Send) -> None:
@@ -97,7 +106,9 @@ class Boundary:
     def _close(self, record: RequestRecord, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.http(route, _method(scope), record.status)
-        log.info(
+        quiet = scope["path"] in PROBE_PATHS and record.status < 400  # every few seconds, with nothing to say
+        log.log(
+            logging.DEBUG if quiet else logging.INFO,
             "%s %s %s status=%d served_by=%s prompt=%d completion=%d outcome=%s first_token=%s total=%.3fs",
             record.id,
             _method(scope),

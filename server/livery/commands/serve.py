@@ -156,6 +156,7 @@ class _Server(uvicorn.Server):
             access_log=False,
             lifespan="off",
             server_header=False,
+            proxy_headers=False,  # who is at the other end of the socket decides, not who somebody says it is
             timeout_graceful_shutdown=settings.drain_timeout,
         )
         super().__init__(config)
