@@ -201,10 +201,6 @@ class AdapterRegistry:
         self._hold(version)
         return Lease(version_name, version, self._release)
 
-    def release(self, lease: Lease) -> None:
-        """The same as `lease.release()`."""
-        lease.release()
-
     def _release(self, lease: Lease) -> None:
         entry, digest = self._entries[lease.name], lease.version.digest
         entry.leases[digest] -= 1
