@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "LIVERY_"
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -30,6 +30,17 @@ def _strip(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
 
+def _expand(folder: Path) -> Path:
+    """A shell expands `~` in an argument of its own, not in a variable, a file or `--flag=~/folder`."""
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{error}; write the whole path") from None
+
+
+Folder = Annotated[Path, AfterValidator(_expand)]
+
+
 class Settings(BaseModel):
     """Descriptions are the command line's help, so they say what to write."""
 
@@ -37,8 +48,8 @@ class Settings(BaseModel):
 
     model: str = Field(description="Base model: a directory, a .gguf file, a hub id, or smollm2-135m-instruct")
     served_model_name: str | None = Field(None, min_length=1, description="Name clients use for the base model")
-    adapters: Path | None = Field(None, description="Folder whose subfolders are served as adapters")
-    data: Path | None = Field(None, description="Folder for the server's own copies of adapters")
+    adapters: Folder | None = Field(None, description="Folder whose subfolders are served as adapters")
+    data: Folder | None = Field(None, description="Folder for the server's own copies of adapters")
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
     port: Port = Field(8000, description="Port to listen on; 0 takes a free one")
     # Outer spaces and line ends don't survive a header.

@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -164,6 +166,9 @@ def test_a_second_server_does_not_share_the_data_folder(folder: Path, tmp_path: 
         (["--model", "smollm2-135m-instruct", "--adapters", "/no/such"], ["--adapters /no/such", "create it"]),
         (["--model", "smollm2-135m-instruct", "--served-model-name", "模型"], ["模型", "--served-model-name"]),
         (["--model", "m", "--port", "x"], ["--port", "'x'"]),
+        (["--model", "m", "--data", __file__], [f"data folder {__file__}", "exists", "--data DIR"]),
+        (["--model", "m", "--data", f"{__file__}/data"], [f"{__file__}/data", "Not a directory", "--data DIR"]),
+        (["--model", "m", "--data", "~nobody-here/data"], ["--data", "nobody-here", "whole path"]),
         ([], ["--model is needed"]),
     ],
 )
@@ -207,6 +212,44 @@ def test_no_server_is_said_plainly() -> None:
     done = run("adapters", "ls", "--url", "http://127.0.0.1:9")
     assert done.returncode == 2
     assert "livery serve" in done.stderr
+
+
+def test_check_names_the_folder_it_stands_in(folder: Path) -> None:
+    empty = folder.parent / "nothing-here"
+    empty.mkdir()
+    done = subprocess.run(
+        [*LIVERY, "adapters", "check", "."], capture_output=True, text=True, env=ENVIRON, cwd=empty, check=False
+    )
+    assert done.returncode == 1
+    assert "'nothing-here'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (404, '{"detail":"Not Found"}', "not like a Livery server; give its address with --url"),
+        (200, '{"detail":"Hello"}', "not like a Livery server"),
+        (200, "[]", "not like a Livery server"),
+        (200, "<html>", "not like a Livery server"),
+        (401, '{"error":{"message":"Incorrect API key."}}', "says: Incorrect API key."),
+    ],
+)
+def test_another_server_is_told_from_ours(status: int, body: str, said: str) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+    with HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        done = run("adapters", "ls", "--url", f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
+        thread.join()
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_doctor_names_device_dtype_kernels_and_why() -> None:

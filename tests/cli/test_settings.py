@@ -18,6 +18,13 @@ def test_flags_win_over_variables_and_those_over_the_file(tmp_path: Path) -> Non
     assert (settings.max_running, settings.device) == (3, "auto")
 
 
+def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/captain")
+    settings = load_settings({"model": "m", "data": "~/kept"}, {"LIVERY_ADAPTERS": "~/crew"})
+    assert settings.data_folder == Path("/home/captain/kept")
+    assert settings.adapters == Path("/home/captain/crew")
+
+
 def test_sizes_switches_and_levels_are_read_from_words() -> None:
     flags = {"model": "m", "kv_memory": "2GiB", "adapter_memory": "512MiB", "log_level": "DEBUG"}
     settings = load_settings(flags, {"LIVERY_INSECURE_NO_AUTH": "1"})

@@ -90,6 +90,7 @@ def check(
 
 def _check(path: Path, model: str | None, limits: Limits) -> dict[str, Any]:
     """The report on a directory; against a base where one is named. Raises AdapterRefused."""
+    path = Path(os.path.abspath(path))  # `.` has no name that a message could give; links stay links
     if model is None:
         manifest = read_manifest(path, limits)
         check_finite(path, manifest)
@@ -120,9 +121,26 @@ def _ask(url: str, path: str, key: str | None) -> Any:  # noqa: ANN401  (JSON)
         raise ServerUnusable(f"no answer from {url} ({error}); is `livery serve` running there?") from None
     except ValueError:
         raise ServerUnusable(f"{url} answers, but not like a Livery server; give its address with --url") from None
-    if answer.status_code != httpx.codes.OK:
-        raise ServerUnusable(f"{url} says: {body['error']['message']}")
-    return body
+    if answer.status_code == httpx.codes.OK and _fits(path, body):
+        return body
+    match body:
+        case {"error": {"message": str(message)}}:
+            raise ServerUnusable(f"{url} says: {message}")
+        case _:
+            raise ServerUnusable(
+                f"{url} answers {path} with status {answer.status_code} and not like a Livery server; "
+                "give its address with --url"
+            )
+
+
+def _fits(path: str, body: object) -> bool:
+    """Whether an answer is what a Livery server says there: the list of adapters, or one of them."""
+    match body:
+        case {"base": str(), "data": list()}:
+            return path == "/v1/adapters"
+        case {"name": str(), "state": str()}:
+            return path != "/v1/adapters"
+    return False
 
 
 def _row(adapter: dict[str, Any]) -> list[str]:

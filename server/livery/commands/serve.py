@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import signal
 import socket
 import time
@@ -47,6 +49,7 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     check_binding(settings.host, key, settings.insecure_no_auth)
     if settings.adapters is not None and not settings.adapters.is_dir():
         raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
+    _make_data_folder(settings.data_folder)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     listener = _bind(settings.host, settings.port)
     with listener:
@@ -206,6 +209,18 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
         kernels=settings.kernels,
         log_level=settings.log_level,
     )
+
+
+def _make_data_folder(folder: Path) -> None:
+    """Before the model is loaded, so that a mistake shows at once. Raises SettingsError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise SettingsError(
+            f"data folder {folder} can't be used: {error.strerror}; choose another with --data DIR"
+        ) from None
 
 
 def _bind(host: str, port: int) -> socket.socket:
