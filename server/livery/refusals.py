@@ -7,7 +7,14 @@ ServiceRefusal
 ├── ContextLengthExceeded   prompt and answer don't fit the model
 ├── Overloaded              too many requests are open
 ├── Draining                the server is stopping
-└── GenerationFailed        a request broke after it was taken
+├── NotReady                the engine doesn't answer in time
+├── GenerationFailed        a request broke after it was taken
+├── AdapterUnusable         the adapter is known and can't be served
+├── AdapterNotReady         the adapter is being loaded
+├── AdapterExists           a name to load is taken
+├── AdapterNotFound         no adapter to unload of that name
+├── AdapterPathNotFound     nothing to load at the path given
+└── AdapterFieldEmpty       a load or unload names no adapter or no path
 """
 
 from __future__ import annotations
@@ -18,12 +25,14 @@ class ServiceRefusal(Exception):
 
 
 class UnknownModel(ServiceRefusal):
-    """No model of that name is served."""
+    """No model of that name is served; `reason` says why where a version was pinned that isn't there."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, reason: str | None = None) -> None:
         # Both the words `model_not_found` and the type are what gateways look for in the text.
+        because = f": {reason}" if reason else ""
         super().__init__(
-            f"The model '{name[:128]}' does not exist (model_not_found). GET /v1/models lists the models served here."
+            f"The model '{name[:128]}' does not exist (model_not_found){because}. "
+            "GET /v1/models lists the models served here."
         )
         self.name = name
 
@@ -108,6 +117,22 @@ class AdapterExists(ServiceRefusal):
             "set 'load_inplace' to True."
         )
         self.param = "lora_name"
+
+
+class AdapterNotFound(ServiceRefusal):
+    """No adapter to unload of that name. Worded as vLLM words it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The lora adapter '{name[:128]}' cannot be found.")
+        self.param = "lora_name"
+
+
+class AdapterFieldEmpty(ServiceRefusal):
+    """A load or unload that names no adapter, or no path. Worded as vLLM words it."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class AdapterPathNotFound(ServiceRefusal):

@@ -17,6 +17,7 @@ from pathlib import Path
 from livery.engine.base import AdapterLoadFailed, AdapterRef, Engine, EngineDead, EngineError
 from livery.refusals import (
     AdapterExists,
+    AdapterNotFound,
     AdapterNotReady,
     AdapterPathNotFound,
     AdapterUnusable,
@@ -103,10 +104,18 @@ class ServedAdapters:
         except UnknownAdapter as unknown:
             record = self._known(name)
             if record is None or record.state in ("active", "draining"):
-                raise UnknownModel(name) from unknown
+                raise UnknownModel(name, unknown.reason) from unknown
             if record.state == "loading":
                 raise AdapterNotReady(name) from unknown
             raise AdapterUnusable(name, record.error or record.state) from unknown
+
+    def version(self, name: str) -> AdapterVersion:
+        """The version a request for `name` would get now, pins included. Raises UnknownModel."""
+        try:
+            with self.lease(name) as lease:
+                return lease.version
+        except (AdapterNotReady, AdapterUnusable):
+            raise UnknownModel(name) from None
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -146,9 +155,9 @@ class ServedAdapters:
         return await self._ingest.take(name, directory, "api")
 
     def unload(self, name: str) -> None:
-        """Take no more requests for `name`; those under way finish. Raises UnknownModel."""
+        """Take no more requests for `name`; those under way finish. Raises AdapterNotFound."""
         if not self._registry.retire(name):
-            raise UnknownModel(name)
+            raise AdapterNotFound(name)
 
     async def settle(self) -> None:
         """Wait until versions that nobody uses any more have left the engine and the disk."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from livery.chat_template import Message
@@ -24,7 +24,7 @@ from livery.metrics import Metrics, Snapshot
 from livery.refusals import ContextLengthExceeded, Draining, InvalidParameter, NotReady, Overloaded, UnknownModel
 from livery.served import ServedAdapters
 from livery.text import PromptTooLong, Tokenizer
-from livery_adapters.registry import AdapterVersion
+from livery_adapters.registry import MIN_DIGEST_PREFIX, AdapterVersion
 
 # Characters above which encoding leaves the event loop; below it, a thread costs more than the work.
 ENCODE_INLINE_LIMIT = 8192
@@ -133,14 +133,15 @@ class GenerationService:
     async def open(self, job: Job) -> OpenedJob:
         """Admit a request: bind its adapter version, encode its prompts, check that the answer can fit.
 
-        Raises UnknownModel, InvalidParameter, ContextLengthExceeded, Overloaded, Draining.
+        Raises Draining, Overloaded, UnknownModel, AdapterNotReady, AdapterUnusable, InvalidMessages,
+        InvalidParameter, ContextLengthExceeded.
         """
         if self._draining:
             raise Draining
         if self._open >= self._max_open:
             raise Overloaded(self._open)
         name = job.model or self.base_name
-        lease = None if name == self.base_name else self.adapters.lease(name)
+        lease = None if self._is_base(name) else self.adapters.lease(name)
         ref = AdapterRef(lease.version.digest, str(lease.version.path)) if lease else None
         try:
             prompts = [await self._encode(prompt, job) for prompt in job.prompts]
@@ -183,13 +184,10 @@ class GenerationService:
         return [self._base_card(), *(self._adapter_card(name, version) for name, version in self.adapters.active())]
 
     def model(self, name: str) -> ModelCard:
-        """Raises UnknownModel."""
-        if name == self.base_name:
-            return self._base_card()
-        version = dict(self.adapters.active()).get(name)
-        if version is None:
-            raise UnknownModel(name)
-        return self._adapter_card(name, version)
+        """What requests for `name` would get, which may pin a version. Raises UnknownModel."""
+        if self._is_base(name):
+            return replace(self._base_card(), id=name)
+        return self._adapter_card(name, self.adapters.version(name))
 
     async def snapshot(self) -> Snapshot:
         """The engine's numbers with digests turned into names. Raises EngineDead, or NotReady when it is slow."""
@@ -204,6 +202,16 @@ class GenerationService:
             resident=self.adapters.names_of(stats.resident_adapters),
             waiting=self.adapters.names_of(stats.waiting_adapters),
         )
+
+    def _is_base(self, name: str) -> bool:
+        """Whether the base model is meant, by its name or pinned by its digest. Raises UnknownModel."""
+        plain, at, prefix = name.rpartition("@")
+        if name == self.base_name or plain != self.base_name:
+            return name == self.base_name
+        digest = self.info.base_digest
+        if len(prefix) < MIN_DIGEST_PREFIX or not digest.startswith(prefix):
+            raise UnknownModel(name, f"the base model served here is {plain}{at}{digest[:DIGEST_SHOWN]}")
+        return True
 
     async def _encode(self, prompt: Prompt, job: Job) -> list[int]:
         """Token ids of one prompt. Raises InvalidMessages, InvalidParameter or ContextLengthExceeded."""

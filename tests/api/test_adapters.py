@@ -72,6 +72,36 @@ def test_models_list_the_base_first_and_show_no_paths(live: LiveServer) -> None:
     assert httpx.get(f"{live.url}/v1/adapters/one").json() == one
 
 
+def test_a_pin_means_the_same_to_models_and_to_requests(live: LiveServer) -> None:
+    digest = live.client().models.retrieve("one").digest  # type: ignore[attr-defined]
+    for name in (f"one@{digest[:8]}", f"one@{digest}"):
+        assert live.client().models.retrieve(name).digest == digest  # type: ignore[attr-defined]
+    base = live.client().models.retrieve(BASE).digest  # type: ignore[attr-defined]
+    pinned = answer_of(live, BASE)[1]  # NAME@DIGEST as answers say it
+    assert live.client().models.retrieve(pinned).digest == base  # type: ignore[attr-defined]
+    assert answer_of(live, pinned)[1] == pinned
+    assert live.service.adapters.record("one").leases == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("one@00000000", "version 00000000 is not served; the active one is "),
+        ("one@12", "at least 8 digits"),
+        (f"{BASE}@00000000", f"the base model served here is {BASE}@"),
+        (f"{BASE}@fa", f"the base model served here is {BASE}@"),
+    ],
+)
+def test_a_pin_that_can_not_be_met_says_why(live: LiveServer, model: str, reason: str) -> None:
+    with pytest.raises(openai.NotFoundError) as asked:
+        answer_of(live, model)
+    with pytest.raises(openai.NotFoundError) as looked_up:
+        live.client().models.retrieve(model)
+    assert reason in str(asked.value)
+    assert asked.value.body == looked_up.value.body
+    assert asked.value.code == "model_not_found"
+
+
 def test_loading_and_unloading_as_vllm_does(live: LiveServer, saved: Path) -> None:
     shutil.copytree(saved / "two", live.adapter_root / "nested" / "two")
     answer = load(live, "org/two", str(live.adapter_root / "nested" / "two"))
@@ -89,7 +119,11 @@ def test_loading_and_unloading_as_vllm_does(live: LiveServer, saved: Path) -> No
 
     gone = unload(live, "org/two")
     assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'org/two' removed successfully.")
-    assert unload(live, "org/two").status_code == 404
+    again = unload(live, "org/two")
+    assert again.status_code == 404
+    error = again.json()["error"]
+    assert error["message"] == "The lora adapter 'org/two' cannot be found."
+    assert (error["type"], error["code"]) == ("NotFoundError", "model_not_found")
     with pytest.raises(openai.NotFoundError):
         answer_of(live, "org/two")
     live.call(live.service.adapters.settle())
@@ -141,7 +175,18 @@ def test_a_path_that_is_not_there_is_a_404_of_its_own(live: LiveServer) -> None:
     assert answer.json()["error"]["type"] == "NotFoundError"
 
 
-@pytest.mark.parametrize("name", [BASE, "", "a,b", "../x", "a b", "x" * 129, "x/load", "-x"])
+def test_a_load_without_name_or_path_is_told_so_in_vllms_words(live: LiveServer) -> None:
+    for name, path, param in (("", "one", "lora_name"), ("x", "", "lora_path"), ("", "", "lora_name")):
+        answer = load(live, name, path)
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["message"] == "Both 'lora_name' and 'lora_path' must be provided."
+        assert (error["type"], error["param"]) == ("InvalidUserInput", param)
+    answer = unload(live, "")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "InvalidUserInput")
+
+
+@pytest.mark.parametrize("name", [BASE, "a,b", "../x", "a b", "x" * 129, "x/load", "-x"])
 def test_names_that_no_adapter_may_have(live: LiveServer, name: str) -> None:
     answer = load(live, name, "one")
     assert answer.status_code == 400

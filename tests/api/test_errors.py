@@ -53,7 +53,6 @@ def test_an_unknown_model_is_the_same_404_everywhere(server: LiveServer) -> None
         post(server, "/v1/chat/completions", {**CHAT, "model": name}),
         post(server, "/v1/chat/completions", {**CHAT, "model": name, "stream": True}),
         post(server, "/v1/completions", {**TEXT, "model": name}),
-        post(server, "/v1/unload_lora_adapter", {"lora_name": name}),
         httpx.get(f"{server.url}/v1/models/no%2Fsuch:model"),
         httpx.get(f"{server.url}/v1/adapters/no%2Fsuch:model"),
     ]

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 
 from livery.api.context import ContextDep
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
-from livery.refusals import UnknownModel, UnsupportedParameter
+from livery.refusals import AdapterFieldEmpty, UnknownModel, UnsupportedParameter
 from livery_adapters.registry import AdapterRecord
 
 router = APIRouter()
@@ -34,12 +34,17 @@ async def show_adapter(name: str, context: ContextDep) -> Response:
 async def load_lora_adapter(body: LoadLoraBody, context: ContextDep) -> Response:
     if body.is_3d_lora_weight:
         raise UnsupportedParameter("Adapters with 3-D weights are not supported.", "is_3d_lora_weight")
+    if not body.lora_name or not body.lora_path:
+        empty = "lora_path" if body.lora_name else "lora_name"
+        raise AdapterFieldEmpty("Both 'lora_name' and 'lora_path' must be provided.", empty)
     await context.service.adapters.load(body.lora_name, body.lora_path, in_place=body.load_inplace)
     return _text(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
 @router.post("/v1/unload_lora_adapter")
 async def unload_lora_adapter(body: UnloadLoraBody, context: ContextDep) -> Response:
+    if not body.lora_name:
+        raise AdapterFieldEmpty("'lora_name' needs to be provided to unload a LoRA adapter.", "lora_name")
     context.service.adapters.unload(body.lora_name)
     return _text(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 

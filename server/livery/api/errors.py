@@ -72,6 +72,8 @@ TABLE: dict[type[Exception], Failure] = {
     refusals.AdapterNotReady: Failure(503, SERVER, "adapter_loading"),
     # vLLM's own types, which clients of its management routes know.
     refusals.AdapterExists: Failure(400, "InvalidUserInput", "adapter_exists"),
+    refusals.AdapterNotFound: Failure(404, "NotFoundError", "model_not_found"),
+    refusals.AdapterFieldEmpty: Failure(400, "InvalidUserInput", "invalid_value"),
     refusals.AdapterPathNotFound: Failure(404, "NotFoundError", "adapter_not_found"),
     InvalidMessages: Failure(400, INVALID, "invalid_value"),
     AdapterRefused: Failure(400, INVALID, "adapter_load_failed"),
