@@ -80,7 +80,7 @@ def test_decode_attention_equals_softmax_written_out(
     paged = Paged(seed, lens, block_size, kv_heads, *dims)
     q = torch.randn((kv_heads * shared, len(lens), dims[0]), generator=paged.generator).transpose(0, 1)
     scale = dims[0] ** -0.5
-    found = kernels.decode_attention(q, paged.k, paged.v, paged.tables, paged.lens, scale, window, softcap)
+    found = kernels.paged_attention(q, paged.k, paged.v, paged.tables, None, paged.lens, scale, window, softcap)
     expected = paged.by_hand(q, list(range(len(lens) + 1)), scale, window, softcap)
     torch.testing.assert_close(found.double(), expected, atol=2e-6, rtol=1e-5)
 
@@ -124,7 +124,7 @@ def test_a_poisoned_sequence_leaves_the_others_alone(kernels: Kernels, window: i
     paged = Paged(5, [40, 40, 40], 16, 2, 16, 16)
     paged.k[paged.tables[1, 2], 7] = float("nan")  # the newest position of the second sequence
     q = torch.randn((3, 4, 16), generator=paged.generator)
-    found = kernels.decode_attention(q, paged.k, paged.v, paged.tables, paged.lens, 0.25, window)
+    found = kernels.paged_attention(q, paged.k, paged.v, paged.tables, None, paged.lens, 0.25, window)
     expected = paged.by_hand(q, [0, 1, 2, 3], 0.25, window, 0.0)
     assert found[1].isnan().all()
     torch.testing.assert_close(found[[0, 2]].double(), expected[[0, 2]], atol=2e-6, rtol=1e-5)
@@ -139,7 +139,7 @@ def test_weights_are_right_for_scores_of_every_size(kernels: Kernels, size: floa
     tables = torch.arange(61, dtype=torch.int32)[None]
     lens, one = torch.tensor([61], dtype=torch.int32), torch.ones((1, 1, 1))
     for softcap in (0.0, 3.0):
-        found = kernels.decode_attention(one, k, v, tables, lens, 1.0, 0, softcap).flatten().double()
+        found = kernels.paged_attention(one, k, v, tables, None, lens, 1.0, 0, softcap).flatten().double()
         capped = softcap * torch.tanh(scores.double() / softcap) if softcap else scores.double()
         expected = torch.softmax(capped, dim=0)
         visible = expected > 1e-30
@@ -154,8 +154,8 @@ def test_attention_refuses_what_would_read_outside_the_cache() -> None:
     q = torch.zeros((1, 1, 16))
     for table, length in (([0, 4], 9), ([0, -1], 9), ([0, 1], 17), ([0, 1], -1)):
         with pytest.raises(ValueError, match="sequence 0"):
-            KERNELS[0].decode_attention(
-                q, k, k, torch.tensor([table], dtype=torch.int32), torch.tensor([length], dtype=torch.int32), 1.0
+            KERNELS[0].paged_attention(
+                q, k, k, torch.tensor([table], dtype=torch.int32), None, torch.tensor([length], dtype=torch.int32), 1.0
             )
     tables, lens = torch.zeros((1, 2), dtype=torch.int32), torch.tensor([3], dtype=torch.int32)
     starts = torch.tensor([0, 4], dtype=torch.int32)
@@ -164,4 +164,4 @@ def test_attention_refuses_what_would_read_outside_the_cache() -> None:
     with pytest.raises(ValueError, match="query_starts"):
         KERNELS[0].paged_attention(q.expand(4, 1, 16), k, k, tables, starts - 1, lens, 1.0)
     with pytest.raises(ValueError, match="fit together"):
-        KERNELS[0].decode_attention(q[..., :8], k, k, tables, lens, 1.0)
+        KERNELS[0].paged_attention(q[..., :8], k, k, tables, None, lens, 1.0)

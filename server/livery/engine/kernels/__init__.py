@@ -28,19 +28,6 @@ class Kernels(Protocol):
 
     def grouped_lora(self, x: Tensor, y: Tensor, segments: GroupSegments) -> None: ...
 
-    def decode_attention(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        context_lens: Tensor,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        out: Tensor | None = None,
-    ) -> Tensor: ...
-
     def paged_attention(
         self,
         q: Tensor,

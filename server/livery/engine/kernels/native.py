@@ -96,21 +96,6 @@ class NativeKernels:
                 f"{group.out_features} outputs, does not fit x {list(x.shape)} and y {list(y.shape)}"
             )
 
-    def decode_attention(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        context_lens: Tensor,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """Attend with one query per row over that row's paged context."""
-        return self.paged_attention(q, k_cache, v_cache, block_tables, None, context_lens, scale, window, softcap, out)
-
     def paged_attention(
         self,
         q: Tensor,

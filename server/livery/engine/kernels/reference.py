@@ -27,48 +27,6 @@ class TorchKernels:
         for start, end, group in segments.entries:
             apply_group(x[start:end], y[start:end], group)
 
-    def decode_attention(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        context_lens: Tensor,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """Attend with one query per row over that row's paged context.
-
-        q: [rows, heads, head_dim]; caches: [blocks, block_size, kv_heads, head_dim]; block_tables: int32 [rows,
-        max_blocks]; context_lens: int32 [rows], the tokens a row sees with its own as the last; window: how many
-        of the last tokens count (0: all); softcap: `cap * tanh(score / cap)` (0: none). Slots beyond a row's
-        context are never used, whatever they hold. A row of context 0 gives zeros. Values may have a width of
-        their own. Returns [rows, heads, width of a value], in `out` where given.
-        """
-        rows, heads, _ = q.shape
-        block_size, kv_heads = k_cache.shape[1], k_cache.shape[2]
-        longest = int(context_lens.max()) if rows else 0
-        if longest == 0:
-            return q.new_zeros((rows, heads, v_cache.shape[3])) if out is None else out.zero_()
-        n_blocks = -(-longest // block_size)
-        lens = context_lens.to(torch.int64)[:, None]
-        position = torch.arange(n_blocks * block_size, device=q.device)[None]
-        seen = (position < lens) & (position >= (lens - window if window else 0))
-        # Table entries past a row's context may be anything: they are replaced before they are followed.
-        used = torch.arange(n_blocks, device=q.device)[None] * block_size < lens
-        blocks = block_tables[:, :n_blocks].to(torch.int64).masked_fill(~used, 0)
-        hidden = ~seen[:, :, None, None]
-        k = k_cache[blocks].flatten(1, 2).masked_fill(hidden, 0.0)
-        v = v_cache[blocks].flatten(1, 2).masked_fill(hidden, 0.0)
-        grouped = q.reshape(rows, kv_heads, heads // kv_heads, q.shape[2])
-        scores = torch.einsum("rhgd,rthd->rhgt", grouped, k)
-        weights = _weights(scores, seen[:, None, None, :], scale, softcap)
-        weights = weights.masked_fill((lens == 0)[:, :, None, None], 0.0)
-        result = torch.einsum("rhgt,rthd->rhgd", weights, v).flatten(1, 2)
-        return result if out is None else out.copy_(result)
-
     def paged_attention(
         self,
         q: Tensor,
@@ -82,20 +40,26 @@ class TorchKernels:
         softcap: float = 0.0,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Attend causally with any number of queries per sequence; as `decode_attention` otherwise.
+        """Attend causally over paged contexts, with any number of queries per sequence.
 
-        query_starts: int32 [sequences + 1], the rows of sequence i being starts[i] to starts[i + 1], its last
-        tokens; None: one row each. block_tables and context_lens (the newest token included) are per sequence.
+        q: [rows, heads, head_dim]; caches: [blocks, block_size, kv_heads, head_dim]; query_starts: int32
+        [sequences + 1], the rows of sequence i being starts[i] to starts[i + 1], its last tokens; None: one row
+        each. Per sequence: block_tables, int32 [sequences, max_blocks], and context_lens, int32 [sequences], all
+        its tokens, the newest included. window: how many of the last tokens a row sees (0: all); softcap:
+        `cap * tanh(score / cap)` (0: none). Slots beyond a context are never used, whatever they hold. A row of
+        context 0 gives zeros. Values may have a width of their own. Returns [rows, heads, width of a value], in
+        `out` where given.
         """
         if query_starts is None:
-            return self.decode_attention(q, k_cache, v_cache, block_tables, context_lens, scale, window, softcap, out)
+            found = _attend_single(q, k_cache, v_cache, block_tables, context_lens, scale, window, softcap)
+            return found if out is None else out.copy_(found)
         result = q.new_zeros((q.shape[0], q.shape[1], v_cache.shape[3])) if out is None else out
         starts, lens = query_starts.tolist(), context_lens.tolist()
         single = [i for i in range(len(lens)) if starts[i + 1] - starts[i] == 1]
         if single:  # all of them in one call, however many
             rows, which = [starts[i] for i in single], torch.tensor(single, device=q.device)
             tables, seen = block_tables[which], context_lens[which]
-            result[rows] = self.decode_attention(q[rows], k_cache, v_cache, tables, seen, scale, window, softcap)
+            result[rows] = _attend_single(q[rows], k_cache, v_cache, tables, seen, scale, window, softcap)
         for i in set(range(len(lens))) - set(single):
             first, last, length = starts[i], starts[i + 1], lens[i]
             blocks = block_tables[i, : -(-length // k_cache.shape[1])].to(torch.int64)
@@ -110,6 +74,39 @@ class TorchKernels:
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias` for x [rows, in_features] and a weight [out_features, in_features]."""
         return functional.linear(x, weight.dense(), bias)
+
+
+def _attend_single(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    """One query per sequence, all of them in one call: contexts are gathered side by side and padded."""
+    rows, heads, _ = q.shape
+    block_size, kv_heads = k_cache.shape[1], k_cache.shape[2]
+    longest = int(context_lens.max()) if rows else 0
+    if longest == 0:
+        return q.new_zeros((rows, heads, v_cache.shape[3]))
+    n_blocks = -(-longest // block_size)
+    lens = context_lens.to(torch.int64)[:, None]
+    position = torch.arange(n_blocks * block_size, device=q.device)[None]
+    seen = (position < lens) & (position >= (lens - window if window else 0))
+    # Table entries past a row's context may be anything: they are replaced before they are followed.
+    used = torch.arange(n_blocks, device=q.device)[None] * block_size < lens
+    blocks = block_tables[:, :n_blocks].to(torch.int64).masked_fill(~used, 0)
+    hidden = ~seen[:, :, None, None]
+    k = k_cache[blocks].flatten(1, 2).masked_fill(hidden, 0.0)
+    v = v_cache[blocks].flatten(1, 2).masked_fill(hidden, 0.0)
+    grouped = q.reshape(rows, kv_heads, heads // kv_heads, q.shape[2])
+    scores = torch.einsum("rhgd,rthd->rhgt", grouped, k)
+    weights = _weights(scores, seen[:, None, None, :], scale, softcap)
+    weights = weights.masked_fill((lens == 0)[:, :, None, None], 0.0)
+    return torch.einsum("rhgt,rthd->rhgd", weights, v).flatten(1, 2)
 
 
 def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, softcap: float) -> Tensor:
