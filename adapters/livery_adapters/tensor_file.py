@@ -50,9 +50,10 @@ def open_regular(directory: Path, name: str) -> Iterator[BinaryIO]:
     AdapterRefused (missing_config, missing_weights, not_regular, unreadable).
     """
     fd = _open_fd(directory, name)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # before fdopen, which raises on a directory and keeps it open
+        os.close(fd)
+        raise _not_regular(name)
     with os.fdopen(fd, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _not_regular(name)
         yield stream
 
 

@@ -173,6 +173,11 @@ def _fifo(folder: Path) -> None:
     os.mkfifo(folder / WEIGHTS_NAME)
 
 
+def _directory(folder: Path) -> None:
+    (folder / WEIGHTS_NAME).unlink()
+    (folder / WEIGHTS_NAME).mkdir()
+
+
 def _value(number: float) -> torch.Tensor:
     return torch.tensor([[number] + [0.0] * 31] * 4)
 
@@ -265,6 +270,7 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
     "linked config": (_linked(CONFIG_NAME), "not_regular", CONFIG_NAME, "cp -L"),
     "linked weights": (_linked(WEIGHTS_NAME), "not_regular", WEIGHTS_NAME, "cp -L"),
     "weights that are a pipe": (_fifo, "not_regular", WEIGHTS_NAME, "copy the real file"),
+    "weights that are a directory": (_directory, "not_regular", WEIGHTS_NAME, "copy the real file"),
 }
 
 
@@ -287,6 +293,16 @@ def test_an_adapter_shared_between_embedding_and_head_is_refused_by_its_field(tm
     with pytest.raises(AdapterRefused, match="ensure_weight_tying is true") as caught:
         read_manifest(tmp_path)
     assert caught.value.code == "unsupported_field"
+
+
+def test_refusing_what_is_no_file_keeps_no_descriptor_open(tmp_path: Path) -> None:
+    make(tmp_path)
+    _directory(tmp_path)
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(20):
+        with pytest.raises(AdapterRefused):
+            read_manifest(tmp_path)
+    assert len(os.listdir("/dev/fd")) < before + 20
 
 
 def test_a_linked_directory_is_refused(tmp_path: Path) -> None:
