@@ -100,6 +100,32 @@ def test_unknown_urls_and_methods(server: LiveServer, method: str, path: str, st
     assert check_shape(answer)["code"] == code
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/"])
+def test_an_unknown_url_with_a_namesake_here_is_told_so(server: LiveServer, path: str) -> None:
+    answer = post(server, path, {"model": BASE, "input": "Hi"})
+    assert answer.status_code == 404
+    assert "/v1/chat/completions" in check_shape(answer)["message"]
+
+
+def test_the_schema_describes_the_errors_that_are_answered(server: LiveServer) -> None:
+    schema = httpx.get(f"{server.url}/openapi.json").json()
+    parts = schema["components"]["schemas"]
+    assert not {"HTTPValidationError", "ValidationError"} & set(parts)
+    assert set(parts["ErrorFacts"]["required"]) == {"message", "type", "param", "code"}
+    for methods in schema["paths"].values():
+        for operation in methods.values():
+            assert "422" not in operation["responses"]
+            for status in ("4XX", "5XX"):
+                content = operation["responses"][status]["content"]["application/json"]
+                assert content["schema"] == {"$ref": "#/components/schemas/ErrorAnswer"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/ping"])
+def test_probes_may_ask_for_the_status_alone(server: LiveServer, path: str) -> None:
+    answer = httpx.head(server.url + path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 @pytest.mark.parametrize(
     ("change", "param", "code"),
     [
@@ -114,7 +140,8 @@ def test_unknown_urls_and_methods(server: LiveServer, method: str, path: str, st
         ),
         ({"temperature": 2.1}, "temperature", "invalid_value"),
         ({"temperature": "0.5"}, "temperature", "invalid_value"),
-        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"top_p": -0.1}, "top_p", "invalid_value"),
+        ({"top_logprobs": False}, "top_logprobs", "unsupported_parameter"),
         ({"n": 9}, "n", "invalid_value"),
         ({"n": True}, "n", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
@@ -154,6 +181,8 @@ def test_bad_chat_fields_name_the_parameter(
         ({"echo": True}, "echo"),
         ({"best_of": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"logprobs": 1}, "logprobs"),
     ],
 )
 def test_bad_completion_fields_name_the_parameter(server: LiveServer, change: dict[str, object], param: str) -> None:
@@ -172,10 +201,11 @@ def test_nulls_unknown_and_harmless_fields_are_fine(server: LiveServer) -> None:
         "logprobs": None, "seed": None, "n": 1, "stop": None, "temperature": None, "stream": None, "user": "me",
         "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "tools": None, "tool_choice": "none",
         "response_format": {"type": "text"}, "metadata": {"a": "b"}, "store": False, "something_new": [1, 2],
-        "top_k": -1, "stream_options": None,
+        "top_k": -1, "top_p": 0, "stream_options": None, "top_logprobs": 0,
     }  # fmt: skip
     answer = post(server, "/v1/chat/completions", {**CHAT, **extra})
     assert answer.status_code == 200
+    assert server.engine.requests[-1].sampling.top_p == 0.0
     assert answer.json()["choices"][0]["finish_reason"] == "length"
 
 

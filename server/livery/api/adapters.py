@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import orjson
 from fastapi import APIRouter, Response
 
 from livery.api.context import ContextDep
+from livery.api.responses import json_response
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
 from livery.refusals import AdapterFieldEmpty, UnknownModel, UnsupportedParameter
 from livery_adapters.registry import AdapterRecord
@@ -18,7 +18,7 @@ async def list_adapters(context: ContextDep) -> Response:
     adapters = context.service.adapters
     resident = set((await context.service.snapshot()).resident)
     data = [adapter_json(record, record.name in resident) for record in adapters.records()]
-    return _json({"object": "list", "base": context.service.base_name, "data": data})
+    return json_response({"object": "list", "base": context.service.base_name, "data": data})
 
 
 @router.get("/v1/adapters/{name:path}")
@@ -27,7 +27,7 @@ async def show_adapter(name: str, context: ContextDep) -> Response:
         raise UnknownModel(name)  # the base is a model, not an adapter
     record = context.service.adapters.record(name)
     resident = (await context.service.snapshot()).resident
-    return _json(adapter_json(record, name in resident))
+    return json_response(adapter_json(record, name in resident))
 
 
 @router.post("/v1/load_lora_adapter")
@@ -68,10 +68,6 @@ def adapter_json(record: AdapterRecord, resident: bool) -> dict[str, object]:
             "coverage": record.version.coverage.to_dict(),
         }
     return shown
-
-
-def _json(data: object) -> Response:
-    return Response(orjson.dumps(data), media_type="application/json")
 
 
 def _text(words: str) -> Response:

@@ -12,11 +12,21 @@ from livery.api.sse import KEEP_ALIVE_S
 from livery.service import GenerationService
 from livery.tenancy import Doors
 
+ERRORS: tuple[int | str, ...] = ("4XX", "5XX")
+
 
 def create_app(service: GenerationService, doors: Doors, *, keep_alive_s: float = KEEP_ALIVE_S) -> FastAPI:
     """The application over a service that is ready to take requests."""
     # The framework's own pages load scripts from elsewhere; redirects would bypass the list of open paths.
-    app = FastAPI(title="Livery", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Livery",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # Also takes the place of the framework's own description of a 422, which this server never answers.
+        responses={status: {"model": errors.ErrorAnswer, "description": "Refused or failed"} for status in ERRORS},
+    )
     app.state.context = Context(service, keep_alive_s)
     for router in (openai.router, adapters.router, status.router):
         app.include_router(router)

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from livery import refusals, tenancy
+from livery.api.responses import json_response
 from livery.chat_template import InvalidMessages
 from livery.engine import base as engine
 from livery_adapters.refusal import AdapterRefused
@@ -32,8 +33,32 @@ MAX_MESSAGE = 300
 RETRY_AFTER_S = 1
 
 
+# Paths clients try because other servers have them, and what to use here.
+INSTEAD = {"/v1/responses": "POST /v1/chat/completions"}
+
+
+class ErrorFacts(BaseModel):
+    """What went wrong: for people, by kind, the field at fault (its dotted path), and for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that isn't a success."""
+
+    error: ErrorFacts
+
+
 class UnknownUrl(Exception):
     """No route at this path."""
+
+    def __init__(self, path: str) -> None:
+        instead = INSTEAD.get(path.rstrip("/"))
+        hint = f"use {instead}" if instead else "the API is under /v1, see GET /v1/models"
+        super().__init__(f"Unknown URL {path[:128]}; {hint}.")
 
 
 class MethodNotAllowed(Exception):
@@ -101,7 +126,7 @@ class ApiError:
     headers: dict[str, str] = field(default_factory=dict)
 
     def response(self) -> Response:
-        return Response(orjson.dumps(self.body), self.status, headers=self.headers, media_type="application/json")
+        return json_response(self.body, self.status, self.headers)
 
 
 def describe(error: Exception) -> ApiError:
@@ -129,7 +154,9 @@ def error_body(message: str, failure: Failure, param: str | None = None) -> dict
 def install(app: FastAPI) -> None:
     """Make every error of the application take this module's shape."""
 
-    async def answer(_: Request, error: Exception) -> Response:
+    async def answer(request: Request, error: Exception) -> Response:
+        if isinstance(error, StarletteHTTPException) and error.status_code == 404:
+            error = UnknownUrl(request.url.path)
         return describe(error).response()
 
     for kind in (RequestValidationError, StarletteHTTPException, *TABLE):
@@ -150,10 +177,8 @@ def _headers(error: Exception, failure: Failure) -> dict[str, str]:
 
 
 def _http_error(error: StarletteHTTPException) -> ApiError:
-    """What the framework raises by itself: unknown paths, wrong methods, bodies that aren't JSON."""
-    if error.status_code == 404:
-        failure, message = TABLE[UnknownUrl], "Unknown URL; the API is under /v1, see GET /v1/models."
-    elif error.status_code == 405:
+    """What the framework raises by itself: wrong methods, bodies that aren't JSON."""
+    if error.status_code == 405:
         failure, message = TABLE[MethodNotAllowed], "This URL doesn't take this method."
     else:
         failure = Failure(error.status_code, INVALID, "invalid_request")

@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from livery.api.boundary import CLIENT_GONE, RequestRecord
 from livery.api.context import Context, ContextDep
+from livery.api.responses import json_response
 from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
 from livery.api.shapes import Answer, ChatShape, Envelope, Shape, TextShape, model_json
 from livery.api.sse import EventStream, disconnected, event
@@ -47,10 +47,6 @@ async def list_models(context: ContextDep) -> Response:
 @router.get("/v1/models/{model:path}")
 async def retrieve_model(model: str, context: ContextDep) -> Response:
     return json_response(model_json(context.service.model(model)))
-
-
-def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401
-    return Response(orjson.dumps(data), status, headers=headers, media_type="application/json")
 
 
 def _id(prefix: str) -> str:

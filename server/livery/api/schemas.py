@@ -65,7 +65,7 @@ class GenerationBody(_WholeBody):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)  # 0 keeps the best token alone
     top_k: int | None = Field(None, ge=-1, le=1 << 31)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(1 << 63), lt=(1 << 63) - MAX_ANSWERS)
@@ -170,7 +170,8 @@ class Rule(NamedTuple):
 
 
 def _only(*values: object) -> Callable[[Any], bool]:
-    return lambda value: value in values
+    """One of the values, where 0 isn't false and 1 isn't true."""
+    return lambda value: any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
 
 
 UNSUPPORTED = (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-import orjson
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from livery import __version__
 from livery.api.context import ContextDep
+from livery.api.responses import json_response
 from livery.engine.base import EngineDead
 from livery.refusals import Draining, NotReady
 
@@ -17,18 +17,20 @@ router = APIRouter()
 
 
 @router.get("/health")
+@router.head("/health", include_in_schema=False)
 async def health(context: ContextDep) -> Response:
     """Is this process worth keeping? Only a dead engine says no; a slow one may be in a long step."""
     try:
         await context.service.snapshot()
     except NotReady:
-        return _json({"status": "busy"})
+        return json_response({"status": "busy"})
     except EngineDead:
         raise NotReady from None
-    return _json({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 @router.get("/ready")
+@router.head("/ready", include_in_schema=False)
 async def ready(context: ContextDep) -> Response:
     """Should new requests come here? Proved by an answer from the engine's own loop."""
     if context.service.draining:
@@ -37,17 +39,18 @@ async def ready(context: ContextDep) -> Response:
         await context.service.snapshot()
     except EngineDead:
         raise NotReady from None
-    return _json({"status": "ready"})
+    return json_response({"status": "ready"})
 
 
 @router.get("/ping")
+@router.head("/ping", include_in_schema=False)
 async def ping() -> Response:
-    return _json({})
+    return json_response({})
 
 
 @router.get("/version")
 async def version() -> Response:
-    return _json({"version": __version__})
+    return json_response({"version": __version__})
 
 
 @router.get("/metrics")
@@ -59,7 +62,3 @@ async def metrics(context: ContextDep) -> Response:
         snapshot = None
     text = await asyncio.to_thread(context.service.metrics.render, snapshot)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
-
-
-def _json(data: object) -> Response:
-    return Response(orjson.dumps(data), media_type="application/json")
