@@ -70,16 +70,15 @@ def _engine_process(config: EngineConfig, progress: Callable[[str], None]) -> En
 async def _serve(
     settings: Settings, resolved: ResolvedModel, listener: socket.socket, make_engine: MakeEngine, doors: Doors
 ) -> None:
-    console = Console(stderr=True)
     # Until the server has its own way of stopping, a SIGTERM ends the start in good order.
     main = asyncio.current_task()
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
-    with console.status(f"loading {resolved.name}") as status:
-        engine = make_engine(_engine_config(settings, resolved.path), status.update)
+    with _stages(f"loading {resolved.name}") as say:
+        engine = make_engine(_engine_config(settings, resolved.path), say)
         info = await engine.start()
         try:
-            service = await _service(settings, resolved, engine, info, status.update)
+            service = await _service(settings, resolved, engine, info, say)
         except BaseException:
             await engine.stop()
             raise
@@ -90,6 +89,18 @@ async def _serve(
     finally:
         await service.adapters.stop()
         await engine.stop()
+
+
+@contextmanager
+def _stages(first: str) -> Iterator[Callable[[str], None]]:
+    """Say what the start is busy with: beside a spinner on a terminal, as log lines elsewhere."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(first) as status:
+            yield status.update
+    else:
+        log.info("starting: %s", first)
+        yield lambda stage: log.info("starting: %s", stage)
 
 
 @asynccontextmanager
