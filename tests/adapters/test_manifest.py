@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from adapters.peft_made import (
     Q0,
@@ -23,6 +25,7 @@ from adapters.peft_made import (
 )
 from livery_adapters.ingest import check_directory
 from livery_adapters.manifest import AdapterRefused, Limits, check_against, read_manifest
+from livery_adapters.peft_config import HARMLESS, READ, UNSUPPORTED
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -303,6 +306,13 @@ def test_refusing_what_is_no_file_keeps_no_descriptor_open(tmp_path: Path) -> No
         with pytest.raises(AdapterRefused):
             read_manifest(tmp_path)
     assert len(os.listdir("/dev/fd")) < before + 20
+
+
+def test_every_field_of_pefts_configuration_has_one_rule() -> None:
+    places = [*READ, *HARMLESS, *UNSUPPORTED, "bias"]
+    assert len(places) == len(set(places))
+    missing = {field.name for field in dataclasses.fields(LoraConfig)} - set(places)
+    assert not missing, "a new PEFT has fields that nobody has judged yet"
 
 
 def test_a_linked_directory_is_refused(tmp_path: Path) -> None:
