@@ -260,6 +260,27 @@ def test_doctor_names_device_dtype_kernels_and_why() -> None:
     assert "device" in run("doctor").stdout
 
 
+def test_doctor_goes_by_the_settings_that_serve_would_have(tmp_path: Path) -> None:
+    def found(*arguments: str, **environ: str) -> dict[str, tuple[str, str]]:
+        done = run("doctor", "--json", "--device", "cpu", *arguments, **environ)
+        return {entry["what"]: (entry["found"], entry["why"]) for entry in json.loads(done.stdout)}
+
+    asked = found(LIVERY_KERNELS="torch")
+    assert asked["device"] == ("cpu", "asked for with --device cpu")
+    assert asked["kernels"] == ("torch", "asked for with --kernels torch")
+    assert asked["attention"][0] == "paged, torch"
+    (tmp_path / "livery.yaml").write_text("dtype: bfloat16\n")
+    halved = found("--config", str(tmp_path / "livery.yaml"))
+    assert halved["dtype"] == ("bfloat16", "asked for with --dtype bfloat16")
+    assert halved["kernels"] == ("torch", "the native kernels compute in float32; --dtype float32 uses them")
+    exact = found("--config", str(tmp_path / "livery.yaml"), "--dtype", "float32")
+    assert exact["dtype"][0] == "float32"
+    assert "--dtype" not in exact["kernels"][1]
+    wrong = run("doctor", "--device", "gpu")
+    assert wrong.returncode == 2
+    assert "--device is 'gpu'" in wrong.stderr
+
+
 def test_the_tree_shows_every_command_and_no_torch_is_loaded_for_it() -> None:
     shown = run("--help").stdout
     for command in ("serve", "doctor", "adapters", "bench", "version"):

@@ -8,7 +8,7 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -17,9 +17,17 @@ from rich.table import Table
 
 from livery import __version__
 from livery.models import cache_dir
+from livery.settings import PREFIX, Settings, flag, load_settings
+
+if TYPE_CHECKING:
+    from livery.engine.devices import Compute
 
 PACKAGES = ("torch", "transformers", "tokenizers", "fastapi", "uvicorn", "uvloop", "httptools")
 COMPILERS = ("c++", "g++", "clang++")
+
+
+def _knob(name: str) -> Any:  # noqa: ANN401  (what typer.Option gives)
+    return typer.Option(flag(name), metavar=name.upper(), help=Settings.model_fields[name].description)
 
 
 class Finding(NamedTuple):
@@ -30,9 +38,18 @@ class Finding(NamedTuple):
     why: str
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what device, dtype, attention and kernels will be used here, and why."""
-    findings = [*_software(), *_machine(), *_engine()]
+def doctor(
+    device: Annotated[str | None, _knob("device")] = None,
+    dtype: Annotated[str | None, _knob("dtype")] = None,
+    kernels: Annotated[str | None, _knob("kernels")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", envvar=f"{PREFIX}CONFIG", help="As for serve")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what device, dtype, attention and kernels `serve` would use here with the same settings, and why."""
+    knobs = {"model": "any", "device": device, "dtype": dtype, "kernels": kernels}
+    findings = [*_software(), *_machine(), *_engine(load_settings(knobs, os.environ, config))]
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
         return
@@ -80,33 +97,45 @@ def _machine() -> list[Finding]:
     return findings
 
 
-def _engine() -> list[Finding]:
+def _engine(settings: Settings) -> list[Finding]:
     """Asks torch and the engine's own modules; imported here because they take seconds."""
     try:
         import torch
     except ImportError as error:
         return [Finding("engine", "unusable", f"torch can't be imported: {error}")]
-    findings = []
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        free, total = torch.cuda.mem_get_info()
-        findings.append(Finding("device", f"cuda ({name})", "a CUDA device is there; --device cpu overrides"))
-        findings.append(Finding("GPU memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free", ""))
-        findings.append(Finding("dtype", "bfloat16", "the default on CUDA; --dtype float32 overrides"))
-    else:
-        reason = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
-        findings.append(Finding("device", "cpu", reason))
-        findings.append(Finding("dtype", "float32", "the default on CPU: exact; --dtype bfloat16 halves the memory"))
+    from livery.engine.base import EngineConfig, ModelRefused
+    from livery.engine.devices import choose
+
+    wanted = EngineConfig("", device=settings.device, dtype=settings.dtype, kernels=settings.kernels)
+    try:
+        compute = choose(wanted)
+    except ModelRefused as refused:
+        return [Finding("device", "unusable", str(refused))]
+    findings = [_device(compute), Finding("dtype", compute.dtype_name, compute.why_dtype)]
+    if compute.device.type == "cpu":
         findings.append(Finding("instructions", torch.backends.cpu.get_cpu_capability(), "what torch uses of this CPU"))
-    return [*findings, *_kernels()]
+    else:
+        free, total = torch.cuda.mem_get_info(compute.device)
+        findings.append(Finding("GPU memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free", ""))
+    return [*findings, *_kernels(compute)]
 
 
-def _kernels() -> list[Finding]:
+def _device(compute: Compute) -> Finding:
+    import torch
+
+    name = f" ({torch.cuda.get_device_name(compute.device)})" if compute.device.type == "cuda" else ""
+    return Finding("device", f"{compute.device}{name}", compute.why_device)
+
+
+def _kernels(compute: Compute) -> list[Finding]:
     from livery.engine import kernels
 
-    found = dict(kernels.describe())
-    name = found.pop("kernels", "unknown")
-    why = found.pop("reason", "") or ", ".join(f"{label}: {text}" for label, text in found.items() if text)
+    if compute.kernels == "torch":
+        name, why = "torch", compute.why_kernels
+    else:
+        found = dict(kernels.describe())
+        name = found.pop("kernels", "unknown")
+        why = found.pop("reason", "") or ", ".join(f"{label}: {text}" for label, text in found.items() if text)
     return [
         Finding("attention", f"paged, {name}", "one call per layer for all rows of a step"),
         Finding("kernels", name, why),

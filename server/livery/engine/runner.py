@@ -16,6 +16,7 @@ from torch import Tensor
 
 from livery.engine.attention import AttentionBatch, LayerCache
 from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, ModelRefused
+from livery.engine.devices import choose
 from livery.engine.kernels import load as load_kernels
 from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack
 from livery.engine.lora.linear import AdapterEmbedding, GroupedLinear, attach, layouts_of
@@ -35,15 +36,14 @@ class ModelRunner:
 
     def __init__(self, config: EngineConfig, progress: Progress) -> None:
         """Load and prove the model. Raises ModelRefused."""
-        self._device = _device(config)
-        self._dtype = _dtype(config, self._device)
+        self._compute = compute = choose(config)
+        self._device, self._dtype = compute.device, compute.dtype
         if self._device.type == "cpu":
             torch.set_num_threads(config.threads or _cores())
-        progress(f"loading {Path(config.model_path).name} on {self._device} as {_name(self._dtype)}")
+        progress(f"loading {Path(config.model_path).name} on {self._device} as {compute.dtype_name}")
         loaded = load_model(config, self._device, self._dtype)
         progress("preparing kernels (compiled on first use)")
-        native = self._device.type == "cpu" and self._dtype == torch.float32
-        self._kernels = load_kernels(config.kernels if native else "torch")
+        self._kernels = load_kernels(compute.kernels)
         try:
             self.info = self._build(config, loaded, progress)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -73,7 +73,7 @@ class ModelRunner:
             architecture=loaded.architecture,
             base_digest=config.base_digest,
             device=str(self._device),
-            dtype=_name(self._dtype),
+            dtype=self._compute.dtype_name,
             attention=f"paged, {self._kernels.name}, RoPE {rope}",
             kernels=self._kernels.name,
             vocab_size=loaded.vocab_size,
@@ -208,28 +208,3 @@ def _extend(segments: list[Segment], digest: str, start: int, end: int) -> None:
 def _cores() -> int:
     """The cores this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _device(config: EngineConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(config.device)
-    except RuntimeError as error:
-        raise ModelRefused(f"device {config.device!r} is unknown to torch; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelRefused(f"device {config.device!r} was asked for, but torch finds no CUDA device; use cpu or auto")
-    return device
-
-
-def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    if config.dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if config.dtype not in names:
-        raise ModelRefused(f"dtype {config.dtype!r} is not supported; use auto, {' or '.join(names)}")
-    return names[config.dtype]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,74 @@
+"""Which device, number format and kernels an engine computes with, and why. Decided here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from livery.engine.base import EngineConfig, ModelRefused
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """What was chosen, each with its reason. `kernels` is what `livery.engine.kernels.load` is to be asked for."""
+
+    device: torch.device
+    dtype: torch.dtype
+    kernels: Literal["auto", "torch"]
+    why_device: str
+    why_dtype: str
+    why_kernels: str
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def choose(config: EngineConfig) -> Compute:
+    """What a configuration comes to on this machine. Raises ModelRefused for what isn't there."""
+    device, why_device = _device(config.device)
+    dtype, why_dtype = _dtype(config.dtype, device)
+    kernels, why_kernels = _kernels(config.kernels, device, dtype)
+    return Compute(device, dtype, kernels, why_device, why_dtype, why_kernels)
+
+
+def _device(wanted: str) -> tuple[torch.device, str]:
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), "a CUDA device is there; --device cpu overrides"
+        built = torch.version.cuda is not None
+        return torch.device("cpu"), "torch finds no CUDA device" if built else "this torch is built without CUDA"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ModelRefused(f"device {wanted!r} is unknown to torch; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelRefused(f"device {wanted!r} was asked for, but torch finds no CUDA device; use cpu or auto")
+    return device, f"asked for with --device {wanted}"
+
+
+def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    if wanted != "auto":
+        if wanted not in DTYPES:
+            raise ModelRefused(f"dtype {wanted!r} is not supported; use auto, {' or '.join(DTYPES)}")
+        return DTYPES[wanted], f"asked for with --dtype {wanted}"
+    if device.type == "cpu":
+        return torch.float32, "the default on CPU: exact; --dtype bfloat16 halves the memory"
+    return torch.bfloat16, "the default on CUDA; --dtype float32 overrides"
+
+
+def _kernels(
+    wanted: Literal["auto", "torch"], device: torch.device, dtype: torch.dtype
+) -> tuple[Literal["auto", "torch"], str]:
+    """The native kernels compute float32 on a CPU and nothing else."""
+    if wanted == "torch":
+        return "torch", "asked for with --kernels torch"
+    if device.type != "cpu":
+        return "torch", f"the native kernels are for CPUs, not for {device.type}"
+    if dtype != torch.float32:
+        return "torch", "the native kernels compute in float32; --dtype float32 uses them"
+    return "auto", "native where a C++ compiler is found"
