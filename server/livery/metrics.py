@@ -49,8 +49,8 @@ class AdapterCounts:
 class AdapterTotals:
     """Counts per adapter with at most `limit` names shown, the rest under `_other`.
 
-    Every series only grows while it is shown: an adapter that loses its label leaves its counts in `_other`,
-    and one that gains a label starts there from zero.
+    Every series grows by new work and by nothing else, so that its rate is true: an adapter that loses its label
+    takes its past with it and adds to `_other` from then on; one that gains a label starts there from zero.
     """
 
     def __init__(self, limit: int) -> None:
@@ -68,28 +68,24 @@ class AdapterTotals:
             self._shown.get(adapter, self._other).add(counts)
 
     def retain(self, adapters: Collection[str]) -> None:
-        """Only these are still served: the series of others end, their counts stay in `_other`."""
+        """Only these are still served: the series of others end."""
         with self._lock:
             for name in set(self._work) - set(adapters):
                 del self._work[name]
-                self._hide(name)
+                self._shown.pop(name, None)
 
     def snapshot(self) -> list[tuple[str, AdapterCounts]]:
         """Copies of what is shown now, by name, `_other` last where it has counts."""
         with self._lock:
             busiest = sorted(self._work, key=lambda name: (-self._work[name], name))[: self._limit]
             for name in set(self._shown) - set(busiest):
-                self._hide(name)
+                del self._shown[name]
             for name in busiest:
                 self._shown.setdefault(name, AdapterCounts())
             rows = sorted(self._shown.items())
             if any(self._other.requests.values()):
                 rows.append((OTHER, self._other))
             return [(name, _copy(counts)) for name, counts in rows]
-
-    def _hide(self, adapter: str) -> None:
-        if counts := self._shown.pop(adapter, None):
-            self._other.add(counts)
 
 
 def _copy(counts: AdapterCounts) -> AdapterCounts:
@@ -123,8 +119,14 @@ class Metrics:
             "request_time_per_output_token_seconds", "Mean time per output token", BETWEEN_TOKENS
         )
         self.latency = self._histogram("e2e_request_latency_seconds", "Time from admission to end", LATENCY)
+        self.decoding = self._histogram(
+            "request_decode_time_seconds", "Time from the first to the last token of a request", LATENCY
+        )
         self.prompt_length = self._histogram("request_prompt_tokens", "Prompt tokens per request", TOKENS)
         self.answer_length = self._histogram("request_generation_tokens", "Generated tokens per request", TOKENS)
+        self.longest_answer = self._histogram(
+            "request_max_num_generation_tokens", "Generated tokens of a request's longest answer", TOKENS
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens")
         self.generation_tokens = self._counter("generation_tokens", "Generated tokens")
         success = Counter(
@@ -181,6 +183,7 @@ class RequestMeter:
         self.first_token_s: float | None = None
         self.outcome: Outcome | None = None
         self._finish_reason: Outcome = "stop"
+        self._longest = 0  # tokens
 
     @property
     def elapsed_s(self) -> float:
@@ -203,12 +206,17 @@ class RequestMeter:
         self._metrics.success[reason].inc()
         self._metrics.answer_length.observe(tokens)
         self._finish_reason = reason
+        self._longest = max(self._longest, tokens)
         if tokens > 1 and self.first_token_s is not None:
             self._metrics.per_token.observe((self.elapsed_s - self.first_token_s) / (tokens - 1))
 
     def finished(self) -> None:
         """All sequences reached their end."""
         self.outcome = self._finish_reason
+        self._metrics.longest_answer.observe(self._longest)
+        if self.first_token_s is not None:
+            last = max(self._last.values())
+            self._metrics.decoding.observe(last - self._started - self.first_token_s)
 
     def close(self, prompt_tokens: int, generated: int, unfinished: Literal["abort", "error"]) -> None:
         """The request is over; `unfinished` says why if its sequences didn't all reach their end."""

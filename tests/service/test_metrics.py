@@ -58,9 +58,12 @@ def test_the_names_routers_and_dashboards_read() -> None:
         "inter_token_latency_seconds",
         "request_prompt_tokens",
         "request_generation_tokens",
+        "request_max_num_generation_tokens",
+        "request_decode_time_seconds",
     ):
         assert f"vllm:{name}_bucket" in names
         assert found[(f"vllm:{name}_count", *sorted_labels(whole))] == 1
+    assert found[("vllm:request_max_num_generation_tokens_sum", *sorted_labels(whole))] == 3
     assert found[("vllm:prompt_tokens_total", *sorted_labels(whole))] == 5
     assert found[("vllm:generation_tokens_total", *sorted_labels(whole))] == 3
     assert found[("vllm:num_requests_running", *sorted_labels(whole))] == 2
@@ -110,11 +113,13 @@ def test_only_the_busiest_have_series_of_their_own() -> None:
         totals.record(name, counts(tokens))
     rows = dict(totals.snapshot())
     assert set(rows) == {"b", "c", OTHER}
-    totals.record("b", counts(5))
-    assert sum(row.requests["stop"] for row in dict(totals.snapshot()).values()) == 4
+    before = {name: row.generation_tokens for name, row in rows.items()}
+    totals.record("a", counts(7))
+    after = {name: row.generation_tokens for name, row in totals.snapshot()}
+    assert after == {**before, OTHER: before[OTHER] + 7}
 
 
-def test_no_series_ever_shrinks_while_shown() -> None:
+def test_series_grow_by_new_work_and_nothing_else() -> None:
     totals = AdapterTotals(1)
     before: dict[str, AdapterCounts] = {}
     for name, tokens in (("a", 10), ("b", 100), ("a", 500), ("b", 1), ("c", 5), ("b", 5000)):
@@ -123,11 +128,12 @@ def test_no_series_ever_shrinks_while_shown() -> None:
         assert len(now) <= 2
         for label in set(now) & set(before):
             assert now[label].generation_tokens >= before[label].generation_tokens
-        assert (
-            sum(row.requests["stop"] for row in now.values())
-            == sum(row.requests["stop"] for row in before.values()) + 1
-        )
+        assert sum(row.generation_tokens - _tokens(before, label) for label, row in now.items()) <= tokens
         before = now
+
+
+def _tokens(rows: dict[str, AdapterCounts], label: str) -> int:
+    return rows[label].generation_tokens if label in rows else 0
 
 
 def test_the_series_of_an_adapter_that_is_gone_ends() -> None:
@@ -136,5 +142,5 @@ def test_the_series_of_an_adapter_that_is_gone_ends() -> None:
     totals.record("b", counts(4))
     totals.retain(["b"])
     rows = dict(totals.snapshot())
-    assert set(rows) == {"b", OTHER}
-    assert rows[OTHER].generation_tokens == 3
+    assert set(rows) == {"b"}
+    assert rows["b"].generation_tokens == 4
