@@ -44,7 +44,7 @@ def allowed(logits: torch.Tensor, chosen: SampleSpec) -> set[int]:
 @given(
     seed=st.integers(0, 10_000),
     temperature=st.floats(0.1, 2.0),
-    top_p=st.floats(0.05, 1.0),
+    top_p=st.floats(0.0, 1.0),
     top_k=st.integers(0, 12),
     min_p=st.floats(0.0, 0.9),
     draw=st.floats(0.0, 0.9999999),
