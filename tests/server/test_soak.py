@@ -103,6 +103,9 @@ async def test_no_wrong_adapter_and_no_leak(base: Path, house: House, tmp_path: 
             done.set()
             await churn
             await assert_nothing_left(client)
+            for name in NAMES:
+                shutil.rmtree(house.root / name)
+            await until_nothing_is_held(client, tmp_path / "data")
     assert house.outcomes["answered"] > REQUESTS / 2, house.outcomes
     assert house.outcomes["disconnected"] > REQUESTS / 20, house.outcomes
     assert house.outcomes["replaced"] >= 5, house.outcomes
@@ -183,6 +186,17 @@ async def until_served(client: httpx.AsyncClient, name: str, digest: str) -> Non
                 return
 
 
+async def until_nothing_is_held(client: httpx.AsyncClient, data: Path) -> None:
+    """With no adapter served, none may stay in the engine's memory or among the stored copies."""
+    async with asyncio.timeout(60):
+        while True:
+            served = (await client.get("/v1/adapters")).json()["data"]
+            lines = (await client.get("/metrics")).text.splitlines()
+            (held,) = [float(line.split()[1]) for line in lines if line.startswith("livery_adapter_memory_bytes ")]
+            if not served and not held and not list(data.rglob("adapter_model.safetensors")):
+                return
+
+
 async def assert_nothing_left(client: httpx.AsyncClient) -> None:
     """Aborts of clients that just left may still be on their way; then everything must be free."""
     async with asyncio.timeout(60):
@@ -191,6 +205,7 @@ async def assert_nothing_left(client: httpx.AsyncClient) -> None:
             gauges = [line.rpartition(" ") for line in lines if line.startswith("vllm:") and "_bucket" not in line]
             values = {name.partition("{")[0]: float(value) for name, _, value in gauges}
             busy = values["vllm:num_requests_running"] + values["vllm:num_requests_waiting"]
-            if busy == 0:
+            adapters = (await client.get("/v1/adapters")).json()["data"]
+            if busy == 0 and not any(adapter["requests"] for adapter in adapters):
                 assert values["vllm:kv_cache_usage_perc"] == 0
                 return
