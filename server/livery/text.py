@@ -160,19 +160,27 @@ class Detokenizer:
         text = self._tokenizer.decode(self._ids)
         if len(text) <= len(self._sent_text):
             return ""
-        if text.endswith(REPLACEMENT) and len(self._ids) - self._sent < MAX_UNDECODED_TOKENS:
+        if not text.endswith(REPLACEMENT):
+            return self._take(text, len(self._ids))
+        if len(self._ids) - self._sent < MAX_UNDECODED_TOKENS:
             return ""
-        return self._take(text)
+        # Bad bytes, then: they go, but for the last ones, which may begin a character that still gets whole.
+        for kept in (3, 2, 1):
+            head = self._tokenizer.decode(self._ids[:-kept])
+            if len(head) > len(self._sent_text) and text.startswith(head):
+                return self._take(head, len(self._ids) - kept)
+        return ""
 
     def flush(self) -> str:
         """What is left at the end of the sequence: replacement characters for a character cut short."""
-        return self._take(self._tokenizer.decode(self._ids))
+        return self._take(self._tokenizer.decode(self._ids), len(self._ids))
 
-    def _take(self, text: str) -> str:
+    def _take(self, text: str, count: int) -> str:
+        """Return what `text`, decoded from the first `count` ids, has beyond what was sent."""
         piece = text[len(self._sent_text) :]
         del self._ids[: self._sent]
-        self._sent = len(self._ids)
-        self._sent_text = self._tokenizer.decode(self._ids)
+        self._sent = count - self._sent
+        self._sent_text = self._tokenizer.decode(self._ids[: self._sent])
         return piece
 
 

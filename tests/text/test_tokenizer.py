@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -161,6 +161,7 @@ def test_a_model_without_a_template_says_where_to_go() -> None:
         plain.encode_chat([{"role": "user", "content": "x"}])
 
 
+@example("\U00040000\U00040000\u0800")  # undecodable bytes right before a character in three pieces
 @given(TEXTS)
 def test_pieces_join_to_the_whole_text(text: str) -> None:
     ids = TOKENIZER.encode(text)
