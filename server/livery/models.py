@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,17 +54,21 @@ def resolve_model(model: str) -> ResolvedModel:
             raise ModelNotFound(f"{model} is a file but not a .gguf; give a model directory or a GGUF file")
         return ResolvedModel(path.stem.lower(), _from_gguf(path))
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelNotFound(f"{model} has no config.json; give a directory saved by transformers")
-        if not list(path.glob("*.safetensors")):
-            raise ModelNotFound(f"{model} has no *.safetensors; only safetensors weights are read")
-        return ResolvedModel(path.resolve().name, path)
+        return ResolvedModel(path.resolve().name, _checked(path, model))
     if model.count("/") == 1 and not model.startswith((".", "/")):
-        return ResolvedModel(model, _from_hub(model))
+        return ResolvedModel(model, _checked(_from_hub(model), model))
     raise ModelNotFound(
         f"model {model!r} not found: it is neither a directory, a .gguf file, a hub id (org/name), "
         f"nor the demo base {DEMO_MODEL!r}"
     )
+
+
+def _checked(path: Path, model: str) -> Path:
+    if not (path / "config.json").is_file():
+        raise ModelNotFound(f"{model} has no config.json; give a model saved by transformers")
+    if not list(path.glob("*.safetensors")):
+        raise ModelNotFound(f"{model} has no *.safetensors; only safetensors weights are read")
+    return path
 
 
 def _demo_file() -> Path:
@@ -80,7 +85,9 @@ def _from_hub(repo: str) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise ModelNotFound(f"hub model {repo!r} could not be fetched: {error}") from error
+        raise ModelNotFound(
+            f"{repo!r} is no directory here, and as a hub id it could not be fetched: {error}; check the spelling"
+        ) from error
 
 
 def _from_gguf(file: Path) -> Path:
@@ -88,16 +95,24 @@ def _from_gguf(file: Path) -> Path:
     stat = file.stat()
     identity = f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}"
     target = cache_dir() / "models" / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    if (target / "config.json").is_file():
+    return made_once(target, "config.json", lambda staging: _convert_gguf(file, staging))
+
+
+def made_once(target: Path, proof: str, make: Callable[[Path], None]) -> Path:
+    """The cached directory `target`, filled by `make` unless it is there already; `proof` is a file it then holds.
+
+    Several processes may make it at once: each works in a folder of its own and renames it into place.
+    """
+    if (target / proof).is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
     try:
-        _convert_gguf(file, staging)
+        make(staging)
         try:
             staging.rename(target)
-        except OSError:  # another process finished the same conversion first
-            if not (target / "config.json").is_file():
+        except OSError:  # another process finished first
+            if not (target / proof).is_file():
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)

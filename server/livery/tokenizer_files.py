@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from livery.models import cache_dir
+from livery.models import cache_dir, made_once
 
 CONVERT = """
 import sys
@@ -84,25 +82,12 @@ def _converted(directory: Path) -> Path:
     stamps = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in directory.iterdir()]
     identity = "\n".join([str(directory.resolve()), *sorted(stamps)])
     target = cache_dir() / "tokenizers" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    if (target / "tokenizer.json").is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
-    try:
-        _convert(directory, staging)
-        try:
-            staging.rename(target)
-        except OSError:  # another process finished the same conversion first
-            if not (target / "tokenizer.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
+    return made_once(target, "tokenizer.json", lambda staging: _convert(directory, staging))
 
 
 def _convert(directory: Path, target: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CONVERT, str(directory), str(target)],
+        [sys.executable, "-P", "-c", CONVERT, str(directory), str(target)],
         capture_output=True,
         text=True,
         timeout=CONVERT_TIMEOUT_S,
