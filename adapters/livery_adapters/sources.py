@@ -136,9 +136,11 @@ class FolderSource:
         try:
             if isinstance(checked, AdapterRefused):
                 raise checked
-            await self._ingest.take(name, self.root / name, SOURCE, checked=checked)
+            version = await self._ingest.take(name, self.root / name, SOURCE, checked=checked)
+            logger.info("adapter %s is live as %s", name, version.digest[:12])
         except AdapterRefused as refused:
             if refused.code != WITHDRAWN:
+                logger.warning("adapter %s is not taken (%s): %s", printable(name), refused.code, refused.message)
                 self._registry.fail(printable(name), refused.message, SOURCE, code=refused.code)
             if refused.code == "incomplete" and not isinstance(checked, AdapterRefused):
                 return False
@@ -165,6 +167,7 @@ class FolderSource:
         except UnknownAdapter:
             return
         if record.source == SOURCE:
+            logger.info("adapter %s is gone from the folder: no new requests, those under way finish", record.name)
             self._registry.retire(record.name)
 
 

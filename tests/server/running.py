@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import IO
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -57,25 +60,29 @@ def livery_serve(model: str | Path, adapters: Path, folder: Path, *flags: str) -
     log = folder / "server.log"
     command = [sys.executable, "-m", "livery", "serve", "--port", "0", "--data", str(folder / "data")]
     command += ["--model", str(model), "--adapters", str(adapters), *flags]
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert process.stdout is not None
-        try:
-            url = None
-            for line in process.stdout:
-                out.write(line)
-                if found := re.search(r"serves .* on (http://\S+)", line):
-                    url = found.group(1)
-                    break
-            out.flush()
-            assert url is not None, f"the server ended before it served:\n{log.read_text()}"
-            with log.open("a") as rest:
-                # The pipe must stay drained, or a talkative server would block on it.
-                drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=rest)
-                yield RunningServer(url, log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(timeout=60)
-            process.stdout.close()
-    drain.wait(timeout=10)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    announced: Queue[bool] = Queue()
+    # The pipe must stay drained, or a talkative server would block on it.
+    reader = Thread(target=_copy, args=(process.stdout, log, announced))
+    reader.start()
+    try:
+        assert announced.get(timeout=240), f"the server ended before it served:\n{log.read_text()}"
+        found = re.search(r"serves .* on (http://\S+)", log.read_text())
+        assert found is not None
+        yield RunningServer(found.group(1), log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(timeout=60)
+        reader.join(timeout=10)
     assert status == 0, f"the server ended with {status}:\n{log.read_text()[-3000:]}"
+
+
+def _copy(output: IO[str], log: Path, announced: Queue[bool]) -> None:
+    """Write what a server prints to its log; say once whether its announcement came to its end."""
+    with log.open("w") as out:
+        for line in output:
+            out.write(line)
+            out.flush()
+            if line.startswith("Ctrl-C stops"):
+                announced.put(True)
+    announced.put(False)

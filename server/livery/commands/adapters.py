@@ -42,11 +42,16 @@ def ls(url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False) -> None
         typer.echo(json.dumps(answer["data"], indent=2))
         return
     table = Table(title=f"Adapters over {escape(answer['base'])}", title_justify="left")
-    for column in ("name", "state", "version", "ranks", "size", "in memory", "requests", "note"):
+    for column in ("name", "state", "version", "ranks", "size", "in memory", "running"):
         table.add_column(column, overflow="fold")
     for adapter in answer["data"]:
         table.add_row(*_row(adapter))
-    Console().print(table)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for adapter in answer["data"]:
+        notes = [adapter["error"]] if adapter["error"] else list(adapter.get("coverage", {}).get("warnings", ()))
+        for note in notes:
+            console.print(f"{escape(adapter['name'])}: {escape(note)}", highlight=False)
 
 
 @app.command("show")
@@ -118,7 +123,9 @@ def _ask(url: str, path: str, key: str | None) -> Any:  # noqa: ANN401  (JSON)
         answer = httpx.get(url.rstrip("/") + path, headers=headers, timeout=TIMEOUT_S)
         body = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServerUnusable(f"no answer from {url} ({error}); is `livery serve` running there?") from None
+        raise ServerUnusable(
+            f"no answer from {url} ({error}); is `livery serve` running there? --url or LIVERY_URL names another"
+        ) from None
     except ValueError:
         raise ServerUnusable(f"{url} answers, but not like a Livery server; give its address with --url") from None
     if answer.status_code == httpx.codes.OK and _fits(path, body):
@@ -145,7 +152,6 @@ def _fits(path: str, body: object) -> bool:
 
 def _row(adapter: dict[str, Any]) -> list[str]:
     coverage = adapter.get("coverage", {})
-    notes = [adapter["error"]] if adapter["error"] else list(coverage.get("warnings", ()))
     return [
         escape(adapter["name"]),
         adapter["state"],
@@ -154,7 +160,6 @@ def _row(adapter: dict[str, Any]) -> list[str]:
         f"{coverage['nbytes'] / 1e6:.1f} MB" if coverage else "",
         "yes" if adapter["resident"] else "no",
         str(adapter["requests"]),
-        escape("; ".join(notes)),
     ]
 
 

@@ -51,6 +51,7 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
         raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
     _make_data_folder(settings.data_folder)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # what became of a change is said by the adapter source
     listener = _bind(settings.host, settings.port)
     with listener:
         resolved = resolve_model(settings.model)

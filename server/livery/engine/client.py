@@ -71,21 +71,28 @@ class EngineClient:
             self._progress("hashing the base model (once per file)")
             digest = await asyncio.to_thread(models.base_digest, Path(config.model_path))
             config = msgspec.structs.replace(config, base_digest=digest)
+        try:
+            return await self._launch(config)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _launch(self, config: EngineConfig) -> EngineInfo:
         self._folder = Path(tempfile.mkdtemp(prefix="livery-"))  # mode 0700: nobody else reaches the socket
         address = f"ipc://{self._folder}/engine"
         self._socket.bind(address)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "livery.engine.process", address, str(os.getpid()), env=_environment(config)
+            *(sys.executable, "-P", "-m", "livery.engine.process", address, str(os.getpid())),
+            env=_environment(config),
+            start_new_session=True,  # Ctrl-C goes to the terminal's group; the parent decides when the engine stops
         )
         exited = asyncio.create_task(self._process.wait())
         # A socket without a peer never takes a message, so sending must not outlast the process either.
         start = asyncio.ensure_future(self._socket.send(self._encoder.encode(m.Start(config))))
         try:
             info = await self._await_ready(exited)
-        except BaseException:
+        finally:
             start.cancel()
-            await self.stop()
-            raise
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch(exited))]
         return info
 
@@ -98,7 +105,8 @@ class EngineClient:
                     await self._send(m.Stop())
                     await self._process.wait()
             except (TimeoutError, EngineDead):  # it hangs, or never got as far as listening
-                self._process.kill()
+                with suppress(ProcessLookupError):
+                    self._process.kill()
                 await self._process.wait()
         for task in self._tasks:
             task.cancel()
