@@ -51,7 +51,8 @@ class EngineProcess:
             if os.getppid() != self._parent_pid:
                 return 0
         start = self._decoder.decode(self._socket.recv())
-        assert isinstance(start, m.Start)
+        if not isinstance(start, m.Start):  # told to stop before it was told to start
+            return 0
         logging.getLogger().setLevel(start.config.log_level.upper())
         try:
             runner = ModelRunner(start.config, lambda text: self._send(m.Progress(text)))
