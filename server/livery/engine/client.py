@@ -81,6 +81,7 @@ class EngineClient:
         self._folder = Path(tempfile.mkdtemp(prefix="livery-"))  # mode 0700: nobody else reaches the socket
         address = f"ipc://{self._folder}/engine"
         self._socket.bind(address)
+        self._progress("starting the engine's process")
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "livery.engine.process", address, str(os.getpid())),
             env=_environment(config),
