@@ -121,8 +121,7 @@ class EngineClient:
         return self._dead or ""
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
-        if self._dead is not None:
-            raise EngineDead(self._dead)
+        self._check_alive()
         if request.request_id in self._streams:
             raise RequestRefused(f"request id {request.request_id!r} is already in use")
         stream: asyncio.Queue[TokenDelta | Exception] = asyncio.Queue()
@@ -147,8 +146,7 @@ class EngineClient:
             await self._send(m.Abort(request_id))
 
     async def load_adapter(self, adapter: AdapterRef) -> None:
-        if self._dead is not None:
-            raise EngineDead(self._dead)
+        self._check_alive()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loads.setdefault(adapter.digest, []).append(done)
         await self._send(m.Load(adapter))
@@ -159,13 +157,12 @@ class EngineClient:
             await self._send(m.Unload(digest))
 
     async def stats(self) -> EngineStats:
-        if self._dead is not None:
-            raise EngineDead(self._dead)
+        self._check_alive()
         call = next(self._calls)
         pong: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
         self._pings[call] = pong
-        await self._send(m.Ping(call))
         try:
+            await self._send(m.Ping(call))
             return await asyncio.wait_for(pong, PING_SECONDS)
         except TimeoutError as error:
             raise EngineDead(f"the engine's loop has not answered for {PING_SECONDS:.0f} s") from error
@@ -179,11 +176,12 @@ class EngineClient:
         try:
             await self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
         except zmq.Again:
-            raise self._died("the engine process no longer listens") from None
+            raise EngineDead(self._dead or "the engine process no longer listens") from None
 
-    def _died(self, reason: str) -> EngineDead:
-        """A fresh error each time: one instance raised by many would gather all their tracebacks."""
-        return EngineDead(self._dead or reason)
+    def _check_alive(self) -> None:
+        """Raise a fresh EngineDead: one instance raised by many would gather all their tracebacks."""
+        if self._dead is not None:
+            raise EngineDead(self._dead)
 
     async def _await_ready(self, exited: asyncio.Task[int]) -> EngineInfo:
         while True:
@@ -209,7 +207,7 @@ class EngineClient:
 
     def _take(self, message: m.FromEngine) -> None:
         match message:
-            case m.Step(deltas, loads, _):
+            case m.Step(deltas, loads):
                 for delta in deltas:
                     if delta.request_id in self._streams:
                         self._streams[delta.request_id].put_nowait(delta)

@@ -81,9 +81,10 @@ class EngineCore:
     def abort(self, request_id: str) -> bool:
         return self._scheduler.abort(request_id)
 
-    def load_adapter(self, adapter: AdapterRef) -> bool:
-        """Start reading a version; True when it is there already. The outcome shows in `take_loads()`."""
-        return self._residency.want(adapter)
+    def load_adapter(self, adapter: AdapterRef) -> None:
+        """Start reading a version unless it is there already. The outcome shows in `take_loads()`."""
+        if self._residency.want(adapter):
+            self._load_results.append((adapter.digest, None))
 
     def unload_adapter(self, digest: str) -> None:
         if self._residency.retire(digest):
@@ -150,12 +151,17 @@ class EngineCore:
         deltas: list[TokenDelta] = []
         for loaded in self._loader.collect():
             deltas += self._take(loaded)
+        if self._staged:
+            self._place_staged()
+        self._settle_residency()
+        return deltas
+
+    def _place_staged(self) -> None:
         placed = self._residency.place(self._scheduler.waiting_adapters())
         self._settle_residency()  # what makes room goes before what needs it comes
         for digest in placed:
             self._runner.install(self._staged[digest])
         self._staged = {digest: packed for digest, packed in self._staged.items() if self._residency.is_staged(digest)}
-        return deltas
 
     def _settle_residency(self) -> None:
         for adapter in self._residency.take_loads():

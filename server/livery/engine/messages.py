@@ -67,7 +67,6 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
     deltas: list[TokenDelta]
     loads: list[tuple[str, str | None]]  # digest, and why it failed if it did
-    stats: EngineStats
 
 
 class Pong(msgspec.Struct, frozen=True, tag=True):

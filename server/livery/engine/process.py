@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 
 import msgspec
@@ -73,16 +72,13 @@ class EngineProcess:
         ready = dict(self._poller.poll(IDLE_POLL_MS if core.is_idle else 0))
         if self._wake_in in ready:
             self._wake_in.recv()
-        loads_before: list[tuple[str, str | None]] = []
         while not self._stopping and self._socket.poll(0):
-            loads_before += self._handle(core, self._decoder.decode(self._socket.recv()))
-        deltas = core.step()
-        loads = loads_before + core.take_loads()
+            self._handle(core, self._decoder.decode(self._socket.recv()))
+        deltas, loads = core.step(), core.take_loads()
         if deltas or loads:
-            self._send(m.Step(deltas, loads, core.stats()))
+            self._send(m.Step(deltas, loads))
 
-    def _handle(self, core: EngineCore, message: m.ToEngine) -> list[tuple[str, str | None]]:
-        """Apply one message; returns loads that needed no work."""
+    def _handle(self, core: EngineCore, message: m.ToEngine) -> None:
         match message:
             case m.Submit(request):
                 try:
@@ -92,8 +88,7 @@ class EngineProcess:
             case m.Abort(request_id):
                 core.abort(request_id)
             case m.Load(adapter):
-                if core.load_adapter(adapter):
-                    return [(adapter.digest, None)]
+                core.load_adapter(adapter)
             case m.Unload(digest):
                 core.unload_adapter(digest)
             case m.Ping(call):
@@ -102,7 +97,6 @@ class EngineProcess:
                 self._stopping = True
             case m.Start():
                 log.error("a second Start reached a running engine; ignored")
-        return []
 
     def _send(self, message: m.FromEngine) -> None:
         self._socket.send(self._encoder.encode(message))
@@ -116,8 +110,6 @@ class EngineProcess:
 
 
 def main() -> None:
-    # Ctrl-C reaches the whole process group; the parent decides when the engine stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     process = EngineProcess(sys.argv[1], int(sys.argv[2]))
     try:

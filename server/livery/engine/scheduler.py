@@ -118,10 +118,6 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._sequences)
 
-    @property
-    def request_ids(self) -> tuple[str, ...]:
-        return tuple(self._sequences)
-
     def waiting_adapters(self) -> tuple[str, ...]:
         """Versions that waiting requests ask for and that are not resident."""
         wanted = dict.fromkeys(seq.adapter for seq in self._waiting if seq.adapter)
