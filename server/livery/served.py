@@ -188,7 +188,7 @@ class ServedAdapters:
     # -- wiring ----------------------------------------------------------------------------------------
 
     async def _load(self, version: AdapterVersion) -> None:
-        await self._engine.load_adapter(AdapterRef(version.digest, str(version.path)))
+        await self._engine.load_adapter(AdapterRef.of(version.digest, str(version.path)))
 
     async def _unload(self, version: AdapterVersion) -> None:
         await self._engine.unload_adapter(version.digest)

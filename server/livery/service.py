@@ -142,7 +142,7 @@ class GenerationService:
             raise Overloaded(self._open)
         name = job.model or self.base_name
         lease = None if self._is_base(name) else self.adapters.lease(name)
-        ref = AdapterRef(lease.version.digest, str(lease.version.path)) if lease else None
+        ref = AdapterRef.of(lease.version.digest, str(lease.version.path)) if lease else None
         try:
             prompts = [await self._encode(prompt, job) for prompt in job.prompts]
             requests = [

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from engine.families import configs
-from livery_adapters.base_model import BaseModel, ModuleShape
+from livery_adapters.base_model import BaseModel, BaseShapes, ModuleShape
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -42,7 +42,7 @@ def tiny_base(family: str = "llama") -> BaseModel:
             shapes[path] = ModuleShape("linear", *module.weight.shape)
         elif isinstance(module, nn.Embedding):
             shapes[path] = ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
-    return BaseModel(f"tiny-{family}", "0" * 64, shapes)
+    return BaseModel(f"tiny-{family}", "0" * 64, BaseShapes(shapes))
 
 
 def make(

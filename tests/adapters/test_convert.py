@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters.peft_made import edit_tensors, load, lora_layers, make, tiny_base, tiny_model
-from livery_adapters.canonical import CanonicalAdapter, LowRank
+from livery_adapters.canonical import CanonicalAdapter, LowRank, tensors_of
 from livery_adapters.formats import convert
 from livery_adapters.manifest import AdapterRefused, check_against, read_manifest
 from livery_adapters.tensor_file import WEIGHTS_NAME
@@ -60,7 +60,10 @@ def test_weights_and_scales_are_those_of_peft(
 ) -> None:
     layers = lora_layers(make(tmp_path, family, dtype=dtype, **lora))
     adapter = converted(tmp_path, family)
-    pairs: Mapping[str, LowRank] = {**adapter.linears, **adapter.embeddings}
+    pairs: Mapping[str, LowRank] = {
+        **{p: c.deltas[0] for p, c in adapter.linears.items()},
+        **{p: c.delta for p, c in adapter.embeddings.items()},
+    }
     assert pairs.keys() == layers.keys()
     for path, layer in layers.items():
         a, b = peft_pair(layer)
@@ -88,7 +91,10 @@ def test_the_canonical_form_is_what_peft_adds_to_the_weights(tmp_path: Path) -> 
     layers = lora_layers(load(tmp_path, "gpt2"))
     adapter = converted(tmp_path, "gpt2")
     assert len(layers) == 4
-    for path, pair in {**adapter.linears, **adapter.embeddings}.items():
+    for path, pair in {
+        **{p: c.deltas[0] for p, c in adapter.linears.items()},
+        **{p: c.delta for p, c in adapter.embeddings.items()},
+    }.items():
         delta = pair.scale * (pair.b @ pair.a).T
         torch.testing.assert_close(delta, layers[path].get_delta_weight("default"), rtol=1e-5, atol=1e-6)
 
@@ -98,7 +104,7 @@ def test_a_copy_of_the_base_is_dropped(tmp_path: Path) -> None:
     make(tmp_path, UNTIED, target_modules=["embed_tokens", "q_proj"])
     assert EMBEDDING_COPY in load_file(tmp_path / WEIGHTS_NAME)
     adapter = converted(tmp_path, UNTIED)
-    low_rank = sum(pair.a.nbytes + pair.b.nbytes for pair in (*adapter.linears.values(), *adapter.embeddings.values()))
+    low_rank = sum(part.nbytes for part in tensors_of((adapter.linears, adapter.embeddings)))
     assert adapter.nbytes == low_rank == 4 * (4 * (97 + 32) + 3 * 4 * (32 + 32))
 
 

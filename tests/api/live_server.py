@@ -106,7 +106,7 @@ class LiveServer:
                 modules=MODULES,
             )
             info = await self.engine.start()
-            base = BaseModel(BASE, info.base_digest, info.modules)
+            base = BaseModel(BASE, info.base_digest, info.shapes)
             folders = AdapterFolders(self.adapter_root, self._folder / "data")
             adapters = ServedAdapters(self.engine, base, folders, Limits(max_rank=8))
             await adapters.start()

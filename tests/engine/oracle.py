@@ -47,7 +47,7 @@ def save_adapter(base: Path, folder: Path, seed: int, config: LoraConfig, std: f
 
 
 def ref(folder: Path) -> AdapterRef:
-    return AdapterRef(read_manifest(folder).digest, str(folder))
+    return AdapterRef.of(read_manifest(folder).digest, str(folder))
 
 
 @dataclass

@@ -88,7 +88,7 @@ async def test_what_can_never_run_is_refused(engine: EngineClient) -> None:
 
 
 async def test_a_bad_adapter_fails_its_own_requests_only(engine: EngineClient, tmp_path: Path) -> None:
-    missing = AdapterRef("0" * 64, str(tmp_path / "nowhere"))
+    missing = AdapterRef.of("0" * 64, str(tmp_path / "nowhere"))
     with pytest.raises(AdapterLoadFailed, match="nowhere"):
         await engine.load_adapter(missing)
     deltas, answer = await asyncio.gather(

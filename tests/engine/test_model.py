@@ -21,7 +21,7 @@ from transformers import (
 
 from engine.families import SMALL, VOCABULARY, save
 from livery.engine.base import EngineConfig, ModelRefused
-from livery.engine.model import load_model, module_shapes
+from livery.engine.model import base_shapes, load_model
 from livery.engine.rope import freeze_rope
 from livery.engine.runner import ModelRunner
 
@@ -93,18 +93,18 @@ def test_impossible_settings_are_refused(change: dict[str, Any], named: str, tmp
 def test_shapes_without_weights_are_those_of_the_loaded_model(tmp_path: Path) -> None:
     path = save("gpt2", tmp_path)
     loaded = load_model(EngineConfig(str(path)), CPU, torch.float32)
-    shapes = module_shapes(str(path))
-    assert shapes == dict(loaded.structure.modules)
-    assert shapes["transformer.h.0.attn.c_attn"].out_features == 96
-    assert shapes["transformer.wte"].kind == "embedding"
+    shapes = base_shapes(str(path))
+    assert shapes == loaded.structure.shapes
+    assert shapes.modules["transformer.h.0.attn.c_attn"].out_features == 96
+    assert shapes.modules["transformer.wte"].kind == "embedding"
     assert loaded.structure.head == "lm_head"
 
 
 def test_modules_inside_routed_experts_carry_no_adapters(tmp_path: Path) -> None:
     """Experts see other rows than the step's, so nothing inside them may be matched by row."""
-    shapes = module_shapes(str(save("qwen3-moe", tmp_path)))
-    assert not [path for path in shapes if "expert" in path]
-    assert "model.layers.0.self_attn.q_proj" in shapes
+    shapes = base_shapes(str(save("qwen3-moe", tmp_path)))
+    assert not [path for path in shapes.modules if "expert" in path]
+    assert "model.layers.0.self_attn.q_proj" in shapes.modules
 
 
 def test_weights_are_held_once(tmp_path: Path) -> None:

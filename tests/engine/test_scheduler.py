@@ -18,7 +18,7 @@ EOS = 2
 
 
 def request(name: str, prompt: int, max_tokens: int = 4, adapter: str | None = None) -> GenerationRequest:
-    ref = AdapterRef(adapter, f"/adapters/{adapter}") if adapter else None
+    ref = AdapterRef.of(adapter, f"/adapters/{adapter}") if adapter else None
     return GenerationRequest(name, [5] * prompt, SamplingParams(max_tokens=max_tokens, temperature=0.0), ref)
 
 
@@ -145,7 +145,7 @@ def test_a_running_adapter_is_never_evicted() -> None:
 
 def test_a_version_retired_while_it_loads_is_dropped_on_arrival() -> None:
     residency = Residency(10)
-    ref = AdapterRef("a", "/adapters/a")
+    ref = AdapterRef.of("a", "/adapters/a")
     assert not residency.want(ref)
     assert residency.take_loads() == [ref]
     residency.retire("a")
@@ -173,7 +173,7 @@ def test_a_version_nobody_waits_for_evicts_nobody() -> None:
     """Registering adapters reads and verifies them, but the memory belongs to those in use."""
     residency = Residency(10)
     for name in ("hot", "new"):
-        residency.want(AdapterRef(name, name))
+        residency.want(AdapterRef.of(name, name))
     residency.take_loads()
     residency.staged("hot", 8)
     assert residency.place({"hot"}) == ["hot"]
@@ -186,7 +186,7 @@ def test_a_version_nobody_waits_for_evicts_nobody() -> None:
 def test_what_is_placed_together_stays_together() -> None:
     residency = Residency(10)
     for name in ("a", "b", "c"):
-        residency.want(AdapterRef(name, name))
+        residency.want(AdapterRef.of(name, name))
     residency.take_loads()
     for name in ("a", "b", "c"):
         residency.staged(name, 5)
@@ -198,7 +198,7 @@ def test_what_is_placed_together_stays_together() -> None:
 def test_reading_ahead_is_bounded() -> None:
     residency = Residency(10)
     for number in range(MAX_STAGED + 3):
-        residency.want(AdapterRef(f"d{number}", "x"))
+        residency.want(AdapterRef.of(f"d{number}", "x"))
     first = residency.take_loads()
     assert len(first) == MAX_STAGED
     assert residency.take_loads() == []

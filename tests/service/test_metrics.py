@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from livery.engine.base import EngineInfo, EngineStats
 from livery.metrics import OTHER, AdapterCounts, AdapterTotals, Metrics, Snapshot
+from livery_adapters.base_model import BaseShapes
 
 INFO = EngineInfo(
     architecture="Fake",
@@ -23,7 +24,7 @@ INFO = EngineInfo(
     max_running=4,
     adapter_memory_bytes=1000,
     weight_bytes=0,
-    modules={},
+    shapes=BaseShapes({}),
 )
 
 

@@ -35,7 +35,7 @@ async def test_the_folder_is_followed_after_a_surprise(tmp_path: Path, caplog: p
     info = await engine.start()
     folders = AdapterFolders(tmp_path / "adapters", tmp_path / "data")
     (tmp_path / "adapters").mkdir()
-    adapters = ServedAdapters(engine, BaseModel(BASE, info.base_digest, info.modules), folders, Limits())
+    adapters = ServedAdapters(engine, BaseModel(BASE, info.base_digest, info.shapes), folders, Limits())
     await adapters.start()
     try:
         make_adapter(tmp_path / "pirate").rename(tmp_path / "adapters" / "pirate")

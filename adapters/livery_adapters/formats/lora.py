@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from livery_adapters.canonical import BaseWeights, CanonicalAdapter, LowRank
+from livery_adapters.canonical import BaseWeights, CanonicalAdapter, EmbeddingChange, LinearChange, LowRank
 from livery_adapters.layout import AdapterManifest, BaseCopy
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import WEIGHTS_NAME
@@ -25,8 +25,8 @@ def convert_lora(directory: Path, manifest: AdapterManifest, base_weights: BaseW
 
 
 def _convert(directory: Path, manifest: AdapterManifest, base_weights: BaseWeights) -> CanonicalAdapter:
-    linears: dict[str, LowRank] = {}
-    embeddings: dict[str, LowRank] = {}
+    linears: dict[str, LinearChange] = {}
+    embeddings: dict[str, EmbeddingChange] = {}
     with safe_open(str(directory / WEIGHTS_NAME), framework="pt") as file:
         for copy in manifest.base_copies:
             _check_copy(copy, file.get_tensor(copy.tensor), base_weights)
@@ -36,7 +36,10 @@ def _convert(directory: Path, manifest: AdapterManifest, base_weights: BaseWeigh
                 b=_finite(target.b, file.get_tensor(target.b)),
                 scale=target.scale,
             )
-            (linears if target.kind == "linear" else embeddings)[target.module] = pair
+            if target.kind == "linear":
+                linears[target.module] = LinearChange(deltas=(pair,))
+            else:
+                embeddings[target.module] = EmbeddingChange(delta=pair)
     return CanonicalAdapter(digest=manifest.digest, linears=linears, embeddings=embeddings)
 
 

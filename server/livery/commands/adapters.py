@@ -110,10 +110,10 @@ def _check(path: Path, model: str | None, limits: Limits) -> dict[str, Any]:
             "note": "not checked against a base; add --model",
         }
     # Imported here: it needs torch, and no other command of this module does.
-    from livery.engine.model import module_shapes
+    from livery.engine.model import base_shapes
 
     resolved = resolve_model(model)
-    base = BaseModel(resolved.name, "", module_shapes(str(resolved.path)))
+    base = BaseModel(resolved.name, "", base_shapes(str(resolved.path)))
     return check_directory(path, base, limits).coverage.to_dict()
 
 

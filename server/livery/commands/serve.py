@@ -139,7 +139,7 @@ async def _service(
     tokenizer = await asyncio.to_thread(Tokenizer.from_directory, resolved.path)
     adapters = ServedAdapters(
         engine,
-        BaseModel(name, info.base_digest, info.modules),
+        BaseModel(name, info.base_digest, info.shapes),
         AdapterFolders(settings.adapters, settings.data_folder, settings.poll_adapters),
         Limits(max_rank=settings.max_rank),
     )

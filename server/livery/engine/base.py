@@ -11,20 +11,39 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from livery_adapters.base_model import ModuleShape
+from livery_adapters.base_model import BaseShapes
+from livery_adapters.effect import AdapterEffect
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-class AdapterRef(msgspec.Struct, frozen=True):
-    """One immutable adapter version as an engine sees it.
+class AdapterPart(msgspec.Struct, frozen=True):
+    """One stored version: two files, and how they take part in what is applied.
 
     `digest` is the SHA-256 of its configuration and weights; `path` is a directory that holds
-    `adapter_config.json` and `adapter_model.safetensors` and never changes while the digest is in use.
+    `adapter_config.json` and `adapter_model.safetensors` and never changes while the version is in use.
     """
 
     digest: str
     path: str
+    weight: float = 1.0
+    approximate: int = 0  # rank of the factorisation for a type that has no exact form; 0 refuses such types
+    verified: bool = False  # hashed since it was written here: reading it need not hash it again
+
+
+class AdapterRef(msgspec.Struct, frozen=True):
+    """What a request runs under. `digest` names the converted form, with everything that it depends on.
+
+    One part is the usual case; several are added up by their weights, which only additive adapters allow.
+    """
+
+    digest: str
+    parts: tuple[AdapterPart, ...]
+
+    @classmethod
+    def of(cls, digest: str, path: str) -> AdapterRef:
+        """One version, applied as it is."""
+        return cls(digest, (AdapterPart(digest, path),))
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
@@ -46,12 +65,16 @@ class SamplingParams(msgspec.Struct, frozen=True):
 
 
 class GenerationRequest(msgspec.Struct, frozen=True):
-    """One sequence to generate. `request_id` is unique among the requests an engine holds."""
+    """One sequence to generate. `request_id` is unique among the requests an engine holds.
+
+    Tokens before position `adapter_start` run on the base (activated LoRA), the others under `adapter`.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
     sampling: SamplingParams
     adapter: AdapterRef | None = None
+    adapter_start: int = 0
 
 
 class TokenDelta(msgspec.Struct, frozen=True):
@@ -85,7 +108,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     max_running: int
     adapter_memory_bytes: int
     weight_bytes: int
-    modules: dict[str, ModuleShape]  # what adapters may target, by dotted path
+    shapes: BaseShapes  # what adapters may change
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -171,8 +194,11 @@ class Engine(Protocol):
         """Drop a request; its memory is free within a step. Unknown ids are ignored."""
         ...
 
-    async def load_adapter(self, adapter: AdapterRef) -> None:
-        """Read, verify and pack a version, so that its first request needn't wait. Raises AdapterLoadFailed."""
+    async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
+        """Read, verify and pack a version, so that its first request needn't wait. Raises AdapterLoadFailed.
+
+        Returns what it does to the base where the engine can tell.
+        """
         ...
 
     async def unload_adapter(self, digest: str) -> None:

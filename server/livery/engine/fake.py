@@ -25,7 +25,8 @@ from livery.engine.base import (
     RequestRefused,
     TokenDelta,
 )
-from livery_adapters.base_model import ModuleShape
+from livery_adapters.base_model import BaseShapes, ModuleShape
+from livery_adapters.effect import AdapterEffect
 
 Script = Callable[[GenerationRequest], Sequence[int]]
 
@@ -82,7 +83,7 @@ class FakeEngine:
             max_running=8,
             adapter_memory_bytes=1 << 20,
             weight_bytes=0,
-            modules=dict(modules or {}),
+            shapes=BaseShapes(modules or {}),
         )
 
     async def start(self) -> EngineInfo:
@@ -134,10 +135,11 @@ class FakeEngine:
             self.aborted.append(request_id)
             self._notify()
 
-    async def load_adapter(self, adapter: AdapterRef) -> None:
+    async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
         if reason := self.behaviour.refuse_adapters.get(adapter.digest):
             raise AdapterLoadFailed(reason)
         self.loaded[adapter.digest] = adapter
+        return None
 
     async def unload_adapter(self, digest: str) -> None:
         self.loaded.pop(digest, None)

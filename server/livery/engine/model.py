@@ -16,7 +16,7 @@ from livery.engine.attention import PAGED
 from livery.engine.base import EngineConfig, ModelRefused
 from livery.engine.rope import freeze_rope
 from livery.engine.structure import ModelStructure, discover
-from livery_adapters.base_model import ModuleShape
+from livery_adapters.base_model import BaseShapes
 
 CANARY_LENGTHS = (11, 6)
 CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
@@ -108,16 +108,16 @@ def verify(loaded: LoadedModel, canary: Canary, paged: Tensor) -> None:
         )
 
 
-def module_shapes(model_path: str) -> dict[str, ModuleShape]:
-    """The modules of a model that adapters may target, without loading its weights where that is possible."""
+def base_shapes(model_path: str) -> BaseShapes:
+    """What of a model adapters may change, without loading its weights where that is possible."""
     try:
         config = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
-        return dict(discover(model.eval()).modules)
+        return discover(model.eval()).shapes
     except (NotImplementedError, RuntimeError):  # routed experts look at values, which the meta device hasn't
         loaded = load_model(EngineConfig(model_path), torch.device("cpu"), torch.float32)
-        return dict(loaded.structure.modules)
+        return loaded.structure.shapes
 
 
 def _own_memory(model: nn.Module) -> None:

@@ -66,7 +66,7 @@ class ModelRunner:
         self._caches = [
             LayerCache.empty(memory.num_blocks, config.block_size, shape, self._dtype, self._device) for shape in kv
         ]
-        self._base = BaseModel(Path(config.model_path).name, config.base_digest, loaded.structure.modules)
+        self._base = BaseModel(Path(config.model_path).name, config.base_digest, loaded.structure.shapes)
         verify(loaded, canary, self._canary_logits(canary.sequences))
         max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
         return EngineInfo(
@@ -85,7 +85,7 @@ class ModelRunner:
             max_running=min(config.max_running, max_batch_tokens),  # every running sequence gets a token a step
             adapter_memory_bytes=memory.adapter_bytes,
             weight_bytes=self._weight_bytes(),
-            modules=dict(loaded.structure.modules),
+            shapes=loaded.structure.shapes,
         )
 
     # -- adapters ------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ class ModelRunner:
 
         Raises livery_adapters.manifest.AdapterRefused, or OSError when the files are gone.
         """
-        path = Path(adapter.path)
+        path = Path(adapter.parts[0].path)
         manifest = read_manifest(path, ANY_RANK)
         check_against(manifest, self._base, ANY_RANK)
         canonical = convert(path, manifest, self)
@@ -114,6 +114,12 @@ class ModelRunner:
         weight = self._model.get_submodule(module).weight
         assert isinstance(weight, Tensor)
         return weight
+
+    def bias(self, module: str) -> Tensor | None:
+        return None
+
+    def parameter(self, path: str) -> Tensor:
+        raise NotImplementedError
 
     # -- steps ---------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from livery.engine.attention import IMPLEMENTED_KEYWORDS, NEUTRAL_KEYWORDS, KVShape
 from livery.engine.base import ModelRefused
-from livery_adapters.base_model import ModuleShape
+from livery_adapters.base_model import BaseShapes, ModuleShape
 
 PROBE = "livery_probe"
 PROBE_TOKENS = 7
@@ -31,10 +31,14 @@ PROBE_KEPT = (2, 3, 6)  # rows whose logits the probe asks for; fewer than all, 
 class ModelStructure:
     """Row-wise modules by dotted path, projection groups, and the KV shape of each layer."""
 
-    modules: Mapping[str, ModuleShape]
+    shapes: BaseShapes
     groups: tuple[tuple[str, ...], ...]  # linear modules that read the same input, in order of call
     head: str | None  # the module that makes logits, when it is a linear one
     kv: tuple[KVShape, ...]
+
+    @property
+    def modules(self) -> Mapping[str, ModuleShape]:
+        return self.shapes.modules
 
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # batch, head, query and key position -> may look
@@ -136,7 +140,7 @@ def _structure(model: nn.Module, probe: _Probe, layers: int) -> ModelStructure:
             head = path
         by_input.setdefault(id(inputs[0]), []).append(path)
     return ModelStructure(
-        modules=modules,
+        shapes=BaseShapes(modules),
         groups=tuple(tuple(paths) for paths in by_input.values()),
         head=head,
         kv=tuple(probe.kv[layer] for layer in range(layers)),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from livery.engine.kernels import AdapterGroup, GroupSegments
-from livery_adapters.canonical import CanonicalAdapter, LowRank
+from livery_adapters.canonical import CanonicalAdapter, LinearChange, LowRank
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def pack(
     """
     groups: dict[int, AdapterGroup] = {}
     for index, layout in enumerate(layouts):
-        parts = [adapter.linears.get(member) for member in layout.members]
+        parts = [_low_rank(adapter.linears.get(member)) for member in layout.members]
         if not any(parts):
             continue
         keep_half = compute is torch.bfloat16 or all(part is None or _is_bf16(part) for part in parts)
@@ -79,11 +79,16 @@ def pack(
         path: PackedEmbedding(
             part.a.t().to(device, compute).contiguous(), part.b.t().to(device, compute).contiguous(), part.scale
         )
-        for path, part in adapter.embeddings.items()
+        for path, change in adapter.embeddings.items()
+        if (part := change.delta) is not None
     }
     nbytes = sum(group.nbytes for group in groups.values())
     nbytes += sum(part.a.nbytes + part.b.nbytes for part in embeddings.values())
     return PackedAdapter(adapter.digest, groups, embeddings, nbytes)
+
+
+def _low_rank(change: LinearChange | None) -> LowRank | None:
+    return next((part for part in change.deltas if isinstance(part, LowRank)), None) if change else None
 
 
 def _is_bf16(part: LowRank) -> bool:
