@@ -9,12 +9,17 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class ModuleShape:
-    """One module that adapters may target. For an embedding `in_features` is the number of rows."""
+    """One module that adapters may target. For an embedding `in_features` is the number of rows.
+
+    `input_first` says how a linear module's weight lies in its files: [in_features, out_features], as GPT-2's Conv1D
+    has it, or else [out_features, in_features].
+    """
 
     kind: Literal["linear", "embedding"]
     in_features: int
     out_features: int
     has_bias: bool = False
+    input_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from livery_adapters.base_model import BaseShapes
+
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
@@ -185,6 +187,11 @@ def tensors_of(part: object) -> Iterator[Tensor]:
 
 class BaseWeights(Protocol):
     """What a conversion may ask of the base model; the caller supplies it, dequantised where needed."""
+
+    @property
+    def shapes(self) -> BaseShapes:
+        """Which modules there are, and which heads are tied to which embeddings."""
+        ...
 
     def weight(self, module: str) -> Tensor:
         """The weight of a module as [out_features, in_features], or [vocabulary, dim] for an embedding."""

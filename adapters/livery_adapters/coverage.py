@@ -4,17 +4,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from statistics import median
 
 from livery_adapters.base_model import BaseModel, ModuleShape
-from livery_adapters.layout import AdapterManifest, BaseCopy, TargetTensors
+from livery_adapters.effect import AdapterEffect
+from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
+from livery_adapters.types import type_of
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleCoverage:
+    """What an adapter holds for one module, and what it does there once that was measured.
+
+    `rank` is 0 for a change without one. `relative` is ‖W_adapted - W‖/‖W‖, `error` that of an approximation.
+    """
+
+    kind: str
+    rank: int
+    dtype: str
+    nbytes: int
+    relative: float | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CoverageReport:
-    """What an adapter changes in a base. `modules` counts adapted modules by the last part of their path."""
+    """What an adapter changes in a base. `modules` counts adapted modules by the last part of their path.
+
+    `modules_by_path` has one entry per changed module or parameter. What follows it is None until an engine has
+    measured the adapter (`with_effect`): the spread of the modules' ‖ΔW‖/‖W‖, whether the form that is served is
+    PEFT's exactly, and the largest error of a module if not.
+    """
 
     digest: str
     base: str
@@ -25,6 +48,32 @@ class CoverageReport:
     dtypes: tuple[str, ...]
     nbytes: int
     warnings: tuple[str, ...]
+    modules_by_path: Mapping[str, ModuleCoverage] = field(default_factory=dict)
+    smallest_effect: float | None = None
+    median_effect: float | None = None
+    largest_effect: float | None = None
+    exact: bool | None = None
+    error: float | None = None
+
+    def with_effect(self, effect: AdapterEffect) -> CoverageReport:
+        """The report with what an engine measured, per module and in sum.
+
+        Modules that only the engine knows of, such as a head that changes with the embedding it is tied to, join.
+        """
+        modules = dict(self.modules_by_path)
+        for path, measured in effect.modules.items():
+            known = modules.get(path) or ModuleCoverage("tied", measured.rank, "", 0)
+            modules[path] = replace(known, relative=measured.relative, error=measured.error)
+        relative = [measured.relative for measured in effect.modules.values()] or [0.0]
+        return replace(
+            self,
+            modules_by_path=modules,
+            smallest_effect=min(relative),
+            median_effect=median(relative),
+            largest_effect=max(relative),
+            exact=effect.exact,
+            error=effect.error,
+        )
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -34,31 +83,50 @@ def check_against(manifest: AdapterManifest, base: BaseModel, limits: Limits = D
     """Check every tensor of an adapter against the base. Raises AdapterRefused."""
     hint = _hint(manifest, base)
     known = [target for target in manifest.targets if target.module in base.modules]
-    if not known:
+    if not known and not _elsewhere(manifest, base):
         raise AdapterRefused(
             "no_matching_module",
             f"none of the adapter's {len(manifest.targets)} modules is in the base (adapter: "
             f"{_some(target.module for target in manifest.targets)}; base: {_some(base.modules)}). {hint}",
         )
-    if not any(_fits(target, base.modules[target.module]) for target in known):
+    if known and not any(_fits(target, base.modules[target.module]) for target in known):
         target = known[0]
         raise AdapterRefused(
             "wrong_base",
             f"not one module fits: {_difference(target, base.modules[target.module])}. {hint}",
         )
+    check = type_of(manifest.peft_type).check
     for target in manifest.targets:
         _check_target(target, base, limits, hint)
-    for copy in manifest.base_copies:
-        _check_copy(copy, base, hint)
+        if check is not None:
+            check(target, base.shapes, manifest.settings)
+    for full in manifest.full:
+        _check_full(full, base, hint)
+    _check_saved(manifest, base)
     return _report(manifest, base)
 
 
+def _elsewhere(manifest: AdapterManifest, base: BaseModel) -> bool:
+    """Whether anything but linear modules and embeddings of the base is changed, or a module replaced in full."""
+    shapes = base.shapes
+    return any(target.path in shapes.experts or target.module in shapes.plain for target in manifest.targets) or any(
+        full.module in shapes.modules or full.module in shapes.plain for full in manifest.full
+    )
+
+
 def _check_target(target: TargetTensors, base: BaseModel, limits: Limits, hint: str) -> None:
-    shape = base.modules.get(target.module)
-    if shape is None:
-        raise AdapterRefused("unknown_tensor", f"the base has no adaptable module {target.module}. {hint}")
-    if not _fits(target, shape):
-        raise AdapterRefused("wrong_shape", f"{_difference(target, shape)}. {hint}")
+    if target.kind == "experts":
+        if target.path not in base.shapes.experts:
+            raise AdapterRefused("unknown_tensor", f"the base has no experts' parameter {target.path}. {hint}")
+    elif target.kind == "plain":
+        if target.module not in base.shapes.plain:
+            raise AdapterRefused("unknown_tensor", f"the base has no replaceable module {target.module}. {hint}")
+    else:
+        shape = base.modules.get(target.module)
+        if shape is None:
+            raise AdapterRefused("unknown_tensor", f"the base has no adaptable module {target.module}. {hint}")
+        if not _fits(target, shape):
+            raise AdapterRefused("wrong_shape", f"{_difference(target, shape)}. {hint}")
     if target.rank > limits.max_rank:
         raise AdapterRefused(
             "rank_over_limit",
@@ -67,31 +135,72 @@ def _check_target(target: TargetTensors, base: BaseModel, limits: Limits, hint: 
         )
 
 
-def _check_copy(copy: BaseCopy, base: BaseModel, hint: str) -> None:
-    shape = base.modules.get(copy.module)
-    if shape is None:
+def _check_saved(manifest: AdapterManifest, base: BaseModel) -> None:
+    """Every module of the base that `modules_to_save` names must be in the file, as PEFT demands at load."""
+    there = {full.path for full in manifest.full}
+    shapes = base.shapes
+    named = [module for module in (*shapes.modules, *shapes.plain) if manifest.common.saves(module)]
+    for module in named:
+        parameters = shapes.plain.get(module, ("weight",))
+        missing = [name for name in parameters if f"{module}.{name}" not in there]
+        if missing:
+            raise AdapterRefused(
+                "missing_tensor",
+                f"modules_to_save names {module} and the file lacks its {missing[0]}; save the adapter again, or "
+                "remove the name from adapter_config.json",
+            )
+
+
+def _check_full(full: FullTensor, base: BaseModel, hint: str) -> None:
+    shape = base.modules.get(full.module)
+    if shape is None and full.module not in base.shapes.plain:
         raise AdapterRefused(
             "unknown_tensor",
-            f"{copy.tensor} is a full weight and not a low-rank pair; replaced modules are not supported yet. {hint}",
+            f"{full.entry.name} is a complete parameter of {full.module}, which the base doesn't have: a trained "
+            f"classification head can't be served. {hint}",
         )
-    rows = (shape.in_features, shape.out_features)
-    expected = rows if shape.kind == "embedding" else rows[::-1]
-    if copy.shape != expected:
+    expected = _expected(full, base)
+    if expected is None:
         raise AdapterRefused(
-            "wrong_shape",
-            f"{copy.tensor} is {list(copy.shape)} and the base's weight is {list(expected)}: resized vocabularies are "
-            f"not supported yet; train without adding tokens. {hint}",
+            "unknown_tensor",
+            f"{full.entry.name}: the base's {full.module} has no parameter {full.parameter!r}. {hint}",
         )
+    if full.entry.shape != expected:
+        resized = (shape is not None and shape.kind == "embedding") or full.module in base.shapes.tied
+        raise AdapterRefused(
+            "resized_vocabulary" if resized else "wrong_shape",
+            f"{full.entry.name} is {list(full.entry.shape)} and the base's {full.parameter} is {list(expected)}"
+            + (": resized vocabularies can't be served beside others; train without adding tokens" if resized else "")
+            + f". {hint}",
+        )
+
+
+def _expected(full: FullTensor, base: BaseModel) -> tuple[int, ...] | None:
+    """The shape of the base's own parameter, None where the module has none of that name."""
+    shape = base.modules.get(full.module)
+    if shape is None:
+        plain = base.shapes.plain[full.module].get(full.parameter)
+        return plain
+    if full.parameter == "bias":
+        return (shape.out_features,) if shape.has_bias else None
+    if full.parameter != "weight":
+        return None
+    natural = (shape.in_features, shape.out_features)
+    return natural if shape.kind == "embedding" or shape.input_first else natural[::-1]
 
 
 def _fits(target: TargetTensors, shape: ModuleShape) -> bool:
-    mine = (target.kind, target.in_features, target.out_features)
-    return mine == (shape.kind, shape.in_features, shape.out_features)
+    return (
+        target.kind == shape.kind
+        and target.in_features in (None, shape.in_features)
+        and target.out_features in (None, shape.out_features)
+    )
 
 
 def _difference(target: TargetTensors, shape: ModuleShape) -> str:
+    mine = " -> ".join("any" if size is None else str(size) for size in (target.in_features, target.out_features))
     return (
-        f"{target.module} is adapted as {target.kind} {target.in_features} -> {target.out_features} and the base has "
+        f"{target.module} is adapted as {target.kind} {mine} and the base has "
         f"{shape.kind} {shape.in_features} -> {shape.out_features}"
     )
 
@@ -107,18 +216,31 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _report(manifest: AdapterManifest, base: BaseModel) -> CoverageReport:
-    targets = manifest.targets
+    modules = _modules(manifest)
     return CoverageReport(
         digest=manifest.digest,
         base=base.name,
         peft_type=manifest.peft_type,
-        adapted=len(targets),
-        modules=dict(sorted(Counter(target.module.rsplit(".", 1)[-1] for target in targets).items())),
-        ranks=tuple(sorted({target.rank for target in targets})),
-        dtypes=tuple(sorted({target.dtype for target in targets})),
+        adapted=len(modules),
+        modules=dict(sorted(Counter(path.rsplit(".", 1)[-1] for path in modules).items())),
+        ranks=tuple(sorted({target.rank for target in manifest.targets if target.rank})),
+        dtypes=tuple(sorted({entry.dtype for entry in manifest.tensors})),
         nbytes=manifest.nbytes,
         warnings=_warnings(manifest, base),
+        modules_by_path=modules,
     )
+
+
+def _modules(manifest: AdapterManifest) -> dict[str, ModuleCoverage]:
+    found = {
+        target.path: ModuleCoverage(target.kind, target.rank, target.dtype, target.nbytes)
+        for target in manifest.targets
+    }
+    for full in manifest.full:
+        nbytes = full.entry.end - full.entry.begin
+        known = found.get(full.module) or ModuleCoverage("full", 0, full.entry.dtype, 0)
+        found[full.module] = replace(known, nbytes=known.nbytes + nbytes)
+    return found
 
 
 def _warnings(manifest: AdapterManifest, base: BaseModel) -> tuple[str, ...]:
@@ -126,11 +248,11 @@ def _warnings(manifest: AdapterManifest, base: BaseModel) -> tuple[str, ...]:
     declared = manifest.base_name
     if declared and _last_part(declared) != _last_part(base.name):
         found.append(f"trained on {declared!r}, served on {base.name!r}: the shapes fit, the weights may not")
-    if manifest.targets_by_pattern:
+    if manifest.common.targets.names is None and isinstance(manifest.facts.get("target_modules"), str):
         found.append("target_modules is a pattern, which is not run: the tensors in the file say what is adapted")
-    if all(target.scale == 0 for target in manifest.targets):
+    if manifest.targets and not manifest.full and all(target.scale == 0 for target in manifest.targets):
         found.append("every module is scaled by zero: this adapter changes nothing")
-    return tuple(found)
+    return (*found, *manifest.warnings)
 
 
 def _last_part(name: str) -> str:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from livery_adapters.coverage import CoverageReport, check_against
-from livery_adapters.layout import AdapterManifest, BaseCopy, Kind, TargetTensors, digest_of
-from livery_adapters.peft_config import LoraSettings, parse_lora_config
+from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors, digest_of
+from livery_adapters.peft_config import CommonSettings, check_fields, common_settings
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.strict_json import parse_object
 from livery_adapters.tensor_file import (
@@ -25,14 +27,17 @@ from livery_adapters.tensor_file import (
     TensorEntry,
     read_config_bytes,
     read_weights,
+    read_weights_header,
 )
+from livery_adapters.types import type_of
+from livery_adapters.types.base import PeftType
 
 __all__ = [
     "FILE_NAMES",
     "AdapterManifest",
     "AdapterRefused",
-    "BaseCopy",
     "CoverageReport",
+    "FullTensor",
     "Limits",
     "TargetTensors",
     "check_against",
@@ -40,146 +45,130 @@ __all__ = [
     "read_manifest",
 ]
 
+_ROOT = "base_model."
 _PREFIX = "base_model.model."
-_HALVES: dict[str, tuple[Kind, int]] = {
-    "lora_A": ("linear", 0),
-    "lora_B": ("linear", 1),
-    "lora_embedding_A": ("embedding", 0),
-    "lora_embedding_B": ("embedding", 1),
-}
-_SHOWN_FIELDS = ("r", "lora_alpha", "use_rslora", "target_modules", "task_type", "peft_version")
+_ADAPTER = "default"  # PEFT's name for the only adapter, which files of its older versions still carry
+_SHOWN_FIELDS = ("r", "lora_alpha", "use_rslora", "target_modules", "modules_to_save", "task_type", "peft_version")
 
 
-def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS) -> AdapterManifest:
+def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS, digest: str | None = None) -> AdapterManifest:
     """Read and validate the adapter in `directory`; other files there are ignored. Raises AdapterRefused.
 
-    Reads the weights once from end to end for the digest, so call it off the event loop.
+    Reads the weights once from end to end for the digest, so call it off the event loop; with `digest`, that of
+    files whose contents were verified before, only their headers.
     """
     data = read_config_bytes(directory, limits)
     config = parse_object(data, CONFIG_NAME, code="bad_json")
-    settings = parse_lora_config(config)
-    entries, size, weights_hash = read_weights(directory, limits)
-    targets, copies = _sort_tensors(entries, settings)
+    kind = type_of(config.get("peft_type"))
+    check_fields(config, kind.rules)
+    common, settings = common_settings(config), kind.parse(config)
+    if digest is None:
+        entries, size, weights_hash = read_weights(directory, limits)
+        digest = digest_of({CONFIG_NAME: hashlib.sha256(data).hexdigest(), WEIGHTS_NAME: weights_hash})
+    else:
+        entries, size = read_weights_header(directory, limits)
+    found = _sort_tensors(entries, kind, common)
+    targets = tuple(_target(module, roles, kind, common, settings) for module, roles in found.modules.items())
+    if not targets and not found.full:
+        raise AdapterRefused("no_matching_module", f"{WEIGHTS_NAME} holds nothing but tensors that all modules share")
     return AdapterManifest(
-        digest=digest_of({CONFIG_NAME: hashlib.sha256(data).hexdigest(), WEIGHTS_NAME: weights_hash}),
-        peft_type="LORA",
-        base_name=settings.base_name,
+        digest=digest,
+        peft_type=kind.name,
+        common=common,
+        settings=settings,
         targets=targets,
-        base_copies=copies,
+        shared=found.shared,
+        full=tuple(found.full.values()),
         tensors=entries,
         nbytes=size + len(data),
-        targets_by_pattern=settings.targets.names is None,
         facts={name: config[name] for name in _SHOWN_FIELDS if name in config},
+        invocation=kind.invocation(settings) if kind.invocation else (),
+        warnings=kind.warn(targets, settings) if kind.warn else (),
     )
 
 
-def _sort_tensors(
-    entries: Iterable[TensorEntry], settings: LoraSettings
-) -> tuple[tuple[TargetTensors, ...], tuple[BaseCopy, ...]]:
-    pairs: dict[tuple[str, Kind], list[TensorEntry | None]] = {}
-    copies: list[BaseCopy] = []
+@dataclass(slots=True)
+class _Sorted:
+    """The tensors of a file: by module and role, of no module by role, complete parameters by path."""
+
+    modules: dict[str, dict[str, TensorEntry]] = field(default_factory=dict)
+    shared: dict[str, TensorEntry] = field(default_factory=dict)
+    full: dict[str, FullTensor] = field(default_factory=dict)
+
+
+def _sort_tensors(entries: Iterable[TensorEntry], kind: PeftType[Any], common: CommonSettings) -> _Sorted:
+    found = _Sorted()
     for entry in entries:
-        module, rest = _split(entry.name)
-        half = _HALVES.get(rest)
-        if half is not None:
-            kind, index = half
-            pair = pairs.setdefault((module, kind), [None, None])
-            if pair[index] is not None:
-                raise AdapterRefused("duplicate_tensor", f"{module} has {rest} twice; keep one and save again")
-            pair[index] = entry
-        elif rest in ("weight", "base_layer"):
-            copies.append(BaseCopy(module, entry.name, entry.shape))
+        role = kind.shared.get(entry.name.removeprefix(_ROOT)) if entry.name.startswith(_ROOT) else None
+        if role is not None:
+            found.shared[role] = entry
+            continue
+        parts = _parts(entry.name, kind)
+        module, role = _role(parts, kind)
+        if role is not None:
+            roles = found.modules.setdefault(module, {})
+            if role in roles:
+                raise AdapterRefused("duplicate_tensor", f"{module} has {role} twice; keep one and save again")
+            roles[role] = entry
         else:
-            raise _unknown(entry.name)
-    if not pairs:
-        raise AdapterRefused(
-            "no_matching_module",
-            f"{WEIGHTS_NAME} holds no lora_A and lora_B tensors; copy the adapter PEFT's save_pretrained made, not "
-            "a whole model",
-        )
-    # First, because tying also adapts the head, which target_modules doesn't name.
-    _check_tying((kind for _, kind in pairs), settings)
-    targets = tuple(_target(module, kind, a, b, settings) for (module, kind), (a, b) in pairs.items())
-    return targets, tuple(copies)
+            full = _full(entry, parts, kind, common)
+            if found.full.setdefault(full.path, full) is not full:
+                raise AdapterRefused("duplicate_tensor", f"{full.path} is there twice; keep one and save again")
+    return found
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Split a tensor's name into module path and what it is: a key of _HALVES, "base_layer" or "weight"."""
+def _parts(name: str, kind: PeftType[Any]) -> list[str]:
+    """The dotted parts of a tensor's name after PEFT's prefix and without the adapter's name."""
     if not name.startswith(_PREFIX):
-        raise _unknown(name)
+        raise _unknown(name, kind)
     parts = name.removeprefix(_PREFIX).split(".")
-    if parts[-1] == "weight" and len(parts) > 1:
-        del parts[-1]
-        if parts[-1] not in ("default", "lora_A", "lora_B", "base_layer"):
-            return ".".join(parts), "weight"
-    elif not any(part.startswith("lora_embedding_") for part in parts[-2:]):
-        raise _unknown(name)
-    if parts[-1] == "default":
-        del parts[-1]
+    for index in (-1, -2):
+        if len(parts) > 2 and parts[index] == _ADAPTER:
+            del parts[index]
+            break
     if len(parts) < 2:
-        raise _unknown(name)
-    return ".".join(parts[:-1]), parts[-1]
+        raise _unknown(name, kind)
+    return parts
+
+
+def _role(parts: list[str], kind: PeftType[Any]) -> tuple[str, str | None]:
+    """The module and the role of a tensor; no role when none of the type's suffixes fits."""
+    for count in range(min(3, len(parts) - 1), 0, -1):
+        role = kind.suffixes.get(".".join(parts[-count:]))
+        if role is not None:
+            return ".".join(parts[:-count]), role
+    return "", None
+
+
+def _full(entry: TensorEntry, parts: list[str], kind: PeftType[Any], common: CommonSettings) -> FullTensor:
+    """A complete parameter; the base says later whether the module has one of that name."""
+    if any(part.startswith(kind.prefixes) for part in parts):
+        raise _unknown(entry.name, kind)
+    *path, parameter = parts
+    if path[-1] in ("base_layer", "original_module") and len(path) > 1:
+        return FullTensor(".".join(path[:-1]), parameter, entry, own=False)
+    module = ".".join(path)
+    return FullTensor(module, parameter, entry, own=common.saves(module))
 
 
 def _target(
-    module: str, kind: Kind, a: TensorEntry | None, b: TensorEntry | None, settings: LoraSettings
+    module: str, roles: dict[str, TensorEntry], kind: PeftType[Any], common: CommonSettings, settings: object
 ) -> TargetTensors:
-    if a is None or b is None:
-        there = a or b
-        raise AdapterRefused(
-            "missing_half",
-            f"{module} has only {there.name if there else 'nothing'}; both halves (A and B) are needed: save the "
-            "adapter again",
-        )
-    if not settings.targets.covers(module):
+    target = kind.target(module, roles, settings)
+    if not target.named and not common.targets.covers(module):
         raise AdapterRefused(
             "untargeted_tensor",
             f"the file adapts {module}, which target_modules, exclude_modules or layers_to_transform leave out (PEFT "
             "would ignore it); correct adapter_config.json or save the adapter again",
         )
-    _check_pair(module, a, b, settings.rank_of(module))
-    rank = a.shape[0]
-    return TargetTensors(
-        module=module,
-        kind=kind,
-        rank=rank,
-        scale=settings.scale_of(module, rank),
-        in_features=a.shape[1],
-        out_features=b.shape[0],
-        dtype=a.dtype,
-        a=a.name,
-        b=b.name,
-    )
+    return target
 
 
-def _check_pair(module: str, a: TensorEntry, b: TensorEntry, rank: int) -> None:
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in a.shape + b.shape:
-        raise AdapterRefused(
-            "wrong_shape",
-            f"{module}: A is {list(a.shape)} and B is {list(b.shape)}; [rank, in] and [out, rank] are needed",
-        )
-    if a.shape[0] != rank:
-        raise AdapterRefused(
-            "rank_mismatch",
-            f"{module}: the tensors have rank {a.shape[0]} and adapter_config.json says {rank} (r or rank_pattern); "
-            "the two files don't belong together",
-        )
-    if a.dtype != b.dtype:
-        raise AdapterRefused("bad_dtype", f"{module}: A is {a.dtype} and B is {b.dtype}; save both in one dtype")
-
-
-def _check_tying(kinds: Iterable[Kind], settings: LoraSettings) -> None:
-    if settings.ties_weights and "embedding" in kinds:
-        raise AdapterRefused(
-            "unsupported_field",
-            "ensure_weight_tying is true and an embedding is adapted: adapters shared between embedding and head are "
-            "not supported yet; train with ensure_weight_tying=False",
-        )
-
-
-def _unknown(name: str) -> AdapterRefused:
+def _unknown(name: str, kind: PeftType[Any]) -> AdapterRefused:
+    suffixes = sorted(kind.suffixes)
+    listed = ", ".join(suffixes[:2]) + (", ..." if len(suffixes) > 2 else "")
     return AdapterRefused(
         "unknown_tensor",
-        f"tensor {name} is not part of a plain LoRA adapter; expected {_PREFIX}<module>.lora_A.weight and lora_B, as "
+        f"tensor {name} is not part of a {kind.name} adapter; expected {_PREFIX}<module>. followed by {listed}, as "
         "PEFT's save_pretrained writes them",
     )

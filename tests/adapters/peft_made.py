@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from engine.families import configs
-from livery_adapters.base_model import BaseModel, BaseShapes, ModuleShape
+from livery_adapters.base_model import BaseModel, BaseShapes, ExpertsShape, ModuleShape
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -34,15 +34,58 @@ def tiny_model(family: str = "llama") -> Any:
 @cache
 def tiny_base(family: str = "llama") -> BaseModel:
     """The same model as adapters see it, written down from its modules."""
+    model = tiny_model(family)
     shapes = {}
-    for path, module in tiny_model(family).named_modules():
+    plain = {}
+    for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            shapes[path] = ModuleShape("linear", module.in_features, module.out_features)
+            shapes[path] = ModuleShape("linear", module.in_features, module.out_features, module.bias is not None)
         elif isinstance(module, Conv1D):
-            shapes[path] = ModuleShape("linear", *module.weight.shape)
+            shapes[path] = ModuleShape("linear", *module.weight.shape, has_bias=True, input_first=True)
         elif isinstance(module, nn.Embedding):
             shapes[path] = ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
-    return BaseModel(f"tiny-{family}", "0" * 64, BaseShapes(shapes))
+        elif "norm" in type(module).__name__.lower():
+            plain[path] = {name: tuple(weight.shape) for name, weight in module.named_parameters(recurse=False)}
+    tied = {}
+    if model.config.tie_word_embeddings:
+        inputs = model.get_input_embeddings()
+        tied["lm_head"] = next(path for path, module in model.named_modules() if module is inputs)
+    experts = {
+        path: ExpertsShape(*_experts(weight, path.endswith("gate_up_proj"), model.config))
+        for path, weight in model.named_parameters()
+        if ".experts." in path and weight.ndim == 3
+    }
+    return BaseModel(f"tiny-{family}", "0" * 64, BaseShapes(shapes, plain, experts, tied))
+
+
+def _experts(weight: Tensor, widens: bool, config: Any) -> tuple[int, int, int, bool]:
+    """Experts, in and out features, and whether the input comes first in memory."""
+    hidden = int(config.hidden_size)
+    count, one, other = weight.shape
+    input_first = (one == hidden) if widens else (other == hidden)
+    return (count, one, other, True) if input_first else (count, other, one, False)
+
+
+class Weights:
+    """The weights of a family's tiny model, as a conversion asks for them, in one dtype."""
+
+    def __init__(self, family: str, dtype: torch.dtype = torch.float32, model: Any = None) -> None:
+        self._model = tiny_model(family) if model is None else model
+        self._modules = dict(self._model.named_modules())
+        self._dtype = dtype
+        self.shapes = tiny_base(family).shapes
+
+    def weight(self, module: str) -> Tensor:
+        weight: Tensor = self._modules[module].weight.detach().to(self._dtype)
+        return weight.t() if isinstance(self._modules[module], Conv1D) else weight
+
+    def bias(self, module: str) -> Tensor | None:
+        bias = getattr(self._modules[module], "bias", None)
+        return None if bias is None else bias.detach().to(self._dtype)
+
+    def parameter(self, path: str) -> Tensor:
+        parameter: Tensor = self._model.get_parameter(path).detach().to(self._dtype)
+        return parameter
 
 
 def make(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapters.peft_made import edit_tensors, load, lora_layers, make, tiny_base, tiny_model
+from adapters.peft_made import Weights, edit_tensors, load, lora_layers, make, tiny_base
 from livery_adapters.canonical import CanonicalAdapter, LowRank, tensors_of
 from livery_adapters.formats import convert
 from livery_adapters.manifest import AdapterRefused, check_against, read_manifest
@@ -19,18 +19,6 @@ from livery_adapters.tensor_file import WEIGHTS_NAME
 
 UNTIED = "llama-dynamic-rope"
 EMBEDDING_COPY = "base_model.model.model.embed_tokens.base_layer.weight"
-
-
-class Weights:
-    """The base's weights by module path, in one dtype."""
-
-    def __init__(self, family: str, dtype: torch.dtype = torch.float32) -> None:
-        self._modules = dict(tiny_model(family).named_modules())
-        self._dtype = dtype
-
-    def weight(self, module: str) -> Tensor:
-        weight: Tensor = self._modules[module].weight.detach().to(self._dtype)
-        return weight
 
 
 def converted(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32) -> CanonicalAdapter:
@@ -120,14 +108,15 @@ def test_a_copy_may_be_rounded_to_the_coarser_dtype(saved: torch.dtype, base: to
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-def test_a_changed_copy_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_changed_copy_replaces_the_weight(dtype: torch.dtype, tmp_path: Path) -> None:
     make(tmp_path, UNTIED, target_modules=["embed_tokens"], dtype=dtype)
     changed = load_file(tmp_path / WEIGHTS_NAME)[EMBEDDING_COPY]
     changed[96, 31] *= 1.01
     edit_tensors(tmp_path, **{EMBEDDING_COPY: changed})
-    with pytest.raises(AdapterRefused, match=r"model\.embed_tokens: replaced weights are not supported") as caught:
-        converted(tmp_path, UNTIED)
-    assert caught.value.code == "replaced_weight"
+    change = converted(tmp_path, UNTIED).embeddings["model.embed_tokens"]
+    assert change.delta is not None
+    assert change.weight is not None
+    assert torch.equal(change.weight, changed)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -136,7 +125,7 @@ def test_a_resized_copy_is_refused_before_any_weight_is_read(tmp_path: Path) -> 
     edit_tensors(tmp_path, **{EMBEDDING_COPY: torch.ones(98, 32)})
     with pytest.raises(AdapterRefused, match="resized vocabularies") as caught:
         check_against(read_manifest(tmp_path), tiny_base(UNTIED))
-    assert caught.value.code == "wrong_shape"
+    assert caught.value.code == "resized_vocabulary"
 
 
 def test_a_weight_that_overflows_is_refused_by_name(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.peft_made import make, tiny_base
+from adapters.peft_made import Weights, make, tiny_base
 from livery_adapters.formats import convert
 from livery_adapters.ingest import check_directory
 from livery_adapters.patterns import parse_pattern
@@ -25,13 +25,6 @@ LIMITS = Limits(max_rank=16, max_weight_bytes=1 << 20, max_header_bytes=1 << 16,
 # Hypothesis fails an example that takes longer than this: room for a busy machine, none for a second scan of
 # anything that grows faster than the file.
 bounded = settings(max_examples=120, deadline=timedelta(seconds=5))
-
-
-class NoBase:
-    """No test here may come as far as comparing copies of base weights."""
-
-    def weight(self, module: str) -> object:
-        raise AssertionError(f"the weight of {module} was asked for")
 
 
 @cache
@@ -58,7 +51,7 @@ def accepted(config: bytes, weights: bytes) -> bool:
         try:
             checked = check_directory(folder, tiny_base(), LIMITS)
             # What passed the checks is then opened by the safetensors library, which may still disagree.
-            adapter = convert(folder, checked.manifest, NoBase())  # type: ignore[arg-type]
+            adapter = convert(folder, checked.manifest, Weights("llama"))
         except AdapterRefused as refused:
             assert refused.message
             return False

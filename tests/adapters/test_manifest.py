@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from adapters.peft_made import (
     Q0,
@@ -25,8 +25,8 @@ from adapters.peft_made import (
 )
 from livery_adapters.ingest import check_directory
 from livery_adapters.manifest import AdapterRefused, Limits, check_against, read_manifest
-from livery_adapters.peft_config import HARMLESS, READ, UNSUPPORTED
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
+from livery_adapters.types import TYPES
 
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("llama", {"r": 4, "lora_alpha": 12}),
@@ -97,6 +97,26 @@ def test_the_coverage_report_counts_what_is_adapted(tmp_path: Path) -> None:
         "dtypes": ("BF16",),
         "nbytes": sum((tmp_path / name).stat().st_size for name in (CONFIG_NAME, WEIGHTS_NAME)),
         "warnings": (),
+        "modules_by_path": {
+            f"model.layers.{layer}.{module}": {
+                "kind": "linear",
+                "rank": rank,
+                "dtype": "BF16",
+                "nbytes": nbytes,
+                "relative": None,
+                "error": None,
+            }
+            for layer in range(3)
+            for module, rank, nbytes in (
+                ("self_attn.q_proj", 2, 2 * 2 * (32 + 32)),
+                ("mlp.up_proj", 5, 2 * 5 * (32 + 48)),
+            )
+        },
+        "smallest_effect": None,
+        "median_effect": None,
+        "largest_effect": None,
+        "exact": None,
+        "error": None,
     }
 
 
@@ -227,8 +247,7 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
     "another method": (_config(peft_type="IA3"), "unsupported_peft_type", "'IA3'", "Train it as LORA"),
     "no method": (_config(peft_type=None), "unsupported_peft_type", "None", "Train it as LORA"),
     "DoRA": (_config(use_dora=True), "unsupported_field", "DoRA", "merge the adapter"),
-    "modules to save": (_config(modules_to_save=["lm_head"]), "unsupported_field", "['lm_head']", "merge the adapter"),
-    "bias": (_config(bias="lora_only"), "unsupported_field", "'lora_only'", "bias='none'"),
+    "modules to save": (_config(modules_to_save=["lm_head"]), "missing_tensor", "lm_head", "save the adapter again"),
     "residual init": (_config(init_lora_weights="pissa"), "unconverted_init", "'pissa'", "save_pretrained"),
     "unknown field": (_config(use_magic=3), "unknown_field", "'use_magic' is 3", "remove it"),
     "rank of text": (_config(r="8"), "bad_field", "r is '8'", "fix adapter_config.json"),
@@ -291,13 +310,6 @@ def test_a_refusal_names_the_thing_and_the_remedy(case: str, tmp_path: Path) -> 
     assert remedy in caught.value.message
 
 
-def test_an_adapter_shared_between_embedding_and_head_is_refused_by_its_field(tmp_path: Path) -> None:
-    make(tmp_path, target_modules=["embed_tokens"], ensure_weight_tying=True)
-    with pytest.raises(AdapterRefused, match="ensure_weight_tying is true") as caught:
-        read_manifest(tmp_path)
-    assert caught.value.code == "unsupported_field"
-
-
 def test_refusing_what_is_no_file_keeps_no_descriptor_open(tmp_path: Path) -> None:
     make(tmp_path)
     _directory(tmp_path)
@@ -308,10 +320,11 @@ def test_refusing_what_is_no_file_keeps_no_descriptor_open(tmp_path: Path) -> No
     assert len(os.listdir("/dev/fd")) < before + 20
 
 
-def test_every_field_of_pefts_configuration_has_one_rule() -> None:
-    places = [*READ, *HARMLESS, *UNSUPPORTED, "bias"]
-    assert len(places) == len(set(places))
-    missing = {field.name for field in dataclasses.fields(LoraConfig)} - set(places)
+@pytest.mark.parametrize("name", sorted(TYPES))
+def test_every_field_of_pefts_configuration_has_one_rule(name: str) -> None:
+    known = TYPES[name].rules.known
+    assert len(known) == len(set(known)), "a field has two rules"
+    missing = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[name])} - set(known)
     assert not missing, "a new PEFT has fields that nobody has judged yet"
 
 

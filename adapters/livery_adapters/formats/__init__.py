@@ -1,27 +1,50 @@
 """One file per PEFT type: files on disk to the canonical form an engine applies. Needs torch.
 
 adapter = convert(path, manifest, base_weights)
-adapter.linears["model.layers.0.self_attn.q_proj"].a    # [rank, in_features], in the file's dtype
+adapter.linears["model.layers.0.self_attn.q_proj"].deltas[0].a    # [rank, in_features], in the file's dtype
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from livery_adapters.canonical import BaseWeights, CanonicalAdapter
-from livery_adapters.formats.lora import convert_lora
+from livery_adapters.formats import lora
+from livery_adapters.formats.assembly import Assembly
+from livery_adapters.formats.base import Conversion
+from livery_adapters.formats.magnitude import Norms
 from livery_adapters.layout import AdapterManifest
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.tensor_file import WEIGHTS_NAME
 
-_CONVERSIONS = {"LORA": convert_lora}
+CONVERSIONS: Mapping[str, Conversion[Any]] = {"LORA": lora.CONVERSION}
 
 
-def convert(directory: Path, manifest: AdapterManifest, base_weights: BaseWeights) -> CanonicalAdapter:
+def convert(
+    directory: Path, manifest: AdapterManifest, base_weights: BaseWeights, approximate: int = 0
+) -> CanonicalAdapter:
     """Turn the verified files in `directory` into tensors. Raises AdapterRefused.
 
     `manifest` is what `read_manifest` returned for that directory and passed `check_against` for the base.
+    `approximate` is the rank to which a type without an exact form is factorised; 0 refuses such types.
     """
-    conversion = _CONVERSIONS.get(manifest.peft_type)
+    conversion = CONVERSIONS.get(manifest.peft_type)
     if conversion is None:
         raise AdapterRefused("unsupported_peft_type", f"{manifest.peft_type} adapters are not supported yet")
-    return conversion(directory, manifest, base_weights)
+    try:
+        with safe_open(str(directory / WEIGHTS_NAME), framework="pt") as file:
+            tensors = {entry.name: file.get_tensor(entry.name) for entry in manifest.tensors}
+    except SafetensorError as error:  # the library is stricter than tensor_file in a few spellings, such as -0
+        raise AdapterRefused(
+            "bad_header", f"{WEIGHTS_NAME} can't be opened by safetensors ({error}); save the adapter again"
+        ) from error
+    norms = Norms()
+    for name, tensor in tensors.items():
+        norms.check_file(name, tensor)
+    adapter = Assembly(manifest, conversion, tensors, base_weights, approximate).adapter()
+    norms.check(adapter)
+    return adapter

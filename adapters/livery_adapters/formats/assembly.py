@@ -1,0 +1,193 @@
+"""From the tensors of a file to a whole canonical adapter: each module by its type, then what all types share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from livery_adapters.base_model import BaseShapes
+from livery_adapters.canonical import (
+    BaseWeights,
+    CanonicalAdapter,
+    EmbeddingChange,
+    ExpertsChange,
+    LinearChange,
+)
+from livery_adapters.formats.approximation import factorised
+from livery_adapters.formats.base import Change, Conversion, Tensors
+from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors
+from livery_adapters.refusal import AdapterRefused
+
+
+class ReplacedBase:
+    """The base's weights as the adapter's complete parameters leave them: what PEFT's layers then work on.
+
+    `own` are parameters of one module alone, `written` those that overwrite the base's, also under the name of a
+    module that is tied to it. What merely repeats the base's is in neither.
+    """
+
+    def __init__(self, full: tuple[FullTensor, ...], tensors: Tensors, base: BaseWeights) -> None:
+        self._base = base
+        self.own: dict[str, Tensor] = {}
+        self.written: dict[str, Tensor] = {}
+        for item in full:
+            value, there = self._natural(item, tensors[item.entry.name]), self._of_base(item)
+            if not _repeats(value, there):
+                (self.own if item.own else self.written)[item.path] = value
+        for head, embedding in base.shapes.tied.items():
+            self._tie(f"{head}.weight", f"{embedding}.weight")
+
+    @property
+    def shapes(self) -> BaseShapes:
+        return self._base.shapes
+
+    def weight(self, module: str) -> Tensor:
+        found = self.replaced(f"{module}.weight")
+        return self._base.weight(module) if found is None else found
+
+    def bias(self, module: str) -> Tensor | None:
+        found = self.replaced(f"{module}.bias")
+        return self._base.bias(module) if found is None else found
+
+    def parameter(self, path: str) -> Tensor:
+        found = self.replaced(path)
+        return self._base.parameter(path) if found is None else found
+
+    def replaced(self, path: str) -> Tensor | None:
+        """The parameter at `path` where the adapter brings one that differs from the base's."""
+        return self.own.get(path, self.written.get(path))
+
+    def _natural(self, item: FullTensor, tensor: Tensor) -> Tensor:
+        """In the layout of BaseWeights: a weight of GPT-2's Conv1D lies the other way round in the file."""
+        shape = self.shapes.modules.get(item.module)
+        if shape is not None and shape.input_first and item.parameter == "weight":
+            return tensor.t().contiguous()
+        return tensor
+
+    def _of_base(self, item: FullTensor) -> Tensor | None:
+        if item.module not in self.shapes.modules:
+            return self._base.parameter(item.path)
+        return self._base.bias(item.module) if item.parameter == "bias" else self._base.weight(item.module)
+
+    def _tie(self, head: str, embedding: str) -> None:
+        one, other = self.written.get(head), self.written.get(embedding)
+        if one is not None and other is not None and not torch.equal(one, other):
+            raise AdapterRefused(
+                "replaced_weight",
+                f"the file replaces {head} and {embedding}, which are one weight in this base, by different ones; "
+                "train on a base whose head has its own weight, or save the adapter again",
+            )
+        written = other if one is None else one
+        if written is not None:
+            self.written[head] = self.written[embedding] = written
+
+
+class Assembly:
+    """One conversion. `adapter()` is the result; raises AdapterRefused."""
+
+    def __init__(
+        self,
+        manifest: AdapterManifest,
+        conversion: Conversion[Any],
+        tensors: Tensors,
+        base: BaseWeights,
+        approximate: int,
+    ) -> None:
+        self._manifest = manifest
+        self._conversion = conversion
+        self._tensors = tensors
+        self._base = ReplacedBase(manifest.full, tensors, base)
+        self._approximate = approximate
+        self._linears: dict[str, LinearChange] = {}
+        self._embeddings: dict[str, EmbeddingChange] = {}
+        self._experts: dict[str, ExpertsChange] = {}
+        self._plain: dict[str, dict[str, Tensor]] = {}
+        self._errors: dict[str, float] = {}
+
+    def adapter(self) -> CanonicalAdapter:
+        shared = {role: self._tensors[entry.name] for role, entry in self._manifest.shared.items()}
+        if self._conversion.shared is not None:
+            shared = dict(self._conversion.shared(self._manifest, shared, self._base))
+        for target in self._manifest.targets:
+            own = {role: self._tensors[entry.name] for role, entry in target.tensors.items()}
+            self._put(target, self._change(target, {**shared, **own}))
+        for path, value in {**self._base.written, **self._base.own}.items():
+            module, _, parameter = path.rpartition(".")
+            self._replace(module, parameter, value)
+        for head, embedding in self._base.shapes.tied.items():
+            self._tie(head, embedding)
+        return CanonicalAdapter(
+            digest=self._manifest.digest,
+            linears=self._linears,
+            embeddings=self._embeddings,
+            experts=self._experts,
+            plain=self._plain,
+            errors=self._errors,
+        )
+
+    def _change(self, target: TargetTensors, tensors: Tensors) -> Change:
+        settings = self._manifest.settings
+        if self._conversion.convert_module is not None:
+            return self._conversion.convert_module(target, tensors, settings, self._base)
+        if not self._approximate or self._conversion.dense_delta is None:
+            raise AdapterRefused(
+                "no_exact_form",
+                f"{self._manifest.peft_type} has no exact form here; add it with --approximate RANK to serve its "
+                "best approximation of that rank, or merge it into the base",
+            )
+        delta = self._conversion.dense_delta(target, tensors, settings, self._base)
+        pair, self._errors[target.path] = factorised(delta, self._approximate)
+        return LinearChange(deltas=(pair,))
+
+    def _put(self, target: TargetTensors, change: Change) -> None:
+        match change:
+            case LinearChange():
+                self._linears[target.module] = change
+            case EmbeddingChange():
+                self._embeddings[target.module] = change
+            case ExpertsChange():
+                self._experts[target.path] = change
+            case Mapping():
+                self._plain.setdefault(target.module, {}).update(change)
+
+    def _replace(self, module: str, parameter: str, value: Tensor) -> None:
+        """Put in a complete parameter, unless the type's own conversion did."""
+        shape = self._base.shapes.modules.get(module)
+        if shape is None:
+            self._plain.setdefault(module, {}).setdefault(parameter, value)
+        elif shape.kind == "embedding":
+            embedding = self._embeddings.get(module, EmbeddingChange())
+            if embedding.weight is None:
+                self._embeddings[module] = replace(embedding, weight=value)
+        else:
+            linear = self._linears.get(module, LinearChange())
+            if parameter == "weight" and linear.weight is None:
+                self._linears[module] = replace(linear, weight=value)
+            elif parameter == "bias" and linear.bias is None:
+                self._linears[module] = replace(linear, bias=value)
+
+    def _tie(self, head: str, embedding: str) -> None:
+        """Give a head what its embedding got, where PEFT applies one change to both."""
+        change = self._embeddings.get(embedding)
+        followed = any(target.tied for target in self._manifest.targets if target.module == embedding)
+        if change is None or not (followed or self._manifest.common.ties_weights):
+            return
+        ours = self._linears.get(head, LinearChange())
+        if followed and change.rows is not None and ours.rows is None:
+            ours = replace(ours, rows=change.rows)
+        if self._manifest.common.ties_weights and ours.weight is None and f"{head}.weight" not in self._base.own:
+            ours = replace(ours, weight=change.weight)
+        if ours != LinearChange():
+            self._linears[head] = ours
+
+
+def _repeats(saved: Tensor, base: Tensor | None) -> bool:
+    """Equal once rounded to the coarser of the two dtypes: a bf16 copy of an fp32 base, or the reverse."""
+    if base is None:
+        return False
+    base = base.to(saved.device)
+    return torch.equal(base.to(saved.dtype), saved) or torch.equal(saved.to(base.dtype), base)

@@ -1,0 +1,33 @@
+"""What a PEFT type has to do with its tensors, with torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from livery_adapters.canonical import BaseWeights, EmbeddingChange, ExpertsChange, LinearChange
+from livery_adapters.layout import AdapterManifest, TargetTensors
+
+S = TypeVar("S")
+Tensors = Mapping[str, Tensor]
+# A mapping holds the new parameters of a module that is neither linear nor an embedding, by name.
+Change = LinearChange | EmbeddingChange | ExpertsChange | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion(Generic[S]):
+    """How one PEFT type becomes canonical; `S` are its settings. All functions may raise AdapterRefused.
+
+    `convert_module(target, tensors, settings, base)` gives the exact form of one module's change; `tensors` are its
+    own by role, as the file has them, and the shared ones. A type without an exact form has `dense_delta` instead,
+    with the same arguments: the ΔW of a linear module [out_features, in_features] in fp32, which is then factorised
+    to the rank that the operator asked for. `shared(manifest, tensors, base)` makes what all modules share from the
+    shared tensors of the file, once.
+    """
+
+    convert_module: Callable[[TargetTensors, Tensors, S, BaseWeights], Change] | None
+    dense_delta: Callable[[TargetTensors, Tensors, S, BaseWeights], Tensor] | None = None
+    shared: Callable[[AdapterManifest, Tensors, BaseWeights], Tensors] | None = None

@@ -1,0 +1,82 @@
+"""Is every number of an adapter finite, in the file and in what comes of it?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from livery_adapters.canonical import (
+    CanonicalAdapter,
+    EmbeddingChange,
+    ExpertsChange,
+    Kronecker,
+    LinearChange,
+    LowRank,
+    SharedBasis,
+    tensors_of,
+)
+from livery_adapters.refusal import AdapterRefused
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class Norms:
+    """The Frobenius norms of tensors: one pass over each shows whether all its numbers are finite."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, float] = {}
+
+    def check_file(self, name: str, tensor: Tensor) -> None:
+        """Refuse a tensor of the file with a NaN or an infinity. Raises AdapterRefused (nonfinite_weights)."""
+        norm = self._known[tensor.data_ptr()] = _norm(tensor)
+        if not math.isfinite(norm) and not bool(torch.isfinite(tensor).all()):
+            raise AdapterRefused(
+                "nonfinite_weights",
+                f"tensor {name} holds NaN or infinity; training diverged: use an earlier checkpoint",
+            )
+
+    def check(self, adapter: CanonicalAdapter) -> None:
+        """Refuse an adapter whose numbers overflow fp32 when it is applied. Raises AdapterRefused (overflow).
+
+        ‖B·A‖ is at most ‖B‖·‖A‖: a product of norms that fits fp32 is a bound without computing ΔW.
+        """
+        for part in (adapter.linears, adapter.embeddings, adapter.experts, adapter.plain):
+            for path, change in part.items():
+                norms = [self._of(tensor) for tensor in tensors_of(change) if tensor.is_floating_point()]
+                bounds = [self._bound(delta) for delta in _deltas(change)]
+                if not sum(norms) + sum(bounds) <= _LARGEST:
+                    raise AdapterRefused(
+                        "overflow",
+                        f"{path}: the numbers of the file are finite and what they amount to is not; lower lora_alpha "
+                        "or use an earlier checkpoint",
+                    )
+
+    def _bound(self, delta: object) -> float:
+        match delta:
+            case LowRank(a, b, scale) | ExpertsChange(a, b, scale) | Kronecker(a, b, scale):
+                return abs(scale) * self._of(a) * self._of(b)
+            case SharedBasis(a, b, rank_gain, out_gain, scale):
+                return abs(scale) * math.prod(self._of(tensor) for tensor in (a, b, rank_gain, out_gain))
+        return 0.0
+
+    def _of(self, tensor: Tensor) -> float:
+        # A view of a tensor of the file begins where that does and has at most its norm.
+        known = self._known.get(tensor.data_ptr())
+        if known is None:
+            known = self._known[tensor.data_ptr()] = _norm(tensor)
+        return known
+
+
+def _deltas(change: object) -> tuple[object, ...]:
+    match change:
+        case LinearChange():
+            return change.deltas
+        case EmbeddingChange():
+            return (change.delta,)
+    return (change,)
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
