@@ -31,6 +31,7 @@ from livery.engine.base import (
     RequestRefused,
     TokenDelta,
 )
+from livery_adapters.effect import AdapterEffect
 
 STOP_SECONDS = 10.0  # how long a stopping engine may take before it is killed
 PING_SECONDS = 30.0  # longest step that still counts as progress
@@ -50,7 +51,7 @@ class EngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(m.FromEngine)
         self._streams: dict[str, asyncio.Queue[TokenDelta | Exception]] = {}
-        self._loads: dict[str, list[asyncio.Future[None]]] = {}
+        self._loads: dict[str, list[asyncio.Future[AdapterEffect | None]]] = {}
         self._pings: dict[int, asyncio.Future[EngineStats]] = {}
         self._calls = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
@@ -145,12 +146,12 @@ class EngineClient:
         with suppress(EngineDead):  # then there is nothing left to abort
             await self._send(m.Abort(request_id))
 
-    async def load_adapter(self, adapter: AdapterRef) -> None:
+    async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
         self._check_alive()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[AdapterEffect | None] = asyncio.get_running_loop().create_future()
         self._loads.setdefault(adapter.digest, []).append(done)
         await self._send(m.Load(adapter))
-        await done
+        return await done
 
     async def unload_adapter(self, digest: str) -> None:
         with suppress(EngineDead):
@@ -211,8 +212,8 @@ class EngineClient:
                 for delta in deltas:
                     if delta.request_id in self._streams:
                         self._streams[delta.request_id].put_nowait(delta)
-                for digest, error in loads:
-                    self._settle_load(digest, error)
+                for outcome in loads:
+                    self._settle_load(outcome)
             case m.Rejected(request_id, reason):
                 if request_id in self._streams:
                     self._streams[request_id].put_nowait(RequestRefused(reason))
@@ -225,14 +226,14 @@ class EngineClient:
         if not self._stopping:
             self._fail_all(f"the engine process ended with status {status}; restart the server")
 
-    def _settle_load(self, digest: str, error: str | None) -> None:
-        for done in self._loads.pop(digest, []):
+    def _settle_load(self, outcome: m.LoadOutcome) -> None:
+        for done in self._loads.pop(outcome.digest, []):
             if done.done():
                 continue
-            if error is None:
-                done.set_result(None)
+            if outcome.error is None:
+                done.set_result(outcome.effect)
             else:
-                done.set_exception(AdapterLoadFailed(error))
+                done.set_exception(AdapterLoadFailed(outcome.error, outcome.code))
 
     def _fail_all(self, reason: str) -> None:
         self._dead = self._dead or reason

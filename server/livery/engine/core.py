@@ -18,8 +18,9 @@ from livery.engine.base import (
     TokenDelta,
 )
 from livery.engine.blocks import BlockPool
-from livery.engine.loader import Loaded, Loader
+from livery.engine.loader import LOAD_FAILED, Loaded, Loader
 from livery.engine.lora.bank import PackedAdapter
+from livery.engine.messages import LoadOutcome
 from livery.engine.plan import StepPlan, StepResult
 from livery.engine.residency import Residency
 from livery.engine.runner import ModelRunner
@@ -51,7 +52,7 @@ class EngineCore:
         )
         self._loader = Loader(self._runner.read_adapter, wake)
         self._staged: dict[str, PackedAdapter] = {}
-        self._load_results: list[tuple[str, str | None]] = []
+        self._load_results: list[LoadOutcome] = []
         self._failed_in_a_row = 0
         self._steps = 0
         self._idle = False
@@ -83,16 +84,19 @@ class EngineCore:
 
     def load_adapter(self, adapter: AdapterRef) -> None:
         """Start reading a version unless it is there already. The outcome shows in `take_loads()`."""
+        digest = adapter.digest
         if self._residency.want(adapter):
-            self._load_results.append((adapter.digest, None))
+            self._load_results.append(LoadOutcome(digest, self._runner.effect(digest)))
+        elif digest in self._staged:  # read and verified as well, and waits for room
+            self._load_results.append(LoadOutcome(digest, self._staged[digest].effect))
 
     def unload_adapter(self, digest: str) -> None:
         if self._residency.retire(digest):
-            self._load_results.append((digest, UNLOADED))
+            self._load_results.append(LoadOutcome(digest, error=UNLOADED, code=LOAD_FAILED))
         self._staged.pop(digest, None)
 
-    def take_loads(self) -> list[tuple[str, str | None]]:
-        """Versions that were read and verified (None) or failed (why) since the last call."""
+    def take_loads(self) -> list[LoadOutcome]:
+        """Versions that were read and verified, or failed, since the last call."""
         results, self._load_results = self._load_results, []
         return results
 
@@ -170,7 +174,7 @@ class EngineCore:
             self._runner.evict(digest)
 
     def _take(self, loaded: Loaded) -> list[TokenDelta]:
-        error = loaded.error
+        error, code = loaded.error, loaded.code
         if loaded.packed is not None and not self._residency.fits(loaded.packed.nbytes):
             error = (
                 f"adapter {loaded.digest[:12]} needs {loaded.packed.nbytes} bytes of device memory, more than the "
@@ -178,11 +182,12 @@ class EngineCore:
             )
         if loaded.packed is None or error is not None:
             self._residency.failed(loaded.digest)
-            self._load_results.append((loaded.digest, error))
+            self._load_results.append(LoadOutcome(loaded.digest, error=error, code=code))
             return self._scheduler.fail_waiting(loaded.digest, error or "the adapter could not be loaded")
         if self._residency.staged(loaded.digest, loaded.packed.nbytes):
             self._staged[loaded.digest] = loaded.packed
-            self._load_results.append((loaded.digest, None))  # read and verified: room is the requests' affair
+            # Read and verified: room is the requests' affair.
+            self._load_results.append(LoadOutcome(loaded.digest, loaded.packed.effect))
         else:
-            self._load_results.append((loaded.digest, UNLOADED))
+            self._load_results.append(LoadOutcome(loaded.digest, error=UNLOADED, code=LOAD_FAILED))
         return []

@@ -13,17 +13,21 @@ from dataclasses import dataclass
 
 from livery.engine.base import AdapterRef
 from livery.engine.lora.bank import PackedAdapter
+from livery_adapters.refusal import AdapterRefused
+
+LOAD_FAILED = "activation_failed"  # for what no check foresaw
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The outcome of one load: packed weights, or why there are none."""
+    """The outcome of one load: packed weights, or why there are none, in words and in one."""
 
     digest: str
     packed: PackedAdapter | None
-    error: str | None
+    error: str | None = None
+    code: str = LOAD_FAILED
 
 
 class Loader:
@@ -63,7 +67,9 @@ class Loader:
 
     def _load(self, adapter: AdapterRef) -> Loaded:
         try:
-            return Loaded(adapter.digest, self._read(adapter), None)
+            return Loaded(adapter.digest, self._read(adapter))
+        except AdapterRefused as refusal:
+            return Loaded(adapter.digest, None, str(refusal), refusal.code)
         except Exception as error:  # noqa: BLE001 (boundary: one bad adapter must not end the loader)
             log.warning("adapter %s can't be loaded: %s", adapter.digest[:12], error)
             return Loaded(adapter.digest, None, str(error))

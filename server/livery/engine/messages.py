@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, EngineStats, GenerationRequest, TokenDelta
+from livery_adapters.effect import AdapterEffect
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -62,11 +63,20 @@ class Rejected(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class LoadOutcome(msgspec.Struct, frozen=True):
+    """A version that was read and verified, with what it does to the base; or why it wasn't."""
+
+    digest: str
+    effect: AdapterEffect | None = None
+    error: str | None = None
+    code: str = ""
+
+
 class Step(msgspec.Struct, frozen=True, tag=True):
     """Everything one step brought: one message, however many sequences ran."""
 
     deltas: list[TokenDelta]
-    loads: list[tuple[str, str | None]]  # digest, and why it failed if it did
+    loads: list[LoadOutcome]
 
 
 class Pong(msgspec.Struct, frozen=True, tag=True):

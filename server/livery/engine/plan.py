@@ -31,7 +31,7 @@ class SequenceSlice:
     """The tokens of one sequence that a step computes: positions [start, start + len(token_ids)).
 
     `block_table` covers every position up to the last one. `sample` is set when the slice ends at the
-    sequence's newest token, so that its logits choose the next.
+    sequence's newest token, so that its logits choose the next. Positions before `adapter_start` run on the base.
     """
 
     request_id: str
@@ -40,6 +40,14 @@ class SequenceSlice:
     block_table: tuple[int, ...]
     adapter: str | None
     sample: SampleSpec | None
+    adapter_start: int = 0
+
+    @property
+    def adapter_rows(self) -> int:
+        """How many of the tokens run under the adapter: always the last ones."""
+        if self.adapter is None:
+            return 0
+        return min(len(self.token_ids), max(0, self.start + len(self.token_ids) - self.adapter_start))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,16 +19,19 @@ from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, ModelRefuse
 from livery.engine.devices import choose
 from livery.engine.kernels import load as load_kernels
 from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack
-from livery.engine.lora.linear import AdapterEmbedding, GroupedLinear, attach, layouts_of
+from livery.engine.lora.embedding import AdapterEmbedding, attach_embeddings
+from livery.engine.lora.experts import attach_experts
+from livery.engine.lora.linear import GroupedLinear, attach_linears, layouts_of
+from livery.engine.lora.parts import Packer
+from livery.engine.lora.plain import attach_plain
 from livery.engine.memory import plan_memory
 from livery.engine.model import CANARY_LENGTHS, LoadedModel, Progress, load_model, prepare, verify
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
+from livery.engine.reading import AdapterReader, HeldWeights
 from livery.engine.sampler import NOT_FINITE, sample
 from livery_adapters.base_model import BaseModel
-from livery_adapters.formats import convert
-from livery_adapters.manifest import Limits, check_against, read_manifest
-
-ANY_RANK = Limits(max_rank=1 << 20)  # how high a rank may be was decided when the adapter was taken in
+from livery_adapters.canonical import CanonicalAdapter
+from livery_adapters.effect import AdapterEffect
 
 
 class ModelRunner:
@@ -60,13 +63,13 @@ class ModelRunner:
         progress("checking the paged forward against the plain one")
         canary, rope = prepare(loaded, memory.max_model_len)
         self._model: Any = loaded.model
-        self._bank = AdapterBank(layouts_of(loaded.structure))
-        self._linears = attach(loaded.model, loaded.structure, self._bank, self._kernels)
+        self._attach(loaded)
         self._block_size = config.block_size
         self._caches = [
             LayerCache.empty(memory.num_blocks, config.block_size, shape, self._dtype, self._device) for shape in kv
         ]
-        self._base = BaseModel(Path(config.model_path).name, config.base_digest, loaded.structure.shapes)
+        base = BaseModel(Path(config.model_path).name, config.base_digest, loaded.structure.shapes)
+        self._reader = AdapterReader(base, self._weights, self._pack)
         verify(loaded, canary, self._canary_logits(canary.sequences))
         max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
         return EngineInfo(
@@ -88,18 +91,28 @@ class ModelRunner:
             shapes=loaded.structure.shapes,
         )
 
+    def _attach(self, loaded: LoadedModel) -> None:
+        """Let every module that adapters may change apply those of its rows."""
+        structure = loaded.structure
+        self._bank = bank = AdapterBank(layouts_of(structure))
+        linears = attach_linears(loaded.model, bank, self._kernels)
+        attach_embeddings(loaded.model, structure, bank, linears)
+        attach_plain(loaded.model, structure.shapes.plain, bank)
+        attach_experts(loaded.model, structure.shapes.experts, bank)
+        self._weights = HeldWeights(loaded.model, structure.shapes, linears)
+
     # -- adapters ------------------------------------------------------------------------------------
 
     def read_adapter(self, adapter: AdapterRef) -> PackedAdapter:
-        """Read, check and pack a version. Runs on the loader's thread; touches nothing the step loop writes.
+        """Read, check, measure and pack a version. Runs on the loader's thread; touches nothing the step loop writes.
 
-        Raises livery_adapters.manifest.AdapterRefused, or OSError when the files are gone.
+        Raises livery_adapters.refusal.AdapterRefused, or OSError when the files are gone.
         """
-        path = Path(adapter.parts[0].path)
-        manifest = read_manifest(path, ANY_RANK)
-        check_against(manifest, self._base, ANY_RANK)
-        canonical = convert(path, manifest, self)
-        return pack(canonical, self._bank.layouts, self._device, self._dtype)
+        return self._reader.read(adapter)
+
+    def effect(self, digest: str) -> AdapterEffect:
+        """What an installed version does to the base."""
+        return self._bank.effect(digest)
 
     def install(self, adapter: PackedAdapter) -> None:
         self._bank.install(adapter)
@@ -107,26 +120,16 @@ class ModelRunner:
     def evict(self, digest: str) -> None:
         self._bank.evict(digest)
 
-    def weight(self, module: str) -> Tensor:
-        """The base weight of a module, as BaseWeights asks for it."""
-        if module in self._linears:
-            return self._linears[module].weight
-        weight = self._model.get_submodule(module).weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-    def bias(self, module: str) -> Tensor | None:
-        return None
-
-    def parameter(self, path: str) -> Tensor:
-        raise NotImplementedError
+    def _pack(self, adapter: CanonicalAdapter, effect: AdapterEffect) -> PackedAdapter:
+        packer = Packer(self._device, self._dtype, self._kernels)
+        return pack(adapter, effect, self._bank.layouts, packer, self._weights.bias)
 
     # -- steps ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute a plan's tokens and choose the next one of each sampled sequence."""
-        slices = sorted(plan.slices, key=lambda part: part.adapter or "")
+        slices = sorted(plan.slices, key=lambda part: (part.adapter or "") if part.adapter_rows else "")
         sampled = [part for part in slices if part.sample is not None]
         logits = self.forward(slices)
         chosen = sample(logits[: len(sampled)], [part.sample for part in sampled if part.sample is not None])
@@ -142,7 +145,7 @@ class ModelRunner:
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
         """Logits of the sampled slices' last rows, [sampled (at least 1), vocabulary].
 
-        Slices of one adapter must be neighbours.
+        Slices of one adapter are best neighbours: their rows are one segment then.
         """
         tokens: list[int] = []
         positions: list[int] = []
@@ -150,13 +153,13 @@ class ModelRunner:
         rows: list[Segment] = []
         head_rows: list[Segment] = []
         for part in slices:
-            first, first_kept = len(tokens), len(kept)
+            first_kept = len(kept)
             tokens += part.token_ids
             positions += range(part.start, part.start + len(part.token_ids))
             if part.sample is not None:
                 kept.append(len(tokens) - 1)
-            if part.adapter is not None:
-                _extend(rows, part.adapter, first, len(tokens))
+            if part.adapter is not None and part.adapter_rows:
+                _extend(rows, part.adapter, len(tokens) - part.adapter_rows, len(tokens))
                 _extend(head_rows, part.adapter, first_kept, len(kept))
         device = self._device
         self._bank.activate(rows, head_rows)

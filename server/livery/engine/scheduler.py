@@ -58,6 +58,8 @@ class Scheduler:
             raise RequestRefused(f"the prompt has {length} tokens; 1 to {self._max_model_len - 1} are possible")
         if request.sampling.max_tokens < 1:
             raise RequestRefused(f"max_tokens is {request.sampling.max_tokens}; it must be at least 1")
+        if request.adapter_start < 0:
+            raise RequestRefused(f"adapter_start is {request.adapter_start}; it must be a position, 0 or more")
         seed = request.sampling.seed
         sequence = Sequence.of(request, secrets.randbits(63) if seed is None else seed)
         self._sequences[request.request_id] = sequence
@@ -198,6 +200,7 @@ class Scheduler:
             block_table=tuple(sequence.blocks),
             adapter=sequence.adapter,
             sample=sequence.sample_spec(self._eos) if sampled else None,
+            adapter_start=sequence.request.adapter_start,
         )
 
     def _append(self, sequence: Sequence, token: int) -> TokenDelta:

@@ -2,8 +2,8 @@
 
 One forward over a handful of tokens shows which linear and embedding modules see the step's rows as they are
 (only those may carry adapters: inside routed experts the rows are others), which of them read the same input
-(they become one projection group), and with which shapes and keywords attention is called per layer. Works on
-the meta device too, where it costs no memory.
+(they become one projection group), which norms and fused experts are called once with those rows, and with which
+shapes and keywords attention is called per layer. Works on the meta device too, where it costs no memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from livery.engine.attention import IMPLEMENTED_KEYWORDS, NEUTRAL_KEYWORDS, KVShape
 from livery.engine.base import ModelRefused
-from livery_adapters.base_model import BaseShapes, ModuleShape
+from livery_adapters.base_model import BaseShapes, ExpertsShape, ModuleShape
 
 PROBE = "livery_probe"
 PROBE_TOKENS = 7
@@ -49,6 +49,8 @@ class _Probe:
     """What the watched forward reported."""
 
     calls: dict[str, list[Tensor]] = field(default_factory=dict)
+    plain: dict[str, list[tuple[Tensor, object]]] = field(default_factory=dict)  # input and output of norms
+    experts: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)  # rows and experts chosen for them
     layers: list[int] = field(default_factory=list)
     kv: dict[int, KVShape] = field(default_factory=dict)
     masks: dict[int, tuple[Tensor, MaskFunction]] = field(default_factory=dict)  # by identity of the mask made of it
@@ -73,6 +75,12 @@ def linear_features(module: nn.Module) -> tuple[int, int]:
     return module.in_features, module.out_features
 
 
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module goes through transformers' experts interface, which puts these attributes on it."""
+    marks = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated", "_apply_gate")
+    return all(hasattr(module, mark) for mark in marks)
+
+
 def discover(model: nn.Module) -> ModelStructure:
     """Watch one forward of a transformers causal LM. Raises ModelRefused when attention can't be taken over."""
     probe = _Probe()
@@ -82,10 +90,7 @@ def discover(model: nn.Module) -> ModelStructure:
     _watching.append(probe)
     with ExitStack() as stack:
         stack.callback(_watching.remove, probe)
-        for path, module in model.named_modules():
-            if is_linear(module) or isinstance(module, nn.Embedding):
-                hook = module.register_forward_pre_hook(_recorder(probe, path))
-                stack.callback(hook.remove)
+        _watch(model, probe, stack)
         model.set_attn_implementation(PROBE)  # type: ignore[operator]
         stack.callback(model.set_attn_implementation, original)  # type: ignore[arg-type]
         device = next(model.parameters()).device
@@ -121,6 +126,20 @@ def discover(model: nn.Module) -> ModelStructure:
     return _structure(model, probe, layers)
 
 
+def _watch(model: nn.Module, probe: _Probe, stack: ExitStack) -> None:
+    """Let every module that adapters may change report its calls until the stack unwinds."""
+    for path, module in model.named_modules():
+        if is_linear(module) or isinstance(module, nn.Embedding):
+            hook = module.register_forward_pre_hook(_recorder(probe, path))
+            stack.callback(hook.remove)
+        elif is_experts(module):
+            module.forward = _experts_recorder(probe, path)
+            stack.callback(delattr, module, "forward")
+        elif dict(module.named_parameters(recurse=False)) and not dict(module.named_children()):
+            hook = module.register_forward_hook(_plain_recorder(probe, path))
+            stack.callback(hook.remove)
+
+
 def _structure(model: nn.Module, probe: _Probe, layers: int) -> ModelStructure:
     head_module = model.get_output_embeddings()  # type: ignore[operator]
     modules: dict[str, ModuleShape] = {}
@@ -135,22 +154,82 @@ def _structure(model: nn.Module, probe: _Probe, layers: int) -> ModelStructure:
         if isinstance(module, nn.Embedding):
             modules[path] = ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
             continue
-        modules[path] = ModuleShape("linear", *linear_features(module))
+        transposed = isinstance(module, Conv1D)
+        modules[path] = ModuleShape("linear", *linear_features(module), module.bias is not None, transposed)
         if module is head_module:
             head = path
         by_input.setdefault(id(inputs[0]), []).append(path)
+    shapes = BaseShapes(modules, _plain(named, probe), _experts(named, probe), _tied(named, modules))
     return ModelStructure(
-        shapes=BaseShapes(modules),
+        shapes=shapes,
         groups=tuple(tuple(paths) for paths in by_input.values()),
         head=head,
         kv=tuple(probe.kv[layer] for layer in range(layers)),
     )
 
 
+def _plain(named: Mapping[str, nn.Module], probe: _Probe) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Modules that see each row as it is and scale or shift it by parameters of its own last axes: norms."""
+    found = {}
+    for path, calls in probe.plain.items():
+        (x, y), shapes = calls[0], {name: tuple(t.shape) for name, t in named[path].named_parameters(recurse=False)}
+        row_wise = tuple(x.shape[:2]) == (1, PROBE_TOKENS) and isinstance(y, Tensor) and y.shape == x.shape
+        per_row = tuple(x.shape[2:])
+        if len(calls) == 1 and row_wise and all(shape == per_row[-len(shape) :] for shape in shapes.values()):
+            found[path] = shapes
+    return found
+
+
+def _experts(named: Mapping[str, nn.Module], probe: _Probe) -> dict[str, ExpertsShape]:
+    """The projections of fused experts that are called once, with the step's rows, by parameter path."""
+    found = {}
+    for path, calls in probe.experts.items():
+        x, chosen = calls[0]
+        if len(calls) != 1 or x.dim() != 2 or chosen.dim() != 2 or len(x) != PROBE_TOKENS or len(chosen) != len(x):
+            continue
+        module: Any = named[path]
+        for name in expert_projections(module):
+            parameter = getattr(module, name)
+            count, *sizes = parameter.shape
+            ins, outs = sizes if module.is_transposed else reversed(sizes)
+            found[f"{path}.{name}"] = ExpertsShape(count, ins, outs, bool(module.is_transposed))
+    return found
+
+
+def expert_projections(module: Any) -> tuple[str, str]:  # noqa: ANN401 (what the interface decorates has no class)
+    """The names of the parameters that hold the experts' first and second projections."""
+    return ("gate_up_proj" if module.has_gate else "up_proj"), "down_proj"
+
+
+def _tied(named: Mapping[str, nn.Module], modules: Mapping[str, ModuleShape]) -> dict[str, str]:
+    """Linear modules that share their weight with an embedding. By identity: on the meta device all addresses are 0."""
+    tables = {id(named[path].weight): path for path, shape in modules.items() if shape.kind == "embedding"}
+    linears = [path for path, shape in modules.items() if shape.kind == "linear"]
+    return {path: tables[id(named[path].weight)] for path in linears if id(named[path].weight) in tables}
+
+
 def _recorder(probe: _Probe, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         # Keeping the tensor keeps its identity unique until the probe is read.
         probe.calls.setdefault(path, []).append(args[0])
+
+    return record
+
+
+def _plain_recorder(probe: _Probe, path: str) -> Callable[[nn.Module, tuple[Any, ...], object], None]:
+    def record(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        x = args[0] if len(args) == 1 and isinstance(args[0], Tensor) else torch.empty(0)
+        probe.plain.setdefault(path, []).append((x, output))
+
+    return record
+
+
+def _experts_recorder(probe: _Probe, path: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Stands in for an experts module: routing by value isn't possible on the meta device, nor needed here."""
+
+    def record(x: Tensor, chosen: Tensor, _: Tensor) -> Tensor:
+        probe.experts.setdefault(path, []).append((x, chosen))
+        return torch.zeros_like(x)
 
     return record
 

@@ -29,6 +29,10 @@ class PlainWeight:
         """The weight as [out_features, in_features]."""
         return self.tensor
 
+    def covering(self, start: int, stop: int) -> tuple[PlainWeight, int]:
+        """Output features [start, stop) in the same memory, and how many features lie in front of them."""
+        return PlainWeight(self.tensor[start:stop]), 0
+
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight, [len(ids), in_features]."""
         return self.tensor[ids]
@@ -63,6 +67,13 @@ class PackedWeight:
         """The weight as [out_features, in_features]; a copy."""
         count, ins, width = self.panels.shape
         return self.panels.transpose(1, 2).reshape(count * width, ins)[: self.out_features]
+
+    def covering(self, start: int, stop: int) -> tuple[PackedWeight, int]:
+        """Whole panels of the same memory that hold output features [start, stop), and how many lie in front."""
+        width = self.panels.shape[2]
+        first, last = start // width, -(-stop // width)
+        outs = min(last * width, self.out_features) - first * width
+        return PackedWeight(self.panels[first:last], outs), start - first * width
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight, [len(ids), in_features]."""

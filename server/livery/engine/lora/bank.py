@@ -1,4 +1,4 @@
-"""Adapter weights in device memory, packed as the linear modules read them, and the step's use of them.
+"""Adapter weights in device memory, packed as the modules read them, and the step's use of them.
 
 An adapter is packed once, off the step loop, and then only installed or evicted. Which rows of a step belong to
 which adapter is told anew each step, by digest: nothing here outlives a step but the weights themselves.
@@ -7,42 +7,61 @@ which adapter is told anew each step, by digest: nothing here outlives a step bu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from livery.engine.kernels import AdapterGroup, GroupSegments
-from livery_adapters.canonical import CanonicalAdapter, LinearChange, LowRank
+from livery.engine.kernels import AdapterGroup, GroupSegments, Weight
+from livery.engine.lora.parts import BiasOf, PackedLinear, Packer, low_rank
+from livery_adapters.canonical import (
+    CanonicalAdapter,
+    EmbeddingChange,
+    ExpertsChange,
+    LinearChange,
+    LowRank,
+    Rows,
+    SharedBasis,
+    tensors_of,
+)
+from livery_adapters.effect import AdapterEffect
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLayout:
-    """One projection group: its members' module paths, their first output columns, and the shared input width."""
+    """One projection group: its members' module paths, their columns, and the shared input width."""
 
     members: tuple[str, ...]
-    offsets: tuple[int, ...]
+    columns: tuple[slice, ...]
     in_features: int
     is_head: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PackedEmbedding:
-    """A low-rank change of an embedding: rows of A [vocabulary, rank] times B [rank, dim], scale folded in at use."""
+    """A changed embedding: y = gain ⊙ (W'[id] + scale · A[id]·B), with A [vocabulary, rank] and B [rank, dim]."""
 
-    a: Tensor
-    b: Tensor
-    scale: float
+    a: Tensor | None = None
+    b: Tensor | None = None
+    scale: float = 0.0
+    weight: Weight | None = None
+    rows: Rows | None = None
+    gain: Tensor | None = None  # [dim]
 
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """One version, ready to be applied: at its true ranks, in the dtype of its file where kernels read it."""
+    """One version, ready to be applied: low-rank deltas at their true ranks, in the dtype of its file."""
 
     digest: str
-    groups: Mapping[int, AdapterGroup]  # by index of the projection group
+    groups: Mapping[int, AdapterGroup]  # low-rank deltas by index of the projection group
+    linears: Mapping[int, tuple[PackedLinear, ...]]  # the other parts, likewise
     embeddings: Mapping[str, PackedEmbedding]
-    nbytes: int
+    experts: Mapping[str, ExpertsChange]  # by path of the parameter
+    plain: Mapping[str, Mapping[str, Tensor]]
+    nbytes: int  # of device memory
+    effect: AdapterEffect
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,44 +74,81 @@ class Segment:
 
 
 def pack(
-    adapter: CanonicalAdapter, layouts: Sequence[GroupLayout], device: torch.device, compute: torch.dtype
+    adapter: CanonicalAdapter,
+    effect: AdapterEffect,
+    layouts: Sequence[GroupLayout],
+    packer: Packer,
+    bias_of: BiasOf,
 ) -> PackedAdapter:
     """Lay an adapter out for this model's projection groups. Runs on the loader's thread.
 
-    Weights are kept in bf16 where the model computes in it, and where the file has it: kernels widen as they read.
+    Low-rank weights are kept in bf16 where the model computes in it, and where the file has it: kernels widen as
+    they read. `bias_of` gives the base's bias of a linear module.
     """
+    bases = [part for change in adapter.linears.values() for part in change.deltas if isinstance(part, SharedBasis)]
+    packer.share_bases(bases)
     groups: dict[int, AdapterGroup] = {}
+    linears: dict[int, tuple[PackedLinear, ...]] = {}
     for index, layout in enumerate(layouts):
-        parts = [_low_rank(adapter.linears.get(member)) for member in layout.members]
-        if not any(parts):
-            continue
-        keep_half = compute is torch.bfloat16 or all(part is None or _is_bf16(part) for part in parts)
-        groups[index] = AdapterGroup(
-            [part.a.to(device) if part else None for part in parts],
-            [part.b.to(device) if part else None for part in parts],
-            [part.scale if part else 0.0 for part in parts],
-            layout.offsets,
-            layout.in_features,
-            torch.bfloat16 if keep_half else torch.float32,
-        )
-    embeddings = {
-        path: PackedEmbedding(
-            part.a.t().to(device, compute).contiguous(), part.b.t().to(device, compute).contiguous(), part.scale
-        )
-        for path, change in adapter.embeddings.items()
-        if (part := change.delta) is not None
-    }
-    nbytes = sum(group.nbytes for group in groups.values())
-    nbytes += sum(part.a.nbytes + part.b.nbytes for part in embeddings.values())
-    return PackedAdapter(adapter.digest, groups, embeddings, nbytes)
+        changes = [adapter.linears.get(member) for member in layout.members]
+        if (group := _group(changes, layout, packer)) is not None:
+            groups[index] = group
+        others = [
+            packer.linear(change, columns, bias_of(member))
+            for change, columns, member in zip(changes, layout.columns, layout.members, strict=True)
+            if change is not None
+        ]
+        if any(others):
+            linears[index] = tuple(part for part in others if part is not None)
+    packed = PackedAdapter(
+        digest=adapter.digest,
+        groups=groups,
+        linears=linears,
+        embeddings={path: _embedding(change, packer) for path, change in adapter.embeddings.items()},
+        experts={path: _experts(change, packer) for path, change in adapter.experts.items()},
+        plain={path: {name: packer.tensor(t) for name, t in new.items()} for path, new in adapter.plain.items()},
+        nbytes=0,
+        effect=effect,
+    )
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_of(packed)}
+    return replace(packed, nbytes=sum(held.values()) + sum(group.nbytes for group in groups.values()))
 
 
-def _low_rank(change: LinearChange | None) -> LowRank | None:
-    return next((part for part in change.deltas if isinstance(part, LowRank)), None) if change else None
+def _group(changes: Sequence[LinearChange | None], layout: GroupLayout, packer: Packer) -> AdapterGroup | None:
+    parts = [low_rank(change) for change in changes]
+    if not any(parts):
+        return None
+    keep_half = packer.compute is torch.bfloat16 or all(part is None or _is_bf16(part) for part in parts)
+    return AdapterGroup(
+        [part.a.to(packer.device) if part else None for part in parts],
+        [part.b.to(packer.device) if part else None for part in parts],
+        [part.scale if part else 0.0 for part in parts],
+        [columns.start for columns in layout.columns],
+        layout.in_features,
+        torch.bfloat16 if keep_half else torch.float32,
+    )
 
 
 def _is_bf16(part: LowRank) -> bool:
     return part.a.dtype == part.b.dtype == torch.bfloat16
+
+
+def _embedding(change: EmbeddingChange, packer: Packer) -> PackedEmbedding:
+    delta = change.delta
+    return PackedEmbedding(
+        a=None if delta is None else packer.tensor(delta.a.t()),
+        b=None if delta is None else packer.tensor(delta.b.t()),
+        scale=0.0 if delta is None else delta.scale,
+        weight=None if change.weight is None else packer.weight(change.weight),
+        rows=packer.part(change.rows) if change.rows is not None and len(change.rows.ids) else None,
+        gain=None if change.gain is None else packer.tensor(change.gain),
+    )
+
+
+def _experts(change: ExpertsChange, packer: Packer) -> ExpertsChange:
+    """In the file's bf16 where it has that: only the experts that a step hits are widened."""
+    dtype = torch.bfloat16 if change.a.dtype == change.b.dtype == torch.bfloat16 else None
+    return replace(change, a=packer.tensor(change.a, dtype), b=packer.tensor(change.b, dtype))
 
 
 class AdapterBank:
@@ -104,6 +160,8 @@ class AdapterBank:
         self._rows: Sequence[Segment] = ()
         self._head_rows: Sequence[Segment] = ()
         self._segments: dict[int, GroupSegments | None] = {}
+        # Whether any adapter of the step has more than low-rank deltas of linear modules; most steps have none.
+        self.has_linears = self.has_plain = self.has_experts = False
 
     def install(self, adapter: PackedAdapter) -> None:
         self._adapters[adapter.digest] = adapter
@@ -111,31 +169,50 @@ class AdapterBank:
     def evict(self, digest: str) -> None:
         del self._adapters[digest]
 
+    def effect(self, digest: str) -> AdapterEffect:
+        return self._adapters[digest].effect
+
     def activate(self, rows: Sequence[Segment], head_rows: Sequence[Segment]) -> None:
         """Say which rows of the coming forward run under which adapter; the head sees only the kept rows."""
         self._rows = rows
         self._head_rows = head_rows
         self._segments = {}
+        present = [self._adapters[digest] for digest in {segment.digest for segment in rows}]
+        self.has_linears = any(adapter.linears for adapter in present)
+        self.has_plain = any(adapter.plain for adapter in present)
+        self.has_experts = any(adapter.experts for adapter in present)
 
     def segments(self, group: int) -> GroupSegments | None:
-        """The step's segments of one projection group, or None when no adapter of the step touches it."""
+        """The step's low-rank segments of one projection group, or None when no adapter of the step has any."""
         if group not in self._segments:
-            self._segments[group] = self._build(group)
+            entries = [(s.start, s.end, part) for s, part in self._found(self._rows_of(group), "groups", group)]
+            self._segments[group] = GroupSegments(entries) if entries else None
         return self._segments[group]
+
+    def linears(self, group: int) -> list[tuple[Segment, tuple[PackedLinear, ...]]]:
+        """The step's segments whose adapter has other parts than low-rank deltas in a projection group."""
+        return self._found(self._rows_of(group), "linears", group) if self.has_linears else []
 
     def embeddings(self, path: str) -> list[tuple[Segment, PackedEmbedding]]:
         """The step's segments whose adapter changes this embedding."""
-        return [
-            (segment, part)
-            for segment in self._rows
-            if (part := self._adapters[segment.digest].embeddings.get(path)) is not None
-        ]
+        return self._found(self._rows, "embeddings", path)
 
-    def _build(self, group: int) -> GroupSegments | None:
-        rows = self._head_rows if self.layouts[group].is_head else self._rows
-        entries = [
-            (segment.start, segment.end, packed)
-            for segment in rows
-            if (packed := self._adapters[segment.digest].groups.get(group)) is not None
-        ]
-        return GroupSegments(entries) if entries else None
+    def plain(self, path: str) -> list[tuple[Segment, Mapping[str, Tensor]]]:
+        """The step's segments whose adapter replaces parameters of this module."""
+        return self._found(self._rows, "plain", path)
+
+    def experts(self, *paths: str) -> list[tuple[Segment, tuple[ExpertsChange | None, ...]]]:
+        """The step's segments whose adapter changes any of these parameters, with the change of each."""
+        found = []
+        for segment in self._rows:
+            changes = tuple(map(self._adapters[segment.digest].experts.get, paths))
+            if any(changes):
+                found.append((segment, changes))
+        return found
+
+    def _rows_of(self, group: int) -> Sequence[Segment]:
+        return self._head_rows if self.layouts[group].is_head else self._rows
+
+    def _found(self, rows: Sequence[Segment], kind: str, key: int | str) -> list[tuple[Segment, Any]]:
+        found = ((segment, getattr(self._adapters[segment.digest], kind).get(key)) for segment in rows)
+        return [(segment, part) for segment, part in found if part is not None]

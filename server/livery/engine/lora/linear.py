@@ -1,4 +1,4 @@
-"""Linear and embedding modules that add each row's own adapter to the base model's output.
+"""Linear modules that add each row's own adapter to the base model's output.
 
 Modules that read the same input (q/k/v, gate/up) are one projection group: their weights are stacked, the first
 member called computes for all, and the others take their columns. Rows without an adapter are never touched.
@@ -6,16 +6,19 @@ member called computes for all, and the others take their columns. Rows without 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from livery.engine.base import ModelRefused
-from livery.engine.kernels import Kernels, PlainWeight, Weight
-from livery.engine.lora.bank import AdapterBank, GroupLayout
+from livery.engine.kernels import Kernels, Weight
+from livery.engine.lora.bank import AdapterBank, GroupLayout, Segment
+from livery.engine.lora.parts import PackedLinear, add_deltas, replace_rows, scale_output, transformed
 from livery.engine.structure import ModelStructure, is_linear, linear_features
+
+Changes = Sequence[tuple[Segment, tuple[PackedLinear, ...]]]
 
 
 class ProjectionGroup:
@@ -23,7 +26,7 @@ class ProjectionGroup:
 
     def __init__(self, index: int, weight: Weight, bias: Tensor | None, bank: AdapterBank, kernels: Kernels) -> None:
         self.weight = weight  # of all members, one below the other
-        self._bias = bias
+        self.bias = bias
         self._index = index
         self._bank = bank
         self._kernels = kernels
@@ -46,26 +49,84 @@ class ProjectionGroup:
 
     def _compute(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        y = self._kernels.linear(rows, self.weight, self._bias)
+        changes = self._bank.linears(self._index)
+        y = self._changed_base(rows, changes) if changes else self._kernels.linear(rows, self.weight, self.bias)
         if (segments := self._bank.segments(self._index)) is not None:
             self._kernels.grouped_lora(rows, y, segments)
+        for segment, parts in changes:
+            for part in parts:
+                target = y[segment.start : segment.end, part.columns]
+                add_deltas(part, rows[segment.start : segment.end], target)
+                scale_output(part, target)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _changed_base(self, x: Tensor, changes: Changes) -> Tensor:
+        """W'·T(x) + b of every row, [rows, sum of out_features]."""
+        if self._members == 1:  # one product serves all rows, some of which go through it transformed
+            x, y = self._transformed_product(x, changes)
+        elif self._needs_base(x.shape[0], changes):
+            y = self._kernels.linear(x, self.weight, self.bias)
+        else:
+            y = x.new_empty((x.shape[0], self.weight.out_features))
+        for segment, parts in changes:
+            for part in parts:
+                seen, target = x[segment.start : segment.end], y[segment.start : segment.end, part.columns]
+                if self._members > 1 and part.transform is not None:
+                    seen = transformed(part.transform, seen)
+                bias = None if self.bias is None else self.bias[part.columns]
+                if part.weight is not None:
+                    target.copy_(self._kernels.linear(seen, part.weight, bias))
+                elif self._members > 1 and part.transform is not None:
+                    target.copy_(self._member_product(seen, part.columns))
+                if part.rows is not None:
+                    replace_rows(part.rows, seen, target, bias)
+        return y
+
+    def _transformed_product(self, x: Tensor, changes: Changes) -> tuple[Tensor, Tensor]:
+        """(T(x), W·T(x) + b) of a group with one member."""
+        if any(parts[0].transform is not None for _, parts in changes):
+            x = x.clone()
+        for segment, (part,) in changes:
+            if part.transform is not None:
+                x[segment.start : segment.end] = transformed(part.transform, x[segment.start : segment.end])
+        return x, self._kernels.linear(x, self.weight, self.bias)
+
+    def _needs_base(self, rows: int, changes: Changes) -> bool:
+        """Whether any row of any member is computed from the input as it is."""
+        replaced = sum(
+            s.end - s.start for s, parts in changes if sum(p.needs_own_product for p in parts) == self._members
+        )
+        return replaced < rows
+
+    def _member_product(self, x: Tensor, columns: slice) -> Tensor:
+        """The base's product of one member alone, bias included."""
+        weight, skip = self.weight.covering(columns.start, columns.stop)
+        first = columns.start - skip
+        bias = None if self.bias is None else self.bias[first : first + weight.out_features]
+        return self._kernels.linear(x, weight, bias)[:, skip : skip + columns.stop - columns.start]
 
 
 class GroupedLinear(nn.Module):
     """Stands where a linear module of the base stood and answers with its columns of the group's output."""
 
-    def __init__(self, group: ProjectionGroup, offset: int, in_features: int, out_features: int) -> None:
+    def __init__(self, group: ProjectionGroup, columns: slice, in_features: int, has_bias: bool) -> None:
         super().__init__()
         self.in_features = in_features
-        self.out_features = out_features
+        self.out_features = columns.stop - columns.start
         self._group = group
-        self._columns = slice(offset, offset + out_features)
+        self._columns = columns
+        self._has_bias = has_bias
 
     @property
     def weight(self) -> Tensor:
         """The base weight, [out_features, in_features]; a copy where the kernels hold it packed."""
-        return self._group.weight.dense()[self._columns]
+        weight, skip = self._group.weight.covering(self._columns.start, self._columns.stop)
+        return weight.dense()[skip : skip + self.out_features]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base bias, [out_features], or None where the base has none."""
+        return self._group.bias[self._columns] if self._has_bias and self._group.bias is not None else None
 
     @property
     def held(self) -> Weight:
@@ -76,72 +137,29 @@ class GroupedLinear(nn.Module):
         return self._group.output(x)[..., self._columns]
 
 
-class AdapterEmbedding(nn.Module):
-    """An embedding whose rows under an adapter get that adapter's low-rank change."""
-
-    def __init__(self, base: nn.Embedding, weight: Weight, path: str, bank: AdapterBank) -> None:
-        super().__init__()
-        self.held = weight
-        self._path = path
-        self._bank = bank
-        # Embeddings that scale their output (Gemma) scale what adapters add to it as well.
-        self._scale: Tensor | None = getattr(base, "embed_scale", None)
-        self.padding_idx = base.padding_idx
-
-    @property
-    def weight(self) -> Tensor:
-        """The base weight, [vocabulary, dim]; a copy where a tied head holds it packed."""
-        return self.held.dense()
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids [1, rows] -> [1, rows, dim]."""
-        y = self.held.rows(ids[0])
-        for segment, part in self._bank.embeddings(self._path):
-            delta = (part.a[ids[0, segment.start : segment.end]] @ part.b) * part.scale
-            y[segment.start : segment.end] += delta.to(y.dtype)
-        if self._scale is not None:
-            y = y * self._scale.to(y.dtype)
-        return y[None]
-
-
 def layouts_of(structure: ModelStructure) -> tuple[GroupLayout, ...]:
     """The projection groups of a model with their members' columns."""
     layouts = []
     for members in structure.groups:
-        outs = [structure.modules[path].out_features for path in members]
-        offsets = tuple(sum(outs[:i]) for i in range(len(outs)))
-        layouts.append(
-            GroupLayout(members, offsets, structure.modules[members[0]].in_features, structure.head in members)
-        )
+        ends = [0]
+        for path in members:
+            ends.append(ends[-1] + structure.modules[path].out_features)
+        columns = tuple(slice(start, end) for start, end in itertools.pairwise(ends))
+        in_features = structure.modules[members[0]].in_features
+        layouts.append(GroupLayout(members, columns, in_features, structure.head in members))
     return tuple(layouts)
 
 
-def attach(
-    model: nn.Module, structure: ModelStructure, bank: AdapterBank, kernels: Kernels
-) -> Mapping[str, GroupedLinear]:
-    """Put adapter-aware modules in place of the base's, whose weights they take over; none is held twice.
-
-    Raises ModelRefused when an embedding does more than look up rows and scale them.
-    """
+def attach_linears(model: nn.Module, bank: AdapterBank, kernels: Kernels) -> Mapping[str, GroupedLinear]:
+    """Put adapter-aware modules in place of the base's, whose weights they take over; none is held twice."""
     replaced: dict[str, GroupedLinear] = {}
-    packed: dict[int, Weight] = {}  # by address of the original, for weights that modules share
     for index, layout in enumerate(bank.layouts):
         modules = [model.get_submodule(path) for path in layout.members]
         assert all(map(is_linear, modules))
-        stacked = _stack(modules)
-        weight = packed[stacked.data_ptr()] = kernels.pack(stacked)
-        group = ProjectionGroup(index, weight, _stack_bias(modules), bank, kernels)
-        for path, offset, module in zip(layout.members, layout.offsets, modules, strict=True):
-            replaced[path] = GroupedLinear(group, offset, *linear_features(module))
-            _replace(model, path, replaced[path])
-    for path, shape in structure.modules.items():
-        if shape.kind == "embedding":
-            embedding = model.get_submodule(path)
-            assert isinstance(embedding, nn.Embedding)
-            if type(embedding) is not nn.Embedding and not hasattr(embedding, "embed_scale"):
-                raise ModelRefused(f"{path} is a {type(embedding).__name__}, an embedding this engine doesn't know")
-            table = packed.get(embedding.weight.data_ptr()) or PlainWeight(embedding.weight.detach())
-            _replace(model, path, AdapterEmbedding(embedding, table, path, bank))
+        group = ProjectionGroup(index, kernels.pack(_stack(modules)), _stack_bias(modules), bank, kernels)
+        for path, columns, module in zip(layout.members, layout.columns, modules, strict=True):
+            replaced[path] = GroupedLinear(group, columns, layout.in_features, module.bias is not None)
+            model.set_submodule(path, replaced[path])
     return replaced
 
 
@@ -169,8 +187,3 @@ def _stack_bias(modules: Sequence[nn.Module]) -> Tensor | None:
         missing = torch.zeros(linear_features(module)[1], dtype=weight.dtype, device=weight.device)
         parts.append(bias.detach() if isinstance(bias, Tensor) else missing)
     return torch.cat(parts)
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)

@@ -1,0 +1,79 @@
+"""Embedding modules whose rows under an adapter get that adapter's change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from livery.engine.base import ModelRefused
+from livery.engine.kernels import PlainWeight, Weight
+from livery.engine.lora.bank import AdapterBank, PackedEmbedding
+from livery.engine.lora.linear import GroupedLinear
+from livery.engine.structure import ModelStructure
+from livery_adapters.canonical import Rows
+
+
+class AdapterEmbedding(nn.Module):
+    """Stands where an embedding of the base stood."""
+
+    def __init__(self, base: nn.Embedding, weight: Weight, path: str, bank: AdapterBank) -> None:
+        super().__init__()
+        self.held = weight
+        self._path = path
+        self._bank = bank
+        # Embeddings that scale their output (Gemma) scale what adapters make of it as well.
+        self._scale: Tensor | None = getattr(base, "embed_scale", None)
+        self.padding_idx = base.padding_idx
+
+    @property
+    def weight(self) -> Tensor:
+        """The base weight, [vocabulary, dim]; a copy where a tied head holds it packed."""
+        return self.held.dense()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [1, rows] -> [1, rows, dim]."""
+        y = self.held.rows(ids[0])
+        for segment, part in self._bank.embeddings(self._path):
+            rows = slice(segment.start, segment.end)
+            y[rows] = _changed(part, ids[0, rows], y[rows])
+        if self._scale is not None:
+            y = y * self._scale.to(y.dtype)
+        return y[None]
+
+
+def _changed(part: PackedEmbedding, ids: Tensor, y: Tensor) -> Tensor:
+    """One adapter's embedding of ids [rows], given the base's, y [rows, dim]."""
+    if part.weight is not None:
+        y = part.weight.rows(ids)
+    if part.rows is not None:
+        y = _with_replaced(part.rows, ids, y)
+    if part.a is not None and part.b is not None:
+        y = y + ((part.a[ids] @ part.b) * part.scale).to(y.dtype)
+    return y if part.gain is None else y * part.gain
+
+
+def _with_replaced(rows: Rows, ids: Tensor, y: Tensor) -> Tensor:
+    """y [rows, dim] with the trained tokens' rows put in, by their place among the ascending ids."""
+    place = torch.searchsorted(rows.ids, ids).clamp_(max=rows.ids.shape[0] - 1)
+    return torch.where((rows.ids[place] == ids)[:, None], rows.values[place], y)
+
+
+def attach_embeddings(
+    model: nn.Module, structure: ModelStructure, bank: AdapterBank, linears: Mapping[str, GroupedLinear]
+) -> None:
+    """Put adapter-aware modules in place of the base's embeddings; one that is tied to a head reads the head's memory.
+
+    Raises ModelRefused when an embedding does more than look up rows and scale them.
+    """
+    heads = {embedding: head for head, embedding in structure.shapes.tied.items()}
+    for path, shape in structure.modules.items():
+        if shape.kind != "embedding":
+            continue
+        embedding = model.get_submodule(path)
+        assert isinstance(embedding, nn.Embedding)
+        if type(embedding) is not nn.Embedding and not hasattr(embedding, "embed_scale"):
+            raise ModelRefused(f"{path} is a {type(embedding).__name__}, an embedding this engine doesn't know")
+        table = linears[heads[path]].held if path in heads else PlainWeight(embedding.weight.detach())
+        model.set_submodule(path, AdapterEmbedding(embedding, table, path, bank))

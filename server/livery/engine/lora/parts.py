@@ -1,0 +1,191 @@
+"""What an adapter does to one linear module beside its low-rank deltas: owned by the device, and applied to rows.
+
+y = gain ⊙ (W'·T(x) + Σ ΔW·x) + b' per segment of rows. The base's product and the low-rank deltas are computed for
+many adapters at once (linear.py); the functions here see the rows of one adapter only, so that nothing of it can
+reach others. Everything here is plain torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from livery.engine.kernels import Kernels, Weight
+from livery_adapters.canonical import InputTransform, Kronecker, LinearChange, LowRank, Rows, SharedBasis
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """One module's share, without the low-rank deltas. `columns` are its own in its group's output."""
+
+    columns: slice
+    transform: InputTransform | None = None
+    weight: Weight | None = None
+    rows: Rows | None = None
+    deltas: tuple[Kronecker | SharedBasis, ...] = ()
+    gain: Tensor | None = None  # [out_features]
+    shift: Tensor | None = None  # [out_features]: b' - gain ⊙ b, as y has the base's bias b in it already
+
+    @property
+    def needs_own_product(self) -> bool:
+        """Whether the base's product of the rows as they are is no part of the result."""
+        return self.transform is not None or self.weight is not None
+
+
+class Packer:
+    """Copies tensors of one adapter to the device, each memory once however many modules share it.
+
+    Nothing that it returns keeps the files it was read from alive.
+    """
+
+    def __init__(self, device: torch.device, compute: torch.dtype, kernels: Kernels) -> None:
+        self.device = device
+        self.compute = compute
+        self._kernels = kernels
+        # By identity of the source, which is kept beside its copy so that no other takes its address meanwhile.
+        self._tensors: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+        self._weights: dict[tuple[object, ...], Weight] = {}
+
+    def tensor(self, source: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A contiguous copy in the dtype computed in, or the given one; indices stay what they are."""
+        target = dtype or (self.compute if source.is_floating_point() else source.dtype)
+        key = (*_identity(source), target)
+        if key not in self._tensors:
+            copy = torch.empty(source.shape, dtype=target, device=self.device).copy_(source)
+            self._tensors[key] = source, copy
+        return self._tensors[key][1]
+
+    def weight(self, source: Tensor) -> Weight:
+        """A weight [out_features, in_features] as the kernels multiply it."""
+        key = _identity(source)
+        if key not in self._weights:
+            self._weights[key] = self._kernels.pack(self.tensor(source))
+            del self._tensors[(*key, self.compute)]  # the weight holds it, if it isn't laid out anew
+        return self._weights[key]
+
+    def part(self, part: Any) -> Any:  # noqa: ANN401 (any dataclass of tensors comes back as its own kind)
+        """The same dataclass with every tensor in it copied."""
+        if isinstance(part, Tensor):
+            return self.tensor(part)
+        if isinstance(part, tuple):
+            return tuple(map(self.part, part))
+        if is_dataclass(part) and not isinstance(part, type):
+            return replace(part, **{item.name: self.part(getattr(part, item.name)) for item in fields(part)})
+        return part
+
+    def linear(self, change: LinearChange, columns: slice, bias: Tensor | None) -> PackedLinear | None:
+        """One module's parts other than low-rank deltas, or None without any. `bias` is the base's, [out_features]."""
+        deltas = [delta for delta in change.deltas if not isinstance(delta, LowRank)]
+        others = (change.transform, change.weight, change.rows, change.gain, change.bias)
+        if not deltas and all(part is None for part in others):
+            return None
+        gain, shift = _affine(change, bias)
+        return PackedLinear(
+            columns,
+            transform=self.part(change.transform),
+            weight=None if change.weight is None else self.weight(change.weight),
+            rows=self.part(change.rows),
+            deltas=tuple(map(self.part, deltas)),
+            gain=None if gain is None else self.tensor(gain),
+            shift=None if shift is None else self.tensor(shift),
+        )
+
+    def share_bases(self, bases: list[SharedBasis]) -> None:
+        """Copy what several modules' A and B are views of, once, so that `part` finds views of the copy.
+
+        Views of one memory that begin at the same element are taken for one matrix and cuts of it.
+        """
+        views: dict[tuple[object, ...], list[Tensor]] = {}
+        for view in (tensor for basis in bases for tensor in (basis.a, basis.b)):
+            key = (view.untyped_storage().data_ptr(), view.storage_offset(), view.dtype)
+            views.setdefault(key, []).append(view)
+        for cuts in views.values():
+            span = max(sum((n - 1) * step for n, step in zip(c.shape, c.stride(), strict=True)) + 1 for c in cuts)
+            memory = self.tensor(cuts[0].as_strided((span,), (1,), cuts[0].storage_offset()))
+            for cut in cuts:
+                self._tensors[(*_identity(cut), self.compute)] = cut, memory.as_strided(cut.shape, cut.stride())
+
+
+def low_rank(change: LinearChange | None) -> LowRank | None:
+    """All low-rank deltas of a module as one: stacked by rank where there are several."""
+    parts = [part for part in change.deltas if isinstance(part, LowRank)] if change else []
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    scale = parts[0].scale
+    if all(part.scale == scale for part in parts):
+        return LowRank(torch.cat([part.a for part in parts]), torch.cat([part.b for part in parts], dim=1), scale)
+    a = torch.cat([part.a.float() for part in parts])
+    return LowRank(a, torch.cat([part.b.float() * part.scale for part in parts], dim=1), 1.0)
+
+
+def transformed(transform: InputTransform, x: Tensor) -> Tensor:
+    """T(x) for x [rows, in_features]: the diagonal, then each stage's blocks on the columns it names."""
+    if transform.diagonal is not None:
+        x = x * transform.diagonal
+    for stage in transform.stages:
+        count, size, _ = stage.blocks.shape
+        pieces = x if stage.order is None else x[:, stage.order]
+        pieces = torch.bmm(pieces.reshape(-1, count, size).transpose(0, 1), stage.blocks)
+        result = pieces.transpose(0, 1).reshape(x.shape)
+        x = result if stage.order is None else torch.empty_like(result).index_copy_(1, stage.order, result)
+    return x
+
+
+def replace_rows(rows: Rows, x: Tensor, y: Tensor, bias: Tensor | None) -> None:
+    """Compute the replaced output features of y [rows, out_features] anew from x, which is transformed already."""
+    values = x @ rows.values.t()
+    y.index_copy_(1, rows.ids, values if bias is None else values + bias[rows.ids])
+
+
+def add_deltas(change: PackedLinear, x: Tensor, y: Tensor) -> None:
+    """Add the Kronecker and shared-basis products of x [rows, in_features] to y [rows, out_features]."""
+    for delta in change.deltas:
+        y += _kronecker(delta, x) if isinstance(delta, Kronecker) else _shared_basis(delta, x)
+
+
+def scale_output(change: PackedLinear, y: Tensor) -> None:
+    """Gain and bias, in place, on y [rows, out_features], which has the base's bias in it."""
+    if change.gain is not None:
+        y *= change.gain
+    if change.shift is not None:
+        y += change.shift
+
+
+def _kronecker(delta: Kronecker, x: Tensor) -> Tensor:
+    """scale · (left ⊗ right) x without the full matrix: x as [rows, q, v] meets right on v and left on q."""
+    (p, q), (u, v) = delta.left.shape, delta.right.shape
+    pieces = x.reshape(-1, q, v)
+    if q * v * u + q * u * p <= p * q * v + p * v * u:  # whichever order multiplies less
+        product = delta.left @ (pieces @ delta.right.t())
+    else:
+        product = (delta.left @ pieces) @ delta.right.t()
+    return product.reshape(-1, p * u) * delta.scale
+
+
+def _shared_basis(delta: SharedBasis, x: Tensor) -> Tensor:
+    return ((x @ delta.a.t() * delta.rank_gain) @ delta.b.t()) * (delta.out_gain * delta.scale)
+
+
+def _affine(change: LinearChange, base_bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """(gain, b' - gain ⊙ b) in fp32, None where there is nothing to multiply or to add."""
+    if change.gain is None and change.bias is None:
+        return None, None
+    gain = None if change.gain is None else change.gain.float().cpu()
+    base = None if base_bias is None else base_bias.float().cpu()
+    wanted = base if change.bias is None else change.bias.float().cpu()
+    if base is None:
+        return gain, wanted
+    assert wanted is not None
+    return gain, wanted - (base if gain is None else gain * base)
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """The same for two tensors only if they are the same elements of the same memory."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+BiasOf = Callable[[str], Tensor | None]  # a linear module's path -> the base's bias

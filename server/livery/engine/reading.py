@@ -1,0 +1,83 @@
+"""Turns the files of an adapter into packed weights, on the loader's thread: read, convert, compose, measure, pack.
+
+Touches nothing that the step loop writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from livery.engine.base import AdapterPart, AdapterRef
+from livery.engine.lora.bank import PackedAdapter
+from livery.engine.lora.linear import GroupedLinear
+from livery_adapters.base_model import BaseModel, BaseShapes
+from livery_adapters.canonical import CanonicalAdapter
+from livery_adapters.effect import AdapterEffect
+from livery_adapters.formats import convert
+from livery_adapters.manifest import Limits, check_against, read_manifest
+from livery_adapters.measure import BaseNorms, measure
+from livery_adapters.refusal import AdapterRefused
+
+ANY_RANK = Limits(max_rank=1 << 20)  # how high a rank may be was decided when the adapter was taken in
+
+Pack = Callable[[CanonicalAdapter, AdapterEffect], PackedAdapter]
+
+
+class HeldWeights:
+    """The base's weights as conversions ask for them (BaseWeights), wherever the engine holds them."""
+
+    def __init__(self, model: nn.Module, shapes: BaseShapes, linears: Mapping[str, GroupedLinear]) -> None:
+        self._model = model
+        self._linears = linears
+        self.shapes = shapes
+
+    def weight(self, module: str) -> Tensor:
+        """[out_features, in_features] or [vocabulary, dim]; a copy where the kernels hold it packed."""
+        weight = self._model.get_submodule(module).weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def bias(self, module: str) -> Tensor | None:
+        """[out_features], or None where the base has none."""
+        return self._linears[module].bias
+
+    def parameter(self, path: str) -> Tensor:
+        """Any other parameter by its dotted path, as it lies in memory."""
+        return self._model.get_parameter(path).detach()
+
+
+class AdapterReader:
+    """Reads adapters for one base model. For one thread."""
+
+    def __init__(self, base: BaseModel, weights: HeldWeights, pack: Pack) -> None:
+        self._base = base
+        self._weights = weights
+        self._norms = BaseNorms(weights)
+        self._pack = pack
+
+    def read(self, adapter: AdapterRef) -> PackedAdapter:
+        """Raises AdapterRefused, or OSError when the files are gone."""
+        parts = [(self._converted(part), part.weight) for part in adapter.parts]
+        canonical, weight = parts[0]
+        if len(parts) > 1 or weight != 1:
+            from livery_adapters.compose import compose
+
+            canonical = compose(parts, adapter.digest)
+        canonical = replace(canonical, digest=adapter.digest)  # of the converted form, which residency goes by
+        return self._pack(canonical, measure(canonical, self._weights, self._norms))
+
+    def _converted(self, part: AdapterPart) -> CanonicalAdapter:
+        path = Path(part.path)
+        manifest = read_manifest(path, ANY_RANK, digest=part.digest if part.verified else None)
+        if manifest.digest != part.digest:
+            raise AdapterRefused(
+                "activation_failed",
+                f"the files in {path} hash to {manifest.digest}, not to {part.digest} as when they were added: they "
+                "were changed since; add the adapter again",
+            )
+        check_against(manifest, self._base, ANY_RANK)
+        return convert(path, manifest, self._weights, approximate=part.approximate)
