@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from livery_adapters.canonical import BaseWeights, CanonicalAdapter
-from livery_adapters.formats import lora
+from livery_adapters.formats import adalora, ia3, loha, lokr, lora, oft, vera
 from livery_adapters.formats.assembly import Assembly
 from livery_adapters.formats.base import Conversion
 from livery_adapters.formats.magnitude import Norms
@@ -21,7 +21,16 @@ from livery_adapters.layout import AdapterManifest
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import WEIGHTS_NAME
 
-CONVERSIONS: Mapping[str, Conversion[Any]] = {"LORA": lora.CONVERSION}
+CONVERSIONS: Mapping[str, Conversion[Any]] = {
+    "ADALORA": adalora.CONVERSION,
+    "BOFT": oft.BOFT,
+    "IA3": ia3.CONVERSION,
+    "LOHA": loha.CONVERSION,
+    "LOKR": lokr.CONVERSION,
+    "LORA": lora.CONVERSION,
+    "OFT": oft.OFT,
+    "VERA": vera.CONVERSION,
+}
 
 
 def convert(

@@ -145,6 +145,8 @@ class Assembly:
 
     def _put(self, target: TargetTensors, change: Change) -> None:
         match change:
+            case LinearChange() if change == LinearChange():
+                pass  # pruned away: nothing is left to apply
             case LinearChange():
                 self._linears[target.module] = change
             case EmbeddingChange():

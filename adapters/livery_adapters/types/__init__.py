@@ -34,10 +34,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.types.adalora import ADALORA
 from livery_adapters.types.base import PeftType
+from livery_adapters.types.ia3 import IA3
 from livery_adapters.types.lora import LORA
+from livery_adapters.types.lycoris import LOHA, LOKR
+from livery_adapters.types.oft import BOFT, OFT
+from livery_adapters.types.vera import VERA
 
-TYPES: Mapping[str, PeftType[Any]] = {kind.name: kind for kind in (LORA,)}
+_ALL: tuple[PeftType[Any], ...] = (ADALORA, BOFT, IA3, LOHA, LOKR, LORA, OFT, VERA)
+TYPES: Mapping[str, PeftType[Any]] = {kind.name: kind for kind in _ALL}
 
 
 def type_of(name: object) -> PeftType[Any]:
