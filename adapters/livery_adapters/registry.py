@@ -15,7 +15,6 @@ engine and blobs may drop it (livery_adapters.ingest does). Bytes, engines and H
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -25,18 +24,25 @@ from typing import Literal
 
 from livery_adapters.coverage import CoverageReport
 from livery_adapters.layout import AdapterManifest
-from livery_adapters.refusal import AdapterRefused
+from livery_adapters.names import MIN_DIGEST_PREFIX, RESERVED_VERBS, validate_name
+
+__all__ = [
+    "INCOMPLETE_CODES",
+    "MIN_DIGEST_PREFIX",
+    "RESERVED_VERBS",
+    "AdapterRecord",
+    "AdapterRegistry",
+    "AdapterVersion",
+    "Lease",
+    "State",
+    "UnknownAdapter",
+    "validate_name",
+]
 
 State = Literal["active", "loading", "draining", "failed", "incomplete"]
 
 # A file is missing or short: somebody may still be copying.
 INCOMPLETE_CODES = frozenset({"incomplete", "missing_config", "missing_weights"})
-
-# Last segments of management routes: a name that ended in one could not be told from a verb.
-RESERVED_VERBS = frozenset({"activate", "alias", "check", "export", "load", "pin", "retire", "rollback", "unload"})
-MIN_DIGEST_PREFIX = 8
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
 class UnknownAdapter(LookupError):
@@ -46,20 +52,6 @@ class UnknownAdapter(LookupError):
         super().__init__(f"no adapter named {name!r}" + (f": {reason}" if reason else ""))
         self.name = name
         self.reason = reason
-
-
-def validate_name(name: str, reserved: Collection[str] = ()) -> None:
-    """Raise AdapterRefused (invalid_name) unless an adapter may be called `name`."""
-    segments = name.split("/")
-    if not _NAME.fullmatch(name) or any(segment in ("", ".", "..") for segment in segments):
-        problem = "use up to 128 letters, digits and . _ : / -, beginning with a letter or digit"
-    elif segments[-1] in RESERVED_VERBS:
-        problem = f"{segments[-1]!r} is reserved as the last part of a name"
-    elif name in reserved:
-        problem = "the base model has this name"
-    else:
-        return
-    raise AdapterRefused("invalid_name", f"{name[:160]!r} can't name an adapter: {problem}; rename it")
 
 
 @dataclass(frozen=True, slots=True)

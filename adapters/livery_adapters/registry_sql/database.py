@@ -1,0 +1,138 @@
+"""A database by path or URL: SQLite or PostgreSQL, with transactions that behave the same on both.
+
+There is one writer at a time, across processes: a writing transaction of SQLite begins IMMEDIATE, one of
+PostgreSQL takes an advisory lock first. So a writer decides by what no other writer changes meanwhile, and changes
+get their numbers in the order in which they become visible. A reading transaction sees one moment.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from livery_adapters.registry_sql.errors import RegistryError, RegistryUnavailable, RegistryUnreadable
+
+# How long a writer waits for the one before it.
+WAIT_S = 30
+_ADVISORY_LOCK = 0x6C6976657279  # "livery"
+
+
+class Database:
+    """Connections to one database. Any thread may use it; every call blocks."""
+
+    def __init__(self, url: str | Path) -> None:
+        """Connects only when used. Raises RegistryError for a URL that can't be used here."""
+        self._url = _parse(url)
+        self.where = f"registry {self._url.render_as_string(hide_password=True)!r}"
+        self._sqlite = self._url.get_backend_name() == "sqlite"
+        engine = _sqlite_engine(self._url) if self._sqlite else create_engine(self._url, pool_pre_ping=True)
+        self._engine = engine
+        snapshot = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
+        self._reader = engine.execution_options(livery_begin="BEGIN", **snapshot)
+        self._writer = engine.execution_options(livery_begin="BEGIN IMMEDIATE")
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """A transaction that sees one moment. Raises RegistryUnavailable, RegistryUnreadable."""
+        return self._transaction(self._reader, lambda _: None)
+
+    def write(self) -> AbstractContextManager[Connection]:
+        """A transaction without other writers, on disk when it has ended. Raises as `read` does."""
+        return self._transaction(self._writer, self._lock)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self, engine: Engine, begin: Callable[[Connection], None]) -> Iterator[Connection]:
+        try:
+            with engine.begin() as connection:
+                begin(connection)
+                yield connection
+        except (DBAPIError, PoolTimeout) as error:
+            explained = self._explain(error)
+            if explained is None:
+                raise
+            raise explained from error
+
+    def _lock(self, connection: Connection) -> None:
+        if not self._sqlite:
+            connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_S}s'"))
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+
+    def _explain(self, error: DBAPIError | PoolTimeout) -> RegistryError | None:
+        """What became of the database, for people. None for a mistake in this code."""
+        reason = str(error.orig).strip() if isinstance(error, DBAPIError) else str(error)
+        origin = error.orig if isinstance(error, DBAPIError) else None
+        code = getattr(origin, "sqlite_errorcode", None)
+        if code is not None and code & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return RegistryUnreadable(
+                f"{self.where} is not a database or is damaged ({reason}); choose another folder, or restore a backup"
+            )
+        if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+            return RegistryUnavailable(
+                f"{self.where} can't be used now ({reason}); check that the disk has space and is writable, or that "
+                "the database server runs and lets you in"
+            )
+        return None
+
+
+def _parse(url: str | Path) -> URL:
+    if isinstance(url, Path) or "://" not in url:
+        return URL.create("sqlite", database=str(url))
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise RegistryError("the registry's URL can't be read; use a path or postgresql://user@host/name") from error
+    backend = parsed.get_backend_name()
+    if backend == "sqlite" and parsed.database:
+        return parsed
+    if backend not in ("postgresql", "postgres"):
+        raise RegistryError(f"a registry can't be in {backend!r}; use a path or postgresql://user@host/name")
+    if importlib.util.find_spec("psycopg") is None:
+        raise RegistryError("PostgreSQL needs psycopg, which is not installed; pip install 'livery[postgres]'")
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    assert url.database is not None
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": WAIT_S})
+    event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _configure(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # the driver must begin nothing on its own
+    _write_ahead(connection)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging; SQLite doesn't wait by itself when another process does that just now."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    if mode != "wal":
+        raise RegistryUnavailable(
+            "the registry's file system has no write-ahead logging for SQLite; keep --data on a local disk"
+        )
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("livery_begin", "BEGIN"))

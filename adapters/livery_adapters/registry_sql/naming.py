@@ -1,0 +1,109 @@
+"""Aliases, each change within a writing transaction of the caller."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Sequence
+from typing import get_args
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from livery_adapters.registry_sql import changes, reading
+from livery_adapters.registry_sql.errors import InvalidAlias, NameTaken, UnknownAlias
+from livery_adapters.registry_sql.records import Alias, AliasTarget, Sticky
+from livery_adapters.registry_sql.schema import alias_targets, aliases
+from livery_adapters.registry_sql.writing import check_generation
+
+MAX_TARGETS = 64
+
+
+def find(connection: Connection, name: str) -> Alias | None:
+    found = _all(connection, name)
+    return found[0] if found else None
+
+
+def every(connection: Connection) -> tuple[Alias, ...]:
+    """All aliases by name."""
+    return tuple(_all(connection, None))
+
+
+def set_alias(
+    connection: Connection,
+    name: str,
+    targets: Sequence[AliasTarget],
+    sticky: Sticky,
+    expected: int | None,
+    reserved: Collection[str],
+) -> Alias:
+    """See Registry.set_alias."""
+    if reading.find(connection, name) is not None:
+        raise NameTaken(name, "adapter")
+    before = find(connection, name)
+    check_generation(name, expected, before.generation if before else 0)
+    _check(connection, name, targets, sticky, reserved)
+    if before is not None and (before.targets, before.sticky) == (tuple(targets), sticky):
+        return before
+    generation = before.generation + 1 if before else 1
+    values = {"sticky": sticky, "generation": generation, "updated": time.time()}
+    if before is None:
+        connection.execute(insert(aliases).values(name=name, **values))
+    else:
+        connection.execute(update(aliases).where(aliases.c.name == name).values(values))
+        connection.execute(delete(alias_targets).where(alias_targets.c.alias == name))
+    rows = [
+        {"alias": name, "position": position, "target": target.name, "weight": float(target.weight)}
+        for position, target in enumerate(targets)
+    ]
+    connection.execute(insert(alias_targets), rows)
+    changes.note(connection, name)
+    found = find(connection, name)
+    assert found is not None
+    return found
+
+
+def delete_alias(connection: Connection, name: str, expected: int | None) -> None:
+    """See Registry.delete_alias."""
+    before = find(connection, name)
+    if before is None:
+        raise UnknownAlias(name)
+    check_generation(name, expected, before.generation)
+    connection.execute(delete(aliases).where(aliases.c.name == name))
+    changes.note(connection, name)
+
+
+def _check(
+    connection: Connection, name: str, targets: Sequence[AliasTarget], sticky: Sticky, reserved: Collection[str]
+) -> None:
+    if sticky not in get_args(Sticky):
+        raise InvalidAlias(name, f"sticky is one of {', '.join(get_args(Sticky))}, not {sticky[:80]!r}")
+    if not 1 <= len(targets) <= MAX_TARGETS:
+        raise InvalidAlias(name, f"it needs 1 to {MAX_TARGETS} targets and has {len(targets)}")
+    if len({target.name for target in targets}) != len(targets):
+        raise InvalidAlias(name, "a target is named twice; add its weights up")
+    for target in targets:
+        if not (math.isfinite(target.weight) and target.weight > 0):
+            raise InvalidAlias(
+                name, f"the weight of {target.name[:160]!r} is {target.weight}; give a positive one or leave it out"
+            )
+        if target.name in reserved:
+            continue
+        record = reading.find(connection, target.name)
+        if record is None or record.generation == 0:
+            raise InvalidAlias(name, f"{target.name[:160]!r} is no adapter; add it first (an alias can't be a target)")
+
+
+def _all(connection: Connection, name: str | None) -> list[Alias]:
+    query = (
+        select(aliases, alias_targets.c.target, alias_targets.c.weight)
+        .join(alias_targets, alias_targets.c.alias == aliases.c.name)
+        .order_by(aliases.c.name, alias_targets.c.position)
+    )
+    if name is not None:
+        query = query.where(aliases.c.name == name)
+    found: dict[str, Alias] = {}
+    for row in connection.execute(query):
+        before = found[row.name].targets if row.name in found else ()
+        targets = (*before, AliasTarget(row.target, row.weight))
+        found[row.name] = Alias(row.name, targets, row.sticky, row.generation, row.updated)
+    return list(found.values())

@@ -1,0 +1,136 @@
+"""Questions to the registry, each within a transaction of the caller."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, not_, select
+
+from livery_adapters.names import MIN_DIGEST_PREFIX
+from livery_adapters.registry_sql.errors import UnknownAdapter, UnknownVersion
+from livery_adapters.registry_sql.records import AdapterRecord, NamedVersion, Page, VersionFacts
+from livery_adapters.registry_sql.rows import RECORDS, STATE_OF, VERSIONS, record_of, version_of
+from livery_adapters.registry_sql.schema import adapters, versions
+
+MAX_PAGE = 1000
+_BATCH = 500  # values per query
+_HEX = re.compile(r"[0-9a-f]{1,64}")
+
+_RETIRED = and_(adapters.c.retired, adapters.c.error.is_(None))
+_SERVED = and_(versions.c.name == adapters.c.name, versions.c.number == adapters.c.active)
+
+
+def row_of(connection: Connection, name: str) -> Row[Any] | None:
+    """A name's row in `adapters`, whatever its state."""
+    return connection.execute(select(adapters).where(adapters.c.name == name)).one_or_none()
+
+
+def find(connection: Connection, name: str, *, include_retired: bool = False) -> AdapterRecord | None:
+    row = connection.execute(RECORDS.where(adapters.c.name == name)).one_or_none()
+    if row is None or (row.state == "retired" and not include_retired):
+        return None
+    return record_of(row)
+
+
+def get(connection: Connection, name: str, *, include_retired: bool = False) -> AdapterRecord:
+    record = find(connection, name, include_retired=include_retired)
+    if record is None:
+        raise UnknownAdapter(name)
+    return record
+
+
+def matching(
+    state: str | None, source: str | None, search: str | None, include_retired: bool
+) -> list[ColumnElement[bool]]:
+    """The conditions of a page or count."""
+    found: list[ColumnElement[bool]] = []
+    if not include_retired and state != "retired":
+        found.append(not_(_RETIRED))
+    if state is not None:
+        found.append(STATE_OF.is_not_distinct_from(state))
+    if source is not None:
+        found.append(adapters.c.source == source)
+    if search:
+        found.append(func.lower(adapters.c.name).contains(search.lower(), autoescape=True))
+    return found
+
+
+def page(connection: Connection, after: str, limit: int, conditions: list[ColumnElement[bool]]) -> Page:
+    """The next names by their bytes. Raises ValueError for a limit out of range."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise ValueError(f"a page has 1 to {MAX_PAGE} records, not {limit}")
+    query = RECORDS.where(adapters.c.name > after, *conditions).order_by(adapters.c.name).limit(limit + 1)
+    rows = connection.execute(query).all()
+    records = tuple(record_of(row) for row in rows[:limit])
+    return Page(records, records[-1].name if len(rows) > limit else None)
+
+
+def count(connection: Connection, conditions: list[ColumnElement[bool]]) -> int:
+    query = select(func.count()).select_from(adapters.outerjoin(versions, _SERVED)).where(*conditions)
+    return connection.execute(query).scalar_one()
+
+
+def pinned(connection: Connection) -> tuple[AdapterRecord, ...]:
+    query = RECORDS.where(adapters.c.pinned, adapters.c.active.is_not(None)).order_by(adapters.c.name)
+    return tuple(record_of(row) for row in connection.execute(query))
+
+
+def origins(connection: Connection, source: str) -> dict[str, str]:
+    query = select(adapters.c.name, adapters.c.origin, adapters.c.error).where(adapters.c.source == source)
+    return {row.name: row.origin if row.error is None else "" for row in connection.execute(query)}
+
+
+def history(connection: Connection, name: str) -> tuple[NamedVersion, ...]:
+    """The versions kept of a name, newest first. Raises UnknownAdapter."""
+    rows = connection.execute(VERSIONS.where(versions.c.name == name).order_by(versions.c.number.desc())).all()
+    if not rows:
+        get(connection, name)
+    return tuple(version_of(row) for row in rows)
+
+
+def version(connection: Connection, name: str, wanted: str) -> NamedVersion:
+    """One version by its number or at least 8 digits of its digest. Raises UnknownAdapter, UnknownVersion."""
+    query = VERSIONS.where(versions.c.name == name)
+    text = wanted.lower()
+    if len(text) < MIN_DIGEST_PREFIX and re.fullmatch(r"[0-9]+", text):
+        query = query.where(versions.c.number == int(text))
+    elif len(text) >= MIN_DIGEST_PREFIX and _HEX.fullmatch(text):
+        query = query.where(versions.c.digest.startswith(text))
+    else:
+        get(connection, name)
+        raise UnknownVersion(name, wanted, f"give its number or at least {MIN_DIGEST_PREFIX} digits of its digest")
+    rows = connection.execute(query.limit(2)).all()
+    if not rows:
+        get(connection, name)
+        raise UnknownVersion(name, wanted, "list its versions to see which are kept")
+    if len(rows) > 1:
+        raise UnknownVersion(name, wanted, "several fit; give more digits of the digest")
+    return version_of(rows[0])
+
+
+def facts(connection: Connection, digest: str) -> VersionFacts | None:
+    """What is known of a version, under whichever name."""
+    row = connection.execute(VERSIONS.where(versions.c.digest == digest).order_by(versions.c.name).limit(1)).first()
+    return version_of(row).facts if row is not None else None
+
+
+def serving(connection: Connection, weights: Iterable[str], column: ColumnElement[str]) -> list[str]:
+    """`column` of every active version whose files are among `weights`."""
+    found: set[str] = set()
+    for some in _batches(set(weights)):
+        query = select(column).select_from(adapters.join(versions, _SERVED)).where(versions.c.weights.in_(some))
+        found.update(connection.execute(query).scalars())
+    return sorted(found)
+
+
+def weights_in_use(connection: Connection) -> set[str]:
+    return set(connection.execute(select(versions.c.weights).distinct()).scalars())
+
+
+def _batches(values: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(values)
+    while some := list(islice(remaining, _BATCH)):
+        yield some

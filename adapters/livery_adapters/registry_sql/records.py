@@ -1,0 +1,99 @@
+"""What the registry knows, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["registered", "staging", "ready", "draining", "failed", "retired"]
+VersionState = Literal["ready", "registered"]
+Sticky = Literal["user", "key", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFacts:
+    """An immutable version: its digest says all that a response under it depends on.
+
+    `weights` is the digest of the two files and the key of their blob. `approximate` is the rank the adapter was
+    factorised to, 0 when it is applied as it is. `coverage` (the report of the checks) and `profile` (template,
+    prompt, default sampling) are JSON values. `parents` are version digest and weight of what it was merged from;
+    `invocation` the tokens from which on an activated LoRA applies. `created` is in seconds since 1970.
+    """
+
+    digest: str
+    weights: str
+    approximate: int
+    peft_type: str
+    base_digest: str
+    nbytes: int
+    coverage: Mapping[str, object]
+    profile: Mapping[str, object]
+    parents: tuple[tuple[str, float], ...]
+    invocation: tuple[int, ...]
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class NamedVersion:
+    """A version in the history of a name. `number` counts from 1 per name and is never given twice.
+
+    `registered` versions have passed every check but were never run; `ready` ones were.
+    """
+
+    name: str
+    number: int
+    facts: VersionFacts
+    added: float
+    state: VersionState
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """How one name stands.
+
+    `generation` counts the changes of what the name stands for; 0: it never had a version. `source` is who gave the
+    name its versions ("folder", "api", ...), `origin` where the last one came from and `origin_digest` the digest of
+    its files. With an active version, `error` is why its successor wasn't taken. The registry itself never says
+    "staging" or "draining": those are states of a server.
+    """
+
+    name: str
+    generation: int
+    state: State
+    active: NamedVersion | None
+    source: str
+    origin: str
+    origin_digest: str | None
+    pinned: bool
+    error: str | None
+    error_code: str | None
+    created: float
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Records in the order of their names; `next_after` is where the next page begins, None at the end."""
+
+    records: tuple[AdapterRecord, ...]
+    next_after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AliasTarget:
+    """An adapter, or the base model, and its share of the requests; weights need not sum to one."""
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name that shares its requests out; `sticky` says what keeps somebody on one target."""
+
+    name: str
+    targets: tuple[AliasTarget, ...]
+    sticky: Sticky
+    generation: int
+    updated: float

@@ -1,0 +1,282 @@
+"""Which adapters exist: names, their immutable versions, aliases. In SQL, shared by any number of processes.
+
+    registry = Registry.open(data / "registry.db", reserved={"smollm2-135m-instruct"})
+    record = registry.put("pirate", facts, source="api", origin="hf://me/pirate@4f2c")
+    registry.put("pirate", better, source="api", origin="...", expected_generation=record.generation)
+    registry.rollback("pirate")
+    seen, names = registry.changes(seen)     # what other processes changed meanwhile
+    registry.close()
+
+Every method is one transaction: what it returned is on disk, what it raised left nothing. Methods block; any
+thread may call them. Bytes, engines and HTTP are not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from livery_adapters.names import validate_name
+from livery_adapters.registry_sql import changes, naming, reading, writing
+from livery_adapters.registry_sql.database import Database
+from livery_adapters.registry_sql.errors import UnknownAlias
+from livery_adapters.registry_sql.migrations import migrate
+from livery_adapters.registry_sql.records import (
+    AdapterRecord,
+    Alias,
+    AliasTarget,
+    NamedVersion,
+    Page,
+    Sticky,
+    VersionFacts,
+    VersionState,
+)
+from livery_adapters.registry_sql.rows import printable
+from livery_adapters.registry_sql.schema import adapters, versions
+
+
+class Registry:
+    """The only writer of names, versions, aliases and states.
+
+    Every method may raise RegistryUnavailable (the database can't be used now) or RegistryUnreadable (damaged).
+    `expected_generation` makes a change a compare-and-set, with GenerationMismatch for the loser; 0 expects that
+    the name doesn't exist.
+    """
+
+    def __init__(self, database: Database, reserved: Collection[str] = ()) -> None:
+        """Use `open`, which brings the schema up to date."""
+        self.database = database
+        self.reserved = frozenset(reserved)
+
+    @classmethod
+    def open(cls, url: str | Path, reserved: Collection[str] = frozenset()) -> Registry:
+        """A SQLite file, made when it isn't there, or `postgresql://user@host/name`. An older schema is migrated.
+
+        `reserved` are names that nothing may have: the base model's. Raises RegistryTooNew, RegistryUnreadable,
+        RegistryUnavailable, RegistryError.
+        """
+        database = Database(url)
+        try:
+            with database.write() as connection:
+                migrate(connection, database.where)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database, reserved)
+
+    def close(self) -> None:
+        self.database.close()
+
+    # -- versions of a name ----------------------------------------------------------------------------
+
+    def put(
+        self,
+        name: str,
+        facts: VersionFacts,
+        *,
+        source: str,
+        origin: str,
+        state: VersionState = "ready",
+        pinned: bool | None = None,
+        expected_generation: int | None = None,
+        activate: bool = True,
+    ) -> AdapterRecord:
+        """Add a version to the name's history unless it is there, and make it active unless `activate` is False.
+
+        A version that is active already changes nothing but what is known of where it came from; errors before are
+        past. When the folder gives the files it gave last time, the record stays as it stands, also when it was
+        retired or rolled back since. The same files checked against another base model bring new facts.
+
+        Raises AdapterRefused (invalid_name), NameTaken, GenerationMismatch, and OwnedElsewhere: the folder and
+        others never share a name before it is retired.
+        """
+        validate_name(name, self.reserved)
+        arrival = writing.Arrival(source, origin, state, pinned, activate)
+        with self.database.write() as connection:
+            return writing.put(connection, name, facts, arrival, expected_generation)
+
+    def mark_ready(self, name: str, digest: str) -> AdapterRecord:
+        """A registered version has been run. Raises UnknownAdapter, UnknownVersion."""
+        with self.database.write() as connection:
+            return writing.mark_ready(connection, printable(name), digest)
+
+    def fail(self, name: str, *, code: str, message: str, source: str, origin: str) -> None:
+        """Record why a version was not taken. An active one goes on serving, and a name without any is `failed`.
+
+        Nothing is recorded for a name that is an alias, or that another owner's version is active under.
+        """
+        with self.database.write() as connection:
+            writing.fail(connection, printable(name), code, message, source, origin)
+
+    def forget_failure(self, name: str) -> None:
+        """The error is past; a name that never had a version is gone. Does nothing where there is none."""
+        with self.database.write() as connection:
+            writing.forget_failure(connection, printable(name))
+
+    def activate(self, name: str, version: str, expected_generation: int | None = None) -> AdapterRecord:
+        """Serve a version of the history, by number or at least 8 digits of its digest.
+
+        Raises UnknownAdapter, UnknownVersion, GenerationMismatch.
+        """
+        with self.database.write() as connection:
+            return writing.activate(connection, printable(name), version, expected_generation)
+
+    def rollback(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
+        """Serve what was active before, and once more goes back further; versions no longer kept are passed over.
+
+        Raises UnknownAdapter, NothingToRollBack, GenerationMismatch.
+        """
+        with self.database.write() as connection:
+            return writing.rollback(connection, printable(name), expected_generation)
+
+    def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
+        """Take the name out of service and drop its history. What the folder gave last stays known.
+
+        Raises UnknownAdapter, GenerationMismatch.
+        """
+        with self.database.write() as connection:
+            return writing.retire(connection, printable(name), expected_generation)
+
+    def pin(self, name: str, pinned: bool) -> AdapterRecord:
+        """Pinned adapters are loaded at start and keep their history. Raises UnknownAdapter."""
+        with self.database.write() as connection:
+            return writing.pin(connection, printable(name), pinned)
+
+    def set_profile(
+        self, name: str, profile: Mapping[str, object], expected_generation: int | None = None
+    ) -> AdapterRecord:
+        """Serve the active version's weights with another profile: a new version, or one there was.
+
+        Raises UnknownAdapter, GenerationMismatch.
+        """
+        with self.database.write() as connection:
+            return writing.set_profile(connection, printable(name), profile, expected_generation)
+
+    def trim(self, keep: int) -> list[tuple[str, str]]:
+        """Drop inactive versions beyond the newest `keep` of each name that isn't pinned: (name, digest) of each."""
+        with self.database.write() as connection:
+            return writing.trim(connection, keep)
+
+    # -- looking ---------------------------------------------------------------------------------------
+
+    def get(self, name: str, *, include_retired: bool = False) -> AdapterRecord:
+        """How `name` stands. Raises UnknownAdapter."""
+        with self.database.read() as connection:
+            return reading.get(connection, printable(name), include_retired=include_retired)
+
+    def find(self, name: str, *, include_retired: bool = False) -> AdapterRecord | None:
+        """How `name` stands, None when there is no such adapter."""
+        with self.database.read() as connection:
+            return reading.find(connection, printable(name), include_retired=include_retired)
+
+    def page(
+        self,
+        after: str = "",
+        limit: int = 100,
+        state: str | None = None,
+        source: str | None = None,
+        search: str | None = None,
+        *,
+        include_retired: bool = False,
+    ) -> Page:
+        """The `limit` (1 to 1000) records whose names follow `after`, in one query. `search` is part of a name."""
+        conditions = reading.matching(state, source, search, include_retired)
+        with self.database.read() as connection:
+            return reading.page(connection, printable(after), limit, conditions)
+
+    def count(
+        self,
+        state: str | None = None,
+        source: str | None = None,
+        search: str | None = None,
+        *,
+        include_retired: bool = False,
+    ) -> int:
+        """How many records all pages hold together."""
+        conditions = reading.matching(state, source, search, include_retired)
+        with self.database.read() as connection:
+            return reading.count(connection, conditions)
+
+    def pinned(self) -> tuple[AdapterRecord, ...]:
+        """Pinned adapters with an active version, by name."""
+        with self.database.read() as connection:
+            return reading.pinned(connection)
+
+    def origins(self, source: str) -> dict[str, str]:
+        """Where each name's last version from `source` came from, retired names too; "" where it wasn't taken."""
+        with self.database.read() as connection:
+            return reading.origins(connection, source)
+
+    def versions(self, name: str) -> tuple[NamedVersion, ...]:
+        """The history of a name, newest first. Raises UnknownAdapter."""
+        with self.database.read() as connection:
+            return reading.history(connection, printable(name))
+
+    def version(self, name: str, wanted: str) -> NamedVersion:
+        """One version by number or at least 8 digits of its digest. Raises UnknownAdapter, UnknownVersion."""
+        with self.database.read() as connection:
+            return reading.version(connection, printable(name), wanted)
+
+    def facts(self, digest: str) -> VersionFacts | None:
+        """What is known of a version, whichever name has it."""
+        with self.database.read() as connection:
+            return reading.facts(connection, digest)
+
+    def names_serving(self, weights: Iterable[str]) -> tuple[str, ...]:
+        """The names whose active version is made of files with one of these digests."""
+        with self.database.read() as connection:
+            return tuple(reading.serving(connection, weights, adapters.c.name))
+
+    def weights_serving(self, weights: Iterable[str]) -> set[str]:
+        """Those of these digests of files that some name's active version is made of."""
+        with self.database.read() as connection:
+            return set(reading.serving(connection, weights, versions.c.weights))
+
+    def weights_in_use(self) -> set[str]:
+        """The digest of every blob that some name's history refers to."""
+        with self.database.read() as connection:
+            return reading.weights_in_use(connection)
+
+    def changes(self, since: int) -> tuple[int, tuple[str, ...] | None]:
+        """Where changes stand, and the names of adapters and aliases changed after `since`.
+
+        Pass the first on to the next call. None instead of names: anything may have changed, as for a reader that
+        fell far behind, or that begins with -1.
+        """
+        with self.database.read() as connection:
+            return changes.since(connection, since)
+
+    # -- aliases ---------------------------------------------------------------------------------------
+
+    def set_alias(
+        self, name: str, targets: Sequence[AliasTarget], sticky: Sticky, expected_generation: int | None = None
+    ) -> Alias:
+        """Let a name share its requests out to adapters, or to the base model, by weight.
+
+        Raises AdapterRefused (invalid_name), NameTaken, InvalidAlias, GenerationMismatch.
+        """
+        validate_name(name, self.reserved)
+        with self.database.write() as connection:
+            return naming.set_alias(connection, name, targets, sticky, expected_generation, self.reserved)
+
+    def alias(self, name: str) -> Alias:
+        """Raises UnknownAlias."""
+        found = self.find_alias(name)
+        if found is None:
+            raise UnknownAlias(name)
+        return found
+
+    def find_alias(self, name: str) -> Alias | None:
+        """The alias, None when there is none of this name."""
+        with self.database.read() as connection:
+            return naming.find(connection, printable(name))
+
+    def aliases(self) -> tuple[Alias, ...]:
+        """All aliases by name."""
+        with self.database.read() as connection:
+            return naming.every(connection)
+
+    def delete_alias(self, name: str, expected_generation: int | None = None) -> None:
+        """Raises UnknownAlias, GenerationMismatch."""
+        with self.database.write() as connection:
+            naming.delete_alias(connection, printable(name), expected_generation)
