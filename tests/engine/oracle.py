@@ -19,9 +19,12 @@ from transformers import AutoModelForCausalLM
 
 from livery.engine.base import AdapterRef, EngineConfig, GenerationRequest, SamplingParams, TokenDelta
 from livery.engine.core import EngineCore
+from livery.engine.lora.bank import PackedAdapter
 from livery.engine.plan import SequenceSlice
 from livery.engine.rope import freeze_rope
 from livery.engine.runner import ModelRunner
+from livery_adapters.canonical import CanonicalAdapter
+from livery_adapters.effect import AdapterEffect
 from livery_adapters.manifest import read_manifest
 
 TOLERANCE = 1e-4  # max |Δ| / max |logit|
@@ -59,11 +62,17 @@ class Recorded:
 
 
 class RecordingRunner(ModelRunner):
-    """The real runner, remembering the logits it sampled from."""
+    """The real runner, remembering the logits it sampled from, and taking adapters in canonical form as well."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.seen: dict[tuple[str, int], Tensor] = {}
+        self.by_hand: dict[str, CanonicalAdapter] = {}  # by digest, instead of files
         super().__init__(config, lambda _: None)
+
+    def read_adapter(self, adapter: AdapterRef) -> PackedAdapter:
+        if adapter.digest in self.by_hand:
+            return self._pack(self.by_hand[adapter.digest], AdapterEffect({}, 0))
+        return super().read_adapter(adapter)
 
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
         logits = super().forward(slices)
@@ -82,10 +91,19 @@ class Bench:
         self.core = EngineCore(self.runner, lambda: None)
         self.results: dict[str, Recorded] = {}
 
-    def add(self, name: str, prompt: list[int], adapter: AdapterRef | None, max_tokens: int, **sampling: Any) -> None:
+    def add(
+        self,
+        name: str,
+        prompt: list[int],
+        adapter: AdapterRef | None,
+        max_tokens: int,
+        *,
+        adapter_start: int = 0,
+        **sampling: Any,
+    ) -> None:
         params = SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, "ignore_eos": True, **sampling})
         self.results[name] = Recorded()
-        self.core.add(GenerationRequest(name, prompt, params, adapter))
+        self.core.add(GenerationRequest(name, prompt, params, adapter, adapter_start))
 
     def step(self) -> list[TokenDelta]:
         deltas = self.core.step()

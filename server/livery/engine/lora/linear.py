@@ -62,41 +62,31 @@ class ProjectionGroup:
 
     def _changed_base(self, x: Tensor, changes: Changes) -> Tensor:
         """W'·T(x) + b of every row, [rows, sum of out_features]."""
-        if self._members == 1:  # one product serves all rows, some of which go through it transformed
-            x, y = self._transformed_product(x, changes)
-        elif self._needs_base(x.shape[0], changes):
+        alone = self._members == 1
+        if alone:  # then one product serves all rows, whichever of them go into it transformed
+            x = _transformed_rows(x, changes)
+
+        def is_own(part: PackedLinear) -> bool:
+            return part.weight is not None or (part.transform is not None and not alone)
+
+        own = sum(s.end - s.start for s, parts in changes if sum(map(is_own, parts)) == self._members)
+        if own < x.shape[0]:
             y = self._kernels.linear(x, self.weight, self.bias)
-        else:
+        else:  # no row of any member is computed from the base's weight and the input as it is
             y = x.new_empty((x.shape[0], self.weight.out_features))
         for segment, parts in changes:
             for part in parts:
                 seen, target = x[segment.start : segment.end], y[segment.start : segment.end, part.columns]
-                if self._members > 1 and part.transform is not None:
+                if part.transform is not None and not alone:
                     seen = transformed(part.transform, seen)
                 bias = None if self.bias is None else self.bias[part.columns]
                 if part.weight is not None:
                     target.copy_(self._kernels.linear(seen, part.weight, bias))
-                elif self._members > 1 and part.transform is not None:
+                elif is_own(part):
                     target.copy_(self._member_product(seen, part.columns))
                 if part.rows is not None:
                     replace_rows(part.rows, seen, target, bias)
         return y
-
-    def _transformed_product(self, x: Tensor, changes: Changes) -> tuple[Tensor, Tensor]:
-        """(T(x), W·T(x) + b) of a group with one member."""
-        if any(parts[0].transform is not None for _, parts in changes):
-            x = x.clone()
-        for segment, (part,) in changes:
-            if part.transform is not None:
-                x[segment.start : segment.end] = transformed(part.transform, x[segment.start : segment.end])
-        return x, self._kernels.linear(x, self.weight, self.bias)
-
-    def _needs_base(self, rows: int, changes: Changes) -> bool:
-        """Whether any row of any member is computed from the input as it is."""
-        replaced = sum(
-            s.end - s.start for s, parts in changes if sum(p.needs_own_product for p in parts) == self._members
-        )
-        return replaced < rows
 
     def _member_product(self, x: Tensor, columns: slice) -> Tensor:
         """The base's product of one member alone, bias included."""
@@ -104,6 +94,16 @@ class ProjectionGroup:
         first = columns.start - skip
         bias = None if self.bias is None else self.bias[first : first + weight.out_features]
         return self._kernels.linear(x, weight, bias)[:, skip : skip + columns.stop - columns.start]
+
+
+def _transformed_rows(x: Tensor, changes: Changes) -> Tensor:
+    """The input of a group with one member, T(x) where an adapter transforms it."""
+    if any(part.transform is not None for _, (part,) in changes):
+        x = x.clone()
+        for segment, (part,) in changes:
+            if part.transform is not None:
+                x[segment.start : segment.end] = transformed(part.transform, x[segment.start : segment.end])
+    return x
 
 
 class GroupedLinear(nn.Module):

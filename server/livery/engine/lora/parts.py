@@ -30,11 +30,6 @@ class PackedLinear:
     gain: Tensor | None = None  # [out_features]
     shift: Tensor | None = None  # [out_features]: b' - gain ⊙ b, as y has the base's bias b in it already
 
-    @property
-    def needs_own_product(self) -> bool:
-        """Whether the base's product of the rows as they are is no part of the result."""
-        return self.transform is not None or self.weight is not None
-
 
 class Packer:
     """Copies tensors of one adapter to the device, each memory once however many modules share it.
