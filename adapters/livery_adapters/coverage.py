@@ -191,7 +191,7 @@ def _expected(full: FullTensor, base: BaseModel) -> tuple[int, ...] | None:
 
 def _fits(target: TargetTensors, shape: ModuleShape) -> bool:
     return (
-        target.kind == shape.kind
+        target.kind in (shape.kind, "rows")
         and target.in_features in (None, shape.in_features)
         and target.out_features in (None, shape.out_features)
     )

@@ -10,7 +10,7 @@ from typing import Literal
 from livery_adapters.peft_config import CommonSettings
 from livery_adapters.tensor_file import TensorEntry
 
-Kind = Literal["linear", "embedding", "experts", "plain"]
+Kind = Literal["linear", "embedding", "experts", "plain", "rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class TargetTensors:
     """What the file holds for one adapted module: its tensors by role ("lora_A", "hada_w1_a", ...).
 
     `in_features` and `out_features` are those of the module as the tensors' shapes tell them, None where they don't;
-    for an embedding `in_features` is the vocabulary. `rank` is 0 for a method without one. `parameter` names the
+    for an embedding `in_features` is the vocabulary. Kind "rows" is a linear module or an embedding, whichever the
+    base has there. `rank` is 0 for a method without one. `parameter` names the
     parameter of `module` that changes where it isn't a linear module's or an embedding's weight (kind "experts").
     `named`: the type has a field of its own that names this module, so `target_modules` needn't.
     `tied`: a head tied to this embedding changes alike.

@@ -142,9 +142,13 @@ def _role(parts: list[str], kind: PeftType[Any]) -> tuple[str, str | None]:
 
 def _full(entry: TensorEntry, parts: list[str], kind: PeftType[Any], common: CommonSettings) -> FullTensor:
     """A complete parameter; the base says later whether the module has one of that name."""
+    *path, parameter = parts
+    if path[-1] in kind.copies and len(path) > 1:
+        module = ".".join(path[:-1])
+        _check_targeted(module, common)
+        return FullTensor(module, parameter, entry, own=True)
     if any(part.startswith(kind.prefixes) for part in parts):
         raise _unknown(entry.name, kind)
-    *path, parameter = parts
     if path[-1] in ("base_layer", "original_module") and len(path) > 1:
         return FullTensor(".".join(path[:-1]), parameter, entry, own=False)
     module = ".".join(path)
@@ -155,13 +159,18 @@ def _target(
     module: str, roles: dict[str, TensorEntry], kind: PeftType[Any], common: CommonSettings, settings: object
 ) -> TargetTensors:
     target = kind.target(module, roles, settings)
-    if not target.named and not common.targets.covers(module):
+    if not target.named:
+        _check_targeted(module, common)
+    return target
+
+
+def _check_targeted(module: str, common: CommonSettings) -> None:
+    if not common.targets.covers(module):
         raise AdapterRefused(
             "untargeted_tensor",
             f"the file adapts {module}, which target_modules, exclude_modules or layers_to_transform leave out (PEFT "
             "would ignore it); correct adapter_config.json or save the adapter again",
         )
-    return target
 
 
 def _unknown(name: str, kind: PeftType[Any]) -> AdapterRefused:

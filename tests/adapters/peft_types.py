@@ -61,7 +61,7 @@ def shapes(family: str) -> BaseModel:
         if isinstance(module, nn.Linear):
             modules[path] = ModuleShape("linear", module.in_features, module.out_features, module.bias is not None)
         elif isinstance(module, Conv1D):
-            modules[path] = ModuleShape("linear", *module.weight.shape, has_bias=True)
+            modules[path] = ModuleShape("linear", *module.weight.shape, has_bias=True, input_first=True)
         elif isinstance(module, nn.Embedding):
             modules[path] = ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
         elif own := {name: tuple(value.shape) for name, value in module.named_parameters(recurse=False)}:

@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import AdaLoraConfig, BOFTConfig, IA3Config, LoHaConfig, LoKrConfig, OFTConfig, VeraConfig
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    OFTConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+)
 
 from adapters import peft_types
 from adapters.dense_reference import ModelWeights, applied
-from adapters.peft_types import TARGETS, apart, base, load, logits, make
+from adapters.peft_types import TARGETS, TOKENS, apart, base, load, logits, make
 from livery_adapters.canonical import CanonicalAdapter
 from livery_adapters.formats import convert
 from livery_adapters.manifest import check_against, read_manifest
@@ -91,3 +101,42 @@ def test_types_for_linear_layers_only(kind: Any, settings: dict[str, Any], famil
     make(tmp_path, family, kind(target_modules=TARGETS[family], **settings))
     adapter = check_exact(tmp_path, family)
     assert len(adapter.linears) == 3 * len(TARGETS[family])
+
+
+def seen(*more: int) -> list[int]:
+    """Token ids that occur in what the models are asked, in no order."""
+    return [int(TOKENS[1, 4]), int(TOKENS[0, 0]), *more]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_trained_tokens_and_a_tied_head(family: str, tmp_path: Path) -> None:
+    make(tmp_path, family, TrainableTokensConfig(token_indices=seen(3)))
+    adapter = check_exact(tmp_path, family)
+    (embedding,) = adapter.embeddings.values()
+    assert embedding.rows is not None
+    assert embedding.rows.ids.tolist() == sorted(seen(3))
+    assert set(adapter.linears) == set(peft_types.shapes(family).shapes.tied)
+
+
+def test_trained_rows_of_a_head_of_its_own(tmp_path: Path) -> None:
+    head = next(name for name, module in base("neox").named_modules() if module is base("neox").lm_head)
+    make(tmp_path, "neox", TrainableTokensConfig(token_indices=[96, 2], target_modules=["embed_in", head]))
+    adapter = check_exact(tmp_path, "neox")
+    assert set(adapter.linears) == {head}
+
+
+def test_trained_norms(tmp_path: Path) -> None:
+    make(tmp_path, "llama", LNTuningConfig(target_modules=["input_layernorm", "norm"]))
+    assert set(check_exact(tmp_path, "llama").plain) == {
+        *(f"model.layers.{index}.input_layernorm" for index in range(3)),
+        "model.norm",
+    }
+
+
+def test_trained_copies_of_any_module(tmp_path: Path) -> None:
+    """Norms with a bias, a Conv1D whose weight lies the other way round, an embedding whose head stays."""
+    make(tmp_path, "gpt2", LNTuningConfig(target_modules=["ln_1", "ln_f", "c_fc", "wte"]))
+    adapter = check_exact(tmp_path, "gpt2")
+    assert len(adapter.plain) == 4
+    assert len(adapter.linears) == 3
+    assert len(adapter.embeddings) == 1

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from livery_adapters.canonical import BaseWeights, CanonicalAdapter
-from livery_adapters.formats import adalora, ia3, loha, lokr, lora, oft, vera
+from livery_adapters.formats import adalora, ia3, loha, lokr, lora, oft, trainable_tokens, vera
 from livery_adapters.formats.assembly import Assembly
 from livery_adapters.formats.base import Conversion
 from livery_adapters.formats.magnitude import Norms
@@ -25,10 +25,12 @@ CONVERSIONS: Mapping[str, Conversion[Any]] = {
     "ADALORA": adalora.CONVERSION,
     "BOFT": oft.BOFT,
     "IA3": ia3.CONVERSION,
+    "LN_TUNING": Conversion(None),  # its copies of modules are put in as of any type
     "LOHA": loha.CONVERSION,
     "LOKR": lokr.CONVERSION,
     "LORA": lora.CONVERSION,
     "OFT": oft.OFT,
+    "TRAINABLE_TOKENS": trainable_tokens.CONVERSION,
     "VERA": vera.CONVERSION,
 }
 

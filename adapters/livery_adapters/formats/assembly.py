@@ -76,11 +76,7 @@ class ReplacedBase:
     def _tie(self, head: str, embedding: str) -> None:
         one, other = self.written.get(head), self.written.get(embedding)
         if one is not None and other is not None and not torch.equal(one, other):
-            raise AdapterRefused(
-                "replaced_weight",
-                f"the file replaces {head} and {embedding}, which are one weight in this base, by different ones; "
-                "train on a base whose head has its own weight, or save the adapter again",
-            )
+            raise _different(head, embedding)
         written = other if one is None else one
         if written is not None:
             self.written[head] = self.written[embedding] = written
@@ -179,12 +175,22 @@ class Assembly:
         if change is None or not (followed or self._manifest.common.ties_weights):
             return
         ours = self._linears.get(head, LinearChange())
-        if followed and change.rows is not None and ours.rows is None:
+        if followed and change.rows is not None:
+            if ours.rows is not None and not torch.equal(ours.rows.values, change.rows.values):
+                raise _different(f"rows of {head}", f"rows of {embedding}")
             ours = replace(ours, rows=change.rows)
         if self._manifest.common.ties_weights and ours.weight is None and f"{head}.weight" not in self._base.own:
             ours = replace(ours, weight=change.weight)
         if ours != LinearChange():
             self._linears[head] = ours
+
+
+def _different(head: str, embedding: str) -> AdapterRefused:
+    return AdapterRefused(
+        "replaced_weight",
+        f"the file replaces {head} and {embedding}, which are one weight in this base, by different ones; "
+        "train on a base whose head has its own weight, or save the adapter again",
+    )
 
 
 def _repeats(saved: Tensor, base: Tensor | None) -> bool:

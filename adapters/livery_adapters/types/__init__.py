@@ -37,12 +37,14 @@ from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.adalora import ADALORA
 from livery_adapters.types.base import PeftType
 from livery_adapters.types.ia3 import IA3
+from livery_adapters.types.ln_tuning import LN_TUNING
 from livery_adapters.types.lora import LORA
 from livery_adapters.types.lycoris import LOHA, LOKR
 from livery_adapters.types.oft import BOFT, OFT
+from livery_adapters.types.trainable_tokens import TRAINABLE_TOKENS
 from livery_adapters.types.vera import VERA
 
-_ALL: tuple[PeftType[Any], ...] = (ADALORA, BOFT, IA3, LOHA, LOKR, LORA, OFT, VERA)
+_ALL: tuple[PeftType[Any], ...] = (ADALORA, BOFT, IA3, LN_TUNING, LOHA, LOKR, LORA, OFT, TRAINABLE_TOKENS, VERA)
 TYPES: Mapping[str, PeftType[Any]] = {kind.name: kind for kind in _ALL}
 
 

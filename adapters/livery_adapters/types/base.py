@@ -23,7 +23,8 @@ class PeftType(Generic[S]):
     `suffixes` maps the end of a tensor's name, after the module's path and without the adapter's name, to a role:
     "lora_A.weight" -> "lora_A". `shared` does so for tensors of no single module, by their whole name after
     "base_model.". `prefixes` are how names of this type's tensors begin: what begins so and isn't in `suffixes` is
-    refused by name. `parse` turns the configuration into settings, `target` the tensors of one module into a
+    refused by name. `copies` are the names under which PEFT keeps a complete, trained copy of a module.
+    `parse` turns the configuration into settings, `target` the tensors of one module into a
     checked target; `check` compares it with the base beyond kind and features; `warn` adds to the report.
     All of them raise AdapterRefused.
     """
@@ -35,6 +36,7 @@ class PeftType(Generic[S]):
     parse: Callable[[Config], S]
     target: Callable[[str, Roles, S], TargetTensors]
     shared: Mapping[str, str] = field(default_factory=dict)
+    copies: tuple[str, ...] = ()
     check: Callable[[TargetTensors, BaseShapes, S], None] | None = None
     warn: Callable[[tuple[TargetTensors, ...], S], tuple[str, ...]] | None = None
     invocation: Callable[[S], tuple[int, ...]] | None = None

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.layout import TargetTensors
-from livery_adapters.peft_config import Config, FieldRules, flag, number, shown, whole
+from livery_adapters.peft_config import Config, FieldRules, bad_field, flag, number, shown, whole
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.base import PeftType, Roles, need, one_dtype, wrong_shape
 
+_MOST_TERMS = 64
 _RETRAIN = "save it with the PEFT it was trained with as a merged model, or train it again with a newer one"
 
 
@@ -59,13 +60,16 @@ def parse_oft(config: Config) -> OftSettings:
             f"r is {blocks} and oft_block_size is {size}: one of them must be zero; fix adapter_config.json",
         )
     series = flag(config, "use_cayley_neumann", default=True)
+    terms = whole(config.get("num_cayley_neumann_terms", 5), "num_cayley_neumann_terms") if series else 0
+    if terms > _MOST_TERMS:
+        raise bad_field("num_cayley_neumann_terms", terms, f"at most {_MOST_TERMS}")
     if series:
         _check_version(config.get("peft_version"))
     return OftSettings(
         blocks=blocks,
         block_size=size,
         shared=flag(config, "block_share"),
-        terms=whole(config.get("num_cayley_neumann_terms", 5), "num_cayley_neumann_terms") if series else 0,
+        terms=terms,
         radius=number(config.get("eps", 6e-5), "eps") if flag(config, "coft") else None,
     )
 

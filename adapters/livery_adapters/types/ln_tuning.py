@@ -1,0 +1,26 @@
+"""LN tuning: trained copies of whole modules, norms as a rule; everything about them is done for all types."""
+
+from __future__ import annotations
+
+from livery_adapters.layout import TargetTensors
+from livery_adapters.peft_config import Config, FieldRules
+from livery_adapters.types.base import PeftType, Roles
+
+
+def _parse(config: Config) -> None:
+    """The type has no fields of its own."""
+
+
+def _target(module: str, roles: Roles, settings: None) -> TargetTensors:
+    raise NotImplementedError("the type has no tensors but copies of parameters")
+
+
+LN_TUNING: PeftType[None] = PeftType(
+    name="LN_TUNING",
+    rules=FieldRules(read=frozenset()),
+    suffixes={},
+    prefixes=("ln_tuning_",),
+    copies=("ln_tuning_layers",),
+    parse=_parse,
+    target=_target,
+)
