@@ -1,35 +1,58 @@
 """Adapter files by content: a directory that holds each version once, under its digest, and never changes it.
 
     store = BlobStore(Path("data"))
-    digest = store.put(Path("adapters/pirate"))   # copies the two files, hashing what it copies
-    store.path(digest)                            # a directory to read from until remove(digest)
+    with store.incoming() as incoming:
+        incoming.copy(Path("adapters/pirate"))    # or begin/write, chunk by chunk
+        digest = incoming.seal()                  # on disk; incoming.path can be checked, nobody else sees it
+        incoming.publish()                        # now it is a blob
+        ...                                       # commit what refers to the digest
+    store.path(digest)                            # a directory to read from until it is garbage
 
-Knows no names, no manifests and no engine. Every call blocks on the disk: use a worker thread. Calls from
-several threads may overlap; `remove` while somebody still reads is the caller's mistake.
+    store.collect_garbage(keep=registry_digests, grace_s=600)
+
+Knows no names, no manifests and no engine. Several processes may use one root. Every call blocks on the disk: use
+a worker thread. Calls from several threads may overlap.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import time
 import uuid
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
+from livery_adapters.incoming import Incoming, storing, sync_directory
 from livery_adapters.layout import digest_of
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
-from livery_adapters.tensor_file import CHUNK, CONFIG_NAME, FILE_NAMES, open_regular
+from livery_adapters.tensor_file import CHUNK, FILE_NAMES, open_regular
+
+__all__ = ["BlobStore", "Incoming", "StoreBusy"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_STALE_SECONDS = 3600
+_FILES = "files"
+_LOCK = "lock"
+_POLL_S = 0.02
+
+
+class StoreBusy(Exception):
+    """Somebody was publishing all the time; collect the garbage later."""
 
 
 class BlobStore:
-    """The only writer below `root`. A blob is `root/sha256/ab/<64 hex>/` with the two files, read-only."""
+    """The only writer below `root`.
+
+    A blob is `root/sha256/ab/<64 hex>/` with the two files, read-only. What is on its way in is
+    `root/incoming/<random>/files/` beside a `lock` that its process holds, so that what a killed process left is
+    told from what a slow one is still writing. `root/lock` is held shared from publishing a blob until whatever
+    refers to it is committed, and exclusively while garbage is collected.
+    """
 
     def __init__(self, root: Path, limits: Limits = DEFAULT_LIMITS) -> None:
         self.root = root
@@ -38,28 +61,69 @@ class BlobStore:
         self._incoming = root / "incoming"  # on the same file system, so that a rename publishes
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._incoming.mkdir(exist_ok=True)
-        self._sweep()
+        sync_directory(root)
+        with contextlib.suppress(StoreBusy):
+            self._sweep(timeout_s=0)
+
+    # -- taking in -------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def incoming(self) -> Iterator[Incoming]:
+        """Room for one adapter; what isn't published by the end of the context is gone.
+
+        The row that refers to the digest must be committed inside the context, after `publish` and before `done`:
+        until then garbage collection waits, in this and every other process; it does not wait for downloads, which
+        come before `publish`. Raises AdapterRefused (storage_full, storage_failed).
+        """
+        with contextlib.ExitStack() as held:
+            published = held.enter_context(contextlib.ExitStack())  # holds the shared lock from publish to done
+
+            def publish(files: Path, digest: str) -> Path:
+                published.enter_context(_locked(self.root / _LOCK, fcntl.LOCK_SH))
+                return self._publish(files, digest)
+
+            with storing(), _locked(self.root / _LOCK, fcntl.LOCK_SH):  # no sweep sees it before it is locked
+                home = self._incoming / uuid.uuid4().hex
+                home.mkdir()
+                held.callback(shutil.rmtree, home, ignore_errors=True)
+                held.enter_context(_locked(home / _LOCK, fcntl.LOCK_EX))
+                (home / _FILES).mkdir()
+            incoming = Incoming(home / _FILES, self._limits, publish, published.close)
+            held.callback(incoming.close)
+            yield incoming
 
     def put(self, directory: Path, expected: str | None = None) -> str:
-        """Copy an adapter's two files in and return their digest. Raises AdapterRefused, OSError.
+        """Copy an adapter's two files in and return their digest. Raises AdapterRefused.
 
         The digest is that of the bytes copied, whatever happens to `directory` meanwhile; when it is not
-        the `expected` one, nothing is kept and the adapter is refused as incomplete. A version that is held
-        already stays as it is unless its files have changed, as on a failing disk: then they are replaced.
+        the `expected` one, nothing is kept and the adapter is refused as incomplete.
         """
-        incoming = self._incoming / uuid.uuid4().hex
-        incoming.mkdir()
-        try:
-            digest = digest_of({name: self._copy(directory, name, incoming) for name in FILE_NAMES})
+        with self.incoming() as incoming:
+            incoming.copy(directory)
+            digest = incoming.seal()
             if expected not in (None, digest):
                 raise AdapterRefused(
                     "incomplete", f"the files of {directory.name!r} changed while they were read; it is tried again"
                 )
-            _sync_directory(incoming)
-            self._publish(incoming, digest)
-        finally:
-            shutil.rmtree(incoming, ignore_errors=True)
+            incoming.publish()
         return digest
+
+    def _publish(self, files: Path, digest: str) -> Path:
+        final = self.path(digest)
+        if not final.parent.is_dir():
+            final.parent.mkdir(exist_ok=True)
+            sync_directory(self._blobs)
+        try:
+            files.rename(final)  # a directory that is not empty is never replaced
+        except OSError:
+            if not final.is_dir():
+                raise
+            _repair(final, files)
+        os.utime(final)  # young again: see collect_garbage
+        sync_directory(final.parent)
+        return final
+
+    # -- looking ---------------------------------------------------------------------------------------
 
     def path(self, digest: str) -> Path:
         """Where a version's files are. The one place where a digest becomes a path. Raises ValueError."""
@@ -67,74 +131,138 @@ class BlobStore:
             raise ValueError(f"{digest[:80]!r} is not a SHA-256 digest in lower-case hex")
         return self._blobs / digest[:2] / digest
 
+    def digests(self) -> list[str]:
+        """Every version held, sorted."""
+        return sorted(entry.name for entry in self._blobs.glob("??/*") if _DIGEST.fullmatch(entry.name))
+
+    def verify(self, digest: str) -> bool:
+        """Whether a version is held and its files are still those that gave the digest; reads them in full."""
+        try:
+            return digest_of({name: _sha256(self.path(digest), name) for name in FILE_NAMES}) == digest
+        except (AdapterRefused, OSError):
+            return False
+
+    def export(self, digest: str, out: Path) -> None:
+        """Copy a version's two files into the directory `out`, made when it isn't there.
+
+        Raises FileExistsError when it isn't empty, FileNotFoundError for a version that isn't held, OSError.
+        """
+        held = self.path(digest)
+        if not held.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such adapter version in the store", digest)
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise FileExistsError(errno.EEXIST, "the directory is not empty; choose another", str(out))
+        for name in FILE_NAMES:
+            shutil.copyfile(held / name, out / name)
+
+    # -- throwing out ----------------------------------------------------------------------------------
+
     def remove(self, digest: str) -> None:
-        """Delete a version. Unknown digests are ignored; half a deletion is never seen as a blob."""
+        """Delete a version. Unknown digests are ignored; half a deletion is never seen as a blob.
+
+        That nobody reads it and nobody is just publishing it is the caller's business; with several processes on
+        one root use `collect_garbage`.
+        """
         trash = self._incoming / uuid.uuid4().hex
         with contextlib.suppress(FileNotFoundError):
             self.path(digest).rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
 
-    def digests(self) -> list[str]:
-        """Every version held, sorted."""
-        return sorted(entry.name for entry in self._blobs.glob("??/*") if _DIGEST.fullmatch(entry.name))
+    def collect_garbage(
+        self, keep: Collection[str] | Callable[[], Collection[str]], grace_s: float, *, timeout_s: float = 30.0
+    ) -> list[str]:
+        """Delete the blobs that `keep` doesn't name and what dead processes left; return the digests deleted.
 
-    def _copy(self, directory: Path, name: str, incoming: Path) -> str:
-        limit = self._limits.max_config_bytes if name == CONFIG_NAME else self._limits.max_weight_bytes
-        digest, size = hashlib.sha256(), 0
-        with open_regular(directory, name) as source, (incoming / name).open("xb") as target:
-            while chunk := source.read(CHUNK):
-                size += len(chunk)
-                if size > limit:
-                    raise AdapterRefused("too_large", f"{name} is over the limit of {limit} bytes")
-                digest.update(chunk)
-                target.write(chunk)
-            target.flush()
-            os.fsync(target.fileno())
-            os.fchmod(target.fileno(), 0o444)
-        return digest.hexdigest()
+        Waits until no process is between `publish` and `done`, so a callable `keep` sees every row that refers to a
+        published blob; a collection gathered earlier doesn't, and then only the grace protects what was published
+        since. Blobs published (also once more) within `grace_s` seconds stay. Never call it inside `incoming()`:
+        it would wait for itself. Raises StoreBusy after `timeout_s` seconds, OSError.
+        """
+        removed = []
+        with self._alone(timeout_s):
+            kept = frozenset(keep() if callable(keep) else keep)
+            limit = time.time() - grace_s
+            for digest in self.digests():
+                if digest not in kept and self.path(digest).stat().st_mtime <= limit:
+                    self.path(digest).rename(self._incoming / uuid.uuid4().hex)
+                    removed.append(digest)
+        self._sweep(timeout_s)
+        return removed
 
-    def _publish(self, incoming: Path, digest: str) -> None:
-        final = self.path(digest)
-        final.parent.mkdir(exist_ok=True)
-        if final.is_dir() and not _holds(final, digest):
-            self.remove(digest)
-        if not final.is_dir():
-            # Another thread may have been faster: a directory that is not empty is never replaced.
-            with contextlib.suppress(FileExistsError, OSError):
-                incoming.rename(final)
-        if not final.is_dir():
-            raise OSError(f"could not publish blob {digest} in {self._blobs.name}")
-        _sync_directory(final.parent)
+    def _sweep(self, timeout_s: float) -> None:
+        """Delete what nobody is writing any more. Dead stays dead, so only finding it needs the lock."""
+        with self._alone(timeout_s):
+            dead = [entry for entry in self._incoming.iterdir() if not _is_held(entry / _LOCK)]
+        for leftover in dead:
+            shutil.rmtree(leftover, ignore_errors=True)
 
-    def _sweep(self) -> None:
-        """Drop what a crash left half-copied; a copy under way elsewhere is younger than this."""
-        for leftover in self._incoming.iterdir():
-            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
+    @contextlib.contextmanager
+    def _alone(self, timeout_s: float) -> Iterator[None]:
+        """The exclusive lock; polled, because a thread waiting in flock could never be told to stop."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(_locked(self.root / _LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                except BlockingIOError:
+                    pass
+                else:
+                    yield
+                    return
+            if time.monotonic() >= deadline:
+                raise StoreBusy("adapters were being published all the time; collect the garbage later")
+            time.sleep(_POLL_S)
 
 
-def _holds(directory: Path, digest: str) -> bool:
-    """Whether the files are still those that gave this digest."""
-    found = {}
+@contextlib.contextmanager
+def _locked(file: Path, how: int) -> Iterator[None]:
+    """Hold a lock of the file, made when it isn't there; it ends with the process at the latest. Raises OSError."""
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        for name in FILE_NAMES:
-            with open_regular(directory, name) as stream:
-                found[name] = _sha256(stream)
-    except (AdapterRefused, OSError):
+        fcntl.flock(fd, how)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
         return False
-    return digest_of(found) == digest
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
-def _sha256(stream: BinaryIO) -> str:
+def _sha256(directory: Path, name: str) -> str:
     digest = hashlib.sha256()
-    while chunk := stream.read(CHUNK):
-        digest.update(chunk)
+    with open_regular(directory, name) as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _repair(held: Path, fresh: Path) -> None:
+    """Replace, one rename each, those files of a held blob whose bytes rotted or are gone, as on a failing disk."""
+    for name in FILE_NAMES:
+        if not _same_bytes(held, fresh, name):
+            (fresh / name).rename(held / name)
+            sync_directory(held)
+
+
+def _same_bytes(one: Path, other: Path, name: str) -> bool:
+    """Comparing costs a fraction of hashing again: what was just written is still in memory."""
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        with open_regular(one, name) as left, open_regular(other, name) as right:
+            while chunk := left.read(CHUNK):
+                if chunk != right.read(CHUNK):
+                    return False
+            return not right.read(1)
+    except (AdapterRefused, OSError):
+        return False

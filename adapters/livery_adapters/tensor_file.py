@@ -52,7 +52,7 @@ def open_regular(directory: Path, name: str) -> Iterator[BinaryIO]:
     fd = _open_fd(directory, name)
     if not stat.S_ISREG(os.fstat(fd).st_mode):  # before fdopen, which raises on a directory and keeps it open
         os.close(fd)
-        raise _not_regular(name)
+        raise not_regular(name)
     with os.fdopen(fd, "rb") as stream:
         yield stream
 
@@ -64,7 +64,7 @@ def _open_fd(directory: Path, name: str) -> int:
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
-        raise _missing(directory, name) from None
+        raise missing_file(directory, name) from None
     except OSError as error:
         if folder is None and error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise AdapterRefused(
@@ -73,7 +73,7 @@ def _open_fd(directory: Path, name: str) -> int:
                 "instead of linking it",
             ) from None
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise _not_regular(name) from None
+            raise not_regular(name) from None
         reason = os.strerror(error.errno) if error.errno else "unknown error"
         raise AdapterRefused(
             "unreadable", f"{name} of {directory.name!r} can't be read: {reason}; fix its permissions"
@@ -83,13 +83,15 @@ def _open_fd(directory: Path, name: str) -> int:
             os.close(folder)
 
 
-def _not_regular(name: str) -> AdapterRefused:
+def not_regular(name: str) -> AdapterRefused:
+    """The refusal of a link, pipe, device or directory in the place of a file."""
     return AdapterRefused(
         "not_regular", f"{name} is not a regular file; copy the real file there (for example with cp -L)"
     )
 
 
-def _missing(directory: Path, name: str) -> AdapterRefused:
+def missing_file(directory: Path, name: str) -> AdapterRefused:
+    """The refusal of a directory that lacks one of the two files, saying so when it holds a pickle instead."""
     if name == CONFIG_NAME:
         return AdapterRefused(
             "missing_config", f"no {CONFIG_NAME} in {directory.name!r}; copy the directory PEFT's save_pretrained made"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ def adapter(folder: Path, config: bytes = b"{}", weights: bytes = b"weights") ->
 
 
 def files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
 
 
 def test_a_version_is_found_under_the_digest_of_its_contents(store: BlobStore, tmp_path: Path) -> None:
@@ -109,20 +108,23 @@ def test_nothing_but_a_digest_becomes_a_path(digest: str, store: BlobStore, tmp_
     assert len(files_below(outside)) == 2
 
 
-def test_a_crash_before_the_rename_leaves_nothing_to_be_seen(store: BlobStore, tmp_path: Path) -> None:
-    """What a killed process leaves is a directory below `incoming`: fresh ones may be another process's."""
+def test_what_a_dead_process_left_is_dropped_and_what_a_living_one_writes_is_not(
+    store: BlobStore, tmp_path: Path
+) -> None:
     left = store.root / "incoming" / "0123456789abcdef"
-    adapter(left)
-    old = store.root / "incoming" / "fedcba9876543210"
-    adapter(old)
-    day_ago = time.time() - 86_400
-    os.utime(old, (day_ago, day_ago))
-    after = BlobStore(store.root)
-    assert after.digests() == []
-    assert left.exists()
-    assert not old.exists()
-    taken = after.put(adapter(tmp_path / "pirate"))
-    assert after.digests() == [taken]
+    (left / "files").mkdir(parents=True)
+    (left / "lock").touch()
+    adapter(left / "files")
+    with store.incoming() as incoming:
+        incoming.write(CONFIG_NAME, b"{}")
+        after = BlobStore(store.root)
+        assert after.digests() == []
+        assert not left.exists()
+        assert incoming.path.exists()
+        incoming.write(WEIGHTS_NAME, b"weights")
+        digest = incoming.seal()
+        incoming.publish()
+    assert after.digests() == [digest]
 
 
 def test_a_refused_source_leaves_nothing(tmp_path: Path) -> None:
