@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, not_, select
 
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.registry_sql.errors import UnknownAdapter, UnknownVersion
-from livery_adapters.registry_sql.records import AdapterRecord, NamedVersion, Page, VersionFacts
-from livery_adapters.registry_sql.rows import RECORDS, STATE_OF, VERSIONS, record_of, version_of
+from livery_adapters.registry_sql.records import AdapterRecord, Card, NamedVersion, Page, VersionFacts
+from livery_adapters.registry_sql.rows import RECORDS, STATE_OF, VERSIONS, printable, record_of, version_of
 from livery_adapters.registry_sql.schema import adapters, versions
 
 MAX_PAGE = 1000
@@ -50,11 +50,11 @@ def matching(
     if not include_retired and state != "retired":
         found.append(not_(_RETIRED))
     if state is not None:
-        found.append(STATE_OF.is_not_distinct_from(state))
+        found.append(STATE_OF.is_not_distinct_from(printable(state)))
     if source is not None:
-        found.append(adapters.c.source == source)
+        found.append(adapters.c.source == printable(source))
     if search:
-        found.append(func.lower(adapters.c.name).contains(search.lower(), autoescape=True))
+        found.append(func.lower(adapters.c.name).contains(printable(search).lower(), autoescape=True))
     return found
 
 
@@ -71,6 +71,24 @@ def page(connection: Connection, after: str, limit: int, conditions: list[Column
 def count(connection: Connection, conditions: list[ColumnElement[bool]]) -> int:
     query = select(func.count()).select_from(adapters.outerjoin(versions, _SERVED)).where(*conditions)
     return connection.execute(query).scalar_one()
+
+
+def cards(connection: Connection) -> list[Card]:
+    """Names with an active version, and nothing of what it holds: there may be ten thousands."""
+    query = select(adapters.c.name, versions.c.digest, versions.c.created).select_from(adapters.join(versions, _SERVED))
+    return [Card(row.name, row.digest, row.created) for row in connection.execute(query)]
+
+
+def count_served(connection: Connection) -> int:
+    return connection.execute(select(func.count()).where(adapters.c.active.is_not(None))).scalar_one()
+
+
+def served_among(connection: Connection, names: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    for some in _batches(names):
+        query = select(adapters.c.name).where(adapters.c.active.is_not(None), adapters.c.name.in_(some))
+        found.update(connection.execute(query).scalars())
+    return found
 
 
 def pinned(connection: Connection) -> tuple[AdapterRecord, ...]:

@@ -73,6 +73,15 @@ class AdapterRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Card:
+    """A name that takes requests: an adapter with its active version's digest, or an alias with an empty one."""
+
+    name: str
+    digest: str
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Records in the order of their names; `next_after` is where the next page begins, None at the end."""
 

@@ -25,6 +25,7 @@ from livery_adapters.registry_sql.records import (
     AdapterRecord,
     Alias,
     AliasTarget,
+    Card,
     NamedVersion,
     Page,
     Sticky,
@@ -196,6 +197,17 @@ class Registry:
         conditions = reading.matching(state, source, search, include_retired)
         with self.database.read() as connection:
             return reading.count(connection, conditions)
+
+    def cards(self) -> list[Card]:
+        """Every name that takes requests, aliases too, by name."""
+        with self.database.read() as connection:
+            aliases = [Card(alias.name, "", alias.updated) for alias in naming.every(connection)]
+            return sorted([*reading.cards(connection), *aliases], key=lambda card: card.name)
+
+    def served(self, names: Iterable[str]) -> tuple[int, set[str]]:
+        """How many adapters take requests, and which of `names` are among them."""
+        with self.database.read() as connection:
+            return reading.count_served(connection), reading.served_among(connection, names)
 
     def pinned(self) -> tuple[AdapterRecord, ...]:
         """Pinned adapters with an active version, by name."""
