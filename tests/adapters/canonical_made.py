@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from livery_adapters.base_model import BaseShapes
 from livery_adapters.canonical import (
     BlockStage,
     CanonicalAdapter,
@@ -26,6 +27,7 @@ class Weights:
 
     def __init__(self, weights: dict[str, Tensor], biases: dict[str, Tensor] | None = None) -> None:
         self._weights, self._biases = weights, biases or {}
+        self.shapes = BaseShapes({})
         self.asked: list[str] = []
 
     def weight(self, module: str) -> Tensor:
