@@ -13,6 +13,7 @@ from livery_adapters.effect import AdapterEffect
 from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.types import type_of
+from livery_adapters.types.base import untargeted
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def check_against(manifest: AdapterManifest, base: BaseModel, limits: Limits = D
         )
     check = type_of(manifest.peft_type).check
     for target in manifest.targets:
-        _check_target(target, base, limits, hint)
+        _check_target(manifest, target, base, limits, hint)
         if check is not None:
             check(target, base.shapes, manifest.settings)
     for full in manifest.full:
@@ -114,7 +115,9 @@ def _elsewhere(manifest: AdapterManifest, base: BaseModel) -> bool:
     )
 
 
-def _check_target(target: TargetTensors, base: BaseModel, limits: Limits, hint: str) -> None:
+def _check_target(manifest: AdapterManifest, target: TargetTensors, base: BaseModel, limits: Limits, hint: str) -> None:
+    if not (target.named or manifest.common.targets.covers(target.module) or target.module in base.shapes.tied):
+        raise untargeted(target.module)  # the manifest let it pass as a tied head
     if target.kind == "experts":
         if target.path not in base.shapes.experts:
             raise AdapterRefused("unknown_tensor", f"the base has no experts' parameter {target.path}. {hint}")

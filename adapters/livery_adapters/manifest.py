@@ -30,7 +30,7 @@ from livery_adapters.tensor_file import (
     read_weights_header,
 )
 from livery_adapters.types import type_of
-from livery_adapters.types.base import PeftType
+from livery_adapters.types.base import PeftType, untargeted
 
 __all__ = [
     "FILE_NAMES",
@@ -71,6 +71,8 @@ def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS, digest: str 
     targets = tuple(_target(module, roles, kind, common, settings) for module, roles in found.modules.items())
     if not targets and not found.full:
         raise AdapterRefused("no_matching_module", f"{WEIGHTS_NAME} holds nothing but tensors that all modules share")
+    invocation = kind.invocation(settings) if kind.invocation else ()
+    _check_late_start(invocation, targets, found)
     return AdapterManifest(
         digest=digest,
         peft_type=kind.name,
@@ -82,7 +84,7 @@ def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS, digest: str 
         tensors=entries,
         nbytes=size + len(data),
         facts={name: config[name] for name in _SHOWN_FIELDS if name in config},
-        invocation=kind.invocation(settings) if kind.invocation else (),
+        invocation=invocation,
         warnings=kind.warn(targets, settings) if kind.warn else (),
     )
 
@@ -145,7 +147,8 @@ def _full(entry: TensorEntry, parts: list[str], kind: PeftType[Any], common: Com
     *path, parameter = parts
     if path[-1] in kind.copies and len(path) > 1:
         module = ".".join(path[:-1])
-        _check_targeted(module, common)
+        if not common.targets.covers(module):
+            raise untargeted(module)
         return FullTensor(module, parameter, entry, own=True)
     if any(part.startswith(kind.prefixes) for part in parts):
         raise _unknown(entry.name, kind)
@@ -159,17 +162,20 @@ def _target(
     module: str, roles: dict[str, TensorEntry], kind: PeftType[Any], common: CommonSettings, settings: object
 ) -> TargetTensors:
     target = kind.target(module, roles, settings)
-    if not target.named:
-        _check_targeted(module, common)
+    # Tying also adapts the head, which target_modules doesn't name: only the base knows whether this module is one.
+    if not (target.named or common.ties_weights or common.targets.covers(module)):
+        raise untargeted(module)
     return target
 
 
-def _check_targeted(module: str, common: CommonSettings) -> None:
-    if not common.targets.covers(module):
+def _check_late_start(invocation: tuple[int, ...], targets: tuple[TargetTensors, ...], found: _Sorted) -> None:
+    """An adapter that starts in the middle of a text can't change what earlier tokens see. Raises AdapterRefused."""
+    other = next((target.path for target in targets if target.kind != "linear"), next(iter(found.full), None))
+    if invocation and other is not None:
         raise AdapterRefused(
-            "untargeted_tensor",
-            f"the file adapts {module}, which target_modules, exclude_modules or layers_to_transform leave out (PEFT "
-            "would ignore it); correct adapter_config.json or save the adapter again",
+            "unsupported_combination",
+            f"the adapter starts at its invocation tokens and also changes {other}, which PEFT applies from the first "
+            "token on; train it with low-rank pairs on linear modules only",
         )
 
 

@@ -52,9 +52,9 @@ class FieldRules:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def known(self) -> tuple[str, ...]:
-        """Every field with a rule, the common ones included, in no order; twice where two rules contradict."""
-        return (*COMMON_READ, *COMMON_HARMLESS, *self.read, *self.harmless, *self.refused)
+    def known(self) -> frozenset[str]:
+        """Every field with a rule, the common ones included."""
+        return COMMON_READ | COMMON_HARMLESS | self.read | self.harmless | self.refused.keys()
 
 
 @dataclass(frozen=True, slots=True)

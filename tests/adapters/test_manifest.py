@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors.torch import load_file
 
 from adapters.peft_made import (
     Q0,
@@ -23,7 +24,7 @@ from adapters.peft_made import (
     tiny_base,
     write_header,
 )
-from livery_adapters.ingest import check_directory
+from livery_adapters.examine import check_directory
 from livery_adapters.manifest import AdapterRefused, Limits, check_against, read_manifest
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 from livery_adapters.types import TYPES
@@ -201,6 +202,15 @@ def _directory(folder: Path) -> None:
     (folder / WEIGHTS_NAME).mkdir()
 
 
+def _biases(folder: Path, size: int) -> None:
+    pairs = [name for name in load_file(folder / WEIGHTS_NAME) if name.endswith("lora_B.weight")]
+    edit_tensors(folder, **{name.replace("B.weight", "B.bias"): torch.ones(size) for name in pairs})
+
+
+def _norm(folder: Path, size: int) -> None:
+    edit_tensors(folder, **{"base_model.model.model.norm.weight": torch.ones(size)})
+
+
 def _value(number: float) -> torch.Tensor:
     return torch.tensor([[number] + [0.0] * 31] * 4)
 
@@ -244,11 +254,105 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
     "infinity in the config": (_config_text('{"lora_alpha": 1e999}'), "bad_json", "too large", "save_pretrained"),
     "an endless integer": (_config_text('{"r": ' + "9" * 5000 + "}"), "bad_json", "5000 digits", "save_pretrained"),
     "large config": (_config_text(" " * 70_000), "too_large", "65536 bytes", "PEFT writes"),
-    "another method": (_config(peft_type="IA3"), "unsupported_peft_type", "'IA3'", "Train it as LORA"),
+    "another method": (_config(peft_type="MISS"), "unsupported_peft_type", "'MISS'", "Train it as LORA"),
     "no method": (_config(peft_type=None), "unsupported_peft_type", "None", "Train it as LORA"),
-    "DoRA": (_config(use_dora=True), "unsupported_field", "DoRA", "merge the adapter"),
+    "DoRA without magnitudes": (_config(use_dora=True), "missing_half", "lacks magnitude", "save the adapter again"),
+    "a bias that isn't there": (_config(lora_bias=True), "missing_half", "lacks lora_B_bias", "save the adapter again"),
+    "a bias that nobody asked for": (
+        _tensors(**{"B.bias": torch.ones(32)}),
+        "unknown_tensor",
+        "lora_bias is not true",
+        "don't belong together",
+    ),
+    "a bias of another width": (
+        lambda f: (_config(lora_bias=True)(f), _biases(f, 31)),
+        "wrong_shape",
+        "lora_B_bias is [31]",
+        "[out]",
+    ),
+    "two variants": (
+        _config(use_dora=True, lora_bias=True),
+        "unsupported_combination",
+        "use_dora and lora_bias",
+        "train with one",
+    ),
+    "repeated layers": (
+        _config(layer_replication=[[0, 2], [1, 3]]),
+        "unsupported_field",
+        "repeated layers",
+        "merge the adapter",
+    ),
+    "a router": (_config(arrow_config={"top_k": 2}), "unsupported_field", "Arrow", "merge the adapter"),
+    "KaSA": (_config(kasa_config={"beta": 1}), "unsupported_field", "KaSA", "merge the adapter"),
+    "tokens that aren't there": (
+        _config(alora_invocation_tokens=[-1]),
+        "bad_field",
+        "alora_invocation_tokens is [-1]",
+        "fix adapter_config.json",
+    ),
+    "a token trained twice": (
+        _config(trainable_token_indices={"embed_tokens": [5, 7, 5]}),
+        "bad_field",
+        "token 5 twice",
+        "remove one",
+    ),
+    "an activated adapter that replaces a norm": (
+        lambda f: (_config(alora_invocation_tokens=[3], modules_to_save=["norm"])(f), _norm(f, 32)),
+        "unsupported_combination",
+        "model.norm.weight",
+        "low-rank pairs",
+    ),
+    "a classification head": (
+        lambda f: edit_tensors(f, **{"base_model.model.score.weight": torch.ones(2, 32)}),
+        "unknown_tensor",
+        "base_model.model.score.weight",
+        "classification head",
+    ),
+    "a norm of another width": (lambda f: _norm(f, 31), "wrong_shape", "[31]", "use an adapter trained on it"),
+    "a larger vocabulary": (
+        lambda f: edit_tensors(f, **{"base_model.model.lm_head.weight": torch.ones(98, 32)}),
+        "resized_vocabulary",
+        "[98, 32]",
+        "without adding tokens",
+    ),
+    "a parameter that a module lacks": (
+        lambda f: edit_tensors(f, **{"base_model.model.model.norm.bias": torch.ones(32)}),
+        "unknown_tensor",
+        "no parameter 'bias'",
+        "use an adapter trained on it",
+    ),
+    "a bias of a linear module without one": (
+        lambda f: edit_tensors(f, **{f"base_model.model.{Q0}.base_layer.bias": torch.ones(32)}),
+        "unknown_tensor",
+        "no parameter 'bias'",
+        "use an adapter trained on it",
+    ),
+    "a parameter twice": (
+        lambda f: edit_tensors(
+            f,
+            **{f"base_model.model.{Q0}.{name}": torch.ones(32, 32) for name in ("weight", "base_layer.weight")},
+        ),
+        "duplicate_tensor",
+        "q_proj.weight is there twice",
+        "keep one",
+    ),
     "modules to save": (_config(modules_to_save=["lm_head"]), "missing_tensor", "lm_head", "save the adapter again"),
-    "residual init": (_config(init_lora_weights="pissa"), "unconverted_init", "'pissa'", "save_pretrained"),
+    "residual init": (
+        _config(init_lora_weights="pissa_niter_4"),
+        "unconverted_init",
+        "'pissa_niter_4'",
+        "path_initial_model_for_weight_conversion",
+    ),
+    "CorDA": (_config(init_lora_weights="corda"), "unconverted_init", "'corda'", "save_pretrained"),
+    "LoRA-GA": (_config(init_lora_weights="lora_ga"), "unconverted_init", "'lora_ga'", "save_pretrained"),
+    "LoftQ": (_config(init_lora_weights="loftq"), "unconverted_init", "'loftq'", "serve that base"),
+    "an unknown init": (_config(init_lora_weights="magic"), "unsupported_field", "'magic'", "convert the adapter"),
+    "PiSSA at no scale": (
+        _config(init_lora_weights="pissa", lora_alpha=0),
+        "bad_field",
+        "a scale of 0",
+        "correct lora_alpha",
+    ),
     "unknown field": (_config(use_magic=3), "unknown_field", "'use_magic' is 3", "remove it"),
     "rank of text": (_config(r="8"), "bad_field", "r is '8'", "fix adapter_config.json"),
     "rank of true": (_config(r=True), "bad_field", "r is True", "fix adapter_config.json"),
@@ -285,7 +389,13 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
         "o_proj",
         "correct adapter_config.json",
     ),
-    "unknown tensor": (_tensors(magnitude_vector=torch.ones(32)), "unknown_tensor", "magnitude_vector", "expected"),
+    "unknown tensor": (_tensors(**{"E.weight": torch.ones(32)}), "unknown_tensor", "lora_E.weight", "expected"),
+    "DoRA's magnitudes without DoRA": (
+        _tensors(magnitude_vector=torch.ones(32)),
+        "unknown_tensor",
+        "use_dora is not true",
+        "don't belong together",
+    ),
     "another model's modules": (_only_other_modules, "no_matching_module", "transformer.h.0", "use an adapter trained"),
     "NaN": (_tensors(**{A: _value(float("nan"))}), "nonfinite_weights", f"{Q0_TENSORS}A", "earlier checkpoint"),
     "infinity": (_tensors(**{A: _value(float("-inf"))}), "nonfinite_weights", "4 values", "earlier checkpoint"),
@@ -322,9 +432,10 @@ def test_refusing_what_is_no_file_keeps_no_descriptor_open(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", sorted(TYPES))
 def test_every_field_of_pefts_configuration_has_one_rule(name: str) -> None:
-    known = TYPES[name].rules.known
-    assert len(known) == len(set(known)), "a field has two rules"
-    missing = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[name])} - set(known)
+    rules = TYPES[name].rules
+    own = [*rules.read, *rules.harmless, *rules.refused]  # which may say more of a common field
+    assert len(own) == len(set(own)), "a field has two rules"
+    missing = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[name])} - rules.known
     assert not missing, "a new PEFT has fields that nobody has judged yet"
 
 

@@ -169,20 +169,16 @@ class Assembly:
                 self._linears[module] = replace(linear, bias=value)
 
     def _tie(self, head: str, embedding: str) -> None:
-        """Give a head what its embedding got, where PEFT applies one change to both."""
+        """Give a head the rows that its embedding got, unless the file trains other tokens of it."""
         change = self._embeddings.get(embedding)
         followed = any(target.tied for target in self._manifest.targets if target.module == embedding)
-        if change is None or not (followed or self._manifest.common.ties_weights):
+        if change is None or change.rows is None or not followed:
             return
         ours = self._linears.get(head, LinearChange())
-        if followed and change.rows is not None:
-            if ours.rows is not None and not torch.equal(ours.rows.values, change.rows.values):
-                raise _different(f"rows of {head}", f"rows of {embedding}")
-            ours = replace(ours, rows=change.rows)
-        if self._manifest.common.ties_weights and ours.weight is None and f"{head}.weight" not in self._base.own:
-            ours = replace(ours, weight=change.weight)
-        if ours != LinearChange():
-            self._linears[head] = ours
+        if ours.rows is None:
+            self._linears[head] = replace(ours, rows=change.rows)
+        elif torch.equal(ours.rows.ids, change.rows.ids) and not torch.equal(ours.rows.values, change.rows.values):
+            raise _different(f"rows of {head}", f"rows of {embedding}")
 
 
 def _different(head: str, embedding: str) -> AdapterRefused:

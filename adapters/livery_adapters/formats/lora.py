@@ -1,20 +1,101 @@
-"""LoRA and rsLoRA: the pairs of the file as they are, the scale kept apart."""
+"""LoRA and its variants, all exact: the pairs of the file as they are, the scale kept apart."""
 
 from __future__ import annotations
 
-from livery_adapters.canonical import BaseWeights, EmbeddingChange, LinearChange, LowRank
+import torch
+from torch import Tensor
+
+from livery_adapters.canonical import (
+    BaseWeights,
+    EmbeddingChange,
+    ExpertsChange,
+    LinearChange,
+    LowRank,
+    Rows,
+)
 from livery_adapters.formats.base import Conversion, Tensors
+from livery_adapters.formats.norms import column_norms, row_norms
 from livery_adapters.layout import TargetTensors
 from livery_adapters.types.lora import LoraSettings
 
 
 def convert_module(
     target: TargetTensors, tensors: Tensors, settings: LoraSettings, base: BaseWeights
-) -> LinearChange | EmbeddingChange:
-    """One module's pair."""
+) -> LinearChange | EmbeddingChange | ExpertsChange:
+    """One module's change."""
+    if target.kind == "rows":
+        return _rows(target, tensors["trainable_tokens"], settings, base)
+    if target.kind == "experts":
+        return _experts(target, tensors)
     if target.kind == "embedding":
-        return EmbeddingChange(LowRank(tensors["lora_embedding_A"], tensors["lora_embedding_B"], target.scale))
-    return LinearChange(deltas=(LowRank(tensors["lora_A"], tensors["lora_B"], target.scale),))
+        return _embedding(target, tensors, base)
+    pair = LowRank(tensors["lora_A"], tensors["lora_B"], target.scale)
+    deltas = (pair, *_taken_out(target, settings, base))
+    return LinearChange(
+        deltas=deltas,
+        gain=_gain(tensors, row_norms(base.weight(target.module), deltas)) if settings.dora else None,
+        bias=_bias(target, tensors["lora_B_bias"], base) if settings.bias else None,
+    )
+
+
+def _embedding(target: TargetTensors, tensors: Tensors, base: BaseWeights) -> EmbeddingChange:
+    """PiSSA and OLoRA leave embeddings alone, so the pair is all of ΔW."""
+    pair = LowRank(tensors["lora_embedding_A"], tensors["lora_embedding_B"], target.scale)
+    if "magnitude" not in tensors:
+        return EmbeddingChange(pair)
+    return EmbeddingChange(pair, gain=_gain(tensors, column_norms(base.weight(target.module), pair)))
+
+
+def _gain(tensors: Tensors, norms: Tensor) -> Tensor:
+    """DoRA's m/‖W + ΔW‖ [out_features]: the norm is a constant at inference (section 4.3 of arXiv:2402.09353)."""
+    return tensors["magnitude"].to(norms) / norms
+
+
+def _bias(target: TargetTensors, trained: Tensor, base: BaseWeights) -> Tensor:
+    """`lora_bias` adds scale · b_B to the base's bias, or to none."""
+    added = target.scale * trained.float()
+    bias = base.bias(target.module)
+    return added if bias is None else bias.float().to(added.device) + added
+
+
+def _taken_out(target: TargetTensors, settings: LoraSettings, base: BaseWeights) -> tuple[LowRank, ...]:
+    """What the initialisation takes out of the base's weight when PEFT loads the adapter.
+
+    PiSSA (arXiv:2404.02948) takes the leading singular triples, OLoRA (arXiv:2406.01775) the leading part of the QR
+    factorisation of the weight as it lies in memory. Both are products, so the signs that a factorisation is free
+    to choose cancel.
+    """
+    if settings.init == "plain":
+        return ()
+    weight = base.weight(target.module).float()
+    if settings.init == "pissa":
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        rank = target.rank
+        return (LowRank(a=right[:rank].clone(), b=left[:, :rank] * values[:rank], scale=-1.0),)
+    transposed = base.shapes.modules[target.module].input_first
+    q, r = torch.linalg.qr(weight.t() if transposed else weight)
+    q, r = q[:, : target.rank].clone(), r[: target.rank].clone()
+    return (LowRank(a=q.t(), b=r.t(), scale=-target.scale) if transposed else LowRank(r, q, -target.scale),)
+
+
+def _experts(target: TargetTensors, tensors: Tensors) -> ExpertsChange:
+    """PEFT stacks A by expert and then rank, B by rank and then expert."""
+    a, b = tensors["lora_A"], tensors["lora_B"]
+    return ExpertsChange(
+        a=a.reshape(-1, target.rank, a.shape[1]),
+        b=b.reshape(b.shape[0], target.rank, -1).permute(2, 0, 1),
+        scale=target.scale,
+    )
+
+
+def _rows(
+    target: TargetTensors, values: Tensor, settings: LoraSettings, base: BaseWeights
+) -> LinearChange | EmbeddingChange:
+    ids, order = torch.tensor(settings.tokens_of(target.module)).sort()
+    rows = Rows(ids, values[order])
+    if base.shapes.modules[target.module].kind == "embedding":
+        return EmbeddingChange(rows=rows)
+    return LinearChange(rows=rows)
 
 
 CONVERSION = Conversion(convert_module)

@@ -67,3 +67,12 @@ def wrong_shape(module: str, roles: Roles, needed: str) -> AdapterRefused:
     """A refusal that shows every tensor's shape and what is `needed`, in words."""
     listed = ", ".join(f"{role} is {list(entry.shape)}" for role, entry in roles.items())
     return AdapterRefused("wrong_shape", f"{module}: {listed}; {needed} are needed")
+
+
+def untargeted(module: str) -> AdapterRefused:
+    """The file adapts what the configuration doesn't."""
+    return AdapterRefused(
+        "untargeted_tensor",
+        f"the file adapts {module}, which target_modules, exclude_modules or layers_to_transform leave out (PEFT "
+        "would ignore it); correct adapter_config.json or save the adapter again",
+    )

@@ -218,11 +218,11 @@ def check(target: TargetTensors, shapes: BaseShapes, settings: LoraSettings) -> 
         parts.check_rows(target, shapes, settings.tokens_of(target.module), settings.tokens or {})
     elif target.kind == "experts":
         parts.check_experts(target, shapes)
-    elif target.parameter and shapes.modules[target.module].input_first:
+    elif target.named and shapes.modules[target.module].input_first:
         raise AdapterRefused(
             "unsupported_field",
-            f"target_parameters adapts {target.path}, which lies transposed in this base; use target_modules for "
-            "linear modules",
+            f"target_parameters adapts the weight of {target.module}, which lies transposed in this base; use "
+            "target_modules for linear modules",
         )
     elif settings.init != "plain" and target.module in shapes.tied:
         raise AdapterRefused(
