@@ -33,11 +33,17 @@ def tiny_model(family: str = "llama") -> Any:
 
 @cache
 def tiny_base(family: str = "llama") -> BaseModel:
-    """The same model as adapters see it, written down from its modules."""
-    model = tiny_model(family)
+    """The same model as adapters see it."""
+    return BaseModel(f"tiny-{family}", "0" * 64, shapes_of(tiny_model(family)))
+
+
+def shapes_of(model: Any) -> BaseShapes:
+    """What adapters may change of a transformers model, written down from its modules."""
     shapes = {}
-    plain = {}
+    plain: dict[str, dict[str, tuple[int, ...]]] = {}
+    experts = {}
     for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
         if isinstance(module, nn.Linear):
             shapes[path] = ModuleShape("linear", module.in_features, module.out_features, module.bias is not None)
         elif isinstance(module, Conv1D):
@@ -45,25 +51,18 @@ def tiny_base(family: str = "llama") -> BaseModel:
         elif isinstance(module, nn.Embedding):
             shapes[path] = ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
         elif "norm" in type(module).__name__.lower():
-            plain[path] = {name: tuple(weight.shape) for name, weight in module.named_parameters(recurse=False)}
+            plain[path] = {name: tuple(weight.shape) for name, weight in own.items()}
+        elif hasattr(module, "is_transposed"):
+            for name, weight in own.items():
+                if weight.ndim == 3:
+                    count, one, other = weight.shape
+                    sizes = (one, other) if module.is_transposed else (other, one)
+                    experts[f"{path}.{name}"] = ExpertsShape(count, *sizes, module.is_transposed)
     tied = {}
     if model.config.tie_word_embeddings:
         inputs = model.get_input_embeddings()
         tied["lm_head"] = next(path for path, module in model.named_modules() if module is inputs)
-    experts = {
-        path: ExpertsShape(*_experts(weight, path.endswith("gate_up_proj"), model.config))
-        for path, weight in model.named_parameters()
-        if ".experts." in path and weight.ndim == 3
-    }
-    return BaseModel(f"tiny-{family}", "0" * 64, BaseShapes(shapes, plain, experts, tied))
-
-
-def _experts(weight: Tensor, widens: bool, config: Any) -> tuple[int, int, int, bool]:
-    """Experts, in and out features, and whether the input comes first in memory."""
-    hidden = int(config.hidden_size)
-    count, one, other = weight.shape
-    input_first = (one == hidden) if widens else (other == hidden)
-    return (count, one, other, True) if input_first else (count, other, one, False)
+    return BaseShapes(shapes, plain, experts, tied)
 
 
 class Weights:
