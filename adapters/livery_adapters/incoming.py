@@ -73,19 +73,25 @@ class Incoming:
             )
         return self._limits.max_config_bytes if name == CONFIG_NAME else self._limits.max_weight_bytes
 
+    def check_size(self, name: str, size: int) -> None:
+        """Refuse a file by its announced length in bytes, before anything of it is sent.
+
+        Raises AdapterRefused (unexpected_file, too_large).
+        """
+        if size > self.limit(name):
+            raise _too_large(name, self.limit(name))
+
     def begin(self, name: str, size: int | None = None) -> None:
         """Start a file, ending the one before; `size` is its announced length in bytes.
 
         Raises AdapterRefused: unexpected_file, duplicate_file (begun before), too_large (from the announced length
         alone), incomplete (the file before it has not the length announced), storage_full, storage_failed.
         """
-        limit = self.limit(name)
+        self.check_size(name, size or 0)
         if self._digest is not None:
             raise RuntimeError("a sealed adapter takes no more files")
         if name in self._open or name in self._hashes:
             raise AdapterRefused("duplicate_file", f"{name} was sent twice; send each of the two files once")
-        if size is not None and size > limit:
-            raise _too_large(name, limit)
         self._end()
         with storing():
             self._open[name] = _File(os.open(self._path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), size)

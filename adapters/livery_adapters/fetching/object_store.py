@@ -1,0 +1,148 @@
+"""A prefix of an object store (S3 and what speaks like it, Google Cloud, Azure), fetched by obstore.
+
+Credentials, region and endpoint come from the environment, under each vendor's own names (AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, ...). Each file is looked at first; then
+it is read in parts, every one on condition that the object is still that one, and both are looked at once more at the
+end: a prefix has no version of its own, so that is what makes the two files one state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from livery_adapters.fetching.network import (
+    NetworkLimits,
+    Origin,
+    Progress,
+    Transfer,
+    changed,
+    forbidden,
+    not_found,
+    unreachable,
+)
+from livery_adapters.fetching.spec import ObjectSource
+from livery_adapters.incoming import Incoming
+from livery_adapters.refusal import AdapterRefused
+from livery_adapters.tensor_file import CONFIG_NAME, FILE_NAMES
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+    from obstore.store import ClientConfig, RetryConfig
+
+# The client's time limit covers a whole answer, so answers are kept short enough for it to notice a stalled one.
+_PART = 8 << 20
+
+_Store = S3Store | GCSStore | AzureStore
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What an object was when it was looked at; `tag` and `version` are the store's, `size` in bytes."""
+
+    size: int
+    tag: str | None
+    version: str | None
+    modified: str
+
+
+def fetch_objects(source: ObjectSource, incoming: Incoming, progress: Progress, limits: NetworkLimits) -> Origin:
+    """Stream the two files of a prefix into `incoming`. Raises AdapterRefused; see `livery_adapters.fetching`."""
+    with _explained(source):
+        store = _open(source, limits)
+    states = _look(store, source)
+    for name, state in states.items():
+        incoming.check_size(name, state.size)
+    transfer = Transfer(source, sum(state.size for state in states.values()), progress, limits)
+    for name, state in states.items():
+        incoming.begin(name, state.size)
+        for part in _parts(store, source, name, state):
+            incoming.write(name, part)
+            transfer.came(len(part))
+    if _look(store, source) != states:
+        raise changed(source)
+    pinned = {name: state.version or state.tag or state.modified for name, state in states.items()}
+    return Origin(f"{source} ({', '.join(f'{name} {tag}' for name, tag in pinned.items())})", pinned)
+
+
+def _open(source: ObjectSource, limits: NetworkLimits) -> _Store:
+    """The store, at the source's prefix. Touches no network. Raises what obstore raises."""
+    client: ClientConfig = {
+        "connect_timeout": timedelta(seconds=limits.connect_s),
+        "timeout": timedelta(seconds=limits.stall_s),
+    }
+    retry: RetryConfig = {
+        "max_retries": limits.retries,
+        "retry_timeout": timedelta(seconds=limits.stall_s),
+        "backoff": {
+            "init_backoff": timedelta(seconds=limits.backoff_s),
+            "max_backoff": timedelta(seconds=10),
+            "base": 2,
+        },
+    }
+    prefix = source.prefix or None
+    if source.scheme == "s3":
+        return S3Store(source.bucket, prefix=prefix, client_options=client, retry_config=retry)
+    if source.scheme == "gs":
+        return GCSStore(source.bucket, prefix=prefix, client_options=client, retry_config=retry)
+    return AzureStore(source.bucket, prefix=prefix, client_options=client, retry_config=retry)
+
+
+def _look(store: _Store, source: ObjectSource) -> dict[str, _State]:
+    """What the two objects are now. Raises AdapterRefused, naming what isn't there."""
+    found = {}
+    for name in FILE_NAMES:
+        with _explained(source):
+            try:
+                meta = obstore.head(store, name)
+            except FileNotFoundError:
+                continue
+        found[name] = _State(meta["size"], meta["e_tag"], meta["version"], meta["last_modified"].isoformat())
+    if not found:
+        raise not_found(source, "check the bucket and the prefix, which must hold the two files themselves")
+    for name in FILE_NAMES:
+        if name not in found:
+            code = "missing_config" if name == CONFIG_NAME else "missing_weights"
+            raise AdapterRefused(code, f"no {name} in {source}; upload the directory PEFT's save_pretrained made")
+    return found
+
+
+def _parts(store: _Store, source: ObjectSource, name: str, state: _State) -> Iterator[memoryview]:
+    """The object's bytes in order, as long as it stays the one it was. Raises AdapterRefused."""
+    for begin in range(0, state.size, _PART):
+        end = min(begin + _PART, state.size)
+        options: GetOptions = {"range": (begin, end)}
+        if state.tag is not None:
+            options["if_match"] = state.tag
+        if state.version is not None:
+            options["version"] = state.version
+        with _explained(source):
+            try:
+                part = memoryview(obstore.get(store, name, options=options).bytes())
+            except FileNotFoundError:
+                raise changed(source) from None
+        if len(part) != end - begin:
+            raise changed(source)
+        yield part
+
+
+@contextmanager
+def _explained(source: ObjectSource) -> Iterator[None]:
+    """Errors of the store as refusals; their own texts hold addresses, which may be signed, and are dropped."""
+    try:
+        yield
+    except PreconditionError:
+        raise changed(source) from None
+    except (PermissionDeniedError, UnauthenticatedError):
+        raise forbidden(
+            source, "give the server credentials that may read it, by the environment variables of the store's vendor"
+        ) from None
+    except (BaseError, ValueError, OSError) as error:
+        raise unreachable(source, f"the store failed or is not configured ({type(error).__name__})") from None
