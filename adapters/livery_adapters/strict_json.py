@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import NoReturn
 
 from livery_adapters.refusal import AdapterRefused
 
 MAX_DIGITS = 18  # every integer fits 64 bits
+
+_KINDS = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
 
 
 class _Unacceptable(Exception):
@@ -20,7 +23,7 @@ def parse_object(data: bytes, what: str, *, code: str, max_depth: int = 8) -> di
     try:
         value = _parse(data)
         if not isinstance(value, dict):
-            raise _Unacceptable("is not a JSON object")
+            raise _Unacceptable(f"is {_KINDS.get(type(value), 'a number')}, not a JSON object")
         _walk(value, max_depth)
     except _Unacceptable as error:
         raise AdapterRefused(code, f"{what} {error}; save the adapter again with save_pretrained") from None
@@ -28,6 +31,8 @@ def parse_object(data: bytes, what: str, *, code: str, max_depth: int = 8) -> di
 
 
 def _parse(data: bytes) -> object:
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise _Unacceptable("begins with a byte order mark, which JSON must not")
     try:
         value: object = json.loads(
             data.decode("utf-8"),
@@ -36,10 +41,11 @@ def _parse(data: bytes) -> object:
             parse_float=_real,
             parse_constant=_constant,
         )
-    except UnicodeDecodeError:
-        raise _Unacceptable("is not UTF-8 text") from None
+    except UnicodeDecodeError as error:
+        raise _Unacceptable(f"is not UTF-8 text (byte {data[error.start]:#04x} at {error.start})") from None
     except json.JSONDecodeError as error:
-        raise _Unacceptable(f"is not valid JSON (line {error.lineno}: {error.msg})") from None
+        found = error.doc[error.pos : error.pos + 20]
+        raise _Unacceptable(f"is not valid JSON (line {error.lineno}: {error.msg} at {found!r})") from None
     except RecursionError:
         raise _Unacceptable("is nested too deeply") from None
     return value
@@ -48,7 +54,8 @@ def _parse(data: bytes) -> object:
 def _object(items: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(items)
     if len(result) != len(items):
-        raise _Unacceptable("holds the same key twice")
+        key = Counter(name for name, _ in items).most_common(1)[0][0]
+        raise _Unacceptable(f"holds the same key twice ({key[:80]!r})")
     return result
 
 

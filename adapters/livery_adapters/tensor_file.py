@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +30,23 @@ ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2}
 CHUNK = 1 << 20
 
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,512}")
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# What is often found under the name of a safetensors file: where some bytes are, what it is then, what to do.
+_OTHER_FORMATS = (
+    (0, b"version https://git-lfs", "a Git LFS pointer and no weights", "fetch them with git lfs pull"),
+    (0, b"PK\x03\x04", "a zip archive or a PyTorch file", "save the weights with safetensors"),
+    (0, b"\x1f\x8b", "a gzip archive", "unpack it"),
+    (0, b"\x80", "a pickle, which can run code and is never opened", "save the weights with safetensors"),
+    (0, b"GGUF", "a GGUF file", "use the adapter that it was made from"),
+    (0, b"<", "a web page", "download the file itself"),
+    (257, b"ustar", "a tar archive", "unpack it"),
+)
+_PROBE = 512  # bytes that show what else a file is
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +68,10 @@ def open_regular(directory: Path, name: str) -> Iterator[BinaryIO]:
     AdapterRefused (missing_config, missing_weights, not_regular, unreadable).
     """
     fd = _open_fd(directory, name)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):  # before fdopen, which raises on a directory and keeps it open
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):  # before fdopen, which raises on a directory and keeps it open
         os.close(fd)
-        raise not_regular(name)
+        raise not_regular(name, _KINDS.get(stat.S_IFMT(mode), ""))
     with os.fdopen(fd, "rb") as stream:
         yield stream
 
@@ -67,13 +86,12 @@ def _open_fd(directory: Path, name: str) -> int:
         raise missing_file(directory, name) from None
     except OSError as error:
         if folder is None and error.errno in (errno.ELOOP, errno.ENOTDIR):
+            found = "a symbolic link" if directory.is_symlink() else "not a directory"
             raise AdapterRefused(
-                "not_regular",
-                f"{directory.name!r} is a symbolic link or not a directory; copy the adapter's directory there "
-                "instead of linking it",
+                "not_regular", f"{directory.name!r} is {found}; copy the adapter's own directory there"
             ) from None
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise not_regular(name) from None
+            raise not_regular(name, "a symbolic link" if error.errno == errno.ELOOP else "a socket") from None
         reason = os.strerror(error.errno) if error.errno else "unknown error"
         raise AdapterRefused(
             "unreadable", f"{name} of {directory.name!r} can't be read: {reason}; fix its permissions"
@@ -83,28 +101,40 @@ def _open_fd(directory: Path, name: str) -> int:
             os.close(folder)
 
 
-def not_regular(name: str) -> AdapterRefused:
-    """The refusal of a link, pipe, device or directory in the place of a file."""
+def not_regular(name: str, found: str = "") -> AdapterRefused:
+    """The refusal of a link, a FIFO, a directory or the like in a file's place; `found` says which."""
     return AdapterRefused(
-        "not_regular", f"{name} is not a regular file; copy the real file there (for example with cp -L)"
+        "not_regular",
+        f"{name} is {found + ', ' if found else ''}not a regular file; copy the real file there (for example with "
+        "cp -L)",
     )
 
 
 def missing_file(directory: Path, name: str) -> AdapterRefused:
     """The refusal of a directory that lacks one of the two files, saying so when it holds a pickle instead."""
+    others = _namesakes(directory, name)
+    remedy = "copy the directory PEFT's save_pretrained made"
+    if others:
+        remedy = f"there is {others}: rename it, or join its parts"
     if name == CONFIG_NAME:
-        return AdapterRefused(
-            "missing_config", f"no {CONFIG_NAME} in {directory.name!r}; copy the directory PEFT's save_pretrained made"
-        )
+        return AdapterRefused("missing_config", f"no {CONFIG_NAME} in {directory.name!r}; {remedy}")
     if any((directory / other).exists() for other in ("adapter_model.bin", "adapter_model.pt")):
         return AdapterRefused(
             "pickle_only",
             f"{directory.name!r} holds its weights only as a pickle, which can run code and is never opened; save "
             f"them as {WEIGHTS_NAME} (PEFT: save_pretrained(..., safe_serialization=True))",
         )
-    return AdapterRefused(
-        "missing_weights", f"no {WEIGHTS_NAME} in {directory.name!r}; copy the directory PEFT's save_pretrained made"
-    )
+    return AdapterRefused("missing_weights", f"no {WEIGHTS_NAME} in {directory.name!r}; {remedy}")
+
+
+def _namesakes(directory: Path, name: str) -> str:
+    """Files that somebody may have meant: in capitals, or in several parts, which must be renamed or joined first."""
+    stem = Path(name).stem
+    try:
+        found = sorted(path.name for path in islice(directory.iterdir(), 1000) if path.name.lower().startswith(stem))
+    except OSError:
+        return ""
+    return ", ".join(repr(other[:80]) for other in found[:2])
 
 
 def read_config_bytes(directory: Path, limits: Limits) -> bytes:
@@ -151,6 +181,8 @@ def parse_header(stream: BinaryIO, size: int, limits: Limits) -> tuple[TensorEnt
     if len(head) < 8:
         raise _incomplete(size, "at least 8")
     length = int.from_bytes(head, "little")
+    if length > limits.max_header_bytes or size < 8 + length:
+        _check_format(head + stream.read(_PROBE - 8))
     if length > limits.max_header_bytes:
         raise AdapterRefused(
             "bad_header",
@@ -170,11 +202,20 @@ def parse_header(stream: BinaryIO, size: int, limits: Limits) -> tuple[TensorEnt
     return tuple(entries)
 
 
+def _check_format(data: bytes) -> None:
+    """Say what the file is where its first bytes tell. Raises AdapterRefused (not_safetensors)."""
+    for at, magic, found, remedy in _OTHER_FORMATS:
+        if data.startswith(magic, at):
+            raise AdapterRefused("not_safetensors", f"{WEIGHTS_NAME} is {found}; {remedy}")
+
+
 def _check_metadata(value: object) -> None:
     """Nothing here needs it, but the safetensors library opens no file whose metadata isn't text by name."""
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise AdapterRefused(
-            "bad_header", f"__metadata__ of {WEIGHTS_NAME} is not an object of text values; save the adapter again"
+            "bad_header",
+            f"__metadata__ of {WEIGHTS_NAME} is {_shown(value)} and must be an object of text values; save the "
+            "adapter again",
         )
 
 
@@ -182,10 +223,12 @@ def _entry(name: str, value: object, start: int) -> TensorEntry:
     if not _TENSOR_NAME.fullmatch(name):
         raise AdapterRefused("bad_header", f"tensor name {name[:80]!r} of {WEIGHTS_NAME} is not a dotted path")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise _bad_entry(name, "needs exactly dtype, shape and data_offsets")
+        raise _bad_entry(name, f"needs exactly dtype, shape and data_offsets and has {_fields_of(value)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or len(shape) > 8:
-        raise _bad_entry(name, "has a shape or byte range that is not a list of sizes")
+    if not _naturals(shape) or len(shape) > 8:
+        raise _bad_entry(name, f"has the shape {_shown(shape)}, which is not a list of at most 8 sizes")
+    if not _naturals(offsets) or len(offsets) != 2:
+        raise _bad_entry(name, f"has the byte range {_shown(offsets)}, which is not a list of two sizes")
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         raise AdapterRefused(
             "bad_dtype",
@@ -195,6 +238,16 @@ def _entry(name: str, value: object, start: int) -> TensorEntry:
     if end - begin != math.prod(shape) * ITEM_SIZE[dtype]:
         raise _bad_entry(name, f"has {end - begin} bytes, which is not what {dtype} {shape} needs")
     return TensorEntry(name, dtype, tuple(shape), start + begin, start + end)
+
+
+def _fields_of(value: object) -> str:
+    return _shown(sorted(value)) if isinstance(value, dict) else _shown(value)
+
+
+def _shown(value: object) -> str:
+    """A value for a message, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _naturals(value: object) -> bool:
