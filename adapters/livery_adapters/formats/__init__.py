@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from livery_adapters.canonical import BaseWeights, CanonicalAdapter
-from livery_adapters.formats import adalora, ia3, loha, lokr, lora, oft, trainable_tokens, vera
+from livery_adapters.formats import adalora, beft, ia3, loha, lokr, lora, low_rank, oft, trainable_tokens, vera
 from livery_adapters.formats.assembly import Assembly
 from livery_adapters.formats.base import Conversion
 from livery_adapters.formats.magnitude import Norms
@@ -23,14 +23,22 @@ from livery_adapters.tensor_file import WEIGHTS_NAME
 
 CONVERSIONS: Mapping[str, Conversion[Any]] = {
     "ADALORA": adalora.CONVERSION,
+    "BEFT": beft.CONVERSION,
     "BOFT": oft.BOFT,
+    "DEFT": low_rank.DEFT,
+    "DELORA": low_rank.DELORA,
+    "GRALORA": low_rank.GRALORA,
+    "HRA": low_rank.HRA,
     "IA3": ia3.CONVERSION,
     "LN_TUNING": Conversion(None),  # its copies of modules are put in as of any type
     "LOHA": loha.CONVERSION,
     "LOKR": lokr.CONVERSION,
     "LORA": lora.CONVERSION,
+    "MISS": low_rank.MISS,
     "OFT": oft.OFT,
+    "PVERA": vera.CONVERSION,
     "TRAINABLE_TOKENS": trainable_tokens.CONVERSION,
+    "VBLORA": low_rank.VBLORA,
     "VERA": vera.CONVERSION,
 }
 

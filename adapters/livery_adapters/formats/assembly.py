@@ -126,18 +126,20 @@ class Assembly:
         )
 
     def _change(self, target: TargetTensors, tensors: Tensors) -> Change:
-        settings = self._manifest.settings
-        if self._conversion.convert_module is not None:
-            return self._conversion.convert_module(target, tensors, settings, self._base)
-        if not self._approximate or self._conversion.dense_delta is None:
+        settings, conversion = self._manifest.settings, self._conversion
+        if conversion.convert_module is not None:
+            change = conversion.convert_module(target, tensors, settings, self._base)
+            if change is not None:
+                return change
+        if not self._approximate or conversion.dense is None:
             raise AdapterRefused(
                 "no_exact_form",
                 f"{self._manifest.peft_type} has no exact form here; add it with --approximate RANK to serve its "
                 "best approximation of that rank, or merge it into the base",
             )
-        delta = self._conversion.dense_delta(target, tensors, settings, self._base)
-        pair, self._errors[target.path] = factorised(delta, self._approximate)
-        return LinearChange(deltas=(pair,))
+        dense = conversion.dense(target, tensors, settings, self._base)
+        pair, self._errors[target.path] = factorised(dense.delta, self._approximate)
+        return LinearChange(deltas=(pair,), bias=dense.bias)
 
     def _put(self, target: TargetTensors, change: Change) -> None:
         match change:

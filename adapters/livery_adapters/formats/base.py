@@ -18,16 +18,24 @@ Change = LinearChange | EmbeddingChange | ExpertsChange | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class Dense:
+    """A ΔW of full rank [out_features, in_features] in fp32, and the complete bias where the type alters it."""
+
+    delta: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Conversion(Generic[S]):
     """How one PEFT type becomes canonical; `S` are its settings. All functions may raise AdapterRefused.
 
     `convert_module(target, tensors, settings, base)` gives the exact form of one module's change; `tensors` are its
-    own by role, as the file has them, and the shared ones. A type without an exact form has `dense_delta` instead,
-    with the same arguments: the ΔW of a linear module [out_features, in_features] in fp32, which is then factorised
-    to the rank that the operator asked for. `shared(manifest, tensors, base)` makes what all modules share from the
-    shared tensors of the file, once.
+    own by role, as the file has them, and the shared ones. Where it is None, or returns None for a module, there is
+    no exact form; then `dense`, with the same arguments, gives what the type adds to a linear module, and its ΔW is
+    factorised to the rank that the operator asked for. `shared(manifest, tensors, base)` makes what all modules
+    share from the shared tensors of the file, once.
     """
 
-    convert_module: Callable[[TargetTensors, Tensors, S, BaseWeights], Change] | None
-    dense_delta: Callable[[TargetTensors, Tensors, S, BaseWeights], Tensor] | None = None
+    convert_module: Callable[[TargetTensors, Tensors, S, BaseWeights], Change | None] | None
+    dense: Callable[[TargetTensors, Tensors, S, BaseWeights], Dense] | None = None
     shared: Callable[[AdapterManifest, Tensors, BaseWeights], Tensors] | None = None

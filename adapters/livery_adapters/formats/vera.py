@@ -1,4 +1,4 @@
-"""VeRA: ΔW = diag(b)·B·diag(d)·A, where A and B are cut out of two matrices that all modules share."""
+"""VeRA and PVeRA: ΔW = diag(b)·B·diag(d)·A, where A and B are cut out of two matrices that all modules share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from livery_adapters.types.vera import VeraSettings
 
 
 def shared(manifest: AdapterManifest, tensors: Tensors, base: BaseWeights) -> Tensors:
-    """A [rank, widest input] and B [widest output, rank]: those of the file, or drawn from its seed."""
+    """A [means·rank, widest input] and B [widest output, rank]: those of the file, or drawn from its seed."""
     settings = manifest.settings
     assert isinstance(settings, VeraSettings)
     modules = [base.shapes.modules[target.module] for target in manifest.targets]
-    a_shape = (settings.rank, max(module.in_features for module in modules))
+    a_shape = (settings.rank * settings.means, max(module.in_features for module in modules))
     b_shape = (max(module.out_features for module in modules), settings.rank)
     if not settings.saved:
         _refuse_projections(tensors)
-        return _drawn(a_shape, b_shape, settings.seed)
-    for name, least in (("vera_A", a_shape), ("vera_B", b_shape)):
-        _check_projection(name, tensors.get(name), least)
+        return _drawn(settings, a_shape, b_shape)
+    for name, least in (("A", a_shape), ("B", b_shape)):
+        _check_projection(f"{settings.prefix}_{name}", tensors.get(f"{settings.prefix}_{name}"), least)
     return tensors
 
 
@@ -46,7 +46,7 @@ def _check_projection(name: str, tensor: Tensor | None, least: tuple[int, int]) 
             "false if the matrices are those of projection_prng_key",
         )
     # Larger is fine: PEFT cuts out what a module needs. The rank must be the one.
-    rank, width = (0, 1) if name == "vera_A" else (1, 0)
+    rank, width = (0, 1) if name.endswith("A") else (1, 0)
     fits = tensor.dim() == 2 and tensor.shape[rank] == least[rank] and tensor.shape[width] >= least[width]
     if not fits:
         raise AdapterRefused(
@@ -55,23 +55,25 @@ def _check_projection(name: str, tensor: Tensor | None, least: tuple[int, int]) 
         )
 
 
-def _drawn(a_shape: tuple[int, int], b_shape: tuple[int, int], seed: int) -> dict[str, Tensor]:
+def _drawn(settings: VeraSettings, a_shape: tuple[int, int], b_shape: tuple[int, int]) -> dict[str, Tensor]:
     """Uniform within ±√(6 / fan in) (He et al., arXiv 1502.01852) from torch's CPU generator, first A, then B."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     return {
-        name: torch.empty(shape).uniform_(-(bound := math.sqrt(6 / shape[1])), bound, generator=generator)
-        for name, shape in (("vera_A", a_shape), ("vera_B", b_shape))
+        f"{settings.prefix}_{name}": torch.empty(shape).uniform_(
+            -(bound := math.sqrt(6 / shape[1])), bound, generator=generator
+        )
+        for name, shape in (("A", a_shape), ("B", b_shape))
     }
 
 
 def convert_module(target: TargetTensors, tensors: Tensors, settings: VeraSettings, base: BaseWeights) -> LinearChange:
     """One module's two vectors and views of the shared matrices."""
-    shape = base.shapes.modules[target.module]
+    shape, name = base.shapes.modules[target.module], settings.prefix
     basis = SharedBasis(
-        a=tensors["vera_A"][:, : shape.in_features],
-        b=tensors["vera_B"][: shape.out_features],
-        rank_gain=tensors["vera_lambda_d"],
-        out_gain=tensors["vera_lambda_b"],
+        a=tensors[f"{name}_A"][: settings.rank, : shape.in_features],
+        b=tensors[f"{name}_B"][: shape.out_features],
+        rank_gain=tensors[f"{name}_lambda_d"][: settings.rank],
+        out_gain=tensors[f"{name}_lambda_b"],
     )
     return LinearChange(deltas=(basis,))
 

@@ -36,15 +36,20 @@ from typing import Any
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.adalora import ADALORA
 from livery_adapters.types.base import PeftType
+from livery_adapters.types.beft import BEFT
 from livery_adapters.types.ia3 import IA3
 from livery_adapters.types.ln_tuning import LN_TUNING
 from livery_adapters.types.lora import LORA
+from livery_adapters.types.low_rank import DEFT, DELORA, GRALORA, HRA, MISS, VBLORA
 from livery_adapters.types.lycoris import LOHA, LOKR
 from livery_adapters.types.oft import BOFT, OFT
 from livery_adapters.types.trainable_tokens import TRAINABLE_TOKENS
-from livery_adapters.types.vera import VERA
+from livery_adapters.types.vera import PVERA, VERA
 
-_ALL: tuple[PeftType[Any], ...] = (ADALORA, BOFT, IA3, LN_TUNING, LOHA, LOKR, LORA, OFT, TRAINABLE_TOKENS, VERA)
+_ALL: tuple[PeftType[Any], ...] = (
+    *(ADALORA, BEFT, BOFT, DEFT, DELORA, GRALORA, HRA, IA3, LN_TUNING, LOHA, LOKR, LORA, MISS, OFT, PVERA),
+    *(TRAINABLE_TOKENS, VBLORA, VERA),
+)
 TYPES: Mapping[str, PeftType[Any]] = {kind.name: kind for kind in _ALL}
 
 
