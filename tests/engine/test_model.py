@@ -19,11 +19,14 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from engine.families import SMALL, VOCABULARY, save
+from engine.families import SMALL, VOCABULARY, configs, save
 from livery.engine.base import EngineConfig, ModelRefused
+from livery.engine.lora.experts import proven
 from livery.engine.model import base_shapes, load_model
 from livery.engine.rope import freeze_rope
 from livery.engine.runner import ModelRunner
+from livery.engine.structure import discover
+from livery_adapters.base_model import ExpertsShape
 
 CPU = torch.device("cpu")
 
@@ -91,10 +94,12 @@ def test_impossible_settings_are_refused(change: dict[str, Any], named: str, tmp
 
 
 def test_shapes_without_weights_are_those_of_the_loaded_model(tmp_path: Path) -> None:
-    path = save("gpt2", tmp_path)
-    loaded = load_model(EngineConfig(str(path)), CPU, torch.float32)
-    shapes = base_shapes(str(path))
-    assert shapes == loaded.structure.shapes
+    for family in configs():
+        path = save(family, tmp_path)
+        loaded = load_model(EngineConfig(str(path)), CPU, torch.float32)
+        assert base_shapes(str(path)) == loaded.structure.shapes
+    shapes = base_shapes(str(tmp_path / "gpt2"))
+    loaded = load_model(EngineConfig(str(tmp_path / "gpt2")), CPU, torch.float32)
     assert shapes.modules["transformer.h.0.attn.c_attn"].out_features == 96
     assert shapes.modules["transformer.wte"].kind == "embedding"
     assert loaded.structure.head == "lm_head"
@@ -105,6 +110,34 @@ def test_modules_inside_routed_experts_carry_no_adapters(tmp_path: Path) -> None
     shapes = base_shapes(str(save("qwen3-moe", tmp_path)))
     assert not [path for path in shapes.modules if "expert" in path]
     assert "model.layers.0.self_attn.q_proj" in shapes.modules
+
+
+def test_experts_that_compute_something_else_are_not_adaptable(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(save("qwen3-moe", tmp_path))
+    experts = discover(model).shapes.experts
+    assert proven(model, experts) == experts
+    module = model.get_submodule("model.layers.0.mlp.experts")
+    original = module.forward
+    module.forward = lambda *args: 2 * original(*args)
+    assert proven(model, experts) == {}
+
+
+def test_what_adapters_may_change_beside_linear_modules(tmp_path: Path) -> None:
+    gpt2, llama, moe = (base_shapes(str(save(family, tmp_path))) for family in ("gpt2", "llama", "qwen3-moe"))
+    assert gpt2.plain["transformer.h.2.ln_1"] == {"weight": (32,), "bias": (32,)}
+    assert len(gpt2.plain) == 3 * 2 + 1
+    assert gpt2.tied == {"lm_head": "transformer.wte"}
+    assert gpt2.modules["transformer.h.0.attn.c_attn"].has_bias
+    assert gpt2.modules["transformer.h.0.attn.c_attn"].input_first
+    assert not gpt2.modules["lm_head"].has_bias
+    assert llama.tied == {"lm_head": "model.embed_tokens"}
+    assert llama.plain["model.norm"] == {"weight": (32,)}
+    assert moe.tied == {}
+    assert moe.plain["model.layers.0.self_attn.q_norm"] == {"weight": (8,)}
+    assert not [path for path in moe.plain if "mlp" in path]  # the router turns a row into other things
+    assert moe.experts["model.layers.2.mlp.experts.gate_up_proj"] == ExpertsShape(4, 32, 48)
+    assert moe.experts["model.layers.2.mlp.experts.down_proj"] == ExpertsShape(4, 24, 32)
+    assert len(moe.experts) == 3 * 2
 
 
 def test_weights_are_held_once(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from livery.engine.attention import PAGED
 from livery.engine.base import EngineConfig, ModelRefused
+from livery.engine.lora.experts import proven
 from livery.engine.rope import freeze_rope
 from livery.engine.structure import ModelStructure, discover
 from livery_adapters.base_model import BaseShapes
@@ -69,7 +70,7 @@ def load_model(config: EngineConfig, device: torch.device, dtype: torch.dtype) -
     text = model.config.get_text_config()
     return LoadedModel(
         model=model,
-        structure=discover(model),
+        structure=_proven(model, discover(model)),
         dtype=dtype,
         trained_len=int(getattr(text, "max_position_embeddings", 0) or 4096),
         vocab_size=int(text.vocab_size),
@@ -118,6 +119,12 @@ def base_shapes(model_path: str) -> BaseShapes:
     except (NotImplementedError, RuntimeError):  # routed experts look at values, which the meta device hasn't
         loaded = load_model(EngineConfig(model_path), torch.device("cpu"), torch.float32)
         return loaded.structure.shapes
+
+
+def _proven(model: nn.Module, structure: ModelStructure) -> ModelStructure:
+    """Without the experts that compute something else than experts of their description do."""
+    experts = proven(model, structure.shapes.experts)
+    return replace(structure, shapes=replace(structure.shapes, experts=experts))
 
 
 def _own_memory(model: nn.Module) -> None:

@@ -42,13 +42,6 @@ class SequenceSlice:
     sample: SampleSpec | None
     adapter_start: int = 0
 
-    @property
-    def adapter_rows(self) -> int:
-        """How many of the tokens run under the adapter: always the last ones."""
-        if self.adapter is None:
-            return 0
-        return min(len(self.token_ids), max(0, self.start + len(self.token_ids) - self.adapter_start))
-
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:

@@ -16,6 +16,7 @@ from livery.engine.lora.bank import PackedAdapter
 from livery.engine.lora.linear import GroupedLinear
 from livery_adapters.base_model import BaseModel, BaseShapes
 from livery_adapters.canonical import CanonicalAdapter
+from livery_adapters.compose import compose
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.formats import convert
 from livery_adapters.manifest import Limits, check_against, read_manifest
@@ -64,8 +65,6 @@ class AdapterReader:
         parts = [(self._converted(part), part.weight) for part in adapter.parts]
         canonical, weight = parts[0]
         if len(parts) > 1 or weight != 1:
-            from livery_adapters.compose import compose
-
             canonical = compose(parts, adapter.digest)
         canonical = replace(canonical, digest=adapter.digest)  # of the converted form, which residency goes by
         return self._pack(canonical, measure(canonical, self._weights, self._norms))

@@ -129,7 +129,7 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute a plan's tokens and choose the next one of each sampled sequence."""
-        slices = sorted(plan.slices, key=lambda part: (part.adapter or "") if part.adapter_rows else "")
+        slices = sorted(plan.slices, key=lambda part: part.adapter or "")
         sampled = [part for part in slices if part.sample is not None]
         logits = self.forward(slices)
         chosen = sample(logits[: len(sampled)], [part.sample for part in sampled if part.sample is not None])
@@ -153,14 +153,16 @@ class ModelRunner:
         rows: list[Segment] = []
         head_rows: list[Segment] = []
         for part in slices:
-            first_kept = len(kept)
+            first, first_kept = len(tokens), len(kept)
             tokens += part.token_ids
             positions += range(part.start, part.start + len(part.token_ids))
             if part.sample is not None:
                 kept.append(len(tokens) - 1)
-            if part.adapter is not None and part.adapter_rows:
-                _extend(rows, part.adapter, len(tokens) - part.adapter_rows, len(tokens))
-                _extend(head_rows, part.adapter, first_kept, len(kept))
+            if part.adapter is not None:
+                first += max(0, part.adapter_start - part.start)
+                if first < len(tokens):
+                    _extend(rows, part.adapter, first, len(tokens))
+                    _extend(head_rows, part.adapter, first_kept, len(kept))
         device = self._device
         self._bank.activate(rows, head_rows)
         batch = AttentionBatch.of(slices, self._caches, self._kernels, self._block_size, device)

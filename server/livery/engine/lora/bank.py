@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,14 +150,17 @@ def _experts(change: ExpertsChange, packer: Packer) -> ExpertsChange:
     return replace(change, a=packer.tensor(change.a, dtype), b=packer.tensor(change.b, dtype))
 
 
+Held = Sequence[tuple[Segment, PackedAdapter]]
+
+
 class AdapterBank:
     """The packed adapters of one model. Written only by the runner."""
 
     def __init__(self, layouts: Sequence[GroupLayout]) -> None:
         self.layouts = tuple(layouts)
         self._adapters: dict[str, PackedAdapter] = {}
-        self._rows: Sequence[Segment] = ()
-        self._head_rows: Sequence[Segment] = ()
+        self._rows: Held = ()
+        self._head_rows: Held = ()
         self._segments: dict[int, GroupSegments | None] = {}
         # Whether any adapter of the step has more than low-rank deltas of linear modules; most steps have none.
         self.has_linears = self.has_plain = self.has_experts = False
@@ -174,45 +176,42 @@ class AdapterBank:
 
     def activate(self, rows: Sequence[Segment], head_rows: Sequence[Segment]) -> None:
         """Say which rows of the coming forward run under which adapter; the head sees only the kept rows."""
-        self._rows = rows
-        self._head_rows = head_rows
+        self._rows = [(segment, self._adapters[segment.digest]) for segment in rows]
+        self._head_rows = [(segment, self._adapters[segment.digest]) for segment in head_rows]
         self._segments = {}
-        present = [self._adapters[digest] for digest in {segment.digest for segment in rows}]
-        self.has_linears = any(adapter.linears for adapter in present)
-        self.has_plain = any(adapter.plain for adapter in present)
-        self.has_experts = any(adapter.experts for adapter in present)
+        self.has_linears = any(adapter.linears for _, adapter in self._rows)
+        self.has_plain = any(adapter.plain for _, adapter in self._rows)
+        self.has_experts = any(adapter.experts for _, adapter in self._rows)
 
     def segments(self, group: int) -> GroupSegments | None:
         """The step's low-rank segments of one projection group, or None when no adapter of the step has any."""
         if group not in self._segments:
-            entries = [(s.start, s.end, part) for s, part in self._found(self._rows_of(group), "groups", group)]
+            entries = [
+                (segment.start, segment.end, part)
+                for segment, adapter in self._rows_of(group)
+                if (part := adapter.groups.get(group)) is not None
+            ]
             self._segments[group] = GroupSegments(entries) if entries else None
         return self._segments[group]
 
     def linears(self, group: int) -> list[tuple[Segment, tuple[PackedLinear, ...]]]:
         """The step's segments whose adapter has other parts than low-rank deltas in a projection group."""
-        return self._found(self._rows_of(group), "linears", group) if self.has_linears else []
+        if not self.has_linears:
+            return []
+        return [(segment, parts) for segment, adapter in self._rows_of(group) if (parts := adapter.linears.get(group))]
 
     def embeddings(self, path: str) -> list[tuple[Segment, PackedEmbedding]]:
         """The step's segments whose adapter changes this embedding."""
-        return self._found(self._rows, "embeddings", path)
+        return [(segment, part) for segment, adapter in self._rows if (part := adapter.embeddings.get(path))]
 
     def plain(self, path: str) -> list[tuple[Segment, Mapping[str, Tensor]]]:
         """The step's segments whose adapter replaces parameters of this module."""
-        return self._found(self._rows, "plain", path)
+        return [(segment, parameters) for segment, adapter in self._rows if (parameters := adapter.plain.get(path))]
 
-    def experts(self, *paths: str) -> list[tuple[Segment, tuple[ExpertsChange | None, ...]]]:
+    def experts(self, paths: Sequence[str]) -> list[tuple[Segment, list[ExpertsChange | None]]]:
         """The step's segments whose adapter changes any of these parameters, with the change of each."""
-        found = []
-        for segment in self._rows:
-            changes = tuple(map(self._adapters[segment.digest].experts.get, paths))
-            if any(changes):
-                found.append((segment, changes))
-        return found
+        found = [(segment, [adapter.experts.get(path) for path in paths]) for segment, adapter in self._rows]
+        return [(segment, changes) for segment, changes in found if any(changes)]
 
-    def _rows_of(self, group: int) -> Sequence[Segment]:
+    def _rows_of(self, group: int) -> Held:
         return self._head_rows if self.layouts[group].is_head else self._rows
-
-    def _found(self, rows: Sequence[Segment], kind: str, key: int | str) -> list[tuple[Segment, Any]]:
-        found = ((segment, getattr(self._adapters[segment.digest], kind).get(key)) for segment in rows)
-        return [(segment, part) for segment, part in found if part is not None]

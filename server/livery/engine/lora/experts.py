@@ -7,7 +7,7 @@ the base's own way, in one call as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from livery.engine.lora.bank import AdapterBank
 from livery.engine.structure import expert_projections
+from livery_adapters.base_model import ExpertsShape
 from livery_adapters.canonical import ExpertsChange
 
 
@@ -58,6 +59,35 @@ def _projected(
     return y
 
 
+def proven(model: nn.Module, shapes: Mapping[str, ExpertsShape]) -> dict[str, ExpertsShape]:
+    """Those parameters whose modules compute what `experts_forward` computes, by trying one of each kind of module."""
+    verdicts: dict[type[nn.Module], bool] = {}
+    found = {}
+    for path, shape in shapes.items():
+        module = model.get_submodule(path.rpartition(".")[0])
+        if type(module) not in verdicts:
+            verdicts[type(module)] = _agrees(module, shape)
+        if verdicts[type(module)]:
+            found[path] = shape
+    return found
+
+
+def _agrees(module: nn.Module, shape: ExpertsShape) -> bool:
+    like: Tensor = getattr(module, expert_projections(module)[0])
+    generator = torch.Generator().manual_seed(0)
+    k = min(2, shape.experts)
+    x = torch.randn((5, shape.in_features), generator=generator).to(like)
+    scores = torch.rand((5, shape.experts), generator=generator).to(like).topk(k)
+    try:
+        with torch.inference_mode():
+            expected: Tensor = module(x, scores.indices, scores.values)
+            found = experts_forward(module, x, scores.indices, scores.values, None, None)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # other parts than described
+        return False
+    tolerance = 1e-3 if like.dtype is torch.float32 else 6e-2
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
 class AdapterExperts:
     """The forward of one experts module."""
 
@@ -67,9 +97,9 @@ class AdapterExperts:
         self._paths = [f"{path}.{name}" for name in expert_projections(base)]
         self._bank = bank
 
-    def __call__(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+    def forward(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """x [rows, hidden], the experts chosen and their shares [rows, k] -> like x."""
-        if not self._bank.has_experts or not (changes := self._bank.experts(*self._paths)):
+        if not self._bank.has_experts or not (changes := self._bank.experts(self._paths)):
             unchanged: Tensor = self._base_forward(x, chosen, shares)
             return unchanged
         y = torch.empty_like(x)
@@ -88,4 +118,4 @@ def attach_experts(model: nn.Module, parameters: Iterable[str], bank: AdapterBan
     """Let the modules that own these parameters apply adapters. They stay the modules that they are."""
     for path in dict.fromkeys(parameter.rpartition(".")[0] for parameter in parameters):
         module = model.get_submodule(path)
-        module.forward = AdapterExperts(module, path, bank)
+        module.forward = AdapterExperts(module, path, bank).forward

@@ -23,7 +23,7 @@ class AdapterPlain:
         self._shadow = copy.copy(base)
         self._shadow._parameters = dict(base._parameters)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x [1, rows, ...] -> the same shape."""
         y: Tensor = self._base_forward(x)
         if self._bank.has_plain:
@@ -37,4 +37,4 @@ def attach_plain(model: nn.Module, paths: Iterable[str], bank: AdapterBank) -> N
     """Let the modules at `paths` apply adapters. They stay the modules that they are."""
     for path in paths:
         module = model.get_submodule(path)
-        module.forward = AdapterPlain(module, path, bank)
+        module.forward = AdapterPlain(module, path, bank).forward

@@ -1,0 +1,141 @@
+"""From files to packed weights: what is read, how parts add up, what comes back about them, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+
+from engine.families import LLAMA_LINEAR, save
+from engine.oracle import Bench, Oracle, load_base, ref, save_adapter
+from engine.test_parity import MAX_LEN, ROOMY, TIGHT, kv_bytes
+from livery.engine.base import AdapterLoadFailed, AdapterPart, AdapterRef, EngineConfig
+from livery.engine.client import EngineClient
+from livery_adapters.refusal import AdapterRefused
+
+PROMPT = [5, 17, 42, 8, 33]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("llama", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    configs = [LoraConfig(r=4, target_modules=LLAMA_LINEAR), LoraConfig(r=2, target_modules=LLAMA_LINEAR[:3])]
+    return [save_adapter(base, folder / str(seed), seed, config) for seed, config in enumerate(configs)]
+
+
+def bench_of(base: Path) -> Bench:
+    return Bench(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
+
+
+def changed_copy(adapter: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for file in adapter.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_files_that_changed_since_they_were_added_are_refused(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+    asked = ref(adapters[0])
+    changed = changed_copy(adapters[0], tmp_path / "changed")
+    bench = bench_of(base)
+    part = AdapterPart(asked.digest, str(changed))
+    with pytest.raises(AdapterRefused, match=asked.digest):
+        bench.runner.read_adapter(AdapterRef(asked.digest, (part,)))
+    verified = AdapterPart(asked.digest, str(changed), verified=True)  # taken at its word: nothing is hashed again
+    assert bench.runner.read_adapter(AdapterRef("v" * 64, (verified,))).digest == "v" * 64
+
+
+def test_parts_add_up_by_their_weights(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+    """PEFT's own weighted sum of both is what their composition computes, and a half weight is half of it."""
+    model = PeftModel.from_pretrained(load_base(base, MAX_LEN), adapters[0], adapter_name="a")
+    model.load_adapter(adapters[1], adapter_name="b")
+    model.add_weighted_adapter(["a", "b"], [0.5, -1.5], "sum", combination_type="cat")
+    model.set_adapter("sum")
+    parts = [
+        AdapterPart(ref(path).digest, str(path), weight) for path, weight in zip(adapters, (0.5, -1.5), strict=True)
+    ]
+    bench, oracle = bench_of(base), Oracle(base, MAX_LEN)
+    bench.add("sum", PROMPT, AdapterRef("s" * 64, tuple(parts)), max_tokens=6)
+    bench.add("half", PROMPT, AdapterRef("h" * 64, tuple(parts[:1])), max_tokens=6)
+    bench.add("whole", PROMPT, ref(adapters[0]), max_tokens=6)
+    results = bench.run()
+    oracle._models[Path("sum")] = model.eval()
+    oracle.assert_visible(PROMPT, Path("sum"))
+    oracle.assert_same(PROMPT, results["sum"], Path("sum"), count=6)
+    oracle.assert_same(PROMPT, results["whole"], adapters[0], count=6)
+    assert not results["half"].logits[len(PROMPT) - 1].equal(results["whole"].logits[len(PROMPT) - 1])
+
+
+def test_weights_are_told_as_the_base_has_them(tmp_path: Path) -> None:
+    """Whatever layout the kernels keep: conversions see [out_features, in_features], biases and other parameters."""
+    path = save("gpt2", tmp_path)
+    model = load_base(path, MAX_LEN)
+    weights = bench_of(path).runner._weights
+    block = "transformer.h.1"
+    for module in ("attn.c_attn", "mlp.c_proj"):
+        original = model.get_submodule(f"{block}.{module}")
+        assert torch.equal(weights.weight(f"{block}.{module}"), original.weight.t())
+        assert torch.equal(weights.bias(f"{block}.{module}"), original.bias)
+    assert torch.equal(weights.weight("transformer.wte"), model.transformer.wte.weight)
+    assert torch.equal(weights.weight("lm_head"), model.lm_head.weight)
+    assert weights.bias("lm_head") is None
+    assert torch.equal(weights.parameter(f"{block}.ln_1.bias"), model.get_submodule(f"{block}.ln_1").bias)
+
+
+def test_a_load_tells_what_the_adapter_does(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+    """Over the process border: the effect of a new version, of one that is resident already, and a refusal's code."""
+    broken = changed_copy(adapters[0], tmp_path / "broken")
+
+    async def scenario() -> None:
+        engine = EngineClient(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
+        await engine.start()
+        try:
+            first = await engine.load_adapter(ref(adapters[0]))
+            again = await engine.load_adapter(ref(adapters[0]))
+            assert first is not None and first == again
+            module = first.modules["model.layers.0.self_attn.q_proj"]
+            assert (module.rank, module.error) == (4, 0.0)
+            assert module.relative > 0.1
+            assert first.exact and not first.changes_nothing
+            asked = ref(adapters[0])
+            with pytest.raises(AdapterLoadFailed, match="changed since") as refused:
+                await engine.load_adapter(AdapterRef("b" * 64, (AdapterPart(asked.digest, str(broken)),)))
+            assert refused.value.code == "activation_failed"
+        finally:
+            await engine.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_load_of_what_waits_for_room_is_answered(base: Path, adapters: list[Path]) -> None:
+    """A version that is read but not placed yet is as good as loaded to whoever asks for it."""
+    config = EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT)
+    sizes = [bench_of(base).runner.read_adapter(ref(path)).nbytes for path in adapters]
+    bench = Bench(msgspec.structs.replace(config, adapter_memory_bytes=max(sizes)))
+    bench.add("running", PROMPT, ref(adapters[0]), max_tokens=60)
+    while not bench.results["running"].tokens:
+        bench.step()
+    assert len(bench.core.take_loads()) == 1
+    bench.add("waiting", PROMPT, ref(adapters[1]), max_tokens=2)
+    while not bench.core.take_loads():
+        bench.step()
+    assert bench.core.stats().waiting == 1
+    bench.core.load_adapter(ref(adapters[1]))
+    (outcome,) = bench.core.take_loads()
+    assert outcome.error is None and outcome.effect is not None
+    assert set(outcome.effect.modules) == {
+        f"model.layers.{i}.self_attn.{m}" for i in range(3) for m in LLAMA_LINEAR[:3]
+    }
+    bench.run()
