@@ -11,14 +11,16 @@ from rich.markup import escape
 
 from livery import __version__
 from livery.commands import adapters, doctor
+from livery.commands.backends import CommandFailed
 from livery.commands.options import takes_settings
 from livery.commands.serve import serve
+from livery.data_folder import DataFolderUnusable
 from livery.engine.base import EngineDead, ModelRefused
 from livery.models import ModelNotFound
-from livery.served import DataFolderInUse
 from livery.settings import SettingsError
 from livery.tenancy import OpenDoor
 from livery.tokenizer_files import TokenizerRefused
+from livery_adapters.registry import RegistryError
 
 EXPECTED = (
     SettingsError,
@@ -27,8 +29,8 @@ EXPECTED = (
     ModelRefused,
     EngineDead,
     TokenizerRefused,
-    DataFolderInUse,
-    adapters.ServerUnusable,
+    DataFolderUnusable,
+    RegistryError,
 )
 
 app = typer.Typer(
@@ -50,14 +52,17 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point of the console command; what a user can get wrong ends in one line and status 2."""
+    """Entry point of the console command; what a user can get wrong ends in one line.
+
+    Status 1: what was asked for was refused or failed. 2: what was asked for can't be.
+    """
     if sys.argv[1:2] in ([], ["bench"], ["--help"]):
         _mount_bench()
     try:
         app()
-    except EXPECTED as error:
+    except (CommandFailed, *EXPECTED) as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, CommandFailed) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

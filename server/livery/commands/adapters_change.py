@@ -1,0 +1,195 @@
+"""`livery adapters`: the verbs that change what is served."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from livery.commands import shown
+from livery.commands.backends import CommandFailed
+from livery.commands.offline import Need
+from livery.commands.reach import Reach, reaches
+from livery.management import AddOptions, Json
+from livery_adapters.refusal import Limits
+from livery_adapters.registry import Sticky
+
+Name = Annotated[str, typer.Argument(help="An adapter's name.")]
+Expected = Annotated[
+    int | None,
+    typer.Option(
+        "--expected-generation", min=0, metavar="N", help="Refuse when the name was changed since; 0: must be new."
+    ),
+]
+
+
+class StickyTo(StrEnum):
+    """Whom an alias keeps on one target."""
+
+    user = "user"
+    key = "key"
+    none = "none"
+
+
+@reaches
+def add(
+    reach: Reach,
+    name: Name,
+    source: Annotated[
+        str, typer.Argument(help="A directory that save_pretrained wrote, or hf://, s3://, gs://, az://.")
+    ],
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it in memory from the server's start.")] = False,
+    no_activate: Annotated[bool, typer.Option("--no-activate", help="Keep serving the version before.")] = False,
+    approximate: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, metavar="RANK", help="Factorise a type that has no exact form to this rank."),
+    ] = None,
+    expected_generation: Expected = None,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML with defaults for requests, as temperature: 0.2.")
+    ] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="With --data: try it on the model here, as a server would.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="With --data: the base model, if no server has run there yet.")
+    ] = None,
+    max_rank: Annotated[int, typer.Option(min=1, help="With --data: highest rank allowed.")] = 256,
+) -> None:
+    """Take in a new version of an adapter and serve it."""
+    if reach.data is None and (prove or model is not None):
+        raise typer.BadParameter("--prove and --model go with --data: a server always tries adapters, on its own model")
+    options = AddOptions(
+        True if pin else None,
+        expected_generation,
+        approximate or 0,
+        not no_activate,
+        read_profile(profile) if profile else {},
+    )
+    reach.run(
+        lambda backend: backend.add(name, source, options),
+        shown.record,
+        Need(base=True, creates=True, proves=prove),
+        model=model,
+        limits=Limits(max_rank=max_rank),
+    )
+
+
+@reaches
+def activate(
+    reach: Reach,
+    name: Name,
+    version: Annotated[str, typer.Argument(help="A version's number, or at least 8 digits of its digest.")],
+    expected_generation: Expected = None,
+) -> None:
+    """Serve another version of an adapter."""
+    reach.run(lambda backend: backend.activate(name, version, expected_generation), shown.record, Need(base=True))
+
+
+@reaches
+def rollback(reach: Reach, name: Name, expected_generation: Expected = None) -> None:
+    """Serve the version that was active before."""
+    reach.run(lambda backend: backend.rollback(name, expected_generation), shown.record)
+
+
+@reaches
+def rm(
+    reach: Reach,
+    name: Name,
+    drain: Annotated[float, typer.Option(min=0, max=600, metavar="SECONDS", help="Wait for requests under way.")] = 0.0,
+    expected_generation: Expected = None,
+) -> None:
+    """Take an adapter out of service; requests under way finish."""
+    reach.run(
+        lambda backend: backend.retire(name, drain_s=drain, expected_generation=expected_generation), shown.retired
+    )
+
+
+@reaches
+def pin(reach: Reach, name: Name) -> None:
+    """Load an adapter now and whenever the server starts, and keep it in memory."""
+    reach.run(lambda backend: backend.pin(name, True), shown.record)
+
+
+@reaches
+def unpin(reach: Reach, name: Name) -> None:
+    """Let an adapter leave memory when others need the room."""
+    reach.run(lambda backend: backend.pin(name, False), shown.record)
+
+
+@reaches
+def prefetch(reach: Reach, name: Name) -> None:
+    """Have the server load an adapter before a request asks for it."""
+    reach.run(lambda backend: backend.prefetch(name), shown.record)
+
+
+@reaches
+def aliases(reach: Reach) -> None:
+    """List the aliases."""
+    reach.run(lambda backend: backend.aliases(), shown.aliases)
+
+
+@reaches
+def alias(
+    reach: Reach,
+    name: Annotated[str, typer.Argument(help="An alias's name.")],
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET[=WEIGHT]]...", help="Adapters and their shares.")
+    ] = None,
+    sticky: Annotated[
+        StickyTo, typer.Option(help="What keeps somebody on one target: the request's user, the API key, nothing.")
+    ] = StickyTo.user,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the alias.")] = False,
+    expected_generation: Expected = None,
+) -> None:
+    """Share requests for a name out over adapters by weight; without targets, show how it stands."""
+    if delete and targets:
+        raise typer.BadParameter("--delete takes no targets")
+    if delete:
+        reach.run(lambda backend: backend.delete_alias(name), shown.deleted)
+    elif targets:
+        wanted = [weighted(target) for target in targets]
+        how: Sticky = sticky.value
+        reach.run(lambda backend: backend.set_alias(name, wanted, how, expected_generation), shown.alias)
+    else:
+        reach.run(lambda backend: backend.alias(name), shown.alias)
+
+
+def weighted(text: str) -> tuple[str, float]:
+    """NAME or NAME=WEIGHT. Raises typer.BadParameter."""
+    name, given, number = text.partition("=")
+    if not given:
+        return name, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not (name and math.isfinite(weight) and weight > 0):
+        raise typer.BadParameter(f"{text!r} is not NAME=WEIGHT with a weight above 0, as in pirate=0.9")
+    return name, weight
+
+
+def read_profile(file: Path) -> Json:
+    """The defaults for requests that a YAML file holds, checked as the server checks them. Raises CommandFailed."""
+    from pydantic import ValidationError
+
+    from livery.api.adapter_bodies import Profile
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CommandFailed(f"--profile {file} can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise CommandFailed(f"--profile {file} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Profile.model_validate({} if content is None else content).given()
+    except ValidationError as error:
+        issue = error.errors()[0]
+        where = ".".join(map(str, issue["loc"])) or "its content"
+        raise CommandFailed(
+            f"--profile {file}: {where}: {issue['msg']}; it may give {', '.join(Profile.model_fields)}"
+        ) from None

@@ -1,0 +1,172 @@
+"""Managing adapters in a data folder without a server: the server's own code over the same registry and files.
+
+A server that runs on the same folder sees each change within a second. Imports torch only to learn the shapes of
+a base that no server has written down yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from livery.commands.backends import EVERYWHERE, CommandFailed, is_remote, local_directory
+from livery.commands.serve import without_password
+from livery.commands.shown import stage
+from livery.data_folder import DataFolder, KnownBase
+from livery.management import AdapterManagement, AddOptions, Json
+from livery.models import base_digest, resolve_model
+from livery_adapters.base_model import BaseModel, BaseShapes
+from livery_adapters.fetching import SourcePolicy
+from livery_adapters.library import AdapterLibrary, Fill, from_directory
+from livery_adapters.refusal import DEFAULT_LIMITS, Limits
+from livery_adapters.registry import Registry
+from livery_adapters.store import BlobStore
+
+if TYPE_CHECKING:
+    from livery.commands.proof import OfflineProver
+
+ALL_SOURCES = ("hf://", "s3://", "gs://", "az://", "file:///")
+NOTHING = BaseModel("", "", BaseShapes({}))  # for verbs that don't look at the base
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A data folder as a command names it: --data, --registry and --model."""
+
+    data: Path
+    registry: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a verb can't do without. `base`: the base model. `creates`: it may be the first in an empty folder.
+
+    `proves`: versions are tried on the model in this process before they are recorded.
+    """
+
+    base: bool = False
+    creates: bool = False
+    proves: bool = False
+
+
+class LocalBackend(AdapterManagement):
+    """The server's management, with the operator's own rights on sources. Made by `open_local`.
+
+    `prover` is set where versions are tried in this process.
+    """
+
+    def __init__(self, library: AdapterLibrary, policy: SourcePolicy, prover: OfflineProver | None = None) -> None:
+        super().__init__(library, policy)
+        self.prover = prover
+
+    async def inspect(self, source: str, approximate: int) -> Json:
+        """The coverage report of a directory, or of what a URL holds."""
+        if is_remote(source):
+            return await self.check(source, approximate=approximate)
+        report = await self.library.check(directory_fill(source), approximate=approximate)
+        return {"ok": True, "coverage": report.to_dict()}
+
+    async def add(self, name: str, source: str, options: AddOptions) -> Json:
+        """Take in a directory, or what a URL holds."""
+        if is_remote(source):
+            return await self.put(name, source, options)
+        return await self.take(name, directory_fill(source), "upload", options)
+
+    async def prefetch(self, name: str) -> Json:
+        """Nobody has a memory to read it into. Raises CommandFailed."""
+        raise CommandFailed(
+            f"prefetch {name} asks a running server to read it, and --data asks none; use --url, or `pin`, which has "
+            "it loaded whenever a server starts"
+        )
+
+
+def directory_fill(source: str) -> Fill:
+    """Takes in a directory of the user's own, links followed. Raises CommandFailed."""
+    return from_directory(local_directory(source), [EVERYWHERE])
+
+
+@asynccontextmanager
+async def open_local(
+    place: Place,
+    need: Need = Need(),
+    limits: Limits = DEFAULT_LIMITS,
+) -> AsyncIterator[LocalBackend]:
+    """Open a data folder. Raises CommandFailed, DataFolderUnusable, RegistryError, ModelNotFound, ModelRefused."""
+    folder = DataFolder(place.data)
+    known = await asyncio.to_thread(prepare, folder, place, need)
+    url = place.registry or folder.registry_url()
+    reserved = frozenset({known.name}) if known else frozenset()
+    registry = await asyncio.to_thread(Registry.open, url, reserved)
+    try:
+        store = await asyncio.to_thread(BlobStore, folder.adapters, limits)
+        base = known.as_base() if known else NOTHING
+        prover = await asyncio.to_thread(_prover, known) if known and need.proves else None
+        yield LocalBackend(AdapterLibrary(registry, store, base, limits, prover), SourcePolicy(ALL_SOURCES), prover)
+    finally:
+        await asyncio.to_thread(registry.close)
+
+
+def prepare(folder: DataFolder, place: Place, need: Need) -> KnownBase | None:
+    """The base of a folder that is ready to be opened; None where it isn't known and not needed.
+
+    Raises CommandFailed, DataFolderUnusable, ModelNotFound, ModelRefused.
+    """
+    if not need.creates and not folder.root.is_dir():
+        raise CommandFailed(f"--data {folder.root} is not a folder; give the one that `livery serve --data` has")
+    known = folder.base()
+    if known is None and need.base and place.model is None:
+        raise CommandFailed(
+            f"no server has run on {folder.root} yet, so its base model isn't known; name it with --model"
+        )
+    if need.creates:
+        folder.make()
+    if place.registry is None:
+        if known is not None and known.registry:
+            raise CommandFailed(
+                f"the registry of {folder.root} is not in it but at {known.registry}; give its URL with --registry"
+            )
+        if not need.creates and not folder.database.exists():
+            raise CommandFailed(
+                f"{folder.root} holds no registry ({folder.database.name}); give the folder that `livery serve --data` "
+                "has, or --registry URL"
+            )
+    if place.model is not None:
+        return _named(folder, place.model, known, place.registry)
+    return known
+
+
+def _named(folder: DataFolder, model: str, known: KnownBase | None, registry: str | None) -> KnownBase:
+    """The base given with --model, which must be the folder's own; a folder without one has this one from now on."""
+    resolved = resolve_model(model)
+    digest = base_digest(resolved.path)
+    if known is not None and known.digest == digest:
+        return msgspec.structs.replace(known, model=model)
+    if known is not None:
+        raise CommandFailed(
+            f"{folder.root} belongs to {known.name} ({known.digest[:12]}) and --model {model} is another base "
+            f"({digest[:12]}); leave --model out, or use another --data"
+        )
+    from livery.engine.model import base_shapes  # needs torch
+
+    found = KnownBase(resolved.name, digest, model, base_shapes(str(resolved.path)), without_password(registry))
+    folder.write_base(found)
+    return found
+
+
+def _prover(known: KnownBase) -> OfflineProver:
+    from livery.commands.proof import OfflineProver  # needs torch
+
+    resolved = resolve_model(known.model)
+    if base_digest(resolved.path) != known.digest:
+        raise CommandFailed(
+            f"{known.model} is no longer the model this folder's adapters are for ({known.digest[:12]}); name that one "
+            "with --model"
+        )
+    return OfflineProver(resolved.path, known.digest, stage)

@@ -1,0 +1,250 @@
+"""How the answers of `livery adapters` look to people. What is in them is said in livery.management."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from livery.management import Json
+
+MODULES_SHOWN = 12  # adapters name a handful of kinds of modules; a list of hundreds is for --json
+
+
+def listing(answer: Json) -> None:
+    """A page of adapters, and what is to be known of single ones below it."""
+    over = f" over {escape(answer['base'])}" if answer["base"] else ""
+    table = _table(f"Adapters{over}", ("name", "state", "version", "ranks", "size", "in memory", "running"))
+    for adapter in answer["data"]:
+        table.add_row(*_row(adapter))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for adapter in answer["data"]:
+        notes = [adapter["error"]] if adapter["error"] else adapter.get("coverage", {}).get("warnings", ())
+        for note in notes:
+            console.print(f"{escape(adapter['name'])}: {escape(note)}", highlight=False)
+    if answer["next_after"] is not None:
+        console.print(f"more: livery adapters ls --after {escape(answer['next_after'])}", highlight=False)
+
+
+def record(answer: Json) -> None:
+    """One adapter: how it stands, and what its active version changes."""
+    facts = {
+        "name": answer["name"],
+        "state": answer["state"] + (", pinned" if answer["pinned"] else ""),
+        "error": answer["error"],
+        "generation": answer["generation"],
+        "from": _origin(answer),
+        "in memory": "yes" if answer["resident"] else "no",
+        "running": answer["requests"],
+        "changed": _time(answer["updated"]),
+    }
+    print_facts(facts | (_version(answer) if "digest" in answer else {}))
+    _warn(answer.get("coverage", {}))
+
+
+def report(answer: Json) -> None:
+    """What became of a check: the coverage report, or what the files say where no base was named."""
+    verdict = "[green]ok[/]" if answer["ok"] else "[red]not as PEFT applies it[/]"
+    coverage = answer.get("coverage", {})
+    found = coverage or answer["files"]
+    Console(soft_wrap=True).print(f"{verdict} {found['digest']}", highlight=False)
+    if not coverage:
+        print_facts({**found, "note": answer["note"]})
+        return
+    print_facts({"type": coverage["peft_type"], **_coverage(coverage), **_peft(answer.get("peft"))})
+    _warn(coverage)
+
+
+def history(answer: Json) -> None:
+    """The versions of a name, newest first."""
+    table = _table(f"Versions of {escape(answer['name'])}", ("version", "digest", "state", "type", "size", "added"))
+    for version in answer["data"]:
+        state = "active" if version["active"] else "kept" if version["proven"] else "not run yet"
+        table.add_row(
+            str(version["version"]),
+            version["digest"][:12],
+            state,
+            version["peft_type"],
+            size(version["bytes"]),
+            _time(version["created"]),
+        )
+    Console(soft_wrap=True).print(table)
+
+
+def aliases(answer: Json) -> None:
+    table = _table("Aliases", ("name", "targets", "sticky"))
+    for alias in answer["data"]:
+        table.add_row(escape(alias["name"]), _targets(alias), alias["sticky"])
+    Console(soft_wrap=True).print(table)
+
+
+def alias(answer: Json) -> None:
+    print_facts(
+        {
+            "name": answer["name"],
+            "targets": _targets(answer),
+            "sticky": answer["sticky"],
+            "generation": answer["generation"],
+            "changed": _time(answer["updated"]),
+        }
+    )
+
+
+def deleted(answer: Json) -> None:
+    _say(f"alias {answer['name']} is deleted")
+
+
+def retired(answer: Json) -> None:
+    left = f", {answer['requests']} requests still run on it and finish" if answer["requests"] else ""
+    _say(f"{answer['name']} is {answer['state']}{left}")
+
+
+def collected(answer: Json) -> None:
+    blobs = answer["blobs_removed"]
+    _say(f"{answer['versions_dropped']} versions dropped from histories, files of {len(blobs)} versions removed")
+    for digest in blobs:
+        _say(f"  {digest}")
+
+
+def exported(answer: Json) -> None:
+    _say(f"{answer['name']} {answer['digest'][:12]} is in {answer['directory']}")
+
+
+def print_facts(facts: Json) -> None:
+    """Names and values, one a line; empty values are left out."""
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        if value not in (None, [], (), {}, ""):
+            table.add_row(name, escape(value if isinstance(value, str) else json.dumps(value)))
+    Console(width=max(80, _terminal_width())).print(table)
+
+
+def stage(what: str) -> None:
+    """What a command is busy with, for whoever waits at a terminal."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        console.print(f"[dim]{escape(what)}[/]")
+
+
+def size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.1f} MB"
+
+
+# -- inside ----------------------------------------------------------------------------------------------
+
+
+def _row(adapter: Json) -> list[str]:
+    coverage = adapter.get("coverage", {})
+    return [
+        escape(adapter["name"]),
+        adapter["state"] + (", pinned" if adapter["pinned"] else ""),
+        adapter.get("digest", "")[:12],
+        _ranks(coverage.get("ranks", ())),
+        size(adapter["bytes"]) if "bytes" in adapter else "",
+        "yes" if adapter["resident"] else "no",
+        str(adapter["requests"]),
+    ]
+
+
+def _version(answer: Json) -> Json:
+    parents = (f"{parent['weight']:g} × {parent['digest'][:12]}" for parent in answer["parents"])
+    return {
+        "version": answer["version"],
+        "digest": answer["digest"],
+        "type": answer["peft_type"],
+        **_coverage(answer["coverage"]),
+        "approximated": f"to rank {answer['approximate']}" if answer["approximate"] else None,
+        "run before": "yes" if answer["proven"] else "no: the first server that is asked for it tries it",
+        "merged from": " + ".join(parents),
+        "profile": answer["profile"],
+    }
+
+
+def _coverage(coverage: Json) -> Json:
+    return {
+        "modules": _modules(coverage),
+        "ranks": _ranks(coverage["ranks"]),
+        "numbers": ", ".join(coverage["dtypes"]),
+        "size": size(coverage["nbytes"]),
+        "form": _form(coverage),
+        "‖ΔW‖/‖W‖": _effect(coverage),
+    }
+
+
+def _peft(found: Json | None) -> Json:
+    if found is None:
+        return {}
+    return {
+        "against PEFT": f"max |Δ|/max |logit| {found['difference']:.1e} over {found['tokens']} tokens "
+        f"(allowed {found['tolerance']:.0e})",
+        "moves the base": f"by {found['moves_base']:.2g} of the largest logit",
+    }
+
+
+def _modules(coverage: Json) -> str:
+    kinds = sorted(coverage["modules"].items(), key=lambda kind: (-kind[1], kind[0]))
+    named = ", ".join(f"{count} {name}" for name, count in kinds[:MODULES_SHOWN])
+    return f"{coverage['adapted']}: {named}" + (", ..." if len(kinds) > MODULES_SHOWN else "")
+
+
+def _ranks(ranks: Iterable[int]) -> str:
+    return ", ".join(map(str, ranks))
+
+
+def _form(coverage: Json) -> str:
+    if coverage["exact"] is None:
+        return "not measured"
+    if coverage["exact"]:
+        return "exact"
+    return f"approximated, off by up to {coverage['error']:.1e} of a module's change"
+
+
+def _effect(coverage: Json) -> str | None:
+    if coverage["median_effect"] is None:
+        return None
+    spread = [coverage[f"{which}_effect"] for which in ("smallest", "median", "largest")]
+    return "min {:.2g}, median {:.2g}, max {:.2g}".format(*spread)
+
+
+def _warn(coverage: Json) -> None:
+    console = Console(soft_wrap=True)
+    for warning in coverage.get("warnings", ()):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+
+
+def _origin(answer: Json) -> str:
+    source, origin = answer["source"], answer["origin"]
+    return source if origin in ("", source) else f"{source}: {origin}"
+
+
+def _targets(alias: Json) -> str:
+    return ", ".join(f"{target['adapter']}={target['weight']:g}" for target in alias["targets"])
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _say(line: Any) -> None:  # noqa: ANN401
+    Console(soft_wrap=True).print(escape(str(line)), highlight=False)
+
+
+def _terminal_width() -> int:
+    try:
+        return os.get_terminal_size().columns
+    except OSError:  # not a terminal: nothing is cut
+        return 400
