@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapters.peft_made import Weights, edit_tensors, load, lora_layers, make, tiny_base
+from adapters.peft_made import Q0, Q0_TENSORS, Weights, edit_tensors, load, lora_layers, make, tiny_base, tiny_model
 from livery_adapters.canonical import CanonicalAdapter, LowRank, tensors_of
 from livery_adapters.formats import convert
 from livery_adapters.manifest import AdapterRefused, check_against, read_manifest
@@ -150,3 +150,32 @@ def test_a_header_that_only_the_library_minds_is_refused(tmp_path: Path) -> None
     with pytest.raises(AdapterRefused, match="opened by safetensors") as caught:
         converted(tmp_path)
     assert caught.value.code == "bad_header"
+
+
+def test_finite_numbers_that_overflow_together_are_refused(tmp_path: Path) -> None:
+    make(tmp_path)
+    for half in "AB":
+        name = f"{Q0_TENSORS}{half}.weight"
+        edit_tensors(tmp_path, **{name: load_file(tmp_path / WEIGHTS_NAME)[name] * 1e20})
+    with pytest.raises(AdapterRefused, match="what they amount to is not") as caught:
+        converted(tmp_path)
+    assert caught.value.code == "overflow"
+    assert Q0 in caught.value.message
+
+
+def test_large_numbers_that_stay_finite_together_are_taken(tmp_path: Path) -> None:
+    make(tmp_path)
+    for half, factor in (("A", 1e25), ("B", 1e-25)):  # the square of A's norm alone would overflow
+        name = f"{Q0_TENSORS}{half}.weight"
+        edit_tensors(tmp_path, **{name: load_file(tmp_path / WEIGHTS_NAME)[name] * factor})
+    assert Q0 in converted(tmp_path).linears
+
+
+def test_a_magnitude_of_a_vanished_row_is_refused(tmp_path: Path) -> None:
+    """DoRA divides by the norm of W + ΔW: here B undoes a row of W, which PEFT answers with infinities."""
+    make(tmp_path, use_dora=True, r=32, lora_alpha=32)
+    weight = tiny_model().get_submodule(Q0).weight.detach()
+    edit_tensors(tmp_path, **{f"{Q0_TENSORS}A.weight": torch.eye(32), f"{Q0_TENSORS}B.weight": -weight.clone()})
+    with pytest.raises(AdapterRefused, match="what they amount to is not") as caught:
+        converted(tmp_path)
+    assert caught.value.code == "overflow"

@@ -12,10 +12,11 @@ from peft import LoraConfig, get_peft_model
 
 from adapters import peft_types
 from adapters.dense_reference import applied
-from adapters.peft_made import edit_tensors
-from adapters.peft_types import TARGETS, apart, base, logits
-from adapters.test_types_exact import check_exact, seen
-from livery_adapters.manifest import read_manifest
+from adapters.peft_made import edit_config, edit_tensors
+from adapters.peft_types import TARGETS, TOKENS, apart, base, logits
+from adapters.test_types_exact import check_exact, converted, seen
+from livery_adapters.canonical import CanonicalAdapter
+from livery_adapters.manifest import AdapterRefused, read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
@@ -179,3 +180,71 @@ def test_a_copy_that_differs_from_the_base_replaces_it(family: str, tmp_path: Pa
     edit_tensors(tmp_path, **{f"base_model.model.{name}.base_layer.weight": copied})
     adapter = check_exact(tmp_path, family)
     assert ("lm_head" in adapter.linears) == (family == "llama")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+@pytest.mark.parametrize("settings", [{}, {"lora_bias": True}], ids=str)
+def test_activated_lora_starts_at_its_invocation(settings: dict[str, Any], family: str, tmp_path: Path) -> None:
+    """Row by row: tokens before the last invocation run on the base, the others on the adapter."""
+    invocation = TOKENS[0, 4:6].tolist()
+    config = lora(family, alora_invocation_tokens=invocation, task_type="CAUSAL_LM", **settings)
+    make(tmp_path, family, config)
+    manifest = read_manifest(tmp_path)
+    assert manifest.invocation == tuple(invocation)
+    adapter = converted(tmp_path, family)
+    found = logits(started_late(adapter, family, start=4))[0]
+    theirs = logits(peft_types.load(tmp_path, family))[0]
+    assert torch.equal(theirs[:4], logits(base(family))[0, :4])
+    assert apart(found, theirs) < 1e-5
+    assert apart(logits(applied(adapter, base(family)))[0], theirs) > 1e-2  # it is not the same from the first token
+
+
+def started_late(adapter: CanonicalAdapter, family: str, start: int) -> Any:
+    """The base, with linear modules that follow the adapter from position `start` on."""
+    model = copy.deepcopy(base(family))
+    adapted = dict(applied(adapter, model).named_modules())
+    for path in adapter.linears:
+        other = adapted[path]
+
+        def late(_: Any, inputs: tuple[Any, ...], output: Any, other: Any = other) -> Any:
+            return torch.cat([output[:, :start], other(*inputs)[:, start:]], dim=1)
+
+        model.get_submodule(path).register_forward_hook(late)
+    return model
+
+
+def test_targets_inside_a_module_that_is_saved_whole(tmp_path: Path) -> None:
+    make(tmp_path, "llama", lora("llama", target_modules=["q_proj", "up_proj"], modules_to_save=["mlp"]))
+    check_exact(tmp_path, "llama")
+
+
+def test_a_residual_initialisation_of_a_tied_head_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "llama", lora("llama", target_modules=["lm_head"], init_lora_weights="pissa"))
+    with pytest.raises(AdapterRefused, match=r"shares its weight with model\.embed_tokens") as caught:
+        converted(tmp_path, "llama")
+    assert caught.value.code == "unconverted_init"
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "llama", lora("llama", trainable_token_indices={"embed_tokens": seen(3)}))
+    edit_config(tmp_path, trainable_token_indices={"embed_tokens": seen(97)})
+    with pytest.raises(AdapterRefused, match="token 97 and the base's vocabulary has 97 rows") as caught:
+        converted(tmp_path, "llama")
+    assert caught.value.code == "resized_vocabulary"
+
+
+def test_tokens_that_the_file_lacks_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "llama", lora("llama", trainable_token_indices={"embed_tokens": seen(3)}))
+    edit_config(tmp_path, trainable_token_indices={"embed_tokens": seen()})
+    with pytest.raises(AdapterRefused, match="names 2 trained tokens") as caught:
+        converted(tmp_path, "llama")
+    assert caught.value.code == "wrong_shape"
+
+
+def test_two_copies_of_one_tied_weight_must_agree(tmp_path: Path) -> None:
+    make(tmp_path, "llama", lora("llama", target_modules=["embed_tokens", "lm_head"]))
+    edit_tensors(tmp_path, **{"base_model.model.lm_head.base_layer.weight": torch.ones(97, 32)})
+    edit_tensors(tmp_path, **{"base_model.model.model.embed_tokens.base_layer.weight": torch.zeros(97, 32)})
+    with pytest.raises(AdapterRefused, match="one weight in this base") as caught:
+        converted(tmp_path, "llama")
+    assert caught.value.code == "replaced_weight"

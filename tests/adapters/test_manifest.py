@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from adapters.peft_made import (
     tiny_base,
     write_header,
 )
+from livery_adapters.effect import AdapterEffect, ModuleEffect
 from livery_adapters.examine import check_directory
 from livery_adapters.manifest import AdapterRefused, Limits, check_against, read_manifest
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
@@ -131,6 +133,37 @@ def test_the_report_warns_of_what_is_allowed_but_suspicious(tmp_path: Path) -> N
     assert "zero" in zero
 
 
+def test_the_report_warns_of_patterns_that_overlap(tmp_path: Path) -> None:
+    """PEFT sorts the patterns when it saves: what counted in training may come second at load."""
+    make(tmp_path, alpha_pattern={"v_proj": 3, r"layers\.1\..*": 2})
+    (warning,) = check_against(read_manifest(tmp_path), tiny_base(), Limits()).warnings
+    assert "alpha_pattern" in warning
+    assert "both match model.layers.1.self_attn.v_proj" in warning
+
+
+def test_the_report_takes_in_what_an_engine_measured(tmp_path: Path) -> None:
+    make(tmp_path, target_modules=["q_proj"], layers_to_transform=[0, 1])
+    report = check_against(read_manifest(tmp_path), tiny_base())
+    paths = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    effects = {paths[0]: ModuleEffect(4, 0.5), paths[1]: ModuleEffect(4, 0.1, 0.02), "lm_head": ModuleEffect(0, 0.3)}
+    measured = report.with_effect(AdapterEffect(effects, 10))
+    assert (measured.smallest_effect, measured.median_effect, measured.largest_effect) == (0.1, 0.3, 0.5)
+    assert (measured.exact, measured.error) == (False, 0.02)
+    assert measured.modules_by_path[paths[1]].relative == 0.1
+    assert measured.modules_by_path[paths[1]].error == 0.02
+    assert measured.modules_by_path[paths[0]].nbytes == 4 * 4 * (32 + 32)
+    assert measured.modules_by_path["lm_head"].kind == "tied"
+    assert (measured.adapted, measured.exact) == (2, False)
+    assert report.exact is None
+    json.dumps(measured.to_dict())
+
+
+def test_verified_files_are_not_hashed_again(tmp_path: Path) -> None:
+    make(tmp_path)
+    hashed = read_manifest(tmp_path)
+    assert dataclasses.replace(hashed, digest="given") == read_manifest(tmp_path, digest="given")
+
+
 def test_the_digest_follows_both_files_and_nothing_else(tmp_path: Path) -> None:
     one, same, trained = tmp_path / "one", tmp_path / "same", tmp_path / "trained"
     make(one, seed=1)
@@ -161,10 +194,11 @@ def _tensors(**changes: torch.Tensor | None) -> Damage:
     return lambda folder: edit_tensors(folder, **{Q0_TENSORS + half: value for half, value in changes.items()})
 
 
-def _other_module(module: str) -> Damage:
+def _other_module(module: str, targeted: bool = False) -> Damage:
     pair = {f"base_model.model.{module}.lora_A.weight": torch.ones(4, 32)}
     pair[f"base_model.model.{module}.lora_B.weight"] = torch.ones(32, 4)
-    return lambda folder: edit_tensors(folder, **pair)
+    targets = ["q_proj", "v_proj", *([module.rpartition(".")[2]] if targeted else [])]
+    return lambda folder: (edit_tensors(folder, **pair), edit_config(folder, target_modules=targets))
 
 
 def _only_other_modules(folder: Path) -> None:
@@ -254,7 +288,12 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
     "infinity in the config": (_config_text('{"lora_alpha": 1e999}'), "bad_json", "too large", "save_pretrained"),
     "an endless integer": (_config_text('{"r": ' + "9" * 5000 + "}"), "bad_json", "5000 digits", "save_pretrained"),
     "large config": (_config_text(" " * 70_000), "too_large", "65536 bytes", "PEFT writes"),
-    "another method": (_config(peft_type="MISS"), "unsupported_peft_type", "'MISS'", "Train it as LORA"),
+    "another method": (
+        _config(peft_type="PROMPT_TUNING"),
+        "unsupported_peft_type",
+        "'PROMPT_TUNING'",
+        "Train it as LORA",
+    ),
     "no method": (_config(peft_type=None), "unsupported_peft_type", "None", "Train it as LORA"),
     "DoRA without magnitudes": (_config(use_dora=True), "missing_half", "lacks magnitude", "save the adapter again"),
     "a bias that isn't there": (_config(lora_bias=True), "missing_half", "lacks lora_B_bias", "save the adapter again"),
@@ -388,6 +427,12 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
         "untargeted_tensor",
         "o_proj",
         "correct adapter_config.json",
+    ),
+    "experts one by one": (
+        _other_module("model.layers.0.mlp.experts.3.up_proj", targeted=True),
+        "unknown_tensor",
+        "model.layers.0.mlp.experts.3.up_proj",
+        "use an adapter trained on it",
     ),
     "unknown tensor": (_tensors(**{"E.weight": torch.ones(32)}), "unknown_tensor", "lora_E.weight", "expected"),
     "DoRA's magnitudes without DoRA": (

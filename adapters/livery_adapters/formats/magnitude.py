@@ -30,8 +30,10 @@ class Norms:
 
     def check_file(self, name: str, tensor: Tensor) -> None:
         """Refuse a tensor of the file with a NaN or an infinity. Raises AdapterRefused (nonfinite_weights)."""
+        if not tensor.is_floating_point():
+            return
         norm = self._known[tensor.data_ptr()] = _norm(tensor)
-        if not math.isfinite(norm) and not bool(torch.isfinite(tensor).all()):
+        if not math.isfinite(norm):
             raise AdapterRefused(
                 "nonfinite_weights",
                 f"tensor {name} holds NaN or infinity; training diverged: use an earlier checkpoint",
@@ -79,4 +81,6 @@ def _deltas(change: object) -> tuple[object, ...]:
 
 
 def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
+    """In fp32, and in fp64 only where squares overflow; NaN and infinity go through."""
+    norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
+    return norm if norm < math.inf else float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
