@@ -197,5 +197,4 @@ def _bad(text: str, reason: str) -> AdapterRefused:
 
 def _shown(text: str) -> str:
     """A source for a message: short, and without what may be a password or a signature."""
-    plain = re.sub(r"//[^/]*@", "//…@", text.partition("?")[0]) if not text.startswith("hf://") else text
-    return repr(plain[:120])
+    return repr(re.sub(r"//[^/]*@", "//…@", text.partition("?")[0])[:120])
