@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 
 from api.peft_files import damage_weights, make_adapter
-
-LIVERY = [sys.executable, "-c", "from livery.cli import main; main()"]
-# `livery serve` over the fake engine: everything but the model itself is real.
-SERVE_FAKE = [
-    sys.executable,
-    "-c",
-    "import os\n"
-    "from livery import cli\n"
-    "from livery.commands import serve\n"
-    "from livery.engine.fake import Behaviour, FakeEngine\n"
-    "from livery_adapters.base_model import ModuleShape\n"
-    "shapes = {f'model.layers.{n}.self_attn.{m}_proj': ModuleShape('linear', 16, 16) for n in (0, 1) for m in 'qkvo'}\n"
-    "behaviour = Behaviour(die_after=1) if 'FAKE_DIES' in os.environ else Behaviour()\n"
-    "def make(config, progress): return FakeEngine(behaviour, vocab_size=49152, modules=shapes)\n"
-    "serve._engine_process = make\n"
-    "cli.main()\n",
-]
-ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
-
-
-def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*LIVERY, *arguments], capture_output=True, text=True, env={**ENVIRON, **environ}, timeout=120, check=False
-    )
+from cli.processes import ENVIRON, SERVE_FAKE, run, serving, url_in
 
 
 @pytest.fixture(scope="module")
@@ -53,36 +25,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_adapter(root / "good")
     damage_weights(shutil.copytree(root / "good", root / "bad"))
     return root
-
-
-@contextmanager
-def serving(folder: Path, data: Path, *arguments: str, **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in its own process and everything it printed until it was ready."""
-    command = [*SERVE_FAKE, "serve", "--model", "smollm2-135m-instruct", "--adapters", str(folder)]
-    process = subprocess.Popen(
-        [*command, "--port", "0", "--data", str(data), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**ENVIRON, **environ},
-    )
-    assert process.stdout is not None
-    printed = ""
-    try:
-        for line in process.stdout:
-            printed += line
-            if "Ctrl-C" in line:
-                break
-        yield process, printed
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def url_in(printed: str) -> str:
-    found = re.search(r"http://127\.0\.0\.1:\d+", printed)
-    assert found, printed
-    return found.group()
 
 
 def test_serve_says_what_it_serves_and_its_examples_work_as_printed(folder: Path, tmp_path: Path) -> None:
@@ -125,22 +67,6 @@ def test_serve_with_a_key_prints_examples_that_read_it_from_the_environment(fold
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ, check=True)
             assert done.stdout.strip()
             assert "invalid_api_key" not in done.stdout
-
-
-def test_a_running_server_can_be_asked_for_its_adapters(folder: Path, tmp_path: Path) -> None:
-    with serving(folder, tmp_path) as (_, printed):
-        url = url_in(printed)
-        listed = json.loads(run("adapters", "ls", "--url", url, "--json").stdout)
-        assert [(adapter["name"], adapter["state"]) for adapter in listed] == [("bad", "failed"), ("good", "active")]
-        table = run("adapters", "ls", "--url", url).stdout
-        assert "good" in table
-        assert listed[1]["digest"][:12] in table
-        shown = run("adapters", "show", "good", "--url", url)
-        assert listed[1]["digest"] in shown.stdout
-        assert json.loads(run("adapters", "show", "good", "--json", LIVERY_URL=url).stdout) == listed[1]
-        unknown = run("adapters", "show", "nobody", "--url", url)
-        assert unknown.returncode == 2
-        assert "'nobody' does not exist" in unknown.stderr
 
 
 def test_a_second_server_does_not_share_the_data_folder(folder: Path, tmp_path: Path) -> None:
@@ -186,70 +112,6 @@ def test_a_port_in_use_is_found_before_the_model_is_loaded() -> None:
         done = run("serve", "--model", "m", "--port", port)
     assert done.returncode == 2
     assert f"--port {port}" in done.stderr
-
-
-def test_check_judges_a_directory(folder: Path) -> None:
-    good = run("adapters", "check", str(folder / "good"), "--json")
-    assert good.returncode == 0
-    report = json.loads(good.stdout)
-    assert (report["ok"], report["adapted"], report["max_rank"]) == (True, 4, 2)
-    assert "ok" in run("adapters", "check", str(folder / "good")).stdout
-    bad = run("adapters", "check", str(folder / "bad"), "--json")
-    assert bad.returncode == 1
-    assert json.loads(bad.stdout)["code"] == "nonfinite_weights"
-    assert "refused" in run("adapters", "check", str(folder / "bad")).stdout
-
-
-def test_check_against_a_model_needs_its_shapes_to_fit(folder: Path) -> None:
-    done = run("adapters", "check", str(folder / "good"), "--model", "smollm2-135m-instruct", "--json")
-    assert done.returncode == 1
-    answer = json.loads(done.stdout)
-    assert answer["code"] == "wrong_base"
-    assert "576" in answer["message"]
-
-
-def test_no_server_is_said_plainly() -> None:
-    done = run("adapters", "ls", "--url", "http://127.0.0.1:9")
-    assert done.returncode == 2
-    assert "livery serve" in done.stderr
-
-
-def test_check_names_the_folder_it_stands_in(folder: Path) -> None:
-    empty = folder.parent / "nothing-here"
-    empty.mkdir()
-    done = subprocess.run(
-        [*LIVERY, "adapters", "check", "."], capture_output=True, text=True, env=ENVIRON, cwd=empty, check=False
-    )
-    assert done.returncode == 1
-    assert "'nothing-here'" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "said"),
-    [
-        (404, '{"detail":"Not Found"}', "not like a Livery server; give its address with --url"),
-        (200, '{"detail":"Hello"}', "not like a Livery server"),
-        (200, "[]", "not like a Livery server"),
-        (200, "<html>", "not like a Livery server"),
-        (401, '{"error":{"message":"Incorrect API key."}}', "says: Incorrect API key."),
-    ],
-)
-def test_another_server_is_told_from_ours(status: int, body: str, said: str) -> None:
-    class Other(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-    with HTTPServer(("127.0.0.1", 0), Other) as other:
-        thread = threading.Thread(target=other.serve_forever)
-        thread.start()
-        done = run("adapters", "ls", "--url", f"http://127.0.0.1:{other.server_port}")
-        other.shutdown()
-        thread.join()
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_doctor_names_device_dtype_kernels_and_why() -> None:
