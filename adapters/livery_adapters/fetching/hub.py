@@ -2,8 +2,8 @@
 
 The revision is turned into a commit first (`GET /api/models/ORG/NAME/revision/REVISION`), then both files are read at
 that commit (`GET /ORG/NAME/resolve/COMMIT/FILE`), so that they are of one state whatever is pushed meanwhile. Nothing
-else of the repository is asked for. HF_ENDPOINT names another hub, HF_TOKEN is the credential; neither the hub's
-cache nor a token saved on disk is used.
+else of the repository is asked for. HF_ENDPOINT names another hub, HF_TOKEN is the credential, HF_HUB_OFFLINE forbids
+it all; neither the hub's cache nor a token saved on disk is used.
 
 A hub answers with a redirect to where its large files are. The token goes to the hub alone; a redirect away from its
 host must be https to a host by name, so that no answer leads to an address inside the operator's network.
@@ -54,7 +54,7 @@ def fetch_hub(source: HubSource, incoming: Incoming, progress: Progress, limits:
             incoming.check_size(name, sizes.get(name, 0))
         transfer = Transfer(source, sum(sizes.values()), progress, limits)
         for name in FILE_NAMES:
-            hub.file(commit, name, incoming, transfer)
+            hub.file(commit, name, sizes.get(name), incoming, transfer)
     pinned = HubSource(source.repo, commit, source.folder)
     return Origin(str(pinned), {"revision": commit})
 
@@ -65,13 +65,15 @@ class _Hub:
     def __init__(
         self, client: httpx.Client, source: HubSource, limits: NetworkLimits, environment: Mapping[str, str]
     ) -> None:
-        """Raises AdapterRefused (source_unreachable) for an HF_ENDPOINT that is no address."""
+        """Raises AdapterRefused (source_unreachable): HF_ENDPOINT is no address, or HF_HUB_OFFLINE is set."""
         self._client = client
         self._source = source
         self._limits = limits
         self._endpoint = _address(environment.get("HF_ENDPOINT", "").strip() or _ENDPOINT)
         if self._endpoint is None:
             raise unreachable(source, "HF_ENDPOINT is no http or https address")
+        if environment.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE"):
+            raise unreachable(source, "HF_HUB_OFFLINE is set")
         self._token = environment.get("HF_TOKEN", "").strip()
 
     def state(self) -> tuple[str, dict[str, int]]:
@@ -113,11 +115,13 @@ class _Hub:
             "missing_weights", f"no {WEIGHTS_NAME} in {self._source}; upload what PEFT's save_pretrained made"
         )
 
-    def file(self, commit: str, name: str, incoming: Incoming, transfer: Transfer) -> None:
-        """Stream one file at a commit into `incoming`."""
+    def file(self, commit: str, name: str, size: int | None, incoming: Incoming, transfer: Transfer) -> None:
+        """Stream one file at a commit into `incoming`; `size` in bytes as the hub told it, None when it didn't."""
         with self._get(f"/{self._source.repo}/resolve/{commit}/{quote(self._path(name))}") as response:
             length = response.headers.get("content-length", "")
-            incoming.begin(name, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None)
+            if size is None and re.fullmatch(r"[0-9]{1,18}", length):
+                size = int(length)
+            incoming.begin(name, size)
             for chunk in self._pieces(response):
                 incoming.write(name, chunk)
                 transfer.came(len(chunk))
