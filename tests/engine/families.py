@@ -64,12 +64,17 @@ def configs() -> dict[str, PreTrainedConfig]:
 
 
 def save(family: str, folder: Path) -> Path:
-    """Build a family's tiny model with weights large enough that logits are well apart, and save it."""
+    """Build a family's tiny model with weights large enough that logits are well apart, and save it.
+
+    Biases are not zero and norms not one, or what happens to them would not show.
+    """
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(configs()[family])
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.15)
+        else:
+            weight.data += torch.randn_like(weight) * 0.1
     path = folder / family
     model.save_pretrained(path)
     return path

@@ -24,7 +24,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = LoraConfig(r=4, target_modules=LLAMA_LINEAR, task_type="CAUSAL_LM")
+    config = LoraConfig(r=4, target_modules=[*LLAMA_LINEAR, "lm_head"], task_type="CAUSAL_LM")
     return save_adapter(base, tmp_path_factory.mktemp("adapters") / "lora", 3, config)
 
 
@@ -53,6 +53,7 @@ def test_each_token_runs_on_its_side_of_the_start(base: Path, adapter: Path, act
         bench.add(f"activated{index}", prompt, ref(adapter), max_tokens=12, adapter_start=start)
         bench.add(f"whole{index}", prompt, ref(adapter), max_tokens=12)
         bench.add(f"late{index}", prompt, ref(adapter), max_tokens=12, adapter_start=MAX_LEN)
+        bench.add(f"next{index}", prompt, ref(adapter), max_tokens=1, adapter_start=len(prompt))
     results = bench.run()
     assert bench.core.stats().preemptions > 0, "the test means to force preemption"
     for index, (prompt, start) in enumerate(asked):
@@ -60,6 +61,7 @@ def test_each_token_runs_on_its_side_of_the_start(base: Path, adapter: Path, act
         oracle.assert_same(prompt, results[f"activated{index}"], activated, count=12)
         oracle.assert_same(prompt, results[f"whole{index}"], adapter, count=12)
         oracle.assert_same(prompt, results[f"late{index}"], None, count=12)
+        oracle.assert_same(prompt, results[f"next{index}"], None, count=1)
         if start > 2:
             first = results[f"activated{index}"].logits[len(prompt) - 1]
             assert not first.equal(results[f"whole{index}"].logits[len(prompt) - 1])
