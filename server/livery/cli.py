@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from livery import __version__
-from livery.commands import adapters, doctor
+from livery.commands import adapters, data, doctor
 from livery.commands.backends import CommandFailed
 from livery.commands.options import takes_settings
 from livery.commands.serve import serve
@@ -43,6 +43,7 @@ app = typer.Typer(
 app.command("serve")(takes_settings(serve))
 app.command("doctor")(doctor.doctor)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(data.app, name="data")
 
 
 @app.command("version")

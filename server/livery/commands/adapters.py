@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from livery.commands import adapters_change, adapters_check, adapters_stock, shown
+from livery.commands import adapters_change, adapters_check, adapters_stock, merging, shown
 from livery.commands.reach import Reach, reaches
 
 app = typer.Typer(
@@ -56,5 +56,6 @@ app.command("pin")(adapters_change.pin)
 app.command("unpin")(adapters_change.unpin)
 app.command("prefetch")(adapters_change.prefetch)
 app.command("rm")(adapters_change.rm)
+app.command("merge")(merging.merge)
 app.command("gc")(adapters_stock.gc)
 app.command("export")(adapters_stock.export)

@@ -159,8 +159,8 @@ def alias(
         reach.run(lambda backend: backend.alias(name), shown.alias)
 
 
-def weighted(text: str) -> tuple[str, float]:
-    """NAME or NAME=WEIGHT. Raises typer.BadParameter."""
+def weighted(text: str, *, negative: bool = False) -> tuple[str, float]:
+    """NAME or NAME=WEIGHT, below zero where `negative` ones mean something. Raises typer.BadParameter."""
     name, given, number = text.partition("=")
     if not given:
         return name, 1.0
@@ -168,8 +168,9 @@ def weighted(text: str) -> tuple[str, float]:
         weight = float(number)
     except ValueError:
         weight = math.nan
-    if not (name and math.isfinite(weight) and weight > 0):
-        raise typer.BadParameter(f"{text!r} is not NAME=WEIGHT with a weight above 0, as in pirate=0.9")
+    if not name or not math.isfinite(weight) or weight == 0 or (weight < 0 and not negative):
+        which = "other than 0" if negative else "above 0"
+        raise typer.BadParameter(f"{text!r} is not NAME=WEIGHT with a weight {which}, as in pirate=0.9")
     return name, weight
 
 

@@ -6,16 +6,15 @@ Both answer a verb with the same JSON; livery.management says what is in it.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import quote
 
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from livery.commands.progress import Tell, bar
 from livery.management import AddOptions, Json
 from livery_adapters.fetching import open_adapter_files
 from livery_adapters.refusal import AdapterRefused
@@ -188,8 +187,9 @@ class HttpBackend:
         with ExitStack() as stack:
             opened = stack.enter_context(open_adapter_files(directory, [EVERYWHERE]))
             total = sum(os.fstat(file.fileno()).st_size for file in opened.values())
-            tell = stack.enter_context(_Bar(f"sending {directory.name}", total))
-            parts = {name: (name, _Told(file, tell), _media_type(name)) for name, file in opened.items()}
+            tell = stack.enter_context(bar(f"sending {directory.name}", total))
+            sent = _Sent(tell)
+            parts = {name: (name, _Told(file, sent), _media_type(name)) for name, file in opened.items()}
             return await self._change("POST", path, fields, params=_given(params), files=parts)
 
     async def _change(self, method: str, path: str, fields: set[str], **sent: Any) -> Json:  # noqa: ANN401
@@ -243,37 +243,32 @@ async def open_server(url: str, key: str | None) -> AsyncIterator[HttpBackend]:
         yield HttpBackend(client, url)
 
 
+class _Sent:
+    """Bytes of all files together."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._count = 0
+
+    def add(self, count: int) -> None:
+        self._count += count
+        self._tell(self._count)
+
+
 class _Told:
     """A file that says how much of it was read. httpx takes its length from the descriptor."""
 
-    def __init__(self, file: IO[bytes], tell: Callable[[int], None]) -> None:
+    def __init__(self, file: IO[bytes], sent: _Sent) -> None:
         self._file = file
-        self._tell = tell
+        self._sent = sent
 
     def fileno(self) -> int:
         return self._file.fileno()
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
-        self._tell(len(data))
+        self._sent.add(len(data))
         return data
-
-
-class _Bar:
-    """A progress bar on a terminal, nothing elsewhere; entered, it is what bytes are told to."""
-
-    def __init__(self, what: str, total: int) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task(what, total=total)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._progress.start()
-        return lambda count: self._progress.advance(self._task, count)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
 
 
 def _adapter(name: str, verb: str = "") -> str:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from livery.management import Json
 
+RANKS_SHOWN = 4
 MODULES_SHOWN = 12  # adapters name a handful of kinds of modules; a list of hundreds is for --json
 
 
@@ -98,23 +98,32 @@ def alias(answer: Json) -> None:
 
 
 def deleted(answer: Json) -> None:
-    _say(f"alias {answer['name']} is deleted")
+    say(f"alias {answer['name']} is deleted")
 
 
 def retired(answer: Json) -> None:
     left = f", {answer['requests']} requests still run on it and finish" if answer["requests"] else ""
-    _say(f"{answer['name']} is {answer['state']}{left}")
+    say(f"{answer['name']} is {answer['state']}{left}")
 
 
 def collected(answer: Json) -> None:
     blobs = answer["blobs_removed"]
-    _say(f"{answer['versions_dropped']} versions dropped from histories, files of {len(blobs)} versions removed")
+    say(f"{answer['versions_dropped']} versions dropped from histories, files of {len(blobs)} versions removed")
     for digest in blobs:
-        _say(f"  {digest}")
+        say(f"  {digest}")
 
 
 def exported(answer: Json) -> None:
-    _say(f"{answer['name']} {answer['digest'][:12]} is in {answer['directory']}")
+    say(f"{answer['name']} {answer['digest'][:12]} is in {answer['directory']}")
+
+
+def merged(merge: Json) -> Json:
+    """How adapters were merged, and what that cost."""
+    density = f", density {merge['density']:g}" if merge["density"] != 1 else ""
+    return {
+        "merged by": merge["method"] + density,
+        "held by the rank": f"but for {merge['error']:.1e} of ΔW" if merge["error"] else "exactly",
+    }
 
 
 def print_facts(facts: Json) -> None:
@@ -163,6 +172,7 @@ def _version(answer: Json) -> Json:
         "approximated": f"to rank {answer['approximate']}" if answer["approximate"] else None,
         "run before": "yes" if answer["proven"] else "no: the first server that is asked for it tries it",
         "merged from": " + ".join(parents),
+        **(merged(answer["merge"]) if "merge" in answer else {}),
         "profile": answer["profile"],
     }
 
@@ -195,7 +205,8 @@ def _modules(coverage: Json) -> str:
 
 
 def _ranks(ranks: Iterable[int]) -> str:
-    return ", ".join(map(str, ranks))
+    found = sorted(ranks)
+    return f"{found[0]} to {found[-1]}" if len(found) > RANKS_SHOWN else ", ".join(map(str, found))
 
 
 def _form(coverage: Json) -> str:
@@ -239,8 +250,9 @@ def _table(title: str, columns: Iterable[str]) -> Table:
     return table
 
 
-def _say(line: Any) -> None:  # noqa: ANN401
-    Console(soft_wrap=True).print(escape(str(line)), highlight=False)
+def say(line: str) -> None:
+    """A plain line."""
+    Console(soft_wrap=True).print(escape(line), highlight=False)
 
 
 def _terminal_width() -> int:

@@ -103,6 +103,11 @@ class ModelRunner:
 
     # -- adapters ------------------------------------------------------------------------------------
 
+    @property
+    def weights(self) -> HeldWeights:
+        """The base's weights, as conversions and merges ask for them."""
+        return self._weights
+
     def read_adapter(self, adapter: AdapterRef) -> PackedAdapter:
         """Read, check, measure and pack a version. Runs on the loader's thread; touches nothing the step loop writes.
 

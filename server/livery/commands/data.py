@@ -1,0 +1,86 @@
+"""`livery data`: everything a server keeps, as one portable directory, and back; from SQLite to PostgreSQL too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from livery.commands import shown
+from livery.commands.backends import CommandFailed
+from livery.commands.offline import Need, Place, prepare
+from livery.commands.progress import bar
+from livery.commands.reach import REFUSALS, AsJson, Registry, words
+from livery.commands.serve import without_password
+from livery.data_folder import DataFolder
+from livery.management import Json
+from livery_adapters import backup as backups
+from livery_adapters import registry as registries
+
+app = typer.Typer(help="Back up and restore what a server keeps in its data folder.", no_args_is_help=True)
+
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="The server's data folder.")]
+
+
+@app.command("backup")
+def backup(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory for the backup.")],
+    data: Data,
+    registry: Registry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy names, versions, aliases and adapter files into a directory; servers may go on meanwhile."""
+    _told(lambda: _backup(DataFolder(data.expanduser()), registry, out), "is backed up in", as_json)
+
+
+@app.command("restore")
+def restore(
+    backup: Annotated[Path, typer.Argument(metavar="IN", help="A directory that `livery data backup` wrote.")],
+    data: Data,
+    registry: Registry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a backup back into a data folder that holds nothing yet."""
+    _told(lambda: _restore(backup, DataFolder(data.expanduser()), registry), "is restored in", as_json)
+
+
+def _backup(folder: DataFolder, url: str | None, out: Path) -> Json:
+    prepare(folder, Place(folder.root, url), Need())
+    opened = registries.Registry.open(url or folder.registry_url())
+    try:
+        with bar("copying adapters", 0, pieces=True) as tell:
+            summary = backups.backup(opened, folder.adapters, out, tell)
+    finally:
+        opened.close()
+    if folder.base_file.exists():
+        shutil.copyfile(folder.base_file, DataFolder(out).base_file)
+    return {"directory": str(out), **asdict(summary)}
+
+
+def _restore(source: Path, folder: DataFolder, url: str | None) -> Json:
+    folder.make()
+    with bar("copying adapters", 0, pieces=True) as tell:
+        summary = backups.restore(source, url or folder.registry_url(), folder.adapters, tell)
+    known = DataFolder(source).base()
+    if known is not None:
+        folder.write_base(msgspec.structs.replace(known, registry=without_password(url)))
+    return {"directory": str(folder.root), **asdict(summary)}
+
+
+def _told(action: Callable[[], Json], became: str, as_json: bool) -> None:
+    """Do it and say what became of it. Raises CommandFailed."""
+    try:
+        answer = action()
+    except REFUSALS as refusal:
+        raise CommandFailed(words(refusal)) from refusal
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        counts = f"{answer['adapters']} adapters, {answer['versions']} versions, files of {answer['blobs']}"
+        shown.say(f"{counts}: all {became} {answer['directory']}")
