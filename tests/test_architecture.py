@@ -31,13 +31,25 @@ ALLOWED: dict[str, set[str]] = {
     "livery.text": TEXT | FACTS,
     "livery.metrics": SEAM,
     "livery.generation": SEAM | FACTS | {"livery.metrics", "livery.text"},
-    "livery.served": SEAM | FACTS | {"livery_adapters"},
+    "livery.data_folder": {"livery_adapters"},
+    "livery.proving": SEAM | {"livery_adapters"},
+    "livery.lease": SEAM | {"livery_adapters"},
+    "livery.served": SEAM | FACTS | {"livery.lease", "livery.proving", "livery_adapters"},
+    "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
+    "livery.live": {"livery_adapters"},
+    "livery.adapter_views": {"livery_adapters"},
+    "livery.management": FACTS | {"livery.adapter_views", "livery.live", "livery_adapters"},
     "livery.service": SEAM
     | FACTS
-    | {"livery.generation", "livery.metrics", "livery.served", "livery.text", "livery_adapters"},
+    | {"livery.generation", "livery.lease", "livery.metrics", "livery.served", "livery.text", "livery_adapters"},
+    "livery.assembly": SEAM
+    | TEXT
+    | {f"livery.{part}" for part in ("data_folder", "followed", "management", "served", "service")}
+    | {"livery_adapters"},
     "livery.api": SEAM
     | FACTS
-    | {"livery.api", "livery.service", "livery.generation", "livery.metrics", "livery.tenancy", "livery_adapters"},
+    | {f"livery.{part}" for part in ("api", "generation", "lease", "management", "metrics", "service", "tenancy")}
+    | {"livery_adapters"},
     "livery.engine": {"livery.engine", "livery.models", "livery_adapters"},
     "livery.commands": {"livery", "livery_adapters"},
     "livery.cli": {"livery", "livery_adapters", "livery_loadtest"},

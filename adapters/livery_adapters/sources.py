@@ -1,31 +1,37 @@
 """Adapters found in a folder: every direct subfolder that holds an adapter is served under its own name.
 
-    folder = FolderSource(Path("adapters"), ingest, registry)
+    folder = FolderSource(Path("adapters"), library, changing)
+    await folder.start()      # what was dealt with by an earlier run
     await folder.scan()       # one look: takes what is whole, records what isn't
     await folder.watch()      # the same for ever, on every change; cancel the task to stop
 
-A subfolder is taken once its files pass every check and have the same digest before and after a quiet moment.
-One that is still being copied is "incomplete", a bad one "failed"; both leave an earlier version serving. A
-subfolder that is gone retires its name. Unchanged ones (sizes, times and inodes) are not read again, except
-after a refusal that may pass, as with a full disk: less and less often. Files are read in worker threads. What
-makes an adapter good, and what taking it means, is the business of `ingest`.
+A subfolder is taken once it has stood still for a quiet moment, and only if it still looks the same when its
+files have been copied. One that is half there is "incomplete", a bad one "failed"; both leave an earlier version
+serving. A subfolder that is gone retires its name. Unchanged ones (sizes, times and inodes) are not read again,
+not even by the next run, except after a refusal that may pass, as with a full disk: less and less often. What
+makes an adapter good, and what taking it means, is the business of `library`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import stat
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 from watchfiles import awatch
 
-from livery_adapters.ingest import WITHDRAWN, CheckedAdapter, Ingest
+from livery_adapters.fetching import copy_directory
+from livery_adapters.incoming import Incoming
+from livery_adapters.library import AdapterLibrary, Intake
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import AdapterRegistry, UnknownAdapter
+from livery_adapters.registry import RegistryError, UnknownAdapter
 from livery_adapters.tensor_file import FILE_NAMES
 
 logger = logging.getLogger(__name__)
@@ -34,7 +40,7 @@ SOURCE = "folder"
 Signature = tuple[tuple[int, int, int, int] | None, ...]  # size, mtime, ctime (ns) and inode of each file
 
 # Refusals that are about this machine at this moment rather than about the files.
-TRANSIENT = frozenset({"activation_failed", "storage_failed", "unreadable"})
+TRANSIENT = frozenset({"activation_failed", "storage_full", "storage_failed", "unreadable"})
 LONGEST_WAIT_S = 300.0
 
 _TEMPORARY = (".tmp", ".part", ".partial", "~")
@@ -55,27 +61,34 @@ class FolderSource:
     def __init__(
         self,
         root: Path,
-        ingest: Ingest,
-        registry: AdapterRegistry,
+        library: AdapterLibrary,
+        changing: Callable[[str], AbstractAsyncContextManager[None]],
         *,
         quiet_seconds: float = 0.3,
         retry_seconds: float = 2.0,
         force_polling: bool = False,
     ) -> None:
-        """`retry_seconds`: wait before the first new try after a refusal that may pass; each later one doubles it.
+        """`changing` goes around every change of a name.
 
+        `retry_seconds`: wait before the first new try after a refusal that may pass; each later one doubles it.
         `force_polling` is for file systems without change events. Raises NotADirectoryError.
         """
         if not root.is_dir():
             raise NotADirectoryError(f"the adapter folder {str(root)!r} is not a directory; create it")
         self.root = root
-        self._ingest = ingest
-        self._registry = registry
+        self._library = library
+        self._registry = library.registry
+        self._changing = changing
         self._quiet_seconds = quiet_seconds
         self._retry_seconds = retry_seconds
         self._force_polling = force_polling
+        self._before: dict[str, str] = {}  # what an earlier run dealt with: name -> origin
         self._settled: dict[str, Signature] = {}  # how each subfolder looked when it was dealt with
         self._retries: dict[str, _Retry] = {}
+
+    async def start(self) -> None:
+        """Learn what the registry holds of this folder."""
+        self._before = await asyncio.to_thread(self._registry.origins, SOURCE)
 
     async def watch(self) -> None:
         """Follow the folder until cancelled."""
@@ -96,22 +109,31 @@ class FolderSource:
         before = await self._look()
         if before is None:
             return True
+        await self._compare_with_registry(before)
         changed = {name: seen for name, seen in before.items() if self._settled.get(name) != seen or self._due(name)}
         missing = self._settled.keys() - before.keys()
         if not changed and not missing:
             return True
-        checked = {name: await self._check(name) for name in changed}
         await asyncio.sleep(self._quiet_seconds)
         after = await self._look()
         if after is None:
             return True
         for name in missing - after.keys():
-            self._retire(name)
+            await self._retire(name)
         moving = [name for name, seen in changed.items() if after.get(name) != seen]
         for name, seen in changed.items():
-            if name not in moving and not await self._settle(name, seen, checked[name]):
+            if name not in moving and not await self._settle(name, seen):
                 moving.append(name)
         return not moving and after.keys() == before.keys()
+
+    async def _compare_with_registry(self, now: dict[str, Signature]) -> None:
+        """On the first look: what is as an earlier run left it is dealt with; what is gone since is retired."""
+        before, self._before = self._before, {}
+        for name, origin in before.items():
+            if name not in now:
+                self._settled[name] = ()
+            elif origin == self._origin(name, now[name]):
+                self._settled[name] = now[name]
 
     async def _look(self) -> dict[str, Signature] | None:
         """What is there now. None when the folder can't be listed: that is no reason to drop anything."""
@@ -125,31 +147,51 @@ class FolderSource:
         retry = self._retries.get(name)
         return retry is not None and retry.due <= time.monotonic()
 
-    async def _check(self, name: str) -> CheckedAdapter | AdapterRefused:
-        try:
-            return await self._ingest.check(self.root / name)
-        except AdapterRefused as refused:
-            return refused
+    async def _settle(self, name: str, seen: Signature) -> bool:
+        """Take or refuse a subfolder that stood still. False when it moved all the same."""
+        origin = self._origin(name, seen)
 
-    async def _settle(self, name: str, seen: Signature, checked: CheckedAdapter | AdapterRefused) -> bool:
-        """Take or refuse a subfolder that stood still. False when its bytes moved all the same."""
+        async def fill(incoming: Incoming) -> str:
+            await asyncio.to_thread(copy_directory, self.root / name, incoming, [self.root])
+            if (await asyncio.to_thread(_signature_of, self.root / name)) != seen:
+                raise AdapterRefused(
+                    "incomplete", f"the files of {name!r} changed while they were read; it is tried again"
+                )
+            return origin
+
         try:
-            if isinstance(checked, AdapterRefused):
-                raise checked
-            version = await self._ingest.take(name, self.root / name, SOURCE, checked=checked)
-            logger.info("adapter %s is live as %s", name, version.digest[:12])
+            async with self._changing(name):
+                record = await self._library.add(name, fill, Intake(SOURCE))
         except AdapterRefused as refused:
-            if refused.code != WITHDRAWN:
-                logger.warning("adapter %s is not taken (%s): %s", printable(name), refused.code, refused.message)
-                self._registry.fail(printable(name), refused.message, SOURCE, code=refused.code)
-            if refused.code == "incomplete" and not isinstance(checked, AdapterRefused):
+            if await asyncio.to_thread(_signature_of, self.root / name) != seen:
                 return False
+            await self._refused(name, origin, refused.code, refused.message)
             if refused.code in TRANSIENT:
                 self._retry_later(name, seen)
                 return True
+        except RegistryError as error:
+            logger.warning("adapter %s of the folder is not taken: %s", name, error)
+        else:
+            if record.active is not None and record.state != "retired":
+                logger.info("adapter %s is live as %s", name, record.active.facts.digest[:12])
+            else:
+                logger.info("adapter %s was deleted and its files are the same: it stays deleted", name)
         self._settled[name] = seen
         self._retries.pop(name, None)
         return True
+
+    async def _refused(self, name: str, origin: str, code: str, message: str) -> None:
+        shown = printable(name)
+        logger.warning("adapter %s is not taken (%s): %s", shown, code, message)
+        async with self._changing(shown):
+            await asyncio.to_thread(
+                self._registry.fail, shown, code=code, message=message, source=SOURCE, origin=origin
+            )
+
+    def _origin(self, name: str, seen: Signature) -> str:
+        """How a subfolder looked, for the base it was checked against, in a few letters."""
+        looks = hashlib.sha256(repr((seen, self._library.base.digest)).encode()).hexdigest()[:16]
+        return f"{printable(name)}#{looks}"
 
     def _retry_later(self, name: str, seen: Signature) -> None:
         before = self._retries.get(name)
@@ -159,16 +201,18 @@ class FolderSource:
         self._settled[name] = seen
         self._retries[name] = _Retry(wait, time.monotonic() + wait)
 
-    def _retire(self, name: str) -> None:
+    async def _retire(self, name: str) -> None:
         del self._settled[name]
         self._retries.pop(name, None)
+        shown = printable(name)
         try:
-            record = self._registry.get(printable(name))
+            record = await asyncio.to_thread(self._registry.get, shown)
+            if record.source == SOURCE:
+                logger.info("adapter %s is gone from the folder: no new requests, those under way finish", shown)
+                async with self._changing(shown):
+                    await self._library.retire(shown)
         except UnknownAdapter:
             return
-        if record.source == SOURCE:
-            logger.info("adapter %s is gone from the folder: no new requests, those under way finish", record.name)
-            self._registry.retire(record.name)
 
 
 def printable(name: str) -> str:
@@ -184,10 +228,14 @@ def _signatures(root: Path) -> dict[str, Signature]:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.endswith(_TEMPORARY) or not _is_directory(entry):
                 continue
-            signature = tuple(_signature(os.path.join(entry.path, name)) for name in FILE_NAMES)
+            signature = _signature_of(Path(entry.path))
             if any(signature):
                 found[entry.name] = signature
     return found
+
+
+def _signature_of(directory: Path) -> Signature:
+    return tuple(_signature(os.path.join(directory, name)) for name in FILE_NAMES)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
@@ -199,7 +247,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 def _signature(path: str) -> tuple[int, int, int, int] | None:
     try:
-        status = os.lstat(path)
+        status = os.stat(path)  # of what a link leads to: Kubernetes swaps links when it changes a volume
     except OSError:
         return None
     if stat.S_ISDIR(status.st_mode):

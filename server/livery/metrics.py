@@ -67,11 +67,16 @@ class AdapterTotals:
                 self._shown[adapter] = AdapterCounts()
             self._shown.get(adapter, self._other).add(counts)
 
-    def retain(self, adapters: Collection[str]) -> None:
-        """Only these are still served: the series of others end."""
+    def names(self) -> list[str]:
+        """Every adapter with counts."""
         with self._lock:
-            for name in set(self._work) - set(adapters):
-                del self._work[name]
+            return list(self._work)
+
+    def drop(self, adapters: Collection[str]) -> None:
+        """These are no longer served: their series end."""
+        with self._lock:
+            for name in adapters:
+                self._work.pop(name, None)
                 self._shown.pop(name, None)
 
     def snapshot(self) -> list[tuple[str, AdapterCounts]]:
@@ -99,7 +104,8 @@ class Snapshot:
     """What the engine and the registry say at the moment of a scrape."""
 
     stats: EngineStats
-    served: tuple[str, ...] = ()  # adapter names that take requests
+    served: int = 0  # adapters that take requests
+    gone: tuple[str, ...] = ()  # adapters with counts that no longer do
     resident: tuple[str, ...] = ()  # adapter names in device memory
     waiting: tuple[str, ...] = ()  # adapter names that waiting requests need and that are not resident
 
@@ -155,7 +161,7 @@ class Metrics:
         """The text of one scrape; takes milliseconds, so call it off the event loop."""
         self._snapshot = snapshot
         if snapshot is not None:
-            self.adapters.retain(snapshot.served)
+            self.adapters.drop(snapshot.gone)
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -280,7 +286,7 @@ def _engine_families(snapshot: Snapshot, info: EngineInfo, labels: dict[str, str
         "waiting_lora_adapters": ",".join(snapshot.waiting),
     }
     yield _gauge("vllm:lora_requests_info", "Adapters in device memory and waiting", adapters, time.time())
-    yield _gauge("livery_adapters_registered", "Adapters served by name", {}, len(snapshot.served))
+    yield _gauge("livery_adapters_registered", "Adapters served by name", {}, snapshot.served)
     yield _gauge("livery_adapter_memory_bytes", "Adapter bytes in device memory", {}, stats.adapter_bytes)
     yield _gauge("livery_adapter_memory_limit_bytes", "Adapter bytes allowed", {}, info.adapter_memory_bytes)
     for name, text, value in (

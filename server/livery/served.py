@@ -1,221 +1,354 @@
-"""The adapters this server serves: registry, blobs and folder wired to the engine, and names for its digests.
+"""The adapters this server serves: names to versions to what the engine is asked for.
 
-The one owner of that wiring. A version is loaded into the engine before its name points to it, and leaves the
-engine before its files are deleted. Knows no HTTP and no text.
+A request leases the version its name stands for and keeps it to the end. What names stand for is read from the
+registry when somebody asks, remembered, and forgotten when this process or another one changes it. The engine
+loads a version when a request comes for it; what no name stands for any more leaves the engine with its last
+request, and then the disk. Knows no HTTP and no text.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import contextlib
 import logging
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
-from livery.engine.base import AdapterLoadFailed, AdapterRef, Engine, EngineDead, EngineError
-from livery.refusals import (
-    AdapterExists,
-    AdapterNotFound,
-    AdapterNotReady,
-    AdapterPathNotFound,
-    AdapterUnusable,
-    InvalidParameter,
-    UnknownModel,
-)
+from livery.engine.base import AdapterPart, AdapterRef, Engine, EngineDead, EngineError, EngineInfo
+from livery.lease import ANYONE, Caller, Lease, target_of
+from livery.proving import EngineProver, reference
+from livery.refusals import AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
 from livery_adapters.base_model import BaseModel
-from livery_adapters.ingest import Ingest
+from livery_adapters.composition import composition_digest, parse_composition
+from livery_adapters.library import AdapterLibrary
 from livery_adapters.refusal import AdapterRefused, Limits
-from livery_adapters.registry import AdapterRecord, AdapterRegistry, AdapterVersion, Lease, UnknownAdapter
-from livery_adapters.sources import FolderSource
+from livery_adapters.registry import AdapterRecord, Alias, Card, NamedVersion, Registry, RegistryError, VersionFacts
 from livery_adapters.store import BlobStore
-
-__all__ = ["AdapterFolders", "DataFolderInUse", "ServedAdapters"]
 
 log = logging.getLogger("livery.adapters")
 
-# Nobody awaits the watcher: whatever ended it would end it unseen.
-WATCH_ERRORS = (OSError, LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, EngineError, AdapterRefused)
-WATCH_AGAIN_S = 2.0
-
-
-class DataFolderInUse(Exception):
-    """Another server keeps its adapters in the data folder."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(f"data folder {folder} is in use by another server; choose another with --data DIR")
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFolders:
-    """`root`: the operator's adapters, None for none. `data`: where this server keeps its own copies."""
-
-    root: Path | None
-    data: Path
-    poll: bool = False  # look instead of waiting for change events
+POLL_S = 0.5  # how soon a change made by another process is seen
+REMEMBERED = 4096  # names
+COMPOSITIONS_KEPT = 64  # in the engine, beside those in use
+MIN_DIGEST_PREFIX = 8
+STATS_TIMEOUT_S = 2.0
 
 
 class ServedAdapters:
     """Adapters by name for one engine. Use from one event loop."""
 
-    def __init__(self, engine: Engine, base: BaseModel, folders: AdapterFolders, limits: Limits) -> None:
-        """Raises DataFolderInUse, and NotADirectoryError when the adapter folder isn't there."""
+    def __init__(
+        self, engine: Engine, info: EngineInfo, base: BaseModel, registry: Registry, store: BlobStore, limits: Limits
+    ) -> None:
+        self.base = base
+        self.registry = registry
         self._engine = engine
-        self._root = folders.root.resolve() if folders.root is not None else None
-        self._lock = _lock(folders.data)
-        self._store = BlobStore(folders.data / "adapters", limits)
-        self._registry = AdapterRegistry(on_idle=self._idle, reserved={base.name})
-        self._ingest = Ingest(
-            self._registry,
-            self._store,
-            base,
-            limits,
-            load=self._load,
-            unload=self._unload,
-            load_errors=(AdapterLoadFailed,),
-        )
-        self._folder = (
-            FolderSource(self._root, self._ingest, self._registry, force_polling=folders.poll) if self._root else None
-        )
-        self._watching: asyncio.Task[None] | None = None
+        self._leases: Counter[str] = Counter()  # converted digest -> requests
+        self._by_name: Counter[str] = Counter()  # adapter name -> requests
+        self._told: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # the engine may know: digest -> weights
+        self._staging: Counter[str] = Counter()  # names whose first version is on its way in
+        self._names: OrderedDict[str, AdapterRecord | Alias | None] = OrderedDict()
+        self._epoch = 0  # of what is remembered of names
+        self._seen = 0  # changes of the registry
+        self._dirty = asyncio.Event()
+        self._garbage = True  # an earlier run may have left some
+        self._proofs: dict[str, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        prover = EngineProver(engine, info, self._note, self._dirty.set)
+        self.library = AdapterLibrary(registry, store, base, limits, prover)
 
     async def start(self) -> None:
-        """Take what the folder holds, drop what an earlier run left, and follow the folder from then on."""
-        if self._folder is not None:
-            await self._folder.scan()
-        await self._ingest.prune()
-        if self._folder is not None:
-            self._watching = asyncio.create_task(self._watch(self._folder))
+        """Note where the registry stands, ask for pinned adapters, and follow changes from then on."""
+        self._seen, _ = await asyncio.to_thread(self.registry.changes, -1)
+        for record in await asyncio.to_thread(self.registry.pinned):
+            await self._warm(record)
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tidy())]
+        self._dirty.set()
 
     async def stop(self) -> None:
-        """Stop following the folder; what is served stays served."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-        os.close(self._lock)
+        """Stop following the registry; what is served stays served."""
+        for task in (*self._tasks, *self._proofs.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._proofs.values(), return_exceptions=True)
 
     # -- requests --------------------------------------------------------------------------------------
 
-    def lease(self, name: str) -> Lease:
-        """Hold the version `name` stands for. Raises UnknownModel, AdapterUnusable or AdapterNotReady."""
-        try:
-            return self._registry.lease(name)
-        except UnknownAdapter as unknown:
-            record = self._known(name)
-            if record is None or record.state in ("active", "draining"):
-                raise UnknownModel(name, unknown.reason) from unknown
-            if record.state == "loading":
-                raise AdapterNotReady(name) from unknown
-            raise AdapterUnusable(name, record.error or record.state) from unknown
+    async def lease(self, name: str, caller: Caller = ANYONE) -> Lease | None:
+        """Hold what `name` stands for: an adapter, an alias, a pinned version or a composition.
 
-    def version(self, name: str) -> AdapterVersion:
-        """The version a request for `name` would get now, pins included. Raises UnknownModel."""
+        None where an alias leads to the base model. Raises UnknownModel, AdapterUnusable, AdapterNotReady, or
+        AdapterRefused for a bad composition.
+        """
+        parts = parse_composition(name)
+        if parts is None:
+            plain = await self._plain(name, caller)
+            if plain == self.base.name:
+                return None
+            version = await self._choose(plain)
+            ref = self._reference(version)
+            return self._hold(version.name, version.facts.digest, ref, version.facts, [version.name])
+        chosen = [(await self._choose(await self._plain(part, caller)), weight) for part, weight in parts]
+        return self._hold_composition(name, chosen)
+
+    async def version(self, name: str) -> NamedVersion:
+        """The version a request for `name` would get now; of an alias the first target's. Raises UnknownModel."""
         try:
-            with self.lease(name) as lease:
-                return lease.version
+            return await self._choose(await self._plain(name, Caller(user="", key="")))
         except (AdapterNotReady, AdapterUnusable):
             raise UnknownModel(name) from None
 
     # -- looking ---------------------------------------------------------------------------------------
 
-    def records(self) -> list[AdapterRecord]:
-        """Every adapter known by name, whatever its state."""
-        return self._registry.records()
+    def requests(self, name: str) -> int:
+        """Requests under way on an adapter, whichever of its versions."""
+        return self._by_name[name]
 
-    def record(self, name: str) -> AdapterRecord:
+    def state(self, record: AdapterRecord) -> str:
+        """The record's state as this server sees it: what is on its way in or out shows only here."""
+        if record.active is None and self._staging[record.name]:
+            return "staging"
+        if record.state == "retired" and self._by_name[record.name]:
+            return "draining"
+        return record.state
+
+    async def record(self, name: str) -> AdapterRecord:
         """Raises UnknownModel."""
-        record = self._known(name)
+        record = await asyncio.to_thread(self.registry.find, name)
         if record is None:
             raise UnknownModel(name)
         return record
 
-    def active(self) -> list[tuple[str, AdapterVersion]]:
-        """Names that take requests and the version each stands for."""
-        return [(record.name, record.version) for record in self.records() if record.version is not None]
+    async def resident(self) -> frozenset[str]:
+        """Names whose active version is in device memory; none while the engine doesn't answer."""
+        with contextlib.suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(STATS_TIMEOUT_S):
+                stats = await self._engine.stats()
+            return frozenset(await self.names_of(stats.resident_adapters))
+        return frozenset()
 
-    def names_of(self, digests: Iterable[str]) -> tuple[str, ...]:
-        """The names that stand for some versions; versions that no name stands for any more are left out."""
-        wanted = set(digests)
-        return tuple(name for name, version in self.active() if version.digest in wanted)
+    async def cards(self) -> list[Card]:
+        """Every name that takes requests, aliases too, by name."""
+        return await asyncio.to_thread(self.registry.cards)
 
-    # -- management ------------------------------------------------------------------------------------
+    async def count(self, names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+        """How many adapters take requests, and which of `names` no longer do."""
+        count, served = await asyncio.to_thread(self.registry.served, names)
+        return count, tuple(name for name in names if name not in served)
 
-    async def load(self, name: str, path: str, *, in_place: bool) -> AdapterVersion:
-        """Serve the directory `path`, which must be below the adapter folder, as `name`.
+    async def names_of(self, digests: Iterable[str]) -> tuple[str, ...]:
+        """The names that stand for converted digests the engine reports; those that no name stands for are left out."""
+        weights = {digest for known in digests for digest in self._told.get(known, (known,))}
+        return tuple(await asyncio.to_thread(self.registry.names_serving, weights)) if weights else ()
 
-        Raises AdapterExists (unless `in_place`), AdapterPathNotFound, InvalidParameter or AdapterRefused.
-        """
-        directory = self._below_root(path)
-        record = self._known(name)
-        if not in_place and record is not None and record.version is not None:
-            raise AdapterExists(name)
-        if not directory.is_dir():
-            raise AdapterPathNotFound(name, path)
-        return await self._ingest.take(name, directory, "api")
+    # -- changes ---------------------------------------------------------------------------------------
 
-    def unload(self, name: str) -> None:
-        """Take no more requests for `name`; those under way finish. Raises AdapterNotFound."""
-        if not self._registry.retire(name):
-            raise AdapterNotFound(name)
+    @asynccontextmanager
+    async def changing(self, name: str) -> AsyncIterator[None]:
+        """Around every change of a name made here: when it ends, whoever asks next sees the change."""
+        self._staging[name] += 1
+        try:
+            yield
+        finally:
+            self._staging[name] -= 1
+            if not self._staging[name]:
+                del self._staging[name]
+            self._forget_names([name])
+
+    async def prefetch(self, record: AdapterRecord) -> None:
+        """Have the engine read the active version now. Raises AdapterUnusable."""
+        version = self._usable(record.name, record)
+        try:
+            await self._engine.load_adapter(self._reference(await self._proven(version)))
+        except EngineError as error:
+            raise AdapterUnusable(record.name, str(error)) from error
 
     async def settle(self) -> None:
-        """Wait until versions that nobody uses any more have left the engine and the disk."""
-        await self._ingest.settle()
+        """Wait until what nobody uses any more has left the engine and the disk."""
+        await self._sweep()
 
-    def _below_root(self, path: str) -> Path:
-        """Where `path` leads once links are followed. Raises InvalidParameter when that is outside."""
-        if self._root is None:
-            raise InvalidParameter("This server was started without an adapter folder (--adapters).", "lora_path")
-        try:
-            resolved = (self._root / path).resolve()
-            resolved.is_dir()  # raises what resolving lets pass
-        except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
-            raise InvalidParameter("lora_path is not a usable path.", "lora_path") from None
-        if resolved == self._root or not resolved.is_relative_to(self._root):
-            raise InvalidParameter(
-                "lora_path must be a directory below the adapter folder (--adapters), links followed.",
-                "lora_path",
+    # -- from a name to a version ------------------------------------------------------------------------
+
+    async def _plain(self, name: str, caller: Caller) -> str:
+        """The name itself, or for an alias the target that this caller gets. Raises UnknownModel."""
+        plain, at, _ = name.partition("@")
+        entry = await self._entry(plain)
+        if not isinstance(entry, Alias):
+            return name
+        if at:
+            raise UnknownModel(name, f"{plain} is an alias; pin a version of one of its adapters")
+        return target_of(entry, caller)
+
+    async def _choose(self, name: str) -> NamedVersion:
+        plain, at, wanted = name.partition("@")
+        entry = await self._entry(plain)
+        if entry is None or isinstance(entry, Alias) or entry.state == "retired":
+            if self._staging[plain]:
+                raise AdapterNotReady(plain)
+            raise UnknownModel(name)
+        version = self._usable(plain, entry)
+        if at:
+            version = await self._pinned(plain, wanted, version)
+        if version.facts.base_digest != self.base.digest:
+            raise AdapterUnusable(plain, f"it was taken in for another base model than {self.base.name}; add it again")
+        return await self._proven(version)
+
+    def _usable(self, name: str, record: AdapterRecord) -> NamedVersion:
+        if record.active is None:
+            if self._staging[name]:
+                raise AdapterNotReady(name)
+            raise AdapterUnusable(name, record.error or record.state)
+        return record.active
+
+    async def _entry(self, name: str) -> AdapterRecord | Alias | None:
+        if name in self._names:
+            self._names.move_to_end(name)
+            return self._names[name]
+        epoch = self._epoch
+        entry = await asyncio.to_thread(_look_up, self.registry, name)
+        if epoch == self._epoch:  # nothing changed while it was read
+            self._names[name] = entry
+            if len(self._names) > REMEMBERED:
+                self._names.popitem(last=False)
+        return entry
+
+    async def _pinned(self, name: str, wanted: str, active: NamedVersion) -> NamedVersion:
+        if len(wanted) < MIN_DIGEST_PREFIX and not wanted.isdecimal():
+            raise UnknownModel(
+                f"{name}@{wanted}", f"a version is pinned by at least {MIN_DIGEST_PREFIX} digits of its digest"
             )
-        return resolved
-
-    def _known(self, name: str) -> AdapterRecord | None:
+        if active.facts.digest.startswith(wanted) and len(wanted) >= MIN_DIGEST_PREFIX:
+            return active
         try:
-            return self._registry.get(name)
-        except UnknownAdapter:
-            return None
+            return await asyncio.to_thread(self.registry.version, name, wanted)
+        except (RegistryError, LookupError):
+            shown = active.facts.digest[:12]
+            raise UnknownModel(
+                f"{name}@{wanted}", f"no version {wanted[:64]} is kept; the active one is {shown}"
+            ) from None
 
-    # -- wiring ----------------------------------------------------------------------------------------
+    async def _proven(self, version: NamedVersion) -> NamedVersion:
+        """A version registered without a model is proven once, when it is first asked for."""
+        if version.state == "ready":
+            return version
+        digest = version.facts.digest
+        if digest not in self._proofs:
+            self._proofs[digest] = asyncio.create_task(self.library.prove(version))
+            self._proofs[digest].add_done_callback(lambda _: self._proofs.pop(digest, None))
+        try:
+            await asyncio.shield(self._proofs[digest])
+        except AdapterRefused as refused:
+            raise AdapterUnusable(version.name, refused.message) from refused
+        finally:
+            self._forget_names([version.name])
+        return replace(version, state="ready")
 
-    async def _load(self, version: AdapterVersion) -> None:
-        await self._engine.load_adapter(AdapterRef.of(version.digest, str(version.path)))
+    # -- leases ----------------------------------------------------------------------------------------
 
-    async def _unload(self, version: AdapterVersion) -> None:
-        await self._engine.unload_adapter(version.digest)
+    def _reference(self, version: NamedVersion) -> AdapterRef:
+        return reference(self.library.candidate(version.facts), verified=False)
 
-    def _idle(self, version: AdapterVersion) -> None:
-        self._ingest.discard_soon(version)
+    def _note(self, ref: AdapterRef) -> None:
+        """The engine is told of this one: it is taken back when nothing uses it."""
+        self._told[ref.digest] = tuple(part.digest for part in ref.parts)
+        self._told.move_to_end(ref.digest)
 
-    async def _watch(self, folder: FolderSource) -> None:
-        """Follow the folder while the engine lives: one adapter's surprise must not cost the others."""
+    def _hold(self, name: str, digest: str, ref: AdapterRef, facts: VersionFacts | None, names: Sequence[str]) -> Lease:
+        self._note(ref)
+        self._leases[ref.digest] += 1
+        self._by_name.update(names)
+
+        def release() -> None:
+            self._leases[ref.digest] -= 1
+            if not self._leases[ref.digest]:
+                del self._leases[ref.digest]
+                self._dirty.set()
+            self._by_name.subtract(names)
+            for one in names:
+                if not self._by_name[one]:
+                    del self._by_name[one]
+
+        return Lease(name, digest, ref, facts, release)
+
+    def _hold_composition(self, name: str, chosen: Sequence[tuple[NamedVersion, float]]) -> Lease:
+        for version, _ in chosen:
+            if version.facts.invocation:
+                raise InvalidParameter(
+                    f"{version.name} is an activated adapter (aLoRA): it acts on part of a prompt and can't be added "
+                    "to others; ask for it alone.",
+                    "model",
+                )
+        refs = [(self._reference(version), weight) for version, weight in chosen]
+        parts: tuple[AdapterPart, ...] = tuple(
+            AdapterPart(part.digest, part.path, weight, part.approximate, part.verified)
+            for ref, weight in refs
+            for part in ref.parts
+        )
+        digest = composition_digest([(ref.digest, weight) for ref, weight in refs])
+        return self._hold(name, digest, AdapterRef(digest, parts), None, [version.name for version, _ in chosen])
+
+    # -- following changes -----------------------------------------------------------------------------
+
+    def _forget_names(self, names: Iterable[str]) -> None:
+        self._epoch += 1
+        for name in names:
+            self._names.pop(name, None)
+        self._garbage = True
+        self._dirty.set()
+
+    async def _follow(self) -> None:
+        """See what other processes change."""
         while True:
+            await asyncio.sleep(POLL_S)
             try:
-                await folder.watch()
-            except EngineDead as dead:
-                log.error("the adapter folder is no longer followed: %s", dead)
+                seen, names = await asyncio.to_thread(self.registry.changes, self._seen)
+            except RegistryError as error:
+                log.error("the registry can't be read (%s); what is known goes on being served", error)
+                continue
+            if seen != self._seen:
+                self._seen = seen
+                self._forget_names(self._names if names is None else names)
+
+    async def _tidy(self) -> None:
+        """Sweep whenever something came to an end."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            try:
+                await self._sweep()
+            except EngineDead:
                 return
-            except WATCH_ERRORS as error:
-                log.error("following the adapter folder failed; it is looked at again", exc_info=error)
-                await asyncio.sleep(WATCH_AGAIN_S)
+            except (RegistryError, EngineError, OSError) as error:
+                log.error("what is no longer used could not be dropped: %s", error)
+                await asyncio.sleep(POLL_S)
+                self._dirty.set()
+
+    async def _sweep(self) -> None:
+        """Take out of the engine, then off the disk, what neither a request nor a name uses."""
+        idle = {digest: weights for digest, weights in self._told.items() if not self._leases[digest]}
+        wanted = {one for weights in idle.values() for one in weights}
+        serving = set(await asyncio.to_thread(self.registry.weights_serving, wanted)) if wanted else set()
+        composed = [digest for digest, weights in idle.items() if len(weights) > 1]
+        surplus = set(composed[: max(0, len(composed) - COMPOSITIONS_KEPT)])
+        for digest, weights in idle.items():
+            if (serving.issuperset(weights) and digest not in surplus) or self._leases[digest]:
+                continue
+            self._told.pop(digest, None)
+            await self._engine.unload_adapter(digest)
+            self._garbage = True  # its files were kept as long as it was in use
+        if self._garbage:
+            self._garbage = False
+            leased = {one for digest in self._leases for one in self._told.get(digest, ())}
+            await self.library.collect_garbage(leased)
+
+    async def _warm(self, record: AdapterRecord) -> None:
+        """A pinned adapter is in the engine from the start; if it can't be, the others still are."""
+        try:
+            await self.prefetch(record)
+        except (AdapterUnusable, AdapterNotReady) as refusal:
+            log.warning("pinned adapter %s isn't loaded: %s", record.name, refusal)
 
 
-def _lock(folder: Path) -> int:
-    """Hold the data folder for this process; the lock ends with it. Raises DataFolderInUse."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise DataFolderInUse(folder) from None
-    return handle
+def _look_up(registry: Registry, name: str) -> AdapterRecord | Alias | None:
+    return registry.find(name) or registry.find_alias(name)

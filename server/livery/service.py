@@ -13,18 +13,19 @@ get wrong is refused here, before the engine sees it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from livery.chat_template import Message
-from livery.engine.base import AdapterRef, Engine, EngineInfo, GenerationRequest, SamplingParams
+from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
 from livery.generation import Generation, Usage
+from livery.lease import ANYONE, Caller, Lease
 from livery.metrics import Metrics, Snapshot
 from livery.refusals import ContextLengthExceeded, Draining, InvalidParameter, NotReady, Overloaded, UnknownModel
-from livery.served import ServedAdapters
+from livery.served import MIN_DIGEST_PREFIX, ServedAdapters
 from livery.text import PromptTooLong, Tokenizer
-from livery_adapters.registry import MIN_DIGEST_PREFIX, AdapterVersion
+from livery_adapters.registry import NamedVersion
 
 # Characters above which encoding leaves the event loop; below it, a thread costs more than the work.
 ENCODE_INLINE_LIMIT = 8192
@@ -48,21 +49,25 @@ Prompt = ChatPrompt | str | list[int]
 class Options:
     """How to answer. `n` answers for each prompt.
 
-    `max_tokens` None: `default_max_tokens` or what the context leaves, whichever is less.
+    What is None is taken from the adapter's profile, and where that is silent from DEFAULT_SAMPLING. `max_tokens`
+    None everywhere: `default_max_tokens` or what the context leaves, whichever is less.
     """
 
     max_tokens: int | None = None
     default_max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
     seed: int | None = None
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     n: int = 1
+
+
+DEFAULT_SAMPLING: Mapping[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class Job:
     options: Options
     request_id: str
     prompt_param: str = "messages"  # what the client calls the prompt, for messages
+    caller: Caller = ANYONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +147,9 @@ class GenerationService:
         if self._open >= self._max_open:
             raise Overloaded(self._open)
         name = job.model or self.base_name
-        lease = None if self._is_base(name) else self.adapters.lease(name)
-        ref = AdapterRef.of(lease.version.digest, str(lease.version.path)) if lease else None
+        lease = None if self._is_base(name) else await self.adapters.lease(name, job.caller)
         try:
-            prompts = [await self._encode(prompt, job) for prompt in job.prompts]
-            requests = [
-                GenerationRequest(
-                    f"{job.request_id}-{index}-{copy}" if len(prompts) * job.options.n > 1 else job.request_id,
-                    ids,
-                    self._sampling(ids, copy, job),
-                    ref,
-                )
-                for index, ids in enumerate(prompts)
-                for copy in range(job.options.n)
-            ]
+            requests, prompt_tokens = await self._requests(job, lease)
         except BaseException:
             if lease:
                 lease.release()
@@ -166,41 +161,52 @@ class GenerationService:
             if lease:
                 lease.release()
 
-        name, digest = (lease.name, lease.version.digest) if lease else (self.base_name, self.info.base_digest)
+        name, digest = (lease.name, lease.digest) if lease else (self.base_name, self.info.base_digest)
         generation = Generation(
             self._engine,
             self._tokenizer,
             requests,
             job.options.stop,
             self.metrics.begin(lease.name if lease else None),
-            Usage(prompt_tokens=sum(map(len, prompts))),
+            Usage(prompt_tokens=prompt_tokens),
             release,
         )
         short = digest[:DIGEST_SHOWN]
         return OpenedJob(generation, f"{name}@{short}", f"livery-{self.info.base_digest[:8]}-{short}")
 
-    def models(self) -> list[ModelCard]:
-        """The base first, then the adapters by name."""
-        return [self._base_card(), *(self._adapter_card(name, version) for name, version in self.adapters.active())]
+    async def models(self) -> list[ModelCard]:
+        """The base first, then adapters and aliases by name."""
+        served = await self.adapters.cards()
+        limit = self.info.max_model_len
+        return [
+            self._base_card(),
+            *(ModelCard(card.name, int(card.created), card.digest, self.base_name, limit) for card in served),
+        ]
 
-    def model(self, name: str) -> ModelCard:
+    async def model(self, name: str) -> ModelCard:
         """What requests for `name` would get, which may pin a version. Raises UnknownModel."""
         if self._is_base(name):
             return replace(self._base_card(), id=name)
-        return self._adapter_card(name, self.adapters.version(name))
+        return self._adapter_card(name, await self.adapters.version(name))
+
+    async def progress(self) -> EngineStats:
+        """The engine's numbers, fresh from its loop. Raises EngineDead, or NotReady when it is slow."""
+        try:
+            async with asyncio.timeout(PROGRESS_TIMEOUT_S):
+                return await self._engine.stats()
+        except TimeoutError:
+            raise NotReady from None
 
     async def snapshot(self) -> Snapshot:
         """The engine's numbers with digests turned into names. Raises EngineDead, or NotReady when it is slow."""
-        try:
-            async with asyncio.timeout(PROGRESS_TIMEOUT_S):
-                stats = await self._engine.stats()
-        except TimeoutError:
-            raise NotReady from None
+        stats = await self.progress()
+        served, gone = await self.adapters.count(self.metrics.adapters.names())
         return Snapshot(
             stats,
-            served=tuple(name for name, _ in self.adapters.active()),
-            resident=self.adapters.names_of(stats.resident_adapters),
-            waiting=self.adapters.names_of(stats.waiting_adapters),
+            served=served,
+            gone=gone,
+            resident=await self.adapters.names_of(stats.resident_adapters),
+            waiting=await self.adapters.names_of(stats.waiting_adapters),
         )
 
     def _is_base(self, name: str) -> bool:
@@ -212,6 +218,24 @@ class GenerationService:
         if len(prefix) < MIN_DIGEST_PREFIX or not digest.startswith(prefix):
             raise UnknownModel(name, f"the base model served here is {plain}{at}{digest[:DIGEST_SHOWN]}")
         return True
+
+    async def _requests(self, job: Job, lease: Lease | None) -> tuple[list[GenerationRequest], int]:
+        """What the engine is asked for, and the tokens of all prompts."""
+        prompts = [await self._encode(prompt, job) for prompt in job.prompts]
+        profile = lease.facts.profile if lease and lease.facts else {}
+        single = len(prompts) * job.options.n == 1
+        requests = [
+            GenerationRequest(
+                job.request_id if single else f"{job.request_id}-{index}-{copy}",
+                ids,
+                self._sampling(ids, copy, job, profile),
+                lease.ref if lease else None,
+                _activation(ids, lease, job.prompt_param),
+            )
+            for index, ids in enumerate(prompts)
+            for copy in range(job.options.n)
+        ]
+        return requests, sum(map(len, prompts))
 
     async def _encode(self, prompt: Prompt, job: Job) -> list[int]:
         """Token ids of one prompt. Raises InvalidMessages, InvalidParameter or ContextLengthExceeded."""
@@ -232,14 +256,18 @@ class GenerationService:
             raise InvalidParameter("The prompt is empty: it encodes to no tokens.", job.prompt_param)
         return ids
 
-    def _sampling(self, prompt_ids: list[int], copy: int, job: Job) -> SamplingParams:
+    def _sampling(self, prompt_ids: list[int], copy: int, job: Job, profile: Mapping[str, object]) -> SamplingParams:
         """The engine's view of the options for one answer. Raises when it can't fit or can't be met."""
         options = job.options
+        chosen = {**DEFAULT_SAMPLING, **profile}
+        given = {name: getattr(options, name) for name in DEFAULT_SAMPLING}
+        chosen |= {name: value for name, value in given.items() if value is not None}
         limit = self.info.max_model_len
         room = limit - len(prompt_ids)
         if room < 1 or (options.max_tokens or 0) > room:
             raise ContextLengthExceeded(limit, len(prompt_ids), options.max_tokens, job.prompt_param)
-        max_tokens = options.max_tokens or min(options.default_max_tokens or room, room)
+        usual = profile.get("max_tokens") or options.default_max_tokens or room
+        max_tokens = options.max_tokens or min(int(str(usual)), room)
         if options.min_tokens > max_tokens:
             raise InvalidParameter(
                 f"min_tokens is {options.min_tokens} and the answer may have at most {max_tokens}.", "min_tokens"
@@ -247,10 +275,10 @@ class GenerationService:
         self._check_ids(options.stop_token_ids, "stop_token_ids")
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
+            temperature=float(str(chosen["temperature"])),
+            top_p=float(str(chosen["top_p"])),
+            top_k=max(0, int(str(chosen["top_k"]))),  # -1 and 0 both mean off
+            min_p=float(str(chosen["min_p"])),
             # Answers to one prompt differ from each other and stay reproducible.
             seed=None if options.seed is None else options.seed + copy,
             min_tokens=options.min_tokens,
@@ -269,9 +297,29 @@ class GenerationService:
         info = self.info
         return ModelCard(self.base_name, self._created, info.base_digest, None, info.max_model_len)
 
-    def _adapter_card(self, name: str, version: AdapterVersion) -> ModelCard:
-        created = int(version.created)
-        return ModelCard(name, created, version.digest, self.base_name, self.info.max_model_len)
+    def _adapter_card(self, name: str, version: NamedVersion) -> ModelCard:
+        facts = version.facts
+        return ModelCard(name, int(facts.created), facts.digest, self.base_name, self.info.max_model_len)
+
+
+def _activation(ids: list[int], lease: Lease | None, param: str) -> int:
+    """Where an activated adapter (aLoRA) begins to act: at its invocation tokens, the last time they stand there.
+
+    Greenewald et al., "Activated LoRA", 2025. Raises InvalidParameter when the prompt doesn't invoke it: the base
+    would answer in the adapter's name.
+    """
+    invocation = list(lease.facts.invocation) if lease and lease.facts else []
+    if not invocation:
+        return 0
+    width = len(invocation)
+    for start in range(len(ids) - width, -1, -1):
+        if ids[start : start + width] == invocation:
+            return start
+    raise InvalidParameter(
+        f"This adapter acts only after its invocation tokens {invocation[:16]}, which the prompt doesn't hold; add the "
+        "text it was trained to be invoked by.",
+        param,
+    )
 
 
 async def _off_loop(size: int, work: Callable[[A, int], list[int]], argument: A, room: int) -> list[int]:

@@ -26,6 +26,11 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _list(value: object) -> object:
+    """Flags and variables hold one text; a YAML file may hold a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 def _strip(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
@@ -49,7 +54,12 @@ class Settings(BaseModel):
     model: str = Field(description="Base model: a directory, a .gguf file, a hub id, or smollm2-135m-instruct")
     served_model_name: str | None = Field(None, min_length=1, description="Name clients use for the base model")
     adapters: Folder | None = Field(None, description="Folder whose subfolders are served as adapters")
-    data: Folder | None = Field(None, description="Folder for the server's own copies of adapters")
+    data: Folder | None = Field(None, description="Folder for everything the server keeps: registry, adapter files")
+    registry: str | None = Field(None, min_length=1, description="postgresql:// URL; a SQLite file in --data otherwise")
+    allow_source: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        (), description="Where the API may add adapters from, as in hf://my-org/,s3://bucket/team/; comma-separated"
+    )
+    keep_versions: int = Field(10, ge=0, description="Versions kept per adapter for rolling back; 0: all")
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
     port: Port = Field(8000, description="Port to listen on; 0 takes a free one")
     # Outer spaces and line ends don't survive a header.

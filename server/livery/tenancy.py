@@ -41,14 +41,18 @@ class Doors:
         # Digests are compared, so that neither time nor length says anything about the key.
         self._digest = _digest(api_key.encode()) if api_key is not None else None
 
-    def check_key(self, authorization: bytes) -> None:
-        """`authorization` is the header's value, empty where there is none. Raises InvalidApiKey."""
+    def check_key(self, authorization: bytes) -> str | None:
+        """`authorization` is the header's value, empty where there is none. Raises InvalidApiKey.
+
+        Returns what the key is known by, None where no key is asked for.
+        """
         if self._digest is None:
-            return
+            return None
         scheme, _, key = authorization.partition(b" ")
         same = hmac.compare_digest(_digest(key.strip()), self._digest)
         if scheme.lower() != b"bearer" or not same:
             raise InvalidApiKey
+        return self._digest.hex()[:16]
 
     def check_local(self, client: str | None, host: str | None, *, forwarded: bool) -> None:
         """For management routes. Raises NotLocal.

@@ -1,75 +1,72 @@
-"""An adapter folder and everything behind it, with an engine that only remembers what it was told."""
+"""An adapter folder and everything behind it but a model: what would prove adapters only remembers."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from adapters.peft_made import tiny_base
-from livery_adapters.ingest import CheckedAdapter, Ingest
+from livery_adapters.effect import AdapterEffect, ModuleEffect
+from livery_adapters.library import AdapterLibrary, Candidate
 from livery_adapters.manifest import read_manifest
-from livery_adapters.refusal import DEFAULT_LIMITS
-from livery_adapters.registry import AdapterRegistry, AdapterVersion
+from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused
+from livery_adapters.registry import Registry
 from livery_adapters.sources import FolderSource
 from livery_adapters.store import BlobStore
 
 
-class CannotApply(Exception):
-    """What this file's engine says of a version it can't apply."""
+class RememberingProver:
+    """Proves everything but what it is told to refuse; a held one waits for its event."""
 
+    def __init__(self) -> None:
+        self.proven: list[str] = []
+        self.forgotten: list[str] = []
+        self.unable: set[str] = set()
+        self.held: dict[str, asyncio.Event] = {}
+        self.while_proving: Callable[[Candidate], object] = lambda _: None
+        self.effect: AdapterEffect | None = AdapterEffect({"model.a": ModuleEffect(4, 0.5)}, 100)
 
-class WatchedIngest(Ingest):
-    """Notes which folders are read; `meanwhile` runs after each reading, before the quiet moment."""
+    async def prove(self, candidate: Candidate) -> AdapterEffect | None:
+        self.while_proving(candidate)
+        assert read_manifest(candidate.path).digest == candidate.weights, "proven from other files than those checked"
+        if candidate.digest in self.held:
+            await self.held[candidate.digest].wait()
+        if candidate.digest in self.unable:
+            raise AdapterRefused("activation_failed", "no room for it")
+        self.proven.append(candidate.digest)
+        return self.effect
 
-    read: list[str]
-    meanwhile: Callable[[], object] | None = None
-
-    async def check(self, directory: Path) -> CheckedAdapter:
-        self.read.append(directory.name)
-        checked = await super().check(directory)
-        if self.meanwhile:
-            self.meanwhile()
-        return checked
+    async def forget(self, digest: str) -> None:
+        self.forgotten.append(digest)
 
 
 class Scene:
-    """A folder and everything behind it; the engine only remembers what it was told to load."""
+    """A folder and everything behind it."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "adapters"
         self.root.mkdir()
-        self.loaded: list[str] = []
         self.changed = asyncio.Event()
-        self.unable: set[str] = set()
-        self.while_loading: Callable[[AdapterVersion], object] = lambda _: None
-        self.held: dict[str, asyncio.Event] = {}  # digests whose load waits for the event
+        self.changes: list[str] = []
+        self.prover = RememberingProver()
         self.store = BlobStore(folder / "data")
-        self.registry = AdapterRegistry(on_idle=lambda version: self.ingest.discard_soon(version))
-        self.ingest = WatchedIngest(
-            self.registry,
-            self.store,
-            tiny_base(),
-            DEFAULT_LIMITS,
-            load=self._load,
-            unload=self._unload,
-            load_errors=(CannotApply,),
+        self.registry = Registry.open(folder / "livery.db", frozenset({"tiny-llama"}))
+        self.library = AdapterLibrary(self.registry, self.store, tiny_base(), DEFAULT_LIMITS, self.prover)
+        self.folder = self.source(quiet_seconds=0)
+
+    def source(self, *, quiet_seconds: float = 0, retry_seconds: float = 2.0) -> FolderSource:
+        """Another follower of the folder, as after a restart."""
+        return FolderSource(
+            self.root, self.library, self.changing, quiet_seconds=quiet_seconds, retry_seconds=retry_seconds
         )
-        self.ingest.read = []
-        self.folder = FolderSource(self.root, self.ingest, self.registry, quiet_seconds=0)
 
-    async def _load(self, version: AdapterVersion) -> None:
-        self.while_loading(version)
-        if version.digest in self.held:
-            await self.held[version.digest].wait()
-        if version.digest in self.unable:
-            raise CannotApply("no room for it")
-        self.loaded.append(version.digest)
-        self.changed.set()
-
-    async def _unload(self, version: AdapterVersion) -> None:
-        self.loaded.remove(version.digest)
+    @asynccontextmanager
+    async def changing(self, name: str) -> AsyncIterator[None]:
+        yield
+        self.changes.append(name)
         self.changed.set()
 
     def put(self, adapter: Path, name: str) -> Path:
@@ -80,10 +77,15 @@ class Scene:
     def standing(self, name: str) -> tuple[str, str | None, str | None]:
         """State, digest served and error code of a name."""
         record = self.registry.get(name)
-        return record.state, record.version.digest if record.version else None, record.error_code
+        return record.state, record.active.facts.digest if record.active else None, record.error_code
 
     def names(self) -> list[str]:
-        return [record.name for record in self.registry.records()]
+        return [record.name for record in self.registry.page().records]
+
+    async def kept(self) -> list[str]:
+        """What is stored once garbage is gone."""
+        await self.library.collect_garbage()
+        return self.store.digests()
 
 
 def digest_in(folder: Path) -> str:

@@ -14,12 +14,14 @@ import openai
 import uvicorn
 
 from livery.api.app import create_app
+from livery.assembly import Assembly, assemble
+from livery.data_folder import DataFolder
 from livery.engine.fake import Behaviour, FakeEngine
-from livery.served import AdapterFolders, ServedAdapters
+from livery.management import AdapterManagement
 from livery.service import GenerationService
 from livery.tenancy import Doors
 from livery.text import Tokenizer
-from livery_adapters.base_model import BaseModel, ModuleShape
+from livery_adapters.base_model import ModuleShape
 from livery_adapters.refusal import Limits
 
 T = TypeVar("T")
@@ -59,6 +61,7 @@ class LiveServer:
         self._stop = asyncio.Event()
         self.engine: FakeEngine
         self.service: GenerationService
+        self.management: AdapterManagement
 
     @property
     def url(self) -> str:
@@ -106,14 +109,17 @@ class LiveServer:
                 modules=MODULES,
             )
             info = await self.engine.start()
-            base = BaseModel(BASE, info.base_digest, info.shapes)
-            folders = AdapterFolders(self.adapter_root, self._folder / "data")
-            adapters = ServedAdapters(self.engine, base, folders, Limits(max_rank=8))
-            await adapters.start()
-            self.service = GenerationService(
-                self.engine, self._tokenizer, adapters, info, base_name=BASE, created=1, max_open=setup.max_open
+            plan = Assembly(
+                base_name=BASE,
+                data=DataFolder(self._folder / "data"),
+                root=self.adapter_root,
+                limits=Limits(max_rank=8),
+                max_open=setup.max_open,
             )
-            app = create_app(self.service, Doors(setup.api_key), keep_alive_s=setup.keep_alive_s)
+            plan.data.make()
+            parts = await assemble(self.engine, info, self._tokenizer, plan, lambda _: None)
+            self.service, self.management = parts.service, parts.management
+            app = create_app(self.service, self.management, Doors(setup.api_key), keep_alive_s=setup.keep_alive_s)
             server = uvicorn.Server(
                 uvicorn.Config(
                     app, port=0, log_config=None, proxy_headers=False, timeout_graceful_shutdown=setup.drain_s
@@ -130,7 +136,7 @@ class LiveServer:
         await self._stop.wait()
         server.should_exit = True
         await serving
-        await adapters.stop()
+        await parts.stop()
         await self.engine.stop()
 
 

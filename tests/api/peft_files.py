@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -11,8 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-def make_adapter(directory: Path, *, seed: int = 0, rank: int = 2, hidden: int = 16) -> Path:
-    """A LoRA adapter with random weights over a two-layer model; its modules are `live_server.MODULES`."""
+def make_adapter(directory: Path, *, seed: int = 0, rank: int = 2, hidden: int = 16, **fields: Any) -> Path:
+    """A LoRA adapter with random weights over a two-layer model; its modules are `live_server.MODULES`.
+
+    `fields` go to LoraConfig.
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=32,
@@ -23,9 +27,8 @@ def make_adapter(directory: Path, *, seed: int = 0, rank: int = 2, hidden: int =
         num_key_value_heads=2,
         head_dim=hidden // 2,
     )
-    lora = LoraConfig(
-        r=rank, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False
-    )
+    usual = {"r": rank, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    lora = LoraConfig(**{**usual, "init_lora_weights": False, **fields})
     get_peft_model(LlamaForCausalLM(config), lora).save_pretrained(directory)
     return directory
 

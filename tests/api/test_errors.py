@@ -54,7 +54,6 @@ def test_an_unknown_model_is_the_same_404_everywhere(server: LiveServer) -> None
         post(server, "/v1/chat/completions", {**CHAT, "model": name, "stream": True}),
         post(server, "/v1/completions", {**TEXT, "model": name}),
         httpx.get(f"{server.url}/v1/models/no%2Fsuch:model"),
-        httpx.get(f"{server.url}/v1/adapters/no%2Fsuch:model"),
     ]
     assert {answer.status_code for answer in answers} == {404}
     first = check_shape(answers[0])
@@ -72,7 +71,11 @@ def test_routes_that_take_a_model_are_all_known_here(server: LiveServer) -> None
         "/v1/models",
         "/v1/models/{model}",
         "/v1/adapters",
+        "/v1/adapters:check",
         "/v1/adapters/{name}",
+        *(f"/v1/adapters/{{name}}/{verb}" for verb in ("activate", "pin", "prefetch", "rollback", "unpin", "versions")),
+        "/v1/aliases",
+        "/v1/aliases/{name}",
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
         "/health",

@@ -1,20 +1,221 @@
-"""The adapters of a running service: following the folder outlives whatever one adapter does to the engine."""
+"""From names to versions: what a request is bound to, and what becomes of versions that nothing uses any more."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from api.live_server import BASE, MODULES
 from api.peft_files import make_adapter
+from livery.data_folder import DataFolder
 from livery.engine.base import AdapterRef
 from livery.engine.fake import FakeEngine
-from livery.served import AdapterFolders, ServedAdapters
+from livery.followed import FollowedFolder
+from livery.refusals import AdapterUnusable, InvalidParameter, UnknownModel
+from livery.served import Caller, Lease, ServedAdapters
 from livery_adapters.base_model import BaseModel
-from livery_adapters.refusal import Limits
+from livery_adapters.effect import AdapterEffect
+from livery_adapters.library import AdapterLibrary, Intake, from_directory
+from livery_adapters.manifest import read_manifest
+from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.registry import AliasTarget, Registry
+from livery_adapters.store import BlobStore
+
+API = Intake("api")
+
+
+@dataclass
+class Stock:
+    """Served adapters over a fake engine, and a hand to change them."""
+
+    folder: Path
+    engine: FakeEngine
+    adapters: ServedAdapters
+    registry: Registry
+    store: BlobStore
+    base: BaseModel
+
+    def made(self, seed: int) -> Path:
+        path = self.folder / f"made-{seed}"
+        return path if path.exists() else make_adapter(path, seed=seed)
+
+    async def add(self, name: str, seed: int, intake: Intake = API) -> str:
+        path = self.made(seed)
+        async with self.adapters.changing(name):
+            await self.adapters.library.add(name, from_directory(path, [path]), intake)
+        return read_manifest(path).digest
+
+    async def lease(self, name: str, caller: Caller | None = None) -> Lease:
+        lease = await self.adapters.lease(name, caller or Caller())
+        assert lease is not None
+        return lease
+
+    def elsewhere(self) -> Registry:
+        """The registry as another process has it open."""
+        return Registry.open(self.folder / "livery.db")
+
+
+@pytest.fixture
+async def stock(tmp_path: Path) -> AsyncIterator[Stock]:
+    engine = FakeEngine(modules=MODULES)
+    info = await engine.start()
+    base = BaseModel(BASE, info.base_digest, info.shapes)
+    registry = Registry.open(tmp_path / "livery.db", frozenset({BASE}))
+    store = BlobStore(tmp_path / "blobs")
+    adapters = ServedAdapters(engine, info, base, registry, store, Limits())
+    await adapters.start()
+    yield Stock(tmp_path, engine, adapters, registry, store, base)
+    await adapters.stop()
+    registry.close()
+
+
+async def test_a_lease_keeps_its_version_whatever_becomes_of_the_name(stock: Stock) -> None:
+    first = await stock.add("pirate", 1)
+    lease = await stock.lease("pirate")
+    second = await stock.add("pirate", 2)
+    assert lease.digest == lease.ref.digest == first
+    assert (await stock.lease("pirate")).digest == second
+    async with stock.adapters.changing("pirate"):
+        await stock.adapters.library.retire("pirate")
+    await stock.adapters.settle()
+    with pytest.raises(UnknownModel):
+        await stock.adapters.lease("pirate")
+    assert set(stock.engine.loaded) == {first, second}
+    assert set(stock.store.digests()) == {first, second}
+    lease.release()
+    lease.release()
+    await stock.adapters.settle()
+    assert set(stock.engine.loaded) == set(stock.store.digests()) == {second}
+
+
+async def test_a_replaced_version_leaves_the_engine_and_stays_on_disk_to_roll_back_to(stock: Stock) -> None:
+    first = await stock.add("pirate", 1)
+    second = await stock.add("pirate", 2)
+    await stock.adapters.settle()
+    assert set(stock.engine.loaded) == {second}
+    assert set(stock.store.digests()) == {first, second}
+    async with stock.adapters.changing("pirate"):
+        await stock.adapters.library.rollback("pirate")
+    assert (await stock.lease("pirate")).digest == first
+
+
+async def test_a_version_is_pinned_by_number_or_digest(stock: Stock) -> None:
+    first = await stock.add("pirate", 1)
+    second = await stock.add("pirate", 2)
+    assert (await stock.lease(f"pirate@{first[:8]}")).digest == first
+    assert (await stock.lease("pirate@1")).digest == first
+    assert (await stock.lease(f"pirate@{second[:12]}")).digest == second
+    for unknown in ("pirate@9", "pirate@00000000", f"pirate@{first[:5]}x", "pirate@", "nobody@1"):
+        with pytest.raises(UnknownModel):
+            await stock.adapters.lease(unknown)
+
+
+async def test_an_alias_shares_requests_out_by_weight_and_keeps_a_user_where_they_were(stock: Stock) -> None:
+    await stock.add("stable", 1)
+    await stock.add("canary", 2)
+    targets = [AliasTarget("stable", 90), AliasTarget("canary", 10)]
+    async with stock.adapters.changing("prod"):
+        stock.registry.set_alias("prod", targets, "user")
+    users = [f"user-{number}" for number in range(2000)]
+    chosen = {user: (await stock.lease("prod", Caller(user=user))).name for user in users}
+    assert 120 <= Counter(chosen.values())["canary"] <= 280  # 200 expected; six standard deviations
+    for user in users[:100]:
+        assert (await stock.lease("prod", Caller(user=user))).name == chosen[user]
+    anonymous = Counter([(await stock.lease("prod")).name for _ in range(400)])
+    assert set(anonymous) == {"stable", "canary"}
+
+
+async def test_an_alias_may_lead_to_the_base(stock: Stock) -> None:
+    await stock.add("pirate", 1)
+    async with stock.adapters.changing("prod"):
+        stock.registry.set_alias("prod", [AliasTarget(BASE)], "none")
+    assert await stock.adapters.lease("prod") is None
+    with pytest.raises(UnknownModel, match="is an alias"):
+        await stock.adapters.lease("prod@1")
+
+
+async def test_a_composition_holds_all_its_parts(stock: Stock) -> None:
+    first, second = await stock.add("a", 1), await stock.add("b", 2)
+    lease = await stock.lease("a+0.5*b")
+    assert [(part.digest, part.weight) for part in lease.ref.parts] == [(first, 1.0), (second, 0.5)]
+    assert (await stock.lease("0.5*b + a")).ref.digest == lease.ref.digest
+    assert (await stock.lease("a+0.25*b")).ref.digest != lease.ref.digest
+    assert stock.adapters.requests("b") == 3
+    with pytest.raises(UnknownModel):
+        await stock.adapters.lease("a+nobody")
+    with pytest.raises(AdapterRefused, match=r".") as caught:
+        await stock.adapters.lease("a+")
+    assert caught.value.code == "bad_composition"
+
+
+async def test_an_activated_adapter_joins_no_composition(stock: Stock) -> None:
+    await stock.add("a", 1)
+    path = make_adapter(stock.folder / "activated", seed=3, alora_invocation_tokens=[5, 6])
+    async with stock.adapters.changing("b"):
+        await stock.adapters.library.add("b", from_directory(path, [path]), API)
+    with pytest.raises(InvalidParameter, match="activated adapter"):
+        await stock.adapters.lease("a+b")
+    lease = await stock.lease("b")
+    assert lease.facts is not None
+    assert lease.facts.invocation == (5, 6)
+
+
+async def test_what_another_process_changes_is_seen_here(stock: Stock) -> None:
+    first = await stock.add("pirate", 1)
+    second = await stock.add("pirate", 2)
+    assert (await stock.lease("pirate")).digest == second
+    other = stock.elsewhere()
+    other.rollback("pirate")
+    other.close()
+    async with asyncio.timeout(20):
+        while (await stock.lease("pirate")).digest != first:
+            await asyncio.sleep(0)
+
+
+async def test_a_version_registered_without_a_model_is_proven_by_its_first_request(stock: Stock) -> None:
+    unproven = AdapterLibrary(stock.registry, stock.store, stock.base, Limits())
+    good, bad = stock.made(1), stock.made(2)
+    async with stock.adapters.changing("pirate"):
+        record = await unproven.add("pirate", from_directory(good, [good]), API)
+        await unproven.add("broken", from_directory(bad, [bad]), API)
+    assert record.state == "registered"
+    leases = await asyncio.gather(*(stock.lease("pirate") for _ in range(5)))
+    assert {lease.digest for lease in leases} == {read_manifest(good).digest}
+    assert stock.registry.get("pirate").state == "ready"
+    stock.engine.behaviour.fail_canary.add(read_manifest(bad).digest)
+    with pytest.raises(AdapterUnusable, match="first run"):
+        await stock.adapters.lease("broken")
+    assert stock.registry.get("broken").error_code == "canary_failed"
+
+
+async def test_a_bad_first_run_is_a_refusal_and_leaves_nothing(stock: Stock) -> None:
+    stock.engine.behaviour.fail_canary.add(read_manifest(stock.made(1)).digest)
+    with pytest.raises(AdapterRefused, match="first run") as caught:
+        await stock.add("pirate", 1)
+    assert caught.value.code == "canary_failed"
+    await stock.adapters.settle()
+    assert stock.engine.loaded == {}
+    assert stock.store.digests() == []
+    assert stock.registry.find("pirate") is None
+
+
+async def test_versions_for_another_base_are_named_as_such(stock: Stock) -> None:
+    foreign = BaseModel("other", "0" * 64, stock.base.shapes)
+    path = stock.made(1)
+    async with stock.adapters.changing("pirate"):
+        await AdapterLibrary(stock.registry, stock.store, foreign, Limits()).add(
+            "pirate", from_directory(path, [path]), API
+        )
+    with pytest.raises(AdapterUnusable, match="another base model"):
+        await stock.adapters.lease("pirate")
+    await stock.add("pirate", 1)
+    assert (await stock.lease("pirate")).digest == read_manifest(path).digest
 
 
 class StumblingEngine(FakeEngine):
@@ -22,30 +223,35 @@ class StumblingEngine(FakeEngine):
 
     stumbled = False
 
-    async def load_adapter(self, adapter: AdapterRef) -> None:
+    async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
         if not self.stumbled:
             self.stumbled = True
             raise ValueError("nobody thought of this")
-        await super().load_adapter(adapter)
+        effect = await super().load_adapter(adapter)
         self._notify()
+        return effect
 
 
 async def test_the_folder_is_followed_after_a_surprise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     engine = StumblingEngine(modules=MODULES)
     info = await engine.start()
-    folders = AdapterFolders(tmp_path / "adapters", tmp_path / "data")
-    (tmp_path / "adapters").mkdir()
-    adapters = ServedAdapters(engine, BaseModel(BASE, info.base_digest, info.shapes), folders, Limits())
+    root = tmp_path / "adapters"
+    root.mkdir()
+    registry = Registry.open(tmp_path / "livery.db")
+    base = BaseModel(BASE, info.base_digest, info.shapes)
+    adapters = ServedAdapters(engine, info, base, registry, BlobStore(tmp_path / "blobs"), Limits())
+    folder = FollowedFolder(root, DataFolder(tmp_path), adapters)
     await adapters.start()
+    await folder.start()
     try:
-        make_adapter(tmp_path / "pirate").rename(tmp_path / "adapters" / "pirate")
+        make_adapter(tmp_path / "pirate").rename(root / "pirate")
         async with asyncio.timeout(60):
             await engine.wait_until(lambda engine: bool(engine.loaded))
-        while not adapters.active():
-            await asyncio.sleep(0)
+            while registry.find("pirate") is None:
+                await asyncio.sleep(0)
     finally:
+        await folder.stop()
         await adapters.stop()
-    assert [name for name, _ in adapters.active()] == ["pirate"]
     (said,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "following the adapter folder failed" in said.message
     assert said.exc_info is not None

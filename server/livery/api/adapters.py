@@ -1,33 +1,146 @@
-"""Routes about adapters: what is served, and vLLM's two verbs for loading and unloading."""
+"""Routes that manage adapters and aliases, and vLLM's two verbs for loading and unloading.
+
+The verb of a route is its last segment, since names may hold slashes: longer paths come first.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
 
+from fastapi import APIRouter, Query, Request, Response
+
+from livery.api.adapter_bodies import ActivateBody, AliasBody, CheckBody, GenerationOnly, PutAdapterBody
 from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
-from livery.refusals import AdapterFieldEmpty, UnknownModel, UnsupportedParameter
-from livery_adapters.registry import AdapterRecord
+from livery.api.uploads import is_upload, uploaded
+from livery.management import MAX_DRAIN_S, MAX_PAGE, AddOptions
+from livery.refusals import AdapterFieldEmpty, UnsupportedParameter
 
 router = APIRouter()
 
+ACCEPTED = 202
+
 
 @router.get("/v1/adapters")
-async def list_adapters(context: ContextDep) -> Response:
-    adapters = context.service.adapters
-    resident = set((await context.service.snapshot()).resident)
-    data = [adapter_json(record, record.name in resident) for record in adapters.records()]
-    return json_response({"object": "list", "base": context.service.base_name, "data": data})
+async def list_adapters(
+    context: ContextDep,
+    after: str = "",
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    state: str | None = None,
+    source: str | None = None,
+    search: str | None = None,
+) -> Response:
+    management = context.management
+    return json_response(await management.ls(after=after, limit=limit, state=state, source=source, search=search))
+
+
+@router.post("/v1/adapters:check")
+async def check_adapter(
+    request: Request,
+    context: ContextDep,
+    approximate: Annotated[int | None, Query(ge=1, le=4096)] = None,
+) -> Response:
+    """A dry run: the coverage report, or why the adapter would be refused. JSON names a source, multipart brings it."""
+    if is_upload(request.headers.get("content-type", "")):
+        return json_response(await context.management.check_upload(uploaded(request), approximate=approximate or 0))
+    body = CheckBody.parse(await request.body())
+    return json_response(await context.management.check(body.source, approximate=body.approximate or 0))
+
+
+@router.get("/v1/adapters/{name:path}/versions")
+async def list_versions(name: str, context: ContextDep) -> Response:
+    return json_response(await context.management.versions(name))
+
+
+@router.post("/v1/adapters/{name:path}/versions")
+async def upload_version(
+    name: str,
+    request: Request,
+    context: ContextDep,
+    pinned: bool | None = None,
+    expected_generation: Annotated[int | None, Query(ge=0)] = None,
+    approximate: Annotated[int | None, Query(ge=1, le=4096)] = None,
+    activate: bool = True,
+) -> Response:
+    """Take in the two files of a multipart body as they arrive."""
+    options = AddOptions(pinned, expected_generation, approximate or 0, activate)
+    return json_response(await context.management.upload(name, uploaded(request), options))
+
+
+@router.post("/v1/adapters/{name:path}/activate")
+async def activate(name: str, body: ActivateBody, context: ContextDep) -> Response:
+    return json_response(await context.management.activate(name, str(body.version), body.expected_generation))
+
+
+@router.post("/v1/adapters/{name:path}/rollback")
+async def rollback(name: str, context: ContextDep, body: GenerationOnly | None = None) -> Response:
+    return json_response(await context.management.rollback(name, body.expected_generation if body else None))
+
+
+@router.post("/v1/adapters/{name:path}/prefetch")
+async def prefetch(name: str, context: ContextDep) -> Response:
+    return json_response(await context.management.prefetch(name))
+
+
+@router.post("/v1/adapters/{name:path}/pin")
+async def pin(name: str, context: ContextDep) -> Response:
+    return json_response(await context.management.pin(name, True))
+
+
+@router.post("/v1/adapters/{name:path}/unpin")
+async def unpin(name: str, context: ContextDep) -> Response:
+    return json_response(await context.management.pin(name, False))
 
 
 @router.get("/v1/adapters/{name:path}")
 async def show_adapter(name: str, context: ContextDep) -> Response:
-    if name == context.service.base_name:
-        raise UnknownModel(name)  # the base is a model, not an adapter
-    record = context.service.adapters.record(name)
-    resident = (await context.service.snapshot()).resident
-    return json_response(adapter_json(record, name in resident))
+    return json_response(await context.management.show(name))
+
+
+@router.put("/v1/adapters/{name:path}")
+async def put_adapter(name: str, body: PutAdapterBody, context: ContextDep) -> Response:
+    return json_response(await context.management.put(name, body.source, body.options()))
+
+
+@router.delete("/v1/adapters/{name:path}")
+async def delete_adapter(
+    name: str,
+    context: ContextDep,
+    drain: Annotated[float, Query(ge=0, le=MAX_DRAIN_S, allow_inf_nan=False)] = 0.0,
+    expected_generation: Annotated[int | None, Query(ge=0)] = None,
+) -> Response:
+    """202 while requests are under way, which finish; 200 once none is. `drain`: seconds to wait for that."""
+    answer = await context.management.retire(name, drain_s=drain, expected_generation=expected_generation)
+    return json_response(answer, ACCEPTED if answer["state"] == "draining" else 200)
+
+
+@router.get("/v1/aliases")
+async def list_aliases(context: ContextDep) -> Response:
+    return json_response(await context.management.aliases())
+
+
+@router.get("/v1/aliases/{name:path}")
+async def show_alias(name: str, context: ContextDep) -> Response:
+    return json_response(await context.management.alias(name))
+
+
+@router.put("/v1/aliases/{name:path}")
+async def put_alias(name: str, body: AliasBody, context: ContextDep) -> Response:
+    targets = [(target.adapter, target.weight) for target in body.targets]
+    return json_response(await context.management.set_alias(name, targets, body.sticky, body.expected_generation))
+
+
+@router.delete("/v1/aliases/{name:path}")
+async def delete_alias(name: str, context: ContextDep) -> Response:
+    return json_response(await context.management.delete_alias(name))
+
+
+@router.delete("/v1/models/{model:path}")
+async def delete_model(model: str, context: ContextDep) -> Response:
+    """As OpenAI's client deletes a fine-tuned model."""
+    await context.management.retire(model)
+    return json_response({"id": model, "object": "model", "deleted": True})
 
 
 @router.post("/v1/load_lora_adapter")
@@ -37,7 +150,7 @@ async def load_lora_adapter(body: LoadLoraBody, context: ContextDep) -> Response
     if not body.lora_name or not body.lora_path:
         empty = "lora_path" if body.lora_name else "lora_name"
         raise AdapterFieldEmpty("Both 'lora_name' and 'lora_path' must be provided.", empty)
-    await context.service.adapters.load(body.lora_name, body.lora_path, in_place=body.load_inplace)
+    await context.management.load(body.lora_name, body.lora_path, in_place=body.load_inplace)
     return _text(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
@@ -45,29 +158,8 @@ async def load_lora_adapter(body: LoadLoraBody, context: ContextDep) -> Response
 async def unload_lora_adapter(body: UnloadLoraBody, context: ContextDep) -> Response:
     if not body.lora_name:
         raise AdapterFieldEmpty("'lora_name' needs to be provided to unload a LoRA adapter.", "lora_name")
-    context.service.adapters.unload(body.lora_name)
+    await context.management.unload(body.lora_name)
     return _text(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
-
-
-def adapter_json(record: AdapterRecord, resident: bool) -> dict[str, object]:
-    """One adapter as shown by the API and the command line; sizes in bytes, `created` a Unix time."""
-    shown: dict[str, object] = {
-        "name": record.name,
-        "state": record.state,
-        "source": record.source,
-        "requests": record.leases,
-        "resident": resident,
-        "error": record.error,
-        "error_code": record.error_code,
-    }
-    if record.version is not None:
-        shown |= {
-            "digest": record.version.digest,
-            "created": int(record.version.created),
-            "config": dict(record.version.manifest.facts),
-            "coverage": record.version.coverage.to_dict(),
-        }
-    return shown
 
 
 def _text(words: str) -> Response:

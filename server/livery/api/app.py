@@ -9,13 +9,16 @@ from livery.api import adapters, errors, openai, status
 from livery.api.boundary import Boundary
 from livery.api.context import Context
 from livery.api.sse import KEEP_ALIVE_S
+from livery.management import AdapterManagement
 from livery.service import GenerationService
 from livery.tenancy import Doors
 
 ERRORS: tuple[int | str, ...] = ("4XX", "5XX")
 
 
-def create_app(service: GenerationService, doors: Doors, *, keep_alive_s: float = KEEP_ALIVE_S) -> FastAPI:
+def create_app(
+    service: GenerationService, management: AdapterManagement, doors: Doors, *, keep_alive_s: float = KEEP_ALIVE_S
+) -> FastAPI:
     """The application over a service that is ready to take requests."""
     # The framework's own pages load scripts from elsewhere; redirects would bypass the list of open paths.
     app = FastAPI(
@@ -27,7 +30,7 @@ def create_app(service: GenerationService, doors: Doors, *, keep_alive_s: float 
         # Also takes the place of the framework's own description of a 422, which this server never answers.
         responses={status: {"model": errors.ErrorAnswer, "description": "Refused or failed"} for status in ERRORS},
     )
-    app.state.context = Context(service, keep_alive_s)
+    app.state.context = Context(service, management, keep_alive_s)
     for router in (openai.router, adapters.router, status.router):
         app.include_router(router)
     errors.install(app)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from livery.api.errors import BodyTooLarge, BodyTooSlow, describe
+from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, describe
+from livery.api.uploads import is_upload
 from livery.metrics import Metrics
 from livery.refusals import Draining
 from livery.tenancy import Doors
@@ -24,7 +25,7 @@ log = logging.getLogger("livery.access")
 MAX_BODY = 2 << 20  # bytes
 BODY_TIMEOUT_S = 30.0
 OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
-LOCAL_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+MANAGEMENT = ("/v1/adapters", "/v1/aliases", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 # Whoever sends one of these speaks for somebody else, or is not to be believed about who it is.
 FORWARDING_HEADERS = (
     "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-server", "x-real-ip",
@@ -48,10 +49,7 @@ class RequestRecord:
     completion_tokens: int = 0
     first_token_s: float | None = None
     outcome: str = "-"
-
-
-class ClientGone(Exception):
-    """The client left before its request was read."""
+    key: str | None = None  # what the API key is known by; never the key
 
 
 class Boundary:
@@ -90,12 +88,16 @@ class Boundary:
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, reply: Send) -> None:
         path = scope["path"]
         if path not in OPEN_PATHS:
-            self._doors.check_key(headers.get("authorization", "").encode("latin-1"))  # the bytes that came
-        if path in LOCAL_PATHS:
+            record = scope["state"]["record"]
+            record.key = self._doors.check_key(
+                headers.get("authorization", "").encode("latin-1")
+            )  # the bytes that came
+        if _manages(scope["method"], path):
             client = scope.get("client")
             forwarded = any(name in headers for name in FORWARDING_HEADERS)
             self._doors.check_local(client[0] if client else None, headers.get("host"), forwarded=forwarded)
-        await self._app(scope, await _with_body(headers, receive), reply)
+        streams = scope["method"] == "POST" and is_upload(headers.get("content-type", ""))
+        await self._app(scope, receive if streams else await _with_body(headers, receive), reply)
 
     async def _fail(self, error: Exception, record: RequestRecord, scope: Scope, receive: Receive, reply: Send) -> None:
         answer = describe(error)
@@ -121,6 +123,13 @@ class Boundary:
             "-" if record.first_token_s is None else f"{record.first_token_s:.3f}s",
             time.perf_counter() - record.started,
         )
+
+
+def _manages(method: str, path: str) -> bool:
+    """Whether a request changes what is served."""
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return False
+    return path.startswith(MANAGEMENT) or (method == "DELETE" and path.startswith("/v1/models/"))
 
 
 def _request_id(headers: Headers) -> str:

@@ -7,14 +7,16 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from livery.management import AdapterManagement
 from livery.service import GenerationService
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One application's service and how long a stream may stay silent, in seconds."""
+    """One application's service, the management of its adapters, and how long a stream may stay silent, in seconds."""
 
     service: GenerationService
+    management: AdapterManagement
     keep_alive_s: float
 
 

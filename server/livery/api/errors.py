@@ -21,6 +21,7 @@ from livery import refusals, tenancy
 from livery.api.responses import json_response
 from livery.chat_template import InvalidMessages
 from livery.engine import base as engine
+from livery_adapters import registry
 from livery_adapters.refusal import AdapterRefused
 
 log = logging.getLogger("livery.api")
@@ -73,6 +74,10 @@ class BodyTooSlow(Exception):
     """The request body didn't arrive in time."""
 
 
+class ClientGone(Exception):
+    """The client left before its request was read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """How one class of errors is answered."""
@@ -101,7 +106,14 @@ TABLE: dict[type[Exception], Failure] = {
     refusals.AdapterFieldEmpty: Failure(400, "InvalidUserInput", "invalid_value"),
     refusals.AdapterPathNotFound: Failure(404, "NotFoundError", "adapter_not_found"),
     InvalidMessages: Failure(400, INVALID, "invalid_value"),
-    AdapterRefused: Failure(400, INVALID, "adapter_load_failed"),
+    AdapterRefused: Failure(422, INVALID, "adapter_load_failed"),
+    registry.RegistryError: Failure(409, INVALID, "conflict"),
+    registry.UnknownAdapter: Failure(404, INVALID, "unknown_adapter"),
+    registry.UnknownAlias: Failure(404, INVALID, "unknown_alias"),
+    registry.UnknownVersion: Failure(404, INVALID, "unknown_version"),
+    registry.InvalidAlias: Failure(400, INVALID, "invalid_alias"),
+    registry.RegistryUnavailable: Failure(503, SERVER, "registry_unavailable"),
+    registry.RegistryUnreadable: Failure(500, SERVER, "registry_unreadable"),
     tenancy.InvalidApiKey: Failure(401, INVALID, "invalid_api_key"),
     tenancy.NotLocal: Failure(403, "permission_error", "loopback_only"),
     engine.EngineError: Failure(500, SERVER, "internal_error", "The engine failed."),
@@ -113,6 +125,20 @@ TABLE: dict[type[Exception], Failure] = {
     MethodNotAllowed: Failure(405, INVALID, "method_not_allowed"),
     BodyTooLarge: Failure(413, INVALID, "request_too_large"),
     BodyTooSlow: Failure(408, INVALID, "request_timeout"),
+}
+# How an adapter is refused where 422 would be wrong: it is about the request, the source or this machine.
+ADAPTER_STATUS = {
+    "invalid_name": 400,
+    "bad_source": 400,
+    "bad_composition": 400,
+    "not_additive": 400,
+    "source_not_allowed": 403,
+    "source_forbidden": 403,
+    "source_not_found": 404,
+    "too_large": 413,
+    "source_unreachable": 502,
+    "storage_failed": 507,
+    "storage_full": 507,
 }
 UNEXPECTED = Failure(500, SERVER, "internal_error", "The server had an internal error.")
 
@@ -139,6 +165,10 @@ def describe(error: Exception) -> ApiError:
     if failure is None:
         log.error("unexpected %s", type(error).__name__, exc_info=error)
         failure = UNEXPECTED
+    if isinstance(error, AdapterRefused):  # each reason has a code of its own
+        failure = Failure(ADAPTER_STATUS.get(error.code, failure.status), INVALID, error.code)
+    elif isinstance(error, registry.RegistryError):
+        failure = Failure(failure.status, failure.type, error.code)
     return ApiError(
         failure.status,
         error_body(failure.message or str(error), failure, getattr(error, "param", None)),

@@ -18,6 +18,7 @@ from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBod
 from livery.api.shapes import Answer, ChatShape, Envelope, Shape, TextShape, model_json
 from livery.api.sse import EventStream, disconnected, event
 from livery.generation import Generation
+from livery.lease import Caller
 from livery.service import Job, OpenedJob
 
 router = APIRouter()
@@ -26,7 +27,7 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatCompletionBody, request: Request, context: ContextDep) -> Response:
     body.check()
-    job = Job(body.model or "", body.to_prompts(), body.to_options(), _id("chatcmpl"), "messages")
+    job = _job(body, _id("chatcmpl"), "messages", request)
     opened = await context.service.open(job)
     return await _answer(ChatShape(_envelope(job, opened, body, context)), opened, body, request, context)
 
@@ -34,19 +35,24 @@ async def chat_completions(body: ChatCompletionBody, request: Request, context: 
 @router.post("/v1/completions")
 async def completions(body: CompletionBody, request: Request, context: ContextDep) -> Response:
     body.check()
-    job = Job(body.model or "", body.to_prompts(), body.to_options(), _id("cmpl"), "prompt")
+    job = _job(body, _id("cmpl"), "prompt", request)
     opened = await context.service.open(job)
     return await _answer(TextShape(_envelope(job, opened, body, context)), opened, body, request, context)
 
 
 @router.get("/v1/models")
 async def list_models(context: ContextDep) -> Response:
-    return json_response({"object": "list", "data": [model_json(card) for card in context.service.models()]})
+    return json_response({"object": "list", "data": [model_json(card) for card in await context.service.models()]})
 
 
 @router.get("/v1/models/{model:path}")
 async def retrieve_model(model: str, context: ContextDep) -> Response:
-    return json_response(model_json(context.service.model(model)))
+    return json_response(model_json(await context.service.model(model)))
+
+
+def _job(body: ChatCompletionBody | CompletionBody, request_id: str, param: str, request: Request) -> Job:
+    caller = Caller(body.user, request.state.record.key)
+    return Job(body.model_name, body.to_prompts(), body.to_options(), request_id, param, caller)
 
 
 def _id(prefix: str) -> str:

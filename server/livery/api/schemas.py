@@ -74,6 +74,13 @@ class GenerationBody(_WholeBody):
     min_tokens: int | None = Field(None, ge=0)
     ignore_eos: bool | None = None
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+    user: str | None = Field(None, max_length=512)
+    adapter_id: str | None = None  # LoRAX's name for what stands in `model` here
+
+    @property
+    def model_name(self) -> str:
+        """The adapter where LoRAX's field names one, else the model."""
+        return self.adapter_id or self.model or ""
 
     @property
     def include_usage(self) -> bool:
@@ -93,10 +100,10 @@ class GenerationBody(_WholeBody):
         return Options(
             max_tokens=max_tokens,
             default_max_tokens=default_max_tokens,
-            temperature=_or(self.temperature, 1.0),
-            top_p=_or(self.top_p, 1.0),
-            top_k=max(0, self.top_k or 0),  # -1 and 0 both mean off
-            min_p=self.min_p or 0.0,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
             seed=self.seed,
             min_tokens=self.min_tokens or 0,
             stop=stop,
@@ -214,12 +221,9 @@ UNSUPPORTED = (
     Rule("skip_special_tokens", _only(True)),
     Rule("return_token_ids", _only(False)),
     Rule("lora_path", _only(), "Name the adapter in `model`."),
-    Rule("adapter_id", _only(), "Name the adapter in `model`."),
+    Rule("adapter_source", _only("local"), "Add the adapter with PUT /v1/adapters/NAME first."),
+    Rule("merged_adapters", _only(), "Name several in `model`, as in a+0.5*b."),
 )
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def _message(message: ChatMessage, at: int) -> Message:

@@ -21,7 +21,7 @@ router = APIRouter()
 async def health(context: ContextDep) -> Response:
     """Is this process worth keeping? Only a dead engine says no; a slow one may be in a long step."""
     try:
-        await context.service.snapshot()
+        await context.service.progress()
     except NotReady:
         return json_response({"status": "busy"})
     except EngineDead:
@@ -36,7 +36,7 @@ async def ready(context: ContextDep) -> Response:
     if context.service.draining:
         raise Draining
     try:
-        await context.service.snapshot()
+        await context.service.progress()
     except EngineDead:
         raise NotReady from None
     return json_response({"status": "ready"})

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from livery import __version__
 from livery.service import GenerationService
-from livery_adapters.registry import AdapterVersion
 
 PROMPT = "Tell me about your day."
 MAX_TOKENS = 64
 MAX_LISTED = 20
 
 
-def announce(service: GenerationService, address: tuple[str, int], *, needs_key: bool) -> None:
-    """Print to standard output; `address` is the socket's own."""
+def announce(
+    service: GenerationService, adapters: Mapping[str, Any], address: tuple[str, int], *, needs_key: bool
+) -> None:
+    """Print to standard output; `adapters` is a first page of them, `address` the socket's own."""
     console = Console(highlight=False, soft_wrap=True)
     url, info = _url(address), service.info
     console.print(f"\n[bold]Livery {__version__}[/] serves [bold]{escape(service.base_name)}[/] on [bold]{url}[/]")
     console.print(f"  {info.architecture}, {info.device} {info.dtype}, kernels: {escape(info.kernels)}")
-    _print_adapters(console, service)
-    served = service.adapters.active()
-    name = served[0][0] if served else service.base_name
+    _print_adapters(console, adapters)
+    name = next((shown["name"] for shown in adapters["data"] if "digest" in shown), service.base_name)
     console.print("\n[bold]Try it[/]")
     console.print(curl(url, name, needs_key), markup=False)
     console.print("\n[bold]or in Python[/] (pip install openai)")
@@ -56,23 +58,23 @@ def snippet(url: str, model: str, needs_key: bool) -> str:
     )
 
 
-def _print_adapters(console: Console, service: GenerationService) -> None:
-    served = service.adapters.active()
-    if not served:
-        console.print("  no adapters; put PEFT folders into --adapters DIR")
-    for name, version in served[:MAX_LISTED]:
-        console.print(f"  [green]✓[/] {escape(name)}  {_summary(version)}")
-    if len(served) > MAX_LISTED:
-        console.print(f"  … and {len(served) - MAX_LISTED} more: livery adapters ls")
-    for record in service.adapters.records():
-        if record.error:
-            console.print(f"  [red]✗[/] {escape(record.name)}  {record.state}: {escape(record.error)}")
+def _print_adapters(console: Console, adapters: Mapping[str, Any]) -> None:
+    if not adapters["data"]:
+        console.print("  no adapters; put PEFT folders into --adapters DIR, or: livery adapters add NAME DIR")
+    for shown in adapters["data"]:
+        if "digest" in shown:
+            console.print(f"  [green]✓[/] {escape(shown['name'])}  {_summary(shown)}")
+        if shown["error"]:
+            console.print(f"  [red]✗[/] {escape(shown['name'])}  {shown['state']}: {escape(shown['error'])}")
+    if adapters["has_more"]:
+        console.print("  … and more: livery adapters ls")
 
 
-def _summary(version: AdapterVersion) -> str:
-    ranks = version.coverage.ranks
-    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    return f"{rank}, {version.coverage.nbytes / 1e6:.1f} MB, {version.digest[:12]}"
+def _summary(shown: Mapping[str, Any]) -> str:
+    ranks = shown["coverage"]["ranks"]
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "no rank"
+    kind = "" if shown["peft_type"] == "LORA" else f"{shown['peft_type']}, "
+    return f"{kind}{rank}, {shown['bytes'] / 1e6:.1f} MB, {shown['digest'][:12]}"
 
 
 def _url(address: tuple[str, int]) -> str:

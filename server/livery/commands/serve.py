@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import uvicorn
 from rich.console import Console
 
 from livery.api.app import create_app
-from livery.commands.announce import announce
+from livery.assembly import Assembly, ServerParts, assemble
+from livery.commands.announce import MAX_LISTED, announce
+from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineDead, EngineInfo
 from livery.models import ResolvedModel, resolve_model
-from livery.served import AdapterFolders, ServedAdapters
-from livery.service import GenerationService
 from livery.settings import Settings, SettingsError
 from livery.tenancy import Doors, check_binding
 from livery.text import Tokenizer
-from livery_adapters.base_model import BaseModel
 from livery_adapters.refusal import Limits
 
 log = logging.getLogger("livery.serve")
@@ -42,14 +39,15 @@ def serve(settings: Settings) -> None:
 def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     """Serve until SIGTERM or Ctrl-C; requests under way get `drain_timeout` seconds to finish.
 
-    Raises SettingsError, OpenDoor, ModelNotFound, ModelRefused, TokenizerRefused or DataFolderInUse, and
+    Raises SettingsError, OpenDoor, ModelNotFound, ModelRefused, TokenizerRefused, DataFolderUnusable or
+    RegistryError, and
     EngineDead when the engine ended by itself: a supervisor then starts everything afresh.
     """
     key = settings.api_key.get_secret_value() if settings.api_key else None
     check_binding(settings.host, key, settings.insecure_no_auth)
     if settings.adapters is not None and not settings.adapters.is_dir():
         raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
-    _make_data_folder(settings.data_folder)
+    DataFolder(settings.data_folder).make()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # what became of a change is said by the adapter source
     listener = _bind(settings.host, settings.port)
@@ -79,16 +77,16 @@ async def _serve(
         engine = make_engine(_engine_config(settings, resolved.path), say)
         info = await engine.start()
         try:
-            service = await _service(settings, resolved, engine, info, say)
+            parts = await _parts(settings, resolved, engine, info, say)
         except BaseException:
             await engine.stop()
             raise
-    server = _Server(settings, service, doors, listener)
+    server = _Server(settings, parts, doors, listener)
     try:
         async with _ended_by_death(engine, server):
             await server.serve(sockets=[listener])
     finally:
-        await service.adapters.stop()
+        await parts.stop()
         await engine.stop()
 
 
@@ -128,45 +126,38 @@ async def _ended_by_death(engine: Engine, server: _Server) -> AsyncIterator[None
         raise EngineDead(watching.result())
 
 
-async def _service(
+async def _parts(
     settings: Settings,
     resolved: ResolvedModel,
     engine: Engine,
     info: EngineInfo,
     progress: Callable[[str], None],
-) -> GenerationService:
+) -> ServerParts:
     name = _base_name(settings, resolved)
+    data = DataFolder(settings.data_folder)
+    data.write_base(KnownBase(name, info.base_digest, settings.model, info.shapes, without_password(settings.registry)))
     tokenizer = await asyncio.to_thread(Tokenizer.from_directory, resolved.path)
-    adapters = ServedAdapters(
-        engine,
-        BaseModel(name, info.base_digest, info.shapes),
-        AdapterFolders(settings.adapters, settings.data_folder, settings.poll_adapters),
-        Limits(max_rank=settings.max_rank),
-    )
-    progress("loading adapters")
-    try:
-        await adapters.start()
-    except BaseException:
-        await adapters.stop()
-        raise
-    return GenerationService(
-        engine,
-        tokenizer,
-        adapters,
-        info,
+    plan = Assembly(
         base_name=name,
-        created=int(time.time()),
+        data=data,
+        registry=settings.registry,
+        root=settings.adapters,
+        poll=settings.poll_adapters,
+        allow_source=settings.allow_source,
+        keep_versions=settings.keep_versions,
+        limits=Limits(max_rank=settings.max_rank),
         max_open=settings.max_open,
         metrics_max_adapters=settings.metrics_max_adapters,
     )
+    return await assemble(engine, info, tokenizer, plan, progress)
 
 
 class _Server(uvicorn.Server):
     """uvicorn that says when it is ready and stops admitting as soon as it is told to stop."""
 
-    def __init__(self, settings: Settings, service: GenerationService, doors: Doors, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, parts: ServerParts, doors: Doors, listener: socket.socket) -> None:
         config = uvicorn.Config(
-            create_app(service, doors),
+            create_app(parts.service, parts.management, doors),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -176,13 +167,15 @@ class _Server(uvicorn.Server):
         )
         super().__init__(config)
         self._settings = settings
-        self._service = service
+        self._service = parts.service
+        self._management = parts.management
         self._address: tuple[str, int] = listener.getsockname()[:2]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            announce(self._service, self._address, needs_key=self._settings.api_key is not None)
+            first = await self._management.ls(limit=MAX_LISTED)
+            announce(self._service, first, self._address, needs_key=self._settings.api_key is not None)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -197,6 +190,16 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.drain()
         super().handle_exit(sig, frame)
+
+
+def without_password(url: str | None) -> str:
+    """A database URL as it may be written down."""
+    if not url:
+        return ""
+    parts = urlsplit(url)
+    user = f"{parts.username}@" if parts.username else ""
+    port = f":{parts.port}" if parts.port else ""
+    return parts._replace(netloc=f"{user}{parts.hostname or ''}{port}", query="").geturl()
 
 
 def _base_name(settings: Settings, resolved: ResolvedModel) -> str:
@@ -221,18 +224,6 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
         kernels=settings.kernels,
         log_level=settings.log_level,
     )
-
-
-def _make_data_folder(folder: Path) -> None:
-    """Before the model is loaded, so that a mistake shows at once. Raises SettingsError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise SettingsError(
-            f"data folder {folder} can't be used: {error.strerror}; choose another with --data DIR"
-        ) from None
 
 
 def _bind(host: str, port: int) -> socket.socket:

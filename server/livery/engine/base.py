@@ -77,6 +77,10 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     adapter_start: int = 0
 
 
+# How the ids of an adapter's first, proving run begin: nobody's request.
+CANARY = "canary-"
+
+
 class TokenDelta(msgspec.Struct, frozen=True):
     """New tokens of one request. The last delta of a request carries `finish_reason`.
 
@@ -157,7 +161,11 @@ class ModelRefused(EngineError):
 
 
 class AdapterLoadFailed(EngineError):
-    """An adapter's files could not be turned into device weights; the message says why."""
+    """An adapter's files could not be turned into device weights; the message says why, `code` in one word."""
+
+    def __init__(self, message: str, code: str = "activation_failed") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RequestRefused(EngineError):

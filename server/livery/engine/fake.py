@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from livery.engine.base import (
+    CANARY,
     AdapterLoadFailed,
     AdapterRef,
     EngineDead,
@@ -30,6 +31,8 @@ from livery_adapters.effect import AdapterEffect
 
 Script = Callable[[GenerationRequest], Sequence[int]]
 
+NAN = "the fake engine was told to find no number"
+
 
 @dataclass(slots=True)
 class Behaviour:
@@ -44,6 +47,7 @@ class Behaviour:
     fail_after: int | None = None
     die_after: int | None = None
     refuse_adapters: dict[str, str] = field(default_factory=dict)
+    fail_canary: set[str] = field(default_factory=set)  # digests of adapters whose first run goes wrong
 
 
 class FakeEngine:
@@ -104,6 +108,10 @@ class FakeEngine:
         return "the fake engine is stopped"
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        if request.request_id.startswith(CANARY):
+            failed = request.adapter is not None and request.adapter.digest in self.behaviour.fail_canary
+            yield TokenDelta(request.request_id, [] if failed else [0], "error" if failed else "length", NAN)
+            return
         self._take(request)
         finished = False
         try:

@@ -1,0 +1,34 @@
+"""Every check of an adapter's files that needs neither a model nor torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from livery_adapters.base_model import BaseModel
+from livery_adapters.coverage import CoverageReport, check_against
+from livery_adapters.finite import check_finite
+from livery_adapters.manifest import AdapterManifest, read_manifest
+from livery_adapters.refusal import AdapterRefused, Limits
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedFiles:
+    """A directory that passed, what it says and what of the base it covers."""
+
+    manifest: AdapterManifest
+    coverage: CoverageReport
+
+
+def check_directory(directory: Path, base: BaseModel, limits: Limits, digest: str | None = None) -> CheckedFiles:
+    """Read a directory and check it against the base, weights included. Blocks. Raises AdapterRefused.
+
+    `digest` says what the files hash to where that is known; else they are read once more to find out.
+    """
+    try:
+        manifest = read_manifest(directory, limits, digest=digest)
+        coverage = check_against(manifest, base, limits)
+        check_finite(directory, manifest)
+    except OSError as error:
+        raise AdapterRefused("unreadable", f"{directory.name!r} can't be read: {error.strerror}") from error
+    return CheckedFiles(manifest, coverage)

@@ -1,0 +1,294 @@
+"""The stock of adapters: what comes in is checked, proven, stored and recorded, in that order. One way for all.
+
+The API, the command line, the folder and the merge all take adapters in here:
+
+    library = AdapterLibrary(registry, store, base, limits, prover)
+    record = await library.add("pirate", from_directory(Path("pirate")), Intake("api"))   # AdapterRefused says why not
+    report = await library.check(from_directory(Path("pirate")))                          # the same, nothing kept
+    await library.retire("pirate")
+    await library.collect_garbage()
+
+Whatever was acknowledged is in the registry, whatever was not has left no trace but files that the next
+`collect_garbage` removes. Nothing is replaced until its successor has been proven. Knows no engine (a `Prover`
+does) and no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from livery_adapters.base_model import BaseModel
+from livery_adapters.coverage import CoverageReport
+from livery_adapters.effect import AdapterEffect
+from livery_adapters.examine import CheckedFiles, check_directory
+from livery_adapters.fetching import copy_directory
+from livery_adapters.identity import converted_digest, version_digest
+from livery_adapters.incoming import Incoming
+from livery_adapters.names import validate_name
+from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.registry import AdapterRecord, NamedVersion, Registry, VersionFacts
+from livery_adapters.store import BlobStore
+from livery_adapters.tensor_file import FILE_NAMES
+
+logger = logging.getLogger(__name__)
+
+Fill = Callable[[Incoming], Awaitable[str]]
+"""Writes an adapter's two files into an Incoming and returns where they came from, in words for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Who brings an adapter, and how it is to be taken.
+
+    `approximate` is the rank to factorise a type to that has no exact form; `expected_generation` makes it a
+    compare-and-set (0: the name must be new).
+    """
+
+    source: str
+    approximate: int = 0
+    profile: Mapping[str, object] = field(default_factory=dict)
+    parents: tuple[tuple[str, float], ...] = ()
+    pinned: bool | None = None
+    expected_generation: int | None = None
+    activate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version to be proven: its converted digest, its files (already hashed), what it asks for."""
+
+    digest: str
+    weights: str
+    path: Path
+    approximate: int
+    invocation: tuple[int, ...]
+
+
+class Prover(Protocol):
+    """Shows that a version can be applied. The server asks its engine, the command line the model itself."""
+
+    async def prove(self, candidate: Candidate) -> AdapterEffect | None:
+        """Convert it and run it once. Raises AdapterRefused with what went wrong. None: the effect isn't known."""
+        ...
+
+    async def forget(self, digest: str) -> None:
+        """The candidate was only tried: free it unless something uses it."""
+        ...
+
+
+class NoProver:
+    """For whoever has no model at hand: the version stays `registered` until a server proves it."""
+
+    async def prove(self, candidate: Candidate) -> AdapterEffect | None:
+        return None
+
+    async def forget(self, digest: str) -> None:
+        return None
+
+
+class AdapterLibrary:
+    """One registry and one blob store, for one base model. Use from one event loop."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: BlobStore,
+        base: BaseModel,
+        limits: Limits,
+        prover: Prover | None = None,
+    ) -> None:
+        """Without a prover, versions are registered unproven."""
+        self.registry = registry
+        self.store = store
+        self.base = base
+        self._limits = limits
+        self._prover: Prover = prover or NoProver()
+        self._proves = prover is not None
+        self._names: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    # -- in ------------------------------------------------------------------------------------------
+
+    async def check(self, fill: Fill, *, approximate: int = 0) -> CoverageReport:
+        """Every check that `add` makes, keeping nothing. Raises AdapterRefused."""
+        async with self._incoming() as incoming:
+            await fill(incoming)
+            weights = await asyncio.to_thread(incoming.seal)
+            files = await self._examine(incoming, weights, approximate)
+            await self._prover.forget(converted_digest(weights, approximate))
+            return files.coverage
+
+    async def add(self, name: str, fill: Fill, intake: Intake) -> AdapterRecord:
+        """Take a version in for `name` and, unless told otherwise, make it the active one.
+
+        Idempotent by content. Raises AdapterRefused, and then nothing was stored and what was served before still
+        is; RegistryError when the name is somebody else's or its generation isn't the expected one.
+        """
+        validate_name(name, self.registry.reserved)
+        async with self._turn(name), self._incoming() as incoming:
+            origin = await fill(incoming)
+            weights = await asyncio.to_thread(incoming.seal)
+            facts = await self._facts(incoming, weights, intake)
+            await asyncio.to_thread(incoming.publish)
+            return await asyncio.to_thread(
+                self.registry.put,
+                name,
+                facts,
+                source=intake.source,
+                origin=origin,
+                state="ready" if self._proves else "registered",
+                pinned=intake.pinned,
+                expected_generation=intake.expected_generation,
+                activate=intake.activate,
+            )
+
+    async def prove(self, version: NamedVersion) -> None:
+        """Prove a version that was registered without a model. Raises AdapterRefused; the registry keeps why."""
+        facts = version.facts
+        try:
+            self._check_base(facts)
+            await self._prover.prove(self.candidate(facts))
+        except AdapterRefused as refused:
+            await asyncio.to_thread(
+                self.registry.fail, version.name, code=refused.code, message=refused.message, source="", origin=""
+            )
+            raise
+        await asyncio.to_thread(self.registry.mark_ready, version.name, facts.digest)
+
+    def candidate(self, facts: VersionFacts) -> Candidate:
+        """A stored version as engines are asked for it."""
+        return Candidate(
+            converted_digest(facts.weights, facts.approximate),
+            facts.weights,
+            self.store.path(facts.weights),
+            facts.approximate,
+            tuple(facts.invocation),
+        )
+
+    # -- change --------------------------------------------------------------------------------------
+
+    async def activate(self, name: str, version: str, expected_generation: int | None = None) -> AdapterRecord:
+        """Serve another version of the name's history, by number or digest prefix. Raises RegistryError."""
+        async with self._turn(name):
+            chosen = await asyncio.to_thread(self.registry.version, name, version)
+            self._check_base(chosen.facts)
+            if chosen.state != "ready" and self._proves:
+                await self.prove(chosen)
+            return await asyncio.to_thread(self.registry.activate, name, chosen.facts.digest, expected_generation)
+
+    async def rollback(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
+        """Serve what was active before. Raises RegistryError when there is nothing before."""
+        async with self._turn(name):
+            return await asyncio.to_thread(self.registry.rollback, name, expected_generation)
+
+    async def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
+        """Take the name out of service; its history goes with it. Raises RegistryError."""
+        async with self._turn(name):
+            return await asyncio.to_thread(self.registry.retire, name, expected_generation)
+
+    async def export(self, weights: str, out: Path) -> None:
+        """Copy a stored version's two files into a directory. Raises FileExistsError unless it is new or empty."""
+        await asyncio.to_thread(_export, self.store.path(weights), out)
+
+    async def collect_garbage(self, in_use: Collection[str] = (), grace_s: float = 0.0) -> list[str]:
+        """Delete stored files that no name's history and nothing of `in_use` (weights digests) refers to."""
+        keep = frozenset(in_use)
+        return await asyncio.to_thread(
+            self.store.collect_garbage, lambda: keep | self.registry.weights_in_use(), grace_s
+        )
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    async def _facts(self, incoming: Incoming, weights: str, intake: Intake) -> VersionFacts:
+        """What the registry will know of the version; a version it knows already needs no second proof."""
+        digest = version_digest(weights, intake.approximate, intake.profile)
+        known = await asyncio.to_thread(self.registry.facts, digest)
+        if known is not None and known.base_digest == self.base.digest and await asyncio.to_thread(self._held, weights):
+            return known
+        files = await self._examine(incoming, weights, intake.approximate)
+        manifest = files.manifest
+        return VersionFacts(
+            digest=digest,
+            weights=weights,
+            approximate=intake.approximate,
+            peft_type=manifest.peft_type,
+            base_digest=self.base.digest,
+            nbytes=manifest.nbytes,
+            coverage=files.coverage.to_dict(),
+            profile=dict(intake.profile),
+            parents=intake.parents,
+            invocation=manifest.invocation,
+            created=time.time(),
+        )
+
+    def _held(self, weights: str) -> bool:
+        return self.store.path(weights).is_dir()
+
+    async def _examine(self, incoming: Incoming, weights: str, approximate: int) -> CheckedFiles:
+        """Everything that is checked, in the order of its cost. Raises AdapterRefused."""
+        files = await asyncio.to_thread(check_directory, incoming.path, self.base, self._limits, weights)
+        candidate = Candidate(
+            converted_digest(weights, approximate), weights, incoming.path, approximate, files.manifest.invocation
+        )
+        effect = await self._prover.prove(candidate)
+        if effect is None:
+            return files
+        if effect.changes_nothing:
+            await self._prover.forget(candidate.digest)
+            raise AdapterRefused(
+                "zero_effect",
+                "the adapter changes nothing: every one of its modules adds exactly zero. Its training never moved the "
+                "weights, or an initial checkpoint was saved; use a trained one",
+            )
+        return CheckedFiles(files.manifest, files.coverage.with_effect(effect))
+
+    def _check_base(self, facts: VersionFacts) -> None:
+        if facts.base_digest != self.base.digest:
+            raise AdapterRefused(
+                "wrong_base",
+                f"version {facts.digest[:12]} was taken in for another base model ({facts.base_digest[:12]}) and this "
+                f"server runs {self.base.name} ({self.base.digest[:12]}); add the adapter again, or use another --data",
+            )
+
+    @asynccontextmanager
+    async def _incoming(self) -> AsyncIterator[Incoming]:
+        """An intake of the store whose disk work happens in worker threads."""
+        intake = self.store.incoming()
+        incoming = await asyncio.to_thread(intake.__enter__)
+        try:
+            yield incoming
+        finally:
+            await asyncio.to_thread(intake.__exit__, None, None, None)
+
+    def _turn(self, name: str) -> asyncio.Lock:
+        """One change of a name at a time; other processes are kept apart by the registry's transactions."""
+        return self._names.setdefault(name, asyncio.Lock())
+
+
+def _export(stored: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; give a new directory")
+    for name in FILE_NAMES:
+        shutil.copyfile(stored / name, out / name)
+
+
+def from_directory(directory: Path, roots: Sequence[Path], origin: str | None = None) -> Fill:
+    """Copies the two files of a directory; other files there are ignored. Links may lead to below `roots` only.
+
+    `origin` is what is remembered of where they came from, the directory if None.
+    """
+
+    async def fill(incoming: Incoming) -> str:
+        await asyncio.to_thread(copy_directory, directory, incoming, roots)
+        return origin or str(directory)
+
+    return fill

@@ -1,0 +1,37 @@
+"""Adapters, versions and aliases as the API and the command line show them; sizes in bytes, times as Unix times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from livery_adapters.registry import Alias, NamedVersion
+
+Json = dict[str, Any]
+
+
+def version_json(version: NamedVersion, *, active: bool) -> Json:
+    facts = version.facts
+    return {
+        "version": version.number,
+        "digest": facts.digest,
+        "active": active,
+        "proven": version.state == "ready",
+        "peft_type": facts.peft_type,
+        "bytes": facts.nbytes,
+        "created": int(facts.created),
+        "approximate": facts.approximate or None,
+        "parents": [{"digest": digest, "weight": weight} for digest, weight in facts.parents],
+        "profile": dict(facts.profile),
+        "coverage": dict(facts.coverage),
+    }
+
+
+def alias_json(alias: Alias) -> Json:
+    return {
+        "name": alias.name,
+        "object": "alias",
+        "targets": [{"adapter": target.name, "weight": target.weight} for target in alias.targets],
+        "sticky": alias.sticky,
+        "generation": alias.generation,
+        "updated": int(alias.updated),
+    }

@@ -1,0 +1,97 @@
+"""Puts a server's parts together over a running engine: registry, files, adapters, service, management, folder."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from livery.data_folder import DataFolder
+from livery.engine.base import Engine, EngineInfo
+from livery.followed import FollowedFolder
+from livery.management import AdapterManagement
+from livery.served import ServedAdapters
+from livery.service import GenerationService
+from livery.text import Tokenizer
+from livery_adapters.base_model import BaseModel
+from livery_adapters.fetching import SourcePolicy
+from livery_adapters.refusal import DEFAULT_LIMITS, Limits
+from livery_adapters.registry import Registry
+from livery_adapters.store import BlobStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """What decides how the parts are put together. `root` is the operator's adapter folder, None for none."""
+
+    base_name: str
+    data: DataFolder
+    registry: str | None = None  # a postgresql:// URL; the data folder's own otherwise
+    root: Path | None = None
+    poll: bool = False
+    allow_source: tuple[str, ...] = ()
+    keep_versions: int = 10
+    limits: Limits = DEFAULT_LIMITS
+    max_open: int = 1024
+    metrics_max_adapters: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ServerParts:
+    """What a server runs beside its engine."""
+
+    service: GenerationService
+    management: AdapterManagement
+    folder: FollowedFolder | None
+    registry: Registry
+
+    async def stop(self) -> None:
+        """Stop following folder and registry; requests must have ended."""
+        if self.folder is not None:
+            await self.folder.stop()
+        await self.service.adapters.stop()
+        await asyncio.to_thread(self.registry.close)
+
+
+async def assemble(
+    engine: Engine, info: EngineInfo, tokenizer: Tokenizer, plan: Assembly, progress: Callable[[str], None]
+) -> ServerParts:
+    """Open what is on disk and take in what the folder holds. Raises RegistryError or NotADirectoryError."""
+    progress("opening the registry")
+    registry = await asyncio.to_thread(
+        Registry.open, plan.registry or plan.data.registry_url(), frozenset({plan.base_name})
+    )
+    store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits)
+    base = BaseModel(plan.base_name, info.base_digest, info.shapes)
+    adapters = ServedAdapters(engine, info, base, registry, store, plan.limits)
+    root = plan.root.resolve() if plan.root is not None else None
+    management = AdapterManagement(
+        adapters.library,
+        SourcePolicy([*plan.allow_source, *([str(root)] if root else [])]),
+        adapters,
+        root=root,
+        keep_versions=plan.keep_versions,
+    )
+    service = GenerationService(
+        engine,
+        tokenizer,
+        adapters,
+        info,
+        base_name=plan.base_name,
+        created=int(time.time()),
+        max_open=plan.max_open,
+        metrics_max_adapters=plan.metrics_max_adapters,
+    )
+    folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll) if root is not None else None
+    parts = ServerParts(service, management, folder, registry)
+    try:
+        await adapters.start()
+        if folder is not None:
+            progress("looking at the adapter folder")
+            await folder.start()
+    except BaseException:
+        await parts.stop()
+        raise
+    return parts

@@ -1,0 +1,126 @@
+"""The folder that holds everything a server keeps: where things are in it, whose it is, and for which base model.
+
+    folder = DataFolder(Path("data"))
+    folder.make()
+    folder.write_base(KnownBase(name, digest, model, shapes))
+    handle = folder.try_to_follow()        # several servers may share it; one follows the adapter folder
+
+Commands read what the server wrote, so that they can check adapters for its base without loading it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from livery_adapters.base_model import BaseModel, BaseShapes
+
+REMEDY = "choose another with --data DIR"
+MAX_BASE_BYTES = 64 << 20
+
+
+class DataFolderUnusable(Exception):
+    """The data folder can't be used; the message names it and the remedy."""
+
+
+class KnownBase(msgspec.Struct, frozen=True):
+    """The base model that a folder's adapters are for: its public name, its digest and what adapters may change.
+
+    `model` is what the server was started with (--model). `registry` says, without any password, where the
+    registry is when it isn't in the folder.
+    """
+
+    name: str
+    digest: str
+    model: str
+    shapes: BaseShapes
+    registry: str = ""
+
+    def as_base(self) -> BaseModel:
+        return BaseModel(self.name, self.digest, self.shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFolder:
+    """Paths below one root. Nothing is created before `make`."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """The registry, unless a URL names another."""
+        return self.root / "livery.db"
+
+    @property
+    def adapters(self) -> Path:
+        """Adapter files by content; see livery_adapters.store."""
+        return self.root / "adapters"
+
+    @property
+    def base_file(self) -> Path:
+        return self.root / "base.json"
+
+    def registry_url(self) -> str:
+        """The registry of this folder as SQLAlchemy names it."""
+        return f"sqlite:///{self.database.absolute()}"
+
+    def make(self) -> None:
+        """Create the folder where it isn't there yet. Raises DataFolderUnusable."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise DataFolderUnusable(f"data folder {self.root} can't be used: {error.strerror}; {REMEDY}") from None
+
+    def try_to_follow(self) -> int | None:
+        """The right to follow the adapter folder, for one process at a time: a handle to close, or None.
+
+        It ends with the process at the latest. Raises DataFolderUnusable.
+        """
+        try:
+            handle = os.open(self.root / "folder.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DataFolderUnusable(f"data folder {self.root} can't be used: {error.strerror}; {REMEDY}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return None
+        return handle
+
+    def base(self) -> KnownBase | None:
+        """What the last server here served; None when none ever did. Raises DataFolderUnusable."""
+        try:
+            with self.base_file.open("rb") as file:
+                return msgspec.json.decode(file.read(MAX_BASE_BYTES), type=KnownBase)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DataFolderUnusable(
+                f"{self.base_file} can't be read ({error}); start the server once, which writes it again, "
+                "or name the base with --model"
+            ) from None
+
+    def write_base(self, base: KnownBase) -> None:
+        """Replace what is written there, in one step. Raises DataFolderUnusable."""
+        try:
+            handle, staged = tempfile.mkstemp(dir=self.root, prefix=".base-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(msgspec.json.encode(base))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(staged, self.base_file)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(staged)
+        except OSError as error:
+            raise DataFolderUnusable(f"{self.base_file} can't be written: {error.strerror}; {REMEDY}") from None

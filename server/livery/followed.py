@@ -1,0 +1,73 @@
+"""Following the operator's adapter folder for as long as the server lives; one server per data folder does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+from livery.data_folder import DataFolder
+from livery.engine.base import EngineDead, EngineError
+from livery.served import ServedAdapters
+from livery_adapters.refusal import AdapterRefused
+from livery_adapters.registry import RegistryError
+from livery_adapters.sources import FolderSource
+
+log = logging.getLogger("livery.adapters")
+
+# Nobody awaits the watcher: whatever ended it would end it unseen.
+WATCH_ERRORS = (
+    OSError, LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, EngineError, AdapterRefused,
+    RegistryError,
+)  # fmt: skip
+WATCH_AGAIN_S = 2.0
+
+
+class FollowedFolder:
+    """The folder's adapters, taken in and followed. Use from one event loop."""
+
+    def __init__(self, root: Path, data: DataFolder, adapters: ServedAdapters, *, poll: bool = False) -> None:
+        """`poll`: look instead of waiting for change events. Raises NotADirectoryError."""
+        self._data = data
+        self._source = FolderSource(root, adapters.library, adapters.changing, force_polling=poll)
+        self._handle: int | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take what the folder holds and follow it from then on, or wait for the server that does to end."""
+        self._handle = self._data.try_to_follow()
+        if self._handle is None:
+            log.info("another server of this data folder follows the adapter folder")
+        else:
+            await self._begin()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        if self._handle is not None:
+            os.close(self._handle)
+
+    async def _begin(self) -> None:
+        await self._source.start()
+        await self._source.scan()
+
+    async def _watch(self) -> None:
+        """Follow the folder while the engine lives: one adapter's surprise must not cost the others."""
+        while self._handle is None:
+            await asyncio.sleep(WATCH_AGAIN_S)
+            self._handle = self._data.try_to_follow()
+            if self._handle is not None:
+                log.info("this server follows the adapter folder from now on")
+                await self._begin()
+        while True:
+            try:
+                await self._source.watch()
+            except EngineDead as dead:
+                log.error("the adapter folder is no longer followed: %s", dead)
+                return
+            except WATCH_ERRORS as error:
+                log.error("following the adapter folder failed; it is looked at again", exc_info=error)
+                await asyncio.sleep(WATCH_AGAIN_S)

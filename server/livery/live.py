@@ -1,0 +1,53 @@
+"""What only a running server knows of its adapters, and what there is to know without one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+from livery_adapters.registry import AdapterRecord
+
+
+class Live(Protocol):
+    """What only a running server knows of its adapters."""
+
+    def changing(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Around a change of the name: when it ends, whoever asks next sees the change."""
+        ...
+
+    def state(self, record: AdapterRecord) -> str:
+        """The record's state with what is on its way in or out."""
+        ...
+
+    def requests(self, name: str) -> int:
+        """Requests under way on the adapter."""
+        ...
+
+    async def resident(self) -> frozenset[str]:
+        """Names whose active version is in device memory."""
+        ...
+
+    async def prefetch(self, record: AdapterRecord) -> None:
+        """Have the engine read the active version now."""
+        ...
+
+
+class Offline:
+    """Nobody serves: what the registry says is all there is."""
+
+    @asynccontextmanager
+    async def changing(self, name: str) -> AsyncIterator[None]:
+        yield
+
+    def state(self, record: AdapterRecord) -> str:
+        return record.state
+
+    def requests(self, name: str) -> int:
+        return 0
+
+    async def resident(self) -> frozenset[str]:
+        return frozenset()
+
+    async def prefetch(self, record: AdapterRecord) -> None:
+        return None

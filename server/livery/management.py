@@ -1,0 +1,333 @@
+"""Managing adapters: the verbs of the API and the command line, and what they answer.
+
+    management = AdapterManagement(library, SourcePolicy(["hf://my-org/"]), live)
+    answer = await management.put("pirate", PutAdapter(source="hf://my-org/pirate@main"))
+
+The same code with and without a running server: `Live` is what only a server knows. Answers are plain
+dictionaries, ready for JSON; sizes in bytes, times as Unix times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from livery.adapter_views import alias_json, version_json
+from livery.live import Live, Offline
+from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound, InvalidParameter
+from livery_adapters.fetching import SourcePolicy, fetch, parse_source
+from livery_adapters.incoming import Incoming
+from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
+from livery_adapters.registry import AdapterRecord, AliasTarget, UnknownAdapter
+
+Json = dict[str, Any]
+Upload = AsyncIterator[tuple[str, bytes]]  # file name, piece of it
+
+MAX_PAGE = 1000
+DRAIN_POLL_S = 0.05
+MAX_DRAIN_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class AddOptions:
+    """How an adapter is to be taken in; see Intake."""
+
+    pinned: bool | None = None
+    expected_generation: int | None = None
+    approximate: int = 0
+    activate: bool = True
+    profile: Mapping[str, object] = field(default_factory=dict)
+
+
+class AdapterManagement:
+    """Every verb on adapters and aliases. Use from one event loop.
+
+    Raises RegistryError (unknown names, conflicts), AdapterRefused (a bad adapter, source or name).
+    """
+
+    def __init__(
+        self,
+        library: AdapterLibrary,
+        policy: SourcePolicy,
+        live: Live | None = None,
+        *,
+        root: Path | None = None,
+        keep_versions: int = 0,
+    ) -> None:
+        """`root` is the folder that relative paths start from. `keep_versions`: history kept per name, 0 for all."""
+        self.library = library
+        self._registry = library.registry
+        self._policy = policy
+        self._live: Live = live or Offline()
+        self._root = root
+        self._keep_versions = keep_versions
+
+    # -- looking ---------------------------------------------------------------------------------------
+
+    async def ls(
+        self,
+        *,
+        after: str = "",
+        limit: int = 100,
+        state: str | None = None,
+        source: str | None = None,
+        search: str | None = None,
+    ) -> Json:
+        """One page of adapters by name; `next_after` is where the next one starts, None at the end."""
+        page = await asyncio.to_thread(
+            self._registry.page, after, min(limit, MAX_PAGE), state=state, source=source, search=search
+        )
+        resident = await self._live.resident()
+        return {
+            "object": "list",
+            "base": self.library.base.name,
+            "data": [self._shown(record, record.name in resident) for record in page.records],
+            "next_after": page.next_after,
+            "has_more": page.next_after is not None,
+        }
+
+    async def show(self, name: str) -> Json:
+        """One adapter with its whole coverage report."""
+        record = await asyncio.to_thread(self._registry.get, name)
+        return await self._record(record)
+
+    async def versions(self, name: str) -> Json:
+        """The name's history, newest first."""
+        record = await asyncio.to_thread(self._registry.get, name)
+        history = await asyncio.to_thread(self._registry.versions, name)
+        active = record.active.facts.digest if record.active else None
+        return {
+            "object": "list",
+            "name": name,
+            "data": [version_json(version, active=version.facts.digest == active) for version in history],
+        }
+
+    async def check(self, source: str, *, approximate: int = 0) -> Json:
+        """The coverage report of an adapter that isn't taken in."""
+        return await self._report(self._from_source(source), approximate)
+
+    async def check_upload(self, files: Upload, *, approximate: int = 0) -> Json:
+        return await self._report(from_upload(files), approximate)
+
+    # -- adapters --------------------------------------------------------------------------------------
+
+    async def put(self, name: str, source: str, options: AddOptions) -> Json:
+        """Take in what `source` holds: hf://, s3://, gs://, az://, or a directory the operator allowed."""
+        return await self.take(name, self._from_source(source), _kind(source), options)
+
+    async def upload(self, name: str, files: Upload, options: AddOptions) -> Json:
+        """Take in two files as they arrive."""
+        return await self.take(name, from_upload(files), "upload", options)
+
+    async def take(
+        self,
+        name: str,
+        fill: Fill,
+        source: str,
+        options: AddOptions,
+        parents: Sequence[tuple[str, float]] = (),
+    ) -> Json:
+        """Check, store, prove, record; the new version is active unless `options` say otherwise."""
+        intake = Intake(
+            source,
+            approximate=options.approximate,
+            profile=options.profile,
+            parents=tuple(parents),
+            pinned=options.pinned,
+            expected_generation=options.expected_generation,
+            activate=options.activate,
+        )
+        async with self._live.changing(name):
+            record = await self.library.add(name, fill, intake)
+            if self._keep_versions:
+                await asyncio.to_thread(self._registry.trim, self._keep_versions)
+        return await self._record(record)
+
+    async def load(self, name: str, path: str, *, in_place: bool) -> None:
+        """vLLM's verb: serve a directory below the adapter folder as `name`.
+
+        Raises AdapterExists (unless `in_place`), AdapterPathNotFound, InvalidParameter.
+        """
+        directory = self._below_root(path)
+        record = await asyncio.to_thread(self._registry.find, name)
+        if not in_place and record is not None and record.active is not None:
+            raise AdapterExists(name)
+        if not directory.is_dir():
+            raise AdapterPathNotFound(name, path)
+        fill = from_directory(directory, [self._root or directory], self._shown_origin(str(directory)))
+        await self.take(name, fill, "api", AddOptions())
+
+    async def unload(self, name: str) -> None:
+        """vLLM's verb. Raises AdapterNotFound."""
+        try:
+            await self.retire(name)
+        except UnknownAdapter:
+            raise AdapterNotFound(name) from None
+
+    async def activate(self, name: str, version: str, expected_generation: int | None = None) -> Json:
+        async with self._live.changing(name):
+            record = await self.library.activate(name, version, expected_generation)
+        return await self._record(record)
+
+    async def rollback(self, name: str, expected_generation: int | None = None) -> Json:
+        async with self._live.changing(name):
+            record = await self.library.rollback(name, expected_generation)
+        return await self._record(record)
+
+    async def retire(self, name: str, *, drain_s: float = 0.0, expected_generation: int | None = None) -> Json:
+        """No new requests; waits up to `drain_s` seconds for those under way, which finish in any case."""
+        async with self._live.changing(name):
+            record = await self.library.retire(name, expected_generation)
+        deadline = asyncio.get_running_loop().time() + min(drain_s, MAX_DRAIN_S)
+        while self._live.requests(name) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(DRAIN_POLL_S)
+        return {"name": name, "state": self._live.state(record), "requests": self._live.requests(name)}
+
+    async def pin(self, name: str, pinned: bool) -> Json:
+        """A pinned adapter is loaded when the server starts and stays in device memory."""
+        async with self._live.changing(name):
+            record = await asyncio.to_thread(self._registry.pin, name, pinned)
+        await self._live.prefetch(record)
+        return await self._record(record)
+
+    async def prefetch(self, name: str) -> Json:
+        """Have the engine read the active version before a request asks for it."""
+        record = await asyncio.to_thread(self._registry.get, name)
+        await self._live.prefetch(record)
+        return await self._record(record)
+
+    async def set_profile(self, name: str, profile: Mapping[str, object]) -> Json:
+        """Change the defaults that go with the adapter: a new version over the same weights."""
+        async with self._live.changing(name):
+            record = await asyncio.to_thread(self._registry.set_profile, name, profile)
+        return await self._record(record)
+
+    # -- aliases ---------------------------------------------------------------------------------------
+
+    async def aliases(self) -> Json:
+        found = await asyncio.to_thread(self._registry.aliases)
+        return {"object": "list", "data": [alias_json(alias) for alias in found]}
+
+    async def alias(self, name: str) -> Json:
+        return alias_json(await asyncio.to_thread(self._registry.alias, name))
+
+    async def set_alias(
+        self,
+        name: str,
+        targets: Iterable[tuple[str, float]],
+        sticky: Literal["user", "key", "none"],
+        expected_generation: int | None = None,
+    ) -> Json:
+        """Share requests for `name` out by weight; `sticky` keeps a user or a key on one target."""
+        wanted = [AliasTarget(target, weight) for target, weight in targets]
+        async with self._live.changing(name):
+            alias = await asyncio.to_thread(self._registry.set_alias, name, wanted, sticky, expected_generation)
+        return alias_json(alias)
+
+    async def delete_alias(self, name: str) -> Json:
+        async with self._live.changing(name):
+            await asyncio.to_thread(self._registry.delete_alias, name)
+        return {"name": name, "deleted": True}
+
+    # -- the stock -------------------------------------------------------------------------------------
+
+    async def gc(self, *, keep_versions: int | None = None, grace_s: float = 0.0) -> Json:
+        """Drop history beyond the newest `keep_versions` of each name, and files that nothing refers to."""
+        trimmed = await asyncio.to_thread(self._registry.trim, keep_versions) if keep_versions else []
+        removed = await self.library.collect_garbage(grace_s=grace_s)
+        return {"versions_dropped": len(trimmed), "blobs_removed": removed}
+
+    async def export(self, name: str, version: str | None, out: Path) -> Json:
+        """Copy a version's two files into a new directory. Raises FileExistsError when `out` isn't empty."""
+        record = await asyncio.to_thread(self._registry.get, name)
+        if version is not None:
+            chosen = await asyncio.to_thread(self._registry.version, name, version)
+        elif record.active is not None:
+            chosen = record.active
+        else:
+            chosen = await asyncio.to_thread(self._registry.version, name, "1")
+        await self.library.export(chosen.facts.weights, out)
+        return {"name": name, "digest": chosen.facts.digest, "directory": str(out)}
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _below_root(self, path: str) -> Path:
+        """Where `path` leads once links are followed. Raises InvalidParameter when that is outside."""
+        if self._root is None:
+            raise InvalidParameter("This server was started without an adapter folder (--adapters).", "lora_path")
+        try:
+            resolved = (self._root / path).resolve()
+            resolved.is_dir()  # raises what resolving lets pass
+        except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
+            raise InvalidParameter("lora_path is not a usable path.", "lora_path") from None
+        if resolved == self._root or not resolved.is_relative_to(self._root):
+            raise InvalidParameter(
+                "lora_path must be a directory below the adapter folder (--adapters), links followed.", "lora_path"
+            )
+        return resolved
+
+    def _from_source(self, text: str) -> Fill:
+        if self._root is not None and "://" not in text and not text.startswith("/"):
+            text = str(self._root / text)
+        source = self._policy.check(parse_source(text))
+
+        async def fill(incoming: Incoming) -> str:
+            origin = await asyncio.to_thread(fetch, source, incoming, _quiet)
+            return self._shown_origin(origin.text)
+
+        return fill
+
+    def _shown_origin(self, origin: str) -> str:
+        """Where the server's own folder is is nobody's business."""
+        return origin.removeprefix(f"{self._root}/") if self._root is not None else origin
+
+    async def _report(self, fill: Fill, approximate: int) -> Json:
+        report = await self.library.check(fill, approximate=approximate)
+        return {"ok": True, "coverage": report.to_dict()}
+
+    async def _record(self, record: AdapterRecord) -> Json:
+        resident = record.name in await self._live.resident()
+        return self._shown(record, resident)
+
+    def _shown(self, record: AdapterRecord, resident: bool) -> Json:
+        shown: Json = {
+            "name": record.name,
+            "object": "adapter",
+            "state": self._live.state(record),
+            "generation": record.generation,
+            "source": record.source,
+            "origin": record.origin,
+            "pinned": record.pinned,
+            "requests": self._live.requests(record.name),
+            "resident": resident,
+            "error": record.error,
+            "error_code": record.error_code,
+            "updated": int(record.updated),
+        }
+        if record.active is not None:
+            shown |= version_json(record.active, active=True)
+        return shown
+
+
+def from_upload(files: Upload) -> Fill:
+    """Writes pieces of the two files as they arrive."""
+
+    async def fill(incoming: Incoming) -> str:
+        async for name, piece in files:
+            await asyncio.to_thread(incoming.write, name, piece)
+        return "upload"
+
+    return fill
+
+
+def _kind(source: str) -> str:
+    """What the registry calls a source of this form."""
+    scheme = source.partition("://")[0] if "://" in source else ""
+    return {"hf": "hub", "s3": "store", "gs": "store", "az": "store"}.get(scheme, "api")
+
+
+def _quiet(_done: int, _total: int) -> None:
+    """Nobody watches this download's progress."""

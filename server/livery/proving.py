@@ -1,0 +1,76 @@
+"""Proof that an adapter can be applied: the engine converts it and runs a few tokens under it.
+
+Bad numbers show here, before any name points to them, and hurt nobody: they fail this one request.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+from livery.engine.base import (
+    CANARY,
+    AdapterLoadFailed,
+    AdapterPart,
+    AdapterRef,
+    Engine,
+    EngineInfo,
+    GenerationRequest,
+    SamplingParams,
+)
+from livery_adapters.effect import AdapterEffect
+from livery_adapters.library import Candidate
+from livery_adapters.refusal import AdapterRefused
+
+CANARY_TOKENS = 5
+
+
+def reference(candidate: Candidate, *, verified: bool) -> AdapterRef:
+    """A version as the engine is asked for it. `verified`: this process hashed the files."""
+    part = AdapterPart(candidate.weights, str(candidate.path), approximate=candidate.approximate, verified=verified)
+    return AdapterRef(candidate.digest, (part,))
+
+
+class EngineProver:
+    """Asks the engine that will serve it. `told` hears what the engine knows now, `done` that it may be swept."""
+
+    def __init__(
+        self, engine: Engine, info: EngineInfo, told: Callable[[AdapterRef], None], done: Callable[[], None]
+    ) -> None:
+        self._engine = engine
+        self._told = told
+        self._done = done
+        step = max(1, info.vocab_size // CANARY_TOKENS)
+        self._canary = [token for token in range(1, info.vocab_size, step)][:CANARY_TOKENS]
+
+    async def prove(self, candidate: Candidate) -> AdapterEffect | None:
+        """Load it and take one token. Raises AdapterRefused."""
+        ref = reference(candidate, verified=True)
+        self._told(ref)
+        try:
+            effect = await self._engine.load_adapter(ref)
+            await self._run(ref, candidate)
+        except AdapterLoadFailed as failed:
+            self._done()
+            raise AdapterRefused(failed.code, str(failed)) from failed
+        except AdapterRefused:
+            self._done()
+            raise
+        return effect
+
+    async def forget(self, digest: str) -> None:
+        self._done()
+
+    async def _run(self, ref: AdapterRef, candidate: Candidate) -> None:
+        """One greedy token; an activated adapter is active from the first one."""
+        prompt = [*candidate.invocation, *self._canary]
+        request = GenerationRequest(
+            f"{CANARY}{uuid.uuid4().hex}", prompt, SamplingParams(max_tokens=1, temperature=0.0), ref
+        )
+        async for delta in self._engine.generate(request):
+            if delta.finish_reason == "error":
+                raise AdapterRefused(
+                    "canary_failed",
+                    f"a first run of {len(prompt)} tokens under this adapter failed: {delta.error}. Its weights are "
+                    "finite, but what the model computes with them isn't; train with a lower learning rate or scale",
+                )
