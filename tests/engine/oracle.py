@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -45,6 +45,18 @@ def save_adapter(base: Path, folder: Path, seed: int, config: LoraConfig, std: f
     for name, weight in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=std)
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_tuned(base: Path, folder: Path, seed: int, config: PeftConfig, std: float = 0.3) -> Path:
+    """Save an adapter of any PEFT type whose trainable parameters all moved at random."""
+    torch.manual_seed(seed)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += torch.randn_like(weight) * std
     model.save_pretrained(folder)
     return folder
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, ShiraConfig
 from safetensors.torch import load_file, save_file
 
 from engine.families import LLAMA_LINEAR, save
-from engine.oracle import Bench, Oracle, load_base, ref, save_adapter
+from engine.oracle import Bench, Oracle, load_base, ref, save_adapter, save_tuned
 from engine.test_parity import MAX_LEN, ROOMY, TIGHT, kv_bytes
 from livery.engine.base import AdapterLoadFailed, AdapterPart, AdapterRef, EngineConfig
 from livery.engine.client import EngineClient
@@ -76,6 +76,20 @@ def test_parts_add_up_by_their_weights(base: Path, adapters: list[Path], tmp_pat
     oracle.assert_same(PROMPT, results["sum"], Path("sum"), count=6)
     oracle.assert_same(PROMPT, results["whole"], adapters[0], count=6)
     assert not results["half"].logits[len(PROMPT) - 1].equal(results["whole"].logits[len(PROMPT) - 1])
+
+
+def test_an_approximation_says_how_far_off_it_is(base: Path, tmp_path: Path) -> None:
+    folder = save_tuned(base, tmp_path / "shira", 1, ShiraConfig(r=4, target_modules=["q_proj"], random_seed=5))
+    digest = ref(folder).digest
+    runner = bench_of(base).runner
+    with pytest.raises(AdapterRefused, match="--approximate"):
+        runner.read_adapter(ref(folder))
+    coarse, fine = (
+        runner.read_adapter(AdapterRef(digest, (AdapterPart(digest, str(folder), approximate=rank),))).effect
+        for rank in (2, 8)
+    )
+    assert not coarse.exact
+    assert coarse.error > fine.error > 0.01
 
 
 def test_weights_are_told_as_the_base_has_them(tmp_path: Path) -> None:
