@@ -1,13 +1,18 @@
 """A prefix of an object store (S3 and what speaks like it, Google Cloud, Azure), fetched by obstore.
 
 Credentials, region and endpoint come from the environment, under each vendor's own names (AWS_ACCESS_KEY_ID,
-AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, ...). Each file is looked at first; then
-it is read in parts, every one on condition that the object is still that one, and both are looked at once more at the
-end: a prefix has no version of its own, so that is what makes the two files one state.
+AWS_ENDPOINT_URL, AWS_ALLOW_HTTP, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, ...). Each file is looked
+at first; then it is read in parts, every one on condition that the object is still that one, and both are looked at
+once more at the end: a prefix has no version of its own, so that is what makes the two files one state.
+
+obstore's HTTP client follows redirects of the store, leaving the signature out on another host. The store is one that
+the operator configured, so where it sends a client is its word.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +44,10 @@ if TYPE_CHECKING:
 
 # The client's time limit covers a whole answer, so answers are kept short enough for it to notice a stalled one.
 _PART = 8 << 20
+
+# Options given to a client replace all that the environment says of it, so this one is read here.
+_ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3")
 
 _Store = S3Store | GCSStore | AzureStore
 
@@ -74,7 +83,11 @@ def fetch_objects(source: ObjectSource, incoming: Incoming, progress: Progress, 
 
 def _open(source: ObjectSource, limits: NetworkLimits) -> _Store:
     """The store, at the source's prefix. Touches no network. Raises what obstore raises."""
+    for name in _ENDPOINTS:
+        if name in os.environ and not re.fullmatch(r"https?://[A-Za-z0-9.:_\[\]-]+(/\S*)?", os.environ[name]):
+            raise ValueError(f"{name} is no http or https address")  # obstore would panic
     client: ClientConfig = {
+        "allow_http": os.environ.get(_ALLOW_HTTP[source.scheme], "").lower() in ("1", "true", "on", "yes"),
         "connect_timeout": timedelta(seconds=limits.connect_s),
         "timeout": timedelta(seconds=limits.stall_s),
     }
