@@ -37,6 +37,22 @@ def test_a_killed_process_leaves_whole_versions_and_no_orphan(tmp_path: Path) ->
     assert store_child.acknowledged(root) - {""}
 
 
+def test_processes_that_publish_and_collect_at_once_lose_nothing(tmp_path: Path) -> None:
+    """All take the same versions in, so that each publishes what another may just be throwing out."""
+    root = tmp_path / "data"
+    BlobStore(root)
+    never = str(1 << 40)
+    children = [
+        subprocess.Popen([sys.executable, store_child.__file__, str(root), "1", never], stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for child in children:
+        _, errors = child.communicate(timeout=60)
+        assert child.returncode == 0, errors.decode()
+    assert len(store_child.acknowledged(root) - {""}) == 4
+    check(root, "three at once")
+
+
 def check(root: Path, when: str) -> None:
     acknowledged = store_child.acknowledged(root) - {""}
     store = BlobStore(root)
