@@ -104,7 +104,7 @@ def _weight(text: str, position: int) -> float:
             f"{text[:80]!r} before the * of the part at character {position} is not a weight; write a plain decimal "
             "such as 0.5*NAME, and -0.5*NAME after a + to subtract"
         )
-    weight = float(text) + 0.0  # no -0.0
+    weight = float(text)
     if abs(weight) > MAX_WEIGHT:
         raise _bad(
             f"the weight {text} of the part at character {position} is out of range; use -{MAX_WEIGHT:.0f} to "

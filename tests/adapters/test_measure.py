@@ -93,11 +93,12 @@ def test_the_norm_is_that_of_the_dense_sum(kinds: list[str], rank: int, dtype: t
     assert delta_norm(deltas) == pytest.approx(expected, rel=1e-4)
 
 
-@given(exponent=st.integers(-30, 30), seed=SEEDS)
-def test_no_size_of_the_values_overflows(exponent: int, seed: int) -> None:
-    a, b = randn(3, IN, seed=seed) * 10.0**exponent, randn(OUT, 3, seed=seed + 1)
+@pytest.mark.parametrize("exponent", range(-30, 31))
+def test_no_size_of_the_values_leaves_the_range(exponent: int) -> None:
+    """Squares below 1e-38 lose their digits in fp32 long before they become zero."""
+    a, b = randn(3, IN, seed=1) * 10.0**exponent, randn(OUT, 3, seed=2)
     expected = float(torch.linalg.norm(b.double() @ a.double()))
-    assert low_rank_norm(LowRank(a, b, 2.0)) == pytest.approx(2 * expected, rel=1e-4)
+    assert low_rank_norm(LowRank(a, b, 2.0)) == pytest.approx(2 * expected, rel=1e-4, abs=0)
 
 
 @given(seed=SEEDS, left=st.floats(1e-6, 1e-2))
