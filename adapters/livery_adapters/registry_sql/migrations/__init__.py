@@ -26,9 +26,12 @@ _one_at_a_time = threading.Lock()
 
 def newest() -> str:
     """The schema version of this code."""
-    head = _scripts().get_current_head()
-    assert head is not None
-    return head
+    return known()[0]
+
+
+def known() -> list[str]:
+    """The schema versions that this code can open, newest first."""
+    return _known(_scripts())
 
 
 def migrate(connection: Connection, where: str, to: str = "head") -> None:
@@ -38,12 +41,12 @@ def migrate(connection: Connection, where: str, to: str = "head") -> None:
     """
     scripts = _scripts()
     found = current(connection, where)
-    known = [revision.revision for revision in scripts.walk_revisions()]  # newest first
-    if found is not None and found not in known:
-        raise RegistryTooNew(where, found, known[0])
+    revisions = _known(scripts)
+    if found is not None and found not in revisions:
+        raise RegistryTooNew(where, found, revisions[0])
     if found is None and inspect(connection).get_table_names():
         raise RegistryUnreadable(f"{where} holds tables of something else; give Livery a database of its own")
-    if found == known[0]:
+    if found == revisions[0]:
         return
     context = EnvironmentContext(
         Config(), scripts, fn=lambda revision, _: scripts._upgrade_revs(to, revision), destination_rev=to
@@ -59,6 +62,10 @@ def current(connection: Connection, where: str) -> str | None:
     if len(heads) > 1:
         raise RegistryUnreadable(f"{where} says it has {len(heads)} schema versions at once; restore a backup")
     return heads[0] if heads else None
+
+
+def _known(scripts: ScriptDirectory) -> list[str]:
+    return [revision.revision for revision in scripts.walk_revisions()]
 
 
 def _scripts() -> ScriptDirectory:
