@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from api.peft_files import make_adapter
-from cli.test_commands import ENVIRON, SERVE_FAKE, url_in
+from cli.processes import ENVIRON, SERVE_FAKE, url_in
 from livery_adapters.manifest import read_manifest
 from livery_adapters.store import BlobStore
 
