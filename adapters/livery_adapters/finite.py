@@ -8,7 +8,7 @@ import numpy as np
 
 from livery_adapters.layout import AdapterManifest
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.tensor_file import CHUNK, ITEM_SIZE, WEIGHTS_NAME, TensorEntry, open_regular
+from livery_adapters.tensor_file import CHUNK, INTEGERS, ITEM_SIZE, WEIGHTS_NAME, TensorEntry, open_regular
 
 # All exponent bits set means infinity or NaN, in each of the three formats.
 _EXPONENT = {"F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}
@@ -18,6 +18,8 @@ def check_finite(directory: Path, manifest: AdapterManifest) -> None:
     """Raise AdapterRefused (nonfinite_weights) naming the first tensor with a NaN or an infinity."""
     with open_regular(directory, WEIGHTS_NAME) as stream:
         for entry in manifest.tensors:
+            if entry.dtype in INTEGERS:
+                continue
             stream.seek(entry.begin)
             left = entry.end - entry.begin
             while left:

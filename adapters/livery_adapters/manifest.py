@@ -23,8 +23,10 @@ from livery_adapters.strict_json import parse_object
 from livery_adapters.tensor_file import (
     CONFIG_NAME,
     FILE_NAMES,
+    INTEGERS,
     WEIGHTS_NAME,
     TensorEntry,
+    bad_dtype,
     read_config_bytes,
     read_weights,
     read_weights_header,
@@ -103,10 +105,12 @@ def _sort_tensors(entries: Iterable[TensorEntry], kind: PeftType[Any], common: C
     for entry in entries:
         role = kind.shared.get(entry.name.removeprefix(_ROOT)) if entry.name.startswith(_ROOT) else None
         if role is not None:
+            _check_dtype(entry, role, kind)
             found.shared[role] = entry
             continue
         parts = _parts(entry.name, kind)
         module, role = _role(parts, kind)
+        _check_dtype(entry, role, kind)
         if role is not None:
             roles = found.modules.setdefault(module, {})
             if role in roles:
@@ -117,6 +121,11 @@ def _sort_tensors(entries: Iterable[TensorEntry], kind: PeftType[Any], common: C
             if found.full.setdefault(full.path, full) is not full:
                 raise AdapterRefused("duplicate_tensor", f"{full.path} is there twice; keep one and save again")
     return found
+
+
+def _check_dtype(entry: TensorEntry, role: str | None, kind: PeftType[Any]) -> None:
+    if (entry.dtype in INTEGERS) != (role in kind.integers):
+        raise bad_dtype(entry.name, entry.dtype)
 
 
 def _parts(name: str, kind: PeftType[Any]) -> list[str]:

@@ -26,7 +26,8 @@ from livery_adapters.strict_json import parse_object
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 FILE_NAMES = (CONFIG_NAME, WEIGHTS_NAME)
-ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2}
+INTEGERS = {"U8": 1, "I16": 2, "I32": 4, "I64": 8}  # the few types that need them say which of their tensors
+ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2, **INTEGERS}
 CHUNK = 1 << 20
 
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,512}")
@@ -116,6 +117,8 @@ def missing_file(directory: Path, name: str) -> AdapterRefused:
     remedy = "copy the directory PEFT's save_pretrained made"
     if others:
         remedy = f"there is {others}: rename it, or join its parts"
+    if (directory / name).is_symlink():
+        remedy = "what has that name is a link that leads nowhere; copy the real file there"
     if name == CONFIG_NAME:
         return AdapterRefused("missing_config", f"no {CONFIG_NAME} in {directory.name!r}; {remedy}")
     if any((directory / other).exists() for other in ("adapter_model.bin", "adapter_model.pt")):
@@ -131,9 +134,10 @@ def _namesakes(directory: Path, name: str) -> str:
     """Files that somebody may have meant: in capitals, or in several parts, which must be renamed or joined first."""
     stem = Path(name).stem
     try:
-        found = sorted(path.name for path in islice(directory.iterdir(), 1000) if path.name.lower().startswith(stem))
+        names = [path.name for path in islice(directory.iterdir(), 1000)]
     except OSError:
         return ""
+    found = sorted(other for other in names if other != name and other.lower().startswith(stem))
     return ", ".join(repr(other[:80]) for other in found[:2])
 
 
@@ -230,14 +234,19 @@ def _entry(name: str, value: object, start: int) -> TensorEntry:
     if not _naturals(offsets) or len(offsets) != 2:
         raise _bad_entry(name, f"has the byte range {_shown(offsets)}, which is not a list of two sizes")
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
-        raise AdapterRefused(
-            "bad_dtype",
-            f"tensor {name} is {str(dtype)[:40]!r}; F32, F16 and BF16 are accepted: save the adapter in one of them",
-        )
+        raise bad_dtype(name, dtype)
     begin, end = offsets
     if end - begin != math.prod(shape) * ITEM_SIZE[dtype]:
         raise _bad_entry(name, f"has {end - begin} bytes, which is not what {dtype} {shape} needs")
     return TensorEntry(name, dtype, tuple(shape), start + begin, start + end)
+
+
+def bad_dtype(name: str, dtype: object) -> AdapterRefused:
+    """A tensor of numbers that nothing here computes with."""
+    return AdapterRefused(
+        "bad_dtype",
+        f"tensor {name} is {str(dtype)[:40]!r}; F32, F16 and BF16 are accepted: save the adapter in one of them",
+    )
 
 
 def _fields_of(value: object) -> str:

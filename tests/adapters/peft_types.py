@@ -74,6 +74,7 @@ def make(directory: Path, family: str, config: PeftConfig, *, std: float = 0.3, 
     """Save an adapter whose trainable parameters all moved at random, and return PEFT's model as trained."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        torch.manual_seed(seed)  # what training leaves alone is drawn too
         model = get_peft_model(copy.deepcopy(base(family)), config).eval()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

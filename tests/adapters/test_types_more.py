@@ -13,6 +13,7 @@ from peft import (
     GraloraConfig,
     HRAConfig,
     MissConfig,
+    PeanutConfig,
     PveraConfig,
     VBLoRAConfig,
 )
@@ -36,6 +37,7 @@ BANK = {"num_vectors": 9, "vector_length": 8}
         pytest.param(PveraConfig, {"r": 6, "save_projection": False, "projection_prng_key": 3}, id="pvera-drawn"),
         pytest.param(VBLoRAConfig, {"r": 2, **BANK}, id="vblora"),
         pytest.param(VBLoRAConfig, {"r": 3, "topk": 4, **BANK}, id="vblora-top-four"),
+        pytest.param(VBLoRAConfig, {"r": 3, "topk": 3, "save_only_topk_weights": True, **BANK}, id="vblora-mixed"),
     ],
 )
 def test_types_for_any_linear_module(kind: Any, settings: dict[str, Any], family: str, tmp_path: Path) -> None:
@@ -53,6 +55,8 @@ def test_types_for_any_linear_module(kind: Any, settings: dict[str, Any], family
         pytest.param(DeloraConfig, {"r": 3, "rank_pattern": {"layers.0.*": 5}}, id="delora-pattern"),
         pytest.param(HRAConfig, {"r": 5}, id="hra"),
         pytest.param(HRAConfig, {"r": 5, "apply_GS": True}, id="hra-orthogonal"),
+        pytest.param(PeanutConfig, {"r": 4}, id="peanut"),
+        pytest.param(PeanutConfig, {"r": 4, "depth": 2, "act_fn": "silu", "scaling": 0.5}, id="peanut-deep"),
         pytest.param(MissConfig, {"r": 4}, id="miss"),
         pytest.param(MissConfig, {"r": 5, "init_weights": False}, id="miss-with-a-remainder"),
         pytest.param(MissConfig, {"r": 8, "init_weights": "mini", "mini_r": 4}, id="miss-mini"),

@@ -13,7 +13,21 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from livery_adapters.canonical import BaseWeights, CanonicalAdapter
-from livery_adapters.formats import adalora, beft, ia3, loha, lokr, lora, low_rank, oft, trainable_tokens, vera
+from livery_adapters.formats import (
+    adalora,
+    beft,
+    dense,
+    ia3,
+    loha,
+    lokr,
+    lora,
+    low_rank,
+    oft,
+    peanut,
+    trainable_tokens,
+    vblora,
+    vera,
+)
 from livery_adapters.formats.assembly import Assembly
 from livery_adapters.formats.base import Conversion
 from livery_adapters.formats.magnitude import Norms
@@ -25,9 +39,12 @@ CONVERSIONS: Mapping[str, Conversion[Any]] = {
     "ADALORA": adalora.CONVERSION,
     "BEFT": beft.CONVERSION,
     "BOFT": oft.BOFT,
+    "C3A": dense.C3A,
     "DEFT": low_rank.DEFT,
     "DELORA": low_rank.DELORA,
+    "FOURIERFT": dense.FOURIERFT,
     "GRALORA": low_rank.GRALORA,
+    "HIRA": dense.HIRA,
     "HRA": low_rank.HRA,
     "IA3": ia3.CONVERSION,
     "LN_TUNING": Conversion(None),  # its copies of modules are put in as of any type
@@ -36,9 +53,13 @@ CONVERSIONS: Mapping[str, Conversion[Any]] = {
     "LORA": lora.CONVERSION,
     "MISS": low_rank.MISS,
     "OFT": oft.OFT,
+    "PEANUT": peanut.CONVERSION,
     "PVERA": vera.CONVERSION,
+    "RANDLORA": dense.RANDLORA,
+    "ROAD": dense.ROAD,
+    "SHIRA": dense.SHIRA,
     "TRAINABLE_TOKENS": trainable_tokens.CONVERSION,
-    "VBLORA": low_rank.VBLORA,
+    "VBLORA": vblora.CONVERSION,
     "VERA": vera.CONVERSION,
 }
 

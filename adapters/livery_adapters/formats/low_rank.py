@@ -7,7 +7,7 @@ from torch import Tensor
 
 from livery_adapters.canonical import BaseWeights, LinearChange, LowRank
 from livery_adapters.formats.base import Conversion, Dense, Tensors
-from livery_adapters.layout import AdapterManifest, TargetTensors
+from livery_adapters.layout import TargetTensors
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.low_rank import (
     DeftSettings,
@@ -15,7 +15,6 @@ from livery_adapters.types.low_rank import (
     GraloraSettings,
     HraSettings,
     MissSettings,
-    VbLoraSettings,
 )
 
 
@@ -148,43 +147,8 @@ def convert_gralora(
     return LinearChange(deltas=tuple(deltas))
 
 
-# -- VB-LoRA (arXiv 2405.15179): A and B made of pieces, each a mixture of vectors of one bank --------------
-
-
-def check_bank(manifest: AdapterManifest, tensors: Tensors, base: BaseWeights) -> Tensors:
-    """The bank must be there and as the configuration says. Raises AdapterRefused."""
-    settings = manifest.settings
-    assert isinstance(settings, VbLoraSettings)
-    bank = tensors.get("vblora_vector_bank")
-    if bank is None:
-        raise AdapterRefused("missing_half", "base_model.vblora_vector_bank is missing; save the adapter again")
-    if bank.shape != (settings.count, settings.length):
-        raise AdapterRefused(
-            "wrong_shape",
-            f"the vector bank is {list(bank.shape)} and adapter_config.json says {settings.count} vectors of "
-            f"{settings.length}; the two files don't belong together",
-        )
-    return tensors
-
-
-def convert_vblora(
-    target: TargetTensors, tensors: Tensors, settings: VbLoraSettings, base: BaseWeights
-) -> LinearChange:
-    """A [rank, in] from [rank, pieces, vectors] logits, B [out, rank] from [pieces, rank, vectors]."""
-    bank = tensors["vblora_vector_bank"].float()
-    a = _mixed(tensors["vblora_logits_A"].float(), bank, settings.top).flatten(1)
-    b = _mixed(tensors["vblora_logits_B"].float(), bank, settings.top).transpose(1, 2).flatten(0, 1)
-    return _pair(a, b)
-
-
-def _mixed(logits: Tensor, bank: Tensor, top: int) -> Tensor:
-    likeliest = logits.topk(top, dim=-1)
-    return (likeliest.values.softmax(dim=-1)[..., None] * bank[likeliest.indices]).sum(-2)
-
-
 HRA = Conversion(convert_hra)
 MISS = Conversion(convert_miss, dense_miss)
 DELORA = Conversion(convert_delora)
 DEFT = Conversion(convert_deft)
 GRALORA = Conversion(convert_gralora)
-VBLORA = Conversion(convert_vblora, shared=check_bank)

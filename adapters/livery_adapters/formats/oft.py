@@ -1,6 +1,6 @@
 """OFT and BOFT: the input turned by orthogonal blocks; BOFT also scales the output, its bias apart.
 
-Algorithms: OFT (arXiv 2306.07280), BOFT (arXiv 2311.06243), OFTv2's series (arXiv 2506.11478). All in fp32.
+Algorithms: OFT (arXiv 2306.07280), BOFT (arXiv 2311.06243), OFTv2's series (arXiv 2506.19847). All in fp32.
 """
 
 from __future__ import annotations

@@ -37,18 +37,22 @@ from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.adalora import ADALORA
 from livery_adapters.types.base import PeftType
 from livery_adapters.types.beft import BEFT
+from livery_adapters.types.dense import C3A, FOURIERFT, HIRA, RANDLORA, ROAD, SHIRA
 from livery_adapters.types.ia3 import IA3
 from livery_adapters.types.ln_tuning import LN_TUNING
 from livery_adapters.types.lora import LORA
-from livery_adapters.types.low_rank import DEFT, DELORA, GRALORA, HRA, MISS, VBLORA
+from livery_adapters.types.low_rank import DEFT, DELORA, GRALORA, HRA, MISS
 from livery_adapters.types.lycoris import LOHA, LOKR
 from livery_adapters.types.oft import BOFT, OFT
+from livery_adapters.types.peanut import PEANUT
+from livery_adapters.types.refused import refuse
 from livery_adapters.types.trainable_tokens import TRAINABLE_TOKENS
+from livery_adapters.types.vblora import VBLORA
 from livery_adapters.types.vera import PVERA, VERA
 
 _ALL: tuple[PeftType[Any], ...] = (
-    *(ADALORA, BEFT, BOFT, DEFT, DELORA, GRALORA, HRA, IA3, LN_TUNING, LOHA, LOKR, LORA, MISS, OFT, PVERA),
-    *(TRAINABLE_TOKENS, VBLORA, VERA),
+    *(ADALORA, BEFT, BOFT, C3A, DEFT, DELORA, FOURIERFT, GRALORA, HIRA, HRA, IA3, LN_TUNING, LOHA, LOKR, LORA),
+    *(MISS, OFT, PEANUT, PVERA, RANDLORA, ROAD, SHIRA, TRAINABLE_TOKENS, VBLORA, VERA),
 )
 TYPES: Mapping[str, PeftType[Any]] = {kind.name: kind for kind in _ALL}
 
@@ -57,6 +61,9 @@ def type_of(name: object) -> PeftType[Any]:
     """The type of this `peft_type`. Raises AdapterRefused (unsupported_peft_type)."""
     found = TYPES.get(name) if isinstance(name, str) else None
     if found is None:
+        reason = refuse(name) if isinstance(name, str) else None
+        if reason is not None:
+            raise reason
         shown = repr(name)[:80]
         raise AdapterRefused(
             "unsupported_peft_type",

@@ -24,6 +24,7 @@ class PeftType(Generic[S]):
     "lora_A.weight" -> "lora_A". `shared` does so for tensors of no single module, by their whole name after
     "base_model.". `prefixes` are how names of this type's tensors begin: what begins so and isn't in `suffixes` is
     refused by name. `copies` are the names under which PEFT keeps a complete, trained copy of a module.
+    `integers` are the roles whose tensors hold whole numbers.
     `parse` turns the configuration into settings, `target` the tensors of one module into a
     checked target; `check` compares it with the base beyond kind and features; `warn` adds to the report.
     All of them raise AdapterRefused.
@@ -37,6 +38,7 @@ class PeftType(Generic[S]):
     target: Callable[[str, Roles, S], TargetTensors]
     shared: Mapping[str, str] = field(default_factory=dict)
     copies: tuple[str, ...] = ()
+    integers: frozenset[str] = frozenset()
     check: Callable[[TargetTensors, BaseShapes, S], None] | None = None
     warn: Callable[[tuple[TargetTensors, ...], S], tuple[str, ...]] | None = None
     invocation: Callable[[S], tuple[int, ...]] | None = None

@@ -1,7 +1,7 @@
 """Types whose ΔW is of low rank once their own parameters, or the base's weight, are multiplied out.
 
 HRA (Householder reflections), MiSS (one block repeated along the input), DeLoRA (normalised pairs), DEFT (a subspace
-removed and filled anew), GraLoRA (a grid of small pairs) and VB-LoRA (pairs put together from a bank of vectors).
+removed and filled anew) and GraLoRA (a grid of small pairs).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.base import PeftType, Roles, need, one_dtype, wrong_shape
 
 
-def _check_rank(module: str, found: int, expected: int, fields: str = "r") -> None:
+def check_rank(module: str, found: int, expected: int, fields: str = "r") -> None:
+    """The rank of the tensors must be the configuration's. Raises AdapterRefused (rank_mismatch)."""
     if found != expected:
         raise AdapterRefused(
             "rank_mismatch",
@@ -51,7 +52,7 @@ def _hra_target(module: str, roles: Roles, settings: HraSettings) -> TargetTenso
     (vectors,) = need(module, roles, "hra_u")
     if len(vectors.shape) != 2 or 0 in vectors.shape:
         raise wrong_shape(module, roles, "[in, rank]")
-    _check_rank(module, vectors.shape[1], settings.rank)
+    check_rank(module, vectors.shape[1], settings.rank)
     return TargetTensors(
         module=module, kind="linear", tensors=roles, rank=vectors.shape[1], in_features=vectors.shape[0]
     )
@@ -95,11 +96,11 @@ def _miss_target(module: str, roles: Roles, settings: MissSettings) -> TargetTen
     if settings.variant == "bat":
         if len(block.shape) != 3 or block.shape[1] != block.shape[2] or 0 in block.shape:
             raise wrong_shape(module, roles, "[blocks, rank, rank]")
-        _check_rank(module, block.shape[1], settings.rank)
+        check_rank(module, block.shape[1], settings.rank)
         return TargetTensors(module=module, kind="linear", tensors=roles, out_features=block.shape[0] * block.shape[1])
     if len(block.shape) != 2 or 0 in block.shape or settings.width not in (0, block.shape[1]):
         raise wrong_shape(module, roles, f"[rank, {settings.width}]" if settings.width else "[rank, out]")
-    _check_rank(module, block.shape[0], settings.rank)
+    check_rank(module, block.shape[0], settings.rank)
     out_features = None if settings.width else block.shape[1]
     return TargetTensors(module=module, kind="linear", tensors=roles, rank=block.shape[0], out_features=out_features)
 
@@ -137,7 +138,7 @@ def _delora_target(module: str, roles: Roles, settings: DeloraSettings) -> Targe
     pair = len(a.shape) == 2 and len(b.shape) == 2 and a.shape[0] == b.shape[1] and 0 not in a.shape + b.shape
     if not pair or strength.shape != (1,) or norms.shape != a.shape[1:]:
         raise wrong_shape(module, roles, "[rank, in], [out, rank], [1] and [in]")
-    _check_rank(module, a.shape[0], settings.rank_of(module), "r or rank_pattern")
+    check_rank(module, a.shape[0], settings.rank_of(module), "r or rank_pattern")
     return TargetTensors(
         module=module,
         kind="linear",
@@ -190,7 +191,7 @@ def _deft_target(module: str, roles: Roles, settings: DeftSettings) -> TargetTen
     if len(p.shape) != 2 or 0 in p.shape or any(len(r.shape) != 2 or r.shape[0] != p.shape[1] for r in rest):
         raise wrong_shape(module, roles, "[out, rank] and [rank, in]")
     rank = p.shape[1]
-    _check_rank(module, rank, min(settings.rank, p.shape[0]))
+    check_rank(module, rank, min(settings.rank, p.shape[0]))
     return TargetTensors(
         module=module,
         kind="linear",
@@ -243,7 +244,7 @@ def _gralora_target(module: str, roles: Roles, settings: GraloraSettings) -> Tar
     three = len(a.shape) == 3 and len(b.shape) == 3 and 0 not in a.shape + b.shape
     if not three or a.shape[0] != blocks or b.shape[0] != blocks or a.shape[2] != b.shape[1] or rank % blocks:
         raise wrong_shape(module, roles, f"[{blocks}, in/{blocks}, rank] and [{blocks}, rank, out/{blocks}]")
-    _check_rank(module, a.shape[2], rank)
+    check_rank(module, a.shape[2], rank)
     in_features, out_features = blocks * a.shape[1], blocks * b.shape[2]
     if settings.hybrid:
         pair = need(module, roles, "gralora_A_general", "gralora_B_general")
@@ -276,60 +277,4 @@ GRALORA = PeftType(
     prefixes=("gralora_",),
     parse=_parse_gralora,
     target=_gralora_target,
-)
-
-
-# -- VB-LoRA ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class VbLoraSettings:
-    """Every piece of `length` numbers of A and B is a mixture of the `top` likeliest of `count` vectors."""
-
-    rank: int
-    top: int
-    count: int
-    length: int
-
-
-def _parse_vblora(config: Config) -> VbLoraSettings:
-    settings = VbLoraSettings(
-        rank=whole(config.get("r", 4), "r"),
-        top=whole(config.get("topk", 2), "topk"),
-        count=whole(config.get("num_vectors", 256), "num_vectors"),
-        length=whole(config.get("vector_length", 256), "vector_length"),
-    )
-    if settings.top > settings.count:
-        raise bad_field("topk", settings.top, f"at most num_vectors, which is {settings.count}")
-    return settings
-
-
-def _vblora_target(module: str, roles: Roles, settings: VbLoraSettings) -> TargetTensors:
-    a, b = need(module, roles, "vblora_logits_A", "vblora_logits_B")
-    three = len(a.shape) == 3 and len(b.shape) == 3 and 0 not in a.shape + b.shape
-    if not three or a.shape[0] != b.shape[1] or {a.shape[2], b.shape[2]} != {settings.count}:
-        raise wrong_shape(module, roles, f"[rank, pieces, {settings.count}] and [pieces, rank, {settings.count}]")
-    _check_rank(module, a.shape[0], settings.rank)
-    return TargetTensors(
-        module=module,
-        kind="linear",
-        tensors=roles,
-        rank=a.shape[0],
-        in_features=a.shape[1] * settings.length,
-        out_features=b.shape[0] * settings.length,
-    )
-
-
-VBLORA = PeftType(
-    name="VBLORA",
-    rules=FieldRules(
-        read=frozenset({"r", "topk", "num_vectors", "vector_length"}),
-        harmless=frozenset({"vblora_dropout", "init_vector_bank_bound", "init_logits_std"}),
-        refused={"save_only_topk_weights": "a file that keeps whole numbers in place of logits"},
-    ),
-    suffixes={"vblora_logits_A": "vblora_logits_A", "vblora_logits_B": "vblora_logits_B"},
-    prefixes=("vblora_",),
-    shared={"vblora_vector_bank": "vblora_vector_bank"},
-    parse=_parse_vblora,
-    target=_vblora_target,
 )
