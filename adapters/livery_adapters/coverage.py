@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,8 @@ from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.types import type_of
 from livery_adapters.types.base import untargeted
+
+_EXPERT = re.compile(r"\.experts\.[0-9]+\.")  # linear in the name, which is not a pattern's but the file's
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class CoverageReport:
 def check_against(manifest: AdapterManifest, base: BaseModel, limits: Limits = DEFAULT_LIMITS) -> CoverageReport:
     """Check every tensor of an adapter against the base. Raises AdapterRefused."""
     hint = _hint(manifest, base)
+    _check_fused(manifest, base)
     known = [target for target in manifest.targets if target.module in base.modules]
     if not known and not _elsewhere(manifest, base):
         raise AdapterRefused(
@@ -105,6 +109,17 @@ def check_against(manifest: AdapterManifest, base: BaseModel, limits: Limits = D
         _check_full(full, base, hint)
     _check_saved(manifest, base)
     return _report(manifest, base)
+
+
+def _check_fused(manifest: AdapterManifest, base: BaseModel) -> None:
+    """Adapters made before transformers 5 have a pair per expert, where the base holds all experts as one."""
+    single = next((t.module for t in manifest.targets if base.shapes.experts and _EXPERT.search(t.module)), None)
+    if single is not None:
+        raise AdapterRefused(
+            "unfused_experts",
+            f"the file adapts {single}, a single expert, and this base holds all experts of a layer as one parameter; "
+            "load the adapter with PEFT on transformers 5 or newer and save it again: it fuses the experts' pairs",
+        )
 
 
 def _elsewhere(manifest: AdapterManifest, base: BaseModel) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig
 
@@ -21,6 +24,7 @@ from livery_adapters.base_model import BaseModel
 from livery_adapters.canonical import CanonicalAdapter
 from livery_adapters.formats import convert
 from livery_adapters.manifest import AdapterRefused, check_against, read_manifest
+from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::RuntimeWarning:peft")
 
@@ -114,3 +118,34 @@ def test_experts_that_the_base_lacks_are_refused(tmp_path: Path) -> None:
 
 def plain_llama() -> Any:
     return AutoModelForCausalLM.from_config(configs()["llama"])
+
+
+@pytest.mark.parametrize(
+    ("family", "root", "names"),
+    [("qwen3-moe", "mlp", ("gate_proj", "up_proj", "down_proj")), ("mixtral", "block_sparse_moe", ("w1", "w3", "w2"))],
+)
+def test_pairs_of_single_experts_are_refused_with_a_remedy_that_works(
+    family: str, root: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As PEFT wrote them before transformers 5; loading and saving them again is the remedy."""
+    inner = model_of(family).get_parameter("model.layers.0.mlp.experts.down_proj").shape[2]
+    generator = torch.Generator().manual_seed(4)
+    tensors = {}
+    for layer, expert, name in itertools.product(range(3), range(4), names):
+        path = f"base_model.model.model.layers.{layer}.{root}.experts.{expert}.{name}"
+        sizes = (inner, 32) if name == names[-1] else (32, inner)
+        tensors[f"{path}.lora_A.weight"] = torch.randn(3, sizes[0], generator=generator) * 0.3
+        tensors[f"{path}.lora_B.weight"] = torch.randn(sizes[1], 3, generator=generator) * 0.3
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    save_file(tensors, old / WEIGHTS_NAME)
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 5, "target_modules": list(names)}
+    (old / CONFIG_NAME).write_text(json.dumps(config))
+    with pytest.raises(AdapterRefused, match="save it again") as caught:
+        converted(old, family)
+    assert caught.value.code == "unfused_experts"
+    model = PeftModel.from_pretrained(copy.deepcopy(model_of(family)), old).eval()
+    model.save_pretrained(new)
+    adapter = converted(new, family)
+    assert apart(logits(model), logits(model_of(family))) > 1e-2
+    assert apart(logits(with_experts(adapter, family)), logits(model)) < 1e-5
