@@ -266,7 +266,15 @@ def test_a_body_of_another_length_is_refused(odd: OddServer, store: BlobStore) -
 
 
 def test_another_object_than_the_one_looked_at_is_refused(odd: OddServer, store: BlobStore) -> None:
-    odd.get = lambda handler: reply(handler, 412)
+    """The object is "one" whenever it is looked at and "two" whenever it is read."""
+
+    def get(handler: BaseHTTPRequestHandler) -> None:
+        if handler.headers["if-match"] == '"one"':
+            reply(handler, 412)
+        else:
+            reply(handler, 206, b"x" * 9, more={"Content-Range": "bytes 0-8/9"})
+
+    odd.get = get
     assert refusal(store).code == "incomplete"
 
 
