@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, ShiraConfig
+from peft import IA3Config, LoraConfig, OFTConfig, PeftModel, ShiraConfig, VeraConfig
 from safetensors.torch import load_file, save_file
 
 from engine.families import LLAMA_LINEAR, save
@@ -90,6 +91,24 @@ def test_an_approximation_says_how_far_off_it_is(base: Path, tmp_path: Path) -> 
     )
     assert not coarse.exact
     assert coarse.error > fine.error > 0.01
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's map of the process")
+def test_packed_adapters_outlive_their_files(base: Path, tmp_path: Path) -> None:
+    """A mapped file that is deleted or overwritten would end the process; nothing of it may stay in use."""
+    configs = {
+        "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        "full": LoraConfig(r=1, target_modules=["q_proj", "embed_tokens"], modules_to_save=["norm", "lm_head"]),
+        "rotated": OFTConfig(r=0, oft_block_size=8, target_modules=["q_proj"]),
+        "basis": VeraConfig(r=4, target_modules=["q_proj", "o_proj"]),
+    }
+    runner = bench_of(base).runner
+    for name, config in configs.items():
+        folder = save_tuned(base, tmp_path / name, 1, config)
+        packed = runner.read_adapter(ref(folder))
+        gc.collect()
+        assert str(folder) not in Path("/proc/self/maps").read_text(), name
+        assert packed.nbytes > 0
 
 
 def test_weights_are_told_as_the_base_has_them(tmp_path: Path) -> None:

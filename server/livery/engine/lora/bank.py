@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from livery.engine.kernels import AdapterGroup, GroupSegments, Weight
-from livery.engine.lora.parts import BiasOf, PackedLinear, Packer, low_rank
+from livery.engine.lora.parts import BiasOf, PackedGroup, Packer, low_rank
 from livery_adapters.canonical import (
     CanonicalAdapter,
     EmbeddingChange,
@@ -55,7 +55,7 @@ class PackedAdapter:
 
     digest: str
     groups: Mapping[int, AdapterGroup]  # low-rank deltas by index of the projection group
-    linears: Mapping[int, tuple[PackedLinear, ...]]  # the other parts, likewise
+    linears: Mapping[int, PackedGroup]  # the other parts, likewise
     embeddings: Mapping[str, PackedEmbedding]
     experts: Mapping[str, ExpertsChange]  # by path of the parameter
     plain: Mapping[str, Mapping[str, Tensor]]
@@ -87,18 +87,14 @@ def pack(
     bases = [part for change in adapter.linears.values() for part in change.deltas if isinstance(part, SharedBasis)]
     packer.share_bases(bases)
     groups: dict[int, AdapterGroup] = {}
-    linears: dict[int, tuple[PackedLinear, ...]] = {}
+    linears: dict[int, PackedGroup] = {}
     for index, layout in enumerate(layouts):
         changes = [adapter.linears.get(member) for member in layout.members]
         if (group := _group(changes, layout, packer)) is not None:
             groups[index] = group
-        others = [
-            packer.linear(change, columns, bias_of(member))
-            for change, columns, member in zip(changes, layout.columns, layout.members, strict=True)
-            if change is not None
-        ]
-        if any(others):
-            linears[index] = tuple(part for part in others if part is not None)
+        biases = [bias_of(member) if change else None for change, member in zip(changes, layout.members, strict=True)]
+        if (parts := packer.group(changes, layout.columns, biases)) is not None:
+            linears[index] = parts
     packed = PackedAdapter(
         digest=adapter.digest,
         groups=groups,
@@ -194,7 +190,7 @@ class AdapterBank:
             self._segments[group] = GroupSegments(entries) if entries else None
         return self._segments[group]
 
-    def linears(self, group: int) -> list[tuple[Segment, tuple[PackedLinear, ...]]]:
+    def linears(self, group: int) -> list[tuple[Segment, PackedGroup]]:
         """The step's segments whose adapter has other parts than low-rank deltas in a projection group."""
         if not self.has_linears:
             return []

@@ -7,7 +7,7 @@ member called computes for all, and the others take their columns. Rows without 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from livery.engine.kernels import Kernels, Weight
 from livery.engine.lora.bank import AdapterBank, GroupLayout, Segment
-from livery.engine.lora.parts import PackedLinear, add_deltas, replace_rows, scale_output, transformed
+from livery.engine.lora.parts import PackedGroup, PackedLinear, add_deltas, replace_rows, transformed
 from livery.engine.structure import ModelStructure, is_linear, linear_features
+from livery_adapters.canonical import Rows
 
-Changes = Sequence[tuple[Segment, tuple[PackedLinear, ...]]]
+Changes = Sequence[tuple[Segment, PackedGroup]]
+
+FEW_ROWS = 64  # up to here gains of several adapters are laid side by side and applied at once
 
 
 class ProjectionGroup:
@@ -30,7 +33,7 @@ class ProjectionGroup:
         self._index = index
         self._bank = bank
         self._kernels = kernels
-        self._members = len(bank.layouts[index].members)
+        self._columns = bank.layouts[index].columns
         self._input: Tensor | None = None
         self._output: Tensor | None = None
         self._unread = 0
@@ -41,7 +44,7 @@ class ProjectionGroup:
             y = self._output
         else:
             y = self._compute(x)
-            self._input, self._output, self._unread = x, y, self._members
+            self._input, self._output, self._unread = x, y, len(self._columns)
         self._unread -= 1
         if self._unread == 0:  # nobody else asks: hold no activation longer than needed
             self._input = self._output = None
@@ -53,40 +56,56 @@ class ProjectionGroup:
         y = self._changed_base(rows, changes) if changes else self._kernels.linear(rows, self.weight, self.bias)
         if (segments := self._bank.segments(self._index)) is not None:
             self._kernels.grouped_lora(rows, y, segments)
-        for segment, parts in changes:
-            for part in parts:
-                target = y[segment.start : segment.end, part.columns]
-                add_deltas(part, rows[segment.start : segment.end], target)
-                scale_output(part, target)
+        for segment, group in changes:
+            for part in group.members:
+                add_deltas(part, rows[segment.start : segment.end], y[segment.start : segment.end, part.columns])
+        if changes:
+            _scale(y, [(segment, group.gain) for segment, group in changes], Tensor.mul_)
+            _scale(y, [(segment, group.shift) for segment, group in changes], Tensor.add_)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _changed_base(self, x: Tensor, changes: Changes) -> Tensor:
         """W'·T(x) + b of every row, [rows, sum of out_features]."""
-        alone = self._members == 1
+        alone = len(self._columns) == 1
         if alone:  # then one product serves all rows, whichever of them go into it transformed
             x = _transformed_rows(x, changes)
 
         def is_own(part: PackedLinear) -> bool:
             return part.weight is not None or (part.transform is not None and not alone)
 
-        own = sum(s.end - s.start for s, parts in changes if sum(map(is_own, parts)) == self._members)
+        own = sum(s.end - s.start for s, group in changes if sum(map(is_own, group.members)) == len(self._columns))
         if own < x.shape[0]:
             y = self._kernels.linear(x, self.weight, self.bias)
         else:  # no row of any member is computed from the base's weight and the input as it is
             y = x.new_empty((x.shape[0], self.weight.out_features))
-        for segment, parts in changes:
-            for part in parts:
-                seen, target = x[segment.start : segment.end], y[segment.start : segment.end, part.columns]
-                if part.transform is not None and not alone:
+        for columns in self._columns:
+            self._change_member(x, y[:, columns], columns, changes, transform=not alone)
+        return y
+
+    def _change_member(self, x: Tensor, y: Tensor, columns: slice, changes: Changes, transform: bool) -> None:
+        """Compute one member's rows anew whose input or weight is another: y [rows, out_features], in place."""
+        bias = None if self.bias is None else self.bias[columns]
+        moved: list[tuple[Tensor, Tensor]] = []  # rows to multiply by the base's weight, and where the result goes
+        replaced: list[tuple[Rows, Tensor, Tensor]] = []
+        for segment, group in changes:
+            for part in group.members:
+                if part.columns != columns:
+                    continue
+                seen, target = x[segment.start : segment.end], y[segment.start : segment.end]
+                if transform and part.transform is not None:
                     seen = transformed(part.transform, seen)
-                bias = None if self.bias is None else self.bias[part.columns]
                 if part.weight is not None:
                     target.copy_(self._kernels.linear(seen, part.weight, bias))
-                elif is_own(part):
-                    target.copy_(self._member_product(seen, part.columns))
+                elif transform and part.transform is not None:
+                    moved.append((seen, target))
                 if part.rows is not None:
-                    replace_rows(part.rows, seen, target, bias)
-        return y
+                    replaced.append((part.rows, seen, target))
+        if moved:  # of all adapters in one product, which reads the weight once
+            product = self._member_product(torch.cat([seen for seen, _ in moved]), columns)
+            for (_, target), piece in zip(moved, torch.split(product, [len(seen) for seen, _ in moved]), strict=True):
+                target.copy_(piece)
+        for rows, seen, target in replaced:
+            replace_rows(rows, seen, target, bias)
 
     def _member_product(self, x: Tensor, columns: slice) -> Tensor:
         """The base's product of one member alone, bias included."""
@@ -98,12 +117,42 @@ class ProjectionGroup:
 
 def _transformed_rows(x: Tensor, changes: Changes) -> Tensor:
     """The input of a group with one member, T(x) where an adapter transforms it."""
-    if any(part.transform is not None for _, (part,) in changes):
+    found = [
+        (slice(segment.start, segment.end), part.transform)
+        for segment, group in changes
+        for part in group.members
+        if part.transform is not None
+    ]
+    if found:
         x = x.clone()
-        for segment, (part,) in changes:
-            if part.transform is not None:
-                x[segment.start : segment.end] = transformed(part.transform, x[segment.start : segment.end])
+        for rows, transform in found:
+            x[rows] = transformed(transform, x[rows])
     return x
+
+
+def _scale(
+    y: Tensor, vectors: Sequence[tuple[Segment, Tensor | None]], operate: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Multiply or add each segment's vector, in place, neighbouring segments of few rows in one operation."""
+    run: list[tuple[Segment, Tensor]] = []
+    for segment, vector in vectors:
+        if vector is None:
+            continue
+        if run and (segment.start != run[-1][0].end or segment.end - run[0][0].start > FEW_ROWS):
+            _scale_run(y, run, operate)
+            run = []
+        run.append((segment, vector))
+    if run:
+        _scale_run(y, run, operate)
+
+
+def _scale_run(y: Tensor, run: Sequence[tuple[Segment, Tensor]], operate: Callable[[Tensor, Tensor], Tensor]) -> None:
+    start, end = run[0][0].start, run[-1][0].end
+    if len(run) == 1:
+        operate(y[start:end], run[0][1])
+        return
+    rows = [vector for segment, vector in run for _ in range(segment.start, segment.end)]
+    operate(y[start:end], torch.stack(rows))
 
 
 class GroupedLinear(nn.Module):

@@ -7,7 +7,7 @@ reach others. Everything here is plain torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -20,15 +20,26 @@ from livery_adapters.canonical import InputTransform, Kronecker, LinearChange, L
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
-    """One module's share, without the low-rank deltas. `columns` are its own in its group's output."""
+    """What one module computes otherwise, beside low-rank deltas. `columns` are its own in its group's output."""
 
     columns: slice
     transform: InputTransform | None = None
     weight: Weight | None = None
     rows: Rows | None = None
     deltas: tuple[Kronecker | SharedBasis, ...] = ()
-    gain: Tensor | None = None  # [out_features]
-    shift: Tensor | None = None  # [out_features]: b' - gain ⊙ b, as y has the base's bias b in it already
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGroup:
+    """One adapter's share in a projection group, without the low-rank deltas: y = gain ⊙ y + shift in the end.
+
+    The shift is b' - gain ⊙ b, as y has the base's bias b in it already. Both are as wide as the group's output,
+    one and zero for members without them.
+    """
+
+    members: tuple[PackedLinear, ...]
+    gain: Tensor | None = None
+    shift: Tensor | None = None
 
 
 class Packer:
@@ -72,21 +83,39 @@ class Packer:
             return replace(part, **{item.name: self.part(getattr(part, item.name)) for item in fields(part)})
         return part
 
-    def linear(self, change: LinearChange, columns: slice, bias: Tensor | None) -> PackedLinear | None:
-        """One module's parts other than low-rank deltas, or None without any. `bias` is the base's, [out_features]."""
+    def group(
+        self, changes: Sequence[LinearChange | None], columns: Sequence[slice], biases: Sequence[Tensor | None]
+    ) -> PackedGroup | None:
+        """The parts of a projection group's members other than low-rank deltas, or None without any.
+
+        `biases` are the base's, [out_features] each.
+        """
+        members = tuple(
+            member
+            for change, own in zip(changes, columns, strict=True)
+            if change is not None and (member := self._linear(change, own)) is not None
+        )
+        gain, shift = torch.ones(columns[-1].stop), torch.zeros(columns[-1].stop)
+        for change, own, bias in zip(changes, columns, biases, strict=True):
+            if change is not None:
+                gain[own], shift[own] = _affine(change, bias, gain[own])
+        packed = PackedGroup(
+            members,
+            gain=self.tensor(gain) if any(change and change.gain is not None for change in changes) else None,
+            shift=self.tensor(shift) if bool(shift.any()) else None,
+        )
+        return packed if members or packed.gain is not None or packed.shift is not None else None
+
+    def _linear(self, change: LinearChange, columns: slice) -> PackedLinear | None:
         deltas = [delta for delta in change.deltas if not isinstance(delta, LowRank)]
-        others = (change.transform, change.weight, change.rows, change.gain, change.bias)
-        if not deltas and all(part is None for part in others):
+        if not deltas and all(part is None for part in (change.transform, change.weight, change.rows)):
             return None
-        gain, shift = _affine(change, bias)
         return PackedLinear(
             columns,
             transform=self.part(change.transform),
             weight=None if change.weight is None else self.weight(change.weight),
             rows=self.part(change.rows),
             deltas=tuple(map(self.part, deltas)),
-            gain=None if gain is None else self.tensor(gain),
-            shift=None if shift is None else self.tensor(shift),
         )
 
     def share_bases(self, bases: list[SharedBasis]) -> None:
@@ -142,40 +171,31 @@ def add_deltas(change: PackedLinear, x: Tensor, y: Tensor) -> None:
         y += _kronecker(delta, x) if isinstance(delta, Kronecker) else _shared_basis(delta, x)
 
 
-def scale_output(change: PackedLinear, y: Tensor) -> None:
-    """Gain and bias, in place, on y [rows, out_features], which has the base's bias in it."""
-    if change.gain is not None:
-        y *= change.gain
-    if change.shift is not None:
-        y += change.shift
-
-
 def _kronecker(delta: Kronecker, x: Tensor) -> Tensor:
     """scale · (left ⊗ right) x without the full matrix: x as [rows, q, v] meets right on v and left on q."""
     (p, q), (u, v) = delta.left.shape, delta.right.shape
     pieces = x.reshape(-1, q, v)
     if q * v * u + q * u * p <= p * q * v + p * v * u:  # whichever order multiplies less
-        product = delta.left @ (pieces @ delta.right.t())
+        pieces = _on_middle(delta.left, pieces @ delta.right.t())
     else:
-        product = (delta.left @ pieces) @ delta.right.t()
-    return product.reshape(-1, p * u) * delta.scale
+        pieces = _on_middle(delta.left, pieces) @ delta.right.t()
+    return pieces.reshape(-1, p * u) * delta.scale
+
+
+def _on_middle(factor: Tensor, x: Tensor) -> Tensor:
+    """factor [p, q] on the middle axis of x [rows, q, n], as one plain product: small ones are all overhead."""
+    return (x.transpose(1, 2) @ factor.t()).transpose(1, 2)
 
 
 def _shared_basis(delta: SharedBasis, x: Tensor) -> Tensor:
     return ((x @ delta.a.t() * delta.rank_gain) @ delta.b.t()) * (delta.out_gain * delta.scale)
 
 
-def _affine(change: LinearChange, base_bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """(gain, b' - gain ⊙ b) in fp32, None where there is nothing to multiply or to add."""
-    if change.gain is None and change.bias is None:
-        return None, None
-    gain = None if change.gain is None else change.gain.float().cpu()
-    base = None if base_bias is None else base_bias.float().cpu()
-    wanted = base if change.bias is None else change.bias.float().cpu()
-    if base is None:
-        return gain, wanted
-    assert wanted is not None
-    return gain, wanted - (base if gain is None else gain * base)
+def _affine(change: LinearChange, base_bias: Tensor | None, ones: Tensor) -> tuple[Tensor, Tensor]:
+    """(gain, b' - gain ⊙ b) in fp32, [out_features] each."""
+    gain = ones if change.gain is None else change.gain.float().cpu()
+    base = torch.zeros_like(ones) if base_bias is None else base_bias.float().cpu()
+    return gain, (base if change.bias is None else change.bias.float().cpu()) - gain * base
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:
