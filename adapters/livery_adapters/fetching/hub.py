@@ -69,9 +69,10 @@ class _Hub:
         self._client = client
         self._source = source
         self._limits = limits
-        self._endpoint = _address(environment.get("HF_ENDPOINT", "").strip() or _ENDPOINT)
-        if self._endpoint is None:
+        endpoint = _address(environment.get("HF_ENDPOINT", "").strip() or _ENDPOINT)
+        if endpoint is None:
             raise unreachable(source, "HF_ENDPOINT is no http or https address")
+        self._endpoint = endpoint
         if environment.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE"):
             raise unreachable(source, "HF_HUB_OFFLINE is set")
         self._token = environment.get("HF_TOKEN", "").strip()
@@ -164,7 +165,6 @@ class _Hub:
 
     def _follow(self, path: str) -> httpx.Response:
         """The answer at the end of the redirects, each checked. Raises AdapterRefused, httpx.HTTPError."""
-        assert self._endpoint is not None
         url = httpx.URL(f"{str(self._endpoint).rstrip('/')}{path}")
         for _ in range(_MAX_REDIRECTS + 1):
             # Plain bytes: what is counted, hashed and announced is the file itself.
@@ -182,7 +182,6 @@ class _Hub:
 
     def _checked(self, url: httpx.URL) -> httpx.URL:
         """A redirect's target. Raises AdapterRefused (source_unreachable) when it leads where it must not."""
-        assert self._endpoint is not None
         same_host = url.host == self._endpoint.host and url.scheme in (self._endpoint.scheme, "https")
         if url.userinfo or not (same_host or (url.scheme == "https" and "." in url.host and not _is_address(url.host))):
             raise unreachable(self._source, "the hub redirects to an address that is not followed")
