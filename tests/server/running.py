@@ -52,6 +52,7 @@ def tiny_model(folder: Path) -> Path:
 class RunningServer:
     url: str
     log: Path
+    pid: int
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def livery_serve(model: str | Path, adapters: Path, folder: Path, *flags: str) -
         assert announced.get(timeout=240), f"the server ended before it served:\n{log.read_text()}"
         found = re.search(r"serves .* on (http://\S+)", log.read_text())
         assert found is not None
-        yield RunningServer(found.group(1), log)
+        yield RunningServer(found.group(1), log, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=60)
