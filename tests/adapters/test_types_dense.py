@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import C3AConfig, FourierFTConfig, HiraConfig, MissConfig, RandLoraConfig, RoadConfig, ShiraConfig
+from peft import (
+    C3AConfig,
+    FourierFTConfig,
+    GloraConfig,
+    HiraConfig,
+    MissConfig,
+    OSFConfig,
+    RandLoraConfig,
+    RoadConfig,
+    ShiraConfig,
+    SupertuningConfig,
+)
 
 from adapters import peft_types
 from adapters.dense_reference import ModelWeights, applied
@@ -32,6 +43,10 @@ LINEAR = [
     pytest.param(RoadConfig, {"variant": "road_2", "group_size": 4}, id="road-2"),
     pytest.param(RoadConfig, {"variant": "road_4", "group_size": 16}, id="road-4"),
     pytest.param(ShiraConfig, {"r": 3}, id="shira"),
+    pytest.param(SupertuningConfig, {"sparsity": 0.8}, id="supertuning"),
+    pytest.param(SupertuningConfig, {"sparsity": 0.8, "r": 3, "lora_alpha": 5}, id="supertuning-pair"),
+    pytest.param(OSFConfig, {"effective_rank": 10}, id="osf"),
+    pytest.param(GloraConfig, {"r": 3, "config_C": "vector", "config_D_E": "constant"}, id="glora"),
 ]
 CASES = [(family, *case.values) for family in ("llama", "gpt2") for case in ANY]
 CASES += [(family, *case.values) for family in ("llama", "neox") for case in LINEAR]

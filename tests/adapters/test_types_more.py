@@ -10,6 +10,7 @@ from peft import (
     BeftConfig,
     DeftConfig,
     DeloraConfig,
+    GloraConfig,
     GraloraConfig,
     HRAConfig,
     MissConfig,
@@ -53,6 +54,10 @@ def test_types_for_any_linear_module(kind: Any, settings: dict[str, Any], family
         pytest.param(BeftConfig, {}, id="beft"),
         pytest.param(DeloraConfig, {"r": 3}, id="delora"),
         pytest.param(DeloraConfig, {"r": 3, "rank_pattern": {"layers.0.*": 5}}, id="delora-pattern"),
+        pytest.param(GloraConfig, {"r": 3, "config_A_B": "vector", "config_C": "lora"}, id="glora-vectors"),
+        pytest.param(
+            GloraConfig, {"config_A_B": "constant", "config_C": "none", "config_D_E": "vector"}, id="glora-constants"
+        ),
         pytest.param(HRAConfig, {"r": 5}, id="hra"),
         pytest.param(HRAConfig, {"r": 5, "apply_GS": True}, id="hra-orthogonal"),
         pytest.param(PeanutConfig, {"r": 4}, id="peanut"),

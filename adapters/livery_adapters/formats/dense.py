@@ -9,7 +9,7 @@ from livery_adapters.canonical import BaseWeights
 from livery_adapters.formats.base import Conversion, Dense, Tensors
 from livery_adapters.layout import AdapterManifest, TargetTensors
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.types.dense import FourierSettings, RandLoraSettings, RoadSettings
+from livery_adapters.types.dense import FourierSettings, RandLoraSettings, RoadSettings, SupertuningSettings
 
 
 def hira(target: TargetTensors, tensors: Tensors, settings: None, base: BaseWeights) -> Dense:
@@ -65,17 +65,46 @@ def _doubled(values: Tensor, half: int) -> Tensor:
 
 
 def shira(target: TargetTensors, tensors: Tensors, settings: None, base: BaseWeights) -> Dense:
-    """Entries at their places; PEFT adds up those that come twice."""
-    shape, places = base.shapes.modules[target.module], tensors["shira_indices"].long()
-    limits = torch.tensor([[shape.out_features], [shape.in_features]])
-    if not bool(((places >= 0) & (places < limits)).all()):
-        raise AdapterRefused(
-            "wrong_shape",
-            f"{target.module}: shira_indices point outside {shape.out_features} x {shape.in_features}; use the base "
-            "it was trained on",
-        )
-    delta = torch.zeros(shape.out_features, shape.in_features)
-    return Dense(delta.index_put_((places[0], places[1]), tensors["shira_weight"].float(), accumulate=True))
+    """Entries at their (row, column)."""
+    rows, columns = tensors["shira_indices"].long()
+    width = base.shapes.modules[target.module].in_features
+    if bool(((columns < 0) | (columns >= width)).any()):
+        raise _outside(target.module)
+    return Dense(_scattered(target.module, rows * width + columns, tensors["shira_weight"], base))
+
+
+def supertuning(target: TargetTensors, tensors: Tensors, settings: SupertuningSettings, base: BaseWeights) -> Dense:
+    """Entries at their place in W read row by row, and an ordinary pair."""
+    places, values = tensors["supertuning_indices"].long(), tensors["supertuning_values"]
+    delta = _scattered(target.module, places, values, base)
+    if settings.rank:
+        pair = tensors["supertuning_lora_B"].float() @ tensors["supertuning_lora_A"].float()
+        delta = delta + target.scale * pair
+    return Dense(delta)
+
+
+def _scattered(module: str, places: Tensor, values: Tensor, base: BaseWeights) -> Tensor:
+    """Zeros with `values` at `places`; like PEFT it adds up those that come twice."""
+    shape = base.shapes.modules[module]
+    delta = torch.zeros(shape.out_features * shape.in_features)
+    if bool(((places < 0) | (places >= len(delta))).any()):
+        raise _outside(module)
+    return delta.index_add_(0, places, values.float()).view(shape.out_features, shape.in_features)
+
+
+def _outside(module: str) -> AdapterRefused:
+    return AdapterRefused(
+        "wrong_shape",
+        f"{module}: the places of single entries lie outside the base's weight; use the base it was trained on",
+    )
+
+
+def osf(target: TargetTensors, tensors: Tensors, settings: None, base: BaseWeights) -> Dense:
+    """The lowest singular values of W and their vectors give way to trained ones (arXiv 2504.07097)."""
+    left, values, right = torch.linalg.svd(base.weight(target.module).float(), full_matrices=False)
+    kept = len(values) - len(tensors["osf_S"])
+    before = (left[:, kept:] * values[kept:]) @ right[kept:]
+    return Dense((tensors["osf_U"].float() * tensors["osf_S"].float()) @ tensors["osf_V"].float() - before)
 
 
 # -- RandLoRA (arXiv 2502.00987) ---------------------------------------------------------------------------
@@ -120,3 +149,5 @@ FOURIERFT = Conversion(None, fourier)
 ROAD = Conversion(None, road)
 SHIRA = Conversion(None, shira)
 RANDLORA = Conversion(None, randlora, random_matrices)
+SUPERTUNING = Conversion(None, supertuning)
+OSF = Conversion(None, osf)

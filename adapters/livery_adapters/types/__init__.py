@@ -37,7 +37,8 @@ from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.adalora import ADALORA
 from livery_adapters.types.base import PeftType
 from livery_adapters.types.beft import BEFT
-from livery_adapters.types.dense import C3A, FOURIERFT, HIRA, RANDLORA, ROAD, SHIRA
+from livery_adapters.types.dense import C3A, FOURIERFT, HIRA, OSF, RANDLORA, ROAD, SHIRA, SUPERTUNING
+from livery_adapters.types.glora import GLORA
 from livery_adapters.types.ia3 import IA3
 from livery_adapters.types.ln_tuning import LN_TUNING
 from livery_adapters.types.lora import LORA
@@ -51,8 +52,8 @@ from livery_adapters.types.vblora import VBLORA
 from livery_adapters.types.vera import PVERA, VERA
 
 _ALL: tuple[PeftType[Any], ...] = (
-    *(ADALORA, BEFT, BOFT, C3A, DEFT, DELORA, FOURIERFT, GRALORA, HIRA, HRA, IA3, LN_TUNING, LOHA, LOKR, LORA),
-    *(MISS, OFT, PEANUT, PVERA, RANDLORA, ROAD, SHIRA, TRAINABLE_TOKENS, VBLORA, VERA),
+    *(ADALORA, BEFT, BOFT, C3A, DEFT, DELORA, FOURIERFT, GLORA, GRALORA, HIRA, HRA, IA3, LN_TUNING, LOHA, LOKR),
+    *(LORA, MISS, OFT, OSF, PEANUT, PVERA, RANDLORA, ROAD, SHIRA, SUPERTUNING, TRAINABLE_TOKENS, VBLORA, VERA),
 )
 TYPES: Mapping[str, PeftType[Any]] = {kind.name: kind for kind in _ALL}
 

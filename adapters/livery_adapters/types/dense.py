@@ -1,6 +1,6 @@
 """Types whose ΔW is of full rank and has no shorter form: served only as the best approximation of a given rank.
 
-HiRA, C3A, FourierFT, RandLoRA, RoAd and SHiRA.
+HiRA, C3A, FourierFT, RandLoRA, RoAd, SHiRA, Super-Tuning and OSF.
 """
 
 from __future__ import annotations
@@ -231,4 +231,103 @@ SHIRA: PeftType[None] = PeftType(
     integers=frozenset({"shira_indices"}),
     parse=_parse_shira,
     target=_shira_target,
+)
+
+
+# -- Super-Tuning: the largest entries of W, and an ordinary pair beside them -----------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SupertuningSettings:
+    """`rank` is that of the pair beside the single entries, 0 for none."""
+
+    rank: int
+    alpha: float
+
+
+def _parse_supertuning(config: Config) -> SupertuningSettings:
+    rank = config.get("r")
+    return SupertuningSettings(
+        rank=0 if rank is None else whole(rank, "r"), alpha=number(config.get("lora_alpha") or 0, "lora_alpha")
+    )
+
+
+def _supertuning_target(module: str, roles: Roles, settings: SupertuningSettings) -> TargetTensors:
+    if "supertuning_indices" not in roles:
+        raise AdapterRefused(
+            "missing_half",
+            f"{module} has no supertuning_indices: which entries of the base are the largest differs between machines "
+            "where some are equal; save the adapter again with save_precomputed_indices=True",
+        )
+    values, places = need(module, roles, "supertuning_values", "supertuning_indices")
+    if len(values.shape) != 1 or 0 in values.shape or places.shape != values.shape:
+        raise wrong_shape(module, roles, "[entries] twice")
+    if not settings.rank:
+        return TargetTensors(module=module, kind="linear", tensors=roles)
+    a, b = need(module, roles, "supertuning_lora_A", "supertuning_lora_B")
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in a.shape + b.shape:
+        raise wrong_shape(module, roles, "[rank, in] and [out, rank]")
+    check_rank(module, a.shape[0], settings.rank)
+    return TargetTensors(
+        module=module,
+        kind="linear",
+        tensors=roles,
+        scale=settings.alpha / settings.rank,
+        in_features=a.shape[1],
+        out_features=b.shape[0],
+    )
+
+
+SUPERTUNING = PeftType(
+    name="SUPERTUNING",
+    rules=FieldRules(
+        read=frozenset({"r", "lora_alpha"}),
+        harmless=frozenset({"sparsity", "select_top", "save_precomputed_indices", "lora_dropout", "init_weights"}),
+    ),
+    suffixes={
+        "supertuning_values": "supertuning_values",
+        "supertuning_indices": "supertuning_indices",
+        "supertuning_lora_A.weight": "supertuning_lora_A",
+        "supertuning_lora_B.weight": "supertuning_lora_B",
+    },
+    prefixes=("supertuning_",),
+    integers=frozenset({"supertuning_indices"}),
+    parse=_parse_supertuning,
+    target=_supertuning_target,
+)
+
+
+# -- OSF: the lower part of W's singular values, trained anew --------------------------------------------
+
+
+def _parse_osf(config: Config) -> None:
+    """How much of W is trained shows in the tensors."""
+
+
+def _osf_target(module: str, roles: Roles, settings: None) -> TargetTensors:
+    left, values, right = need(module, roles, "osf_U", "osf_S", "osf_V")
+    three = len(left.shape) == 2 and len(right.shape) == 2 and 0 not in left.shape + right.shape
+    if not three or values.shape != left.shape[1:] or values.shape != right.shape[:1]:
+        raise wrong_shape(module, roles, "[out, values], [values] and [values, in]")
+    return TargetTensors(
+        module=module, kind="linear", tensors=roles, in_features=right.shape[1], out_features=left.shape[0]
+    )
+
+
+def _check_osf(target: TargetTensors, shapes: BaseShapes, settings: None) -> None:
+    shape = shapes.modules[target.module]
+    if target.tensors["osf_S"].shape[0] > min(shape.in_features, shape.out_features):
+        raise wrong_shape(target.module, target.tensors, "no more values than the smaller side of the base's weight")
+
+
+OSF: PeftType[None] = PeftType(
+    name="OSF",
+    rules=FieldRules(
+        read=frozenset(), harmless=frozenset({"effective_rank", "rank_pattern", "target_svd_config", "init_weights"})
+    ),
+    suffixes={f"osf_svd_params.{part}_low": f"osf_{part}" for part in "USV"},
+    prefixes=("osf_",),
+    parse=_parse_osf,
+    target=_osf_target,
+    check=_check_osf,
 )

@@ -27,6 +27,7 @@ REASONS = {
     "TINYLORA": "which of its vectors a module uses follows from the order in which training visited the modules, "
     "and that is not in the file",
     "UNILORA": "the file holds one vector, and which of its numbers go where is drawn anew for all modules in turn",
+    "WAVEFT": "its weights come out of a wavelet reconstruction that isn't implemented here",
     "XLORA": "it mixes several adapters anew for every token by a classifier of its own, in a second pass",
 }
 # What older versions of PEFT called it.
