@@ -6,15 +6,16 @@ MODEL ?= smollm2-135m-instruct
 ADAPTERS ?= adapters/demo
 PORT ?= 8000
 
-.PHONY: help setup serve test check format bench bench-peers clean
+.PHONY: help setup serve test test-postgres check format bench bench-peers clean
 
 help:
-	@echo "make setup        create $(VENV) and get the demo base model"
-	@echo "make serve        serve the demo base with the demo adapters on 127.0.0.1:$(PORT)"
-	@echo "make test         linters, types and the whole test suite"
-	@echo "make check        linters and types only"
-	@echo "make bench        speed of the base and of 8 adapters mixed, on a server of its own"
-	@echo "make bench-peers  the same side by side with vLLM, in one run"
+	@echo "make setup          create $(VENV) and get the demo base model"
+	@echo "make serve          serve the demo base with the demo adapters on 127.0.0.1:$(PORT)"
+	@echo "make test           linters, types and the whole test suite"
+	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
+	@echo "make check          linters and types only"
+	@echo "make bench          speed of the base and of 8 adapters mixed, on a server of its own"
+	@echo "make bench-peers    the same side by side with vLLM, in one run"
 
 # torch goes first: other packages would pull in whichever build they like. TORCH_INDEX=URL names the package index
 # of a particular build; on Linux that of the CPU build saves gigabytes where there is no GPU.
@@ -45,6 +46,9 @@ check: $(VENV)/.installed
 
 test: setup check
 	$(BIN)/pytest
+
+test-postgres: $(VENV)/.installed
+	$(BIN)/pytest -m postgres tests/postgres
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -77,9 +77,10 @@ def backup(
             break
         lost = gone & registry.weights_in_use()
         if lost:
+            first = min(lost)
             raise BackupError(
-                f"{len(lost)} blobs are missing or damaged in {blobs_root}, the first is {min(lost)}; add the adapters "
-                f"{', '.join(registry.names_serving(lost)) or 'that had them'} again, or delete them"
+                f"{len(lost)} blobs are missing or damaged in {blobs_root}, the first is {first}; add the adapter "
+                f"{', '.join(registry.names_serving([first])[:5]) or 'that had it'} again, or delete it"
             )
     else:
         raise BackupError("adapters were deleted faster than they could be copied; try again when fewer are")

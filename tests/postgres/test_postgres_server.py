@@ -1,0 +1,32 @@
+"""What only a PostgreSQL server can do. The files beside this one ask it all that is asked of SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from adapters.sql_facts import facts_of
+from livery_adapters.registry_sql import Registry, RegistryUnavailable
+from postgres.server import programs, running
+
+
+def test_the_server_would_order_names_otherwise(server: str) -> None:
+    """Or else the tests of pages would prove nothing here."""
+    with psycopg.connect(server) as connection:
+        assert connection.execute("SELECT 'a' < 'B'").fetchone() == (True,)
+
+
+def test_a_server_that_went_away_is_named_and_one_that_came_back_is_used(new_url: Callable[[], str]) -> None:
+    binaries = programs()
+    assert binaries is not None
+    with running(binaries) as url:
+        registry = Registry.open(url)
+        registry.put("pirate", facts_of("one"), source="api", origin="")
+        with psycopg.connect(url, autocommit=True) as admin:  # every connection of the pool is cut
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        assert registry.find("pirate") is not None
+    with pytest.raises(RegistryUnavailable, match="database server runs"):
+        registry.find("pirate")
+    registry.close()
