@@ -83,8 +83,13 @@ class CoverageReport:
         return asdict(self)
 
 
-def check_against(manifest: AdapterManifest, base: BaseModel, limits: Limits = DEFAULT_LIMITS) -> CoverageReport:
-    """Check every tensor of an adapter against the base. Raises AdapterRefused."""
+def check_against(
+    manifest: AdapterManifest, base: BaseModel, limits: Limits = DEFAULT_LIMITS, approximate: int = 0
+) -> CoverageReport:
+    """Check every tensor of an adapter against the base. Raises AdapterRefused.
+
+    `approximate` is the rank to which `convert` will factorise what has no exact form or too large a rank; 0: none.
+    """
     hint = _hint(manifest, base)
     _check_fused(manifest, base)
     known = [target for target in manifest.targets if target.module in base.modules]
@@ -102,7 +107,8 @@ def check_against(manifest: AdapterManifest, base: BaseModel, limits: Limits = D
         )
     check = type_of(manifest.peft_type).check
     for target in manifest.targets:
-        _check_target(manifest, target, base, limits, hint)
+        _check_target(manifest, target, base, hint)
+        _check_rank(target, limits, approximate)
         if check is not None:
             check(target, base.shapes, manifest.settings)
     for full in manifest.full:
@@ -130,7 +136,7 @@ def _elsewhere(manifest: AdapterManifest, base: BaseModel) -> bool:
     )
 
 
-def _check_target(manifest: AdapterManifest, target: TargetTensors, base: BaseModel, limits: Limits, hint: str) -> None:
+def _check_target(manifest: AdapterManifest, target: TargetTensors, base: BaseModel, hint: str) -> None:
     if not (target.named or manifest.common.targets.covers(target.module) or target.module in base.shapes.tied):
         raise untargeted(target.module)  # the manifest let it pass as a tied head
     if target.kind == "experts":
@@ -145,12 +151,17 @@ def _check_target(manifest: AdapterManifest, target: TargetTensors, base: BaseMo
             raise AdapterRefused("unknown_tensor", f"the base has no adaptable module {target.module}. {hint}")
         if not _fits(target, shape):
             raise AdapterRefused("wrong_shape", f"{_difference(target, shape)}. {hint}")
-    if target.rank > limits.max_rank:
-        raise AdapterRefused(
-            "rank_over_limit",
-            f"{target.module} has rank {target.rank} and the limit is {limits.max_rank}; raise the limit or train a "
-            "smaller one",
-        )
+
+
+def _check_rank(target: TargetTensors, limits: Limits, approximate: int) -> None:
+    if target.rank <= limits.max_rank or (target.reducible and approximate):
+        return
+    reduced = ", or add it with --approximate RANK to serve its best approximation" if target.reducible else ""
+    raise AdapterRefused(
+        "rank_over_limit",
+        f"{target.module} has rank {target.rank} and the limit is {limits.max_rank}; raise the limit or train a "
+        f"smaller one{reduced}",
+    )
 
 
 def _check_saved(manifest: AdapterManifest, base: BaseModel) -> None:
@@ -174,8 +185,8 @@ def _check_full(full: FullTensor, base: BaseModel, hint: str) -> None:
     if shape is None and full.module not in base.shapes.plain:
         raise AdapterRefused(
             "unknown_tensor",
-            f"{full.entry.name} is a complete parameter of {full.module}, which the base doesn't have: a trained "
-            f"classification head can't be served. {hint}",
+            f"{full.entry.name} is a complete parameter of {full.module}, which is not among what adapters may replace "
+            f"in this base: a classification head or a router, for example, can't be served. {hint}",
         )
     expected = _expected(full, base)
     if expected is None:
@@ -266,7 +277,7 @@ def _warnings(manifest: AdapterManifest, base: BaseModel) -> tuple[str, ...]:
     declared = manifest.base_name
     if declared and _last_part(declared) != _last_part(base.name):
         found.append(f"trained on {declared!r}, served on {base.name!r}: the shapes fit, the weights may not")
-    if manifest.common.targets.names is None and isinstance(manifest.facts.get("target_modules"), str):
+    if manifest.facts.get("target_modules") != "all-linear" and isinstance(manifest.facts.get("target_modules"), str):
         found.append("target_modules is a pattern, which is not run: the tensors in the file say what is adapted")
     if manifest.targets and not manifest.full and all(target.scale == 0 for target in manifest.targets):
         found.append("every module is scaled by zero: this adapter changes nothing")

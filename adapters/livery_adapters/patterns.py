@@ -15,6 +15,7 @@ from livery_adapters.refusal import AdapterRefused
 MAX_LENGTH = 512
 MAX_REPEATING = 16  # patterns with a repetition in one configuration
 
+_DIGIT = ("\\d", "[0-9]")
 _ATOM = re.compile(r"(\\\.|\\d|\[0-9\]|[A-Za-z0-9_.-])([*+?]?)")
 
 
@@ -26,6 +27,8 @@ class _Branch:
     tokens: tuple[tuple[str, str], ...]  # (atom, quantifier)
     skippable: int
     repeating: int
+    literals: tuple[tuple[int, str], ...]  # runs of plain characters by their first token
+    digits: tuple[int, ...]  # tokens that accept a digit
 
     def matches(self, name: str) -> bool:
         if not self.repeating and not self.skippable:
@@ -53,7 +56,11 @@ class _Branch:
         start = len(name) - len(self.tokens)
         if start < 0 or (start > 0 and (self.anchored or name[start - 1] != ".")):
             return False
-        return all(_accepts(atom, char) for (atom, _), char in zip(self.tokens, name[start:], strict=True))
+        # Run by run instead of token by token: thousands of patterns may meet thousands of modules.
+        for offset, text in self.literals:
+            if not name.startswith(text, start + offset):
+                return False
+        return all("0" <= name[start + offset] <= "9" for offset in self.digits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,10 @@ class NamePattern:
         return any(branch.repeating or branch.skippable for branch in self.branches)
 
     def matches(self, name: str) -> bool:
-        return any(branch.matches(name) for branch in self.branches)
+        for branch in self.branches:  # noqa: SIM110 - a generator costs more than the match
+            if branch.matches(name):
+                return True
+        return False
 
 
 def parse_pattern(text: str) -> NamePattern:
@@ -92,13 +102,27 @@ def _parse_branch(part: str, text: str) -> _Branch:
     repeating = sum(1 << index for index, (_, mark) in enumerate(tokens) if mark in ("*", "+"))
     if not tokens or skippable & skippable << 1:
         raise _unsafe(text)
-    return _Branch(part.startswith("^"), tuple(tokens), skippable, repeating)
+    atoms = [atom for atom, _ in tokens]
+    digits = tuple(index for index, atom in enumerate(atoms) if atom in _DIGIT)
+    return _Branch(part.startswith("^"), tuple(tokens), skippable, repeating, _literals(atoms), digits)
+
+
+def _literals(atoms: list[str]) -> tuple[tuple[int, str], ...]:
+    runs: list[tuple[int, str]] = []
+    for index, atom in enumerate(atoms):
+        if atom == "." or atom in _DIGIT:
+            continue
+        if runs and runs[-1][0] + len(runs[-1][1]) == index:
+            runs[-1] = (runs[-1][0], runs[-1][1] + atom[-1])
+        else:
+            runs.append((index, atom[-1]))
+    return tuple(runs)
 
 
 def _accepts(atom: str, char: str) -> bool:
     if atom == ".":
         return True
-    if atom in ("\\d", "[0-9]"):
+    if atom in _DIGIT:
         return "0" <= char <= "9"
     return atom[-1] == char
 

@@ -36,7 +36,7 @@ COMMON_HARMLESS = frozenset(
 )
 
 _DOTTED = re.compile(r"[A-Za-z0-9_.-]{1,256}")
-_MAX_PATTERNS = 2048
+_MAX_PATTERNS = 1024  # one per module of the largest models
 _MAX_NUMBER = 1e6
 
 

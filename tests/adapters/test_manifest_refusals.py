@@ -246,6 +246,12 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
     ),
     "rank lie": (_config(r=3), "rank_mismatch", "rank 4 and adapter_config.json says 3", "don't belong together"),
     "rank lie of a pattern": (_config(rank_pattern={"v_proj": 2}), "rank_mismatch", "v_proj", "don't belong together"),
+    "rank patterns that overlap": (
+        _config(rank_pattern={"v_proj": 2, "layers.0.self_attn.v_proj": 4}, r=4),
+        "rank_mismatch",
+        "'v_proj' of rank_pattern says 2",
+        "put the one that was meant first",
+    ),
     "missing half": (_tensors(**{B: None}), "missing_half", f"{Q0} has only", "save the adapter again"),
     "both halves of other ranks": (_tensors(**{B: torch.ones(32, 5)}), "wrong_shape", "[32, 5]", "are needed"),
     "wrong shape": (_tensors(**{B: torch.ones(31, 4)}), "wrong_shape", "32 -> 31", "use an adapter trained on it"),

@@ -150,9 +150,11 @@ def _tokens(value: object) -> dict[str, tuple[int, ...]] | None:
 
 
 def _distinct(ids: tuple[int, ...]) -> tuple[int, ...]:
-    twice = next((token for token in ids if ids.count(token) > 1), None) if len(set(ids)) < len(ids) else None
-    if twice is not None:
-        raise AdapterRefused("bad_field", f"trainable_token_indices names token {twice} twice; remove one")
+    seen: set[int] = set()
+    for token in ids:
+        if token in seen:
+            raise AdapterRefused("bad_field", f"trainable_token_indices names token {token} twice; remove one")
+        seen.add(token)
     return ids
 
 
@@ -193,7 +195,8 @@ def target(module: str, roles: Roles, settings: LoraSettings) -> TargetTensors:
     a, b = parts.pair(module, roles, embedding)
     rank = a.shape[0]
     if rank != settings.rank_of(module):
-        raise parts.rank_mismatch(module, rank, settings.rank_of(module))
+        overlapping = [pattern.text for pattern, _ in settings.rank_patterns if pattern.matches(module)]
+        raise parts.rank_mismatch(module, rank, settings.rank_of(module), overlapping)
     scale = settings.scale_of(module, rank)
     if settings.init != "plain" and scale <= 0:
         raise AdapterRefused(

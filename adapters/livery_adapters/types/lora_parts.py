@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.layout import TargetTensors
@@ -24,8 +24,15 @@ def pair(module: str, roles: Roles, embedding: bool) -> tuple[TensorEntry, Tenso
     return a, b
 
 
-def rank_mismatch(module: str, found: int, declared: int) -> AdapterRefused:
-    """The two files disagree about a rank."""
+def rank_mismatch(module: str, found: int, declared: int, matching: Sequence[str] = ()) -> AdapterRefused:
+    """The two files disagree about a rank. `matching` are the rank patterns that fit the module."""
+    if len(matching) > 1:
+        return AdapterRefused(
+            "rank_mismatch",
+            f"{module}: the tensors have rank {found}; {matching[0]!r} of rank_pattern says {declared} and "
+            f"{matching[1]!r} matches too. PEFT sorts the patterns when it saves and then can't load them: put the one "
+            "that was meant first in adapter_config.json",
+        )
     return AdapterRefused(
         "rank_mismatch",
         f"{module}: the tensors have rank {found} and adapter_config.json says {declared} (r or rank_pattern); the "
