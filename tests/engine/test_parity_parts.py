@@ -14,7 +14,7 @@ from engine.families import linear_targets, save
 from engine.oracle import Bench, ref, save_adapter
 from engine.test_parity import MAX_LEN, TIGHT, kv_bytes, prompts
 from livery.engine.base import AdapterRef, EngineConfig
-from livery.engine.model import base_shapes
+from livery.engine.model import CANARY_TOLERANCE, base_shapes
 from livery.engine.sampler import NOT_FINITE
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.canonical import CanonicalAdapter, LinearChange, tensors_of
@@ -105,6 +105,23 @@ def test_every_part_in_one_batch(family: str, base: Path, kernels: str, tmp_path
         if choice is not None:
             oracle.assert_visible(prompt, choice)
         oracle.assert_same(prompt, results[str(index)], choice, count=8)
+
+
+def test_every_part_in_half_precision(base: Path) -> None:
+    """Computed in bf16, which rounds each step of the base's own forward as well."""
+    adapters = parts_mix(base_shapes(str(base)))
+    memory = {"kv_memory_bytes": 2 * kv_bytes(base), "adapter_memory_bytes": 64 << 20}
+    bench = Bench(EngineConfig(str(base), dtype="bfloat16", **memory, **TIGHT))
+    bench.runner.by_hand |= adapters
+    oracle = ReferenceModels(base, MAX_LEN, adapters)
+    (prompt,) = prompts(1, seed=4)
+    for name in adapters:
+        bench.add(name, prompt, AdapterRef.of(name, ""), max_tokens=1)
+    for name, result in bench.run().items():
+        assert result.error is None, result.error
+        expected = oracle.logits(prompt, Path(name))[-1]
+        error = float((result.logits[len(prompt) - 1] - expected).abs().max() / expected.abs().max())
+        assert error < CANARY_TOLERANCE[torch.bfloat16], f"{name}: logits differ by {error:.1e}"
 
 
 def test_a_basis_shared_by_all_modules_is_held_once(base: Path) -> None:
