@@ -20,14 +20,17 @@ class CheckedFiles:
     coverage: CoverageReport
 
 
-def check_directory(directory: Path, base: BaseModel, limits: Limits, digest: str | None = None) -> CheckedFiles:
+def check_directory(
+    directory: Path, base: BaseModel, limits: Limits, digest: str | None = None, approximate: int = 0
+) -> CheckedFiles:
     """Read a directory and check it against the base, weights included. Blocks. Raises AdapterRefused.
 
     `digest` says what the files hash to where that is known; else they are read once more to find out.
+    `approximate` is the rank to which the engine will factorise what has too large a rank of its own; 0: none.
     """
     try:
         manifest = read_manifest(directory, limits, digest=digest)
-        coverage = check_against(manifest, base, limits)
+        coverage = check_against(manifest, base, limits, approximate)
         check_finite(directory, manifest)
     except OSError as error:
         raise AdapterRefused("unreadable", f"{directory.name!r} can't be read: {error.strerror}") from error

@@ -22,6 +22,7 @@ class TargetTensors:
     base has there. `rank` is 0 for a method without one. `parameter` names the
     parameter of `module` that changes where it isn't a linear module's or an embedding's weight (kind "experts").
     `named`: the type has a field of its own that names this module, so `target_modules` needn't.
+    `reducible`: the exact rank may be large and the type can be approximated by a smaller one on request.
     `tied`: a head tied to this embedding changes alike.
     """
 
@@ -34,6 +35,7 @@ class TargetTensors:
     out_features: int | None = None
     parameter: str = ""
     named: bool = False
+    reducible: bool = False
     tied: bool = False
 
     @property

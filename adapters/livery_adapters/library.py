@@ -234,7 +234,7 @@ class AdapterLibrary:
 
     async def _examine(self, incoming: Incoming, weights: str, approximate: int) -> CheckedFiles:
         """Everything that is checked, in the order of its cost. Raises AdapterRefused."""
-        files = await asyncio.to_thread(check_directory, incoming.path, self.base, self._limits, weights)
+        files = await asyncio.to_thread(check_directory, incoming.path, self.base, self._limits, weights, approximate)
         candidate = Candidate(
             converted_digest(weights, approximate), weights, incoming.path, approximate, files.manifest.invocation
         )

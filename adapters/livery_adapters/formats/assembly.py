@@ -127,7 +127,8 @@ class Assembly:
 
     def _change(self, target: TargetTensors, tensors: Tensors) -> Change:
         settings, conversion = self._manifest.settings, self._conversion
-        if conversion.convert_module is not None:
+        reduced = target.reducible and 0 < self._approximate < target.rank
+        if conversion.convert_module is not None and not reduced:
             change = conversion.convert_module(target, tensors, settings, self._base)
             if change is not None:
                 return change

@@ -31,9 +31,10 @@ class Conversion(Generic[S]):
 
     `convert_module(target, tensors, settings, base)` gives the exact form of one module's change; `tensors` are its
     own by role, as the file has them, and the shared ones. Where it is None, or returns None for a module, there is
-    no exact form; then `dense`, with the same arguments, gives what the type adds to a linear module, and its ΔW is
-    factorised to the rank that the operator asked for. `shared(manifest, tensors, base)` makes what all modules
-    share from the shared tensors of the file, once.
+    no exact form, nor is one taken for a reducible target of a higher rank than was asked for. Then `dense`, with
+    the same arguments, gives what the type adds to a linear module, and its ΔW is factorised to the rank that the
+    operator asked for. `shared(manifest, tensors, base)` makes what all modules share, once, from the shared tensors
+    of the file.
     """
 
     convert_module: Callable[[TargetTensors, Tensors, S, BaseWeights], Change | None] | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from livery_adapters.canonical import BaseWeights, LinearChange, LowRank
-from livery_adapters.formats.base import Conversion, Tensors
+from livery_adapters.formats.base import Conversion, Dense, Tensors
 from livery_adapters.layout import TargetTensors
 from livery_adapters.types.lycoris import LycorisSettings
 
@@ -29,4 +29,10 @@ def convert_module(
     return LinearChange(deltas=(hadamard(w1_a, w1_b, w2_a, w2_b, target.scale),))
 
 
-CONVERSION = Conversion(convert_module)
+def dense(target: TargetTensors, tensors: Tensors, settings: LycorisSettings, base: BaseWeights) -> Dense:
+    """The same multiplied out, for a rank below r²."""
+    w1_a, w1_b, w2_a, w2_b = (tensors[f"hada_{name}"].float() for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    return Dense(target.scale * (w1_a @ w1_b) * (w2_a @ w2_b))
+
+
+CONVERSION = Conversion(convert_module, dense)

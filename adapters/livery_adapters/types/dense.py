@@ -14,9 +14,6 @@ from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.base import PeftType, Roles, need, wrong_shape
 from livery_adapters.types.low_rank import check_rank
 
-_SEEDS = 1 << 63
-
-
 # -- HiRA: ΔW = W ⊙ (B·A) --------------------------------------------------------------------------------
 
 
@@ -80,10 +77,10 @@ class FourierSettings:
 
 
 def _parse_fourier(config: Config) -> FourierSettings:
-    seed = whole(config.get("random_loc_seed", 777), "random_loc_seed", least=0)
-    if seed >= _SEEDS:
-        raise bad_field("random_loc_seed", seed, "below 2 to the 63rd")
-    return FourierSettings(seed, number(config.get("scaling", 150.0), "scaling"))
+    return FourierSettings(
+        seed=whole(config.get("random_loc_seed", 777), "random_loc_seed", least=0),
+        scale=number(config.get("scaling", 150.0), "scaling"),
+    )
 
 
 def _fourier_target(module: str, roles: Roles, settings: FourierSettings) -> TargetTensors:

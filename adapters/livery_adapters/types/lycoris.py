@@ -66,6 +66,7 @@ def loha_target(module: str, roles: Roles, settings: LycorisSettings) -> TargetT
         kind="linear",
         tensors=roles,
         rank=left[1] ** 2,
+        reducible=True,
         scale=settings.scale_of(module),
         in_features=right[1],
         out_features=left[0],

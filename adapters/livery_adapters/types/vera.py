@@ -8,11 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from livery_adapters.layout import TargetTensors
-from livery_adapters.peft_config import Config, FieldRules, bad_field, flag, whole
+from livery_adapters.peft_config import Config, FieldRules, flag, whole
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.base import PeftType, Roles, need, one_dtype, wrong_shape
-
-_SEEDS = 1 << 63
 
 RULES = FieldRules(
     read=frozenset({"r", "projection_prng_key", "save_projection"}),
@@ -37,11 +35,10 @@ class VeraSettings:
 
 def parse(config: Config) -> VeraSettings:
     """Validate the fields of a VeRA configuration. Raises AdapterRefused."""
-    seed = whole(config.get("projection_prng_key", 0), "projection_prng_key", least=0)
-    if seed >= _SEEDS:
-        raise bad_field("projection_prng_key", seed, "below 2 to the 63rd")
     return VeraSettings(
-        rank=whole(config.get("r", 256), "r"), saved=flag(config, "save_projection", default=True), seed=seed
+        rank=whole(config.get("r", 256), "r"),
+        saved=flag(config, "save_projection", default=True),
+        seed=whole(config.get("projection_prng_key", 0), "projection_prng_key", least=0),
     )
 
 
