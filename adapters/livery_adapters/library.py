@@ -77,11 +77,14 @@ class Prover(Protocol):
     """Shows that a version can be applied. The server asks its engine, the command line the model itself."""
 
     async def prove(self, candidate: Candidate) -> AdapterEffect | None:
-        """Convert it and run it once. Raises AdapterRefused with what went wrong. None: the effect isn't known."""
+        """Convert it and run it once. Raises AdapterRefused with what went wrong. None: the effect isn't known.
+
+        What was proven is kept ready until `forget` is called, once for each time it was proven.
+        """
         ...
 
     async def forget(self, digest: str) -> None:
-        """The candidate was only tried: free it unless something uses it."""
+        """The candidate is recorded by now, or isn't wanted: it may go unless something uses it."""
         ...
 
 
@@ -122,9 +125,8 @@ class AdapterLibrary:
         async with self._incoming() as incoming:
             await fill(incoming)
             weights = await asyncio.to_thread(incoming.seal)
-            files = await self._examine(incoming, weights, approximate)
-            await self._prover.forget(converted_digest(weights, approximate))
-            return files.coverage
+            async with self._examined(incoming, weights, approximate) as files:
+                return files.coverage
 
     async def add(self, name: str, fill: Fill, intake: Intake) -> AdapterRecord:
         """Take a version in for `name` and, unless told otherwise, make it the active one.
@@ -136,26 +138,20 @@ class AdapterLibrary:
         async with self._turn(name), self._incoming() as incoming:
             origin = await fill(incoming)
             weights = await asyncio.to_thread(incoming.seal)
-            facts = await self._facts(incoming, weights, intake)
-            await asyncio.to_thread(incoming.publish)
-            return await asyncio.to_thread(
-                self.registry.put,
-                name,
-                facts,
-                source=intake.source,
-                origin=origin,
-                state="ready" if self._proves else "registered",
-                pinned=intake.pinned,
-                expected_generation=intake.expected_generation,
-                activate=intake.activate,
-            )
+            known = await self._known(weights, intake)
+            if known is not None:
+                return await self._record(name, incoming, known, origin, intake)
+            async with self._examined(incoming, weights, intake.approximate) as files:
+                return await self._record(name, incoming, self._new(weights, intake, files), origin, intake)
 
     async def prove(self, version: NamedVersion) -> None:
         """Prove a version that was registered without a model. Raises AdapterRefused; the registry keeps why."""
         facts = version.facts
         try:
             self._check_base(facts)
-            await self._prover.prove(self.candidate(facts))
+            candidate = self.candidate(facts)
+            await self._prover.prove(candidate)
+            await self._prover.forget(candidate.digest)
         except AdapterRefused as refused:
             await asyncio.to_thread(
                 self.registry.fail, version.name, code=refused.code, message=refused.message, source="", origin=""
@@ -207,16 +203,18 @@ class AdapterLibrary:
 
     # -- inside --------------------------------------------------------------------------------------
 
-    async def _facts(self, incoming: Incoming, weights: str, intake: Intake) -> VersionFacts:
-        """What the registry will know of the version; a version it knows already needs no second proof."""
+    async def _known(self, weights: str, intake: Intake) -> VersionFacts | None:
+        """A version that was taken in before for this base, whichever name has it: it needs no second proof."""
         digest = version_digest(weights, intake.approximate, intake.profile)
         known = await asyncio.to_thread(self.registry.facts, digest)
-        if known is not None and known.base_digest == self.base.digest and await asyncio.to_thread(self._held, weights):
-            return known
-        files = await self._examine(incoming, weights, intake.approximate)
+        if known is None or known.base_digest != self.base.digest or not await asyncio.to_thread(self._held, weights):
+            return None
+        return known
+
+    def _new(self, weights: str, intake: Intake, files: CheckedFiles) -> VersionFacts:
         manifest = files.manifest
         return VersionFacts(
-            digest=digest,
+            digest=version_digest(weights, intake.approximate, intake.profile),
             weights=weights,
             approximate=intake.approximate,
             peft_type=manifest.peft_type,
@@ -229,26 +227,49 @@ class AdapterLibrary:
             created=time.time(),
         )
 
+    async def _record(
+        self, name: str, incoming: Incoming, facts: VersionFacts, origin: str, intake: Intake
+    ) -> AdapterRecord:
+        """The files first, then the row that refers to them: garbage isn't collected in between."""
+        await asyncio.to_thread(incoming.publish)
+        return await asyncio.to_thread(
+            self.registry.put,
+            name,
+            facts,
+            source=intake.source,
+            origin=origin,
+            state="ready" if self._proves else "registered",
+            pinned=intake.pinned,
+            expected_generation=intake.expected_generation,
+            activate=intake.activate,
+        )
+
     def _held(self, weights: str) -> bool:
         return self.store.path(weights).is_dir()
 
-    async def _examine(self, incoming: Incoming, weights: str, approximate: int) -> CheckedFiles:
-        """Everything that is checked, in the order of its cost. Raises AdapterRefused."""
+    @asynccontextmanager
+    async def _examined(self, incoming: Incoming, weights: str, approximate: int) -> AsyncIterator[CheckedFiles]:
+        """Everything that is checked, in the order of its cost; the prover keeps it until the context ends.
+
+        Raises AdapterRefused.
+        """
         files = await asyncio.to_thread(check_directory, incoming.path, self.base, self._limits, weights, approximate)
         candidate = Candidate(
             converted_digest(weights, approximate), weights, incoming.path, approximate, files.manifest.invocation
         )
         effect = await self._prover.prove(candidate)
-        if effect is None:
-            return files
-        if effect.changes_nothing:
+        try:
+            if effect is not None:
+                if effect.changes_nothing:
+                    raise AdapterRefused(
+                        "zero_effect",
+                        "the adapter changes nothing: every one of its modules adds exactly zero. Its training never "
+                        "moved the weights, or an initial checkpoint was saved; use a trained one",
+                    )
+                files = CheckedFiles(files.manifest, files.coverage.with_effect(effect))
+            yield files
+        finally:
             await self._prover.forget(candidate.digest)
-            raise AdapterRefused(
-                "zero_effect",
-                "the adapter changes nothing: every one of its modules adds exactly zero. Its training never moved the "
-                "weights, or an initial checkpoint was saved; use a trained one",
-            )
-        return CheckedFiles(files.manifest, files.coverage.with_effect(effect))
 
     def _check_base(self, facts: VersionFacts) -> None:
         if facts.base_digest != self.base.digest:

@@ -24,7 +24,7 @@ from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
 from livery_adapters.registry import AdapterRecord, AliasTarget, UnknownAdapter
 
 Json = dict[str, Any]
-Upload = AsyncIterator[tuple[str, bytes]]  # file name, piece of it
+Upload = AsyncIterator[tuple[str, bytes]]  # file name, piece of it; an empty piece begins the file
 
 MAX_PAGE = 1000
 DRAIN_POLL_S = 0.05
@@ -317,7 +317,10 @@ def from_upload(files: Upload) -> Fill:
 
     async def fill(incoming: Incoming) -> str:
         async for name, piece in files:
-            await asyncio.to_thread(incoming.write, name, piece)
+            if piece:
+                await asyncio.to_thread(incoming.write, name, piece)
+            else:  # a part begins
+                await asyncio.to_thread(incoming.begin, name)
         return "upload"
 
     return fill

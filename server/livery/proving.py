@@ -32,34 +32,34 @@ def reference(candidate: Candidate, *, verified: bool) -> AdapterRef:
 
 
 class EngineProver:
-    """Asks the engine that will serve it. `told` hears what the engine knows now, `done` that it may be swept."""
+    """Asks the engine that will serve it; `hold` and `release` keep it from being swept out meanwhile."""
 
     def __init__(
-        self, engine: Engine, info: EngineInfo, told: Callable[[AdapterRef], None], done: Callable[[], None]
+        self, engine: Engine, info: EngineInfo, hold: Callable[[AdapterRef], None], release: Callable[[str], None]
     ) -> None:
         self._engine = engine
-        self._told = told
-        self._done = done
+        self._hold = hold
+        self._release = release
         step = max(1, info.vocab_size // CANARY_TOKENS)
         self._canary = [token for token in range(1, info.vocab_size, step)][:CANARY_TOKENS]
 
     async def prove(self, candidate: Candidate) -> AdapterEffect | None:
         """Load it and take one token. Raises AdapterRefused."""
         ref = reference(candidate, verified=True)
-        self._told(ref)
+        self._hold(ref)
         try:
             effect = await self._engine.load_adapter(ref)
             await self._run(ref, candidate)
         except AdapterLoadFailed as failed:
-            self._done()
+            self._release(ref.digest)
             raise AdapterRefused(failed.code, str(failed)) from failed
-        except AdapterRefused:
-            self._done()
+        except BaseException:
+            self._release(ref.digest)
             raise
         return effect
 
     async def forget(self, digest: str) -> None:
-        self._done()
+        self._release(digest)
 
     async def _run(self, ref: AdapterRef, candidate: Candidate) -> None:
         """One greedy token; an activated adapter is active from the first one."""

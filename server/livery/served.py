@@ -45,7 +45,7 @@ class ServedAdapters:
         self.base = base
         self.registry = registry
         self._engine = engine
-        self._leases: Counter[str] = Counter()  # converted digest -> requests
+        self._leases: Counter[str] = Counter()  # converted digest -> requests and proofs under way
         self._by_name: Counter[str] = Counter()  # adapter name -> requests
         self._told: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # the engine may know: digest -> weights
         self._staging: Counter[str] = Counter()  # names whose first version is on its way in
@@ -56,7 +56,7 @@ class ServedAdapters:
         self._garbage = True  # an earlier run may have left some
         self._proofs: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        prover = EngineProver(engine, info, self._note, self._dirty.set)
+        prover = EngineProver(engine, info, self._keep, self._let_go)
         self.library = AdapterLibrary(registry, store, base, limits, prover)
 
     async def start(self) -> None:
@@ -249,21 +249,24 @@ class ServedAdapters:
     def _reference(self, version: NamedVersion) -> AdapterRef:
         return reference(self.library.candidate(version.facts), verified=False)
 
-    def _note(self, ref: AdapterRef) -> None:
-        """The engine is told of this one: it is taken back when nothing uses it."""
+    def _keep(self, ref: AdapterRef) -> None:
+        """The engine is told of this one: it is taken back some time after it was let go as often as it was kept."""
         self._told[ref.digest] = tuple(part.digest for part in ref.parts)
         self._told.move_to_end(ref.digest)
+        self._leases[ref.digest] += 1
+
+    def _let_go(self, digest: str) -> None:
+        self._leases[digest] -= 1
+        if not self._leases[digest]:
+            del self._leases[digest]
+            self._dirty.set()
 
     def _hold(self, name: str, digest: str, ref: AdapterRef, facts: VersionFacts | None, names: Sequence[str]) -> Lease:
-        self._note(ref)
-        self._leases[ref.digest] += 1
+        self._keep(ref)
         self._by_name.update(names)
 
         def release() -> None:
-            self._leases[ref.digest] -= 1
-            if not self._leases[ref.digest]:
-                del self._leases[ref.digest]
-                self._dirty.set()
+            self._let_go(ref.digest)
             self._by_name.subtract(names)
             for one in names:
                 if not self._by_name[one]:

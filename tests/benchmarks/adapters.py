@@ -76,7 +76,7 @@ async def taking_in(folder: Path, rounds: int) -> dict[str, Any]:
     made = write_random_adapters(base, folder / "large", 2 * rounds, rank=64)
     engine = EngineClient(EngineConfig(str(base)), lambda _: None)
     info = await engine.start()
-    prover = EngineProver(engine, info, lambda _: None, lambda: None)
+    prover = EngineProver(engine, info, lambda _: None, lambda _: None)
     registry = Registry.open(folder / "large.db")
     store = BlobStore(folder / "blobs")
     library = AdapterLibrary(registry, store, BaseModel(MODEL, info.base_digest, info.shapes), DEFAULT_LIMITS, prover)
