@@ -91,7 +91,7 @@ def _experts(target: TargetTensors, tensors: Tensors) -> ExpertsChange:
 def _rows(
     target: TargetTensors, values: Tensor, settings: LoraSettings, base: BaseWeights
 ) -> LinearChange | EmbeddingChange:
-    ids, order = torch.tensor(settings.tokens_of(target.module)).sort()
+    ids, order = torch.tensor(settings.tokens_of(target.module), dtype=torch.int64).sort()
     rows = Rows(ids, values[order])
     if base.shapes.modules[target.module].kind == "embedding":
         return EmbeddingChange(rows=rows)

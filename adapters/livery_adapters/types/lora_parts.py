@@ -79,7 +79,7 @@ def token_rows(module: str, roles: Roles, ids: tuple[int, ...]) -> TargetTensors
             "unsupported_combination",
             f"{module} has trained tokens and a low-rank pair, which PEFT itself doesn't combine; train one of them",
         )
-    if len(entry.shape) != 2 or entry.shape[0] != len(ids):
+    if len(entry.shape) != 2 or entry.shape[0] != len(ids) or not ids:
         raise AdapterRefused(
             "wrong_shape",
             f"{entry.name} is {list(entry.shape)} and adapter_config.json names {len(ids)} trained tokens for it; the "
