@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.peft_made import Weights, make, tiny_base
-from livery_adapters.formats import convert
 from livery_adapters.examine import check_directory
+from livery_adapters.formats import convert
 from livery_adapters.patterns import parse_pattern
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
