@@ -75,11 +75,15 @@ class OfflineProver:
         drawn = torch.randint(0, vocabulary, (length + 8 * len(avoid) + 8,), generator=generator).tolist()
         return [token for token in drawn if token not in avoid][: min(length, self.runner.info.max_model_len // 2)]
 
-    def _prove(self, candidate: Candidate) -> AdapterEffect:
+    def install(self, candidate: Candidate) -> None:
+        """Have the model apply it from now on, until it is forgotten. Blocks. Raises AdapterRefused, ModelRefused."""
         try:
             self.runner.install(self.runner.read_adapter(reference(candidate, verified=True)))
         except OSError as error:
             raise AdapterRefused("unreadable", f"the adapter's copy can't be read: {error.strerror}") from error
+
+    def _prove(self, candidate: Candidate) -> AdapterEffect:
+        self.install(candidate)
         tokens = [*candidate.invocation, *self.probe(CANARY_TOKENS, candidate.invocation)]
         if not bool(torch.isfinite(self.logits(candidate.digest, tokens)).all()):
             raise AdapterRefused(

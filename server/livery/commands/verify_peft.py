@@ -22,7 +22,7 @@ PEFT_ERRORS = (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OS
 
 
 def verify_with_peft(prover: OfflineProver, candidate: Candidate) -> Json:
-    """Compare the engine's logits under a proven adapter with PEFT's, both in fp32, on a probe prompt.
+    """Compare the engine's logits under an adapter with PEFT's, both in fp32, on a probe prompt.
 
     Differences are relative to the largest logit. Blocks. Raises CommandFailed when PEFT isn't installed or can't
     load the files.
@@ -32,6 +32,7 @@ def verify_with_peft(prover: OfflineProver, candidate: Candidate) -> Json:
     if candidate.invocation:  # an activated adapter acts from its invocation tokens on
         start = len(tokens) // 2
         tokens = [*tokens[:start], *candidate.invocation, *tokens[start:]]
+    prover.install(candidate)
     adapted = prover.logits(candidate.digest, tokens, start)
     base = prover.logits(None, tokens)
     expected = peft_logits(prover.model, candidate.path, tokens, prover.runner.info.max_model_len)[-len(adapted) :]

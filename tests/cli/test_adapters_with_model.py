@@ -1,0 +1,133 @@
+"""Commands that load the model themselves, on tiny random ones: shapes, proof, PEFT's word, and merging."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import HiraConfig, IA3Config, LoKrConfig, LoraConfig, PeftConfig
+
+from adapters.peft_types import TARGETS, base, make
+from cli.conftest import Livery
+
+LORA: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": TARGETS["llama"]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    base("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("lora") / "lora", LoraConfig(r=4, **LORA))
+
+
+def saved(folder: Path, config: PeftConfig, seed: int = 0) -> Path:
+    make(folder, "llama", config, seed=seed)
+    return folder
+
+
+def test_a_model_is_known_by_its_shapes_and_remembered_by_the_folder(
+    model: Path, lora: Path, tmp_path: Path, livery: Livery
+) -> None:
+    data = tmp_path / "data"
+    added = livery("adapters", "add", "pirate", lora, "--data", data, "--model", model, "--json").json()
+    assert (added["state"], added["coverage"]["exact"], added["coverage"]["base"]) == ("registered", None, "tiny-llama")
+    again = livery("adapters", "add", "again", lora, "--data", data, "--json").json()  # the base is known now
+    assert again["digest"] == added["digest"]
+    other = tmp_path / "other"
+    base("gpt2").save_pretrained(other)
+    done = livery("adapters", "add", "x", lora, "--data", data, "--model", other)
+    assert (done.code, "another base" in done.err) == (1, True)
+    assert livery("adapters", "add", "x", lora, "--data", data, "--model", "no/such/model").code == 2
+    wrong = livery("adapters", "check", lora, "--model", other, "--json")
+    assert (wrong.code, json.loads(wrong.out)["code"]) == (1, "no_matching_module")
+
+
+def test_a_version_can_be_proven_here(model: Path, lora: Path, tmp_path: Path, livery: Livery) -> None:
+    way = ["--data", tmp_path / "data", "--model", model, "--prove"]
+    added = livery("adapters", "add", "pirate", lora, *way, "--json").json()
+    assert (added["state"], added["proven"], added["coverage"]["exact"]) == ("ready", True, True)
+    assert 0 < added["coverage"]["smallest_effect"] <= added["coverage"]["largest_effect"]
+    shown = livery("adapters", "show", "pirate", "--data", tmp_path / "data").out
+    assert "exact" in shown
+    assert "min " in shown
+    make(tmp_path / "still", "llama", LoraConfig(r=2, **LORA), std=0.0)  # PEFT starts with B = 0
+    refused = livery("adapters", "add", "still", tmp_path / "still", *way)
+    assert (refused.code, "changes nothing" in refused.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, use_rslora=True, rank_pattern={"q_proj": 2}, **LORA),
+        LoraConfig(r=4, alora_invocation_tokens=[5, 9, 5], **LORA),
+        IA3Config(feedforward_modules=["down_proj"], task_type="CAUSAL_LM", target_modules=["v_proj", "down_proj"]),
+        LoKrConfig(r=4, task_type="CAUSAL_LM", target_modules=TARGETS["llama"]),
+    ],
+    ids=["lora", "alora", "ia3", "lokr"],
+)
+def test_the_engines_logits_are_compared_with_pefts(
+    config: PeftConfig, model: Path, tmp_path: Path, livery: Livery
+) -> None:
+    folder = saved(tmp_path / "made", config)
+    answer = livery("adapters", "check", folder, "--model", model, "--verify-with-peft", "--json").json()
+    peft = answer["peft"]
+    assert answer["ok"] is True
+    assert peft["difference"] < 1e-4
+    assert peft["moves_base"] > 1e-2
+    assert answer["coverage"]["exact"] is True
+
+
+def test_what_differs_from_peft_fails(model: Path, tmp_path: Path, livery: Livery) -> None:
+    folder = saved(tmp_path / "hira", HiraConfig(r=3, task_type="CAUSAL_LM", target_modules=TARGETS["llama"]))
+    whole = livery("adapters", "check", folder, "--model", model, "--full", "--json")
+    assert whole.code == 1
+    assert "--approximate RANK" in json.loads(whole.out)["message"]
+    check = ["adapters", "check", folder, "--model", model, "--verify-with-peft", "--approximate", "1"]
+    done = livery(*check)
+    assert done.code == 1
+    assert "differ from PEFT's" in done.err
+    assert "rank 1" in done.err
+    assert "approximated" in done.out
+    told = json.loads(livery(*check, "--json").out)
+    assert told["ok"] is False
+    assert told["peft"]["difference"] > 1e-3
+    assert told["coverage"]["error"] > 0
+
+
+def test_without_peft_the_remedy_is_named(
+    model: Path, lora: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    done = livery("adapters", "check", lora, "--model", model, "--verify-with-peft")
+    assert done.code == 1
+    assert 'pip install "livery[train]"' in done.err
+
+
+def test_a_merge_is_a_version_that_knows_its_parents(model: Path, lora: Path, tmp_path: Path, livery: Livery) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    other = saved(tmp_path / "other", LoraConfig(r=2, **LORA), seed=1)
+    first = livery("adapters", "add", "first", lora, "--data", data, "--model", model, "--json").json()["digest"]
+    second = livery("adapters", "add", "second", other, "--data", data, "--json").json()["digest"]
+    made = livery("adapters", "merge", "both", "first=1", f"second@{second[:10]}=-0.5", "--data", data, "--json").json()
+    assert made["parents"] == [{"digest": first, "weight": 1.0}, {"digest": second, "weight": -0.5}]
+    assert (made["proven"], made["source"], made["merge"]["error"]) == (True, "merge", 0)
+    assert made["coverage"]["ranks"] == [6]
+    assert f"1 × {first[:12]} + -0.5 × {second[:12]}" in livery("adapters", "show", "both", "--data", data).out
+    ties = ["merge", "both", "first", "second", "--method", "ties", "--density", "0.5", "--rank", "3", "--data", data]
+    written = livery("adapters", *ties, "--out", out, "--json").json()
+    assert written["merge"]["error"] > 0
+    assert len(livery("adapters", "versions", "both", "--data", data, "--json").json()["data"]) == 1
+    checked = livery("adapters", "check", out, "--model", model, "--verify-with-peft", "--json").json()
+    assert checked["ok"] is True
+    assert livery("adapters", *ties, "--out", out).code == 1  # it is there already
+    for parts, words in ((["nobody"], "nobody"), (["first@9"], "no version '9'"), (["first=1", "first=-1"], "zero")):
+        done = livery("adapters", "merge", "none", *parts, "--data", data)
+        assert (done.code, words in done.err) == (1, True), done

@@ -1,0 +1,73 @@
+"""`livery data`: what is backed up is what is restored, and what can't be is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Livery
+from cli.folders import data_folder, two_adapters
+
+
+@pytest.fixture
+def data(tmp_path: Path, livery: Livery) -> Path:
+    """Two versions of an adapter, rolled back, and an alias."""
+    folder = data_folder(tmp_path / "data")
+    for source in two_adapters(tmp_path / "made"):
+        livery("adapters", "add", "pirate", source, "--data", folder)
+    livery("adapters", "rollback", "pirate", "--data", folder)
+    livery("adapters", "alias", "front", "pirate", "--data", folder)
+    return folder
+
+
+def test_a_restored_folder_is_the_one_backed_up(data: Path, tmp_path: Path, livery: Livery) -> None:
+    out, new = tmp_path / "backup", tmp_path / "new"
+    told = livery("data", "backup", out, "--data", data, "--json").json()
+    assert told == {"directory": str(out), "adapters": 1, "versions": 2, "blobs": 2}
+    assert "1 adapters, 2 versions" in livery("data", "restore", out, "--data", new).out
+    for verb in (["ls"], ["versions", "pirate"], ["aliases"]):
+        before, after = (livery("adapters", *verb, "--json", "--data", folder).json() for folder in (data, new))
+        assert before == after
+        assert before["data"]
+    for version in ("1", "2"):
+        for folder in (data, new):
+            done = livery(
+                "adapters",
+                "export",
+                "pirate",
+                tmp_path / f"{folder.name}{version}",
+                "--version",
+                version,
+                "--data",
+                folder,
+            )
+            assert done.code == 0
+        files = [(tmp_path / f"{name}{version}" / "adapter_model.safetensors").read_bytes() for name in ("data", "new")]
+        assert files[0] == files[1]
+    added = livery("adapters", "add", "more", tmp_path / "made" / "one", "--data", new)  # the base came along
+    assert added.code == 0
+
+
+def test_what_can_not_be_backed_up_or_restored_is_said(data: Path, tmp_path: Path, livery: Livery) -> None:
+    out = tmp_path / "backup"
+    assert livery("data", "backup", out, "--data", data).code == 0
+
+    def said(*arguments: object) -> str:
+        done = livery("data", *arguments)
+        assert (done.code, done.out) == (1, ""), done
+        return done.err
+
+    assert "not empty" in said("backup", out, "--data", data)
+    assert "not a folder" in said("backup", tmp_path / "new", "--data", tmp_path / "none")
+    assert "empty" in said("restore", out, "--data", data)
+    assert "no whole backup" in said("restore", tmp_path / "none", "--data", tmp_path / "fresh")
+    blob = next(file for file in (out / "blobs").rglob("adapter_model.safetensors"))
+    blob.chmod(0o600)
+    blob.write_bytes(blob.read_bytes()[:-1])
+    assert "not what their digest says" in said("restore", out, "--data", tmp_path / "damaged")
+    listed = livery("adapters", "ls", "--json", "--data", tmp_path / "damaged").json()
+    assert listed["data"] == []
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in said("restore", out, "--data", tmp_path / "file")
+    assert livery("data", "backup", out).code == 2
