@@ -133,8 +133,8 @@ def _rows(connection: Connection) -> Iterator[tuple[str, dict[str, Any]]]:
     for table in metadata.sorted_tables:
         if table is changes:
             continue
-        query = select(table).order_by(*table.primary_key.columns)
-        for row in connection.execution_options(yield_per=_BATCH).execute(query):
+        query = select(table).order_by(*table.primary_key.columns).execution_options(yield_per=_BATCH)
+        for row in connection.execute(query):
             yield table.name, dict(row._mapping)
 
 

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import select
 
 from adapters.sql_facts import assert_consistent, facts_of
 from adapters.sql_worker import NAMES, Standing, change_for_ever, count_up, open_once, processes, standing
 from livery_adapters.registry_sql import GenerationMismatch, Registry
+from livery_adapters.registry_sql.schema import adapters, versions
 
 ROUNDS = int(os.environ.get("LIVERY_KILL_ROUNDS", "30"))
 
@@ -79,6 +81,20 @@ def test_other_processes_changes_are_seen(new_url: Callable[[], str]) -> None:
     there.put("pirate", facts_of("one"), source="api", origin="")
     assert here.changes(seen) == (seen + 1, ("pirate",))
     assert here.get("pirate") == there.get("pirate")
+    here.close()
+    there.close()
+
+
+def test_a_reading_transaction_sees_one_moment(new_url: Callable[[], str]) -> None:
+    url = new_url()
+    here, there = Registry.open(url), Registry.open(url)
+    there.put("pirate", facts_of("one"), source="api", origin="")
+    with here.database.read() as connection:
+        before = connection.execute(select(adapters.c.generation)).all()
+        there.put("pirate", facts_of("two"), source="api", origin="")
+        assert connection.execute(select(adapters.c.generation)).all() == before == [(1,)]
+        assert connection.execute(select(versions.c.number)).all() == [(1,)]
+    assert here.get("pirate").generation == 2
     here.close()
     there.close()
 

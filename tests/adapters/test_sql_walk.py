@@ -133,6 +133,14 @@ class RegistryWalk(RuleBasedStateMachine):
         if self.expect(refusal, lambda: self.registry.activate(name, wanted, expected)) and entry:
             entry.move(facts.digest)
 
+    @rule(name=names, order=st.permutations(VERSIONS[::2]), source=sources)
+    def serve_one_after_the_other_and_go_back_twice(self, name: str, order: list[Any], source: str) -> None:
+        """The usual way, which walks of single steps rarely take."""
+        for facts in order:
+            self.put(name, facts, source, "ready", True, None)
+        self.rollback(name)
+        self.rollback(name)
+
     @rule(name=names)
     def rollback(self, name: str) -> None:
         entry = self.visible(name)
