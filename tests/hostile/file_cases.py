@@ -11,6 +11,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from hostile.base import good
@@ -320,4 +321,5 @@ FINE = (
     Case("fine", "scripts, pickles, links and pipes beside the two files", _company, "", local=True),
 )
 
-CASES = (*CUT, *MISSING, *FORMATS, *SPECIAL, *FINE)
+# An upload has no other files that could be named.
+CASES = (*CUT, *(replace(case, local=True) for case in MISSING), *FORMATS, *SPECIAL, *FINE)

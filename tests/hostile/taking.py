@@ -91,14 +91,9 @@ class Shop:
     async def _take(self, case: Case, allowed: Path) -> Outcome:
         allowed.mkdir()
         directory = allowed / "adapter"
-        try:
-            case.build(directory)
-        except OSError as error:
-            if error.errno in (errno.EPERM, errno.EACCES, errno.ENOTSUP):
-                return Outcome(case, skipped=f"this machine doesn't let us build it: {error.strerror}")
-            raise
-        if case.code == "unreadable" and os.geteuid() == 0:
-            return Outcome(case, skipped="root may read every file")
+        reason = cannot_build(case, directory)
+        if reason:
+            return Outcome(case, skipped=reason)
         checked = await refusal(self.library.check(from_directory(directory, [allowed])))
         added = await refusal(self.library.add(BAD, from_directory(directory, [allowed]), INTAKE))
         assert checked == added, f"check says {checked} and add says {added}"
@@ -121,6 +116,17 @@ class Shop:
         """The good neighbour is still whole and can still be taken."""
         assert self.library.store.verify(self.good_digest)
         await self.library.check(from_directory(self.library.store.path(self.good_digest), [self.root]))
+
+
+def cannot_build(case: Case, directory: Path) -> str:
+    """Build the case, or say why this machine can't have it."""
+    try:
+        case.build(directory)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES, errno.ENOTSUP):
+            return f"this machine doesn't let us build it: {error.strerror}"
+        raise
+    return "root may read every file" if case.code == "unreadable" and os.geteuid() == 0 else ""
 
 
 async def refusal(attempt: Awaitable[object]) -> tuple[str, str]:

@@ -170,7 +170,7 @@ BASE = (
         "a classification head",
         tensors(_put("base_model.model.score.weight", 2, 32), modules_to_save=["score"]),
         "unknown_tensor",
-        "a trained classification head can't be served",
+        "a classification head or a router, for example",
         "check",
     ),
     _case("a norm of another width", tensors(_put(_NORM, 48), "saved norm"), "wrong_shape", "weight is [32]", "check"),

@@ -95,7 +95,7 @@ CASES = (
             {"trainable_token_indices": {word: [] for word in _words(5000)}},
             _file((f"base_model.model.a.{n}.token_adapter.trainable_tokens_delta" for n in range(3000)), (0, 1)),
         ),
-        "no_matching_module",
+        "wrong_shape",
     ),
     _work(
         "8,000 feedforward_modules, 4,000 modules",
