@@ -51,7 +51,7 @@ def delta_weight(delta: Delta) -> Tensor:
         case Kronecker():
             dense = torch.kron(delta.left.float(), delta.right.float().contiguous())
         case SharedBasis():
-            dense = (delta.out_gain[:, None] * delta.b).float() @ (delta.rank_gain[:, None] * delta.a).float()
+            dense = (delta.out_gain.float()[:, None] * delta.b) @ (delta.rank_gain.float()[:, None] * delta.a)
     return delta.scale * dense
 
 
@@ -70,9 +70,9 @@ def transformed(x: Tensor, transform: InputTransform) -> Tensor:
 
 def effective(change: LinearChange, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The weight [out, in] and bias with which a plain linear module does the same as the change."""
-    changed = weight if change.weight is None else change.weight
+    changed = weight if change.weight is None else change.weight.float()
     if change.rows is not None:
-        changed = changed.index_copy(0, change.rows.ids, change.rows.values)
+        changed = changed.index_copy(0, change.rows.ids, change.rows.values.to(changed.dtype))
     if change.transform is not None:  # T is linear: its matrix is what it makes of the unit vectors
         changed = changed @ transformed(torch.eye(changed.shape[1]), change.transform).T
     for delta in change.deltas:
@@ -84,9 +84,9 @@ def effective(change: LinearChange, weight: Tensor, bias: Tensor | None) -> tupl
 
 def effective_embedding(change: EmbeddingChange, weight: Tensor) -> Tensor:
     """The weight [vocabulary, dim] with which a plain embedding does the same as the change."""
-    changed = weight if change.weight is None else change.weight
+    changed = weight if change.weight is None else change.weight.float()
     if change.rows is not None:
-        changed = changed.index_copy(0, change.rows.ids, change.rows.values)
+        changed = changed.index_copy(0, change.rows.ids, change.rows.values.to(changed.dtype))
     if change.delta is not None:
         changed = changed + delta_weight(change.delta).T
     return changed if change.gain is None else changed * change.gain
@@ -107,7 +107,7 @@ def applied(adapter: CanonicalAdapter, model: Any) -> Any:
     for path, embedding in adapter.embeddings.items():
         new[modules[path], "weight"] = effective_embedding(embedding, modules[path].weight)
     for path, parameters in adapter.plain.items():
-        new.update({(modules[path], name): value for name, value in parameters.items()})
+        new.update({(modules[path], name): value.float() for name, value in parameters.items()})
     for (module, name), value in new.items():
         setattr(module, name, nn.Parameter(value.detach().clone().contiguous()))
     return changed

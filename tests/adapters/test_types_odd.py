@@ -10,20 +10,35 @@ import pytest
 import torch
 from peft import (
     AdaLoraConfig,
+    BeftConfig,
     BOFTConfig,
+    DeftConfig,
+    DeloraConfig,
+    GloraConfig,
+    GraloraConfig,
+    HRAConfig,
     IA3Config,
+    LNTuningConfig,
     LoHaConfig,
     LoKrConfig,
+    MissConfig,
     OFTConfig,
+    PeanutConfig,
+    PveraConfig,
+    TrainableTokensConfig,
+    VBLoRAConfig,
     VeraConfig,
 )
 from peft.tuners.boft import layer as boft_layer
+from safetensors.torch import load_file
 from torch import Tensor
 
+from adapters.peft_made import edit_tensors
 from adapters.peft_types import TARGETS, base, make
-from adapters.test_types_exact import SCHEDULE, check_exact, converted
+from adapters.test_types_exact import SCHEDULE, check_exact, converted, seen
 from livery_adapters.canonical import Kronecker, LowRank, SharedBasis, tensors_of
 from livery_adapters.formats.oft import butterfly_order, cayley_series
+from livery_adapters.tensor_file import WEIGHTS_NAME
 
 
 def prune(model: Any, directory: Path) -> dict[str, int]:
@@ -119,6 +134,38 @@ def test_products_keep_their_form(tmp_path: Path) -> None:
     (delta,) = converted(tmp_path, "llama").linears["model.layers.0.mlp.up_proj"].deltas
     assert isinstance(delta, LowRank)
     assert delta.rank == 9
+
+
+HALVES = {
+    "adalora": lambda: AdaLoraConfig(**SCHEDULE, target_modules=TARGETS["neox"]),
+    "beft": lambda: BeftConfig(target_modules=TARGETS["neox"]),
+    "boft": lambda: BOFTConfig(boft_block_size=4, target_modules=TARGETS["neox"]),
+    "deft": lambda: DeftConfig(r=3, target_modules=TARGETS["neox"]),
+    "delora": lambda: DeloraConfig(r=3, target_modules=TARGETS["neox"]),
+    "glora": lambda: GloraConfig(r=3, config_A_B="vector", config_C="lora", target_modules=TARGETS["neox"]),
+    "gralora": lambda: GraloraConfig(r=4, hybrid_r=2, target_modules=TARGETS["neox"]),
+    "hra": lambda: HRAConfig(r=3, target_modules=TARGETS["neox"]),
+    "ia3": lambda: IA3Config(target_modules=TARGETS["neox"], feedforward_modules=TARGETS["neox"][-1:]),
+    "ln_tuning": lambda: LNTuningConfig(target_modules=["input_layernorm", "dense"]),
+    "loha": lambda: LoHaConfig(r=3, target_modules=TARGETS["neox"]),
+    "lokr": lambda: LoKrConfig(r=2, target_modules=TARGETS["neox"]),
+    "miss": lambda: MissConfig(r=4, target_modules=TARGETS["neox"]),
+    "oft": lambda: OFTConfig(oft_block_size=4, target_modules=TARGETS["neox"]),
+    "peanut": lambda: PeanutConfig(r=4, depth=1, target_modules=TARGETS["neox"]),
+    "pvera": lambda: PveraConfig(r=4, target_modules=TARGETS["neox"]),
+    "tokens": lambda: TrainableTokensConfig(token_indices=seen()),
+    "vblora": lambda: VBLoRAConfig(r=2, num_vectors=9, vector_length=8, target_modules=TARGETS["neox"]),
+    "vera": lambda: VeraConfig(r=4, target_modules=TARGETS["neox"]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", sorted(HALVES))
+def test_half_precision_files_are_not_rounded_again(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    make(tmp_path, "neox", HALVES[name](), std=0.15)
+    there = load_file(tmp_path / WEIGHTS_NAME)
+    edit_tensors(tmp_path, **{key: tensor.to(dtype) for key, tensor in there.items()})
+    check_exact(tmp_path, "neox")
 
 
 BIASED = {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from livery_adapters.canonical import BaseWeights, EmbeddingChange, ExpertsChange, LinearChange
@@ -15,6 +16,11 @@ S = TypeVar("S")
 Tensors = Mapping[str, Tensor]
 # A mapping holds the new parameters of a module that is neither linear nor an embedding, by name.
 Change = LinearChange | EmbeddingChange | ExpertsChange | Mapping[str, Tensor]
+
+
+def wide(of_base: Tensor) -> Tensor:
+    """A tensor of the base in fp32 beside those of the file, which are in the CPU's memory."""
+    return of_base.detach().to("cpu", torch.float32)
 
 
 @dataclass(frozen=True, slots=True)

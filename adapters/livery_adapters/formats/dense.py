@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from livery_adapters.canonical import BaseWeights
-from livery_adapters.formats.base import Conversion, Dense, Tensors
+from livery_adapters.formats.base import Conversion, Dense, Tensors, wide
 from livery_adapters.layout import AdapterManifest, TargetTensors
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.dense import FourierSettings, RandLoraSettings, RoadSettings, SupertuningSettings
@@ -14,7 +14,7 @@ from livery_adapters.types.dense import FourierSettings, RandLoraSettings, RoadS
 
 def hira(target: TargetTensors, tensors: Tensors, settings: None, base: BaseWeights) -> Dense:
     """ΔW = W ⊙ (B·A)."""
-    return Dense(base.weight(target.module).float() * (tensors["hira_B"].float() @ tensors["hira_A"].float()))
+    return Dense(wide(base.weight(target.module)) * (tensors["hira_B"].float() @ tensors["hira_A"].float()))
 
 
 def c3a(target: TargetTensors, tensors: Tensors, settings: None, base: BaseWeights) -> Dense:
@@ -44,8 +44,8 @@ def road(target: TargetTensors, tensors: Tensors, settings: RoadSettings, base: 
         crossed = torch.stack([-second, first], dim=1).reshape(outputs.shape)
         return own[:, None] * outputs + other[:, None] * crossed
 
-    weight, bias = base.weight(target.module).float(), base.bias(target.module)
-    return Dense(turned(weight) - weight, None if bias is None else turned(bias.float()[:, None]).flatten())
+    weight, bias = wide(base.weight(target.module)), base.bias(target.module)
+    return Dense(turned(weight) - weight, None if bias is None else turned(wide(bias)[:, None]).flatten())
 
 
 def _road_columns(angles: Tensor, lengths: Tensor, settings: RoadSettings) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ def _outside(module: str) -> AdapterRefused:
 
 def osf(target: TargetTensors, tensors: Tensors, settings: None, base: BaseWeights) -> Dense:
     """The lowest singular values of W and their vectors give way to trained ones (arXiv 2504.07097)."""
-    left, values, right = torch.linalg.svd(base.weight(target.module).float(), full_matrices=False)
+    left, values, right = torch.linalg.svd(wide(base.weight(target.module)), full_matrices=False)
     kept = len(values) - len(tensors["osf_S"])
     before = (left[:, kept:] * values[kept:]) @ right[kept:]
     return Dense((tensors["osf_U"].float() * tensors["osf_S"].float()) @ tensors["osf_V"].float() - before)

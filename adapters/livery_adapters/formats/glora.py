@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from livery_adapters.canonical import BaseWeights, LinearChange, LowRank
-from livery_adapters.formats.base import Conversion, Dense, Tensors
+from livery_adapters.formats.base import Conversion, Dense, Tensors, wide
 from livery_adapters.layout import TargetTensors
 from livery_adapters.types.glora import GloraSettings
 
@@ -29,7 +29,7 @@ def convert_module(
 
 def dense(target: TargetTensors, tensors: Tensors, settings: GloraSettings, base: BaseWeights) -> Dense:
     """ΔW = W ⊙ A + B."""
-    weight = base.weight(target.module).float()
+    weight = wide(base.weight(target.module))
     return Dense(weight * _path("A", tensors) + _path("B", tensors), _bias(target.module, tensors, base))
 
 
@@ -38,8 +38,8 @@ def _bias(module: str, tensors: Tensors, base: BaseWeights) -> Tensor | None:
     bias = base.bias(module)
     if bias is None:
         return None
-    moved = (base.weight(module).float() @ _path("C", tensors)).flatten()
-    return bias.float() * (1 + _path("D", tensors)) + _path("E", tensors) + moved
+    moved = (wide(base.weight(module)) @ _path("C", tensors)).flatten()
+    return wide(bias) * (1 + _path("D", tensors)) + _path("E", tensors) + moved
 
 
 def _path(letter: str, tensors: Tensors) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from livery_adapters.canonical import BaseWeights, InputTransform, LinearChange
-from livery_adapters.formats.base import Conversion, Tensors
+from livery_adapters.formats.base import Conversion, Tensors, wide
 from livery_adapters.layout import TargetTensors
 from livery_adapters.types.ia3 import Ia3Settings
 
@@ -14,7 +14,7 @@ def convert_module(target: TargetTensors, tensors: Tensors, settings: Ia3Setting
     if vector.shape[0] == 1:
         return LinearChange(transform=InputTransform(diagonal=vector.flatten()))
     gain, bias = vector.flatten(), base.bias(target.module)
-    return LinearChange(gain=gain, bias=None if bias is None else gain.float() * bias.float())
+    return LinearChange(gain=gain, bias=None if bias is None else gain.float() * wide(bias))
 
 
 CONVERSION = Conversion(convert_module)

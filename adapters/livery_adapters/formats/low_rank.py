@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from livery_adapters.canonical import BaseWeights, LinearChange, LowRank
-from livery_adapters.formats.base import Conversion, Dense, Tensors
+from livery_adapters.formats.base import Conversion, Dense, Tensors, wide
 from livery_adapters.layout import TargetTensors
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.low_rank import (
@@ -50,7 +50,7 @@ def orthonormal(vectors: Tensor) -> Tensor:
 
 def convert_hra(target: TargetTensors, tensors: Tensors, settings: HraSettings, base: BaseWeights) -> LinearChange:
     """ΔW = W·(H - I) = -(W·U)·T·Uᵀ."""
-    vectors, weight = tensors["hra_u"].float(), base.weight(target.module).float()
+    vectors, weight = tensors["hra_u"].float(), wide(base.weight(target.module))
     if settings.orthogonal:
         units = orthonormal(vectors)
         return _pair(units.T.contiguous(), -2 * weight @ units)
@@ -87,7 +87,7 @@ def _check_mini(module: str, out_features: int, width: int) -> None:
 
 def dense_miss(target: TargetTensors, tensors: Tensors, settings: MissSettings, base: BaseWeights) -> Dense:
     """ΔW of the "bat" variant: every [rank, rank] piece of W times its row's block, plus that block."""
-    weight, blocks, rank = base.weight(target.module).float(), tensors["miss_block"].float(), settings.rank
+    weight, blocks, rank = wide(base.weight(target.module)), tensors["miss_block"].float(), settings.rank
     rows, columns = weight.shape
     if rows % rank or columns % rank:
         raise AdapterRefused(
@@ -121,7 +121,7 @@ def convert_deft(target: TargetTensors, tensors: Tensors, settings: DeftSettings
     if settings.orthogonal:
         left = torch.linalg.qr(left).Q
     right = left if settings.orthogonal else torch.relu(left)
-    a = -(right.T @ base.weight(target.module).float())
+    a = -(right.T @ wide(base.weight(target.module)))
     if settings.fills:
         a = a + target.scale * tensors["deft_R"].float()
     return _pair(a, left)
@@ -136,12 +136,12 @@ def convert_gralora(
     """One rank per (piece of the input n, piece of the output j, own rank s), zero outside both pieces."""
     a, b = tensors["gralora_A"], tensors["gralora_B"]
     blocks, own = settings.blocks, settings.rank // settings.blocks
-    wide = torch.zeros(blocks, settings.rank, blocks, a.shape[1], dtype=a.dtype)  # [n, (j, s), n, in/k]
+    long = torch.zeros(blocks, settings.rank, blocks, a.shape[1], dtype=a.dtype)  # [n, (j, s), n, in/k]
     tall = torch.zeros(blocks, b.shape[2], blocks, blocks, own, dtype=b.dtype)  # [j, out/k, n, j, s]
     for piece in range(blocks):
-        wide[piece, :, piece] = a[piece].T
+        long[piece, :, piece] = a[piece].T
         tall[piece, :, :, piece] = b[piece].T.reshape(-1, blocks, own)
-    deltas = [LowRank(wide.flatten(2).flatten(0, 1), tall.flatten(2).flatten(0, 1), target.scale)]
+    deltas = [LowRank(long.flatten(2).flatten(0, 1), tall.flatten(2).flatten(0, 1), target.scale)]
     if settings.hybrid:
         deltas.append(LowRank(tensors["gralora_A_general"], tensors["gralora_B_general"], target.scale))
     return LinearChange(deltas=tuple(deltas))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from livery_adapters.canonical import BaseWeights, BlockStage, EmbeddingChange, InputTransform, LinearChange
-from livery_adapters.formats.base import Conversion, Tensors
+from livery_adapters.formats.base import Conversion, Tensors, wide
 from livery_adapters.layout import TargetTensors
 from livery_adapters.types.oft import BoftSettings, OftSettings, block_size
 
@@ -68,7 +68,7 @@ def convert_oft(
     shape = base.shapes.modules[target.module]
     if target.kind == "embedding":
         weight = base.weight(target.module)
-        pieces = weight.float().view(len(weight), -1, size).transpose(0, 1) @ blocks
+        pieces = wide(weight).view(len(weight), -1, size).transpose(0, 1) @ blocks
         return EmbeddingChange(weight=pieces.transpose(0, 1).flatten(1).to(weight.dtype))
     if settings.shared:
         blocks = blocks.expand(shape.in_features // size, -1, -1)

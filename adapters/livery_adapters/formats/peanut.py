@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from livery_adapters.canonical import BaseWeights, LinearChange, LowRank
-from livery_adapters.formats.base import Conversion, Tensors
+from livery_adapters.formats.base import Conversion, Tensors, wide
 from livery_adapters.layout import TargetTensors
 from livery_adapters.types.peanut import PeanutSettings, inner_layers
 
@@ -27,7 +27,7 @@ def convert_module(
 ) -> LinearChange:
     """ΔWᵀ = s·f(Wᵀ)·Bᵀ with f(Wᵀ) [in, rank]: layers of width rank, each decoder with an encoder's input added."""
     active = _ACTIVATIONS[settings.activation]
-    hidden = active(base.weight(target.module).float().T @ tensors["peanut_A"].float().T)
+    hidden = active(wide(base.weight(target.module)).T @ tensors["peanut_A"].float().T)
     layers = [tensors[role].float() for role in inner_layers(settings.depth)]
     inputs = []
     for encoder in layers[: settings.depth]:
