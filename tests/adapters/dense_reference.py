@@ -107,7 +107,7 @@ def applied(adapter: CanonicalAdapter, model: Any) -> Any:
     for path, embedding in adapter.embeddings.items():
         new[modules[path], "weight"] = effective_embedding(embedding, modules[path].weight)
     for path, parameters in adapter.plain.items():
-        new.update({(modules[path], name): value.float() for name, value in parameters.items()})
+        new.update({(modules[path], name): value for name, value in parameters.items()})
     for (module, name), value in new.items():
-        setattr(module, name, nn.Parameter(value.detach().clone().contiguous()))
+        setattr(module, name, nn.Parameter(value.detach().float().clone().contiguous()))
     return changed
