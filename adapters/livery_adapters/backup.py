@@ -24,10 +24,10 @@ from sqlalchemy import Connection, MetaData, func, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from livery_adapters.refusal import AdapterRefused, Limits
-from livery_adapters.registry_sql import Registry, RegistryError, RegistryTooNew, migrations
-from livery_adapters.registry_sql import changes as change_log
-from livery_adapters.registry_sql.database import Database
-from livery_adapters.registry_sql.schema import adapters, aliases, changes, metadata, versions
+from livery_adapters.registry import Registry, RegistryError, RegistryTooNew, migrations
+from livery_adapters.registry import changes as change_log
+from livery_adapters.registry.database import Database
+from livery_adapters.registry.schema import adapters, aliases, changes, metadata, versions
 from livery_adapters.store import BlobStore
 
 Progress = Callable[[int, int], None]

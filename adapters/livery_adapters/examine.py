@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +30,29 @@ def check_directory(
     `digest` says what the files hash to where that is known; else they are read once more to find out.
     `approximate` is the rank to which the engine will factorise what has too large a rank of its own; 0: none.
     """
-    try:
+    files = check_headers(directory, base, limits, digest, approximate)
+    check_numbers(directory, files.manifest)
+    return files
+
+
+def check_headers(
+    directory: Path, base: BaseModel, limits: Limits, digest: str | None = None, approximate: int = 0
+) -> CheckedFiles:
+    """As `check_directory`, but for the numbers themselves."""
+    with _readable(directory):
         manifest = read_manifest(directory, limits, digest=digest)
-        coverage = check_against(manifest, base, limits, approximate)
+        return CheckedFiles(manifest, check_against(manifest, base, limits, approximate))
+
+
+def check_numbers(directory: Path, manifest: AdapterManifest) -> None:
+    """Raises AdapterRefused where a number is NaN or infinite."""
+    with _readable(directory):
         check_finite(directory, manifest)
+
+
+@contextmanager
+def _readable(directory: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise AdapterRefused("unreadable", f"{directory.name!r} can't be read: {error.strerror}") from error
-    return CheckedFiles(manifest, coverage)

@@ -29,7 +29,7 @@ from weakref import WeakValueDictionary
 from livery_adapters.base_model import BaseModel
 from livery_adapters.coverage import CoverageReport
 from livery_adapters.effect import AdapterEffect
-from livery_adapters.examine import CheckedFiles, check_directory
+from livery_adapters.examine import CheckedFiles, check_headers, check_numbers
 from livery_adapters.fetching import copy_directory
 from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.incoming import Incoming
@@ -253,12 +253,18 @@ class AdapterLibrary:
 
         Raises AdapterRefused.
         """
-        files = await asyncio.to_thread(check_directory, incoming.path, self.base, self._limits, weights, approximate)
+        files = await asyncio.to_thread(check_headers, incoming.path, self.base, self._limits, weights, approximate)
         candidate = Candidate(
             converted_digest(weights, approximate), weights, incoming.path, approximate, files.manifest.invocation
         )
-        effect = await self._prover.prove(candidate)
+        numbers = asyncio.create_task(asyncio.to_thread(check_numbers, incoming.path, files.manifest))
         try:
+            effect = await self._prover.prove(candidate)  # in another process, as a rule: both at once
+        except BaseException:
+            await numbers  # what it says of a NaN is the plainer reason
+            raise
+        try:
+            await numbers
             if effect is not None:
                 if effect.changes_nothing:
                     raise AdapterRefused(

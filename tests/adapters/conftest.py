@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from livery_adapters.registry_sql import Registry
+from livery_adapters.registry import Registry
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from sqlalchemy import select
 
 from livery_adapters.identity import version_digest
-from livery_adapters.registry_sql import Registry, VersionFacts
-from livery_adapters.registry_sql.schema import activations, adapters, versions
+from livery_adapters.registry import Registry, VersionFacts
+from livery_adapters.registry.schema import activations, adapters, versions
 
 
 def weights_of(label: str) -> str:

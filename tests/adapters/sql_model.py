@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from livery_adapters.registry_sql import VersionFacts
+from livery_adapters.registry import VersionFacts
 
 
 @dataclass

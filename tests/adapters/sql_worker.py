@@ -8,7 +8,7 @@ import random
 from multiprocessing.connection import Connection
 
 from adapters.sql_facts import facts_of
-from livery_adapters.registry_sql import AdapterRecord, GenerationMismatch, NamedVersion, Registry, RegistryError
+from livery_adapters.registry import AdapterRecord, GenerationMismatch, NamedVersion, Registry, RegistryError
 
 # Children are forked from a process that has imported everything and runs no thread.
 processes = multiprocessing.get_context("forkserver")

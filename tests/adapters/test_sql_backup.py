@@ -12,7 +12,7 @@ import pytest
 
 from adapters.sql_facts import assert_consistent, facts_of
 from livery_adapters.backup import BackupError, Summary, backup, restore
-from livery_adapters.registry_sql import AdapterRecord, AliasTarget, NamedVersion, Registry, RegistryTooNew, migrations
+from livery_adapters.registry import AdapterRecord, AliasTarget, NamedVersion, Registry, RegistryTooNew, migrations
 from livery_adapters.store import BlobStore
 
 

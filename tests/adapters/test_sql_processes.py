@@ -14,8 +14,8 @@ from sqlalchemy import select
 
 from adapters.sql_facts import assert_consistent, facts_of
 from adapters.sql_worker import NAMES, Standing, change_for_ever, count_up, open_once, processes, standing
-from livery_adapters.registry_sql import GenerationMismatch, Registry
-from livery_adapters.registry_sql.schema import adapters, versions
+from livery_adapters.registry import GenerationMismatch, Registry
+from livery_adapters.registry.schema import adapters, versions
 
 ROUNDS = int(os.environ.get("LIVERY_KILL_ROUNDS", "30"))
 

@@ -9,7 +9,7 @@ import pytest
 from adapters.sql_facts import assert_consistent, facts_of, weights_of
 from livery_adapters.identity import version_digest
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry_sql import (
+from livery_adapters.registry import (
     AdapterRecord,
     AliasTarget,
     GenerationMismatch,
@@ -24,7 +24,7 @@ from livery_adapters.registry_sql import (
     UnknownVersion,
     writing,
 )
-from livery_adapters.registry_sql import changes as change_log
+from livery_adapters.registry import changes as change_log
 
 ONE, TWO, THREE = facts_of("one"), facts_of("two"), facts_of("three")
 

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Engine, event, insert
 
 from adapters.sql_facts import facts_of
-from livery_adapters.registry_sql import AliasTarget, Registry
-from livery_adapters.registry_sql.rows import columns_of
-from livery_adapters.registry_sql.schema import activations, adapters, versions
+from livery_adapters.registry import AliasTarget, Registry
+from livery_adapters.registry.rows import columns_of
+from livery_adapters.registry.schema import activations, adapters, versions
 
 COUNT = 10_000
 

@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
 from adapters.sql_facts import assert_consistent, facts_of
-from livery_adapters.registry_sql import (
+from livery_adapters.registry import (
     AliasTarget,
     Registry,
     RegistryError,
@@ -22,8 +22,8 @@ from livery_adapters.registry_sql import (
     RegistryUnreadable,
     migrations,
 )
-from livery_adapters.registry_sql.database import Database
-from livery_adapters.registry_sql.schema import metadata
+from livery_adapters.registry.database import Database
+from livery_adapters.registry.schema import metadata
 
 FIXTURES = Path(__file__).parent / "schemas"
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from adapters.sql_facts import assert_consistent, facts_of
 from adapters.sql_model import Held, Name
 from livery_adapters.identity import version_digest
-from livery_adapters.registry_sql import (
+from livery_adapters.registry import (
     AliasTarget,
     GenerationMismatch,
     NameTaken,

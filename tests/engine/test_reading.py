@@ -52,7 +52,7 @@ def test_files_that_changed_since_they_were_added_are_refused(base: Path, adapte
     changed = changed_copy(adapters[0], tmp_path / "changed")
     bench = bench_of(base)
     part = AdapterPart(asked.digest, str(changed))
-    with pytest.raises(AdapterRefused, match=asked.digest):
+    with pytest.raises(AdapterRefused, match=asked.digest[:12]):
         bench.runner.read_adapter(AdapterRef(asked.digest, (part,)))
     verified = AdapterPart(asked.digest, str(changed), verified=True)  # taken at its word: nothing is hashed again
     assert bench.runner.read_adapter(AdapterRef("v" * 64, (verified,))).digest == "v" * 64

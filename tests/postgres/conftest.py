@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from livery_adapters.registry_sql import Registry
+from livery_adapters.registry import Registry
 from postgres.server import MISSING, programs, running
 
 

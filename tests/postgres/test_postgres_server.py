@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from adapters.sql_facts import facts_of
-from livery_adapters.registry_sql import Registry, RegistryUnavailable
+from livery_adapters.registry import Registry, RegistryUnavailable
 from postgres.server import programs, running
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from livery_adapters.approximate import factorise
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.canonical import (
     BaseWeights,
@@ -17,7 +18,6 @@ from livery_adapters.canonical import (
     ExpertsChange,
     LinearChange,
 )
-from livery_adapters.formats.approximation import factorised
 from livery_adapters.formats.base import Change, Conversion, Tensors
 from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors
 from livery_adapters.refusal import AdapterRefused
@@ -139,7 +139,7 @@ class Assembly:
                 "best approximation of that rank, or merge it into the base",
             )
         dense = conversion.dense(target, tensors, settings, self._base)
-        pair, self._errors[target.path] = factorised(dense.delta, self._approximate)
+        pair, self._errors[target.path] = factorise(dense.delta, self._approximate)
         return LinearChange(deltas=(pair,), bias=dense.bias)
 
     def _put(self, target: TargetTensors, change: Change) -> None:

@@ -127,9 +127,9 @@ class HttpBackend:
     async def add(self, name: str, source: str, options: AddOptions) -> Json:
         wanted = {
             "pinned": options.pinned,
-            "expected_generation": options.expected_generation,
+            "expected_generation": None,
             "approximate": options.approximate or None,
-            "activate": None if options.activate else False,
+            "activate": None,
         }
         if is_remote(source):
             body = _given({"source": source, **wanted, "profile": dict(options.profile) or None})

@@ -50,6 +50,7 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     DataFolder(settings.data_folder).make()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # what became of a change is said by the adapter source
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     listener = _bind(settings.host, settings.port)
     with listener:
         resolved = resolve_model(settings.model)

@@ -75,8 +75,8 @@ class AdapterReader:
         if manifest.digest != part.digest:
             raise AdapterRefused(
                 "activation_failed",
-                f"the files in {path} hash to {manifest.digest}, not to {part.digest} as when they were added: they "
-                "were changed since; add the adapter again",
+                f"the stored files of {part.digest[:12]} hash to {manifest.digest[:12]} by now: they were changed "
+                "since they were added, or the disk is failing; add the adapter again",
             )
         check_against(manifest, self._base, ANY_RANK)
         return convert(path, manifest, self._weights, approximate=part.approximate)

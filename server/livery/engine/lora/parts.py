@@ -95,16 +95,17 @@ class Packer:
             for change, own in zip(changes, columns, strict=True)
             if change is not None and (member := self._linear(change, own)) is not None
         )
+        if all(change is None or (change.gain is None and change.bias is None) for change in changes):
+            return PackedGroup(members) if members else None
         gain, shift = torch.ones(columns[-1].stop), torch.zeros(columns[-1].stop)
         for change, own, bias in zip(changes, columns, biases, strict=True):
             if change is not None:
                 gain[own], shift[own] = _affine(change, bias, gain[own])
-        packed = PackedGroup(
+        return PackedGroup(
             members,
             gain=self.tensor(gain) if any(change and change.gain is not None for change in changes) else None,
             shift=self.tensor(shift) if bool(shift.any()) else None,
         )
-        return packed if members or packed.gain is not None or packed.shift is not None else None
 
     def _linear(self, change: LinearChange, columns: slice) -> PackedLinear | None:
         deltas = [delta for delta in change.deltas if not isinstance(delta, LowRank)]

@@ -17,11 +17,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from livery_adapters.names import validate_name
-from livery_adapters.registry_sql import changes, naming, reading, writing
-from livery_adapters.registry_sql.database import Database
-from livery_adapters.registry_sql.errors import UnknownAlias
-from livery_adapters.registry_sql.migrations import migrate
-from livery_adapters.registry_sql.records import (
+from livery_adapters.registry import changes, naming, reading, writing
+from livery_adapters.registry.database import Database
+from livery_adapters.registry.errors import UnknownAlias
+from livery_adapters.registry.migrations import migrate
+from livery_adapters.registry.records import (
     AdapterRecord,
     Alias,
     AliasTarget,
@@ -32,8 +32,8 @@ from livery_adapters.registry_sql.records import (
     VersionFacts,
     VersionState,
 )
-from livery_adapters.registry_sql.rows import printable
-from livery_adapters.registry_sql.schema import adapters, versions
+from livery_adapters.registry.rows import printable
+from livery_adapters.registry.schema import adapters, versions
 
 
 class Registry:

@@ -18,7 +18,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, 
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from livery_adapters.registry_sql.errors import RegistryError, RegistryUnavailable, RegistryUnreadable
+from livery_adapters.registry.errors import RegistryError, RegistryUnavailable, RegistryUnreadable
 
 # How long a writer waits for the one before it.
 WAIT_S = 30

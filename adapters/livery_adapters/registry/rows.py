@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, case, select
 
-from livery_adapters.registry_sql.records import AdapterRecord, NamedVersion, VersionFacts
-from livery_adapters.registry_sql.schema import adapters, versions
+from livery_adapters.registry.records import AdapterRecord, NamedVersion, VersionFacts
+from livery_adapters.registry.schema import adapters, versions
 
 MAX_TEXT = 4000
 

@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from livery_adapters.identity import version_digest
-from livery_adapters.registry_sql import changes, reading
-from livery_adapters.registry_sql.errors import (
+from livery_adapters.registry import changes, reading
+from livery_adapters.registry.errors import (
     GenerationMismatch,
     NameTaken,
     NothingToRollBack,
@@ -19,9 +19,9 @@ from livery_adapters.registry_sql.errors import (
     UnknownAdapter,
     UnknownVersion,
 )
-from livery_adapters.registry_sql.records import AdapterRecord, VersionFacts, VersionState
-from livery_adapters.registry_sql.rows import columns_of, measured, printable
-from livery_adapters.registry_sql.schema import activations, adapters, aliases, versions
+from livery_adapters.registry.records import AdapterRecord, VersionFacts, VersionState
+from livery_adapters.registry.rows import columns_of, measured, printable
+from livery_adapters.registry.schema import activations, adapters, aliases, versions
 
 FOLDER = "folder"
 ACTIVATIONS_KEPT = 50  # per name

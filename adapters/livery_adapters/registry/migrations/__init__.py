@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
 
-from livery_adapters.registry_sql.errors import RegistryTooNew, RegistryUnreadable
+from livery_adapters.registry.errors import RegistryTooNew, RegistryUnreadable
 
 # Its own table name: another program's Alembic table must not be mistaken for ours.
 VERSION_TABLE = "livery_schema"

@@ -1,7 +1,7 @@
 """Names, immutable versions and aliases of adapters, in SQLite or PostgreSQL. See `registry.Registry`."""
 
 from livery_adapters.names import MIN_DIGEST_PREFIX, RESERVED_VERBS, validate_name
-from livery_adapters.registry_sql.errors import (
+from livery_adapters.registry.errors import (
     GenerationMismatch,
     InvalidAlias,
     NameTaken,
@@ -15,7 +15,7 @@ from livery_adapters.registry_sql.errors import (
     UnknownAlias,
     UnknownVersion,
 )
-from livery_adapters.registry_sql.records import (
+from livery_adapters.registry.records import (
     AdapterRecord,
     Alias,
     AliasTarget,
@@ -27,7 +27,7 @@ from livery_adapters.registry_sql.records import (
     VersionFacts,
     VersionState,
 )
-from livery_adapters.registry_sql.registry import Registry
+from livery_adapters.registry.registry import Registry
 
 __all__ = [
     "MIN_DIGEST_PREFIX",

@@ -9,11 +9,11 @@ from typing import get_args
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from livery_adapters.registry_sql import changes, reading
-from livery_adapters.registry_sql.errors import InvalidAlias, NameTaken, UnknownAlias
-from livery_adapters.registry_sql.records import Alias, AliasTarget, Sticky
-from livery_adapters.registry_sql.schema import alias_targets, aliases
-from livery_adapters.registry_sql.writing import check_generation
+from livery_adapters.registry import changes, reading
+from livery_adapters.registry.errors import InvalidAlias, NameTaken, UnknownAlias
+from livery_adapters.registry.records import Alias, AliasTarget, Sticky
+from livery_adapters.registry.schema import alias_targets, aliases
+from livery_adapters.registry.writing import check_generation
 
 MAX_TARGETS = 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, func, insert, select
 
-from livery_adapters.registry_sql.schema import changes
+from livery_adapters.registry.schema import changes
 
 KEPT = 10_000
 

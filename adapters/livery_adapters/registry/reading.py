@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, not_, select
 
 from livery_adapters.names import MIN_DIGEST_PREFIX
-from livery_adapters.registry_sql.errors import UnknownAdapter, UnknownVersion
-from livery_adapters.registry_sql.records import AdapterRecord, Card, NamedVersion, Page, VersionFacts
-from livery_adapters.registry_sql.rows import RECORDS, STATE_OF, VERSIONS, printable, record_of, version_of
-from livery_adapters.registry_sql.schema import adapters, versions
+from livery_adapters.registry.errors import UnknownAdapter, UnknownVersion
+from livery_adapters.registry.records import AdapterRecord, Card, NamedVersion, Page, VersionFacts
+from livery_adapters.registry.rows import RECORDS, STATE_OF, VERSIONS, printable, record_of, version_of
+from livery_adapters.registry.schema import adapters, versions
 
 MAX_PAGE = 1000
 _BATCH = 500  # values per query
