@@ -12,7 +12,7 @@ from api.peft_files import damage_weights, make_adapter
 from cli.conftest import Livery
 from cli.folders import BASE, data_folder, two_adapters
 from livery.data_folder import DataFolder, KnownBase
-from livery_adapters.registry_sql.migrations import VERSION_TABLE
+from livery_adapters.registry.migrations import VERSION_TABLE
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -127,9 +127,9 @@ class HttpBackend:
     async def add(self, name: str, source: str, options: AddOptions) -> Json:
         wanted = {
             "pinned": options.pinned,
-            "expected_generation": None,
+            "expected_generation": options.expected_generation,
             "approximate": options.approximate or None,
-            "activate": None,
+            "activate": None if options.activate else False,
         }
         if is_remote(source):
             body = _given({"source": source, **wanted, "profile": dict(options.profile) or None})

@@ -77,7 +77,7 @@ class LocalBackend(AdapterManagement):
         """Take in a directory, or what a URL holds."""
         if is_remote(source):
             return await self.put(name, source, options)
-        return await self.take(name, directory_fill(source), "cli", options)
+        return await self.take(name, directory_fill(source), "upload", options)
 
     async def prefetch(self, name: str) -> Json:
         """Nobody has a memory to read it into. Raises CommandFailed."""

@@ -33,7 +33,7 @@ def verify_with_peft(prover: OfflineProver, candidate: Candidate) -> Json:
         start = len(tokens) // 2
         tokens = [*tokens[:start], *candidate.invocation, *tokens[start:]]
     prover.install(candidate)
-    adapted = prover.logits(None, tokens, start)
+    adapted = prover.logits(candidate.digest, tokens, start)
     base = prover.logits(None, tokens)
     expected = peft_logits(prover.model, candidate.path, tokens, prover.runner.info.max_model_len)[-len(adapted) :]
     difference = _relative(adapted, expected)
