@@ -16,6 +16,7 @@ from livery.engine.base import (
     Engine,
     EngineInfo,
     GenerationRequest,
+    RequestRefused,
     SamplingParams,
 )
 from livery_adapters.effect import AdapterEffect
@@ -53,6 +54,11 @@ class EngineProver:
         except AdapterLoadFailed as failed:
             self._release(ref.digest)
             raise AdapterRefused(failed.code, str(failed)) from failed
+        except RequestRefused as refused:
+            self._release(ref.digest)
+            raise AdapterRefused(
+                "canary_failed", f"a first run under this adapter is not possible: {refused}"
+            ) from refused
         except BaseException:
             self._release(ref.digest)
             raise

@@ -54,16 +54,15 @@ class ServedAdapters:
         self._seen = 0  # changes of the registry
         self._dirty = asyncio.Event()
         self._garbage = True  # an earlier run may have left some
+        self._kept: frozenset[str] = frozenset()  # converted digests that the engine was asked to keep
         self._proofs: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         prover = EngineProver(engine, info, self._keep, self._let_go)
         self.library = AdapterLibrary(registry, store, base, limits, prover)
 
     async def start(self) -> None:
-        """Note where the registry stands, ask for pinned adapters, and follow changes from then on."""
+        """Note where the registry stands and follow changes from then on; pinned adapters are loaded meanwhile."""
         self._seen, _ = await asyncio.to_thread(self.registry.changes, -1)
-        for record in await asyncio.to_thread(self.registry.pinned):
-            await self._warm(record)
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tidy())]
         self._dirty.set()
 
@@ -342,15 +341,31 @@ class ServedAdapters:
             self._garbage = True  # its files were kept as long as it was in use
         if self._garbage:
             self._garbage = False
+            await self._keep_pinned()
             leased = {one for digest in self._leases for one in self._told.get(digest, ())}
             await self.library.collect_garbage(leased)
 
+    async def _keep_pinned(self) -> None:
+        """What names that are pinned stand for now stays in device memory, and is read where it isn't there yet."""
+        records = await asyncio.to_thread(self.registry.pinned)
+        digests = {record.name: self._digest(record) for record in records}
+        await self._engine.keep_adapters(tuple(sorted(set(digests.values()))))
+        before, self._kept = self._kept, frozenset(digests.values())
+        for record in records:
+            if digests[record.name] not in before:
+                await self._warm(record)
+
     async def _warm(self, record: AdapterRecord) -> None:
-        """A pinned adapter is in the engine from the start; if it can't be, the others still are."""
+        """If one can't be loaded, the others still are."""
         try:
             await self.prefetch(record)
         except (AdapterUnusable, AdapterNotReady) as refusal:
             log.warning("pinned adapter %s isn't loaded: %s", record.name, refusal)
+
+    def _digest(self, record: AdapterRecord) -> str:
+        """What the engine knows the active version as."""
+        assert record.active is not None
+        return self.library.candidate(record.active.facts).digest
 
 
 def _look_up(registry: Registry, name: str) -> AdapterRecord | Alias | None:

@@ -263,3 +263,22 @@ def test_random_walks_lose_nothing(seed: int, blocks: int, running: int, tokens:
     assert set(house.finished) | aborted == alive
     assert house.pool.num_free == blocks
     assert not house.residency.pinned
+
+
+def test_what_is_kept_makes_room_for_itself_and_gives_way_to_none() -> None:
+    residency = Residency(10)
+    for name in ("hot", "kept", "other"):
+        residency.want(AdapterRef.of(name, name))
+    residency.take_loads()
+    residency.staged("hot", 8)
+    assert residency.place({"hot"}) == ["hot"]
+    residency.keep(["kept"])
+    residency.staged("kept", 6)
+    assert residency.place(()) == ["kept"], "nobody waits for it, and yet it is there"
+    assert residency.take_evictions() == ["hot"]
+    residency.staged("other", 8)
+    assert residency.place({"other"}) == []
+    residency.keep([])
+    assert residency.place({"other"}) == ["other"]
+    assert residency.take_evictions() == ["kept"]
+    residency.check_invariants()

@@ -218,6 +218,31 @@ async def test_versions_for_another_base_are_named_as_such(stock: Stock) -> None
     assert (await stock.lease("pirate")).digest == read_manifest(path).digest
 
 
+async def test_a_pinned_adapter_is_kept_in_the_engine_whichever_version_is_active(stock: Stock) -> None:
+    first = await stock.add("pirate", 1, Intake("api", pinned=True))
+    await stock.adapters.settle()
+    assert stock.engine.kept == (first,)
+    second = await stock.add("pirate", 2)
+    await stock.adapters.settle()
+    assert stock.engine.kept == (second,)
+    async with stock.adapters.changing("pirate"):
+        stock.registry.pin("pirate", False)
+    await stock.adapters.settle()
+    assert stock.engine.kept == ()
+
+
+async def test_pinned_adapters_are_loaded_at_start_and_no_others(stock: Stock) -> None:
+    await stock.add("pirate", 1, Intake("api", pinned=True))
+    await stock.add("corsair", 2)
+    engine = FakeEngine(modules=MODULES)
+    info = await engine.start()
+    restarted = ServedAdapters(engine, info, stock.base, stock.registry, stock.store, Limits())
+    await restarted.start()
+    await restarted.settle()
+    assert set(engine.loaded) == {read_manifest(stock.made(1)).digest}
+    await restarted.stop()
+
+
 class StumblingEngine(FakeEngine):
     """Its first load ends with something no engine promised."""
 

@@ -213,6 +213,10 @@ class Engine(Protocol):
         """Forget a version once no request uses it. Unknown digests are ignored."""
         ...
 
+    async def keep_adapters(self, digests: tuple[str, ...]) -> None:
+        """From now on exactly these stay in device memory once they are there, as far as the budget goes."""
+        ...
+
     async def stats(self) -> EngineStats:
         """The newest snapshot. Raises EngineDead when no step loop answers."""
         ...

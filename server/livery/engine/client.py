@@ -157,6 +157,10 @@ class EngineClient:
         with suppress(EngineDead):
             await self._send(m.Unload(digest))
 
+    async def keep_adapters(self, digests: tuple[str, ...]) -> None:
+        with suppress(EngineDead):
+            await self._send(m.Keep(digests))
+
     async def stats(self) -> EngineStats:
         self._check_alive()
         call = next(self._calls)

@@ -7,7 +7,7 @@ keeps a failing step from ending more than the requests that were in it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from livery.engine.base import (
     AdapterRef,
@@ -89,6 +89,10 @@ class EngineCore:
             self._load_results.append(LoadOutcome(digest, self._runner.effect(digest)))
         elif digest in self._staged:  # read and verified as well, and waits for room
             self._load_results.append(LoadOutcome(digest, self._staged[digest].effect))
+
+    def keep_adapters(self, digests: Collection[str]) -> None:
+        """Exactly these are never evicted for others."""
+        self._residency.keep(digests)
 
     def unload_adapter(self, digest: str) -> None:
         if self._residency.retire(digest):

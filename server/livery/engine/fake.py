@@ -66,6 +66,7 @@ class FakeEngine:
         self.requests: list[GenerationRequest] = []  # every request ever taken
         self.aborted: list[str] = []
         self.loaded: dict[str, AdapterRef] = {}
+        self.kept: tuple[str, ...] = ()
         self._open: dict[str, GenerationRequest] = {}
         self._permits = asyncio.Semaphore(0)
         self._changed = asyncio.Event()
@@ -152,6 +153,9 @@ class FakeEngine:
     async def unload_adapter(self, digest: str) -> None:
         self.loaded.pop(digest, None)
         self._notify()
+
+    async def keep_adapters(self, digests: tuple[str, ...]) -> None:
+        self.kept = digests
 
     async def stats(self) -> EngineStats:
         if self._dead.is_set():

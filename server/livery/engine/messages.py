@@ -30,6 +30,12 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
     digest: str
 
 
+class Keep(msgspec.Struct, frozen=True, tag=True):
+    """All versions that are not to be evicted; those of an earlier message are forgotten."""
+
+    digests: tuple[str, ...]
+
+
 class Ping(msgspec.Struct, frozen=True, tag=True):
     """Asks for a Pong through the engine's own loop, which proves that it turns."""
 
@@ -84,5 +90,5 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-ToEngine = Start | Submit | Abort | Load | Unload | Ping | Stop
+ToEngine = Start | Submit | Abort | Load | Unload | Keep | Ping | Stop
 FromEngine = Progress | Ready | Refused | Rejected | Step | Pong

@@ -91,6 +91,8 @@ class EngineProcess:
                 core.load_adapter(adapter)
             case m.Unload(digest):
                 core.unload_adapter(digest)
+            case m.Keep(digests):
+                core.keep_adapters(digests)
             case m.Ping(call):
                 self._send(m.Pong(call, core.stats()))
             case m.Stop():

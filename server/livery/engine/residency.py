@@ -33,6 +33,7 @@ class Residency:
         self._to_load: list[AdapterRef] = []
         self._to_evict: list[str] = []
         self._retired: set[str] = set()
+        self._kept: frozenset[str] = frozenset()
 
     # -- asked by the scheduler ----------------------------------------------------------------------
 
@@ -61,6 +62,10 @@ class Residency:
             del self._pins[digest]
             if digest in self._retired:
                 self._evict(digest)
+
+    def keep(self, digests: Collection[str]) -> None:
+        """An operator wants exactly these to stay in memory: they make room for themselves and give way to none."""
+        self._kept = frozenset(digests)
 
     # -- told by the core ----------------------------------------------------------------------------
 
@@ -97,13 +102,13 @@ class Residency:
     def place(self, wanted: Collection[str]) -> list[str]:
         """Move staged versions into the budget; returns those placed.
 
-        A version in `wanted` (a request waits for it) may evict unpinned ones; the others only take what is free,
-        and are dropped where nothing is: read and verified, they will be read again when somebody asks. One that
-        doesn't fit yet stays staged, so that a large one never holds up others.
+        A version that is kept or in `wanted` (a request waits for it) may evict unpinned ones; the others only take
+        what is free, and are dropped where nothing is: read and verified, they will be read again when somebody asks.
+        One that doesn't fit yet stays staged, so that a large one never holds up others.
         """
         placed: list[str] = []
         for digest, nbytes in list(self._staged.items()):
-            if digest in wanted:
+            if digest in wanted or digest in self._kept:
                 fits = self._make_room(nbytes, placed)
             else:
                 fits = self.resident_bytes + nbytes <= self.budget_bytes
@@ -150,7 +155,7 @@ class Residency:
         for digest, held in self._resident.items():
             if missing <= 0:
                 break
-            if digest not in self._pins and digest not in keep:
+            if digest not in self._pins and digest not in self._kept and digest not in keep:
                 victims.append(digest)
                 missing -= held
         if missing > 0:
