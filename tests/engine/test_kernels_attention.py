@@ -115,7 +115,7 @@ def test_paged_attention_equals_causal_softmax_written_out(
         q, paged.k, paged.v, paged.tables, query_starts, paged.lens, 0.4, window, softcap, out
     )
     assert found is out
-    torch.testing.assert_close(out.double(), paged.by_hand(q, starts, 0.4, window, softcap), atol=3e-6, rtol=1e-5)
+    torch.testing.assert_close(out.double(), paged.by_hand(q, starts, 0.4, window, softcap), atol=6e-6, rtol=1e-5)
 
 
 @each_kernel
