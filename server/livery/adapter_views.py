@@ -7,10 +7,13 @@ from typing import Any
 from livery_adapters.registry import Alias, NamedVersion
 
 Json = dict[str, Any]
+PER_MODULE = ("modules_by_path",)  # hundreds of entries: for one adapter, never for a list of them
 
 
-def version_json(version: NamedVersion, *, active: bool) -> Json:
+def version_json(version: NamedVersion, *, active: bool, whole: bool = True) -> Json:
+    """`whole` False leaves out what the coverage report says module by module."""
     facts = version.facts
+    left_out = () if whole else PER_MODULE
     return {
         "version": version.number,
         "digest": facts.digest,
@@ -22,7 +25,7 @@ def version_json(version: NamedVersion, *, active: bool) -> Json:
         "approximate": facts.approximate or None,
         "parents": [{"digest": digest, "weight": weight} for digest, weight in facts.parents],
         "profile": dict(facts.profile),
-        "coverage": dict(facts.coverage),
+        "coverage": {name: value for name, value in facts.coverage.items() if name not in left_out},
     }
 
 

@@ -84,7 +84,7 @@ class AdapterManagement:
         return {
             "object": "list",
             "base": self.library.base.name,
-            "data": [self._shown(record, record.name in resident) for record in page.records],
+            "data": [self._shown(record, record.name in resident, whole=False) for record in page.records],
             "next_after": page.next_after,
             "has_more": page.next_after is not None,
         }
@@ -102,7 +102,7 @@ class AdapterManagement:
         return {
             "object": "list",
             "name": name,
-            "data": [version_json(version, active=version.facts.digest == active) for version in history],
+            "data": [version_json(version, active=version.facts.digest == active, whole=False) for version in history],
         }
 
     async def check(self, source: str, *, approximate: int = 0) -> Json:
@@ -292,7 +292,7 @@ class AdapterManagement:
         resident = record.name in await self._live.resident()
         return self._shown(record, resident)
 
-    def _shown(self, record: AdapterRecord, resident: bool) -> Json:
+    def _shown(self, record: AdapterRecord, resident: bool, *, whole: bool = True) -> Json:
         shown: Json = {
             "name": record.name,
             "object": "adapter",
@@ -308,7 +308,7 @@ class AdapterManagement:
             "updated": int(record.updated),
         }
         if record.active is not None:
-            shown |= version_json(record.active, active=True)
+            shown |= version_json(record.active, active=True, whole=whole)
         return shown
 
 

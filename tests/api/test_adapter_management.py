@@ -217,6 +217,10 @@ def test_a_profile_fills_in_what_requests_leave_out(live: LiveServer, saved: Pat
     assert live.engine.requests[-1].sampling.temperature == 0.5
     assert set(live.engine.loaded) == {digest_of(saved / "one")}, "the weights are loaded once"
     assert code_of(put(live, "calm", "one", profile={"temperature": 9})) == (400, "invalid_value")
+    upload = {"params": {"profile": '{"top_p": 0.5}'}, "files": files(saved / "two")}
+    assert call(live, "POST", "/v1/adapters/sent/versions", **upload).json()["profile"] == {"top_p": 0.5}
+    upload["params"] = {"profile": '{"top_p": 5}'}
+    assert code_of(call(live, "POST", "/v1/adapters/sent/versions", **upload)) == (400, "invalid_value")
 
 
 def test_deleting_drains(serve: Serve, tokenizer: Tokenizer, saved: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from api.peft_files import damage_weights, make_adapter
-from cli.processes import ENVIRON, SERVE_FAKE, run, serving, url_in
+from cli.processes import ENVIRON, run, serving, url_in
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +67,6 @@ def test_serve_with_a_key_prints_examples_that_read_it_from_the_environment(fold
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ, check=True)
             assert done.stdout.strip()
             assert "invalid_api_key" not in done.stdout
-
-
-def test_a_second_server_does_not_share_the_data_folder(folder: Path, tmp_path: Path) -> None:
-    with serving(folder, tmp_path) as (_, printed):
-        assert httpx.get(f"{url_in(printed)}/ready").status_code == 200
-        second = subprocess.run(
-            [*SERVE_FAKE, "serve", "--model", "smollm2-135m-instruct", "--port", "0", "--data", str(tmp_path)],
-            capture_output=True,
-            text=True,
-            env=ENVIRON,
-            timeout=60,
-            check=False,
-        )
-        assert second.returncode == 2
-        assert "in use by another server" in second.stderr
 
 
 @pytest.mark.parametrize(

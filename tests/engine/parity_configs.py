@@ -95,13 +95,21 @@ TRANSFORM = "rotated inputs, exact"
 ROWS = (
     Row("LoRA", "LORA", EXACT, lora(), ANY),
     Row("LoRA, rsLoRA scale", "LORA", EXACT, lora(use_rslora=True), ANY),
-    Row("LoRA, rank and alpha patterns", "LORA", EXACT, lora(rank_pattern={"layers.0": 5}, alpha_pattern={"1": 3}), LINEAR),
+    Row(
+        "LoRA, rank and alpha patterns",
+        "LORA",
+        EXACT,
+        lora(rank_pattern={"layers.0": 5}, alpha_pattern={"1": 3}),
+        LINEAR,
+    ),
     Row("LoRA, `lora_bias`", "LORA", "low rank and bias, exact", lora(lora_bias=True)),
     Row("LoRA, `bias=all`", "LORA", "low rank and biases, exact", lora(bias="all"), PLAIN),
     Row("LoRA, PiSSA (unconverted)", "LORA", "twice the rank, exact", lora(init_lora_weights="pissa")),
     Row("LoRA, OLoRA (unconverted)", "LORA", "twice the rank, exact", lora(init_lora_weights="olora")),
     Row("LoRA on experts", "LORA", "per expert, exact", lora(target_parameters=EXPERTS), frozenset({"qwen3-moe"})),
-    Row("LoRA + `modules_to_save` (head, norms)", "LORA", "replaced, exact", beside(modules_to_save=["lm_head", "norm"])),
+    Row(
+        "LoRA + `modules_to_save` (head, norms)", "LORA", "replaced, exact", beside(modules_to_save=["lm_head", "norm"])
+    ),
     Row("LoRA + trainable tokens", "LORA", "replaced rows, exact", beside(trainable_token_indices=TOKENS), PLAIN),
     Row(
         "LoRA on embeddings",
@@ -112,15 +120,44 @@ ROWS = (
     ),
     Row("DoRA", "LORA", "low rank and gain, exact", lora(use_dora=True), ANY),
     Row("AdaLoRA", "ADALORA", EXACT, on(AdaLoraConfig, r=3, init_r=3, target_r=2, total_step=10)),
-    Row("VeRA", "VERA", "shared basis, exact", lambda _, linear: VeraConfig(r=6, target_modules=linear[-1:], d_initial=0.5), PLAIN),
+    Row(
+        "VeRA",
+        "VERA",
+        "shared basis, exact",
+        lambda _, linear: VeraConfig(r=6, target_modules=linear[-1:], d_initial=0.5),
+        PLAIN,
+    ),
     Row("LoHa", "LOHA", "rank r², exact", on(LoHaConfig, r=3, alpha=2)),
-    Row("LoKr", "LOKR", "Kronecker product, exact", on(LoKrConfig, r=2, alpha=2, decompose_factor=4, decompose_both=True)),
-    Row("IA3", "IA3", "gains, exact", lambda _, linear: IA3Config(target_modules=linear, feedforward_modules=linear[-1:]), PLAIN),
+    Row(
+        "LoKr",
+        "LOKR",
+        "Kronecker product, exact",
+        on(LoKrConfig, r=2, alpha=2, decompose_factor=4, decompose_both=True),
+    ),
+    Row(
+        "IA3",
+        "IA3",
+        "gains, exact",
+        lambda _, linear: IA3Config(target_modules=linear, feedforward_modules=linear[-1:]),
+        PLAIN,
+    ),
     Row("OFT", "OFT", TRANSFORM, on(OFTConfig, r=0, oft_block_size=8)),
     Row("BOFT", "BOFT", TRANSFORM, on(BOFTConfig, boft_block_size=4, boft_n_butterfly_factor=2)),
     Row("HRA", "HRA", EXACT, on(HRAConfig, r=4)),
-    Row("LN tuning", "LN_TUNING", "replaced norms, exact", lambda family, _: LNTuningConfig(target_modules=norms(family)), PLAIN),
-    Row("Trainable tokens", "TRAINABLE_TOKENS", "replaced rows, exact", lambda *_: TrainableTokensConfig(token_indices=TOKENS), PLAIN),
+    Row(
+        "LN tuning",
+        "LN_TUNING",
+        "replaced norms, exact",
+        lambda family, _: LNTuningConfig(target_modules=norms(family)),
+        PLAIN,
+    ),
+    Row(
+        "Trainable tokens",
+        "TRAINABLE_TOKENS",
+        "replaced rows, exact",
+        lambda *_: TrainableTokensConfig(token_indices=TOKENS),
+        PLAIN,
+    ),
     Row("VB-LoRA", "VBLORA", EXACT, on(VBLoRAConfig, r=2, num_vectors=9, vector_length=8)),
     Row("PVeRA", "PVERA", "shared basis, exact", lambda _, linear: PveraConfig(r=6, target_modules=linear[-1:])),
     Row("GraLoRA", "GRALORA", EXACT, on(GraloraConfig, r=4, gralora_k=2)),
@@ -138,7 +175,7 @@ ROWS = (
     Row("SHiRA", "SHIRA", DENSE, on(ShiraConfig, r=3), LINEAR, FULL),
     Row("Super-Tuning", "SUPERTUNING", DENSE, on(SupertuningConfig, sparsity=0.8), LINEAR, FULL),
     Row("OSF", "OSF", DENSE, on(OSFConfig, effective_rank=10), LINEAR, FULL),
-)  # fmt: skip
+)
 
 
 def reference(folder: Path, approximate: int) -> AdapterRef:

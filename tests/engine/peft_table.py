@@ -1,4 +1,4 @@
-"""The table of PEFT types in the README, measured: each adapter made and saved by PEFT, run by the engine, judged by PEFT.
+"""The table of PEFT types in the README: each adapter made and saved by PEFT, run by the engine, judged by PEFT.
 
     python tests/engine/peft_table.py                      # print it
     python tests/engine/peft_table.py --write README.md    # put it between its marks there

@@ -109,16 +109,9 @@ def test_a_bad_upload_is_refused(path: str, case: str, served: Served) -> None:
     assert served.left_behind() == []
 
 
-LINE_END = pytest.mark.xfail(reason="the router drops a line end that a path ends in", strict=True)
-
-
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, id=ascii(name), marks=LINE_END if name.endswith("\n") else ())
-        for name, _ in BAD_NAMES
-        if name.isascii()
-    ],
+    [pytest.param(name, id=ascii(name)) for name, _ in BAD_NAMES if name.isascii()],
 )
 def test_a_bad_name_is_refused(name: str, served: Served) -> None:
     answer = served.client.put(f"/v1/adapters/{quote(name, safe='')}", json={"source": str(served.root / "adapters")})

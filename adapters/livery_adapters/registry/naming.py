@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import get_args
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -12,6 +13,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from livery_adapters.registry import changes, reading
 from livery_adapters.registry.errors import InvalidAlias, NameTaken, UnknownAlias
 from livery_adapters.registry.records import Alias, AliasTarget, Sticky
+from livery_adapters.registry.rows import printable
 from livery_adapters.registry.schema import alias_targets, aliases
 from livery_adapters.registry.writing import check_generation
 
@@ -37,6 +39,7 @@ def set_alias(
     reserved: Collection[str],
 ) -> Alias:
     """See Registry.set_alias."""
+    targets = [replace(target, name=printable(target.name)) for target in targets]
     if reading.find(connection, name) is not None:
         raise NameTaken(name, "adapter")
     before = find(connection, name)

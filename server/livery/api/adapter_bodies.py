@@ -4,7 +4,7 @@ what is served without a word.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +25,18 @@ class _Body(BaseModel):
     def _plain(cls, value: object) -> object:
         check_plain(value)
         return value
+
+    @classmethod
+    def parse(cls, data: bytes, at: str | None = None) -> Self:
+        """Raises what the framework raises for a body that it reads itself; `at` is the field it stands in."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            issues = [
+                {**issue, "loc": ("body", *((at,) if at else ()), *issue["loc"])}
+                for issue in error.errors(include_context=False)
+            ]
+            raise RequestValidationError(issues) from None
 
 
 class Profile(_Body):
@@ -65,15 +77,6 @@ class CheckBody(_Body):
 
     source: Annotated[str, Field(min_length=1, max_length=2048)]
     approximate: int | None = Field(None, ge=1, le=4096)
-
-    @classmethod
-    def parse(cls, data: bytes) -> CheckBody:
-        """Raises what the framework raises for a body that it reads itself."""
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            issues = [{**issue, "loc": ("body", *issue["loc"])} for issue in error.errors(include_context=False)]
-            raise RequestValidationError(issues) from None
 
 
 class ActivateBody(_Body):

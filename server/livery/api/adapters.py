@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from livery.api.adapter_bodies import ActivateBody, AliasBody, CheckBody, GenerationOnly, PutAdapterBody
+from livery.api.adapter_bodies import ActivateBody, AliasBody, CheckBody, GenerationOnly, Profile, PutAdapterBody
 from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
@@ -62,9 +62,11 @@ async def upload_version(
     expected_generation: Annotated[int | None, Query(ge=0)] = None,
     approximate: Annotated[int | None, Query(ge=1, le=4096)] = None,
     activate: bool = True,
+    profile: Annotated[str | None, Query(max_length=4096)] = None,
 ) -> Response:
-    """Take in the two files of a multipart body as they arrive."""
-    options = AddOptions(pinned, expected_generation, approximate or 0, activate)
+    """Take in the two files of a multipart body as they arrive. `profile` is a JSON object."""
+    chosen = Profile.parse(profile.encode(), "profile").given() if profile else {}
+    options = AddOptions(pinned, expected_generation, approximate or 0, activate, chosen)
     return json_response(await context.management.upload(name, uploaded(request), options))
 
 

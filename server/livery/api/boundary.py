@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, describe
+from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe
 from livery.api.uploads import is_upload
 from livery.metrics import Metrics
 from livery.refusals import Draining
@@ -87,6 +87,8 @@ class Boundary:
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, reply: Send) -> None:
         path = scope["path"]
+        if not path.isprintable():  # a router may well drop a line end and take the rest for a name
+            raise UnknownUrl(ascii(path)[1:-1])
         if path not in OPEN_PATHS:
             record = scope["state"]["record"]
             record.key = self._doors.check_key(

@@ -5,6 +5,7 @@ Both answer a verb with the same JSON; livery.management says what is in it.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
@@ -125,7 +126,7 @@ class HttpBackend:
         return await self._upload(path, source, {"approximate": approximate or None}, {"ok", "coverage"})
 
     async def add(self, name: str, source: str, options: AddOptions) -> Json:
-        wanted = {
+        wanted: Json = {
             "pinned": options.pinned,
             "expected_generation": options.expected_generation,
             "approximate": options.approximate or None,
@@ -135,10 +136,7 @@ class HttpBackend:
             body = _given({"source": source, **wanted, "profile": dict(options.profile) or None})
             return await self._change("PUT", _adapter(name), {"name", "state"}, json=body)
         if options.profile:
-            raise CommandFailed(
-                "--profile with a directory needs --data: an upload carries the two files only; or put the files "
-                "where the server may fetch them (hf://, s3://, gs://, az://)"
-            )
+            wanted["profile"] = json.dumps(dict(options.profile))
         return await self._upload(_adapter(name, "versions"), source, wanted, {"name", "state"})
 
     async def activate(self, name: str, version: str, expected_generation: int | None = None) -> Json:
