@@ -6,7 +6,7 @@ MODEL ?= smollm2-135m-instruct
 ADAPTERS ?= adapters/demo
 PORT ?= 8000
 
-.PHONY: help setup serve test test-postgres check format bench bench-peers clean
+.PHONY: help setup serve test test-postgres check format bench bench-peers bench-adapters peft-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -16,6 +16,9 @@ help:
 	@echo "make check          linters and types only"
 	@echo "make bench          speed of the base and of 8 adapters mixed, on a server of its own"
 	@echo "make bench-peers    the same side by side with vLLM, in one run"
+	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
+	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
+	@echo "make chaos          kill -9 two hundred times; thousands of requests while adapters change"
 
 # torch goes first: other packages would pull in whichever build they like. TORCH_INDEX=URL names the package index
 # of a particular build; on Linux that of the CPU build saves gigabytes where there is no GPU.
@@ -59,6 +62,16 @@ bench: setup
 
 bench-peers: setup
 	$(BIN)/livery bench peers --rounds 5 --check --out bench-peers.json
+
+bench-adapters: setup
+	$(BIN)/python tests/benchmarks/adapters.py --out bench-adapters.json
+
+peft-table: setup
+	$(BIN)/python -W ignore tests/engine/peft_table.py --write README.md
+
+chaos: setup
+	LIVERY_KILL_ROUNDS=200 $(BIN)/pytest tests/server/test_crash.py tests/adapters/test_store_killed.py tests/adapters/test_sql_processes.py
+	LIVERY_SOAK_REQUESTS=3000 LIVERY_ROLLOUT_REQUESTS=2000 $(BIN)/pytest tests/server/test_soak.py tests/server/test_rollout.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
