@@ -7,6 +7,7 @@
         incoming.publish()                        # now it is a blob
         ...                                       # commit what refers to the digest
     store.path(digest)                            # a directory to read from until it is garbage
+    hold = store.hold(digest)                     # which it isn't, in any process, before hold.release()
 
     store.collect_garbage(keep=registry_digests, grace_s=600)
 
@@ -33,7 +34,7 @@ from livery_adapters.layout import digest_of
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.tensor_file import CHUNK, FILE_NAMES, open_regular
 
-__all__ = ["BlobStore", "Incoming", "StoreBusy"]
+__all__ = ["BlobStore", "Hold", "Incoming", "StoreBusy"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FILES = "files"
@@ -45,13 +46,28 @@ class StoreBusy(Exception):
     """Somebody was publishing all the time; collect the garbage later."""
 
 
+class Hold:
+    """A blob that no process deletes until `release`, or until this process ends."""
+
+    def __init__(self, fd: int) -> None:
+        """For the store: `fd` is the blob's open directory, locked shared."""
+        self._fd: int | None = fd
+
+    def release(self) -> None:
+        """The blob may go. Does nothing the second time."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
 class BlobStore:
     """The only writer below `root`.
 
     A blob is `root/sha256/ab/<64 hex>/` with the two files, read-only. What is on its way in is
     `root/incoming/<random>/files/` beside a `lock` that its process holds, so that what a killed process left is
     told from what a slow one is still writing. `root/lock` is held shared from publishing a blob until whatever
-    refers to it is committed, and exclusively while garbage is collected.
+    refers to it is committed, and exclusively while garbage is collected. A blob's own directory is locked shared by
+    whoever reads it for longer (`hold`), and exclusively for its deletion.
     """
 
     def __init__(self, root: Path, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -156,6 +172,23 @@ class BlobStore:
         for name in FILE_NAMES:
             shutil.copyfile(held / name, out / name)
 
+    def hold(self, digest: str) -> Hold:
+        """Keep a version from being collected, by any process, until the hold is released.
+
+        It is a lock of the blob's directory, so it ends with the process at the latest. Raises FileNotFoundError for
+        a version that isn't held, OSError, ValueError.
+        """
+        directory = self.path(digest)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)  # a deletion lasts one rename
+            if not os.path.samestat(os.fstat(fd), directory.stat()):
+                raise FileNotFoundError(errno.ENOENT, "the adapter version was just deleted", digest)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Hold(fd)
+
     # -- throwing out ----------------------------------------------------------------------------------
 
     def remove(self, digest: str) -> None:
@@ -176,19 +209,32 @@ class BlobStore:
 
         Waits until no process is between `publish` and `done`, so a callable `keep` sees every row that refers to a
         published blob; a collection gathered earlier doesn't, and then only the grace protects what was published
-        since. Blobs published (also once more) within `grace_s` seconds stay. Never call it inside `incoming()`:
-        it would wait for itself. Raises StoreBusy after `timeout_s` seconds, OSError.
+        since. Blobs published (also once more) within `grace_s` seconds stay, and those that somebody holds. Never
+        call it inside `incoming()`: it would wait for itself. Raises StoreBusy after `timeout_s` seconds, OSError.
         """
         removed = []
         with self._alone(timeout_s):
             kept = frozenset(keep() if callable(keep) else keep)
             limit = time.time() - grace_s
             for digest in self.digests():
-                if digest not in kept and self.path(digest).stat().st_mtime <= limit:
-                    self.path(digest).rename(self._incoming / uuid.uuid4().hex)
+                old = self.path(digest).stat().st_mtime <= limit
+                if digest not in kept and old and self._throw_out(digest):
                     removed.append(digest)
         self._sweep(timeout_s)
         return removed
+
+    def _throw_out(self, digest: str) -> bool:
+        """Move a blob to where `_sweep` finds it. False when somebody holds it."""
+        directory = self.path(digest)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            directory.rename(self._incoming / uuid.uuid4().hex)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
 
     def _sweep(self, timeout_s: float) -> None:
         """Delete what nobody is writing any more. Dead stays dead, so only finding it needs the lock."""
