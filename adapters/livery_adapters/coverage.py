@@ -14,7 +14,7 @@ from livery_adapters.effect import AdapterEffect
 from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.types import type_of
-from livery_adapters.types.base import untargeted
+from livery_adapters.types.base import untargeted, vocabulary_of
 
 _EXPERT = re.compile(r"\.experts\.[0-9]+\.")  # linear in the name, which is not a pattern's but the file's
 
@@ -94,10 +94,11 @@ def check_against(
     _check_fused(manifest, base)
     known = [target for target in manifest.targets if target.module in base.modules]
     if not known and not _elsewhere(manifest, base):
+        modules = {target.module: None for target in manifest.targets} | {full.module: None for full in manifest.full}
         raise AdapterRefused(
             "no_matching_module",
-            f"none of the adapter's {len(manifest.targets)} modules is in the base (adapter: "
-            f"{_some(target.module for target in manifest.targets)}; base: {_some(base.modules)}). {hint}",
+            f"none of the adapter's {len(modules)} modules is in the base (adapter: {_some(modules)}; base: "
+            f"{_some(base.modules)}). {hint}",
         )
     if known and not any(_fits(target, base.modules[target.module]) for target in known):
         target = known[0]
@@ -105,12 +106,15 @@ def check_against(
             "wrong_base",
             f"not one module fits: {_difference(target, base.modules[target.module])}. {hint}",
         )
-    check = type_of(manifest.peft_type).check
+    kind = type_of(manifest.peft_type)
+    check = kind.check
     for target in manifest.targets:
         _check_target(manifest, target, base, hint)
         _check_rank(target, limits, approximate)
         if check is not None:
             check(target, base.shapes, manifest.settings)
+    if kind.check_settings is not None:
+        kind.check_settings(manifest.settings, base.shapes)
     for full in manifest.full:
         _check_full(full, base, hint)
     _check_saved(manifest, base)
@@ -137,8 +141,9 @@ def _elsewhere(manifest: AdapterManifest, base: BaseModel) -> bool:
 
 
 def _check_target(manifest: AdapterManifest, target: TargetTensors, base: BaseModel, hint: str) -> None:
-    if not (target.named or manifest.common.targets.covers(target.module) or target.module in base.shapes.tied):
-        raise untargeted(target.module)  # the manifest let it pass as a tied head
+    left_out_by = manifest.common.targets.left_out_by(target.module)
+    if left_out_by and not target.named and target.module not in base.shapes.tied:
+        raise untargeted(target.module, left_out_by)  # the manifest let it pass as a tied head
     if target.kind == "experts":
         if target.path not in base.shapes.experts:
             raise AdapterRefused("unknown_tensor", f"the base has no experts' parameter {target.path}. {hint}")
@@ -195,13 +200,19 @@ def _check_full(full: FullTensor, base: BaseModel, hint: str) -> None:
             f"{full.entry.name}: the base's {full.module} has no parameter {full.parameter!r}. {hint}",
         )
     if full.entry.shape != expected:
-        resized = (shape is not None and shape.kind == "embedding") or full.module in base.shapes.tied
+        resized = _only_rows_differ(full.entry.shape, expected, vocabulary_of(base.shapes))
         raise AdapterRefused(
             "resized_vocabulary" if resized else "wrong_shape",
             f"{full.entry.name} is {list(full.entry.shape)} and the base's {full.parameter} is {list(expected)}"
             + (": resized vocabularies can't be served beside others; train without adding tokens" if resized else "")
             + f". {hint}",
         )
+
+
+def _only_rows_differ(found: tuple[int, ...], expected: tuple[int, ...], rows: int) -> bool:
+    """Whether it is an embedding or a head of another vocabulary, and all else as it must be."""
+    different = [mine for size, mine in zip(found, expected, strict=False) if size != mine]
+    return len(found) == len(expected) and different == [rows]
 
 
 def _expected(full: FullTensor, base: BaseModel) -> tuple[int, ...] | None:

@@ -156,8 +156,8 @@ def _full(entry: TensorEntry, parts: list[str], kind: PeftType[Any], common: Com
     *path, parameter = parts
     if path[-1] in kind.copies and len(path) > 1:
         module = ".".join(path[:-1])
-        if not common.targets.covers(module):
-            raise untargeted(module)
+        if left_out_by := common.targets.left_out_by(module):
+            raise untargeted(module, left_out_by)
         return FullTensor(module, parameter, entry, own=True)
     if any(part.startswith(kind.prefixes) for part in parts):
         raise _unknown(entry.name, kind)
@@ -172,8 +172,8 @@ def _target(
 ) -> TargetTensors:
     target = kind.target(module, roles, settings)
     # Tying also adapts the head, which target_modules doesn't name: only the base knows whether this module is one.
-    if not (target.named or common.ties_weights or common.targets.covers(module)):
-        raise untargeted(module)
+    if not (target.named or common.ties_weights) and (left_out_by := common.targets.left_out_by(module)):
+        raise untargeted(module, left_out_by)
     return target
 
 

@@ -3,92 +3,201 @@
 PEFT reads the keys of `rank_pattern` and `alpha_pattern` as regular expressions, and a hostile one can run for
 ever. So only a subset is accepted, in which a match is a walk along the name: literal names, `.`, `\\.`, `\\d`,
 `[0-9]`, one of `*`, `+`, `?` after any of them, `|` between whole alternatives, `^` in front and `$` at the end.
+
+All patterns of a field walk along a name together, as bits of one number, so that a name costs its length whatever
+the patterns are: the Shift-And algorithm (Baeza-Yates and Gonnet 1992; Navarro and Raffinot, Flexible Pattern
+Matching in Strings, 2002), where every character has the set of places that accept it in a table.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Generic, TypeVar
 
 from livery_adapters.refusal import AdapterRefused
 
 MAX_LENGTH = 512
-MAX_REPEATING = 16  # patterns with a repetition in one configuration
+# Of one field. A name per module of the largest models fits, and repetitions are for the few that stand for many.
+MAX_ALTERNATIVES = 1024
+MAX_CHARACTERS = 64 << 10
+MAX_REPEATING = 16  # alternatives with *, + or ?
+MAX_REPEATING_CHARACTERS = 512  # of these alternatives together
 
-_DIGIT = ("\\d", "[0-9]")
 _ATOM = re.compile(r"(\\\.|\\d|\[0-9\]|[A-Za-z0-9_.-])([*+?]?)")
+_DIGIT = ("\\d", "[0-9]")
+_DIGITS = "0123456789"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """One alternative as a chain of tokens; bit i of a mask stands for token i."""
+    """One alternative as a chain of (atom, quantifier); `owner` numbers the pattern that it belongs to."""
 
+    owner: int
     anchored: bool
-    tokens: tuple[tuple[str, str], ...]  # (atom, quantifier)
-    skippable: int
-    repeating: int
-    literals: tuple[tuple[int, str], ...]  # runs of plain characters by their first token
-    digits: tuple[int, ...]  # tokens that accept a digit
-
-    def matches(self, name: str) -> bool:
-        if not self.repeating and not self.skippable:
-            return self._matches_fixed(name)
-        state, started = 0, True
-        for char in name:
-            state = self._closure(state | started)
-            moved = state & self._accepting(char)
-            state = (moved << 1) | (moved & self.repeating)
-            started = not self.anchored and char == "."
-        state = self._closure(state | started)
-        return bool(state >> len(self.tokens) & 1)
-
-    def _closure(self, state: int) -> int:
-        return state | (state & self.skippable) << 1  # one step: no two skippable tokens are neighbours
-
-    def _accepting(self, char: str) -> int:
-        mask = 0
-        for index, (atom, _) in enumerate(self.tokens):
-            if _accepts(atom, char):
-                mask |= 1 << index
-        return mask
-
-    def _matches_fixed(self, name: str) -> bool:
-        start = len(name) - len(self.tokens)
-        if start < 0 or (start > 0 and (self.anchored or name[start - 1] != ".")):
-            return False
-        # Run by run instead of token by token: thousands of patterns may meet thousands of modules.
-        for offset, text in self.literals:
-            if not name.startswith(text, start + offset):
-                return False
-        return all("0" <= name[start + offset] <= "9" for offset in self.digits)
-
-
-@dataclass(frozen=True, slots=True)
-class NamePattern:
-    """A key of `rank_pattern` or `alpha_pattern`: matches a module's whole path or its end after a dot."""
-
-    text: str
-    branches: tuple[_Branch, ...]
+    tokens: tuple[tuple[str, str], ...]
 
     @property
-    def repeats(self) -> bool:
-        return any(branch.repeating or branch.skippable for branch in self.branches)
-
-    def matches(self, name: str) -> bool:
-        for branch in self.branches:  # noqa: SIM110 - a generator costs more than the match
-            if branch.matches(name):
-                return True
-        return False
+    def varies(self) -> bool:
+        return any(mark for _, mark in self.tokens)
 
 
-def parse_pattern(text: str) -> NamePattern:
-    """Translate a pattern. Raises AdapterRefused (unsafe_pattern) for what the subset doesn't have."""
-    if not text or len(text) > MAX_LENGTH:
-        raise _unsafe(text)
-    return NamePattern(text, tuple(_parse_branch(part, text) for part in text.split("|")))
+class _Fixed:
+    """Alternatives without repetitions, compared with the end of a name from the last character to the first.
+
+    Bit i of a mask stands for alternative i.
+    """
+
+    def __init__(self, branches: list[_Branch]) -> None:
+        self.owners = [branch.owner for branch in branches]
+        length = max((len(branch.tokens) for branch in branches), default=0)
+        # By distance from the end: who accepts a character, who any other one, whose first character is there.
+        self._accepting: list[dict[str, int]] = [{} for _ in range(length)]
+        self._any = [0] * length
+        self._beginning = [0] * length
+        self._floating = sum(1 << bit for bit, branch in enumerate(branches) if not branch.anchored)
+        self._everyone = (1 << len(branches)) - 1
+        for bit, branch in enumerate(branches):
+            self._beginning[len(branch.tokens) - 1] |= 1 << bit
+            for place, (atom, _) in enumerate(reversed(branch.tokens)):
+                if atom == ".":
+                    self._any[place] |= 1 << bit
+                _allow(self._accepting[place], atom, 1 << bit)
+        for table, others in zip(self._accepting, self._any, strict=True):
+            for char in table:
+                table[char] |= others
+
+    def matches(self, name: str) -> int:
+        """The alternatives that are the whole name or its end after a dot."""
+        state, found, start = self._everyone, 0, len(name)
+        for table, others, beginning in zip(self._accepting, self._any, self._beginning, strict=True):
+            if not state or not start:
+                break
+            start -= 1
+            state &= table.get(name[start], others)
+            if start == 0:
+                found |= state & beginning
+            elif name[start - 1] == ".":
+                found |= state & beginning & self._floating
+        return found
 
 
-def _parse_branch(part: str, text: str) -> _Branch:
+class _Varying:
+    """Alternatives with repetitions: bit i of a mask stands for a token, or for the end of an alternative."""
+
+    def __init__(self, branches: list[_Branch]) -> None:
+        self.owners: dict[int, int] = {}  # by the bit of the alternative's end
+        self._accepting: dict[str, int] = {}
+        self._any = self._repeating = self._skippable = self._starts = self._restarts = self._ends = 0
+        bit = 1
+        for branch in branches:
+            self._starts |= bit
+            self._restarts |= 0 if branch.anchored else bit
+            for atom, mark in branch.tokens:
+                self._any |= bit if atom == "." else 0
+                self._repeating |= bit if mark in ("*", "+") else 0
+                self._skippable |= bit if mark in ("*", "?") else 0
+                _allow(self._accepting, atom, bit)
+                bit <<= 1
+            self._ends |= bit
+            self.owners[bit] = branch.owner
+            bit <<= 1
+        for char in self._accepting:
+            self._accepting[char] |= self._any
+
+    def matches(self, name: str) -> int:
+        """The ends of the alternatives that are the whole name or its end after a dot."""
+        # One step past what may be skipped is enough: no two such tokens are neighbours.
+        state = self._starts | (self._starts & self._skippable) << 1
+        for char in name:
+            moved = state & self._accepting.get(char, self._any)
+            state = moved << 1 | moved & self._repeating
+            if char == ".":
+                state |= self._restarts
+            state |= (state & self._skippable) << 1
+        return state & self._ends
+
+
+class NamePatterns(Generic[_T]):
+    """The patterns of one field with their values, in the file's order: the first that matches counts.
+
+    A pattern matches a module's whole path or its end after a dot.
+    """
+
+    def __init__(self, field: str, values: Mapping[str, _T]) -> None:
+        """Translate the patterns of a field. Raises AdapterRefused (unsafe_pattern): over a limit, or none of these."""
+        self._texts = list(values)
+        self._values = list(values.values())
+        branches = _branches(field, self._texts)
+        self._fixed = _Fixed([branch for branch in branches if not branch.varies])
+        self._varying = _Varying([branch for branch in branches if branch.varies])
+        self._known: dict[str, tuple[int, int]] = {}  # each module is asked for several times
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __eq__(self, other: object) -> bool:
+        """The same patterns with the same values in the same order."""
+        return isinstance(other, NamePatterns) and (self._texts, self._values) == (other._texts, other._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._texts))
+
+    def first(self, name: str, default: _T) -> _T:
+        """The value of the first pattern that matches, or the default."""
+        return next((self._values[owner] for owner in self._matching(name)), default)
+
+    def matching(self, name: str) -> Iterator[str]:
+        """The patterns that match, in the file's order."""
+        return (self._texts[owner] for owner in self._matching(name))
+
+    def _matching(self, name: str) -> Iterator[int]:
+        if not self._texts:
+            return
+        if name not in self._known:
+            self._known[name] = self._fixed.matches(name), self._varying.matches(name)
+        fixed, varying = self._known[name]
+        last = -1
+        while fixed or varying:
+            lowest, lowest_end = fixed & -fixed, varying & -varying
+            one = self._fixed.owners[lowest.bit_length() - 1] if fixed else len(self._texts)
+            other = self._varying.owners[lowest_end] if varying else len(self._texts)
+            if one <= other:
+                fixed ^= lowest
+            else:
+                varying ^= lowest_end
+            if min(one, other) != last:
+                last = min(one, other)
+                yield last
+
+
+def _branches(field: str, texts: list[str]) -> list[_Branch]:
+    """All alternatives of all patterns. Raises AdapterRefused (unsafe_pattern)."""
+    if sum(map(len, texts)) > MAX_CHARACTERS or sum(text.count("|") + 1 for text in texts) > MAX_ALTERNATIVES:
+        raise AdapterRefused(
+            "unsafe_pattern",
+            f"{field} has over {MAX_ALTERNATIVES} alternatives or over {MAX_CHARACTERS} characters; write '.*' or "
+            "'\\d+' where names vary",
+        )
+    found = []
+    for owner, text in enumerate(texts):
+        if not text or len(text) > MAX_LENGTH:
+            raise _unsafe(text)
+        found += [_branch(owner, part, text) for part in text.split("|")]
+    varying = [len(branch.tokens) for branch in found if branch.varies]
+    if len(varying) > MAX_REPEATING or sum(varying) > MAX_REPEATING_CHARACTERS:
+        raise AdapterRefused(
+            "unsafe_pattern",
+            f"{field} has over {MAX_REPEATING} patterns or alternatives with repetitions, or they have over "
+            f"{MAX_REPEATING_CHARACTERS} characters together; write module names instead",
+        )
+    return found
+
+
+def _branch(owner: int, part: str, text: str) -> _Branch:
     body = part.removeprefix("^").removesuffix("$")
     tokens: list[tuple[str, str]] = []
     position = 0
@@ -98,33 +207,17 @@ def _parse_branch(part: str, text: str) -> _Branch:
             raise _unsafe(text)
         tokens.append((found[1], found[2]))
         position = found.end()
-    skippable = sum(1 << index for index, (_, mark) in enumerate(tokens) if mark in ("*", "?"))
-    repeating = sum(1 << index for index, (_, mark) in enumerate(tokens) if mark in ("*", "+"))
-    if not tokens or skippable & skippable << 1:
+    skippable = [mark in ("*", "?") for _, mark in tokens]
+    if not tokens or any(one and other for one, other in pairwise(skippable)):
         raise _unsafe(text)
-    atoms = [atom for atom, _ in tokens]
-    digits = tuple(index for index, atom in enumerate(atoms) if atom in _DIGIT)
-    return _Branch(part.startswith("^"), tuple(tokens), skippable, repeating, _literals(atoms), digits)
+    return _Branch(owner, part.startswith("^"), tuple(tokens))
 
 
-def _literals(atoms: list[str]) -> tuple[tuple[int, str], ...]:
-    runs: list[tuple[int, str]] = []
-    for index, atom in enumerate(atoms):
-        if atom == "." or atom in _DIGIT:
-            continue
-        if runs and runs[-1][0] + len(runs[-1][1]) == index:
-            runs[-1] = (runs[-1][0], runs[-1][1] + atom[-1])
-        else:
-            runs.append((index, atom[-1]))
-    return tuple(runs)
-
-
-def _accepts(atom: str, char: str) -> bool:
-    if atom == ".":
-        return True
-    if atom in _DIGIT:
-        return "0" <= char <= "9"
-    return atom[-1] == char
+def _allow(table: dict[str, int], atom: str, bit: int) -> None:
+    """Enter who accepts the characters of an atom; '.' is entered by whoever has the table."""
+    if atom != ".":
+        for char in _DIGITS if atom in _DIGIT else atom[-1]:
+            table[char] = table.get(char, 0) | bit
 
 
 def _unsafe(text: str) -> AdapterRefused:

@@ -7,11 +7,12 @@ unless neutral. Any other field is refused unless it is empty: a later PEFT may 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from livery_adapters.patterns import MAX_REPEATING, NamePattern, parse_pattern
+from livery_adapters.patterns import MAX_ALTERNATIVES, NamePatterns
 from livery_adapters.refusal import AdapterRefused
 
 Config = Mapping[str, object]
@@ -36,7 +37,6 @@ COMMON_HARMLESS = frozenset(
 )
 
 _DOTTED = re.compile(r"[A-Za-z0-9_.-]{1,256}")
-_MAX_PATTERNS = 1024  # one per module of the largest models
 _MAX_NUMBER = 1e6
 
 
@@ -58,23 +58,70 @@ class FieldRules:
 
 
 @dataclass(frozen=True, slots=True)
+class Endings:
+    """Names that the end of a path is compared with, however many there are, in one binary search.
+
+    `backwards` are the names from their last letter to the first, sorted, and none begins another one.
+    """
+
+    backwards: tuple[str, ...]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Endings:
+        """Of names that end alike the shortest is enough."""
+        found: list[str] = []
+        for name in sorted(name[::-1] for name in names):
+            if not (found and name.startswith(found[-1])):
+                found.append(name)
+        return cls(tuple(found))
+
+    def __bool__(self) -> bool:
+        return bool(self.backwards)
+
+    def fit(self, path: str) -> bool:
+        """Whether the path ends with one of the names, even where that doesn't begin at a dot."""
+        return self._begin(path[::-1])
+
+    def fit_a_parent(self, path: str) -> bool:
+        """Whether the path, or that of a module which holds it, ends with one of the names."""
+        reversed_path = path[::-1]
+        while not self._begin(reversed_path):
+            _, dot, reversed_path = reversed_path.partition(".")
+            if not dot:
+                return False
+        return True
+
+    def _begin(self, reversed_path: str) -> bool:
+        # As none of them begins another one, only the last that isn't greater than the path can begin it.
+        place = bisect_right(self.backwards, reversed_path)
+        return place > 0 and reversed_path.startswith(self.backwards[place - 1])
+
+
+@dataclass(frozen=True, slots=True)
 class TargetRule:
-    """Which modules the configuration names. `names` is None for a string, which is never run as a pattern."""
+    """Which modules the configuration names. `names` is None for a string, which is never run as a pattern.
+
+    `layer_lists` are the names of `layers_pattern`, each with a dot in front.
+    """
 
     names: frozenset[str] | None
     excluded: frozenset[str]
     layers: frozenset[int] | None
-    layer_lists: tuple[str, ...]
+    layer_lists: Endings
 
     def covers(self, module: str) -> bool:
         """True when PEFT would put an adapter on `module`, as far as the lists say."""
+        return self.left_out_by(module) == ""
+
+    def left_out_by(self, module: str) -> str:
+        """The field of the configuration that leaves `module` out; empty where it is covered."""
         if ends_with_any(module, self.excluded):
-            return False
+            return "exclude_modules"
         if self.names is None or module in self.names:
-            return True
+            return ""
         if not ends_with_any(module, self.names):
-            return False
-        return self.layers is None or self._layer(module) in self.layers
+            return "target_modules"
+        return "" if self.layers is None or self._layer(module) in self.layers else "layers_to_transform"
 
     def _layer(self, module: str) -> int | None:
         """The first numbered part of the path, after one of `layer_lists` where given."""
@@ -85,8 +132,7 @@ class TargetRule:
         return None
 
     def _is_list(self, before: list[str]) -> bool:
-        path = "." + ".".join(before)
-        return any(path.endswith("." + name) for name in self.layer_lists)
+        return self.layer_lists.fit("." + ".".join(before))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +141,7 @@ class CommonSettings:
 
     base_name: str | None
     targets: TargetRule
-    saved: frozenset[str]
+    saved: Endings
     ties_weights: bool
 
     def saves(self, module: str) -> bool:
@@ -103,9 +149,7 @@ class CommonSettings:
 
         As in PEFT any ending of a path will do, even one that doesn't begin at a dot.
         """
-        parts = module.split(".")
-        paths = (".".join(parts[: count + 1]) for count in range(len(parts)))
-        return bool(self.saved) and any(path.endswith(name) for path in paths for name in self.saved)
+        return self.saved.fit_a_parent(module)
 
 
 def common_settings(config: Config) -> CommonSettings:
@@ -113,7 +157,7 @@ def common_settings(config: Config) -> CommonSettings:
     return CommonSettings(
         base_name=_base_name(config.get("base_model_name_or_path")),
         targets=_target_rule(config),
-        saved=frozenset(module_names(config.get("modules_to_save") or [], "modules_to_save")),
+        saved=Endings.of(module_names(config.get("modules_to_save") or [], "modules_to_save")),
         ties_weights=flag(config, "ensure_weight_tying"),
     )
 
@@ -178,19 +222,14 @@ def token_ids(value: object, name: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def patterns(config: Config, name: str, read: Callable[[object, str], _T]) -> tuple[tuple[NamePattern, _T], ...]:
+def patterns(config: Config, name: str, read: Callable[[object, str], _T]) -> NamePatterns[_T]:
     """A field that maps patterns of module names to values, in the file's order: the first that matches counts."""
     value = config.get(name) or {}
     if not isinstance(value, dict):
         raise bad_field(name, value, "an object of module name to number")
-    if len(value) > _MAX_PATTERNS:
-        raise AdapterRefused("bad_field", f"{name} has {len(value)} entries; at most {_MAX_PATTERNS} are accepted")
-    found = tuple((parse_pattern(key), read(item, f"{name}[{key!r}]")) for key, item in value.items())
-    if sum(pattern.repeats for pattern, _ in found) > MAX_REPEATING:
-        raise AdapterRefused(
-            "unsafe_pattern", f"{name} has over {MAX_REPEATING} patterns with repetitions; write module names instead"
-        )
-    return found
+    if len(value) > MAX_ALTERNATIVES:
+        raise too_many(name, len(value), MAX_ALTERNATIVES)
+    return NamePatterns(name, {key: read(item, f"{name}[{key[:80]!r}]") for key, item in value.items()})
 
 
 def ends_with_any(module: str, names: frozenset[str]) -> bool:
@@ -202,6 +241,11 @@ def ends_with_any(module: str, names: frozenset[str]) -> bool:
 def bad_field(name: str, value: object, expected: str) -> AdapterRefused:
     """A field of a type or range that PEFT wouldn't write."""
     return AdapterRefused("bad_field", f"{name} is {shown(value)} and must be {expected}; fix adapter_config.json")
+
+
+def too_many(name: str, count: int, most: int) -> AdapterRefused:
+    """A list or object that is longer than any model could need."""
+    return AdapterRefused("bad_field", f"{name} has {count} entries; at most {most} are accepted")
 
 
 def shown(value: object) -> str:
@@ -219,7 +263,7 @@ def _target_rule(config: Config) -> TargetRule:
         layers = [layers]
     if layers and not (isinstance(layers, list) and all(type(layer) is int for layer in layers)):
         raise bad_field("layers_to_transform", layers, "a list of layer numbers")
-    lists = config.get("layers_pattern") or ()
+    lists = config.get("layers_pattern") or []
     return TargetRule(
         names=None if by_pattern else frozenset(module_names(targets, "target_modules")),
         # A string would be a regular expression; the tensors in the file already show what it left out.
@@ -227,12 +271,12 @@ def _target_rule(config: Config) -> TargetRule:
             frozenset() if isinstance(excluded, str) else frozenset(module_names(excluded or [], "exclude_modules"))
         ),
         layers=frozenset(layers) if isinstance(layers, list) and layers else None,
-        layer_lists=tuple(module_names([lists] if isinstance(lists, str) else list(_listed(lists)), "layers_pattern")),
+        layer_lists=Endings.of("." + name for name in module_names(_listed(lists), "layers_pattern")),
     )
 
 
-def _listed(value: object) -> list[object]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _listed(value: object) -> object:
+    return value if isinstance(value, list) else [value]
 
 
 def _base_name(value: object) -> str | None:

@@ -86,7 +86,7 @@ def _walk(value: dict[str, object], max_depth: int) -> None:
                 below += [*node.keys(), *node.values()]
             elif isinstance(node, list):
                 below += node
-            elif isinstance(node, str) and any("\ud800" <= char <= "\udfff" for char in node):
+            elif isinstance(node, str) and not node.isascii() and any("\ud800" <= char <= "\udfff" for char in node):
                 raise _Unacceptable("holds half a surrogate pair in a string")
         if not below:
             return

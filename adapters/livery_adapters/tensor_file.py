@@ -30,8 +30,12 @@ INTEGERS = {"U8": 1, "I16": 2, "I32": 4, "I64": 8}  # the few types that need th
 ITEM_SIZE = {"F32": 4, "F16": 2, "BF16": 2, **INTEGERS}
 CHUNK = 1 << 20
 
-_TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,512}")
+# Names of real models have up to 12 parts and 150 characters.
+_TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+_MAX_PARTS = 32
 _KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFSOCK: "a socket",
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
     stat.S_IFCHR: "a device",
@@ -47,6 +51,7 @@ _OTHER_FORMATS = (
     (0, b"<", "a web page", "download the file itself"),
     (257, b"ustar", "a tar archive", "unpack it"),
 )
+_VALUES_OF_TENSOR = 16
 _PROBE = 512  # bytes that show what else a file is
 
 
@@ -72,7 +77,7 @@ def open_regular(directory: Path, name: str) -> Iterator[BinaryIO]:
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):  # before fdopen, which raises on a directory and keeps it open
         os.close(fd)
-        raise not_regular(name, _KINDS.get(stat.S_IFMT(mode), ""))
+        raise not_regular(name, kind_of(mode))
     with os.fdopen(fd, "rb") as stream:
         yield stream
 
@@ -100,6 +105,11 @@ def _open_fd(directory: Path, name: str) -> int:
     finally:
         if folder is not None:
             os.close(folder)
+
+
+def kind_of(mode: int) -> str:
+    """What a file of this `st_mode` is, in words; empty for a regular one."""
+    return _KINDS.get(stat.S_IFMT(mode), "")
 
 
 def not_regular(name: str, found: str = "") -> AdapterRefused:
@@ -195,7 +205,9 @@ def parse_header(stream: BinaryIO, size: int, limits: Limits) -> tuple[TensorEnt
         )
     if size < 8 + length:
         raise _incomplete(size, f"at least {8 + length}")
-    header = parse_object(stream.read(length), f"the header of {WEIGHTS_NAME}", code="bad_header", max_depth=4)
+    text = stream.read(length)
+    _check_values(text, limits)
+    header = parse_object(text, f"the header of {WEIGHTS_NAME}", code="bad_header", max_depth=4)
     _check_metadata(header.pop("__metadata__", {}))
     if not 0 < len(header) <= limits.max_tensors:
         raise AdapterRefused(
@@ -213,6 +225,18 @@ def _check_format(data: bytes) -> None:
             raise AdapterRefused("not_safetensors", f"{WEIGHTS_NAME} is {found}; {remedy}")
 
 
+def _check_values(text: bytes, limits: Limits) -> None:
+    """A value costs the parser some thirty times its bytes: no more than tensors of eight dimensions need."""
+    most = _VALUES_OF_TENSOR * limits.max_tensors
+    found = sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    if found > most:
+        raise AdapterRefused(
+            "bad_header",
+            f"the header of {WEIGHTS_NAME} has {found} values, more than the {most} that {limits.max_tensors} tensors "
+            "can have; this is no safetensors file of an adapter",
+        )
+
+
 def _check_metadata(value: object) -> None:
     """Nothing here needs it, but the safetensors library opens no file whose metadata isn't text by name."""
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
@@ -224,8 +248,12 @@ def _check_metadata(value: object) -> None:
 
 
 def _entry(name: str, value: object, start: int) -> TensorEntry:
-    if not _TENSOR_NAME.fullmatch(name):
-        raise AdapterRefused("bad_header", f"tensor name {name[:80]!r} of {WEIGHTS_NAME} is not a dotted path")
+    if not _TENSOR_NAME.fullmatch(name) or name.count(".") >= _MAX_PARTS:
+        raise AdapterRefused(
+            "bad_header",
+            f"tensor name {name[:80]!r} of {WEIGHTS_NAME} is not a dotted path of at most {_MAX_PARTS} parts and 256 "
+            "characters",
+        )
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _bad_entry(name, f"needs exactly dtype, shape and data_offsets and has {_fields_of(value)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from adapters.peft_made import Weights, make, tiny_base
 from livery_adapters.examine import check_directory
 from livery_adapters.formats import convert
-from livery_adapters.patterns import parse_pattern
+from livery_adapters.patterns import NamePatterns
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
@@ -171,27 +171,33 @@ names = st.lists(st.sampled_from(["a", "b", "q_proj", "0", "17", "-", "ab"]), mi
 
 
 @settings(max_examples=600, deadline=timedelta(seconds=5))
-@given(st.lists(branches, min_size=1, max_size=3).map("|".join), st.lists(names, min_size=1, max_size=8))
-def test_accepted_patterns_match_what_their_regular_expression_matches(text: str, modules: list[str]) -> None:
+@given(
+    st.lists(st.lists(branches, min_size=1, max_size=3).map("|".join), min_size=1, max_size=4, unique=True),
+    st.lists(names, min_size=1, max_size=8),
+)
+def test_accepted_patterns_match_what_their_regular_expression_matches(texts: list[str], modules: list[str]) -> None:
     try:
-        pattern = parse_pattern(text)
+        patterns = NamePatterns("rank_pattern", {text: number for number, text in enumerate(texts)})
     except AdapterRefused as refused:
         assert refused.code == "unsafe_pattern"
         return
-    expression = re.compile(rf"(.*\.)?({text})$")  # as PEFT's get_pattern_key has it
-    assert [pattern.matches(name) for name in modules] == [bool(expression.match(name)) for name in modules]
+    for name in modules:
+        # As PEFT's get_pattern_key has it: the first one that matches.
+        matching = [text for text in texts if re.match(rf"(.*\.)?({text})$", name)]
+        assert list(patterns.matching(name)) == matching
+        assert patterns.first(name, -1) == (texts.index(matching[0]) if matching else -1)
 
 
 @bounded
 @given(st.text(max_size=40))
 def test_any_text_is_a_pattern_or_is_refused(text: str) -> None:
     try:
-        parse_pattern(text).matches("model.layers.0.self_attn.q_proj")
+        NamePatterns("rank_pattern", {text: 4}).first("model.layers.0.self_attn.q_proj", 0)
     except AdapterRefused as refused:
         assert refused.code == "unsafe_pattern"
 
 
 def test_a_pattern_that_never_ends_as_a_regular_expression_is_answered() -> None:
-    pattern = parse_pattern("a.*" * 12 + "b")
-    assert not pattern.matches("a" * 5000)
-    assert pattern.matches("a" * 5000 + "b")
+    patterns = NamePatterns("rank_pattern", {"a.*" * 12 + "b": 4})
+    assert patterns.first("a" * 5000, 0) == 0
+    assert patterns.first("a" * 5000 + "b", 0) == 4

@@ -122,7 +122,7 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
     "NaN in the config": (_config_text('{"lora_alpha": NaN}'), "bad_json", "NaN", "save_pretrained"),
     "infinity in the config": (_config_text('{"lora_alpha": 1e999}'), "bad_json", "too large", "save_pretrained"),
     "an endless integer": (_config_text('{"r": ' + "9" * 5000 + "}"), "bad_json", "5000 digits", "save_pretrained"),
-    "large config": (_config_text(" " * 70_000), "too_large", "65536 bytes", "PEFT writes"),
+    "large config": (_config_text(" " * (2 << 20)), "too_large", "1048576 bytes", "PEFT writes"),
     "another method": (
         _config(peft_type="PROMPT_TUNING"),
         "unsupported_peft_type",

@@ -201,7 +201,7 @@ BAD: dict[str, tuple[Any, Damage, str, str]] = {
     "a token that the base lacks": (
         TrainableTokensConfig(token_indices=[3, 5]),
         fields(token_indices=[3, 97]),
-        "bad_field",
+        "resized_vocabulary",
         "has 97 rows",
     ),
     "fewer rows than tokens": (

@@ -51,7 +51,7 @@ JSON = (
         "a string of a megabyte",
         _with(f'"revision": "{"a" * (1 << 20)}"'),
         "too_large",
-        "65536 bytes",
+        "1048576 bytes",
         "store",
         mistake="configuration too large",
     ),
@@ -127,7 +127,25 @@ PATTERNS = (
     _pattern("of 10 KB", config(rank_pattern={"a" * 10_000: 4}), "'aaaa"),
     _pattern("of nothing", config(alpha_pattern={"": 4}), "the pattern ''"),
     _pattern("an empty alternative", config(rank_pattern={"q_proj|": 4}), "'q_proj|'"),
-    _pattern("17 with repetitions", config(rank_pattern={f"a.*{n}": 4 for n in range(17)}), "over 16 patterns"),
+    _pattern("17 with repetitions", config(rank_pattern={f"a.*{n}": 4 for n in range(17)}), "rank_pattern has over 16"),
+    _pattern(
+        "17 alternatives with repetitions",
+        config(alpha_pattern={"|".join(f"a.*{n}" for n in range(17)): 4}),
+        "alpha_pattern has over 16",
+    ),
+    _pattern(
+        "repetitions in 513 characters",
+        config(rank_pattern={"a.*" * 128 + "b": 4, "b.*" * 128 + "ab": 4}),
+        "over 512 characters together",
+    ),
+    _pattern(
+        "1,025 alternatives", config(rank_pattern={"a" + "|a" * 200 + str(n): 4 for n in range(6)}), "over 1024 alt"
+    ),
+    _pattern(
+        "70,000 characters",
+        config(alpha_pattern={f"{n:0500}": 4 for n in range(140)}),
+        "alpha_pattern has over 1024 alternatives or over 65536 characters",
+    ),
 )
 
 

@@ -219,9 +219,9 @@ def _local(name: str, build: Build, code: str, says: str, mistake: str = "") -> 
     return Case("file", name, build, code, says, "store", local=True, mistake=mistake)
 
 
-def _special(name: str, file: str, put: Callable[[Path], object]) -> Case:
-    says = f"{file} is not a regular file"
-    return _local(name, _replaced(file, put), "not_regular", says, mistake=says)
+def _special(file: str, found: str, put: Callable[[Path], object]) -> Case:
+    says = f"{file} is {found}, not a regular file"
+    return _local(f"{file} is {found}", _replaced(file, put), "not_regular", says)
 
 
 def _link(name: str, file: str, put: Callable[[Path], object]) -> Case:
@@ -262,21 +262,21 @@ SPECIAL = (
         "missing_weights",
         "a link that leads nowhere",
     ),
-    _special("weights link to themselves", WEIGHTS_NAME, lambda path: path.symlink_to(path.name)),
-    _special("configuration is a FIFO", CONFIG_NAME, os.mkfifo),
-    _special("weights are a FIFO", WEIGHTS_NAME, os.mkfifo),
-    _special("configuration is a directory", CONFIG_NAME, Path.mkdir),
-    _special("weights are a directory", WEIGHTS_NAME, Path.mkdir),
-    _special("configuration is a socket", CONFIG_NAME, _socket),
-    _special("weights are a device", WEIGHTS_NAME, _device),
+    _special(WEIGHTS_NAME, "a symbolic link", lambda path: path.symlink_to(path.name)),
+    _special(CONFIG_NAME, "a FIFO", os.mkfifo),
+    _special(WEIGHTS_NAME, "a FIFO", os.mkfifo),
+    _special(CONFIG_NAME, "a directory", Path.mkdir),
+    _special(WEIGHTS_NAME, "a directory", Path.mkdir),
+    _special(CONFIG_NAME, "a socket", _socket),
+    _special(WEIGHTS_NAME, "a device", _device),
     _local("weights can't be read", _replaced(WEIGHTS_NAME, lambda path: path.touch(mode=0)), "unreadable", "permiss"),
     _local("weights of three gigabytes", _replaced(WEIGHTS_NAME, _sparse(3 << 30)), "too_large", "limit of 2147483648"),
     Case(
         "file",
-        "a configuration of 70 KB",
-        raw_config(lambda data: data + b" " * 70_000),
+        "a configuration of 2 MB",
+        raw_config(lambda data: data + b" " * (2 << 20)),
         "too_large",
-        "65536 bytes",
+        "1048576 bytes",
         "store",
         mistake="configuration too large",
     ),

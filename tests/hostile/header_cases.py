@@ -50,8 +50,9 @@ LENGTHS = (
     _bad("has a megabyte of zeros", _sparse_claim(1 << 20), r"at '\x00\x00"),
     _bad("has no bytes", _claims(0), "Expecting value at ''"),
     Case("header", "reaches past the end", _claims(1 << 19), "incomplete", "needs at least 524296"),
-    _bad("lists 200,000 empty tensors", _many(200_000, _EMPTY), "the limit is 1048576"),
-    _bad("lists 20,001 tensors", _many(20_001, 0), "holds 20001 tensors; 1 to 20000 are accepted"),
+    _bad("lists 200,000 empty tensors", _many(200_000, _EMPTY), "the limit is 8388608"),
+    _bad("lists 50,001 tensors", _many(50_001, 0), "holds 50001 tensors; 1 to 50000 are accepted"),
+    _bad("holds three million lists", header_bytes(b"[" + b"[]," * 2_700_000 + b"[]]"), "more than the 800000 that"),
     _bad("lists none", header_bytes(b"{}", b""), "holds 0 tensors", "no tensors"),
     _bad("lists only metadata", header_bytes(b'{"__metadata__":{"format":"pt"}}', b""), "holds 0", "no tensors"),
 )
@@ -77,7 +78,7 @@ JSON = (
         "is {'a': {'b': 'c'}} and",
     ),
     _bad(
-        "has two megabytes of metadata", header(lambda h: h.update(__metadata__={"a": "b" * (2 << 20)})), "claims 209"
+        "has nine megabytes of metadata", header(lambda h: h.update(__metadata__={"a": "b" * (9 << 20)})), "claims 943"
     ),
 )
 
@@ -174,14 +175,15 @@ NAMES = (
     _badly_named("of nothing", "", "tensor name ''"),
     _badly_named("with spaces", A0.replace(".", " "), "is not a dotted path"),
     _badly_named("with a letter that looks like another", A0.replace("a", "а", 1), "is not a dotted path"),
-    _badly_named("of ten thousand letters", "base_model.model." + "a" * 10_000, "is not a dotted path"),
+    _badly_named("of ten thousand letters", "base_model.model." + "a" * 10_000, "at most 32 parts and 256 characters"),
+    _badly_named("of 33 parts", "base_model.model" + ".b" * 31, "at most 32 parts and 256 characters"),
     _badly_named("with half a surrogate pair", "base_model.\ud800", "half a surrogate pair"),
     _bad("a tensor's name twice", _twice, "holds the same key twice"),
 )
 
 FINE = (
     Case("fine", "tensors listed in another order", _reordered, ""),
-    Case("fine", "half a megabyte of metadata", header(lambda h: h.update(__metadata__={"a": "b" * (1 << 19)})), ""),
+    Case("fine", "four megabytes of metadata", header(lambda h: h.update(__metadata__={"a": "b" * (4 << 20)})), ""),
 )
 
 CASES = (*LENGTHS, *JSON, *ENTRIES, *NAMES, *FINE)

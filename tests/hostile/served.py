@@ -58,7 +58,7 @@ class Served:
         self.url = server.url
         self.pid = server.pid
         self.root = root
-        self.client = httpx.Client(base_url=server.url, timeout=120)
+        self.client = httpx.Client(base_url=server.url, timeout=120, limits=httpx.Limits(max_keepalive_connections=0))
         self.neighbour = Neighbour(server.url, stream(server.url, GOOD))
 
     def take(self, case: Case) -> Outcome:

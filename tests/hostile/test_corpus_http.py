@@ -95,7 +95,7 @@ UPLOADS = {
         {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=x", "content-encoding": "gzip"}},
         "invalid_value",
     ),
-    "a configuration of 70 KB": (upload((_CONFIG, b" " * 70_000)), "too_large"),
+    "a configuration of 2 MB": (upload((_CONFIG, b" " * (2 << 20))), "too_large"),
 }
 
 

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from livery_adapters.incoming import Incoming
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.tensor_file import FILE_NAMES, missing_file, not_regular
+from livery_adapters.tensor_file import FILE_NAMES, kind_of, missing_file, not_regular
 
 # Only a name to walk through is needed of a directory, not its listing.
 _WALK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -68,15 +68,24 @@ def _open(directory: Path, name: str, roots: Sequence[Path]) -> int:
     except (OSError, ValueError) as error:
         code = getattr(error, "errno", None)
         if code in (errno.ELOOP, errno.ENXIO):
-            raise not_regular(name) from None
+            raise not_regular(name, _found(directory / name)) from None
         reason = os.strerror(code) if code else "no usable path"
         raise AdapterRefused(
             "unreadable", f"{name} of {directory.name!r} can't be read: {reason}; fix its permissions"
         ) from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
         os.close(fd)
-        raise not_regular(name)
+        raise not_regular(name, kind_of(mode))
     return fd
+
+
+def _found(path: Path) -> str:
+    """What lies at a path that could not be opened, for a message: a socket, or a link that leads to itself."""
+    try:
+        return kind_of(os.lstat(path).st_mode)
+    except OSError:
+        return ""
 
 
 def _place(directory: Path, name: str, roots: Sequence[Path]) -> tuple[Path, Path]:

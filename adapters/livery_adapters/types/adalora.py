@@ -93,7 +93,7 @@ def _kept(value: object) -> dict[str, int]:
     for name, mask in value.items():
         module = name.removesuffix(".default").removesuffix(".lora_E")
         if module == name or not isinstance(mask, list) or not all(isinstance(item, bool) for item in mask):
-            raise bad_field(f"rank_pattern[{name!r}]", mask, expected)
+            raise bad_field(f"rank_pattern[{name[:80]!r}]", mask, expected)
         kept[module] = sum(mask)
     return kept
 

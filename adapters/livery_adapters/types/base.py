@@ -26,7 +26,8 @@ class PeftType(Generic[S]):
     refused by name. `copies` are the names under which PEFT keeps a complete, trained copy of a module.
     `integers` are the roles whose tensors hold whole numbers.
     `parse` turns the configuration into settings, `target` the tensors of one module into a
-    checked target; `check` compares it with the base beyond kind and features; `warn` adds to the report.
+    checked target; `check` compares it with the base beyond kind and features, `check_settings` does so once
+    with what belongs to no module; `warn` adds to the report.
     All of them raise AdapterRefused.
     """
 
@@ -40,6 +41,7 @@ class PeftType(Generic[S]):
     copies: tuple[str, ...] = ()
     integers: frozenset[str] = frozenset()
     check: Callable[[TargetTensors, BaseShapes, S], None] | None = None
+    check_settings: Callable[[S, BaseShapes], None] | None = None
     warn: Callable[[tuple[TargetTensors, ...], S], tuple[str, ...]] | None = None
     invocation: Callable[[S], tuple[int, ...]] | None = None
 
@@ -71,10 +73,22 @@ def wrong_shape(module: str, roles: Roles, needed: str) -> AdapterRefused:
     return AdapterRefused("wrong_shape", f"{module}: {listed}; {needed} are needed")
 
 
-def untargeted(module: str) -> AdapterRefused:
-    """The file adapts what the configuration doesn't."""
+_LEFT_OUT = {
+    "target_modules": "which target_modules doesn't name",
+    "exclude_modules": "which exclude_modules leaves out",
+    "layers_to_transform": "whose layer is not among layers_to_transform",
+}
+
+
+def untargeted(module: str, field: str) -> AdapterRefused:
+    """The file adapts what this field of the configuration (see TargetRule.left_out_by) leaves out."""
     return AdapterRefused(
         "untargeted_tensor",
-        f"the file adapts {module}, which target_modules, exclude_modules or layers_to_transform leave out (PEFT "
-        "would ignore it); correct adapter_config.json or save the adapter again",
+        f"the file adapts {module}, {_LEFT_OUT[field]} (PEFT would ignore it); correct adapter_config.json or save "
+        "the adapter again",
     )
+
+
+def vocabulary_of(shapes: BaseShapes) -> int:
+    """The rows of the base's largest embedding, which is that of its tokens; 0 where it has none."""
+    return max((shape.in_features for shape in shapes.modules.values() if shape.kind == "embedding"), default=0)

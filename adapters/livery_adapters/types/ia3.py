@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from livery_adapters.layout import TargetTensors
-from livery_adapters.peft_config import Config, FieldRules, module_names
+from livery_adapters.peft_config import Config, Endings, FieldRules, module_names
 from livery_adapters.types.base import PeftType, Roles, need, wrong_shape
 
 RULES = FieldRules(read=frozenset({"feedforward_modules"}), harmless=frozenset({"init_ia3_weights"}))
@@ -15,14 +15,14 @@ RULES = FieldRules(read=frozenset({"feedforward_modules"}), harmless=frozenset({
 class Ia3Settings:
     """`feedforward` is None where it is a pattern, which is never run: the vector's shape says the same."""
 
-    feedforward: frozenset[str] | None
+    feedforward: Endings | None
 
     def on_input(self, module: str) -> bool | None:
         """Whether the module's input is scaled; None where only the vector knows.
 
         As in PEFT, any ending of the path will do, even one that doesn't begin at a dot.
         """
-        return None if self.feedforward is None else module.endswith(tuple(self.feedforward))
+        return None if self.feedforward is None else self.feedforward.fit(module)
 
 
 def parse(config: Config) -> Ia3Settings:
@@ -30,7 +30,7 @@ def parse(config: Config) -> Ia3Settings:
     names = config.get("feedforward_modules")
     if names is None or isinstance(names, str):
         return Ia3Settings(None)
-    return Ia3Settings(frozenset(module_names(names, "feedforward_modules")))
+    return Ia3Settings(Endings.of(module_names(names, "feedforward_modules")))
 
 
 def target(module: str, roles: Roles, settings: Ia3Settings) -> TargetTensors:

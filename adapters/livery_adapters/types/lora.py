@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.layout import TargetTensors
-from livery_adapters.patterns import NamePattern
-from livery_adapters.peft_config import Config, FieldRules, flag, number, patterns, shown, token_ids, whole
+from livery_adapters.patterns import NamePatterns
+from livery_adapters.peft_config import Config, FieldRules, flag, number, patterns, shown, token_ids, too_many, whole
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types import lora_parts as parts
-from livery_adapters.types.base import PeftType, Roles
+from livery_adapters.types.base import PeftType, Roles, vocabulary_of
 
 RULES = FieldRules(
     read=frozenset(
@@ -58,6 +59,9 @@ RULES = FieldRules(
 EXACT_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})  # they leave the base's weights alone
 RESIDUAL_INITS = ("pissa", "olora", "corda", "lora_ga")  # they train against a base with weights taken out
 
+_MAX_INVOCATION = 512  # PEFT's are the few tokens of a turn's beginning
+_MAX_EMBEDDINGS = 64  # with trained tokens of their own
+
 Init = Literal["plain", "pissa", "olora"]
 
 
@@ -67,28 +71,28 @@ class LoraSettings:
 
     `init` is "pissa" or "olora" for weights that were trained against a base without its principal components, or
     without the leading columns of its QR factorisation. `tokens` are the trained rows by the end of the embedding's
-    path; the empty name stands for the input embedding. `parameters` are ends of parameters' paths.
+    path; the empty name stands for the input embedding. `parameters` are the names of parameters by the end of their
+    module's path.
     """
 
     rank: int
     alpha: float
     rslora: bool
-    rank_patterns: tuple[tuple[NamePattern, int], ...]
-    alpha_patterns: tuple[tuple[NamePattern, float], ...]
+    rank_patterns: NamePatterns[int]
+    alpha_patterns: NamePatterns[float]
     init: Init = "plain"
     dora: bool = False
     bias: bool = False
     invocation: tuple[int, ...] = ()
     tokens: Mapping[str, tuple[int, ...]] | None = None
-    parameters: tuple[str, ...] = ()
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def rank_of(self, module: str) -> int:
-        return next((rank for pattern, rank in self.rank_patterns if pattern.matches(module)), self.rank)
+        return self.rank_patterns.first(module, self.rank)
 
     def scale_of(self, module: str, rank: int) -> float:
         """PEFT's `scaling` of a module whose tensors have this rank."""
-        found = (alpha for pattern, alpha in self.alpha_patterns if pattern.matches(module))
-        alpha = next(found, self.alpha)
+        alpha = self.alpha_patterns.first(module, self.alpha)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def tokens_of(self, module: str) -> tuple[int, ...]:
@@ -107,9 +111,9 @@ def parse(config: Config) -> LoraSettings:
         init=_init(config.get("init_lora_weights")),
         dora=flag(config, "use_dora"),
         bias=flag(config, "lora_bias"),
-        invocation=token_ids(config.get("alora_invocation_tokens") or [], "alora_invocation_tokens"),
+        invocation=_invocation(config.get("alora_invocation_tokens") or []),
         tokens=_tokens(config.get("trainable_token_indices")),
-        parameters=tuple(parts.parameter_names(config.get("target_parameters") or [])),
+        parameters=parts.parameter_names(config.get("target_parameters") or []),
     )
     _check_together(settings)
     return settings
@@ -142,10 +146,19 @@ def _init(init: object) -> Init:
     )
 
 
+def _invocation(value: object) -> tuple[int, ...]:
+    ids = token_ids(value, "alora_invocation_tokens")
+    if len(ids) > _MAX_INVOCATION:
+        raise too_many("alora_invocation_tokens", len(ids), _MAX_INVOCATION)
+    return ids
+
+
 def _tokens(value: object) -> dict[str, tuple[int, ...]] | None:
     if value is None:
         return None
     named = value if isinstance(value, dict) else {"": value}
+    if len(named) > _MAX_EMBEDDINGS:
+        raise too_many("trainable_token_indices", len(named), _MAX_EMBEDDINGS)
     return {str(name): _distinct(token_ids(ids, "trainable_token_indices")) for name, ids in named.items()}
 
 
@@ -195,7 +208,7 @@ def target(module: str, roles: Roles, settings: LoraSettings) -> TargetTensors:
     a, b = parts.pair(module, roles, embedding)
     rank = a.shape[0]
     if rank != settings.rank_of(module):
-        overlapping = [pattern.text for pattern, _ in settings.rank_patterns if pattern.matches(module)]
+        overlapping = list(islice(settings.rank_patterns.matching(module), 2))
         raise parts.rank_mismatch(module, rank, settings.rank_of(module), overlapping)
     scale = settings.scale_of(module, rank)
     if settings.init != "plain" and scale <= 0:
@@ -236,12 +249,24 @@ def check(target: TargetTensors, shapes: BaseShapes, settings: LoraSettings) -> 
         )
 
 
+def check_settings(settings: LoraSettings, shapes: BaseShapes) -> None:
+    """Can the base's text hold the invocation tokens at all? Raises AdapterRefused."""
+    vocabulary = vocabulary_of(shapes)
+    beyond = next((token for token in settings.invocation if token >= vocabulary > 0), None)
+    if beyond is not None:
+        raise AdapterRefused(
+            "token_out_of_range",
+            f"alora_invocation_tokens has token {beyond} and the base's vocabulary has {vocabulary} rows, so no text "
+            "would ever switch the adapter on; correct the tokens, or use the base it was trained on",
+        )
+
+
 def warn(targets: tuple[TargetTensors, ...], settings: LoraSettings) -> tuple[str, ...]:
     """What is allowed and may surprise."""
     found = []
     for name, listed in (("rank_pattern", settings.rank_patterns), ("alpha_pattern", settings.alpha_patterns)):
         for target in targets if len(listed) > 1 else ():
-            matching = [pattern.text for pattern, _ in listed if pattern.matches(target.module)]
+            matching = list(islice(listed.matching(target.module), 2))
             if len(matching) > 1:
                 found.append(
                     f"{name}: {matching[0]!r} and {matching[1]!r} both match {target.module}; the first counts"
@@ -272,6 +297,7 @@ LORA = PeftType(
     parse=parse,
     target=target,
     check=check,
+    check_settings=check_settings,
     warn=warn,
     invocation=lambda settings: settings.invocation,
 )

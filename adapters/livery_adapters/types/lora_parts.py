@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.layout import TargetTensors
-from livery_adapters.peft_config import module_names
+from livery_adapters.peft_config import module_names, too_many
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import TensorEntry
 from livery_adapters.types.base import Roles, need, one_dtype, wrong_shape
 
 _NESTED = ".base_layer"
+_MAX_PARAMETERS = 256  # two for each layer of the largest models
 
 
 def pair(module: str, roles: Roles, embedding: bool) -> tuple[TensorEntry, TensorEntry]:
@@ -116,12 +117,19 @@ def check_rows(
 # -- parameters (experts) --------------------------------------------------------------------------------
 
 
-def parameter_names(value: object) -> list[str]:
-    """The ends of parameters' paths. Raises AdapterRefused."""
-    return module_names(value, "target_parameters")
+def parameter_names(value: object) -> dict[str, tuple[str, ...]]:
+    """The names of parameters by the end of their module's path. Raises AdapterRefused."""
+    names = module_names(value, "target_parameters")
+    if len(names) > _MAX_PARAMETERS:
+        raise too_many("target_parameters", len(names), _MAX_PARAMETERS)
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        module, _, parameter = name.rpartition(".")
+        found[module] = (*found.get(module, ()), parameter)
+    return found
 
 
-def parameter_of(path: str, names: tuple[str, ...]) -> tuple[str, str] | None:
+def parameter_of(path: str, names: Mapping[str, tuple[str, ...]]) -> tuple[str, str] | None:
     """Which parameter of which module the tensors at `path` adapt, or None where no name fits.
 
     PEFT wraps a module once per adapted parameter, in the order in which the module defines them, and the file
@@ -132,16 +140,18 @@ def parameter_of(path: str, names: tuple[str, ...]) -> tuple[str, str] | None:
     module, depth = path, 0
     while module.endswith(_NESTED):
         module, depth = module.removesuffix(_NESTED), depth + 1
-    found = {name.rpartition(".")[2] for name in names if _ends_with(module, name.rpartition(".")[0])}
+    # A bare parameter's name, under no end at all, would fit every module: so the module is to be called experts.
+    ends = [module[at:] for at in _starts(module)] + ([""] if module.rpartition(".")[2] == "experts" else [])
+    found = {name for end in ends for name in names.get(end, ())}
     ordered = sorted(found, key=lambda name: ("down" in name or name.endswith("w2"), name))
     if depth >= len(ordered):
         return None
     return module, ordered[len(ordered) - 1 - depth]
 
 
-def _ends_with(module: str, end: str) -> bool:
-    """As PEFT matches; a bare parameter's name would fit every module, so then the module is to be called experts."""
-    return module.rpartition(".")[2] == "experts" if not end else module == end or module.endswith("." + end)
+def _starts(path: str) -> list[int]:
+    """Where the parts of a path begin."""
+    return [0, *(index + 1 for index, char in enumerate(path) if char == ".")]
 
 
 def parameter_pair(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from livery_adapters.layout import TargetTensors
-from livery_adapters.patterns import NamePattern
+from livery_adapters.patterns import NamePatterns
 from livery_adapters.peft_config import Config, FieldRules, bad_field, flag, number, patterns, whole
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.base import PeftType, Roles, need, one_dtype, wrong_shape
@@ -123,10 +123,10 @@ class DeloraSettings:
     """The trained strength of a module is in the file; patterns keep the file's order."""
 
     rank: int
-    rank_patterns: tuple[tuple[NamePattern, int], ...]
+    rank_patterns: NamePatterns[int]
 
     def rank_of(self, module: str) -> int:
-        return next((rank for pattern, rank in self.rank_patterns if pattern.matches(module)), self.rank)
+        return self.rank_patterns.first(module, self.rank)
 
 
 def _parse_delora(config: Config) -> DeloraSettings:

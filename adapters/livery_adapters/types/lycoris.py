@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from livery_adapters.layout import TargetTensors
-from livery_adapters.patterns import NamePattern
+from livery_adapters.patterns import NamePatterns
 from livery_adapters.peft_config import Config, FieldRules, number, patterns, whole
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.base import PeftType, Roles, need, one_dtype, wrong_shape
@@ -21,16 +21,15 @@ class LycorisSettings:
 
     rank: int
     alpha: float
-    rank_patterns: tuple[tuple[NamePattern, int], ...]
-    alpha_patterns: tuple[tuple[NamePattern, float], ...]
+    rank_patterns: NamePatterns[int]
+    alpha_patterns: NamePatterns[float]
 
     def rank_of(self, module: str) -> int:
-        return next((rank for pattern, rank in self.rank_patterns if pattern.matches(module)), self.rank)
+        return self.rank_patterns.first(module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """alpha / r, also where no tensor shows r because both sides are full."""
-        found = (alpha for pattern, alpha in self.alpha_patterns if pattern.matches(module))
-        return next(found, self.alpha) / self.rank_of(module)
+        return self.alpha_patterns.first(module, self.alpha) / self.rank_of(module)
 
 
 def parse(config: Config) -> LycorisSettings:

@@ -51,7 +51,7 @@ def check(target: TargetTensors, shapes: BaseShapes, settings: TokenSettings) ->
         raise wrong_shape(target.module, target.tensors, f"rows of {width} numbers")
     if max(settings.ids) >= count:
         raise AdapterRefused(
-            "bad_field",
+            "resized_vocabulary",
             f"token_indices has {max(settings.ids)} and {target.module} has {count} rows: resized vocabularies can't "
             "be served beside others; train tokens that the base has",
         )
