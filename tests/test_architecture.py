@@ -34,11 +34,17 @@ ALLOWED: dict[str, set[str]] = {
     "livery.data_folder": {"livery_adapters"},
     "livery.proving": SEAM | {"livery_adapters"},
     "livery.lease": SEAM | {"livery_adapters"},
-    "livery.served": SEAM | FACTS | {"livery.lease", "livery.proving", "livery_adapters"},
+    "livery.standing": {"livery_adapters"},
+    "livery.holds": SEAM | {"livery_adapters"},
+    "livery.served": SEAM
+    | FACTS
+    | {f"livery.{part}" for part in ("holds", "lease", "proving", "standing")}
+    | {"livery_adapters"},
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
     "livery.live": {"livery_adapters"},
     "livery.adapter_views": {"livery_adapters"},
-    "livery.management": FACTS | {"livery.adapter_views", "livery.live", "livery_adapters"},
+    "livery.intakes": FACTS | {"livery_adapters"},
+    "livery.management": FACTS | {"livery.adapter_views", "livery.intakes", "livery.live", "livery_adapters"},
     "livery.service": SEAM
     | FACTS
     | {"livery.generation", "livery.lease", "livery.metrics", "livery.served", "livery.text", "livery_adapters"},
@@ -68,6 +74,7 @@ BROAD_EXCEPT = {
     ("livery.engine.core", "_execute"),  # a step's failure belongs to the requests in it
     ("livery.engine.loader", "_load"),  # one bad adapter must not end the loader
     ("livery.api.boundary", "__call__"),  # what nobody expected becomes a 500 of the usual shape
+    ("livery.intakes", "body"),  # a thread's failure is its waiter's
     ("livery.api.sse", "_pump"),  # once a stream has begun, any failure is an event in it
 }
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from livery.engine.base import AdapterRef
-from livery_adapters.registry import Alias, VersionFacts
+from livery_adapters.composition import added_up, composition_digest
+from livery_adapters.registry import Alias, AliasTarget, VersionFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +48,29 @@ class Lease:
             done()
 
 
-def target_of(alias: Alias, caller: Caller) -> str:
-    """One of an alias's targets, by weight: the same for the same caller where the alias says so."""
+def target_of(alias: Alias, targets: Sequence[AliasTarget], caller: Caller) -> str:
+    """One of these targets of an alias, by weight: the same for the same caller where the alias says so."""
     key = {"user": caller.user, "key": caller.key, "none": None}[alias.sticky]
     if key is None:
         point = secrets.randbelow(1 << 53) / (1 << 53)
     else:
-        point = int.from_bytes(hashlib.sha256(f"{alias.name}\0{key}".encode()).digest()[:7]) / (1 << 56)
-    total = sum(target.weight for target in alias.targets)
-    for target in alias.targets:
+        drawn = f"{alias.name}\0{len(alias.targets) - len(targets)}\0{key}"
+        point = int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:7]) / (1 << 56)
+    total = sum(target.weight for target in targets)
+    for target in targets:
         point -= target.weight / total
         if point < 0:
             return target.name
-    return alias.targets[-1].name
+    return targets[-1].name
+
+
+def summed(parts: Sequence[tuple[AdapterRef, float]]) -> tuple[AdapterRef, bool] | None:
+    """What the engine is asked for a weighted sum, None for nothing; and whether it is one: `0.5*a+0.5*a` is `a`."""
+    refs = {ref.digest: ref for ref, _ in parts}
+    terms = added_up([(ref.digest, weight) for ref, weight in parts])
+    if not terms:
+        return None
+    if len(terms) == 1 and terms[0][1] == 1:
+        return refs[terms[0][0]], False
+    weighted = [structs.replace(refs[digest].parts[0], weight=weight) for digest, weight in terms]
+    return AdapterRef(composition_digest(terms), tuple(weighted)), True

@@ -11,28 +11,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from livery.engine.base import AdapterPart, AdapterRef, Engine, EngineDead, EngineError, EngineInfo
-from livery.lease import ANYONE, Caller, Lease, target_of
+from livery.engine.base import AdapterRef, Engine, EngineDead, EngineError, EngineInfo
+from livery.holds import Holds
+from livery.lease import ANYONE, Caller, Lease, summed, target_of
 from livery.proving import EngineProver, reference
 from livery.refusals import AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
+from livery.standing import Standing, look_up
 from livery_adapters.base_model import BaseModel
-from livery_adapters.composition import composition_digest, parse_composition
+from livery_adapters.composition import parse_composition
 from livery_adapters.library import AdapterLibrary
+from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import AdapterRecord, Alias, Card, NamedVersion, Registry, RegistryError, VersionFacts
-from livery_adapters.store import BlobStore
+from livery_adapters.store import BlobStore, StoreBusy
 
 log = logging.getLogger("livery.adapters")
 
 POLL_S = 0.5  # how soon a change made by another process is seen
 REMEMBERED = 4096  # names
 COMPOSITIONS_KEPT = 64  # in the engine, beside those in use
-MIN_DIGEST_PREFIX = 8
+PROVE_AGAIN_S = 30.0  # not each request tries a version that could not be proven
+LONGEST_NAME = 128
 STATS_TIMEOUT_S = 2.0
 
 
@@ -45,25 +50,28 @@ class ServedAdapters:
         self.base = base
         self.registry = registry
         self._engine = engine
-        self._leases: Counter[str] = Counter()  # converted digest -> requests and proofs under way
         self._by_name: Counter[str] = Counter()  # adapter name -> requests
-        self._told: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # the engine may know: digest -> weights
         self._staging: Counter[str] = Counter()  # names whose first version is on its way in
-        self._names: OrderedDict[str, AdapterRecord | Alias | None] = OrderedDict()
+        self._names: OrderedDict[str, Standing | Alias | None] = OrderedDict()
         self._epoch = 0  # of what is remembered of names
         self._seen = 0  # changes of the registry
         self._dirty = asyncio.Event()
+        self._sweeping = asyncio.Lock()
         self._garbage = True  # an earlier run may have left some
+        self._holds = Holds(store.hold, self._dirty.set)
         self._kept: frozenset[str] = frozenset()  # converted digests that the engine was asked to keep
         self._proofs: dict[str, asyncio.Task[None]] = {}
+        self._unproven: OrderedDict[str, tuple[float, str]] = OrderedDict()  # digest -> not again before, why
         self._tasks: list[asyncio.Task[None]] = []
-        prover = EngineProver(engine, info, self._keep, self._let_go)
+        prover = EngineProver(engine, info, lambda ref: self._holds.keep(ref, stored=False), self._holds.let_go)
         self.library = AdapterLibrary(registry, store, base, limits, prover)
 
     async def start(self) -> None:
         """Note where the registry stands and follow changes from then on; pinned adapters are loaded meanwhile."""
         self._seen, _ = await asyncio.to_thread(self.registry.changes, -1)
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tidy())]
+        for task in self._tasks:
+            task.add_done_callback(_say_if_it_failed)
         self._dirty.set()
 
     async def stop(self) -> None:
@@ -81,15 +89,18 @@ class ServedAdapters:
         AdapterRefused for a bad composition.
         """
         parts = parse_composition(name)
-        if parts is None:
-            plain = await self._plain(name, caller)
-            if plain == self.base.name:
-                return None
-            version = await self._choose(plain)
-            ref = self._reference(version)
-            return self._hold(version.name, version.facts.digest, ref, version.facts, [version.name])
-        chosen = [(await self._choose(await self._plain(part, caller)), weight) for part, weight in parts]
-        return self._hold_composition(name, chosen)
+        if parts is not None:
+            chosen = [(await self._choose(await self._plain(part, caller)), weight) for part, weight in parts]
+            return self._hold_composition(name, chosen)
+        plain = await self._plain(name, caller)
+        if plain == self.base.name:
+            return None
+        version = await self._choose(plain)
+        try:
+            return self._hold_version(version)
+        except FileNotFoundError:  # another process deleted it a moment ago
+            self._forget_names([version.name])
+        return self._hold_version(await self._choose(plain))
 
     async def version(self, name: str) -> NamedVersion:
         """The version a request for `name` would get now; of an alias the first target's. Raises UnknownModel."""
@@ -112,13 +123,6 @@ class ServedAdapters:
             return "draining"
         return record.state
 
-    async def record(self, name: str) -> AdapterRecord:
-        """Raises UnknownModel."""
-        record = await asyncio.to_thread(self.registry.find, name)
-        if record is None:
-            raise UnknownModel(name)
-        return record
-
     async def resident(self) -> frozenset[str]:
         """Names whose active version is in device memory; none while the engine doesn't answer."""
         with contextlib.suppress(EngineError, TimeoutError):
@@ -138,7 +142,7 @@ class ServedAdapters:
 
     async def names_of(self, digests: Iterable[str]) -> tuple[str, ...]:
         """The names that stand for converted digests the engine reports; those that no name stands for are left out."""
-        weights = {digest for known in digests for digest in self._told.get(known, (known,))}
+        weights = {weights for digest in digests for weights in self._holds.weights(digest)}
         return tuple(await asyncio.to_thread(self.registry.names_serving, weights)) if weights else ()
 
     # -- changes ---------------------------------------------------------------------------------------
@@ -157,15 +161,18 @@ class ServedAdapters:
 
     async def prefetch(self, record: AdapterRecord) -> None:
         """Have the engine read the active version now. Raises AdapterUnusable."""
-        version = self._usable(record.name, record)
+        if record.active is None:
+            raise AdapterUnusable(record.name, record.error or record.state)
+        version = await self._proven(record.active)
         try:
-            await self._engine.load_adapter(self._reference(await self._proven(version)))
+            await self._engine.load_adapter(self._reference(version))
         except EngineError as error:
             raise AdapterUnusable(record.name, str(error)) from error
 
     async def settle(self) -> None:
         """Wait until what nobody uses any more has left the engine and the disk."""
-        await self._sweep()
+        async with self._sweeping:
+            await self._sweep()
 
     # -- from a name to a version ------------------------------------------------------------------------
 
@@ -177,35 +184,41 @@ class ServedAdapters:
             return name
         if at:
             raise UnknownModel(name, f"{plain} is an alias; pin a version of one of its adapters")
-        return target_of(entry, caller)
+        targets = list(entry.targets)
+        while targets:  # whom a target that is gone would have got goes to the others, and nobody else moves
+            chosen = target_of(entry, targets, caller)
+            found = None if chosen == self.base.name else await self._entry(chosen)
+            if chosen == self.base.name or isinstance(found, Standing):
+                return chosen
+            targets = [target for target in targets if target.name != chosen]
+        raise UnknownModel(name, "it is an alias, and none of its adapters is there any more")
 
     async def _choose(self, name: str) -> NamedVersion:
         plain, at, wanted = name.partition("@")
         entry = await self._entry(plain)
-        if entry is None or isinstance(entry, Alias) or entry.state == "retired":
+        if not isinstance(entry, Standing):
             if self._staging[plain]:
                 raise AdapterNotReady(plain)
             raise UnknownModel(name)
-        version = self._usable(plain, entry)
+        if entry.active is None:
+            if self._staging[plain]:
+                raise AdapterNotReady(plain)
+            raise AdapterUnusable(plain, entry.error)
+        version = entry.active
         if at:
             version = await self._pinned(plain, wanted, version)
         if version.facts.base_digest != self.base.digest:
             raise AdapterUnusable(plain, f"it was taken in for another base model than {self.base.name}; add it again")
         return await self._proven(version)
 
-    def _usable(self, name: str, record: AdapterRecord) -> NamedVersion:
-        if record.active is None:
-            if self._staging[name]:
-                raise AdapterNotReady(name)
-            raise AdapterUnusable(name, record.error or record.state)
-        return record.active
-
-    async def _entry(self, name: str) -> AdapterRecord | Alias | None:
+    async def _entry(self, name: str) -> Standing | Alias | None:
+        if len(name) > LONGEST_NAME:
+            return None
         if name in self._names:
             self._names.move_to_end(name)
             return self._names[name]
         epoch = self._epoch
-        entry = await asyncio.to_thread(_look_up, self.registry, name)
+        entry = await asyncio.to_thread(look_up, self.registry, name)
         if epoch == self._epoch:  # nothing changed while it was read
             self._names[name] = entry
             if len(self._names) > REMEMBERED:
@@ -232,12 +245,18 @@ class ServedAdapters:
         if version.state == "ready":
             return version
         digest = version.facts.digest
+        until, reason = self._unproven.get(digest, (0.0, ""))
+        if time.monotonic() < until:
+            raise AdapterUnusable(version.name, reason)
         if digest not in self._proofs:
             self._proofs[digest] = asyncio.create_task(self.library.prove(version))
             self._proofs[digest].add_done_callback(lambda _: self._proofs.pop(digest, None))
         try:
             await asyncio.shield(self._proofs[digest])
         except AdapterRefused as refused:
+            self._unproven[digest] = time.monotonic() + PROVE_AGAIN_S, refused.message
+            if len(self._unproven) > REMEMBERED:
+                self._unproven.popitem(last=False)
             raise AdapterUnusable(version.name, refused.message) from refused
         finally:
             self._forget_names([version.name])
@@ -248,30 +267,9 @@ class ServedAdapters:
     def _reference(self, version: NamedVersion) -> AdapterRef:
         return reference(self.library.candidate(version.facts), verified=False)
 
-    def _keep(self, ref: AdapterRef) -> None:
-        """The engine is told of this one: it is taken back some time after it was let go as often as it was kept."""
-        self._told[ref.digest] = tuple(part.digest for part in ref.parts)
-        self._told.move_to_end(ref.digest)
-        self._leases[ref.digest] += 1
-
-    def _let_go(self, digest: str) -> None:
-        self._leases[digest] -= 1
-        if not self._leases[digest]:
-            del self._leases[digest]
-            self._dirty.set()
-
-    def _hold(self, name: str, digest: str, ref: AdapterRef, facts: VersionFacts | None, names: Sequence[str]) -> Lease:
-        self._keep(ref)
-        self._by_name.update(names)
-
-        def release() -> None:
-            self._let_go(ref.digest)
-            self._by_name.subtract(names)
-            for one in names:
-                if not self._by_name[one]:
-                    del self._by_name[one]
-
-        return Lease(name, digest, ref, facts, release)
+    def _hold_version(self, version: NamedVersion) -> Lease:
+        """Raises FileNotFoundError when its files are gone."""
+        return self._hold(version.name, version.facts.digest, self._reference(version), version.facts, [version.name])
 
     def _hold_composition(self, name: str, chosen: Sequence[tuple[NamedVersion, float]]) -> Lease:
         for version, _ in chosen:
@@ -281,14 +279,38 @@ class ServedAdapters:
                     "to others; ask for it alone.",
                     "model",
                 )
-        refs = [(self._reference(version), weight) for version, weight in chosen]
-        parts: tuple[AdapterPart, ...] = tuple(
-            AdapterPart(part.digest, part.path, weight, part.approximate, part.verified)
-            for ref, weight in refs
-            for part in ref.parts
-        )
-        digest = composition_digest([(ref.digest, weight) for ref, weight in refs])
-        return self._hold(name, digest, AdapterRef(digest, parts), None, [version.name for version, _ in chosen])
+        found = summed([(self._reference(version), weight) for version, weight in chosen])
+        if found is None:
+            raise InvalidParameter(f"The weights of {name[:200]} come to nothing; the base answers that.", "model")
+        ref, composed = found
+        names = [version.name for version, _ in chosen]
+        try:
+            return self._hold(name, ref.digest, ref, None, names, composed=composed)
+        except FileNotFoundError:
+            self._forget_names(names)
+            raise UnknownModel(name, "one of its adapters was deleted just now") from None
+
+    def _hold(
+        self,
+        name: str,
+        digest: str,
+        ref: AdapterRef,
+        facts: VersionFacts | None,
+        names: Sequence[str],
+        *,
+        composed: bool = False,
+    ) -> Lease:
+        self._holds.keep(ref, composed=composed)
+        self._by_name.update(names)
+
+        def release() -> None:
+            self._holds.let_go(ref.digest)
+            self._by_name.subtract(names)
+            for one in names:
+                if not self._by_name[one]:
+                    del self._by_name[one]
+
+        return Lease(name, digest, ref, facts, release)
 
     # -- following changes -----------------------------------------------------------------------------
 
@@ -305,45 +327,45 @@ class ServedAdapters:
             await asyncio.sleep(POLL_S)
             try:
                 seen, names = await asyncio.to_thread(self.registry.changes, self._seen)
-            except RegistryError as error:
+            except (RegistryError, OSError) as error:
                 log.error("the registry can't be read (%s); what is known goes on being served", error)
                 continue
             if seen != self._seen:
                 self._seen = seen
-                self._forget_names(self._names if names is None else names)
+                self._forget_names(list(self._names) if names is None else names)
 
     async def _tidy(self) -> None:
-        """Sweep whenever something came to an end."""
+        """Sweep whenever something came to an end; what failed is done again."""
         while True:
             await self._dirty.wait()
             self._dirty.clear()
             try:
-                await self._sweep()
+                await self.settle()
             except EngineDead:
                 return
-            except (RegistryError, EngineError, OSError) as error:
-                log.error("what is no longer used could not be dropped: %s", error)
+            except (RegistryError, EngineError, StoreBusy, OSError) as error:
+                log.warning("what is no longer used could not be dropped yet: %s", error)
+                self._garbage = True
                 await asyncio.sleep(POLL_S)
                 self._dirty.set()
 
     async def _sweep(self) -> None:
         """Take out of the engine, then off the disk, what neither a request nor a name uses."""
-        idle = {digest: weights for digest, weights in self._told.items() if not self._leases[digest]}
-        wanted = {one for weights in idle.values() for one in weights}
+        unused = self._holds.unused()
+        wanted = {one for told in unused for one in told.weights}
         serving = set(await asyncio.to_thread(self.registry.weights_serving, wanted)) if wanted else set()
-        composed = [digest for digest, weights in idle.items() if len(weights) > 1]
+        composed = [told.digest for told in unused if told.composed]
         surplus = set(composed[: max(0, len(composed) - COMPOSITIONS_KEPT)])
-        for digest, weights in idle.items():
-            if (serving.issuperset(weights) and digest not in surplus) or self._leases[digest]:
-                continue
-            self._told.pop(digest, None)
-            await self._engine.unload_adapter(digest)
-            self._garbage = True  # its files were kept as long as it was in use
+        for told in unused:
+            served = serving.issuperset(told.weights) and told.digest not in surplus
+            if not served and not self._holds.in_use(told.digest):
+                await self._engine.unload_adapter(told.digest)
+                self._holds.forget(told.digest)
+                self._garbage = True  # its files were kept as long as it was in use
         if self._garbage:
             self._garbage = False
             await self._keep_pinned()
-            leased = {one for digest in self._leases for one in self._told.get(digest, ())}
-            await self.library.collect_garbage(leased)
+            await self.library.collect_garbage()
 
     async def _keep_pinned(self) -> None:
         """What names that are pinned stand for now stays in device memory, and is read where it isn't there yet."""
@@ -368,5 +390,6 @@ class ServedAdapters:
         return self.library.candidate(record.active.facts).digest
 
 
-def _look_up(registry: Registry, name: str) -> AdapterRecord | Alias | None:
-    return registry.find(name) or registry.find_alias(name)
+def _say_if_it_failed(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("following the adapters ended, restart the server", exc_info=error)

@@ -23,8 +23,9 @@ from livery.generation import Generation, Usage
 from livery.lease import ANYONE, Caller, Lease
 from livery.metrics import Metrics, Snapshot
 from livery.refusals import ContextLengthExceeded, Draining, InvalidParameter, NotReady, Overloaded, UnknownModel
-from livery.served import MIN_DIGEST_PREFIX, ServedAdapters
+from livery.served import ServedAdapters
 from livery.text import PromptTooLong, Tokenizer
+from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.registry import NamedVersion
 
 # Characters above which encoding leaves the event loop; below it, a thread costs more than the work.
@@ -313,7 +314,7 @@ def _activation(ids: list[int], lease: Lease | None, param: str) -> int:
         return 0
     width = len(invocation)
     for start in range(len(ids) - width, -1, -1):
-        if ids[start : start + width] == invocation:
+        if ids[start] == invocation[0] and ids[start : start + width] == invocation:
             return start
     raise InvalidParameter(
         f"This adapter acts only after its invocation tokens {invocation[:16]}, which the prompt doesn't hold; add the "

@@ -265,7 +265,7 @@ def test_random_walks_lose_nothing(seed: int, blocks: int, running: int, tokens:
     assert not house.residency.pinned
 
 
-def test_what_is_kept_makes_room_for_itself_and_gives_way_to_none() -> None:
+def test_what_is_kept_makes_room_for_itself_and_goes_last() -> None:
     residency = Residency(10)
     for name in ("hot", "kept", "other"):
         residency.want(AdapterRef.of(name, name))
@@ -276,9 +276,25 @@ def test_what_is_kept_makes_room_for_itself_and_gives_way_to_none() -> None:
     residency.staged("kept", 6)
     assert residency.place(()) == ["kept"], "nobody waits for it, and yet it is there"
     assert residency.take_evictions() == ["hot"]
-    residency.staged("other", 8)
-    assert residency.place({"other"}) == []
-    residency.keep([])
+    residency.want(AdapterRef.of("small", "small"))
+    residency.take_loads()
+    residency.staged("small", 4)
+    assert residency.place({"small"}) == ["small"]
+    residency.staged("other", 4)
     assert residency.place({"other"}) == ["other"]
-    assert residency.take_evictions() == ["kept"]
+    assert residency.take_evictions() == ["small"], "longer unused, but kept: the other goes"
     residency.check_invariants()
+
+
+def test_what_is_kept_holds_no_request_up() -> None:
+    """With no other way to make room it goes: the request would wait for ever, and in the end everybody behind it."""
+    house = House(running=2)
+    house.load({"kept": 90})
+    house.residency.keep(["kept"])
+    house.scheduler.add(request("wants", 2, adapter="large"))
+    for number in range(3 * MAX_SKIPS):
+        house.scheduler.add(request(f"base{number}", 2, max_tokens=1))
+        house.step()
+    house.load({"large": 50})
+    while len(house.finished) < 3 * MAX_SKIPS + 1:
+        house.step()

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,16 @@ from livery.data_folder import DataFolder
 from livery.engine.base import AdapterRef
 from livery.engine.fake import FakeEngine
 from livery.followed import FollowedFolder
+from livery.lease import Caller, Lease
 from livery.refusals import AdapterUnusable, InvalidParameter, UnknownModel
-from livery.served import Caller, Lease, ServedAdapters
+from livery.served import COMPOSITIONS_KEPT, ServedAdapters
 from livery_adapters.base_model import BaseModel
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.library import AdapterLibrary, Intake, from_directory
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import AliasTarget, Registry
-from livery_adapters.store import BlobStore
+from livery_adapters.store import BlobStore, StoreBusy
 
 API = Intake("api")
 
@@ -143,7 +145,7 @@ async def test_an_alias_may_lead_to_the_base(stock: Stock) -> None:
 async def test_a_composition_holds_all_its_parts(stock: Stock) -> None:
     first, second = await stock.add("a", 1), await stock.add("b", 2)
     lease = await stock.lease("a+0.5*b")
-    assert [(part.digest, part.weight) for part in lease.ref.parts] == [(first, 1.0), (second, 0.5)]
+    assert {part.digest: part.weight for part in lease.ref.parts} == {first: 1.0, second: 0.5}
     assert (await stock.lease("0.5*b + a")).ref.digest == lease.ref.digest
     assert (await stock.lease("a+0.25*b")).ref.digest != lease.ref.digest
     assert stock.adapters.requests("b") == 3
@@ -241,6 +243,91 @@ async def test_pinned_adapters_are_loaded_at_start_and_no_others(stock: Stock) -
     await restarted.settle()
     assert set(engine.loaded) == {read_manifest(stock.made(1)).digest}
     await restarted.stop()
+
+
+async def test_a_sum_that_amounts_to_one_adapter_is_that_adapter(stock: Stock) -> None:
+    first = await stock.add("a", 1)
+    whole = await stock.lease("0.5*a+0.5*a")
+    assert (whole.ref.digest, [part.weight for part in whole.ref.parts]) == (first, [1.0])
+    half = await stock.lease("0.5*a")
+    assert half.ref.digest != first
+    for nothing in ("0*a", "a+-1*a"):
+        with pytest.raises(InvalidParameter, match="come to nothing"):
+            await stock.adapters.lease(nothing)
+
+
+async def test_compositions_nobody_uses_are_bounded(stock: Stock) -> None:
+    await stock.add("a", 1)
+    for number in range(1, 200):
+        (await stock.lease(f"0.{number:03d}*a")).release()
+    await stock.adapters.settle()
+    assert len(stock.adapters._holds.unused()) <= COMPOSITIONS_KEPT + 1
+
+
+async def test_a_deleted_target_leaves_its_share_to_the_others(stock: Stock) -> None:
+    await stock.add("stable", 1)
+    await stock.add("canary", 2)
+    targets = [AliasTarget("stable", 50), AliasTarget("canary", 50)]
+    async with stock.adapters.changing("prod"):
+        stock.registry.set_alias("prod", targets, "user")
+    users = [Caller(user=f"user-{number}") for number in range(100)]
+    before = {user: (await stock.lease("prod", user)).name for user in users}
+    async with stock.adapters.changing("canary"):
+        await stock.adapters.library.retire("canary")
+    assert {(await stock.lease("prod", user)).name for user in users} == {"stable"}
+    assert set(before.values()) == {"stable", "canary"}
+    async with stock.adapters.changing("stable"):
+        await stock.adapters.library.retire("stable")
+    with pytest.raises(UnknownModel, match="alias, and none of its adapters"):
+        await stock.adapters.lease("prod")
+
+
+async def test_a_failed_proof_is_not_tried_again_by_every_request(stock: Stock) -> None:
+    unproven = AdapterLibrary(stock.registry, stock.store, stock.base, Limits())
+    path = stock.made(1)
+    async with stock.adapters.changing("broken"):
+        await unproven.add("broken", from_directory(path, [path]), API)
+    digest = read_manifest(path).digest
+    stock.engine.behaviour.refuse_adapters[digest] = "this engine can't"
+    for _ in range(5):
+        with pytest.raises(AdapterUnusable, match="this engine can't"):
+            await stock.adapters.lease("broken")
+    generation = stock.registry.get("broken").updated
+    with pytest.raises(AdapterUnusable):
+        await stock.adapters.lease("broken")
+    assert stock.registry.get("broken").updated == generation, "each request wrote to the registry"
+
+
+async def test_files_leased_here_outlive_a_deletion_elsewhere(stock: Stock) -> None:
+    first = await stock.add("pirate", 1)
+    lease = await stock.lease("pirate")
+    other = stock.elsewhere()
+    elsewhere = AdapterLibrary(other, BlobStore(stock.folder / "blobs"), stock.base, Limits())
+    await elsewhere.retire("pirate")
+    await elsewhere.collect_garbage()
+    assert stock.store.path(first).is_dir()
+    lease.release()
+    await elsewhere.collect_garbage()
+    assert not stock.store.path(first).is_dir()
+    with pytest.raises(UnknownModel):  # remembered here, and gone: it is looked up again
+        await stock.adapters.lease("pirate")
+    other.close()
+
+
+async def test_sweeping_goes_on_after_the_store_was_busy(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    await stock.add("pirate", 1)
+    with stock.store.incoming() as incoming:
+        incoming.copy(stock.made(2))
+        incoming.seal()
+        incoming.publish()  # from here to the end no garbage may be collected
+        monkeypatch.setattr(stock.store, "collect_garbage", partial(stock.store.collect_garbage, timeout_s=0))
+        async with stock.adapters.changing("pirate"):
+            await stock.adapters.library.retire("pirate")
+        with pytest.raises(StoreBusy):
+            await stock.adapters.settle()
+    async with asyncio.timeout(20):
+        while stock.store.digests():
+            await asyncio.sleep(0)
 
 
 class StumblingEngine(FakeEngine):

@@ -64,7 +64,10 @@ class Residency:
                 self._evict(digest)
 
     def keep(self, digests: Collection[str]) -> None:
-        """An operator wants exactly these to stay in memory: they make room for themselves and give way to none."""
+        """An operator wants exactly these to stay in memory: they make room for themselves, and go last.
+
+        They give way only to a request that finds no room otherwise, and come back with their next request.
+        """
         self._kept = frozenset(digests)
 
     # -- told by the core ----------------------------------------------------------------------------
@@ -109,7 +112,7 @@ class Residency:
         placed: list[str] = []
         for digest, nbytes in list(self._staged.items()):
             if digest in wanted or digest in self._kept:
-                fits = self._make_room(nbytes, placed)
+                fits = self._make_room(nbytes, placed, for_request=digest in wanted)
             else:
                 fits = self.resident_bytes + nbytes <= self.budget_bytes
             if fits:
@@ -149,13 +152,16 @@ class Residency:
     def pinned(self) -> tuple[str, ...]:
         return tuple(self._pins)
 
-    def _make_room(self, nbytes: int, keep: Collection[str]) -> bool:
+    def _make_room(self, nbytes: int, keep: Collection[str], *, for_request: bool) -> bool:
         missing = self.resident_bytes + nbytes - self.budget_bytes
         victims = []
-        for digest, held in self._resident.items():
+        # What an operator wants to keep goes last, but it goes: a request that could never run would hold up others.
+        for digest, held in sorted(self._resident.items(), key=lambda item: item[0] in self._kept):
             if missing <= 0:
                 break
-            if digest not in self._pins and digest not in self._kept and digest not in keep:
+            if digest in self._kept and not for_request:
+                break
+            if digest not in self._pins and digest not in keep:
                 victims.append(digest)
                 missing -= held
         if missing > 0:
