@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    Gemma3TextConfig,
     GptOssConfig,
     Lfm2Config,
     Llama4TextConfig,
@@ -184,3 +185,14 @@ def test_one_long_request_changes_no_rope_of_others() -> None:
         before = model(short).logits
         model(long)
         assert torch.equal(before, model(short).logits)
+
+
+@pytest.mark.parametrize("heads", [5, 7])
+def test_an_axis_of_heads_is_not_taken_for_rows(heads: int) -> None:
+    """Gemma 3 norms queries as [1, heads, rows, dim]: by another tenant's rows, were the heads taken for them."""
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": heads, "hidden_size": 8 * heads}
+    kinds = ["full_attention"] * 3
+    gemma = Gemma3TextConfig(**(SMALL | sizes), query_pre_attn_scalar=8, layer_types=kinds)
+    plain = discover(AutoModelForCausalLM.from_config(gemma).eval()).shapes.plain
+    assert plain["model.norm"] == {"weight": (8 * heads,)}
+    assert not [path for path in plain if path.endswith(("q_norm", "k_norm"))]

@@ -1,14 +1,16 @@
-"""What a model is made of, found by running it once and watching.
+"""What a model is made of, found by running it twice and watching.
 
-One forward over a handful of tokens shows which linear and embedding modules see the step's rows as they are
+A forward over a handful of tokens shows which linear and embedding modules see the step's rows as they are
 (only those may carry adapters: inside routed experts the rows are others), which of them read the same input
 (they become one projection group), which norms and fused experts are called once with those rows, and with which
-shapes and keywords attention is called per layer. Works on the meta device too, where it costs no memory.
+shapes and keywords attention is called per layer. A second one over another number of tokens tells an axis of rows
+from one that only happens to be as long, such as that of the heads. Works on the meta device too, where it costs no
+memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +25,8 @@ from livery.engine.base import ModelRefused
 from livery_adapters.base_model import BaseShapes, ExpertsShape, ModuleShape
 
 PROBE = "livery_probe"
-PROBE_TOKENS = 7
-PROBE_KEPT = (2, 3, 6)  # rows whose logits the probe asks for; fewer than all, so that the head stands out
+# How many tokens a probe runs over, and the rows whose logits it asks for: fewer than all, so that the head stands out.
+PROBES: tuple[tuple[int, tuple[int, ...]], ...] = ((7, (2, 3, 6)), (5, (1, 4)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,10 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # batch, head
 
 @dataclass(slots=True)
 class _Probe:
-    """What the watched forward reported."""
+    """What one watched forward over `tokens` tokens reported; the head was asked for the rows `kept`."""
 
+    tokens: int
+    kept: tuple[int, ...]
     calls: dict[str, list[Tensor]] = field(default_factory=dict)
     plain: dict[str, list[tuple[Tensor, object]]] = field(default_factory=dict)  # input and output of norms
     experts: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)  # rows and experts chosen for them
@@ -82,8 +86,15 @@ def is_experts(module: nn.Module) -> bool:
 
 
 def discover(model: nn.Module) -> ModelStructure:
-    """Watch one forward of a transformers causal LM. Raises ModelRefused when attention can't be taken over."""
-    probe = _Probe()
+    """Watch forwards of a transformers causal LM. Raises ModelRefused when attention can't be taken over."""
+    probes = [_watched(model, tokens, kept) for tokens, kept in PROBES]
+    _check_attention(model, probes[0])
+    return _structure(model, probes)
+
+
+def _watched(model: nn.Module, tokens: int, kept: tuple[int, ...]) -> _Probe:
+    """Run the model over `tokens` tokens and note what happens. Raises ModelRefused."""
+    probe = _Probe(tokens, kept)
     name = type(model).__name__
     config: Any = model.config
     original = config._attn_implementation
@@ -94,16 +105,21 @@ def discover(model: nn.Module) -> ModelStructure:
         model.set_attn_implementation(PROBE)  # type: ignore[operator]
         stack.callback(model.set_attn_implementation, original)  # type: ignore[arg-type]
         device = next(model.parameters()).device
-        ids = torch.arange(PROBE_TOKENS, device=device)[None]
-        kept = torch.tensor(PROBE_KEPT, device=device)
+        ids = torch.arange(tokens, device=device)[None]
+        rows = torch.tensor(kept, device=device)
         try:
             with torch.no_grad():
-                model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=kept, livery=probe)
+                model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=rows, livery=probe)
         except _Foreign as foreign:
             raise ModelRefused(f"{name} can't be served: {foreign}") from foreign
         except TypeError as error:
             raise ModelRefused(f"{name} can't be served: its forward is not that of a decoder: {error}") from error
-    layers = int(config.get_text_config().num_hidden_layers)
+    return probe
+
+
+def _check_attention(model: nn.Module, probe: _Probe) -> None:
+    """Does every layer's attention do what the paged one does? Raises ModelRefused."""
+    name, layers = type(model).__name__, _layers_of(model)
     if sorted(probe.layers) != list(range(layers)):
         raise ModelRefused(
             f"{name} can't be served: its {layers} layers made {len(probe.layers)} calls through transformers' "
@@ -123,7 +139,11 @@ def discover(model: nn.Module) -> ModelStructure:
         raise ModelRefused(
             f"{name} can't be served: its keys and values differ in width, which the paged cache can't hold"
         )
-    return _structure(model, probe, layers)
+
+
+def _layers_of(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.get_text_config().num_hidden_layers)
 
 
 def _watch(model: nn.Module, probe: _Probe, stack: ExitStack) -> None:
@@ -140,16 +160,15 @@ def _watch(model: nn.Module, probe: _Probe, stack: ExitStack) -> None:
             stack.callback(hook.remove)
 
 
-def _structure(model: nn.Module, probe: _Probe, layers: int) -> ModelStructure:
+def _structure(model: nn.Module, probes: Sequence[_Probe]) -> ModelStructure:
     head_module = model.get_output_embeddings()  # type: ignore[operator]
     modules: dict[str, ModuleShape] = {}
     head = None
     by_input: dict[int, list[str]] = {}
     named = dict(model.named_modules())
-    for path, inputs in probe.calls.items():
+    for path, inputs in probes[0].calls.items():
         module = named[path]
-        rows = PROBE_KEPT if module is head_module else range(PROBE_TOKENS)
-        if len(inputs) != 1 or tuple(inputs[0].shape[:2]) != (1, len(rows)):
+        if not all(_sees_rows(probe, path, module is head_module) for probe in probes):
             continue
         if isinstance(module, nn.Embedding):
             modules[path] = ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
@@ -159,33 +178,43 @@ def _structure(model: nn.Module, probe: _Probe, layers: int) -> ModelStructure:
         if module is head_module:
             head = path
         by_input.setdefault(id(inputs[0]), []).append(path)
-    shapes = BaseShapes(modules, _plain(named, probe), _experts(named, probe), _tied(named, modules))
+    plain = {path: _parameters(named[path]) for path in probes[0].plain}
+    plain = {path: own for path, own in plain.items() if all(_is_plain(probe, path, own) for probe in probes)}
     return ModelStructure(
-        shapes=shapes,
+        shapes=BaseShapes(modules, plain, _experts(named, probes), _tied(named, modules)),
         groups=tuple(tuple(paths) for paths in by_input.values()),
         head=head,
-        kv=tuple(probe.kv[layer] for layer in range(layers)),
+        kv=tuple(probes[0].kv[layer] for layer in range(_layers_of(model))),
     )
 
 
-def _plain(named: Mapping[str, nn.Module], probe: _Probe) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Modules that see each row as it is and scale or shift it by parameters of its own last axes: norms."""
-    found = {}
-    for path, calls in probe.plain.items():
-        (x, y), shapes = calls[0], {name: tuple(t.shape) for name, t in named[path].named_parameters(recurse=False)}
-        row_wise = tuple(x.shape[:2]) == (1, PROBE_TOKENS) and isinstance(y, Tensor) and y.shape == x.shape
-        per_row = tuple(x.shape[2:])
-        if len(calls) == 1 and row_wise and all(shape == per_row[-len(shape) :] for shape in shapes.values()):
-            found[path] = shapes
-    return found
+def _sees_rows(probe: _Probe, path: str, is_head: bool) -> bool:
+    """Whether a linear module or an embedding was called once, with the step's rows on the axis after the first."""
+    inputs = probe.calls.get(path, [])
+    rows = len(probe.kept) if is_head else probe.tokens
+    return len(inputs) == 1 and tuple(inputs[0].shape[:2]) == (1, rows)
 
 
-def _experts(named: Mapping[str, nn.Module], probe: _Probe) -> dict[str, ExpertsShape]:
+def _parameters(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in module.named_parameters(recurse=False)}
+
+
+def _is_plain(probe: _Probe, path: str, parameters: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a module sees each row as it is and scales or shifts it by parameters of its own last axes: a norm."""
+    calls = probe.plain.get(path, [])
+    if len(calls) != 1:
+        return False
+    x, y = calls[0]
+    row_wise = tuple(x.shape[:2]) == (1, probe.tokens) and isinstance(y, Tensor) and y.shape == x.shape
+    per_row = tuple(x.shape[2:])
+    return row_wise and all(shape == per_row[-len(shape) :] for shape in parameters.values())
+
+
+def _experts(named: Mapping[str, nn.Module], probes: Sequence[_Probe]) -> dict[str, ExpertsShape]:
     """The projections of fused experts that are called once, with the step's rows, by parameter path."""
     found = {}
-    for path, calls in probe.experts.items():
-        x, chosen = calls[0]
-        if len(calls) != 1 or x.dim() != 2 or chosen.dim() != 2 or len(x) != PROBE_TOKENS or len(chosen) != len(x):
+    for path in probes[0].experts:
+        if not all(_routes_rows(probe.experts.get(path, []), probe.tokens) for probe in probes):
             continue
         module: Any = named[path]
         for name in expert_projections(module):
@@ -194,6 +223,10 @@ def _experts(named: Mapping[str, nn.Module], probe: _Probe) -> dict[str, Experts
             ins, outs = sizes if module.is_transposed else reversed(sizes)
             found[f"{path}.{name}"] = ExpertsShape(count, ins, outs, bool(module.is_transposed))
     return found
+
+
+def _routes_rows(calls: Sequence[tuple[Tensor, Tensor]], tokens: int) -> bool:
+    return len(calls) == 1 and all(tensor.dim() == 2 and len(tensor) == tokens for tensor in calls[0])
 
 
 def expert_projections(module: Any) -> tuple[str, str]:  # noqa: ANN401 (what the interface decorates has no class)
@@ -285,7 +318,8 @@ _watching: list[_Probe] = []  # the mask interface is told no keyword of the for
 
 def _probe_mask(*, mask_function: MaskFunction, **_: object) -> Tensor:
     """A stand-in for the mask whose identity leads back to the function that defines it."""
-    mask = torch.ones((1, 1, PROBE_TOKENS, PROBE_TOKENS), dtype=torch.bool)
+    tokens = _watching[-1].tokens
+    mask = torch.ones((1, 1, tokens, tokens), dtype=torch.bool)
     for probe in _watching:
         probe.masks[id(mask)] = (mask, mask_function)
     return mask
