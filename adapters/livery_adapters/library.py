@@ -204,12 +204,10 @@ class AdapterLibrary:
     # -- inside --------------------------------------------------------------------------------------
 
     async def _known(self, weights: str, intake: Intake) -> VersionFacts | None:
-        """A version that was taken in before for this base, whichever name has it: it needs no second proof."""
+        """A version that was run on this base before, whichever name has it: it needs no second proof."""
         digest = version_digest(weights, intake.approximate, intake.profile)
-        known = await asyncio.to_thread(self.registry.facts, digest)
-        if known is None or known.base_digest != self.base.digest or not await asyncio.to_thread(self._held, weights):
-            return None
-        return known
+        known = await asyncio.to_thread(self.registry.proven_facts, digest, self.base.digest)
+        return known if await asyncio.to_thread(self._held, weights) else None
 
     def _new(self, weights: str, intake: Intake, files: CheckedFiles) -> VersionFacts:
         manifest = files.manifest

@@ -65,6 +65,8 @@ class Name:
         elif state == "ready" and self.history[facts.digest].state != "ready":
             self._run(facts)
         moves = activate and (not self.stack or self.stack[-1] != facts.digest)
+        if self.active and self.active.state == "ready" and self.history[facts.digest].state != "ready":
+            moves = False
         if moves:
             self.stack.append(facts.digest)
         self.generation += is_new or moves

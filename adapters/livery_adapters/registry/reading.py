@@ -129,9 +129,10 @@ def version(connection: Connection, name: str, wanted: str) -> NamedVersion:
     return version_of(rows[0])
 
 
-def facts(connection: Connection, digest: str) -> VersionFacts | None:
-    """What is known of a version, under whichever name."""
-    row = connection.execute(VERSIONS.where(versions.c.digest == digest).order_by(versions.c.name).limit(1)).first()
+def proven_facts(connection: Connection, digest: str, base_digest: str) -> VersionFacts | None:
+    """What is known of a version that was run on this base model, under whichever name."""
+    proven = (versions.c.digest == digest) & (versions.c.base_digest == base_digest) & (versions.c.state == "ready")
+    row = connection.execute(VERSIONS.where(proven).order_by(versions.c.name).limit(1)).first()
     return version_of(row).facts if row is not None else None
 
 

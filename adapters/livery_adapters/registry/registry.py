@@ -81,8 +81,12 @@ class Registry:
         pinned: bool | None = None,
         expected_generation: int | None = None,
         activate: bool = True,
+        keep: int = 0,
     ) -> AdapterRecord:
         """Add a version to the name's history unless it is there, and make it active unless `activate` is False.
+
+        One that was never run doesn't take the place of one that was: it waits in the history to be activated.
+        `keep` trims the history of this name as `trim` does; 0 keeps all of it.
 
         A version that is active already changes nothing but what is known of where it came from; errors before are
         past. When the folder gives the files it gave last time, the record stays as it stands, also when it was
@@ -94,7 +98,16 @@ class Registry:
         validate_name(name, self.reserved)
         arrival = writing.Arrival(source, origin, state, pinned, activate)
         with self.database.write() as connection:
-            return writing.put(connection, name, facts, arrival, expected_generation)
+            record = writing.put(connection, name, facts, arrival, expected_generation)
+            if keep:
+                writing.trim(connection, keep, name)
+            return record
+
+    def check_put(self, name: str, source: str, expected_generation: int | None = None) -> None:
+        """Whether `put` would refuse, as things stand now; changes nothing. Raises as `put` does."""
+        validate_name(name, self.reserved)
+        with self.database.read() as connection:
+            writing.check_put(connection, name, source, expected_generation)
 
     def mark_ready(self, name: str, digest: str) -> AdapterRecord:
         """A registered version has been run. Raises UnknownAdapter, UnknownVersion."""
@@ -122,13 +135,21 @@ class Registry:
         with self.database.write() as connection:
             return writing.activate(connection, printable(name), version, expected_generation)
 
-    def rollback(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
-        """Serve what was active before, and once more goes back further; versions no longer kept are passed over.
+    def rollback(
+        self, name: str, expected_generation: int | None = None, base_digest: str | None = None
+    ) -> AdapterRecord:
+        """Serve what was active before, and once more goes back further.
 
-        Raises UnknownAdapter, NothingToRollBack, GenerationMismatch.
+        Passed over: versions no longer kept, and with `base_digest` those taken in for another base model. Raises
+        UnknownAdapter, NothingToRollBack, GenerationMismatch.
         """
         with self.database.write() as connection:
-            return writing.rollback(connection, printable(name), expected_generation)
+            return writing.rollback(connection, printable(name), expected_generation, base_digest)
+
+    def rollback_target(self, name: str, base_digest: str | None = None) -> NamedVersion:
+        """What `rollback` would serve now. Raises UnknownAdapter, NothingToRollBack."""
+        with self.database.read() as connection:
+            return writing.rollback_target(connection, printable(name), base_digest)
 
     def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
         """Take the name out of service and drop its history. What the folder gave last stays known.
@@ -229,10 +250,10 @@ class Registry:
         with self.database.read() as connection:
             return reading.version(connection, printable(name), wanted)
 
-    def facts(self, digest: str) -> VersionFacts | None:
-        """What is known of a version, whichever name has it."""
+    def proven_facts(self, digest: str, base_digest: str) -> VersionFacts | None:
+        """What is known of a version that was run on this base model, whichever name has it."""
         with self.database.read() as connection:
-            return reading.facts(connection, digest)
+            return reading.proven_facts(connection, digest, base_digest)
 
     def names_serving(self, weights: Iterable[str]) -> tuple[str, ...]:
         """The names whose active version is made of files with one of these digests."""

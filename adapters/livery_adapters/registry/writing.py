@@ -19,7 +19,7 @@ from livery_adapters.registry.errors import (
     UnknownAdapter,
     UnknownVersion,
 )
-from livery_adapters.registry.records import AdapterRecord, VersionFacts, VersionState
+from livery_adapters.registry.records import AdapterRecord, NamedVersion, VersionFacts, VersionState
 from livery_adapters.registry.rows import columns_of, measured, printable
 from livery_adapters.registry.schema import activations, adapters, aliases, versions
 
@@ -61,12 +61,20 @@ def put(
         values["pinned"] = arrival.pinned
     if is_new:
         values["last_number"] = number
-    moves = arrival.activate and number != row.active
+    moves = arrival.activate and number != row.active and _may_replace(connection, row, number)
     if moves:
         values |= _activation(connection, row, number, facts.digest, row.activation)
     if is_new or moves:
         values["generation"] = row.generation + 1
     return _change(connection, name, values)
+
+
+def check_put(connection: Connection, name: str, source: str, expected: int | None) -> None:
+    """See Registry.check_put."""
+    row = reading.row_of(connection, name)
+    check_generation(name, expected, _generation(row))
+    if source != FOLDER:  # the folder may give once more what it gave before, whoever has the name by now
+        _check_owner(connection, name, row, source)
 
 
 def _seen_before(connection: Connection, row: Row[Any], facts: VersionFacts, arrival: Arrival) -> AdapterRecord:
@@ -104,6 +112,8 @@ def fail(connection: Connection, name: str, code: str, message: str, source: str
     if _is_alias(connection, name):
         return
     row = reading.row_of(connection, name)
+    if not source and (row is None or row.retired):
+        return  # a version was run that nobody keeps any more
     values: dict[str, object] = {"error": printable(message), "error_code": printable(code)}
     if row is not None and row.active is not None:
         if source and (source == FOLDER) != (row.source == FOLDER):
@@ -136,20 +146,35 @@ def activate(connection: Connection, name: str, version: str, expected: int | No
     return _move(connection, row, chosen.number, chosen.facts.digest, row.activation)
 
 
-def rollback(connection: Connection, name: str, expected: int | None) -> AdapterRecord:
+def rollback(connection: Connection, name: str, expected: int | None, base_digest: str | None) -> AdapterRecord:
     """See Registry.rollback."""
     row = _existing(connection, name, expected)
-    kept = select(versions.c.digest, versions.c.number).where(versions.c.name == name)
+    number, step = _step_back(connection, row, base_digest)
+    return _move(connection, row, number, step.digest, step.previous)
+
+
+def rollback_target(connection: Connection, name: str, base_digest: str | None) -> NamedVersion:
+    """See Registry.rollback_target."""
+    _, step = _step_back(connection, _existing(connection, name, None), base_digest)
+    return reading.version(connection, name, step.digest)
+
+
+def _step_back(connection: Connection, row: Row[Any], base_digest: str | None) -> tuple[int, Row[Any]]:
+    """The number of the version that was active before, and the row of that activation. Raises NothingToRollBack."""
+    kept = select(versions.c.digest, versions.c.number).where(versions.c.name == row.name)
+    if base_digest is not None:
+        kept = kept.where(versions.c.base_digest == base_digest)
     numbers = {found.digest: found.number for found in connection.execute(kept)}
-    steps = {step.position: step for step in connection.execute(select(activations).where(activations.c.name == name))}
+    logged = select(activations).where(activations.c.name == row.name)
+    steps = {step.position: step for step in connection.execute(logged)}
     at = row.activation
     while at in steps:
         step = steps[at]
         number = numbers.get(step.digest)
         if number is not None and number != row.active:
-            return _move(connection, row, number, step.digest, step.previous)
+            return number, step
         at = step.previous
-    raise NothingToRollBack(name)
+    raise NothingToRollBack(row.name)
 
 
 def retire(connection: Connection, name: str, expected: int | None) -> AdapterRecord:
@@ -187,12 +212,13 @@ def set_profile(
     return _move(connection, row, number, digest, row.activation)
 
 
-def trim(connection: Connection, keep: int) -> list[tuple[str, str]]:
-    """See Registry.trim."""
+def trim(connection: Connection, keep: int, name: str | None = None) -> list[tuple[str, str]]:
+    """See Registry.trim; with `name` of this name alone."""
     if keep < 0:
         raise ValueError(f"a history can keep 0 or more versions, not {keep}")
     age = func.row_number().over(partition_by=versions.c.name, order_by=versions.c.number.desc()).label("age")
-    ranked = select(versions.c.name, versions.c.number, versions.c.digest, age).subquery()
+    every = select(versions.c.name, versions.c.number, versions.c.digest, age)
+    ranked = (every if name is None else every.where(versions.c.name == name)).subquery()
     query = (
         select(ranked.c.name, ranked.c.number, ranked.c.digest)
         .join(adapters, adapters.c.name == ranked.c.name)
@@ -284,6 +310,15 @@ def _measure_again(connection: Connection, name: str, facts: VersionFacts, state
     connection.execute(update(versions).where(same & other_base).values(measured(facts) | {"state": state}))
     if state == "ready":
         connection.execute(update(versions).where(same).values(state=state))
+
+
+def _may_replace(connection: Connection, row: Row[Any], number: int) -> bool:
+    """Whether a version may become active in passing: one that was never run displaces none that was."""
+    query = select(versions.c.number, versions.c.state).where(
+        versions.c.name == row.name, versions.c.number.in_([number, row.active])
+    )
+    states = {found.number: found.state for found in connection.execute(query)}
+    return states[number] == "ready" or states.get(row.active) != "ready"
 
 
 def _activation(
