@@ -93,7 +93,7 @@ def table(lines: list[Line]) -> str:
     if missing := sorted(set(TYPES) - covered):
         raise SystemExit(f"no row for {', '.join(missing)}: add them to parity_configs.py")
     refused = ", ".join(sorted(REASONS))
-    return f"{text}\n\nRefused with the reason, because no weights of a module could stand for them: {refused}."
+    return f"{text}\n\nRefused by name, each with its reason: {refused}."
 
 
 def main() -> None:
