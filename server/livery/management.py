@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from livery.adapter_views import alias_json, version_json
+from livery.intakes import Intakes
 from livery.live import Live, Offline
 from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound, InvalidParameter
 from livery_adapters.fetching import SourcePolicy, fetch, parse_source
@@ -45,7 +46,7 @@ class AddOptions:
 class AdapterManagement:
     """Every verb on adapters and aliases. Use from one event loop.
 
-    Raises RegistryError (unknown names, conflicts), AdapterRefused (a bad adapter, source or name).
+    Raises RegistryError (unknown names, conflicts), AdapterRefused (a bad adapter, source or name), TooManyIntakes.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class AdapterManagement:
         self._live: Live = live or Offline()
         self._root = root
         self._keep_versions = keep_versions
+        self._intakes = Intakes()
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -140,10 +142,11 @@ class AdapterManagement:
             expected_generation=options.expected_generation,
             activate=options.activate,
         )
-        async with self._live.changing(name):
-            record = await self.library.add(name, fill, intake)
-            if self._keep_versions:
-                await asyncio.to_thread(self._registry.trim, self._keep_versions)
+        with self._intakes.claim():
+            async with self._live.changing(name):
+                record = await self.library.add(name, fill, intake)
+                if self._keep_versions:
+                    await asyncio.to_thread(self._registry.trim, self._keep_versions)
         return await self._record(record)
 
     async def load(self, name: str, path: str, *, in_place: bool) -> None:
@@ -188,21 +191,16 @@ class AdapterManagement:
 
     async def pin(self, name: str, pinned: bool) -> Json:
         """A pinned adapter is loaded when the server starts and stays in device memory."""
+        if pinned:  # what can't be loaded is refused before the pin is written down
+            await self._live.prefetch(await asyncio.to_thread(self._registry.get, name))
         async with self._live.changing(name):
             record = await asyncio.to_thread(self._registry.pin, name, pinned)
-        await self._live.prefetch(record)
         return await self._record(record)
 
     async def prefetch(self, name: str) -> Json:
         """Have the engine read the active version before a request asks for it."""
         record = await asyncio.to_thread(self._registry.get, name)
         await self._live.prefetch(record)
-        return await self._record(record)
-
-    async def set_profile(self, name: str, profile: Mapping[str, object]) -> Json:
-        """Change the defaults that go with the adapter: a new version over the same weights."""
-        async with self._live.changing(name):
-            record = await asyncio.to_thread(self._registry.set_profile, name, profile)
         return await self._record(record)
 
     # -- aliases ---------------------------------------------------------------------------------------
@@ -270,12 +268,10 @@ class AdapterManagement:
         return resolved
 
     def _from_source(self, text: str) -> Fill:
-        if self._root is not None and "://" not in text and not text.startswith("/"):
-            text = str(self._root / text)
-        source = self._policy.check(parse_source(text))
+        source = self._policy.check(parse_source(text, self._root))
 
         async def fill(incoming: Incoming) -> str:
-            origin = await asyncio.to_thread(fetch, source, incoming, _quiet)
+            origin = await self._intakes.run(lambda interrupt: fetch(source, incoming, _quiet, interrupt=interrupt))
             return self._shown_origin(origin.text)
 
         return fill
@@ -285,7 +281,8 @@ class AdapterManagement:
         return origin.removeprefix(f"{self._root}/") if self._root is not None else origin
 
     async def _report(self, fill: Fill, approximate: int) -> Json:
-        report = await self.library.check(fill, approximate=approximate)
+        with self._intakes.claim():
+            report = await self.library.check(fill, approximate=approximate)
         return {"ok": True, "coverage": report.to_dict()}
 
     async def _record(self, record: AdapterRecord) -> Json:

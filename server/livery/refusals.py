@@ -7,6 +7,7 @@ ServiceRefusal
 ├── ContextLengthExceeded   prompt and answer don't fit the model
 ├── Overloaded              too many requests are open
 ├── Draining                the server is stopping
+├── TooManyIntakes          too many adapters are on their way in
 ├── NotReady                the engine doesn't answer in time
 ├── GenerationFailed        a request broke after it was taken
 ├── AdapterUnusable         the adapter is known and can't be served
@@ -71,6 +72,17 @@ class Overloaded(ServiceRefusal):
 
     def __init__(self, open_requests: int, retry_after: int = 1) -> None:
         super().__init__(f"The server already has {open_requests} requests open. Please retry shortly.")
+        self.retry_after = retry_after
+
+
+class TooManyIntakes(ServiceRefusal):
+    """Too many adapters are on their way in; `retry_after` is in seconds."""
+
+    def __init__(self, limit: int, retry_after: int = 5) -> None:
+        super().__init__(
+            f"The server is already taking in {limit} adapters, which is as many as it does at once. "
+            "Please retry when one of them is done."
+        )
         self.retry_after = retry_after
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from adapters.hub_server import REPO, Answer, HubServer, body, endless, hang, re
 from adapters.peft_made import make
 from livery_adapters.fetching import (
     HubSource,
+    Interrupt,
+    Interrupted,
     NetworkLimits,
     Origin,
     SourceNotAllowed,
@@ -287,3 +290,26 @@ def test_the_policy_sees_the_source_before_the_hub_does(hub: HubServer) -> None:
     with pytest.raises(SourceNotAllowed):
         SourcePolicy(["hf://other"]).check(HubSource(REPO))
     assert hub.requests == []
+
+
+def test_an_interrupted_fetch_writes_nothing_more(hub: HubServer, store: BlobStore) -> None:
+    hub.push({**FILES, WEIGHTS_NAME: b"w" * (1 << 19)})
+    interrupt = Interrupt()
+    with store.incoming() as incoming:
+        with pytest.raises(Interrupted):
+            fetch(parse_source(f"hf://{REPO}"), incoming, lambda done, total: interrupt.set(), QUICK, interrupt)
+        assert [file.name for file in incoming.path.iterdir()] == [CONFIG_NAME]
+
+
+def test_an_interrupt_ends_the_wait_for_another_try(hub: HubServer, store: BlobStore) -> None:
+    hub.push(FILES)
+    interrupt = Interrupt()
+
+    def fail(handler: BaseHTTPRequestHandler) -> None:
+        interrupt.set()
+        status(503)(handler)
+
+    hub.special["/revision/main"] = [fail]
+    patient = replace(QUICK, backoff_s=600)
+    with store.incoming() as incoming, pytest.raises(Interrupted):
+        fetch(parse_source(f"hf://{REPO}"), incoming, lambda done, total: None, patient, interrupt)

@@ -8,6 +8,7 @@ with store.incoming() as incoming:
 from __future__ import annotations
 
 from livery_adapters.fetching.directory import copy_directory, open_adapter_files
+from livery_adapters.fetching.interrupt import Interrupt, Interrupted, InterruptibleSink, Sink
 from livery_adapters.fetching.network import DEFAULT_NETWORK, NetworkLimits, Origin, Progress
 from livery_adapters.fetching.spec import (
     DirectorySource,
@@ -18,11 +19,12 @@ from livery_adapters.fetching.spec import (
     SourcePolicy,
     parse_source,
 )
-from livery_adapters.incoming import Incoming
 
 __all__ = [
     "DirectorySource",
     "HubSource",
+    "Interrupt",
+    "Interrupted",
     "NetworkLimits",
     "ObjectSource",
     "Origin",
@@ -37,14 +39,23 @@ __all__ = [
 ]
 
 
-def fetch(source: Source, incoming: Incoming, progress: Progress, limits: NetworkLimits = DEFAULT_NETWORK) -> Origin:
+def fetch(
+    source: Source,
+    incoming: Sink,
+    progress: Progress,
+    limits: NetworkLimits = DEFAULT_NETWORK,
+    interrupt: Interrupt | None = None,
+) -> Origin:
     """Stream the two files of a source into `incoming`, and nothing else; it is left unsealed.
 
     Blocks on disk and network: use a worker thread. Asks no policy: the caller did. Raises AdapterRefused:
     source_unreachable, source_not_found, source_forbidden, missing_config, missing_weights, pickle_only, incomplete
     (changed meanwhile, or cut short), too_large, and what reading a directory or `Incoming` raises. No message
-    holds a credential or a signed address.
+    holds a credential or a signed address. Raises Interrupted some time after `interrupt` was set, at the latest when
+    the network's next silence ends.
     """
+    interrupt = interrupt or Interrupt()
+    incoming = InterruptibleSink(incoming, interrupt)
     if isinstance(source, DirectorySource):
         copy_directory(source.path, incoming, source.roots or [source.path])
         return Origin(str(source))
@@ -52,7 +63,7 @@ def fetch(source: Source, incoming: Incoming, progress: Progress, limits: Networ
     if isinstance(source, HubSource):
         from livery_adapters.fetching.hub import fetch_hub
 
-        return fetch_hub(source, incoming, progress, limits)
+        return fetch_hub(source, incoming, progress, limits, interrupt)
     from livery_adapters.fetching.object_store import fetch_objects
 
     return fetch_objects(source, incoming, progress, limits)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from livery_adapters.incoming import Incoming
+from livery_adapters.fetching.interrupt import Sink
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import FILE_NAMES, kind_of, missing_file, not_regular
 
@@ -26,7 +26,7 @@ _WALK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def copy_directory(directory: Path, incoming: Incoming, roots: Sequence[Path]) -> None:
+def copy_directory(directory: Path, incoming: Sink, roots: Sequence[Path]) -> None:
     """Take both files of a directory; links are followed as far as they stay below `roots`.
 
     Raises AdapterRefused: outside_root, missing_config, missing_weights, pickle_only, not_regular, unreadable,

@@ -15,7 +15,6 @@ import ipaddress
 import json
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -23,6 +22,7 @@ from urllib.parse import quote
 
 import httpx
 
+from livery_adapters.fetching.interrupt import Interrupt, Sink
 from livery_adapters.fetching.network import (
     NetworkLimits,
     Origin,
@@ -33,7 +33,6 @@ from livery_adapters.fetching.network import (
     unreachable,
 )
 from livery_adapters.fetching.spec import HubSource
-from livery_adapters.incoming import Incoming
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import CHUNK, CONFIG_NAME, FILE_NAMES, WEIGHTS_NAME
 
@@ -45,10 +44,12 @@ _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 
-def fetch_hub(source: HubSource, incoming: Incoming, progress: Progress, limits: NetworkLimits) -> Origin:
+def fetch_hub(
+    source: HubSource, incoming: Sink, progress: Progress, limits: NetworkLimits, interrupt: Interrupt
+) -> Origin:
     """Stream the two files of a repository into `incoming`. Raises AdapterRefused; see `livery_adapters.fetching`."""
     with httpx.Client(timeout=httpx.Timeout(limits.stall_s, connect=limits.connect_s)) as client:
-        hub = _Hub(client, source, limits, os.environ)
+        hub = _Hub(client, source, limits, os.environ, interrupt)
         commit, sizes = hub.state()
         for name in FILE_NAMES:
             incoming.check_size(name, sizes.get(name, 0))
@@ -63,12 +64,18 @@ class _Hub:
     """The requests of one fetch."""
 
     def __init__(
-        self, client: httpx.Client, source: HubSource, limits: NetworkLimits, environment: Mapping[str, str]
+        self,
+        client: httpx.Client,
+        source: HubSource,
+        limits: NetworkLimits,
+        environment: Mapping[str, str],
+        interrupt: Interrupt,
     ) -> None:
         """Raises AdapterRefused (source_unreachable): HF_ENDPOINT is no address, or HF_HUB_OFFLINE is set."""
         self._client = client
         self._source = source
         self._limits = limits
+        self._interrupt = interrupt
         endpoint = _address(environment.get("HF_ENDPOINT", "").strip() or _ENDPOINT)
         if endpoint is None:
             raise unreachable(source, "HF_ENDPOINT is no http or https address")
@@ -116,7 +123,7 @@ class _Hub:
             "missing_weights", f"no {WEIGHTS_NAME} in {self._source}; upload what PEFT's save_pretrained made"
         )
 
-    def file(self, commit: str, name: str, size: int | None, incoming: Incoming, transfer: Transfer) -> None:
+    def file(self, commit: str, name: str, size: int | None, incoming: Sink, transfer: Transfer) -> None:
         """Stream one file at a commit into `incoming`; `size` in bytes as the hub told it, None when it didn't."""
         with self._get(f"/{self._source.repo}/resolve/{commit}/{quote(self._path(name))}") as response:
             length = response.headers.get("content-length", "")
@@ -149,7 +156,7 @@ class _Hub:
         reason = ""
         for attempt in range(self._limits.retries + 1):
             if attempt:
-                time.sleep(self._limits.backoff_s * 2 ** (attempt - 1))
+                self._interrupt.pause(self._limits.backoff_s * 2 ** (attempt - 1))
             try:
                 response = self._follow(path)
             except (httpx.HTTPError, httpx.InvalidURL) as error:

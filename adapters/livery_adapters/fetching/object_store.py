@@ -23,6 +23,7 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore, S3Store
 
+from livery_adapters.fetching.interrupt import Sink
 from livery_adapters.fetching.network import (
     NetworkLimits,
     Origin,
@@ -34,7 +35,6 @@ from livery_adapters.fetching.network import (
     unreachable,
 )
 from livery_adapters.fetching.spec import ObjectSource
-from livery_adapters.incoming import Incoming
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import CONFIG_NAME, FILE_NAMES
 
@@ -62,7 +62,7 @@ class _State:
     modified: str
 
 
-def fetch_objects(source: ObjectSource, incoming: Incoming, progress: Progress, limits: NetworkLimits) -> Origin:
+def fetch_objects(source: ObjectSource, incoming: Sink, progress: Progress, limits: NetworkLimits) -> Origin:
     """Stream the two files of a prefix into `incoming`. Raises AdapterRefused; see `livery_adapters.fetching`."""
     with _explained(source):
         store = _open(source, limits)

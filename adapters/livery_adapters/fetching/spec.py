@@ -42,13 +42,17 @@ class SourceNotAllowed(AdapterRefused):
 
 @dataclass(frozen=True, slots=True)
 class DirectorySource:
-    """A directory of this machine, absolute. Links in it may lead to below `roots`, or below itself if none."""
+    """A directory of this machine, absolute. Links in it may lead to below `roots`, or below itself if none.
+
+    `shown` is what to call it where that isn't its path.
+    """
 
     path: Path
     roots: tuple[Path, ...] = ()
+    shown: str = ""
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self.shown or str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,14 @@ class _Place:
         )
 
 
-def parse_source(text: str) -> Source:
-    """A source from its text. Raises AdapterRefused (bad_source)."""
+def parse_source(text: str, folder: Path | None = None) -> Source:
+    """A source from its text; a relative path is one below `folder`, and no message says where that is.
+
+    Raises AdapterRefused (bad_source).
+    """
+    if folder is not None and not text.startswith("/") and not _SCHEME.fullmatch(text):
+        _check_plain(text)
+        return DirectorySource(folder.joinpath(*_segments(text, text)), shown=text)
     place = _parse(text)
     segments = place.segments
     if place.scheme == "file":
@@ -139,9 +149,13 @@ class SourcePolicy:
         return source
 
 
-def _parse(text: str) -> _Place:
+def _check_plain(text: str) -> None:
     if not text or len(text) > _MAX_LENGTH or not text.isprintable():
         raise _bad(text, f"is empty, over {_MAX_LENGTH} characters or has unprintable ones; write {_FORMS}")
+
+
+def _parse(text: str) -> _Place:
+    _check_plain(text)
     url = _SCHEME.fullmatch(text)
     if url is None:
         if not text.startswith("/"):

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe
-from livery.api.uploads import is_upload
+from livery.api.uploads import is_upload, takes_uploads
 from livery.metrics import Metrics
 from livery.refusals import Draining
 from livery.tenancy import Doors
@@ -98,7 +98,7 @@ class Boundary:
             client = scope.get("client")
             forwarded = any(name in headers for name in FORWARDING_HEADERS)
             self._doors.check_local(client[0] if client else None, headers.get("host"), forwarded=forwarded)
-        streams = scope["method"] == "POST" and is_upload(headers.get("content-type", ""))
+        streams = takes_uploads(scope["method"], path) and is_upload(headers.get("content-type", ""))
         await self._app(scope, receive if streams else await _with_body(headers, receive), reply)
 
     async def _fail(self, error: Exception, record: RequestRecord, scope: Scope, receive: Receive, reply: Send) -> None:

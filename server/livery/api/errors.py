@@ -96,6 +96,7 @@ TABLE: dict[type[Exception], Failure] = {
     refusals.ContextLengthExceeded: Failure(400, INVALID, "context_length_exceeded"),
     refusals.Overloaded: Failure(503, SERVER, "engine_overloaded"),
     refusals.Draining: Failure(503, SERVER, "engine_overloaded"),
+    refusals.TooManyIntakes: Failure(503, SERVER, "too_many_intakes"),
     refusals.NotReady: Failure(503, SERVER, "not_ready"),
     refusals.GenerationFailed: Failure(500, SERVER, "generation_failed"),
     refusals.AdapterUnusable: Failure(400, INVALID, "adapter_load_failed"),

@@ -9,17 +9,22 @@ they come, and whoever takes them limits their size.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Message
 
 from livery.api.errors import BodyTooSlow, ClientGone
 from livery.refusals import InvalidParameter
 
 PIECE_TIMEOUT_S = 30.0
+SLOW_START_S = 30.0  # how long the rate may be anything
+MIN_RATE = 16 << 10  # bytes per second from then on, over the whole upload
+UPLOAD_TIMEOUT_S = 3600.0
 REMEDY = "send the two files as multipart/form-data parts named adapter_config.json and adapter_model.safetensors"
 
 
@@ -27,17 +32,46 @@ def is_upload(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
 
 
-async def uploaded(request: Request) -> AsyncIterator[tuple[str, bytes]]:
-    """(file name, piece) in the order they come. Raises InvalidParameter, BodyTooSlow or ClientGone."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise InvalidParameter("Compressed bodies are not taken; send the files as they are.", None)
-    parts = _Parts(request.headers.get("content-type", ""))
-    while True:
+def takes_uploads(method: str, path: str) -> bool:
+    """Whether a route streams an upload; every other one reads its whole body first, within the usual limits."""
+    return method == "POST" and (
+        path == "/v1/adapters:check" or (path.startswith("/v1/adapters/") and path.endswith("/versions"))
+    )
+
+
+class Pace:
+    """Refuses an upload that comes too slowly: it holds one of few places. Only waiting for the client counts."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._waited = 0.0
+        self._bytes = 0
+
+    async def receive(self, request: Request) -> Message:
+        """The next message. Raises BodyTooSlow."""
+        began = self._clock()
         try:
             async with asyncio.timeout(PIECE_TIMEOUT_S):
                 message = await request.receive()
         except TimeoutError:
             raise BodyTooSlow(f"Nothing came for {PIECE_TIMEOUT_S:.0f} seconds in the middle of an upload.") from None
+        self._waited += self._clock() - began
+        self._bytes += len(message.get("body", b""))
+        if self._waited > SLOW_START_S and self._bytes < MIN_RATE * self._waited:
+            raise BodyTooSlow(f"The upload came more slowly than {MIN_RATE >> 10} KiB per second; use a faster line.")
+        if self._waited > UPLOAD_TIMEOUT_S:
+            raise BodyTooSlow(f"The upload took over {UPLOAD_TIMEOUT_S:.0f} seconds; use a faster line.")
+        return message
+
+
+async def uploaded(request: Request, pace: Pace | None = None) -> AsyncIterator[tuple[str, bytes]]:
+    """(file name, piece) in the order they come. Raises InvalidParameter, BodyTooSlow or ClientGone."""
+    pace = pace or Pace()
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise InvalidParameter("Compressed bodies are not taken; send the files as they are.", None)
+    parts = _Parts(request.headers.get("content-type", ""))
+    while True:
+        message = await pace.receive(request)
         if message["type"] == "http.disconnect":
             raise ClientGone
         for piece in parts.feed(message.get("body", b"")):

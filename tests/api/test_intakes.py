@@ -1,0 +1,157 @@
+"""Adapters on their way in: bounded in number and in time, and nobody else waits for a slow one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import Request
+from starlette.types import Message
+
+from adapters.hub_server import REPO, HubServer, hang
+from api.live_server import LiveServer, Serve, Setup
+from api.peft_files import make_adapter
+from livery.api.errors import BodyTooSlow
+from livery.api.uploads import MIN_RATE, SLOW_START_S, UPLOAD_TIMEOUT_S, Pace, uploaded
+from livery.intakes import MAX_INTAKES, Intakes
+from livery.refusals import TooManyIntakes
+from livery_adapters.fetching import Interrupt, Interrupted, SourcePolicy
+
+MULTIPART = {"content-type": "multipart/form-data; boundary=xx"}
+OPENING = b'--xx\r\ncontent-disposition: form-data; name="adapter_model.safetensors"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/load_lora_adapter",
+        "/v1/adapters/x/activate",
+        "/v1/nowhere/versions",
+        "/v1/adapters:check/",
+    ],
+)
+def test_multipart_is_no_way_around_the_limit_of_a_body(server: LiveServer, path: str) -> None:
+    pieces = (OPENING if number == 0 else b"z" * (1 << 20) for number in range(4))
+    answer = httpx.post(server.url + path, content=pieces, headers=MULTIPART, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+class _Dripping:
+    """A client whose messages of `size` bytes come `every` seconds, on a clock that only it moves."""
+
+    def __init__(self, size: int, every: float) -> None:
+        self.now, self.sent = 0.0, 0
+        self._size, self._every = size, every
+
+    async def receive(self) -> Message:
+        self.now += self._every
+        body = b"z" * self._size if self.sent else OPENING
+        self.sent += self._size
+        return {"type": "http.request", "body": body, "more_body": True}
+
+    async def upload(self) -> None:
+        headers = [(name.encode(), value.encode()) for name, value in MULTIPART.items()]
+        request = Request({"type": "http", "method": "POST", "headers": headers}, self.receive)
+        async for _ in uploaded(request, Pace(lambda: self.now)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("rate", "ends", "words"),
+    [
+        (MIN_RATE // 2, SLOW_START_S, "more slowly than 16 KiB per second"),
+        (MIN_RATE * 2, UPLOAD_TIMEOUT_S, "over 3600 seconds"),
+    ],
+)
+def test_an_upload_keeps_up_a_rate_and_has_an_end(rate: int, ends: float, words: str) -> None:
+    client = _Dripping(rate * 5, 5.0)
+    with pytest.raises(BodyTooSlow, match=words):
+        asyncio.run(client.upload())
+    assert ends < client.now <= ends + 5
+
+
+def test_as_many_intakes_at_once_as_there_are_places() -> None:
+    intakes = Intakes(limit=1)
+    with intakes.claim(), pytest.raises(TooManyIntakes), intakes.claim():
+        pass
+    with intakes.claim():
+        pass
+
+
+def test_what_was_given_up_keeps_its_place_until_its_thread_ends() -> None:
+    released, seen = threading.Event(), Interrupt()
+    threads: list[threading.Thread] = []
+
+    def stuck(interrupt: Interrupt) -> None:
+        nonlocal seen
+        seen = interrupt
+        threads.append(threading.current_thread())
+        released.wait(30)
+
+    async def main() -> None:
+        intakes = Intakes(limit=1)
+
+        async def one() -> None:
+            with intakes.claim():
+                await intakes.run(stuck)
+
+        task = asyncio.create_task(one())
+        while not threads:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(Interrupted):
+            seen.check()
+        with pytest.raises(TooManyIntakes), intakes.claim():
+            pass
+        released.set()
+        threads[0].join(30)
+        with intakes.claim():
+            pass
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    server = HubServer()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield server
+    server.close()
+
+
+def test_sources_that_hang_hold_up_neither_requests_nor_the_end(hub: HubServer, serve: Serve, tmp_path: Path) -> None:
+    server = serve(Setup(drain_s=0), folder=tmp_path)
+    make_adapter(server.adapter_root / ".pool" / "one", seed=1)
+    server.management._policy = SourcePolicy(["hf://", str(server.adapter_root)])
+    arrived = threading.Semaphore(0)
+
+    def hanging(handler: BaseHTTPRequestHandler) -> None:
+        arrived.release()
+        hang(hub)(handler)
+
+    hub.special["/revision/main"] = [hanging] * MAX_INTAKES
+    with ThreadPoolExecutor(MAX_INTAKES) as pool:
+        for number in range(MAX_INTAKES):
+            pool.submit(httpx.put, f"{server.url}/v1/adapters/n{number}", json={"source": f"hf://{REPO}"}, timeout=60)
+        for _ in range(MAX_INTAKES):
+            assert arrived.acquire(timeout=30)
+        for path, status in (("/v1/models/nobody", 404), ("/v1/adapters", 200)):
+            assert httpx.get(server.url + path, timeout=30).status_code == status
+        refused = httpx.put(f"{server.url}/v1/adapters/more", json={"source": ".pool/one"}, timeout=30)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "too_many_intakes")
+        assert int(refused.headers["retry-after"]) > 0
+        server.stop()
+        assert not hub.released.is_set(), "the server ended while its sources still hung"
