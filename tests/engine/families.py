@@ -14,6 +14,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -54,6 +55,8 @@ def configs() -> dict[str, PreTrainedConfig]:
         "gemma2": Gemma2Config(**SMALL, sliding_window=8, query_pre_attn_scalar=8, layer_types=mixed),
         "gemma3": Gemma3TextConfig(**SMALL, sliding_window=8, query_pre_attn_scalar=8, layer_types=mixed),
         "phi3": Phi3Config(**SMALL, rope_parameters=LONGROPE, original_max_position_embeddings=32),
+        "phi": PhiConfig(**SMALL),  # a head with a bias
+        "phi-tied": PhiConfig(**SMALL, tie_word_embeddings=True),
         "gpt2": GPT2Config(
             vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
         ),
@@ -80,8 +83,11 @@ def save(family: str, folder: Path) -> Path:
     return path
 
 
+PHI_LINEAR = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
 ALL_LINEAR = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "phi": PHI_LINEAR,
+    "phi-tied": PHI_LINEAR,
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
     "qwen3-moe": ["q_proj", "k_proj", "v_proj", "o_proj"],
 }

@@ -18,7 +18,7 @@ from livery_adapters.canonical import (
     ExpertsChange,
     LinearChange,
 )
-from livery_adapters.formats.base import Change, Conversion, Tensors
+from livery_adapters.formats.base import Change, Conversion, Tensors, trained_rows
 from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors
 from livery_adapters.refusal import AdapterRefused
 
@@ -34,6 +34,7 @@ class ReplacedBase:
         self._base = base
         self.own: dict[str, Tensor] = {}
         self.written: dict[str, Tensor] = {}
+        self._brought = frozenset(item.path for item in full if not item.own)
         for item in full:
             value, there = self._natural(item, tensors[item.entry.name]), self._of_base(item)
             if not _repeats(value, there):
@@ -44,6 +45,10 @@ class ReplacedBase:
     @property
     def shapes(self) -> BaseShapes:
         return self._base.shapes
+
+    @property
+    def brought(self) -> frozenset[str]:
+        return self._brought
 
     def weight(self, module: str) -> Tensor:
         found = self.replaced(f"{module}.weight")
@@ -179,7 +184,9 @@ class Assembly:
             return
         ours = self._linears.get(head, LinearChange())
         if ours.rows is None:
-            self._linears[head] = replace(ours, rows=change.rows)
+            rows = trained_rows(head, change.rows, self._base)
+            assert isinstance(rows, LinearChange)
+            self._linears[head] = replace(ours, rows=rows.rows, bias=ours.bias if rows.bias is None else rows.bias)
         elif torch.equal(ours.rows.ids, change.rows.ids) and not torch.equal(ours.rows.values, change.rows.values):
             raise _different(f"rows of {head}", f"rows of {embedding}")
 

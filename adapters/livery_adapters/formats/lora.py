@@ -11,20 +11,20 @@ from livery_adapters.canonical import (
     ExpertsChange,
     LinearChange,
     LowRank,
-    Rows,
 )
-from livery_adapters.formats.base import Conversion, Tensors
+from livery_adapters.formats.base import Conversion, ReplacedWeights, Tensors, rows_by_id, trained_rows
 from livery_adapters.formats.norms import column_norms, row_norms
 from livery_adapters.layout import TargetTensors
 from livery_adapters.types.lora import LoraSettings
 
 
 def convert_module(
-    target: TargetTensors, tensors: Tensors, settings: LoraSettings, base: BaseWeights
+    target: TargetTensors, tensors: Tensors, settings: LoraSettings, base: ReplacedWeights
 ) -> LinearChange | EmbeddingChange | ExpertsChange:
     """One module's change."""
     if target.kind == "rows":
-        return _rows(target, tensors["trainable_tokens"], settings, base)
+        rows = rows_by_id(settings.tokens_of(target.module), tensors["trainable_tokens"])
+        return trained_rows(target.module, rows, base)
     if target.kind == "experts":
         return _experts(target, tensors)
     if target.kind == "embedding":
@@ -58,14 +58,14 @@ def _bias(target: TargetTensors, trained: Tensor, base: BaseWeights) -> Tensor:
     return added if bias is None else bias.float().to(added.device) + added
 
 
-def _taken_out(target: TargetTensors, settings: LoraSettings, base: BaseWeights) -> tuple[LowRank, ...]:
+def _taken_out(target: TargetTensors, settings: LoraSettings, base: ReplacedWeights) -> tuple[LowRank, ...]:
     """What the initialisation takes out of the base's weight when PEFT loads the adapter.
 
     PiSSA (arXiv:2404.02948) takes the leading singular triples, OLoRA (arXiv:2406.01775) the leading part of the QR
     factorisation of the weight as it lies in memory. Both are products, so the signs that a factorisation is free
-    to choose cancel.
+    to choose cancel. Nothing is taken out of a weight that comes with the adapter: PEFT saves what was left of it.
     """
-    if settings.init == "plain":
+    if settings.init == "plain" or f"{target.module}.weight" in base.brought:
         return ()
     weight = base.weight(target.module).float()
     if settings.init == "pissa":
@@ -86,16 +86,6 @@ def _experts(target: TargetTensors, tensors: Tensors) -> ExpertsChange:
         b=b.reshape(b.shape[0], target.rank, -1).permute(2, 0, 1),
         scale=target.scale,
     )
-
-
-def _rows(
-    target: TargetTensors, values: Tensor, settings: LoraSettings, base: BaseWeights
-) -> LinearChange | EmbeddingChange:
-    ids, order = torch.tensor(settings.tokens_of(target.module), dtype=torch.int64).sort()
-    rows = Rows(ids, values[order])
-    if base.shapes.modules[target.module].kind == "embedding":
-        return EmbeddingChange(rows=rows)
-    return LinearChange(rows=rows)
 
 
 CONVERSION = Conversion(convert_module)
