@@ -2,7 +2,8 @@
 
 `BlobStore.incoming()` makes one and publishes it; a source (upload, hub, object store, directory) fills it. Every
 byte is hashed and counted as it is written, so that nothing is read a second time to learn the digest, and nothing
-over a limit is ever on disk in full. One thread may use it at a time; it may be handed from thread to thread.
+over a limit is ever on disk in full. One thread may use it at a time; it may be handed from thread to thread, and
+its context may end in another one: that waits for the call under way, and the thread's next call fails.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,6 +53,8 @@ class Incoming:
         self._open: dict[str, _File] = {}  # at most one
         self._hashes: dict[str, str] = {}
         self._digest: str | None = None
+        self._lock = threading.RLock()  # a file must not be closed under a thread that writes: its number is reused
+        self._closed = False
 
     @property
     def path(self) -> Path:
@@ -92,23 +96,26 @@ class Incoming:
             raise RuntimeError("a sealed adapter takes no more files")
         if name in self._open or name in self._hashes:
             raise AdapterRefused("duplicate_file", f"{name} was sent twice; send each of the two files once")
-        self._end()
-        with storing():
-            self._open[name] = _File(os.open(self._path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), size)
+        with self._in_use():
+            self._end()
+            with storing():
+                fd = os.open(self._path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                self._open[name] = _File(fd, size)
 
     def write(self, name: str, chunk: bytes | bytearray | memoryview) -> None:
         """Append to a file, beginning it when it is new. Raises AdapterRefused as `begin` does."""
-        if name not in self._open:
-            self.begin(name)
-        file = self._open[name]
-        file.size += len(chunk)
-        if file.size > self.limit(name):
-            raise _too_large(name, self.limit(name))
-        file.hash.update(chunk)
-        view = memoryview(chunk)
-        with storing():
-            while view:
-                view = view[os.write(file.fd, view) :]
+        with self._in_use():
+            if name not in self._open:
+                self.begin(name)
+            file = self._open[name]
+            file.size += len(chunk)
+            if file.size > self.limit(name):
+                raise _too_large(name, self.limit(name))
+            file.hash.update(chunk)
+            view = memoryview(chunk)
+            with storing():
+                while view:
+                    view = view[os.write(file.fd, view) :]
 
     def read(self, name: str, stream: BinaryIO, size: int | None = None) -> None:
         """Take a whole file from a stream. Raises AdapterRefused (as `write`, and unreadable)."""
@@ -129,16 +136,17 @@ class Incoming:
 
         Raises AdapterRefused (missing_config, missing_weights, incomplete, storage_full, storage_failed).
         """
-        if self._digest is None:
-            self._end()
-            for name in FILE_NAMES:
-                if name not in self._hashes:
-                    code = "missing_config" if name == CONFIG_NAME else "missing_weights"
-                    raise AdapterRefused(code, f"{name} did not arrive; send {' and '.join(FILE_NAMES)}")
-            with storing():
-                sync_directory(self._path)
-            self._digest = digest_of(self._hashes)
-        return self._digest
+        with self._in_use():
+            if self._digest is None:
+                self._end()
+                for name in FILE_NAMES:
+                    if name not in self._hashes:
+                        code = "missing_config" if name == CONFIG_NAME else "missing_weights"
+                        raise AdapterRefused(code, f"{name} did not arrive; send {' and '.join(FILE_NAMES)}")
+                with storing():
+                    sync_directory(self._path)
+                self._digest = digest_of(self._hashes)
+            return self._digest
 
     def publish(self) -> Path:
         """Make the sealed files the blob of their digest and return its directory.
@@ -147,7 +155,7 @@ class Incoming:
         time to commit the row that refers to the digest. A blob that is held already is kept. Raises
         AdapterRefused (storage_full, storage_failed); RuntimeError before `seal`.
         """
-        with storing():
+        with self._in_use(), storing():
             return self._publish(self._path, self.digest)
 
     def done(self) -> None:
@@ -155,7 +163,20 @@ class Incoming:
         self._done()
 
     def close(self) -> None:
-        """Let go of open files; the store calls it at the end of the context."""
+        """Let go of open files, once no thread writes; the store calls it at the end of the context."""
+        with self._lock:
+            self._closed = True
+            self._close_files()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Files stay open while a thread is in here. Raises RuntimeError after `close`."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the context of the incoming adapter has ended: nothing more can be written")
+            yield
+
+    def _close_files(self) -> None:
         for file in self._open.values():
             os.close(file.fd)
         self._open.clear()
@@ -171,7 +192,7 @@ class Incoming:
                 os.fchmod(file.fd, 0o444)
                 os.fsync(file.fd)
             self._hashes[name] = file.hash.hexdigest()
-        self.close()
+        self._close_files()
 
 
 def _read_into(name: str, stream: BinaryIO, view: memoryview) -> int:

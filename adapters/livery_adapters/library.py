@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-from weakref import WeakValueDictionary
+from typing import Protocol, TypeVar
 
 from livery_adapters.base_model import BaseModel
 from livery_adapters.coverage import CoverageReport
@@ -33,14 +31,13 @@ from livery_adapters.examine import CheckedFiles, check_headers, check_numbers
 from livery_adapters.fetching import copy_directory
 from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.incoming import Incoming
-from livery_adapters.names import validate_name
 from livery_adapters.refusal import AdapterRefused, Limits
-from livery_adapters.registry import AdapterRecord, NamedVersion, Registry, VersionFacts
+from livery_adapters.registry import AdapterRecord, NamedVersion, Registry, VersionFacts, VersionState
 from livery_adapters.store import BlobStore
-from livery_adapters.tensor_file import FILE_NAMES
 
 logger = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
 Fill = Callable[[Incoming], Awaitable[str]]
 """Writes an adapter's two files into an Incoming and returns where they came from, in words for people."""
 
@@ -108,15 +105,17 @@ class AdapterLibrary:
         base: BaseModel,
         limits: Limits,
         prover: Prover | None = None,
+        *,
+        keep_versions: int = 0,
     ) -> None:
-        """Without a prover, versions are registered unproven."""
+        """Without a prover, versions are registered unproven. `keep_versions`: history kept per name, 0 for all."""
         self.registry = registry
         self.store = store
         self.base = base
         self._limits = limits
         self._prover: Prover = prover or NoProver()
         self._proves = prover is not None
-        self._names: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._keep_versions = keep_versions
 
     # -- in ------------------------------------------------------------------------------------------
 
@@ -131,18 +130,22 @@ class AdapterLibrary:
     async def add(self, name: str, fill: Fill, intake: Intake) -> AdapterRecord:
         """Take a version in for `name` and, unless told otherwise, make it the active one.
 
-        Idempotent by content. Raises AdapterRefused, and then nothing was stored and what was served before still
-        is; RegistryError when the name is somebody else's or its generation isn't the expected one.
+        Idempotent by content. Of two at once for one name the one recorded last is active, as long as neither
+        expects a generation. Without a prover, a version that was never run doesn't replace one that was: it waits
+        to be activated. Raises AdapterRefused, and then nothing was stored and what was served before still is;
+        RegistryError when the name is somebody else's or its generation isn't the expected one.
         """
-        validate_name(name, self.registry.reserved)
-        async with self._turn(name), self._incoming() as incoming:
+        await asyncio.to_thread(self.registry.check_put, name, intake.source, intake.expected_generation)
+        async with self._incoming() as incoming:
             origin = await fill(incoming)
             weights = await asyncio.to_thread(incoming.seal)
             known = await self._known(weights, intake)
             if known is not None:
-                return await self._record(name, incoming, known, origin, intake)
+                return await self._record(name, incoming, known, origin, intake, "ready")
             async with self._examined(incoming, weights, intake.approximate) as files:
-                return await self._record(name, incoming, self._new(weights, intake, files), origin, intake)
+                facts = self._new(weights, intake, files)
+                state: VersionState = "ready" if self._proves else "registered"
+                return await self._record(name, incoming, facts, origin, intake, state)
 
     async def prove(self, version: NamedVersion) -> None:
         """Prove a version that was registered without a model. Raises AdapterRefused; the registry keeps why."""
@@ -172,30 +175,40 @@ class AdapterLibrary:
     # -- change --------------------------------------------------------------------------------------
 
     async def activate(self, name: str, version: str, expected_generation: int | None = None) -> AdapterRecord:
-        """Serve another version of the name's history, by number or digest prefix. Raises RegistryError."""
-        async with self._turn(name):
-            chosen = await asyncio.to_thread(self.registry.version, name, version)
-            self._check_base(chosen.facts)
-            if chosen.state != "ready" and self._proves:
-                await self.prove(chosen)
-            return await asyncio.to_thread(self.registry.activate, name, chosen.facts.digest, expected_generation)
+        """Serve another version of the name's history, by number or digest prefix.
+
+        One that was never run is proven first. Raises RegistryError, AdapterRefused.
+        """
+        chosen = await asyncio.to_thread(self.registry.version, name, version)
+        self._check_base(chosen.facts)
+        if chosen.state != "ready" and self._proves:
+            await self.prove(chosen)
+        return await asyncio.to_thread(self.registry.activate, name, chosen.facts.digest, expected_generation)
 
     async def rollback(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
-        """Serve what was active before. Raises RegistryError when there is nothing before."""
-        async with self._turn(name):
-            return await asyncio.to_thread(self.registry.rollback, name, expected_generation)
+        """Serve what was active before, passing over what was taken in for another base model.
+
+        One that was never run is proven first. Raises RegistryError when there is nothing before, AdapterRefused.
+        """
+        base = self.base.digest or None  # a stock that was opened without its base can't compare
+        target = await asyncio.to_thread(self.registry.rollback_target, name, base)
+        if target.state != "ready" and self._proves:
+            await self.prove(target)
+        return await asyncio.to_thread(self.registry.rollback, name, expected_generation, base)
 
     async def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
         """Take the name out of service; its history goes with it. Raises RegistryError."""
-        async with self._turn(name):
-            return await asyncio.to_thread(self.registry.retire, name, expected_generation)
+        return await asyncio.to_thread(self.registry.retire, name, expected_generation)
 
     async def export(self, weights: str, out: Path) -> None:
         """Copy a stored version's two files into a directory. Raises FileExistsError unless it is new or empty."""
-        await asyncio.to_thread(_export, self.store.path(weights), out)
+        await asyncio.to_thread(self.store.export, weights, out)
 
     async def collect_garbage(self, in_use: Collection[str] = (), grace_s: float = 0.0) -> list[str]:
-        """Delete stored files that no name's history and nothing of `in_use` (weights digests) refers to."""
+        """Delete stored files that no name's history and nothing of `in_use` (weights digests) refers to.
+
+        What some process holds (`BlobStore.hold`) stays as well.
+        """
         keep = frozenset(in_use)
         return await asyncio.to_thread(
             self.store.collect_garbage, lambda: keep | self.registry.weights_in_use(), grace_s
@@ -226,21 +239,31 @@ class AdapterLibrary:
         )
 
     async def _record(
-        self, name: str, incoming: Incoming, facts: VersionFacts, origin: str, intake: Intake
+        self,
+        name: str,
+        incoming: Incoming,
+        facts: VersionFacts,
+        origin: str,
+        intake: Intake,
+        state: VersionState,
     ) -> AdapterRecord:
         """The files first, then the row that refers to them: garbage isn't collected in between."""
-        await asyncio.to_thread(incoming.publish)
-        return await asyncio.to_thread(
-            self.registry.put,
-            name,
-            facts,
-            source=intake.source,
-            origin=origin,
-            state="ready" if self._proves else "registered",
-            pinned=intake.pinned,
-            expected_generation=intake.expected_generation,
-            activate=intake.activate,
-        )
+
+        def publish_and_put() -> AdapterRecord:
+            incoming.publish()
+            return self.registry.put(
+                name,
+                facts,
+                source=intake.source,
+                origin=origin,
+                state=state,
+                pinned=intake.pinned,
+                expected_generation=intake.expected_generation,
+                activate=intake.activate,
+                keep=self._keep_versions,
+            )
+
+        return await _to_its_end(publish_and_put)
 
     def _held(self, weights: str) -> bool:
         return self.store.path(weights).is_dir()
@@ -287,23 +310,24 @@ class AdapterLibrary:
     async def _incoming(self) -> AsyncIterator[Incoming]:
         """An intake of the store whose disk work happens in worker threads."""
         intake = self.store.incoming()
-        incoming = await asyncio.to_thread(intake.__enter__)
         try:
-            yield incoming
+            yield await _to_its_end(intake.__enter__)
         finally:
-            await asyncio.to_thread(intake.__exit__, None, None, None)
-
-    def _turn(self, name: str) -> asyncio.Lock:
-        """One change of a name at a time; other processes are kept apart by the registry's transactions."""
-        return self._names.setdefault(name, asyncio.Lock())
+            await _to_its_end(lambda: intake.__exit__(None, None, None))
 
 
-def _export(stored: Path, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; give a new directory")
-    for name in FILE_NAMES:
-        shutil.copyfile(stored / name, out / name)
+async def _to_its_end(work: Callable[[], _Result]) -> _Result:
+    """Do it in a worker thread. A caller that is cancelled still waits: a thread can't be stopped half-way."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # who asked is gone, and it counts as seen
+        raise
 
 
 def from_directory(directory: Path, roots: Sequence[Path], origin: str | None = None) -> Fill:

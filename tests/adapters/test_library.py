@@ -10,6 +10,7 @@ import pytest
 from adapters.peft_made import make
 from adapters.scene import Scene, digest_in
 from livery_adapters.effect import AdapterEffect, ModuleEffect
+from livery_adapters.incoming import Incoming
 from livery_adapters.library import Candidate, Intake, from_directory
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import GenerationMismatch, NothingToRollBack, UnknownAdapter
@@ -106,19 +107,60 @@ async def test_a_slow_proof_delays_no_other_name_and_no_departure(scene: Scene, 
     assert await scene.kept() == sorted([digest_in(quick), digest_in(slow)])
 
 
-async def test_a_name_takes_one_version_after_the_other(scene: Scene, pool: list[Path]) -> None:
-    first, second, _ = pool
-    gate = scene.prover.held[digest_in(first)] = asyncio.Event()
+async def test_of_two_at_once_the_one_acknowledged_last_is_active(scene: Scene, pool: list[Path]) -> None:
+    slow, quick, _ = pool
+    gate = scene.prover.held[digest_in(slow)] = asyncio.Event()
     async with asyncio.timeout(60):
-        one = asyncio.create_task(scene.library.add("pirate", out_of(first), API))
-        two = asyncio.create_task(scene.library.add("pirate", out_of(second), API))
+        adding = asyncio.create_task(scene.library.add("pirate", out_of(slow), API))
+        record = await scene.library.add("pirate", out_of(quick), API)
+        assert (record.generation, scene.standing("pirate")[1]) == (1, digest_in(quick))
         gate.set()
-        await asyncio.gather(one, two)
-    assert scene.standing("pirate") == ("ready", digest_in(second), None)
-    assert [version.facts.digest for version in scene.registry.versions("pirate")] == [
-        digest_in(second),
-        digest_in(first),
-    ]
+        await adding
+    assert scene.standing("pirate") == ("ready", digest_in(slow), None)
+    history = [version.facts.digest for version in scene.registry.versions("pirate")]
+    assert history == [digest_in(slow), digest_in(quick)]
+
+
+async def test_of_two_at_once_that_expect_a_generation_one_is_kept(scene: Scene, pool: list[Path]) -> None:
+    """Both are within bounds when they begin; which of them was first is decided when they are recorded."""
+    new = Intake("api", expected_generation=0)
+    gate = scene.prover.held[digest_in(pool[0])] = asyncio.Event()
+    async with asyncio.timeout(60):
+        loser = asyncio.create_task(scene.library.add("pirate", out_of(pool[0]), new))
+        await scene.library.add("pirate", out_of(pool[1]), new)
+        gate.set()
+        with pytest.raises(GenerationMismatch):
+            await loser
+    assert await scene.kept() == [digest_in(pool[1])]
+
+
+async def test_a_stalled_upload_delays_no_other_change_of_its_name(scene: Scene, pool: list[Path]) -> None:
+    for folder in pool[:2]:
+        await scene.library.add("pirate", out_of(folder), API)
+    arrived = asyncio.Event()
+
+    async def stalled(incoming: Incoming) -> str:
+        await arrived.wait()
+        return await out_of(pool[2])(incoming)
+
+    async with asyncio.timeout(60):
+        adding = asyncio.create_task(scene.library.add("pirate", stalled, API))
+        await scene.library.rollback("pirate")
+        await scene.library.activate("pirate", "2")
+        await scene.library.retire("pirate")
+        arrived.set()
+        await adding
+    assert scene.standing("pirate") == ("ready", digest_in(pool[2]), None)
+
+
+async def test_a_compare_and_set_that_is_lost_already_costs_no_upload(scene: Scene, pool: list[Path]) -> None:
+    await scene.library.add("pirate", out_of(pool[0]), API)
+
+    async def never(_: Incoming) -> str:
+        raise AssertionError("nothing should be sent")
+
+    with pytest.raises(GenerationMismatch):
+        await scene.library.add("pirate", never, Intake("api", expected_generation=0))
 
 
 async def test_a_generation_that_is_not_the_expected_one_stores_nothing(scene: Scene, pool: list[Path]) -> None:
@@ -166,8 +208,11 @@ async def test_retiring_takes_the_history_along(scene: Scene, pool: list[Path]) 
 async def test_files_in_use_outlive_their_name(scene: Scene, pool: list[Path]) -> None:
     await scene.library.add("pirate", out_of(pool[0]), API)
     await scene.library.retire("pirate")
-    assert await scene.library.collect_garbage([digest_in(pool[0])]) == []
+    hold = scene.store.hold(digest_in(pool[0]))
+    assert await scene.library.collect_garbage() == []
     assert scene.store.digests() == [digest_in(pool[0])]
+    hold.release()
+    assert await scene.kept() == []
 
 
 async def test_a_stored_copy_that_rotted_is_replaced_by_the_next_one_taken(scene: Scene, pool: list[Path]) -> None:
