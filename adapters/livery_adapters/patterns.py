@@ -191,8 +191,8 @@ def _branches(field: str, texts: list[str]) -> list[_Branch]:
     if len(varying) > MAX_REPEATING or sum(varying) > MAX_REPEATING_CHARACTERS:
         raise AdapterRefused(
             "unsafe_pattern",
-            f"{field} has over {MAX_REPEATING} patterns or alternatives with repetitions, or they have over "
-            f"{MAX_REPEATING_CHARACTERS} characters together; write module names instead",
+            f"{field} has {len(varying)} patterns or alternatives with repetitions, of {sum(varying)} characters in "
+            f"all; {MAX_REPEATING} of {MAX_REPEATING_CHARACTERS} are accepted: write module names instead",
         )
     return found
 

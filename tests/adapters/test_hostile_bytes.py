@@ -18,6 +18,7 @@ from adapters.peft_made import Weights, make, tiny_base
 from livery_adapters.examine import check_directory
 from livery_adapters.formats import convert
 from livery_adapters.patterns import NamePatterns
+from livery_adapters.peft_config import Endings
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
@@ -186,6 +187,19 @@ def test_accepted_patterns_match_what_their_regular_expression_matches(texts: li
         matching = [text for text in texts if re.match(rf"(.*\.)?({text})$", name)]
         assert list(patterns.matching(name)) == matching
         assert patterns.first(name, -1) == (texts.index(matching[0]) if matching else -1)
+
+
+dotted = st.text("ab.", min_size=1, max_size=6)
+
+
+@bounded
+@given(st.lists(dotted, max_size=12), dotted)
+def test_endings_are_found_as_one_by_one(ends: list[str], path: str) -> None:
+    endings = Endings.of(ends)
+    parts = path.split(".")
+    parents = [".".join(parts[: count + 1]) for count in range(len(parts))]
+    assert endings.fit(path) == path.endswith(tuple(ends))
+    assert endings.fit_a_parent(path) == any(parent.endswith(tuple(ends)) for parent in parents)
 
 
 @bounded

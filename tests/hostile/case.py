@@ -30,7 +30,7 @@ class Case:
 
     An empty `code` means that there is nothing wrong with it, however it looks. `local`: it can't be uploaded, as
     the trick is in the directory and not in the bytes. Every refusal has words of its own; only cases that are one
-    and the same `mistake` share them. `defect` says why a case isn't answered as it must be, as long as it isn't.
+    and the same `mistake` share them.
     """
 
     group: str
@@ -41,7 +41,6 @@ class Case:
     stage: Stage = "read"
     local: bool = False
     mistake: str = ""
-    defect: str = ""
 
     @property
     def title(self) -> str:

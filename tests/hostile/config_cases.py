@@ -127,16 +127,16 @@ PATTERNS = (
     _pattern("of 10 KB", config(rank_pattern={"a" * 10_000: 4}), "'aaaa"),
     _pattern("of nothing", config(alpha_pattern={"": 4}), "the pattern ''"),
     _pattern("an empty alternative", config(rank_pattern={"q_proj|": 4}), "'q_proj|'"),
-    _pattern("17 with repetitions", config(rank_pattern={f"a.*{n}": 4 for n in range(17)}), "rank_pattern has over 16"),
+    _pattern("17 with repetitions", config(rank_pattern={f"a.*{n}": 4 for n in range(17)}), "rank_pattern has 17 "),
     _pattern(
         "17 alternatives with repetitions",
         config(alpha_pattern={"|".join(f"a.*{n}" for n in range(17)): 4}),
-        "alpha_pattern has over 16",
+        "alpha_pattern has 17 patterns or alternatives",
     ),
     _pattern(
         "repetitions in 513 characters",
         config(rank_pattern={"a.*" * 128 + "b": 4, "b.*" * 128 + "ab": 4}),
-        "over 512 characters together",
+        "of 515 characters in all",
     ),
     _pattern(
         "1,025 alternatives", config(rank_pattern={"a" + "|a" * 200 + str(n): 4 for n in range(6)}), "over 1024 alt"

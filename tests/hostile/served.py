@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,9 @@ class Neighbour:
         stop = threading.Event()
 
         def ask() -> None:
-            while not stop.is_set() or not answers:
-                answers.append(stream(self.url, GOOD))
+            with client(self.url) as asking:
+                while not stop.is_set() or not answers:
+                    answers.append(stream(asking, GOOD))
 
         thread = threading.Thread(target=ask)
         thread.start()
@@ -58,8 +59,8 @@ class Served:
         self.url = server.url
         self.pid = server.pid
         self.root = root
-        self.client = httpx.Client(base_url=server.url, timeout=120, limits=httpx.Limits(max_keepalive_connections=0))
-        self.neighbour = Neighbour(server.url, stream(server.url, GOOD))
+        self.client = client(server.url)
+        self.neighbour = Neighbour(server.url, stream(self.client, GOOD))
 
     def take(self, case: Case) -> Outcome:
         """Upload the case, or name its directory where the trick is in that: first to be checked, then to be added."""
@@ -137,14 +138,19 @@ def serving(root: Path) -> Iterator[Served]:
     flags = ("--allow-source", str(root / "allowed"), "--kernels", "torch", "--threads", "1")
     with livery_serve(base, folder, root, *flags) as server:
         served = Served(server, root)
-        with served.client:
+        with closing(served.client):
             yield served
 
 
-def stream(url: str, name: str) -> str:
+def client(url: str) -> httpx.Client:
+    """A client with a connection for each request."""
+    return httpx.Client(base_url=url, timeout=120, limits=httpx.Limits(max_keepalive_connections=0))
+
+
+def stream(asking: httpx.Client, name: str) -> str:
     """A whole streamed answer, token by token, always the same."""
     body = {"model": name, "prompt": PROMPT, "max_tokens": 48, "temperature": 0, "stream": True, "ignore_eos": True}
-    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as answer:
+    with asking.stream("POST", "/v1/completions", json=body) as answer:
         answer.raise_for_status()
         events = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: {")]
     return "".join(choice["text"] for event in events for choice in json.loads(event)["choices"])

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from hostile.base import NAME, Weights, base, good
@@ -141,13 +142,13 @@ async def refusal(attempt: Awaitable[object]) -> tuple[str, str]:
 
 
 def take_all(cases: tuple[Case, ...], root: Path) -> list[Outcome]:
-    """Every case, one after the other, in one shop."""
+    """Every case, one after the other, in one shop whose good adapter is looked at after each group."""
 
     async def run() -> list[Outcome]:
         shop = await Shop.opened(root)
         outcomes = []
-        for case in cases:
-            outcomes.append(await shop.take(case))
+        for _, group in groupby(cases, lambda case: case.group):
+            outcomes += [await shop.take(case) for case in group]
             await shop.check_good()
         return outcomes
 

@@ -11,9 +11,7 @@ import resource
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,12 +30,12 @@ from livery_adapters.tensor_file import WEIGHTS_NAME
 TESTS = Path(__file__).parents[1]
 EASY = tuple(case for case in CASES if case.group != "work")
 # Generous for a machine that others use too, and far below what the defects that these cases look for would take.
-CPU_SECONDS = 90
+CPU_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """What became of every case, all in one shop whose good adapter is looked at after each."""
+    """What became of every case, all in one shop."""
     return {outcome.case.title: outcome for outcome in take_all(EASY, tmp_path_factory.mktemp("shop"))}
 
 
@@ -47,19 +45,12 @@ def test_there_are_enough_cases_and_no_two_have_one_title() -> None:
     assert len({case.title for case in CASES}) == len(CASES)
 
 
-def marked(cases: Iterable[Case | NameCase]) -> list[Any]:
-    """One parameter per case; a known defect is expected, and fails the test once it is mended."""
-    return [
-        pytest.param(
-            case,
-            id=ascii(case.title),
-            marks=[pytest.mark.xfail(reason=case.defect, strict=True)] if case.defect else [],
-        )
-        for case in cases
-    ]
+def title(case: Case | NameCase) -> str:
+    """The name of a case in a test's."""
+    return ascii(case.title)
 
 
-@pytest.mark.parametrize("case", marked(EASY))
+@pytest.mark.parametrize("case", EASY, ids=title)
 def test_a_bad_adapter_is_refused_and_nothing_of_it_is_kept(case: Case, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[case.title]
     if outcome.skipped:
@@ -92,7 +83,7 @@ def test_messages_are_short_printable_and_name_no_path_of_the_server(outcomes: d
 def test_no_descriptor_and_no_memory_is_kept(tmp_path: Path, outcomes: dict[str, Outcome]) -> None:
     """`outcomes` went before: whatever is made once is made."""
     descriptors, before = len(os.listdir("/proc/self/fd")), resident()
-    take_all(tuple(case for case in EASY if case.group in ("cut", "file", "header", "json", "format")), tmp_path)
+    take_all(tuple(case for case in EASY if case.group in ("cut", "file", "header")), tmp_path)
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert resident() - before < 32 << 20
@@ -111,7 +102,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return asyncio.run(Shop.opened(tmp_path_factory.mktemp("names")))
 
 
-@pytest.mark.parametrize("case", marked(NAME_CASES))
+@pytest.mark.parametrize("case", NAME_CASES, ids=title)
 def test_a_bad_name_is_refused_wherever_it_is_used(case: NameCase, shop: Shop) -> None:
     async def use() -> tuple[str, str]:
         async def tried() -> None:
@@ -160,12 +151,6 @@ def taken_apart(cpu_seconds: int, *arguments: str) -> list[dict[str, object]]:
 
 
 def test_small_files_ask_for_little_work() -> None:
-    lines = taken_apart(CPU_SECONDS, "--only", "work: ", "--skip-defects")
-    assert len(lines) == sum(not case.defect for case in work_cases.CASES)
+    lines = taken_apart(CPU_SECONDS, "--only", "work: ")
+    assert len(lines) == len(work_cases.CASES)
     assert [line for line in lines if not line["as_expected"]] == []
-
-
-@pytest.mark.parametrize("case", marked(case for case in work_cases.CASES if case.defect))
-def test_what_still_asks_for_too_much_work(case: Case) -> None:
-    (line,) = taken_apart(CPU_SECONDS // 4, "--only", case.title)
-    assert line["as_expected"], line

@@ -266,6 +266,10 @@ def _fine(kind: str) -> Case:
     return Case("fine", f"a good one: {kind}", lambda path: write(path, *good_files(kind)), "")
 
 
-FINE = tuple(_fine(kind) for kind in kinds() if kind != "lora")
+_MASKS = {f"model.layers.{n}.mlp.up_proj.lora_E": [True] * 12 for n in range(1000)}
+FINE = (
+    *(_fine(kind) for kind in kinds() if kind != "lora"),
+    Case("fine", "an AdaLoRA with masks of 100 KB", config("adalora", rank_pattern=_MASKS), ""),
+)
 
 CASES = (*LYCORIS, *VERA, *IA3, *ROTATIONS, *LORA, *TOKENS, *FINE)
