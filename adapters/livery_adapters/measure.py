@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from livery_adapters.canonical import (
 from livery_adapters.effect import AdapterEffect, ModuleEffect
 
 _CHUNK = 1 << 17  # values widened at a time: they stay in the cache
+_BLOCK = 1 << 20  # values of an adapted weight formed at a time
 
 
 def wide(tensor: Tensor, like: Tensor | None = None) -> Tensor:
@@ -226,8 +228,7 @@ def _linear_distance(change: LinearChange, path: str, base: BaseWeights) -> floa
             return delta_norm(change.deltas)
         if not change.deltas:
             return _rows_distance(change.rows, base.weight(path))
-    weight = base.weight(path)
-    return _distance(effective(change, weight)[0], weight)
+    return _moved(change, base.weight(path))
 
 
 def _embedding_distance(change: EmbeddingChange, path: str, base: BaseWeights) -> float:
@@ -236,8 +237,46 @@ def _embedding_distance(change: EmbeddingChange, path: str, base: BaseWeights) -
             return low_rank_norm(change.delta) if change.delta else 0.0
         if change.delta is None:
             return _rows_distance(change.rows, base.weight(path))
-    weight = base.weight(path)
-    return _distance(effective(change, weight)[0], weight)
+    return _moved(change, base.weight(path))
+
+
+def _moved(change: LinearChange | EmbeddingChange, weight: Tensor) -> float:
+    """‖W_adapted - W‖ of a module, formed a block of rows at a time: no copy of the whole. Kronecker products are."""
+    whole = isinstance(change, LinearChange) and any(isinstance(delta, Kronecker) for delta in change.deltas)
+    step = len(weight) if whole else max(1, _BLOCK // weight.shape[1])
+    squares = []
+    for start in range(0, len(weight), step):
+        rows = slice(start, min(start + step, len(weight)))
+        part = change if whole else _of_rows(change, rows)
+        squares.append(squared_norm(effective(part, weight[rows])[0] - wide(weight[rows])))
+    return math.sqrt(math.fsum(squares))
+
+
+def _of_rows(change: LinearChange | EmbeddingChange, rows: slice) -> LinearChange | EmbeddingChange:
+    """What the change does to these rows of the weight. Kronecker products can't be cut."""
+    weight, replaced = change.weight, change.rows
+    if weight is not None:
+        weight = weight[rows]
+    if replaced is not None:
+        inside = (replaced.ids >= rows.start) & (replaced.ids < rows.stop)
+        replaced = Rows(replaced.ids[inside] - rows.start, replaced.values[inside])
+    if isinstance(change, EmbeddingChange):
+        delta = None if change.delta is None else replace(change.delta, a=change.delta.a[:, rows])
+        return replace(change, weight=weight, rows=replaced, delta=delta)
+    return replace(
+        change,
+        weight=weight,
+        rows=replaced,
+        deltas=tuple(_delta_rows(delta, rows) for delta in change.deltas),
+        gain=None if change.gain is None else change.gain[rows],
+    )
+
+
+def _delta_rows(delta: Delta, rows: slice) -> Delta:
+    if isinstance(delta, SharedBasis):
+        return replace(delta, b=delta.b[rows], out_gain=delta.out_gain[rows])
+    assert isinstance(delta, LowRank)
+    return replace(delta, b=delta.b[rows])
 
 
 def _rows_distance(rows: Rows, weight: Tensor) -> float:

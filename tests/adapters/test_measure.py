@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adapters.canonical_made import IN, KINDS, OUT, Weights, a_delta, applied, dense_delta, everything, randn
+from adapters.largest import Largest
 from livery_adapters.canonical import (
     CanonicalAdapter,
     Delta,
@@ -225,3 +226,33 @@ def test_a_kronecker_product_alone_is_not_formed() -> None:
     """65536 × 65536 would be 16 GB."""
     tall = Kronecker(torch.ones(256, 256), torch.ones(256, 256), 2.0)
     assert delta_norm([tall]) == pytest.approx(2.0 * 65536)
+
+
+@pytest.mark.parametrize("part", ["all", "low rank", "transform", "weight", "rows", "gain"])
+def test_blocks_of_rows_add_up_to_the_whole(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = replace(everything(), deltas=tuple(a_delta(kind, 5) for kind in ("low rank", "shared basis")))
+    name = "deltas" if part == "low rank" else part
+    change = full if part == "all" else replace(LinearChange(gain=full.gain), **{name: getattr(full, name)})
+    weight = randn(OUT, IN, seed=90)
+    expected = float((effective(change, weight)[0] - weight).norm() / weight.norm())
+    monkeypatch.setattr("livery_adapters.measure._BLOCK", 5 * IN)  # blocks of five rows: the last one is shorter
+    assert of_linear(change, weight) == pytest.approx(expected, rel=1e-5)
+
+
+def test_blocks_of_an_embedding_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = randn(13, 4, seed=1)
+    rows = Rows(torch.tensor([3, 5, 12]), randn(3, 4, seed=5))
+    change = EmbeddingChange(LowRank(randn(2, 13, seed=3), randn(4, 2, seed=4), 0.5), rows=rows, gain=randn(4, seed=2))
+    expected = float((effective(change, table)[0] - table).norm() / table.norm())
+    monkeypatch.setattr("livery_adapters.measure._BLOCK", 5 * 4)
+    adapter = CanonicalAdapter("d", embeddings={"m": change})
+    assert relative_of(adapter, Weights({"m": table})) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_replaced_weight_is_not_copied_to_be_measured() -> None:
+    table, other = (randn(6000, 512, seed=seed, dtype=torch.bfloat16) for seed in (1, 2))
+    base = Weights({"m": table})
+    with Largest() as largest:
+        relative_of(CanonicalAdapter("d", embeddings={"m": EmbeddingChange(weight=other)}), base)
+        relative_of(CanonicalAdapter("d", linears={"m": LinearChange(weight=other)}), base)
+    assert largest.nbytes <= table.nbytes  # a view of all of it; in fp32 a copy would be twice as large

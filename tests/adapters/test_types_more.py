@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import (
     BeftConfig,
     DeftConfig,
@@ -19,8 +20,14 @@ from peft import (
     VBLoRAConfig,
 )
 
+from adapters.canonical_made import Weights
+from adapters.largest import Largest
 from adapters.peft_types import TARGETS, make
 from adapters.test_types_exact import check_exact
+from livery_adapters.canonical import LowRank
+from livery_adapters.formats import vblora
+from livery_adapters.layout import TargetTensors
+from livery_adapters.types.vblora import VbLoraSettings
 
 BANK = {"num_vectors": 9, "vector_length": 8}
 
@@ -71,3 +78,21 @@ def test_types_for_linear_layers_only(kind: Any, settings: dict[str, Any], famil
     make(tmp_path, family, kind(target_modules=TARGETS[family], **settings))
     adapter = check_exact(tmp_path, family)
     assert len(adapter.linears) == 3 * len(TARGETS[family])
+
+
+def test_mixing_vectors_lays_none_of_them_side_by_side() -> None:
+    """Each piece is a sum of up to 64 vectors; all of them beside each other would be 64 times the result."""
+    settings = VbLoraSettings(rank=16, top=64, count=64, length=64, mixed=False)
+    tensors = {
+        "vblora_vector_bank": torch.randn(64, 64),
+        "vblora_logits_A": torch.randn(16, 8, 64),
+        "vblora_logits_B": torch.randn(8, 16, 64),
+    }
+    target = TargetTensors("m", "linear", {}, rank=16)
+    with Largest() as largest:
+        change = vblora.convert_module(target, tensors, settings, Weights({}))
+    (pair,) = change.deltas
+    assert isinstance(pair, LowRank)
+    expected = (tensors["vblora_logits_A"].softmax(-1) @ tensors["vblora_vector_bank"]).flatten(1)
+    torch.testing.assert_close(pair.a, expected)
+    assert largest.nbytes <= 2 * pair.a.nbytes  # the 64 indices of each piece

@@ -93,6 +93,16 @@ def test_an_approximation_says_how_far_off_it_is(base: Path, tmp_path: Path) -> 
     assert coarse.error > fine.error > 0.01
 
 
+def test_one_file_at_two_ranks_is_two_parts_of_a_sum(base: Path, tmp_path: Path) -> None:
+    folder = save_tuned(base, tmp_path / "shira", 1, ShiraConfig(r=4, target_modules=["q_proj"], random_seed=5))
+    digest = ref(folder).digest
+    parts = [AdapterPart(digest, str(folder), approximate=rank) for rank in (2, 8)]
+    runner = bench_of(base).runner
+    for order in (parts, parts[::-1]):
+        effect = runner.read_adapter(AdapterRef("t" * 64, tuple(order))).effect
+        assert {module.rank for module in effect.modules.values()} == {2 + 8}
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's map of the process")
 def test_packed_adapters_outlive_their_files(base: Path, tmp_path: Path) -> None:
     """A mapped file that is deleted or overwritten would end the process; nothing of it may stay in use."""

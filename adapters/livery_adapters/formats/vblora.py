@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from livery_adapters.canonical import BaseWeights, LinearChange, LowRank
 from livery_adapters.formats.base import Conversion, Tensors
@@ -13,7 +14,7 @@ from livery_adapters.types.vblora import VbLoraSettings
 
 
 def check_bank(manifest: AdapterManifest, tensors: Tensors, base: BaseWeights) -> Tensors:
-    """The bank must be there and as the configuration says. Raises AdapterRefused."""
+    """The bank in fp32; it must be there and as the configuration says. Raises AdapterRefused."""
     settings = manifest.settings
     assert isinstance(settings, VbLoraSettings)
     bank = tensors.get("vblora_vector_bank")
@@ -25,7 +26,7 @@ def check_bank(manifest: AdapterManifest, tensors: Tensors, base: BaseWeights) -
             f"the vector bank is {list(bank.shape)} and adapter_config.json says {settings.count} vectors of "
             f"{settings.length}; the two files don't belong together",
         )
-    return tensors
+    return {"vblora_vector_bank": bank.float()}
 
 
 def convert_module(
@@ -38,8 +39,8 @@ def convert_module(
 
 
 def _pieces(module: str, name: str, tensors: Tensors, settings: VbLoraSettings) -> Tensor:
-    """[x, y, length]: the mixtures of one half."""
-    bank = tensors["vblora_vector_bank"].float()
+    """[x, y, length]: the mixtures of one half, summed up without laying the chosen vectors side by side."""
+    bank = tensors["vblora_vector_bank"]
     if settings.mixed:
         indices, weights = tensors[f"{name}_topk_indices"].long(), tensors[f"{name}_topk_weights"].float()
         if not bool(((indices >= 0) & (indices < settings.count)).all()):
@@ -52,7 +53,8 @@ def _pieces(module: str, name: str, tensors: Tensors, settings: VbLoraSettings) 
     else:
         likeliest = tensors[name].float().topk(settings.top, dim=-1)
         indices, weights = likeliest.indices, likeliest.values.softmax(dim=-1)
-    return (weights[..., None] * bank[indices]).sum(-2)
+    mixed = functional.embedding_bag(indices.flatten(0, 1), bank, per_sample_weights=weights.flatten(0, 1), mode="sum")
+    return mixed.view(*indices.shape[:2], -1)
 
 
 CONVERSION = Conversion(convert_module, shared=check_bank)

@@ -9,6 +9,8 @@ from livery_adapters.peft_config import Config, FieldRules, bad_field, flag, who
 from livery_adapters.types.base import PeftType, Roles, need, wrong_shape
 from livery_adapters.types.low_rank import check_rank
 
+_MOST_VECTORS = 1 << 16
+_MOST_MIXED = 64  # of the vectors in one piece: each costs a vector's length of work
 _HALVES = ("vblora_logits_A", "vblora_logits_B")
 
 
@@ -34,6 +36,9 @@ def _parse(config: Config) -> VbLoraSettings:
         length=whole(config.get("vector_length", 256), "vector_length"),
         mixed=flag(config, "save_only_topk_weights"),
     )
+    for name, value, most in (("num_vectors", settings.count, _MOST_VECTORS), ("topk", settings.top, _MOST_MIXED)):
+        if value > most:
+            raise bad_field(name, value, f"at most {most}")
     if settings.top > settings.count:
         raise bad_field("topk", settings.top, f"at most num_vectors, which is {settings.count}")
     return settings

@@ -19,6 +19,7 @@ from livery_adapters.canonical import CanonicalAdapter
 from livery_adapters.compose import compose
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.formats import convert
+from livery_adapters.identity import converted_digest
 from livery_adapters.manifest import Limits, check_against, read_manifest
 from livery_adapters.measure import BaseNorms, measure
 from livery_adapters.refusal import AdapterRefused
@@ -79,4 +80,6 @@ class AdapterReader:
                 "since they were added, or the disk is failing; add the adapter again",
             )
         check_against(manifest, self._base, ANY_RANK)
-        return convert(path, manifest, self._weights, approximate=part.approximate)
+        converted = convert(path, manifest, self._weights, approximate=part.approximate)
+        # Of the same files at another rank it is another adapter, also as a part of a sum.
+        return replace(converted, digest=converted_digest(part.digest, part.approximate))
