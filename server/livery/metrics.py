@@ -104,7 +104,7 @@ class Snapshot:
     """What the engine and the registry say at the moment of a scrape."""
 
     stats: EngineStats
-    served: int = 0  # adapters that take requests
+    served: int | None = None  # adapters that take requests; None: the registry didn't answer, and no name is known
     gone: tuple[str, ...] = ()  # adapters with counts that no longer do
     resident: tuple[str, ...] = ()  # adapter names in device memory
     waiting: tuple[str, ...] = ()  # adapter names that waiting requests need and that are not resident
@@ -279,14 +279,15 @@ def _engine_families(snapshot: Snapshot, info: EngineInfo, labels: dict[str, str
     yield preemptions
     cache = {**labels, "block_size": str(info.block_size), "num_gpu_blocks": str(info.num_blocks)}
     yield _gauge("vllm:cache_config_info", "How the KV cache is cut", cache, 1)
-    # One sample, always: routers take the newest, and every label combination would stay for ever.
-    adapters = {
-        "max_lora": str(info.max_running),
-        "running_lora_adapters": ",".join(snapshot.resident),
-        "waiting_lora_adapters": ",".join(snapshot.waiting),
-    }
-    yield _gauge("vllm:lora_requests_info", "Adapters in device memory and waiting", adapters, time.time())
-    yield _gauge("livery_adapters_registered", "Adapters served by name", {}, snapshot.served)
+    if snapshot.served is not None:
+        # One sample, always: routers take the newest, and every label combination would stay for ever.
+        adapters = {
+            "max_lora": str(info.max_running),
+            "running_lora_adapters": ",".join(snapshot.resident),
+            "waiting_lora_adapters": ",".join(snapshot.waiting),
+        }
+        yield _gauge("vllm:lora_requests_info", "Adapters in device memory and waiting", adapters, time.time())
+        yield _gauge("livery_adapters_registered", "Adapters served by name", {}, snapshot.served)
     yield _gauge("livery_adapter_memory_bytes", "Adapter bytes in device memory", {}, stats.adapter_bytes)
     yield _gauge("livery_adapter_memory_limit_bytes", "Adapter bytes allowed", {}, info.adapter_memory_bytes)
     for name, text, value in (

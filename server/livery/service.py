@@ -13,6 +13,7 @@ get wrong is refused here, before the engine sees it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -26,13 +27,16 @@ from livery.refusals import ContextLengthExceeded, Draining, InvalidParameter, N
 from livery.served import ServedAdapters
 from livery.text import PromptTooLong, Tokenizer
 from livery_adapters.names import MIN_DIGEST_PREFIX
-from livery_adapters.registry import NamedVersion
+from livery_adapters.registry import NamedVersion, RegistryError
+
+log = logging.getLogger("livery.service")
 
 # Characters above which encoding leaves the event loop; below it, a thread costs more than the work.
 ENCODE_INLINE_LIMIT = 8192
 DIGEST_SHOWN = 12
 # An engine that answers no question for so long isn't ready. A step of many tokens takes seconds on a busy CPU.
 PROGRESS_TIMEOUT_S = 10.0
+REGISTRY_TIMEOUT_S = 5.0  # scrapers give up after 10 seconds as a rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,21 +151,22 @@ class GenerationService:
             raise Draining
         if self._open >= self._max_open:
             raise Overloaded(self._open)
-        name = job.model or self.base_name
-        lease = None if self._is_base(name) else await self.adapters.lease(name, job.caller)
-        try:
-            requests, prompt_tokens = await self._requests(job, lease)
-        except BaseException:
-            if lease:
-                lease.release()
-            raise
-        self._open += len(requests)
+        count = len(job.prompts) * job.options.n
+        self._open += count  # before anything is waited for, so that no other request takes the same room
+        lease: Lease | None = None
 
         def release() -> None:
-            self._open -= len(requests)
+            self._open -= count
             if lease:
                 lease.release()
 
+        try:
+            name = job.model or self.base_name
+            lease = None if self._is_base(name) else await self.adapters.lease(name, job.caller)
+            requests, prompt_tokens = await self._requests(job, lease)
+        except BaseException:
+            release()
+            raise
         name, digest = (lease.name, lease.digest) if lease else (self.base_name, self.info.base_digest)
         generation = Generation(
             self._engine,
@@ -199,16 +204,20 @@ class GenerationService:
             raise NotReady from None
 
     async def snapshot(self) -> Snapshot:
-        """The engine's numbers with digests turned into names. Raises EngineDead, or NotReady when it is slow."""
+        """The engine's numbers with digests turned into names, and without them while the registry doesn't answer.
+
+        Raises EngineDead, or NotReady when the engine is slow.
+        """
         stats = await self.progress()
-        served, gone = await self.adapters.count(self.metrics.adapters.names())
-        return Snapshot(
-            stats,
-            served=served,
-            gone=gone,
-            resident=await self.adapters.names_of(stats.resident_adapters),
-            waiting=await self.adapters.names_of(stats.waiting_adapters),
-        )
+        try:
+            async with asyncio.timeout(REGISTRY_TIMEOUT_S):
+                served, gone = await self.adapters.count(self.metrics.adapters.names())
+                resident = await self.adapters.names_of(stats.resident_adapters)
+                waiting = await self.adapters.names_of(stats.waiting_adapters)
+        except (RegistryError, TimeoutError) as error:
+            log.warning("metrics leave out what the registry knows: %s", error or "it doesn't answer in time")
+            return Snapshot(stats)
+        return Snapshot(stats, served=served, gone=gone, resident=resident, waiting=waiting)
 
     def _is_base(self, name: str) -> bool:
         """Whether the base model is meant, by its name or pinned by its digest. Raises UnknownModel."""

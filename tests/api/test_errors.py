@@ -133,6 +133,8 @@ def test_probes_may_ask_for_the_status_alone(server: LiveServer, path: str) -> N
     ("change", "param", "code"),
     [
         ({"messages": None}, "messages", "invalid_value"),
+        ({"model": "x" * 2049}, "model", "invalid_value"),
+        ({"adapter_id": "x" * 2049}, "adapter_id", "invalid_value"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role", "invalid_value"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),

@@ -113,8 +113,16 @@ TABLE: dict[type[Exception], Failure] = {
     registry.UnknownAlias: Failure(404, INVALID, "unknown_alias"),
     registry.UnknownVersion: Failure(404, INVALID, "unknown_version"),
     registry.InvalidAlias: Failure(400, INVALID, "invalid_alias"),
-    registry.RegistryUnavailable: Failure(503, SERVER, "registry_unavailable"),
-    registry.RegistryUnreadable: Failure(500, SERVER, "registry_unreadable"),
+    # Their own words say where the database is, and as whom it is asked.
+    registry.RegistryUnavailable: Failure(
+        503, SERVER, "registry_unavailable", "The registry of adapters doesn't answer at the moment. Please retry."
+    ),
+    registry.RegistryUnreadable: Failure(
+        500, SERVER, "registry_unreadable", "The registry of adapters can't be read; the server's log says why."
+    ),
+    registry.RegistryTooNew: Failure(
+        500, SERVER, "registry_too_new", "The registry of adapters can't be read; the server's log says why."
+    ),
     tenancy.InvalidApiKey: Failure(401, INVALID, "invalid_api_key"),
     tenancy.NotLocal: Failure(403, "permission_error", "loopback_only"),
     engine.EngineError: Failure(500, SERVER, "internal_error", "The engine failed."),
@@ -169,7 +177,9 @@ def describe(error: Exception) -> ApiError:
     if isinstance(error, AdapterRefused):  # each reason has a code of its own
         failure = Failure(ADAPTER_STATUS.get(error.code, failure.status), INVALID, error.code)
     elif isinstance(error, registry.RegistryError):
-        failure = Failure(failure.status, failure.type, error.code)
+        if failure.message is not None:
+            log.error("the registry failed a request: %s", error)
+        failure = Failure(failure.status, failure.type, error.code, failure.message)
     return ApiError(
         failure.status,
         error_body(failure.message or str(error), failure, getattr(error, "param", None)),

@@ -22,6 +22,7 @@ MAX_PROMPTS = 32
 COMPLETION_MAX_TOKENS = 16  # the default of /v1/completions
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
+ModelName = Annotated[str, Field(max_length=8 * 256)]  # a composition names up to 8 adapters
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -60,7 +61,7 @@ class StreamOptions(_Body):
 class GenerationBody(_WholeBody):
     """What both routes share. Ranges are OpenAI's; fields that OpenAI doesn't have are vLLM's."""
 
-    model: str | None = None
+    model: ModelName | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -75,7 +76,7 @@ class GenerationBody(_WholeBody):
     ignore_eos: bool | None = None
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
     user: str | None = Field(None, max_length=512)
-    adapter_id: str | None = None  # LoRAX's name for what stands in `model` here
+    adapter_id: ModelName | None = None  # LoRAX's name for what stands in `model` here
 
     @property
     def model_name(self) -> str:

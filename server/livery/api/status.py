@@ -55,7 +55,7 @@ async def version() -> Response:
 
 @router.get("/metrics")
 async def metrics(context: ContextDep) -> Response:
-    """The engine's own series are left out while it doesn't answer; the rest is always there."""
+    """Series of the engine or the registry are left out while it doesn't answer; the rest is always there."""
     try:
         snapshot = await context.service.snapshot()
     except (NotReady, EngineDead):

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,9 @@ from livery.text import Tokenizer
 from livery_adapters.refusal import Limits
 
 log = logging.getLogger("livery.serve")
+
+# For what waits for disk and database, not for what computes; the default is a handful on a small machine.
+IO_THREADS = 32
 
 MakeEngine = Callable[[EngineConfig, Callable[[str], None]], Engine]
 
@@ -73,7 +77,9 @@ async def _serve(
     # Until the server has its own way of stopping, a SIGTERM ends the start in good order.
     main = asyncio.current_task()
     assert main is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, main.cancel)
+    loop.set_default_executor(ThreadPoolExecutor(IO_THREADS, "livery"))
     with _stages(f"loading {resolved.name}") as say:
         engine = make_engine(_engine_config(settings, resolved.path), say)
         info = await engine.start()
