@@ -8,8 +8,8 @@
 A subfolder is taken once it has stood still for a quiet moment, and only if it still looks the same when its
 files have been copied. One that is half there is "incomplete", a bad one "failed"; both leave an earlier version
 serving. A subfolder that is gone retires its name. Unchanged ones (sizes, times and inodes) are not read again,
-not even by the next run, except after a refusal that may pass, as with a full disk: less and less often. What
-makes an adapter good, and what taking it means, is the business of `library`.
+not even by the next run, except after a refusal that may pass, as with a full disk or a registry that is down:
+less and less often. What makes an adapter good, and what taking it means, is the business of `library`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from livery_adapters.fetching import copy_directory
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import AdapterLibrary, Intake
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import RegistryError, UnknownAdapter
+from livery_adapters.registry import GenerationMismatch, RegistryError, RegistryUnavailable, UnknownAdapter
 from livery_adapters.tensor_file import FILE_NAMES
 
 logger = logging.getLogger(__name__)
@@ -149,6 +149,15 @@ class FolderSource:
 
     async def _settle(self, name: str, seen: Signature) -> bool:
         """Take or refuse a subfolder that stood still. False when it moved all the same."""
+        try:
+            return await self._take(name, seen)
+        except RegistryUnavailable as error:
+            logger.warning("adapter %s of the folder is not taken now: %s", printable(name), error)
+            self._retry_later(name, seen)
+            return True
+
+    async def _take(self, name: str, seen: Signature) -> bool:
+        """See `_settle`. Raises RegistryUnavailable."""
         origin = self._origin(name, seen)
 
         async def fill(incoming: Incoming) -> str:
@@ -169,6 +178,8 @@ class FolderSource:
             if refused.code in TRANSIENT:
                 self._retry_later(name, seen)
                 return True
+        except RegistryUnavailable:
+            raise
         except RegistryError as error:
             logger.warning("adapter %s of the folder is not taken: %s", name, error)
         else:
@@ -202,17 +213,23 @@ class FolderSource:
         self._retries[name] = _Retry(wait, time.monotonic() + wait)
 
     async def _retire(self, name: str) -> None:
-        del self._settled[name]
-        self._retries.pop(name, None)
+        """Retire the name of a subfolder that is gone, if the folder has it; what fails is tried at the next look."""
         shown = printable(name)
         try:
             record = await asyncio.to_thread(self._registry.get, shown)
             if record.source == SOURCE:
-                logger.info("adapter %s is gone from the folder: no new requests, those under way finish", shown)
+                # A name without an active version was never served or is retired, which counts as generation 0.
+                generation = record.generation if record.active is not None else 0
                 async with self._changing(shown):
-                    await self._library.retire(shown)
+                    await self._library.retire(shown, generation)
+                logger.info("adapter %s is gone from the folder: no new requests, those under way finish", shown)
         except UnknownAdapter:
+            pass
+        except (GenerationMismatch, RegistryUnavailable) as error:
+            logger.warning("adapter %s is gone from the folder and not retired yet: %s", shown, error)
             return
+        self._retries.pop(name, None)
+        del self._settled[name]
 
 
 def printable(name: str) -> str:
