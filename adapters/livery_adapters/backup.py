@@ -10,6 +10,7 @@ those of one moment, and blobs never change. It is whole when `registry.jsonl` i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ from livery_adapters.registry import Registry, RegistryError, RegistryTooNew, mi
 from livery_adapters.registry import changes as change_log
 from livery_adapters.registry.database import Database
 from livery_adapters.registry.schema import adapters, aliases, changes, metadata, versions
-from livery_adapters.store import BlobStore
+from livery_adapters.store import BlobStore, StoreBusy
 
 Progress = Callable[[int, int], None]
 """Called with the number of blobs done and of all blobs."""
@@ -96,6 +97,7 @@ def restore(
     """Bring a backup back into a database and a blob folder that hold nothing yet. Blocks.
 
     The rows become visible last and all at once, after every blob was copied and found to be what its digest says.
+    When it fails, the blobs that no row refers to are removed; those of somebody who was faster stay.
     Raises BackupError (targets not empty, a backup that is no whole one), RegistryTooNew, RegistryError, OSError.
     """
     with tempfile.TemporaryDirectory(prefix="livery-restore-") as folder:
@@ -239,19 +241,21 @@ def _bring_in(
         _check_empty(registry, target)
     wanted = set(source.execute(select(versions.c.weights).distinct()).scalars())
     try:
-        bad = _copy_blobs(copies, store, wanted, progress)
-        if bad:
-            raise BackupError(
-                f"{len(bad)} blobs of the backup are missing or not what their digest says, the first is {min(bad)}; "
-                "use another backup"
-            )
-        with registry.database.write() as target:
-            _check_empty(registry, target)
-            _insert(target, metadata, _rows(source))
-            change_log.note(target, *_names(target))
+        with store.publishing():
+            bad = _copy_blobs(copies, store, wanted, progress)
+            if bad:
+                raise BackupError(
+                    f"{len(bad)} blobs of the backup are missing or not what their digest says, the first is "
+                    f"{min(bad)}; use another backup"
+                )
+            with registry.database.write() as target:
+                _check_empty(registry, target)
+                _insert(target, metadata, _rows(source))
+                change_log.note(target, *_names(target))
     except BaseException:
-        for digest in wanted:
-            store.remove(digest)
+        # Another restore, or a server, may have committed what refers to them; whoever is still at it cleans up.
+        with contextlib.suppress(StoreBusy, RegistryError, OSError):
+            store.collect_garbage(registry.weights_in_use, grace_s=0, timeout_s=0)
         raise
     counts = [source.execute(select(func.count()).select_from(table)).scalar_one() for table in (adapters, versions)]
     return Summary(counts[0], counts[1], len(wanted))

@@ -189,18 +189,16 @@ class BlobStore:
             raise
         return Hold(fd)
 
-    # -- throwing out ----------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def publishing(self) -> Iterator[None]:
+        """No garbage is collected meanwhile, by any process: for many versions before their rows are committed.
 
-    def remove(self, digest: str) -> None:
-        """Delete a version. Unknown digests are ignored; half a deletion is never seen as a blob.
-
-        That nobody reads it and nobody is just publishing it is the caller's business; with several processes on
-        one root use `collect_garbage`.
+        Raises OSError.
         """
-        trash = self._incoming / uuid.uuid4().hex
-        with contextlib.suppress(FileNotFoundError):
-            self.path(digest).rename(trash)
-            shutil.rmtree(trash, ignore_errors=True)
+        with _locked(self.root / _LOCK, fcntl.LOCK_SH):
+            yield
+
+    # -- throwing out ----------------------------------------------------------------------------------
 
     def collect_garbage(
         self, keep: Collection[str] | Callable[[], Collection[str]], grace_s: float, *, timeout_s: float = 30.0

@@ -13,7 +13,7 @@ import pytest
 from adapters.sql_facts import assert_consistent, facts_of
 from livery_adapters.backup import BackupError, Summary, backup, restore
 from livery_adapters.registry import AdapterRecord, AliasTarget, NamedVersion, Registry, RegistryTooNew, migrations
-from livery_adapters.store import BlobStore
+from livery_adapters.store import BlobStore, StoreBusy
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_backup_wants_an_empty_directory(full: Registry, blobs: BlobStore, tmp
 
 def test_a_blob_that_is_missing_or_damaged_is_named(full: Registry, blobs: BlobStore, tmp_path: Path) -> None:
     missing = active(full.get("corsair")).facts.weights
-    blobs.remove(missing)
+    shutil.rmtree(blobs.path(missing))
     with pytest.raises(BackupError, match=f"{missing}.*corsair"):
         backup(full, blobs.root, tmp_path / "backup")
     with pytest.raises(BackupError, match="no whole backup"):
@@ -200,3 +200,39 @@ def test_blobs_that_are_not_what_their_digest_says_are_refused(
     assert back.count(include_retired=True) == 0
     assert BlobStore(tmp_path / "copied").digests() == []
     back.close()
+
+
+def test_a_restore_that_fails_takes_nothing_from_one_that_was_faster(
+    full: Registry, blobs: BlobStore, tmp_path: Path
+) -> None:
+    """Both found the targets empty; the one that fails has copied nothing before the other was done."""
+    backup(full, blobs.root, tmp_path / "backup")
+    shutil.copytree(tmp_path / "backup", tmp_path / "damaged")
+    damaged = BlobStore(tmp_path / "damaged" / "blobs")
+    shutil.rmtree(damaged.path(damaged.digests()[0]))
+    target = tmp_path / "copy.db", tmp_path / "copied"
+
+    def restore_the_other(done: int, total: int) -> None:
+        if done == 1:
+            restore(tmp_path / "backup", *target)
+
+    with pytest.raises(BackupError, match="missing or not what"):
+        restore(tmp_path / "damaged", *target, restore_the_other)
+    back = Registry.open(target[0])
+    assert contents(back) == contents(full)
+    assert set(BlobStore(target[1]).digests()) == full.weights_in_use()
+    back.close()
+
+
+def test_blobs_that_are_being_restored_are_nobodys_garbage(full: Registry, blobs: BlobStore, tmp_path: Path) -> None:
+    backup(full, blobs.root, tmp_path / "backup")
+    collected: list[int] = []
+
+    def collect(done: int, total: int) -> None:
+        with pytest.raises(StoreBusy):
+            BlobStore(tmp_path / "copied").collect_garbage([], grace_s=0, timeout_s=0)
+        collected.append(done)
+
+    restore(tmp_path / "backup", tmp_path / "copy.db", tmp_path / "copied", collect)
+    assert collected == [1, 2, 3]
+    assert set(BlobStore(tmp_path / "copied").digests()) == full.weights_in_use()
