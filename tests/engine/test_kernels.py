@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.kernels_under_test import KERNELS, each_kernel, only_native
-from livery.engine.kernels import AdapterGroup, GroupSegments, Kernels
+from livery.engine.kernels import AdapterGroup, GroupSegments, Kernels, load
 
 
 def lora_by_hand(x: Tensor, y: Tensor, entries: list[tuple[int, int, AdapterGroup]]) -> Tensor:
@@ -235,3 +235,15 @@ def test_shapes_that_do_not_fit_never_reach_the_native_code(x: tuple[int, int], 
     packed = KERNELS[0].pack(torch.ones((32, 32)))
     with pytest.raises(ValueError, match="31"):
         KERNELS[0].linear(torch.ones(x), packed, torch.ones(bias))
+
+
+def test_half_precision_rows_round_no_weight_of_an_adapter() -> None:
+    """A converted PiSSA adds a part and takes nearly the same out again: what is left is small beside both."""
+    generator = torch.Generator().manual_seed(2)
+    a, change = (torch.randn((3, 24), generator=generator) for _ in range(2))
+    b = torch.randn((16, 3), generator=generator)
+    pair = torch.cat([a + 1e-3 * change, a]), torch.cat([b, -b], dim=1)
+    group = AdapterGroup([pair[0]], [pair[1]], [1.5], [0], 24)
+    x, y = torch.randn((5, 24), generator=generator).bfloat16(), torch.zeros(5, 16, dtype=torch.bfloat16)
+    load("torch").grouped_lora(x, y, GroupSegments([(0, 5, group)]))
+    assert relative_error(y, 1.5e-3 * x.double() @ change.double().t() @ b.double().t()) < 2**-8

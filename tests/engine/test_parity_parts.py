@@ -16,8 +16,8 @@ from engine.test_parity import MAX_LEN, TIGHT, kv_bytes, prompts
 from livery.engine.base import AdapterRef, EngineConfig
 from livery.engine.model import CANARY_TOLERANCE, base_shapes
 from livery.engine.sampler import NOT_FINITE
-from livery_adapters.base_model import BaseShapes
-from livery_adapters.canonical import CanonicalAdapter, LinearChange, tensors_of
+from livery_adapters.base_model import BaseShapes, ModuleShape
+from livery_adapters.canonical import CanonicalAdapter, EmbeddingChange, LinearChange, LowRank, tensors_of
 
 FAMILIES = ["llama", "gpt2", "gemma3", "qwen3-moe"]
 
@@ -143,8 +143,38 @@ def test_packed_weights_are_copies(base: Path) -> None:
         bench.runner.by_hand[name] = adapter
         packed = bench.runner.read_adapter(AdapterRef.of(name, ""))
         read = {tensor.untyped_storage().data_ptr() for tensor in tensors_of(adapter)}
-        held = {tensor.untyped_storage().data_ptr() for tensor in tensors_of(packed)}
+        pairs = [tensor for group in packed.groups.values() for tensor in (group.a, *(part.b for part in group.slices))]
+        held = {tensor.untyped_storage().data_ptr() for tensor in (*tensors_of(packed), *pairs)}
         assert not read & held, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_keep_the_precision_of_the_file(base: Path, dtype: torch.dtype) -> None:
+    """Also in an engine that computes in bf16: rounding fp32 factors may leave nothing of a small ΔW."""
+    memory = {"kv_memory_bytes": kv_bytes(base), "adapter_memory_bytes": 1 << 24}
+    bench = Bench(EngineConfig(str(base), dtype="bfloat16", **memory, **TIGHT))
+    make = Scribe(base_shapes(str(base)), seed=3)
+
+    def in_file(shape: ModuleShape) -> LowRank:
+        pair = make.low_rank(shape)
+        return replace(pair, a=pair.a.to(dtype), b=pair.b.to(dtype))
+
+    adapter = CanonicalAdapter(
+        "kept",
+        linears=make.linears(deltas=(in_file,)),
+        embeddings={
+            path: EmbeddingChange(in_file(shape))
+            for path, shape in make.shapes.modules.items()
+            if shape.kind == "embedding"
+        },
+        experts={path: replace(c, a=c.a.to(dtype), b=c.b.to(dtype)) for path, c in make.experts().items()},
+    )
+    bench.runner.by_hand["kept"] = adapter
+    packed = bench.runner.read_adapter(AdapterRef.of("kept", ""))
+    held = [(group.a, group.slices[0].b) for group in packed.groups.values()]
+    held += [(part.a, part.b) for part in (*packed.embeddings.values(), *packed.experts.values())]
+    assert len(held) > 3
+    assert {tensor.dtype for tensors in held for tensor in tensors} == {dtype}
 
 
 def test_a_head_and_its_embedding_share_one_replacement(base: Path) -> None:

@@ -132,11 +132,18 @@ def _weights(scores: Tensor, seen: Tensor, scale: float, softcap: float) -> Tens
 
 
 def apply_group(x: Tensor, y: Tensor, group: AdapterGroup) -> None:
-    """Add one adapter group's product to `y` [rows, out] in place, for x [rows, in_features]."""
+    """Add one adapter group's product to `y` [rows, out] in place, for x [rows, in_features].
+
+    Computed in the wider of both dtypes, so that bf16 rows don't round fp32 weights, and rounded once as it is added.
+    """
     if x.shape[0] == 0:
         return
-    hidden = x @ group.a.to(x.dtype).t()
+    wider = torch.promote_types(x.dtype, group.a.dtype)
+    hidden = x.to(wider) @ group.a.to(wider).t()
     for part in group.slices:
         target = y[:, part.offset : part.offset + part.b.shape[1]]
         ranks = hidden[:, part.first_rank : part.first_rank + part.rank]
-        target.addmm_(ranks, part.b.to(x.dtype), alpha=part.scale)
+        if wider is target.dtype:
+            target.addmm_(ranks, part.b.to(wider), alpha=part.scale)
+        else:
+            target.add_(ranks @ part.b.to(wider), alpha=part.scale)

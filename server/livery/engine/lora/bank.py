@@ -81,8 +81,9 @@ def pack(
 ) -> PackedAdapter:
     """Lay an adapter out for this model's projection groups. Runs on the loader's thread.
 
-    Low-rank weights are kept in bf16 where the model computes in it, and where the file has it: kernels widen as
-    they read. `bias_of` gives the base's bias of a linear module.
+    Low-rank weights are kept in bf16 where the file has it, as kernels widen while they read, and otherwise in fp32,
+    also where the model computes in bf16: a ΔW may be a small difference of large products (a converted PiSSA), of
+    which rounding A and B would leave little. `bias_of` gives the base's bias of a linear module.
     """
     bases = [part for change in adapter.linears.values() for part in change.deltas if isinstance(part, SharedBasis)]
     packer.share_bases(bases)
@@ -113,7 +114,7 @@ def _group(changes: Sequence[LinearChange | None], layout: GroupLayout, packer: 
     parts = [low_rank(change) for change in changes]
     if not any(parts):
         return None
-    keep_half = packer.compute is torch.bfloat16 or all(part is None or _is_bf16(part) for part in parts)
+    keep_half = all(part is None or _is_bf16(part) for part in parts)
     return AdapterGroup(
         [part.a.to(packer.device) if part else None for part in parts],
         [part.b.to(packer.device) if part else None for part in parts],
@@ -124,15 +125,20 @@ def _group(changes: Sequence[LinearChange | None], layout: GroupLayout, packer: 
     )
 
 
-def _is_bf16(part: LowRank) -> bool:
+def _is_bf16(part: LowRank | ExpertsChange) -> bool:
     return part.a.dtype == part.b.dtype == torch.bfloat16
+
+
+def _held_dtype(part: LowRank | ExpertsChange) -> torch.dtype:
+    """bf16 where the file has it, fp32 otherwise: nothing is rounded."""
+    return torch.bfloat16 if _is_bf16(part) else torch.float32
 
 
 def _embedding(change: EmbeddingChange, packer: Packer) -> PackedEmbedding:
     delta = change.delta
     return PackedEmbedding(
-        a=None if delta is None else packer.tensor(delta.a.t()),
-        b=None if delta is None else packer.tensor(delta.b.t()),
+        a=None if delta is None else packer.tensor(delta.a.t(), _held_dtype(delta)),
+        b=None if delta is None else packer.tensor(delta.b.t(), _held_dtype(delta)),
         scale=0.0 if delta is None else delta.scale,
         weight=None if change.weight is None else packer.weight(change.weight),
         rows=packer.part(change.rows) if change.rows is not None and len(change.rows.ids) else None,
@@ -141,8 +147,8 @@ def _embedding(change: EmbeddingChange, packer: Packer) -> PackedEmbedding:
 
 
 def _experts(change: ExpertsChange, packer: Packer) -> ExpertsChange:
-    """In the file's bf16 where it has that: only the experts that a step hits are widened."""
-    dtype = torch.bfloat16 if change.a.dtype == change.b.dtype == torch.bfloat16 else None
+    """Only the experts that a step hits are widened."""
+    dtype = _held_dtype(change)
     return replace(change, a=packer.tensor(change.a, dtype), b=packer.tensor(change.b, dtype))
 
 

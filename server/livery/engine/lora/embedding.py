@@ -50,7 +50,9 @@ def _changed(part: PackedEmbedding, ids: Tensor, y: Tensor) -> Tensor:
     if part.rows is not None:
         y = _with_replaced(part.rows, ids, y)
     if part.a is not None and part.b is not None:
-        y = y + ((part.a[ids] @ part.b) * part.scale).to(y.dtype)
+        a, b = part.a[ids], part.b
+        wider = torch.promote_types(y.dtype, a.dtype)
+        y = y + ((a.to(wider) @ b.to(wider)) * part.scale).to(y.dtype)
     return y if part.gain is None else y * part.gain
 
 

@@ -54,8 +54,9 @@ def _projected(
     bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
     y: Tensor = functional.linear(x, weight.t() if module.is_transposed else weight, bias)
     if change is not None:
-        a, b = change.a[expert].to(x.dtype), change.b[expert].to(x.dtype)
-        y.addmm_(x @ a.t(), b.t(), alpha=change.scale)
+        wider = torch.promote_types(x.dtype, change.a.dtype)
+        a, b = change.a[expert].to(wider), change.b[expert].to(wider)
+        y.add_(x.to(wider) @ a.t() @ b.t(), alpha=change.scale)
     return y
 
 
