@@ -2,8 +2,8 @@
 
     folder = DataFolder(Path("data"))
     folder.make()
-    folder.write_base(KnownBase(name, digest, model, shapes))
-    handle = folder.try_to_follow()        # several servers may share it; one follows the adapter folder
+    with folder.serving(KnownBase(name, digest, model, shapes)):    # several servers may share it, all of one base
+        handle = folder.try_to_follow()                             # one of them follows the adapter folder
 
 Commands read what the server wrote, so that they can check adapters for its base without loading it.
 """
@@ -14,7 +14,8 @@ import errno
 import fcntl
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,16 +86,57 @@ class DataFolder:
 
         It ends with the process at the latest. Raises DataFolderUnusable.
         """
-        try:
-            handle = os.open(self.root / "folder.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise DataFolderUnusable(f"data folder {self.root} can't be used: {error.strerror}; {REMEDY}") from None
+        handle = self._lock_file("folder.lock")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(handle)
             return None
         return handle
+
+    @contextmanager
+    def serving(self, base: KnownBase) -> Iterator[None]:
+        """Around a server of this base, which the folder belongs to meanwhile; it is written down.
+
+        Raises DataFolderUnusable while a server of another base runs on the folder.
+        """
+        running = self._lock_file("base.lock")
+        try:
+            starting = self._lock_file("base.starting")
+            try:
+                fcntl.flock(starting, fcntl.LOCK_EX)  # one server at a time decides
+                self._take(running, base)
+            finally:
+                os.close(starting)
+            yield
+        finally:
+            os.close(running)
+
+    def _take(self, running: int, base: KnownBase) -> None:
+        """Every server shares the lock, whose file names their base: nobody else has it once all have ended."""
+        mine = f"{base.digest} {base.name}".encode()
+        found = os.pread(running, 4096, 0)
+        if found != mine:
+            try:
+                fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not found.startswith(base.digest.encode()):
+                    digest, _, name = found.decode(errors="replace").partition(" ")
+                    raise DataFolderUnusable(
+                        f"data folder {self.root} is in use by a server of another base model, {name} ({digest[:12]}), "
+                        f"and this one is {base.name} ({base.digest[:12]}); stop that server, or {REMEDY}"
+                    ) from None
+            os.pwrite(running, mine, 0)
+            os.ftruncate(running, len(mine))
+        self.write_base(base)
+        fcntl.flock(running, fcntl.LOCK_SH)
+
+    def _lock_file(self, name: str) -> int:
+        """A handle to lock, to be closed. Raises DataFolderUnusable."""
+        try:
+            return os.open(self.root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DataFolderUnusable(f"data folder {self.root} can't be used: {error.strerror}; {REMEDY}") from None
 
     def base(self) -> KnownBase | None:
         """What the last server here served; None when none ever did. Raises DataFolderUnusable."""

@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
@@ -80,21 +80,29 @@ async def _serve(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, main.cancel)
     loop.set_default_executor(ThreadPoolExecutor(IO_THREADS, "livery"))
-    with _stages(f"loading {resolved.name}") as say:
-        engine = make_engine(_engine_config(settings, resolved.path), say)
-        info = await engine.start()
+    with ExitStack() as held:
+        with _stages(f"loading {resolved.name}") as say:
+            engine = make_engine(_engine_config(settings, resolved.path), say)
+            info = await engine.start()
+            try:
+                held.enter_context(DataFolder(settings.data_folder).serving(_known_base(settings, resolved, info)))
+                parts = await _parts(settings, resolved, engine, info, say)
+            except BaseException:
+                await engine.stop()
+                raise
+        server = _Server(settings, parts, doors, listener)
         try:
-            parts = await _parts(settings, resolved, engine, info, say)
-        except BaseException:
+            async with _ended_by_death(engine, server):
+                await server.serve(sockets=[listener])
+        finally:
+            await parts.stop()
             await engine.stop()
-            raise
-    server = _Server(settings, parts, doors, listener)
-    try:
-        async with _ended_by_death(engine, server):
-            await server.serve(sockets=[listener])
-    finally:
-        await parts.stop()
-        await engine.stop()
+
+
+def _known_base(settings: Settings, resolved: ResolvedModel, info: EngineInfo) -> KnownBase:
+    """What the data folder is told of the base that is served."""
+    name = _base_name(settings, resolved)
+    return KnownBase(name, info.base_digest, settings.model, info.shapes, without_password(settings.registry))
 
 
 @contextmanager
@@ -140,13 +148,10 @@ async def _parts(
     info: EngineInfo,
     progress: Callable[[str], None],
 ) -> ServerParts:
-    name = _base_name(settings, resolved)
-    data = DataFolder(settings.data_folder)
-    data.write_base(KnownBase(name, info.base_digest, settings.model, info.shapes, without_password(settings.registry)))
     tokenizer = await asyncio.to_thread(Tokenizer.from_directory, resolved.path)
     plan = Assembly(
-        base_name=name,
-        data=data,
+        base_name=_base_name(settings, resolved),
+        data=DataFolder(settings.data_folder),
         registry=settings.registry,
         root=settings.adapters,
         poll=settings.poll_adapters,
