@@ -155,3 +155,14 @@ def test_sources_that_hang_hold_up_neither_requests_nor_the_end(hub: HubServer, 
         assert int(refused.headers["retry-after"]) > 0
         server.stop()
         assert not hub.released.is_set(), "the server ended while its sources still hung"
+
+
+def test_a_pin_that_can_not_be_kept_is_not_written_down(serve: Serve, tmp_path: Path) -> None:
+    server = serve(folder=tmp_path)
+    make_adapter(server.adapter_root / ".pool" / "one", seed=1)
+    url = f"{server.url}/v1/adapters/aside"
+    assert httpx.put(url, json={"source": ".pool/one", "activate": False}, timeout=30).status_code == 200
+    refused = httpx.post(f"{url}/pin", timeout=30)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "adapter_load_failed")
+    assert httpx.get(url, timeout=30).json()["pinned"] is False
+    assert httpx.post(f"{url}/unpin", timeout=30).status_code == 200, "taking a pin away loads nothing"
