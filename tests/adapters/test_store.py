@@ -102,7 +102,7 @@ def test_a_version_outlives_changes_of_its_source(store: BlobStore, tmp_path: Pa
 )
 def test_nothing_but_a_digest_becomes_a_path(digest: str, store: BlobStore, tmp_path: Path) -> None:
     outside = adapter(tmp_path / "etc")
-    for use in (store.path, store.remove):
+    for use in (store.path, store.hold):
         with pytest.raises(ValueError, match="is not a SHA-256 digest"):
             use(digest)
     assert len(files_below(outside)) == 2
