@@ -1,50 +1,23 @@
 """The nearest change of a given rank, for types that an engine can't apply as they are, with the error it leaves.
 
-change, error = approximate(change, weight, rank=32)    # one low-rank pair; error is ‖ΔW - B·A‖ / ‖ΔW‖
+pair, error = factorise(delta, rank=32)    # one low-rank pair; error is ‖ΔW - B·A‖ / ‖ΔW‖
+pair, error = truncate(pair, rank=8)       # of a pair, without forming ΔW
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from livery_adapters.canonical import LinearChange, LowRank
-from livery_adapters.measure import as_low_rank, effective, joined, squared_norm, wide
+from livery_adapters.canonical import LowRank
+from livery_adapters.measure import squared_norm, wide
 
 _SMALL = 384  # up to this many rows or columns a full decomposition costs no more
 _OVERSAMPLED = 16
 _POWER_ITERATIONS = 3
 _ROWS = 1024  # of the residual, formed at a time
-
-
-def approximate(change: LinearChange, weight: Tensor, rank: int) -> tuple[LinearChange, float]:
-    """Everything that `change` does to the weight as one low-rank pair, and the relative error ‖ΔW - B·A‖/‖ΔW‖.
-
-    ΔW is the difference between the effective weight and `weight` [out_features, in_features]. The bias stays exact.
-    Where the change is of that rank already the error is zero.
-    """
-    pair, error = _low_rank_sum(change), 0.0
-    if pair is None:
-        difference = effective(change, weight)[0] - wide(weight)
-        if not difference.any():
-            return LinearChange(bias=change.bias), 0.0
-        pair, error = factorise(difference, rank)
-    elif pair.rank > rank:
-        pair, error = truncate(pair, rank)
-    return LinearChange((pair,), bias=change.bias), error
-
-
-def _low_rank_sum(change: LinearChange) -> LowRank | None:
-    """The change's ΔW's as one pair, if they have that form and nothing else touches the weight."""
-    if not replace(change, bias=None).is_additive:
-        return None
-    pairs = [pair for delta in change.deltas if (pair := as_low_rank(delta)) is not None]
-    if len(pairs) < len(change.deltas):
-        return None
-    return pairs[0] if len(pairs) == 1 else joined(pairs)
 
 
 def factorise(delta: Tensor, rank: int) -> tuple[LowRank, float]:

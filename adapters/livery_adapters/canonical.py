@@ -155,15 +155,6 @@ class CanonicalAdapter:
         return not self.errors
 
     @property
-    def is_additive(self) -> bool:
-        """Whether every part only adds ΔW."""
-        return (
-            not self.plain
-            and all(change.is_additive for change in self.linears.values())
-            and all(change.is_additive for change in self.embeddings.values())
-        )
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all tensors, each memory counted once however many modules share it."""
         held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_of(self)}

@@ -17,7 +17,15 @@ from livery.engine.base import AdapterRef, EngineConfig
 from livery.engine.model import CANARY_TOLERANCE, base_shapes
 from livery.engine.sampler import NOT_FINITE
 from livery_adapters.base_model import BaseShapes, ModuleShape
-from livery_adapters.canonical import CanonicalAdapter, EmbeddingChange, LinearChange, LowRank, tensors_of
+from livery_adapters.canonical import (
+    BlockStage,
+    CanonicalAdapter,
+    EmbeddingChange,
+    InputTransform,
+    LinearChange,
+    LowRank,
+    tensors_of,
+)
 
 FAMILIES = ["llama", "gpt2", "gemma3", "qwen3-moe"]
 
@@ -190,3 +198,24 @@ def test_a_head_and_its_embedding_share_one_replacement(base: Path) -> None:
     both, one = (bench.runner.read_adapter(AdapterRef.of(name, "")) for name in ("both", "one"))
     assert both.nbytes == one.nbytes
     assert change.weight is not None and torch.equal(both.embeddings[embedding].weight.dense(), change.weight)
+
+
+def test_one_block_for_all_pieces_is_held_once(base: Path) -> None:
+    """OFT's shared block turns every piece of the input alike."""
+    shapes = base_shapes(str(base))
+    block = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
+    ending = "c_attn" if "transformer.wte" in shapes.modules else "q_proj"
+    changes = {
+        path: LinearChange(transform=InputTransform(stages=(BlockStage(block.expand(shape.in_features // 8, -1, -1)),)))
+        for path, shape in shapes.modules.items()
+        if path.endswith(ending)
+    }
+    adapters = {"shared": CanonicalAdapter("shared", changes)}
+    bench = Bench(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), adapter_memory_bytes=1 << 24, **TIGHT))
+    bench.runner.by_hand |= adapters
+    assert bench.runner.read_adapter(AdapterRef.of("shared", "")).nbytes == block.nbytes
+    (prompt,) = prompts(1, seed=4)
+    bench.add("shared", prompt, AdapterRef.of("shared", ""), max_tokens=3)
+    oracle = ReferenceModels(base, MAX_LEN, adapters)
+    oracle.assert_visible(prompt, Path("shared"))
+    oracle.assert_same(prompt, bench.run()["shared"], Path("shared"), count=3)

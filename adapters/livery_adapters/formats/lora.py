@@ -14,7 +14,8 @@ from livery_adapters.canonical import (
 )
 from livery_adapters.formats.base import Conversion, ReplacedWeights, Tensors, rows_by_id, trained_rows
 from livery_adapters.formats.norms import column_norms, row_norms
-from livery_adapters.layout import TargetTensors
+from livery_adapters.formats.work import check_work, factorising
+from livery_adapters.layout import AdapterManifest, TargetTensors
 from livery_adapters.types.lora import LoraSettings
 
 
@@ -88,4 +89,18 @@ def _experts(target: TargetTensors, tensors: Tensors) -> ExpertsChange:
     )
 
 
-CONVERSION = Conversion(convert_module)
+def check_init(manifest: AdapterManifest, tensors: Tensors, base: ReplacedWeights) -> Tensors:
+    """Nothing is shared; only whether the weights can be factorised in bearable time. Raises AdapterRefused."""
+    settings = manifest.settings
+    assert isinstance(settings, LoraSettings)
+    left = [target for target in manifest.targets if f"{target.module}.weight" not in base.brought]
+    check_work(
+        factorising(settings.init, left),
+        "unconverted_init",
+        f"init_lora_weights is {settings.init!r}, which factorises the base's weight of {len(left)} modules; save the "
+        "adapter again with save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL_ADAPTER_DIR)",
+    )
+    return tensors
+
+
+CONVERSION = Conversion(convert_module, shared=check_init)

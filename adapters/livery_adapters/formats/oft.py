@@ -10,7 +10,8 @@ from torch import Tensor
 
 from livery_adapters.canonical import BaseWeights, BlockStage, EmbeddingChange, InputTransform, LinearChange
 from livery_adapters.formats.base import Conversion, Tensors, wide
-from livery_adapters.layout import TargetTensors
+from livery_adapters.formats.work import check_work, turning
+from livery_adapters.layout import AdapterManifest, TargetTensors
 from livery_adapters.types.oft import BoftSettings, OftSettings, block_size
 
 
@@ -34,18 +35,14 @@ def cayley_series(skew: Tensor, terms: int) -> Tensor:
 
     The sign of Q is the opposite of `cayley`'s. Three terms and four are the same: up to Q³.
     """
-    result = torch.eye(skew.shape[-1]).repeat(skew.shape[0], 1, 1)
-    if terms == 1:
-        return result
-    result += 2 * skew
-    if terms == 2:
-        return result
-    power = skew @ skew
-    result += 2 * power
-    for _ in range(3, terms - 1):
-        power = power @ skew
-        result += 2 * power
-    return result + power @ skew
+    one = torch.eye(skew.shape[-1])
+    if terms < 3:
+        return one + 2 * (terms - 1) * skew
+    # Horner's rule: I + Q(2I + Q(2I + ... Q(2I + Q))), which holds two matrices at a time.
+    result = skew
+    for _ in range(max(terms, 4) - 2):
+        result = skew @ (2 * one + result)
+    return one + result
 
 
 def shortened(skew: Tensor, radius: float) -> Tensor:
@@ -99,5 +96,18 @@ def butterfly_order(count: int, size: int, number: int) -> Tensor | None:
     return torch.argsort(permutation)
 
 
-OFT = Conversion(convert_oft)
+def check_blocks(manifest: AdapterManifest, tensors: Tensors, base: BaseWeights) -> Tensors:
+    """Nothing is shared; only whether the blocks can be made in bearable time. Raises AdapterRefused."""
+    settings = manifest.settings
+    assert isinstance(settings, OftSettings)
+    check_work(
+        turning(settings.terms, manifest.targets),
+        "unsupported_field",
+        "its orthogonal blocks are too large (r or oft_block_size); merge the adapter into its base and serve that, "
+        "or train it with smaller blocks",
+    )
+    return tensors
+
+
+OFT = Conversion(convert_oft, shared=check_blocks)
 BOFT = Conversion(convert_boft)

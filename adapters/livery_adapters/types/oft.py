@@ -12,7 +12,7 @@ from livery_adapters.peft_config import Config, FieldRules, bad_field, flag, num
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.types.base import PeftType, Roles, need, one_dtype, wrong_shape
 
-_MOST_TERMS = 64
+_MOST_TERMS = 16
 _RETRAIN = "save it with the PEFT it was trained with as a merged model, or train it again with a newer one"
 
 

@@ -57,7 +57,12 @@ class Packer:
         self._weights: dict[tuple[object, ...], Weight] = {}
 
     def tensor(self, source: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """A contiguous copy in the dtype computed in, or the given one; indices stay what they are."""
+        """A contiguous copy in the dtype computed in, or the given one; indices stay what they are.
+
+        Of one thing that is repeated along the first axis (OFT's shared block) the one thing is copied.
+        """
+        if source.dim() > 1 and source.shape[0] > 1 and source.stride(0) == 0:
+            return self.tensor(source[:1], dtype).expand(source.shape)
         target = dtype or (self.compute if source.is_floating_point() else source.dtype)
         key = (*_identity(source), target)
         if key not in self._tensors:
