@@ -241,8 +241,9 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
 def _bind(host: str, port: int) -> socket.socket:
     """Take the port before the model is loaded. Raises SettingsError."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        # Without its protocol the loop would not turn off Nagle's algorithm: 40 ms for every answer on an old connection.
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
