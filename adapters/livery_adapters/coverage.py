@@ -16,6 +16,7 @@ from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.types import type_of
 from livery_adapters.types.base import untargeted, vocabulary_of
 
+_ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})  # what models call them, as the last part of a path
 _EXPERT = re.compile(r"\.experts\.[0-9]+\.")  # linear in the name, which is not a pattern's but the file's
 
 
@@ -153,9 +154,19 @@ def _check_target(manifest: AdapterManifest, target: TargetTensors, base: BaseMo
     else:
         shape = base.modules.get(target.module)
         if shape is None:
-            raise AdapterRefused("unknown_tensor", f"the base has no adaptable module {target.module}. {hint}")
+            raise AdapterRefused("unknown_tensor", f"{_unadaptable(target.module)}. {hint}")
         if not _fits(target, shape):
             raise AdapterRefused("wrong_shape", f"{_difference(target, shape)}. {hint}")
+
+
+def _unadaptable(module: str) -> str:
+    name = module.rpartition(".")[2]
+    if name not in _ROUTERS:
+        return f"the base has no adaptable module {module}"
+    return (
+        f"{module} is not among what adapters may change in this base: a router can't be served; train again with "
+        f"exclude_modules=[{name!r}]"
+    )
 
 
 def _check_rank(target: TargetTensors, limits: Limits, approximate: int) -> None:

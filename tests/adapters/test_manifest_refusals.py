@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,12 @@ def _other_module(module: str) -> Damage:
     pair = {f"base_model.model.{module}.lora_A.weight": torch.ones(4, 32)}
     pair[f"base_model.model.{module}.lora_B.weight"] = torch.ones(32, 4)
     return lambda folder: edit_tensors(folder, **pair)
+
+
+def _trained_router(folder: Path) -> None:
+    _other_module("model.layers.0.mlp.gate")(folder)
+    targets = json.loads((folder / CONFIG_NAME).read_text())["target_modules"]
+    edit_config(folder, target_modules=[*targets, "gate"])
 
 
 def _only_other_modules(folder: Path) -> None:
@@ -262,6 +269,12 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
         "unknown_tensor",
         "model.layers.9",
         "use an adapter trained on it",
+    ),
+    "a trained router": (
+        _trained_router,
+        "unknown_tensor",
+        "a router can't be served",
+        "exclude_modules=['gate']",
     ),
     "module not targeted": (
         _other_module("model.layers.0.self_attn.o_proj"),

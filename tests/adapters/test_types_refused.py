@@ -138,6 +138,12 @@ BAD: dict[str, tuple[Any, Damage, str, str]] = {
         "wrong_shape",
         "one factor or 1",
     ),
+    "VB-LoRA that mixes too many": (
+        VBLoRAConfig(r=2, num_vectors=65, topk=65, vector_length=8, **TARGET),
+        fields(),
+        "bad_field",
+        "topk is 65 and must be at most 64",
+    ),
     "HRA of another rank": (HRAConfig(r=3, **TARGET), fields(r=8), "rank_mismatch", "rank 3 and .* says 8"),
     "MiSS of another width": (
         MissConfig(r=4, init_weights="mini", mini_r=4, **TARGET),
