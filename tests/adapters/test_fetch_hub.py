@@ -313,3 +313,4 @@ def test_an_interrupt_ends_the_wait_for_another_try(hub: HubServer, store: BlobS
     patient = replace(QUICK, backoff_s=600)
     with store.incoming() as incoming, pytest.raises(Interrupted):
         fetch(parse_source(f"hf://{REPO}"), incoming, lambda done, total: None, patient, interrupt)
+    assert len(hub.requests) == 1
