@@ -19,6 +19,8 @@ from livery_adapters.types.base import untargeted, vocabulary_of
 _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})  # what models call them, as the last part of a path
 _EXPERT = re.compile(r"\.experts\.[0-9]+\.")  # linear in the name, which is not a pattern's but the file's
 
+MUCH = 0.05  # relative error of a module beyond which an approximation is worth a warning
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleCoverage:
@@ -78,6 +80,7 @@ class CoverageReport:
             largest_effect=max(relative),
             exact=effect.exact,
             error=effect.error,
+            warnings=(*self.warnings, *_lost(effect)),
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -297,7 +300,7 @@ def _modules(manifest: AdapterManifest) -> dict[str, ModuleCoverage]:
 def _warnings(manifest: AdapterManifest, base: BaseModel) -> tuple[str, ...]:
     found = []
     declared = manifest.base_name
-    if declared and _last_part(declared) != _last_part(base.name):
+    if declared and not _same_model(declared, base.name):
         found.append(f"trained on {declared!r}, served on {base.name!r}: the shapes fit, the weights may not")
     if manifest.facts.get("target_modules") != "all-linear" and isinstance(manifest.facts.get("target_modules"), str):
         found.append("target_modules is a pattern, which is not run: the tensors in the file say what is adapted")
@@ -306,5 +309,17 @@ def _warnings(manifest: AdapterManifest, base: BaseModel) -> tuple[str, ...]:
     return (*found, *manifest.warnings)
 
 
-def _last_part(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1].lower()
+def _lost(effect: AdapterEffect) -> tuple[str, ...]:
+    """What an approximation leaves out, where that is a lot."""
+    if effect.error <= MUCH:
+        return ()
+    return (
+        f"approximated: up to {effect.error:.0%} of what a module changes is left out, so that answers may be far from "
+        "the adapter's own; raise the rank of --approximate",
+    )
+
+
+def _same_model(declared: str, served: str) -> bool:
+    """Whether two names are likely to mean one model: a directory's name may say more than the model's own."""
+    one, other = (re.sub(r"[^a-z0-9]", "", name.rstrip("/").rsplit("/", 1)[-1].lower()) for name in (declared, served))
+    return one in other or other in one

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,15 +204,9 @@ class AdapterLibrary:
         """Copy a stored version's two files into a directory. Raises FileExistsError unless it is new or empty."""
         await asyncio.to_thread(self.store.export, weights, out)
 
-    async def collect_garbage(self, in_use: Collection[str] = (), grace_s: float = 0.0) -> list[str]:
-        """Delete stored files that no name's history and nothing of `in_use` (weights digests) refers to.
-
-        What some process holds (`BlobStore.hold`) stays as well.
-        """
-        keep = frozenset(in_use)
-        return await asyncio.to_thread(
-            self.store.collect_garbage, lambda: keep | self.registry.weights_in_use(), grace_s
-        )
+    async def collect_garbage(self, grace_s: float = 0.0) -> list[str]:
+        """Delete stored files that no name's history refers to and no process holds (`BlobStore.hold`)."""
+        return await asyncio.to_thread(self.store.collect_garbage, self.registry.weights_in_use, grace_s)
 
     # -- inside --------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ def version_json(version: NamedVersion, *, active: bool, whole: bool = True) -> 
         "proven": version.state == "ready",
         "peft_type": facts.peft_type,
         "bytes": facts.nbytes,
-        "created": int(facts.created),
+        "created": int(version.added),
         "approximate": facts.approximate or None,
         "parents": [{"digest": digest, "weight": weight} for digest, weight in facts.parents],
         "profile": dict(facts.profile),

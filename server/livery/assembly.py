@@ -65,14 +65,13 @@ async def assemble(
     )
     store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits)
     base = BaseModel(plan.base_name, info.base_digest, info.shapes)
-    adapters = ServedAdapters(engine, info, base, registry, store, plan.limits)
+    adapters = ServedAdapters(engine, info, base, registry, store, plan.limits, keep_versions=plan.keep_versions)
     root = plan.root.resolve() if plan.root is not None else None
     management = AdapterManagement(
         adapters.library,
         SourcePolicy([*plan.allow_source, *([str(root)] if root else [])]),
         adapters,
         root=root,
-        keep_versions=plan.keep_versions,
     )
     service = GenerationService(
         engine,

@@ -10,6 +10,7 @@ dictionaries, ready for JSON; sizes in bytes, times as Unix times.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,10 @@ from livery.adapter_views import alias_json, version_json
 from livery.intakes import Intakes
 from livery.live import Live, Offline
 from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound, InvalidParameter
-from livery_adapters.fetching import SourcePolicy, fetch, parse_source
+from livery_adapters.fetching import DirectorySource, SourcePolicy, fetch, parse_source
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
+from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import AdapterRecord, AliasTarget, UnknownAdapter
 
 Json = dict[str, Any]
@@ -56,15 +58,13 @@ class AdapterManagement:
         live: Live | None = None,
         *,
         root: Path | None = None,
-        keep_versions: int = 0,
     ) -> None:
-        """`root` is the folder that relative paths start from. `keep_versions`: history kept per name, 0 for all."""
+        """`root` is the folder that relative paths start from."""
         self.library = library
         self._registry = library.registry
         self._policy = policy
         self._live: Live = live or Offline()
         self._root = root
-        self._keep_versions = keep_versions
         self._intakes = Intakes()
 
     # -- looking ---------------------------------------------------------------------------------------
@@ -92,9 +92,9 @@ class AdapterManagement:
         }
 
     async def show(self, name: str) -> Json:
-        """One adapter with its whole coverage report."""
-        record = await asyncio.to_thread(self._registry.get, name)
-        return await self._record(record)
+        """One adapter with its whole coverage report; one that was deleted as long as requests are under way."""
+        leaving = self._live.requests(name) > 0
+        return await self._record(await asyncio.to_thread(self._registry.get, name, include_retired=leaving))
 
     async def versions(self, name: str) -> Json:
         """The name's history, newest first."""
@@ -145,8 +145,6 @@ class AdapterManagement:
         with self._intakes.claim():
             async with self._live.changing(name):
                 record = await self.library.add(name, fill, intake)
-                if self._keep_versions:
-                    await asyncio.to_thread(self._registry.trim, self._keep_versions)
         return await self._record(record)
 
     async def load(self, name: str, path: str, *, in_place: bool) -> None:
@@ -181,9 +179,17 @@ class AdapterManagement:
         return await self._record(record)
 
     async def retire(self, name: str, *, drain_s: float = 0.0, expected_generation: int | None = None) -> Json:
-        """No new requests; waits up to `drain_s` seconds for those under way, which finish in any case."""
-        async with self._live.changing(name):
-            record = await self.library.retire(name, expected_generation)
+        """No new requests; waits up to `drain_s` seconds for those under way, which finish in any case.
+
+        Once more, while they are still under way, only waits.
+        """
+        try:
+            async with self._live.changing(name):
+                record = await self.library.retire(name, expected_generation)
+        except UnknownAdapter:
+            if not self._live.requests(name):
+                raise
+            record = await asyncio.to_thread(self._registry.get, name, include_retired=True)
         deadline = asyncio.get_running_loop().time() + min(drain_s, MAX_DRAIN_S)
         while self._live.requests(name) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(DRAIN_POLL_S)
@@ -269,6 +275,9 @@ class AdapterManagement:
 
     def _from_source(self, text: str) -> Fill:
         source = self._policy.check(parse_source(text, self._root))
+        if isinstance(source, DirectorySource) and not os.path.isdir(source.path):
+            below = "; relative sources start at the server's adapter folder (--adapters)" if self._root else ""
+            raise AdapterRefused("source_not_found", f"there is no directory {text[:256]!r}{below}")
 
         async def fill(incoming: Incoming) -> str:
             origin = await self._intakes.run(lambda interrupt: fetch(source, incoming, _quiet, interrupt=interrupt))

@@ -45,8 +45,9 @@ class ServedAdapters:
     """Adapters by name for one engine. Use from one event loop."""
 
     def __init__(
-        self, engine: Engine, info: EngineInfo, base: BaseModel, registry: Registry, store: BlobStore, limits: Limits
-    ) -> None:
+        self, engine: Engine, info: EngineInfo, base: BaseModel, registry: Registry, store: BlobStore, limits: Limits,
+        *, keep_versions: int = 0,
+    ) -> None:  # fmt: skip
         self.base = base
         self.registry = registry
         self._engine = engine
@@ -64,7 +65,7 @@ class ServedAdapters:
         self._unproven: OrderedDict[str, tuple[float, str]] = OrderedDict()  # digest -> not again before, why
         self._tasks: list[asyncio.Task[None]] = []
         prover = EngineProver(engine, info, lambda ref: self._holds.keep(ref, stored=False), self._holds.let_go)
-        self.library = AdapterLibrary(registry, store, base, limits, prover)
+        self.library = AdapterLibrary(registry, store, base, limits, prover, keep_versions=keep_versions)
 
     async def start(self) -> None:
         """Note where the registry stands and follow changes from then on; pinned adapters are loaded meanwhile."""

@@ -309,7 +309,7 @@ class GenerationService:
 
     def _adapter_card(self, name: str, version: NamedVersion) -> ModelCard:
         facts = version.facts
-        return ModelCard(name, int(facts.created), facts.digest, self.base_name, self.info.max_model_len)
+        return ModelCard(name, int(version.added), facts.digest, self.base_name, self.info.max_model_len)
 
 
 def _activation(ids: list[int], lease: Lease | None, param: str) -> int:

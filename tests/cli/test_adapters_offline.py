@@ -169,7 +169,7 @@ def test_nobody_can_prefetch_without_a_server(data: Path, made: tuple[Path, Path
         ["add", "x"],
         ["add", "x", "y", "--prove"],
         ["add", "x", "y", "--approximate", "0"],
-        ["check", "x", "--full"],
+        ["check", "x", "--verify-with-peft"],
         ["check", "x", "--data", "x", "--model", "y"],
         ["rm", "x", "--drain", "-1"],
         ["paint"],

@@ -87,7 +87,7 @@ def test_the_engines_logits_are_compared_with_pefts(
 
 def test_what_differs_from_peft_fails(model: Path, tmp_path: Path, livery: Livery) -> None:
     folder = saved(tmp_path / "hira", HiraConfig(r=3, task_type="CAUSAL_LM", target_modules=TARGETS["llama"]))
-    whole = livery("adapters", "check", folder, "--model", model, "--full", "--json")
+    whole = livery("adapters", "check", folder, "--model", model, "--json")
     assert whole.code == 1
     assert "--approximate RANK" in json.loads(whole.out)["message"]
     check = ["adapters", "check", folder, "--model", model, "--verify-with-peft", "--approximate", "1"]

@@ -89,7 +89,7 @@ def norms(family: str) -> list[str]:
 
 
 EXACT = "low rank, exact"
-DENSE = "full rank: `--approximate RANK`, here without loss"
+DENSE = "full rank: `--approximate RANK`, here the full one"
 TRANSFORM = "rotated inputs, exact"
 
 ROWS = (

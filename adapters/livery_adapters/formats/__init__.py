@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from livery_adapters.canonical import BaseWeights, CanonicalAdapter
 from livery_adapters.formats import (
     adalora,
@@ -32,9 +30,9 @@ from livery_adapters.formats import (
 from livery_adapters.formats.assembly import Assembly
 from livery_adapters.formats.base import Conversion
 from livery_adapters.formats.magnitude import Norms
+from livery_adapters.formats.mapped import mapped_tensors
 from livery_adapters.layout import AdapterManifest
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.tensor_file import WEIGHTS_NAME
 
 CONVERSIONS: Mapping[str, Conversion[Any]] = {
     "ADALORA": adalora.CONVERSION,
@@ -71,7 +69,7 @@ CONVERSIONS: Mapping[str, Conversion[Any]] = {
 def convert(
     directory: Path, manifest: AdapterManifest, base_weights: BaseWeights, approximate: int = 0
 ) -> CanonicalAdapter:
-    """Turn the verified files in `directory` into tensors. Raises AdapterRefused.
+    """Turn the verified files in `directory` into tensors. Raises AdapterRefused, or OSError when they are gone.
 
     `manifest` is what `read_manifest` returned for that directory and passed `check_against` for the base.
     `approximate` is the rank to which a type without an exact form is factorised; 0 refuses such types.
@@ -79,13 +77,7 @@ def convert(
     conversion = CONVERSIONS.get(manifest.peft_type)
     if conversion is None:
         raise AdapterRefused("unsupported_peft_type", f"{manifest.peft_type} adapters are not supported yet")
-    try:
-        with safe_open(str(directory / WEIGHTS_NAME), framework="pt") as file:
-            tensors = {entry.name: file.get_tensor(entry.name) for entry in manifest.tensors}
-    except SafetensorError as error:  # the library is stricter than tensor_file in a few spellings, such as -0
-        raise AdapterRefused(
-            "bad_header", f"{WEIGHTS_NAME} can't be opened by safetensors ({error}); save the adapter again"
-        ) from error
+    tensors = mapped_tensors(directory, manifest)
     norms = Norms()
     for name, tensor in tensors.items():
         norms.check_file(name, tensor)

@@ -75,8 +75,8 @@ def count(connection: Connection, conditions: list[ColumnElement[bool]]) -> int:
 
 def cards(connection: Connection) -> list[Card]:
     """Names with an active version, and nothing of what it holds: there may be ten thousands."""
-    query = select(adapters.c.name, versions.c.digest, versions.c.created).select_from(adapters.join(versions, _SERVED))
-    return [Card(row.name, row.digest, row.created) for row in connection.execute(query)]
+    query = select(adapters.c.name, versions.c.digest, versions.c.added).select_from(adapters.join(versions, _SERVED))
+    return [Card(row.name, row.digest, row.added) for row in connection.execute(query)]
 
 
 def count_served(connection: Connection) -> int:

@@ -1,7 +1,7 @@
 """`livery adapters check`: would this adapter be taken, what would it change, and is it applied as PEFT applies it.
 
 A running server checks it with `--url`. Otherwise it goes through the server's own intake here, into a folder that
-is thrown away: against a base's shapes alone (`--model` or `--data`), or with the model loaded (`--full`).
+is thrown away: with the model loaded here (`--model`), or against shapes alone (`--data`, `--shapes-only`).
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ def check(
         str, typer.Argument(help="A directory that save_pretrained wrote, or hf://, s3://, gs://, az://.")
     ],
     model: Annotated[
-        str | None, typer.Option(help="The base model it is for; without a base only its files are checked.")
+        str | None,
+        typer.Option(help="The base model it is for, loaded here. With neither base nor server: files only."),
     ] = None,
     approximate: Annotated[
         int | None,
         typer.Option(min=1, max=4096, metavar="RANK", help="Factorise a type that has no exact form to this rank."),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Load the model here and run a few tokens under it.")] = False,
+    shapes_only: Annotated[
+        bool, typer.Option("--shapes-only", help="Don't load the model: leave out what only running it shows.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify-with-peft", help="Load the model here and compare its logits with PEFT's.")
     ] = False,
@@ -53,7 +56,7 @@ def check(
 ) -> None:
     """Say whether an adapter would be taken, what it changes, and why it wouldn't. Exit status 1 when not."""
     try:
-        answer = _answer(reach, source, model, approximate or 0, full or verify, verify, Limits(max_rank=max_rank))
+        answer = _answer(reach, source, model, approximate or 0, shapes_only, verify, Limits(max_rank=max_rank))
     except CommandFailed as failed:
         if not isinstance(failed.__cause__, AdapterRefused):
             raise
@@ -66,13 +69,13 @@ def check(
 
 
 def _answer(
-    reach: Reach, source: str, model: str | None, approximate: int, loaded: bool, verify: bool, limits: Limits
+    reach: Reach, source: str, model: str | None, approximate: int, shapes_only: bool, verify: bool, limits: Limits
 ) -> Json:
     if reach.data is not None and model is not None:
         raise typer.BadParameter("--model and --data both name a base: give one of them")
     here = reach.data is not None or model is not None
-    if loaded and not here:
-        raise typer.BadParameter("--full and --verify-with-peft load the model here: name it with --model or --data")
+    if verify and (shapes_only or not here):
+        raise typer.BadParameter("--verify-with-peft loads the model here: name it with --model or --data")
     if not here and (reach.url_given or is_remote(source)):
         return ask(open_server(reach.url, reach.key), lambda backend: backend.inspect(source, approximate))
     if not here:
@@ -92,7 +95,12 @@ def _answer(
                 )
             DataFolder(Path(scratch)).write_base(known)
         place = Place(Path(scratch), None, model)
-        return ask(open_local(place, Need(base=True, creates=True, proves=loaded), limits), examined)
+        return ask(
+            open_local(
+                place, Need(base=True, creates=True, proves=verify or (model is not None and not shapes_only)), limits
+            ),
+            examined,
+        )
 
 
 async def _verified(backend: LocalBackend, source: str, approximate: int) -> Json:

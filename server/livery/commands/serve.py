@@ -241,7 +241,7 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
 def _bind(host: str, port: int) -> socket.socket:
     """Take the port before the model is loaded. Raises SettingsError."""
     try:
-        # Without its protocol the loop would not turn off Nagle's algorithm: 40 ms for every answer on an old connection.
+        # Without its protocol the loop would not turn off Nagle's algorithm: 40 ms more on every kept connection.
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
