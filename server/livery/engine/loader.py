@@ -6,7 +6,9 @@ The step loop hands in references and collects results; it never waits for a dis
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from livery_adapters.refusal import AdapterRefused
 LOAD_FAILED = "activation_failed"  # for what no check foresaw
 
 log = logging.getLogger(__name__)
+
+LOADER_NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Loader:
         self._thread.join()
 
     def _run(self) -> None:
+        _step_back()
         while (adapter := self._requests.get()) is not None and not self._stopping:
             self._results.put(self._load(adapter))
             self._wake()
@@ -73,3 +78,9 @@ class Loader:
         except Exception as error:  # noqa: BLE001 (boundary: one bad adapter must not end the loader)
             log.warning("adapter %s can't be loaded: %s", adapter.digest[:12], error)
             return Loaded(adapter.digest, None, str(error))
+
+
+def _step_back() -> None:
+    """Give way to the step loop where both want a core: what runs now comes before what is to run soon."""
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
