@@ -25,15 +25,16 @@ RESERVED_VERBS = frozenset(
     }
 )
 MIN_DIGEST_PREFIX = 8
+LONGEST_NAME = 128
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:/-]{{0,{LONGEST_NAME - 1}}}")
 
 
 def validate_name(name: str, reserved: Collection[str] = ()) -> None:
     """Raise AdapterRefused (invalid_name) unless an adapter may be called `name`."""
     segments = name.split("/")
     if not _NAME.fullmatch(name) or any(segment in ("", ".", "..") for segment in segments):
-        problem = "use up to 128 letters, digits and . _ : / -, beginning with a letter or digit"
+        problem = f"use up to {LONGEST_NAME} letters, digits and . _ : / -, beginning with a letter or digit"
     elif segments[-1] in RESERVED_VERBS:
         problem = f"{segments[-1]!r} is reserved as the last part of a name"
     elif name in reserved:

@@ -14,9 +14,9 @@ import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from livery.adapter_views import alias_json, version_json
+from livery.adapter_views import Json, alias_json, version_json
 from livery.intakes import Intakes
 from livery.live import Live, Offline
 from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound, InvalidParameter
@@ -26,7 +26,6 @@ from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import AdapterRecord, AliasTarget, UnknownAdapter
 
-Json = dict[str, Any]
 Upload = AsyncIterator[tuple[str, bytes]]  # file name, piece of it; an empty piece begins the file
 
 MAX_PAGE = 1000

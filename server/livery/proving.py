@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from livery.engine.base import (
     CANARY,
@@ -48,21 +49,19 @@ class EngineProver:
         """Load it and take one token. Raises AdapterRefused."""
         ref = reference(candidate, verified=True)
         self._hold(ref)
-        try:
-            effect = await self._engine.load_adapter(ref)
-            await self._run(ref, candidate)
-        except AdapterLoadFailed as failed:
-            self._release(ref.digest)
-            raise AdapterRefused(failed.code, str(failed)) from failed
-        except RequestRefused as refused:
-            self._release(ref.digest)
-            raise AdapterRefused(
-                "canary_failed", f"a first run under this adapter is not possible: {refused}"
-            ) from refused
-        except BaseException:
-            self._release(ref.digest)
-            raise
-        return effect
+        with ExitStack() as undo:
+            undo.callback(self._release, ref.digest)
+            try:
+                effect = await self._engine.load_adapter(ref)
+                await self._run(ref, candidate)
+            except AdapterLoadFailed as failed:
+                raise AdapterRefused(failed.code, str(failed)) from failed
+            except RequestRefused as refused:
+                raise AdapterRefused(
+                    "canary_failed", f"a first run under this adapter is not possible: {refused}"
+                ) from refused
+            undo.pop_all()
+            return effect
 
     async def forget(self, digest: str) -> None:
         self._release(digest)

@@ -26,7 +26,7 @@ from livery.standing import Standing, look_up
 from livery_adapters.base_model import BaseModel
 from livery_adapters.composition import parse_composition
 from livery_adapters.library import AdapterLibrary
-from livery_adapters.names import MIN_DIGEST_PREFIX
+from livery_adapters.names import LONGEST_NAME, MIN_DIGEST_PREFIX
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import AdapterRecord, Alias, Card, NamedVersion, Registry, RegistryError, VersionFacts
 from livery_adapters.store import BlobStore, StoreBusy
@@ -37,7 +37,6 @@ POLL_S = 0.5  # how soon a change made by another process is seen
 REMEMBERED = 4096  # names
 COMPOSITIONS_KEPT = 64  # in the engine, beside those in use
 PROVE_AGAIN_S = 30.0  # not each request tries a version that could not be proven
-LONGEST_NAME = 128
 STATS_TIMEOUT_S = 2.0
 
 
@@ -197,15 +196,14 @@ class ServedAdapters:
     async def _choose(self, name: str) -> NamedVersion:
         plain, at, wanted = name.partition("@")
         entry = await self._entry(plain)
-        if not isinstance(entry, Standing):
+        standing = entry if isinstance(entry, Standing) else None
+        version = standing.active if standing else None
+        if version is None:
             if self._staging[plain]:
                 raise AdapterNotReady(plain)
+            if standing:
+                raise AdapterUnusable(plain, standing.error)
             raise UnknownModel(name)
-        if entry.active is None:
-            if self._staging[plain]:
-                raise AdapterNotReady(plain)
-            raise AdapterUnusable(plain, entry.error)
-        version = entry.active
         if at:
             version = await self._pinned(plain, wanted, version)
         if version.facts.base_digest != self.base.digest:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adapters.peft_made import tiny_base
 from livery_adapters.effect import AdapterEffect, ModuleEffect
-from livery_adapters.library import AdapterLibrary, Candidate
+from livery_adapters.library import AdapterLibrary, Candidate, Fill, from_directory
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused
 from livery_adapters.registry import Registry
@@ -90,3 +90,8 @@ class Scene:
 
 def digest_in(folder: Path) -> str:
     return read_manifest(folder).digest
+
+
+def out_of(folder: Path) -> Fill:
+    """Copies what the folder holds."""
+    return from_directory(folder, [folder.parent])

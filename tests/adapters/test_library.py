@@ -7,34 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from adapters.peft_made import make
-from adapters.scene import Scene, digest_in
+from adapters.scene import Scene, digest_in, out_of
 from livery_adapters.effect import AdapterEffect, ModuleEffect
 from livery_adapters.incoming import Incoming
-from livery_adapters.library import Candidate, Intake, from_directory
+from livery_adapters.library import Candidate, Intake
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import GenerationMismatch, NothingToRollBack, UnknownAdapter
 from livery_adapters.tensor_file import WEIGHTS_NAME
 
 API = Intake("api")
-
-
-@pytest.fixture
-async def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three adapters that differ."""
-    folders = [tmp_path_factory.mktemp(f"adapter-{seed}") for seed in range(3)]
-    for seed, folder in enumerate(folders):
-        make(folder, seed=seed)
-    return folders
-
-
-def out_of(folder: Path):  # noqa: ANN201
-    return from_directory(folder, [folder.parent])
 
 
 async def test_a_version_is_proven_before_it_is_stored_and_its_report_is_kept(scene: Scene, pool: list[Path]) -> None:

@@ -16,11 +16,6 @@ from livery_adapters.store import BlobStore, StoreBusy
 from livery_adapters.tensor_file import CONFIG_NAME
 
 
-@pytest.fixture
-async def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
-
-
 class Meanwhile(bytes):
     """A chunk during whose writing something else happens: `happens` is called when it is measured."""
 

@@ -6,31 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from adapters.peft_made import make, tiny_base
-from adapters.scene import Scene, digest_in
+from adapters.peft_made import tiny_base
+from adapters.scene import Scene, digest_in, out_of
 from livery_adapters.base_model import BaseModel
-from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
+from livery_adapters.library import AdapterLibrary, Intake
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused
 from livery_adapters.registry import NothingToRollBack
 
 API = Intake("api")
-
-
-@pytest.fixture
-async def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = [tmp_path_factory.mktemp(f"unproven-{seed}") for seed in range(3)]
-    for seed, folder in enumerate(folders):
-        make(folder, seed=seed)
-    return folders
-
-
-def out_of(folder: Path) -> Fill:
-    return from_directory(folder, [folder.parent])
 
 
 def offline(scene: Scene, base: BaseModel | None = None) -> AdapterLibrary:

@@ -11,30 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from adapters.peft_made import edit_config, make
+from adapters.peft_made import edit_config
 from adapters.scene import Scene, digest_in
 from livery_adapters.library import Intake, from_directory
 from livery_adapters.sources import FolderSource
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
-
-
-@pytest.fixture
-async def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def pirate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pirate")
-    make(folder, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("newer")
-    make(folder, seed=2, r=2)
-    return folder
 
 
 async def test_every_adapter_found_is_served_under_its_folders_name(scene: Scene, pirate: Path, newer: Path) -> None:

@@ -9,31 +9,12 @@ from typing import Any
 
 import pytest
 
-from adapters.peft_made import edit_config, make, tiny_base
+from adapters.peft_made import edit_config, tiny_base
 from adapters.scene import Scene, digest_in
 from livery_adapters.library import AdapterLibrary, Intake, from_directory
 from livery_adapters.refusal import DEFAULT_LIMITS
 from livery_adapters.registry import Registry, RegistryUnavailable
 from livery_adapters.sources import FolderSource
-
-
-@pytest.fixture
-async def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def pirate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pirate")
-    make(folder, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("newer")
-    make(folder, seed=2, r=2)
-    return folder
 
 
 class Interfering:

@@ -46,6 +46,15 @@ class PeftType(Generic[S]):
     invocation: Callable[[S], tuple[int, ...]] | None = None
 
 
+def no_settings(config: Config) -> None:
+    """For a type whose own fields say nothing that the tensors don't show."""
+
+
+def is_pair(a: TensorEntry, b: TensorEntry) -> bool:
+    """Whether these are [rank, in_features] and [out_features, rank] of one rank, none of them zero."""
+    return len(a.shape) == 2 and len(b.shape) == 2 and a.shape[0] == b.shape[1] and 0 not in a.shape + b.shape
+
+
 def need(module: str, roles: Roles, *names: str) -> tuple[TensorEntry, ...]:
     """The tensors of these roles. Raises AdapterRefused (missing_half) when one is absent."""
     missing = [name for name in names if name not in roles]

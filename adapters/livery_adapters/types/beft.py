@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from livery_adapters.layout import TargetTensors
-from livery_adapters.peft_config import Config, FieldRules
-from livery_adapters.types.base import PeftType, Roles, need, wrong_shape
-
-
-def _parse(config: Config) -> None:
-    """The type has no fields of its own that matter at inference."""
+from livery_adapters.peft_config import FieldRules
+from livery_adapters.types.base import PeftType, Roles, need, no_settings, wrong_shape
 
 
 def _target(module: str, roles: Roles, settings: None) -> TargetTensors:
@@ -23,6 +19,6 @@ BEFT: PeftType[None] = PeftType(
     rules=FieldRules(read=frozenset(), harmless=frozenset({"init_weights"})),
     suffixes={"beft_bias": "beft_bias"},
     prefixes=("beft_",),
-    parse=_parse,
+    parse=no_settings,
     target=_target,
 )

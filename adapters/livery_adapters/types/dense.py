@@ -11,19 +11,15 @@ from livery_adapters.base_model import BaseShapes
 from livery_adapters.layout import TargetTensors
 from livery_adapters.peft_config import Config, FieldRules, bad_field, flag, number, whole
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.types.base import PeftType, Roles, need, wrong_shape
+from livery_adapters.types.base import PeftType, Roles, is_pair, need, no_settings, wrong_shape
 from livery_adapters.types.low_rank import check_rank
 
 # -- HiRA: ΔW = W ⊙ (B·A) --------------------------------------------------------------------------------
 
 
-def _parse_hira(config: Config) -> None:
-    """The rank shows in the tensors; PEFT 0.21 ignores rank_pattern here."""
-
-
 def _hira_target(module: str, roles: Roles, settings: None) -> TargetTensors:
     a, b = need(module, roles, "hira_A", "hira_B")
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in a.shape + b.shape:
+    if not is_pair(a, b):
         raise wrong_shape(module, roles, "[rank, in] and [out, rank]")
     return TargetTensors(module=module, kind="linear", tensors=roles, in_features=a.shape[1], out_features=b.shape[0])
 
@@ -33,16 +29,12 @@ HIRA: PeftType[None] = PeftType(
     rules=FieldRules(read=frozenset(), harmless=frozenset({"r", "rank_pattern", "hira_dropout", "init_weights"})),
     suffixes={"hira_A": "hira_A", "hira_B": "hira_B"},
     prefixes=("hira_",),
-    parse=_parse_hira,
+    parse=no_settings,
     target=_hira_target,
 )
 
 
 # -- C3A: blocks of circulant matrices -------------------------------------------------------------------
-
-
-def _parse_c3a(config: Config) -> None:
-    """The blocks' size shows in the tensors."""
 
 
 def _c3a_target(module: str, roles: Roles, settings: None) -> TargetTensors:
@@ -60,7 +52,7 @@ C3A: PeftType[None] = PeftType(
     rules=FieldRules(read=frozenset(), harmless=frozenset({"block_size", "block_size_pattern", "init_weights"})),
     suffixes={"c3a_kernel": "c3a_kernel"},
     prefixes=("c3a_",),
-    parse=_parse_c3a,
+    parse=no_settings,
     target=_c3a_target,
 )
 
@@ -209,10 +201,6 @@ ROAD = PeftType(
 # -- SHiRA: single entries of ΔW -------------------------------------------------------------------------
 
 
-def _parse_shira(config: Config) -> None:
-    """Entries and their places are in the file."""
-
-
 def _shira_target(module: str, roles: Roles, settings: None) -> TargetTensors:
     values, places = need(module, roles, "shira_weight", "shira_indices")
     if len(values.shape) != 1 or 0 in values.shape or places.shape != (2, *values.shape):
@@ -226,7 +214,7 @@ SHIRA: PeftType[None] = PeftType(
     suffixes={"shira_weight": "shira_weight", "shira_indices": "shira_indices"},
     prefixes=("shira_",),
     integers=frozenset({"shira_indices"}),
-    parse=_parse_shira,
+    parse=no_settings,
     target=_shira_target,
 )
 
@@ -262,7 +250,7 @@ def _supertuning_target(module: str, roles: Roles, settings: SupertuningSettings
     if not settings.rank:
         return TargetTensors(module=module, kind="linear", tensors=roles)
     a, b = need(module, roles, "supertuning_lora_A", "supertuning_lora_B")
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in a.shape + b.shape:
+    if not is_pair(a, b):
         raise wrong_shape(module, roles, "[rank, in] and [out, rank]")
     check_rank(module, a.shape[0], settings.rank)
     return TargetTensors(
@@ -297,10 +285,6 @@ SUPERTUNING = PeftType(
 # -- OSF: the lower part of W's singular values, trained anew --------------------------------------------
 
 
-def _parse_osf(config: Config) -> None:
-    """How much of W is trained shows in the tensors."""
-
-
 def _osf_target(module: str, roles: Roles, settings: None) -> TargetTensors:
     left, values, right = need(module, roles, "osf_U", "osf_S", "osf_V")
     three = len(left.shape) == 2 and len(right.shape) == 2 and 0 not in left.shape + right.shape
@@ -324,7 +308,7 @@ OSF: PeftType[None] = PeftType(
     ),
     suffixes={f"osf_svd_params.{part}_low": f"osf_{part}" for part in "USV"},
     prefixes=("osf_",),
-    parse=_parse_osf,
+    parse=no_settings,
     target=_osf_target,
     check=_check_osf,
 )

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from livery_adapters.layout import TargetTensors
-from livery_adapters.peft_config import Config, FieldRules
-from livery_adapters.types.base import PeftType, Roles
-
-
-def _parse(config: Config) -> None:
-    """The type has no fields of its own."""
+from livery_adapters.peft_config import FieldRules
+from livery_adapters.types.base import PeftType, Roles, no_settings
 
 
 def _target(module: str, roles: Roles, settings: None) -> TargetTensors:
@@ -21,6 +17,6 @@ LN_TUNING: PeftType[None] = PeftType(
     suffixes={},
     prefixes=("ln_tuning_",),
     copies=("ln_tuning_layers",),
-    parse=_parse,
+    parse=no_settings,
     target=_target,
 )

@@ -9,7 +9,7 @@ from livery_adapters.layout import TargetTensors
 from livery_adapters.peft_config import module_names, too_many
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import TensorEntry
-from livery_adapters.types.base import Roles, need, one_dtype, wrong_shape
+from livery_adapters.types.base import Roles, is_pair, need, one_dtype, wrong_shape
 
 _NESTED = ".base_layer"
 _MAX_PARAMETERS = 256  # two for each layer of the largest models
@@ -19,7 +19,7 @@ def pair(module: str, roles: Roles, embedding: bool) -> tuple[TensorEntry, Tenso
     """A [rank, in] and B [out, rank] of one module. Raises AdapterRefused."""
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
     a, b = need(module, roles, *names)
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in a.shape + b.shape:
+    if not is_pair(a, b):
         raise wrong_shape(module, {name: roles[name] for name in names}, "[rank, in] and [out, rank]")
     one_dtype(module, {name: roles[name] for name in names})
     return a, b

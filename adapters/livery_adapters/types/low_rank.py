@@ -13,7 +13,7 @@ from livery_adapters.layout import TargetTensors
 from livery_adapters.patterns import NamePatterns
 from livery_adapters.peft_config import Config, FieldRules, bad_field, flag, number, patterns, whole
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.types.base import PeftType, Roles, need, one_dtype, wrong_shape
+from livery_adapters.types.base import PeftType, Roles, is_pair, need, one_dtype, wrong_shape
 
 
 def check_rank(module: str, found: int, expected: int, fields: str = "r") -> None:
@@ -135,8 +135,7 @@ def _parse_delora(config: Config) -> DeloraSettings:
 
 def _delora_target(module: str, roles: Roles, settings: DeloraSettings) -> TargetTensors:
     a, b, strength, norms = need(module, roles, "delora_A", "delora_B", "delora_lambda", "delora_w_norm")
-    pair = len(a.shape) == 2 and len(b.shape) == 2 and a.shape[0] == b.shape[1] and 0 not in a.shape + b.shape
-    if not pair or strength.shape != (1,) or norms.shape != a.shape[1:]:
+    if not is_pair(a, b) or strength.shape != (1,) or norms.shape != a.shape[1:]:
         raise wrong_shape(module, roles, "[rank, in], [out, rank], [1] and [in]")
     check_rank(module, a.shape[0], settings.rank_of(module), "r or rank_pattern")
     return TargetTensors(

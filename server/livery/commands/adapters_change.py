@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 import yaml
 
+from livery.adapter_views import Json
 from livery.commands import shown
 from livery.commands.backends import CommandFailed
 from livery.commands.offline import Need
 from livery.commands.reach import Reach, reaches
-from livery.management import AddOptions, Json
+from livery.management import AddOptions
 from livery_adapters.refusal import Limits
 from livery_adapters.registry import Sticky
 

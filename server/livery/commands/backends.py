@@ -15,8 +15,9 @@ from urllib.parse import quote
 
 import httpx
 
+from livery.adapter_views import Json
 from livery.commands.progress import Tell, bar
-from livery.management import AddOptions, Json
+from livery.management import AddOptions
 from livery_adapters.fetching import open_adapter_files
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import Sticky

@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from livery.adapter_views import Json
 from livery.commands import shown
 from livery.commands.backends import CommandFailed
 from livery.commands.offline import Need, Place, prepare
@@ -19,7 +20,6 @@ from livery.commands.progress import bar
 from livery.commands.reach import REFUSALS, AsJson, Registry, words
 from livery.commands.serve import without_password
 from livery.data_folder import DataFolder
-from livery.management import Json
 from livery_adapters import backup as backups
 from livery_adapters import registry as registries
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from livery.adapter_views import Json
 from livery.commands import shown
 from livery.commands.adapters_change import weighted
 from livery.commands.backends import CommandFailed
 from livery.commands.offline import LocalBackend, Need
 from livery.commands.progress import bar
 from livery.commands.reach import Reach, reaches
-from livery.management import AddOptions, Json
+from livery.management import AddOptions
 from livery_adapters.fetching import copy_directory
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import NamedVersion

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from livery.adapter_views import Json
 from livery.commands.backends import EVERYWHERE, CommandFailed, is_remote, local_directory
 from livery.commands.serve import without_password
 from livery.commands.shown import stage
 from livery.data_folder import DataFolder, KnownBase
-from livery.management import AdapterManagement, AddOptions, Json
+from livery.management import AdapterManagement, AddOptions
 from livery.models import base_digest, resolve_model
 from livery_adapters.base_model import BaseModel, BaseShapes
 from livery_adapters.fetching import SourcePolicy

@@ -14,10 +14,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from livery.adapter_views import Json
 from livery.commands.backends import DEFAULT_URL, Backend, CommandFailed, open_server
 from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.data_folder import DataFolderUnusable
-from livery.management import Json
 from livery.refusals import ServiceRefusal
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.registry import RegistryError

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from livery.management import Json
+from livery.adapter_views import Json
 
 RANKS_SHOWN = 4
 MODULES_SHOWN = 12  # adapters name a handful of kinds of modules; a list of hundreds is for --json

@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from livery.adapter_views import Json
 from livery.commands.backends import CommandFailed
 from livery.commands.proof import OfflineProver
 from livery.engine.rope import freeze_rope
-from livery.management import Json
 from livery_adapters.library import Candidate
 
 PROBE_TOKENS = 24
