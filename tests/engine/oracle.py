@@ -88,9 +88,10 @@ class RecordingRunner(ModelRunner):
 
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
         logits = super().forward(slices)
-        sampled = [part for part in slices if part.sample is not None]
-        for part, row in zip(sampled, logits, strict=False):
-            self.seen[(part.request_id, part.start + len(part.token_ids) - 1)] = row.float().clone()
+        ends = [(part, part.start + len(part.token_ids)) for part in slices]
+        sampled = [(part.request_id, at) for part, end in ends for at in range(end - len(part.samples), end)]
+        for key, row in zip(sampled, logits, strict=False):
+            self.seen[key] = row.float().clone()
         return logits
 
 

@@ -49,7 +49,7 @@ class House:
     def step(self, token: int = 9) -> list[TokenDelta]:
         plan = self.scheduler.schedule()
         self.check(plan)
-        tokens = {part.request_id: token for part in plan.slices if part.sample}
+        tokens = {part.request_id: (token,) for part in plan.slices if part.samples}
         deltas = self.scheduler.update(plan, StepResult(tokens))
         self.finished |= {d.request_id: d.finish_reason for d in deltas if d.finish_reason}
         self.scheduler.check_invariants()
@@ -69,8 +69,8 @@ def test_long_prompts_are_read_in_chunks_beside_decoding_sequences() -> None:
     house.step()
     house.scheduler.add(request("long", 20))
     plan = house.scheduler.schedule()
-    shares = {part.request_id: (part.start, len(part.token_ids), part.sample is not None) for part in plan.slices}
-    assert shares == {"short": (3, 1, True), "long": (0, 7, False)}
+    shares = {part.request_id: (part.start, len(part.token_ids), len(part.samples)) for part in plan.slices}
+    assert shares == {"short": (3, 1, 1), "long": (0, 7, 0)}
 
 
 def test_the_youngest_is_preempted_and_computed_again() -> None:
@@ -92,8 +92,7 @@ def test_a_stop_token_ends_a_sequence_unless_too_early() -> None:
     sampling = SamplingParams(max_tokens=9, temperature=0.0, min_tokens=2, stop_token_ids=(7,))
     house.scheduler.add(GenerationRequest("b", plain.prompt_token_ids, sampling))
     plan = house.scheduler.schedule()
-    assert plan.slices[0].sample is not None
-    assert plan.slices[0].sample.forbidden == (7, EOS)
+    assert [spec.forbidden for spec in plan.slices[0].samples] == [(7, EOS)]
 
 
 def test_a_missing_adapter_is_skipped_not_waited_for() -> None:

@@ -64,7 +64,7 @@ class OfflineProver:
         bounds = [0, *range(first, len(tokens) + 1)]
         rows = []
         for begin, end in pairwise(bounds):
-            part = SequenceSlice("probe", tuple(tokens[begin:end]), begin, blocks, digest, _GREEDY, start)
+            part = SequenceSlice("probe", tuple(tokens[begin:end]), begin, blocks, digest, (_GREEDY,), start)
             rows.append(runner.forward([part])[0].float().cpu())
         return torch.stack(rows)
 

@@ -30,8 +30,9 @@ class SampleSpec:
 class SequenceSlice:
     """The tokens of one sequence that a step computes: positions [start, start + len(token_ids)).
 
-    `block_table` covers every position up to the last one. `sample` is set when the slice ends at the
-    sequence's newest token, so that its logits choose the next. Positions before `adapter_start` run on the base.
+    `block_table` covers every position up to the last one. The logits of the last `len(samples)` rows each choose
+    the token after their own, by their own spec; none do while a prompt is read. Positions before `adapter_start`
+    run on the base.
     """
 
     request_id: str
@@ -39,7 +40,7 @@ class SequenceSlice:
     start: int
     block_table: tuple[int, ...]
     adapter: str | None
-    sample: SampleSpec | None
+    samples: tuple[SampleSpec, ...]
     adapter_start: int = 0
 
 
@@ -56,7 +57,10 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The next token of each sampled request; `failed` names requests whose own rows went wrong."""
+    """The token chosen after each sampled row, by request; `failed` names requests whose own rows went wrong.
 
-    tokens: Mapping[str, int] = field(default_factory=dict)
+    A request's tokens end before its first row that is not finite; with none left it has failed.
+    """
+
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)

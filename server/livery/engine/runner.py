@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -133,22 +134,24 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Compute a plan's tokens and choose the next one of each sampled sequence."""
+        """Compute a plan's tokens and choose the one after each sampled row."""
         slices = sorted(plan.slices, key=lambda part: part.adapter or "")
-        sampled = [part for part in slices if part.sample is not None]
-        logits = self.forward(slices)
-        chosen = sample(logits[: len(sampled)], [part.sample for part in sampled if part.sample is not None])
-        tokens, failed = {}, {}
-        for part, token in zip(sampled, chosen, strict=True):
-            if token is None:
-                failed[part.request_id] = NOT_FINITE
-            else:
-                tokens[part.request_id] = token
+        specs = [spec for part in slices for spec in part.samples]
+        chosen = iter(sample(self.forward(slices)[: len(specs)], specs))
+        tokens: dict[str, tuple[int, ...]] = {}
+        failed = {}
+        for part in slices:
+            if part.samples:
+                found = _finite(list(islice(chosen, len(part.samples))))
+                if found:
+                    tokens[part.request_id] = found
+                else:
+                    failed[part.request_id] = NOT_FINITE
         return StepResult(tokens, failed)
 
     @torch.inference_mode()
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
-        """Logits of the sampled slices' last rows, [sampled (at least 1), vocabulary].
+        """Logits of the slices' sampled rows in order, [sampled (at least 1), vocabulary].
 
         Slices of one adapter are best neighbours: their rows are one segment then.
         """
@@ -158,16 +161,16 @@ class ModelRunner:
         rows: list[Segment] = []
         head_rows: list[Segment] = []
         for part in slices:
+            end = part.start + len(part.token_ids)
             first, first_kept = len(tokens), len(kept)
             tokens += part.token_ids
-            positions += range(part.start, part.start + len(part.token_ids))
-            if part.sample is not None:
-                kept.append(len(tokens) - 1)
+            positions += range(part.start, end)
+            kept += range(len(tokens) - len(part.samples), len(tokens))
             if part.adapter is not None:
                 first += max(0, part.adapter_start - part.start)
-                if first < len(tokens):
-                    _extend(rows, part.adapter, first, len(tokens))
-                    _extend(head_rows, part.adapter, first_kept, len(kept))
+                first_kept += max(0, part.adapter_start - (end - len(part.samples)))
+                _extend(rows, part.adapter, first, len(tokens))
+                _extend(head_rows, part.adapter, first_kept, len(kept))
         device = self._device
         self._bank.activate(rows, head_rows)
         batch = AttentionBatch.of(slices, self._caches, self._kernels, self._block_size, device)
@@ -195,7 +198,7 @@ class ModelRunner:
 
         def part(which: int, start: int, end: int) -> SequenceSlice:
             ids = tuple(sequences[which][start:end])
-            return SequenceSlice(str(which), ids, start, tables[which], None, _GREEDY)
+            return SequenceSlice(str(which), ids, start, tables[which], None, (_GREEDY,))
 
         self.forward([part(0, 0, cut)])
         other = self.forward([part(0, cut, last), part(1, 0, len(second))])[1]
@@ -212,9 +215,19 @@ class ModelRunner:
 _GREEDY = SampleSpec(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, draw=0.0)
 
 
+def _finite(chosen: Sequence[int | None]) -> tuple[int, ...]:
+    """The tokens before the first row that has no finite maximum."""
+    found = []
+    for token in chosen:
+        if token is None:
+            break
+        found.append(token)
+    return tuple(found)
+
+
 def _extend(segments: list[Segment], digest: str, start: int, end: int) -> None:
     """Append rows of an adapter; slices come ordered by adapter, so its rows grow into one segment."""
-    if start == end:
+    if start >= end:
         return
     if segments and segments[-1].digest == digest and segments[-1].end == start:
         start = segments.pop().start

@@ -102,7 +102,7 @@ class Scheduler:
                 continue
             sequence.num_computed += len(part.token_ids)
             self.prompt_tokens += max(0, min(len(part.token_ids), len(sequence.request.prompt_token_ids) - part.start))
-            if part.sample is not None:
+            if part.samples:
                 deltas.append(self._append(sequence, result.tokens[part.request_id]))
         return deltas
 
@@ -199,16 +199,20 @@ class Scheduler:
             start=start,
             block_table=tuple(sequence.blocks),
             adapter=sequence.adapter,
-            sample=sequence.sample_spec(self._eos) if sampled else None,
+            samples=(sequence.sample_spec(self._eos),) if sampled else (),
             adapter_start=sequence.request.adapter_start,
         )
 
-    def _append(self, sequence: Sequence, token: int) -> TokenDelta:
-        sequence.tokens.append(token)
-        self.generated_tokens += 1
-        if reason := sequence.finish_reason(self._eos, self._max_model_len):
-            return self._end(sequence, [token], reason)
-        return TokenDelta(sequence.request_id, [token])
+    def _append(self, sequence: Sequence, tokens: tuple[int, ...]) -> TokenDelta:
+        """Take new tokens up to the one that ends the sequence, if one does."""
+        appended = []
+        for token in tokens:
+            sequence.tokens.append(token)
+            appended.append(token)
+            self.generated_tokens += 1
+            if reason := sequence.finish_reason(self._eos, self._max_model_len):
+                return self._end(sequence, appended, reason)
+        return TokenDelta(sequence.request_id, appended)
 
     def _end(self, sequence: Sequence, tokens: list[int], reason: FinishReason, error: str | None = None) -> TokenDelta:
         self._remove(sequence)
