@@ -170,6 +170,7 @@ def _full(entry: TensorEntry, parts: list[str], kind: PeftType[Any], common: Com
 def _target(
     module: str, roles: dict[str, TensorEntry], kind: PeftType[Any], common: CommonSettings, settings: object
 ) -> TargetTensors:
+    assert kind.target is not None, "only a type with suffixes has tensors of a module"
     target = kind.target(module, roles, settings)
     # Tying also adapts the head, which target_modules doesn't name: only the base knows whether this module is one.
     if not (target.named or common.ties_weights) and (left_out_by := common.targets.left_out_by(module)):

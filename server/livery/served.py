@@ -100,7 +100,11 @@ class ServedAdapters:
             return self._hold_version(version)
         except FileNotFoundError:  # another process deleted it a moment ago
             self._forget_names([version.name])
-        return self._hold_version(await self._choose(plain))
+        version = await self._choose(plain)
+        try:
+            return self._hold_version(version)
+        except FileNotFoundError as error:
+            raise AdapterUnusable(version.name, "its files are gone from the data folder; add it again") from error
 
     async def version(self, name: str) -> NamedVersion:
         """The version a request for `name` would get now; of an alias the first target's. Raises UnknownModel."""

@@ -275,6 +275,8 @@ def test_lists_come_in_pages(live: LiveServer) -> None:
     found = call(live, "GET", "/v1/adapters?search=R-3").json()["data"]
     assert [shown["name"] for shown in found] == ["adapter-3"]
     assert code_of(call(live, "GET", "/v1/adapters?limit=0")) == (400, "invalid_value")
+    unknown = call(live, "GET", "/v1/adapters?state=foo")
+    assert unknown.status_code == 400 and "ready" in unknown.json()["error"]["message"]
 
 
 def test_management_from_elsewhere_is_refused_for_every_verb(live: LiveServer) -> None:
@@ -291,3 +293,15 @@ def test_management_from_elsewhere_is_refused_for_every_verb(live: LiveServer) -
     ):
         assert code_of(call(live, method, path, headers=elsewhere, json={})) == (403, "loopback_only"), path
     assert served_by(live, "pirate").startswith("pirate@")
+
+
+def test_files_lost_from_the_data_folder_are_named(live: LiveServer, tmp_path: Path) -> None:
+    digest = put(live, "pirate", "one").json()["digest"]
+    blobs = [path for path in (tmp_path / "data").rglob(f"*{digest}*") if path.is_dir()]
+    assert blobs
+    for blob in blobs:
+        shutil.rmtree(blob)
+    body = {"model": "pirate", "prompt": [1000], "max_tokens": 1}
+    answer = call(live, "POST", "/v1/completions", json=body)
+    assert code_of(answer) == (400, "adapter_load_failed")
+    assert "add it again" in answer.json()["error"]["message"]

@@ -22,6 +22,7 @@ from livery_adapters.registry.errors import RegistryError, RegistryUnavailable, 
 
 # How long a writer waits for the one before it.
 WAIT_S = 30
+CONNECT_S = 10  # how long a database server may take to answer at all
 _ADVISORY_LOCK = 0x6C6976657279  # "livery"
 
 
@@ -33,7 +34,7 @@ class Database:
         self._url = _parse(url)
         self.where = f"registry {self._url.render_as_string(hide_password=True)!r}"
         self._sqlite = self._url.get_backend_name() == "sqlite"
-        engine = _sqlite_engine(self._url) if self._sqlite else create_engine(self._url, pool_pre_ping=True)
+        engine = _sqlite_engine(self._url) if self._sqlite else _postgres_engine(self._url)
         self._engine = engine
         snapshot = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
         self._reader = engine.execution_options(livery_begin="BEGIN", **snapshot)
@@ -99,6 +100,11 @@ def _parse(url: str | Path) -> URL:
     if importlib.util.find_spec("psycopg") is None:
         raise RegistryError("PostgreSQL needs psycopg, which is not installed; pip install 'livery[postgres]'")
     return parsed.set(drivername="postgresql+psycopg")
+
+
+def _postgres_engine(url: URL) -> Engine:
+    given = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_S}
+    return create_engine(url, pool_pre_ping=True, connect_args=given)
 
 
 def _sqlite_engine(url: URL) -> Engine:

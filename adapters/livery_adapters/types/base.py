@@ -25,9 +25,9 @@ class PeftType(Generic[S]):
     "base_model.". `prefixes` are how names of this type's tensors begin: what begins so and isn't in `suffixes` is
     refused by name. `copies` are the names under which PEFT keeps a complete, trained copy of a module.
     `integers` are the roles whose tensors hold whole numbers.
-    `parse` turns the configuration into settings, `target` the tensors of one module into a
-    checked target; `check` compares it with the base beyond kind and features, `check_settings` does so once
-    with what belongs to no module; `warn` adds to the report.
+    `parse` turns the configuration into settings, `target` the tensors of one module into a checked target (None: a
+    type without tensors of its own); `check` compares it with the base beyond kind and features, `check_settings` does
+    so once with what belongs to no module; `warn` adds to the report.
     All of them raise AdapterRefused.
     """
 
@@ -36,7 +36,7 @@ class PeftType(Generic[S]):
     suffixes: Mapping[str, str]
     prefixes: tuple[str, ...]
     parse: Callable[[Config], S]
-    target: Callable[[str, Roles, S], TargetTensors]
+    target: Callable[[str, Roles, S], TargetTensors] | None
     shared: Mapping[str, str] = field(default_factory=dict)
     copies: tuple[str, ...] = ()
     integers: frozenset[str] = frozenset()

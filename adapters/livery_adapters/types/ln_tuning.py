@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from livery_adapters.layout import TargetTensors
 from livery_adapters.peft_config import FieldRules
-from livery_adapters.types.base import PeftType, Roles, no_settings
-
-
-def _target(module: str, roles: Roles, settings: None) -> TargetTensors:
-    raise NotImplementedError("the type has no tensors but copies of parameters")
-
+from livery_adapters.types.base import PeftType, no_settings
 
 LN_TUNING: PeftType[None] = PeftType(
     name="LN_TUNING",
@@ -18,5 +12,5 @@ LN_TUNING: PeftType[None] = PeftType(
     prefixes=("ln_tuning_",),
     copies=("ln_tuning_layers",),
     parse=no_settings,
-    target=_target,
+    target=None,
 )

@@ -16,6 +16,7 @@ from livery.api.schemas import LoadLoraBody, UnloadLoraBody
 from livery.api.uploads import is_upload, uploaded
 from livery.management import MAX_DRAIN_S, MAX_PAGE, AddOptions
 from livery.refusals import AdapterFieldEmpty, UnsupportedParameter
+from livery_adapters.registry import State
 
 router = APIRouter()
 
@@ -27,7 +28,7 @@ async def list_adapters(
     context: ContextDep,
     after: str = "",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-    state: str | None = None,
+    state: State | None = None,
     source: str | None = None,
     search: str | None = None,
 ) -> Response:

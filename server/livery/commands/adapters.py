@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -13,6 +14,16 @@ app = typer.Typer(
     help="Manage adapters: on a running server (--url, --key) or in a data folder (--data).", no_args_is_help=True
 )
 
+
+class InState(StrEnum):
+    """States that a registry keeps; "staging" and "draining" are those of a running server."""
+
+    registered = "registered"
+    ready = "ready"
+    failed = "failed"
+    retired = "retired"
+
+
 Name = Annotated[str, typer.Argument(help="An adapter's name.")]
 
 
@@ -22,7 +33,7 @@ def ls(
     reach: Reach,
     after: Annotated[str, typer.Option(metavar="NAME", help="Begin behind this name.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most adapters to show.")] = 100,
-    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[InState | None, typer.Option(help="Only those in this state.")] = None,
     source: Annotated[str | None, typer.Option(help="Only those from here: folder, upload, hub, store, api.")] = None,
     search: Annotated[str | None, typer.Option(help="Only names that hold this.")] = None,
 ) -> None:
