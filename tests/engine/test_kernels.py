@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.kernels_under_test import KERNELS, each_kernel, only_native
 from livery.engine.kernels import AdapterGroup, GroupSegments, Kernels, load
+from livery.engine.kernels.group import ALIGNMENT
 
 
 def lora_by_hand(x: Tensor, y: Tensor, entries: list[tuple[int, int, AdapterGroup]]) -> Tensor:
@@ -160,10 +161,28 @@ def test_a_segment_that_does_not_fit_is_refused_before_anything_is_written() -> 
     assert y.eq(0.0).all()
 
 
+def test_a_group_can_lie_in_memory_given_from_outside() -> None:
+    rng = torch.Generator().manual_seed(1)
+    a, b = torch.randn((4, 6), generator=rng), torch.randn((10, 4), generator=rng)
+    group = AdapterGroup([None, a], [None, b], [1.0, 0.5], [0, 10], 6)
+    arena = torch.full((1024,), 255, dtype=torch.uint8)
+    moved = group.over(arena[ALIGNMENT : ALIGNMENT + group.nbytes])
+    moved.memory.copy_(group.memory)
+    assert moved.a.data_ptr() == arena.data_ptr() + ALIGNMENT
+    assert moved.a.equal(a) and moved.slices[0].b.equal(b.t()) and moved.rank_scales.tolist() == [0.5] * 4
+    for kernels in KERNELS:
+        x, y = torch.randn((3, 6), generator=rng), torch.zeros((3, 20))
+        kernels.grouped_lora(x, y, GroupSegments([(0, 3, moved)]))
+        assert torch.allclose(y[:, 10:], 0.5 * x @ a.t() @ b.t(), atol=1e-5) and not y[:, :10].any()
+    for wrong in (arena[1 : 1 + group.nbytes], arena[:ALIGNMENT], arena[: group.nbytes].to(torch.int16)):
+        with pytest.raises(ValueError, match="aligned"):
+            group.over(wrong)
+
+
 def test_group_takes_only_shapes_that_fit_and_counts_its_bytes() -> None:
     a, b = torch.zeros((4, 6)), torch.zeros((10, 4))
     group = AdapterGroup([a, None], [b, None], [1.0, 1.0], [0, 10], 6, torch.bfloat16)
-    assert group.nbytes == 2 * (4 * 6 + 10 * 4)
+    assert group.nbytes == 64 + 2 * 64 + 64, "A of 48 bytes, B of 80, four scales: each begins a line of 64"
     assert group.total_rank == 4
     for a_slices, b_slices in (([a], [None]), ([a], [b[:, :3]]), ([a[:, :5]], [b]), ([None], [None])):
         with pytest.raises(ValueError):

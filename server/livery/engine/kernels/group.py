@@ -1,13 +1,20 @@
 """Packed adapter weights of one projection group, and which rows of a step use which of them.
 
 A projection group is the set of linear modules that read the same input: q/k/v, gate/up, or one module alone.
-Owns the memory the kernels read (true ranks, nothing padded) and the descriptors that point at it. Knows no
-model, no adapter format and no scheduler.
+A group's weights are one stretch of bytes, so that they can lie in memory of their own, in an adapter's image or in
+an arena on the device, and one copy moves them:
+
+    A [R, in_features] | B of the first member [rank, out] | B of the next … | scale of each rank, fp32 [R]
+
+R is the sum of the members' true ranks (nothing is padded), their A are stacked in A, and each part starts at a
+multiple of ALIGNMENT bytes. Weights are fp32 or bf16, all of a group alike. Knows no model, no adapter format and no
+scheduler.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +23,8 @@ import torch
 from torch import Tensor
 
 _DTYPES = (torch.float32, torch.bfloat16)
+
+ALIGNMENT = 64  # bytes: a cache line, and more than the widest load of any device
 
 
 class _SliceStruct(ctypes.Structure):
@@ -55,23 +64,38 @@ class LoraSlice:
     b: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A slice before it has memory."""
+
+    first_rank: int
+    rank: int
+    scale: float
+    offset: int
+    out: int
+
+
 class AdapterGroup:
     """One adapter's low-rank weights for one projection group. Immutable; free it by dropping it.
 
-    `a` is [R, in_features] with R the sum of the true ranks; each slice's B is [rank, out_features].
+    `a` is [R, in_features] with R the sum of the true ranks; each slice's B is [rank, out_features]; `rank_scales`
+    [R] is the scale of each row of `a`, in fp32. All are views of `memory`, bytes laid out as the module says.
     Members the adapter does not target take no memory. `address` stays valid as long as the object lives.
     """
 
     __slots__ = (
-        "_rank_scales",
+        "_members",
         "_slice_structs",
         "_struct",
         "a",
         "address",
+        "dtype",
         "in_features",
-        "nbytes",
+        "memory",
         "out_features",
+        "rank_scales",
         "slices",
+        "total_rank",
     )
 
     def __init__(
@@ -92,42 +116,81 @@ class AdapterGroup:
             raise ValueError(f"adapter weights must be float32 or bfloat16, got {dtype}")
         if not len(a_slices) == len(b_slices) == len(scales) == len(offsets):
             raise ValueError("a_slices, b_slices, scales and offsets must have one entry per member")
-        stacked: list[Tensor] = []
-        slices: list[LoraSlice] = []
+        sources: list[tuple[Tensor, Tensor]] = []
+        members: list[_Member] = []
         first_rank = 0
         for a, b, scale, offset in zip(a_slices, b_slices, scales, offsets, strict=True):
             rank = _checked_rank(a, b, in_features, offset)
             if a is None or b is None or rank == 0:
                 continue
-            stacked.append(a.to(dtype))
-            slices.append(LoraSlice(first_rank, rank, float(scale), offset, _transposed(b, dtype)))
+            sources.append((a, b))
+            members.append(_Member(first_rank, rank, float(scale), offset, int(b.shape[0])))
             first_rank += rank
-        if not slices:
+        if not members:
             raise ValueError("an adapter group needs at least one member with a rank above 0")
-        self.a = torch.cat(stacked).contiguous()
-        self.slices = tuple(slices)
+        self.dtype = dtype
         self.in_features = in_features
-        self.out_features = max(s.offset + s.b.shape[1] for s in slices)  # columns a y must have
-        tensors = [self.a, *(s.b for s in slices)]
-        self.nbytes = sum(t.numel() * t.element_size() for t in tensors)
-        self._slice_structs = (_SliceStruct * len(slices))(
-            *(_SliceStruct(s.b.data_ptr(), s.first_rank, s.rank, s.b.shape[1], s.offset) for s in slices)
-        )
-        self._rank_scales = (ctypes.c_float * first_rank)(*(s.scale for s in slices for _ in range(s.rank)))
-        self._struct = _GroupStruct(
-            self.a.data_ptr(),
-            ctypes.addressof(self._rank_scales),
-            ctypes.addressof(self._slice_structs),
-            in_features,
-            first_rank,
-            len(slices),
-            int(dtype == torch.bfloat16),
-        )
-        self.address = ctypes.addressof(self._struct)
+        self.total_rank = first_rank
+        self.out_features = max(member.offset + member.out for member in members)  # columns a y must have
+        self._members = tuple(members)
+        # Memory of its own also where nothing is converted: it must outlive the file it was read from.
+        self._lie_in(torch.zeros(self._ends()[-1], dtype=torch.uint8, device=sources[0][0].device))
+        for (a, b), part in zip(sources, self.slices, strict=True):
+            self.a[part.first_rank : part.first_rank + part.rank].copy_(a)
+            part.b.copy_(b.t())
+            self.rank_scales[part.first_rank : part.first_rank + part.rank] = part.scale
+
+    def over(self, memory: Tensor) -> AdapterGroup:
+        """The same group over other memory, which holds (or will hold, when it is used) the same bytes.
+
+        `memory` is uint8 [nbytes], contiguous, and starts at a multiple of ALIGNMENT.
+        """
+        if memory.dtype is not torch.uint8 or memory.shape != self.memory.shape or memory.data_ptr() % ALIGNMENT:
+            raise ValueError(f"a group of {self.nbytes} bytes needs as many, aligned; got {list(memory.shape)}")
+        moved = object.__new__(AdapterGroup)
+        for name in ("dtype", "in_features", "total_rank", "out_features", "_members"):
+            setattr(moved, name, getattr(self, name))
+        moved._lie_in(memory)
+        return moved
 
     @property
-    def total_rank(self) -> int:
-        return self.a.shape[0]
+    def nbytes(self) -> int:
+        return self.memory.nbytes
+
+    def _ends(self) -> list[int]:
+        """Where in memory A, each B and the scales end, each filled up to ALIGNMENT."""
+        counts = [self.total_rank * self.in_features, *(member.rank * member.out for member in self._members)]
+        sizes = [count * self.dtype.itemsize for count in counts] + [self.total_rank * 4]
+        return list(itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
+
+    def _lie_in(self, memory: Tensor) -> None:
+        """Take `memory` for this group's and point everything at it."""
+
+        def view(start: int, rows: int, columns: int) -> Tensor:
+            stretch = memory[start : start + rows * columns * self.dtype.itemsize]
+            return stretch.view(self.dtype).view(rows, columns)
+
+        ends = self._ends()
+        self.memory = memory
+        self.a = view(0, self.total_rank, self.in_features)
+        self.slices = tuple(
+            LoraSlice(m.first_rank, m.rank, m.scale, m.offset, view(start, m.rank, m.out))
+            for m, start in zip(self._members, ends, strict=False)
+        )
+        self.rank_scales = memory[ends[-2] : ends[-2] + 4 * self.total_rank].view(torch.float32)
+        self._slice_structs = (_SliceStruct * len(self.slices))(
+            *(_SliceStruct(s.b.data_ptr(), s.first_rank, s.rank, s.b.shape[1], s.offset) for s in self.slices)
+        )
+        self._struct = _GroupStruct(
+            self.a.data_ptr(),
+            self.rank_scales.data_ptr(),
+            ctypes.addressof(self._slice_structs),
+            self.in_features,
+            self.total_rank,
+            len(self.slices),
+            int(self.dtype == torch.bfloat16),
+        )
+        self.address = ctypes.addressof(self._struct)
 
 
 class GroupSegments:
@@ -149,11 +212,6 @@ class GroupSegments:
 
     def __len__(self) -> int:
         return len(self.entries)
-
-
-def _transposed(b: Tensor, dtype: torch.dtype) -> Tensor:
-    """B as [rank, out] in memory of its own: it must outlive the file it was read from, and start aligned."""
-    return torch.empty((b.shape[1], b.shape[0]), dtype=dtype, device=b.device).copy_(b.t())
 
 
 def _checked_rank(a: Tensor | None, b: Tensor | None, in_features: int, offset: int) -> int:
