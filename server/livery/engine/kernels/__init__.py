@@ -42,6 +42,22 @@ class Kernels(Protocol):
         out: Tensor | None = None,
     ) -> Tensor: ...
 
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor: ...
+
+    def rope(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots: Tensor,
+    ) -> None: ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor: ...
+
     def pack(self, weight: Tensor) -> Weight: ...
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor: ...

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from livery.models import cache_dir
 
-SOURCES = ("lora.cpp", "attention.cpp", "linear.cpp")
-HEADERS = ("vec.hpp", "tiles.hpp")
+SOURCES = ("lora.cpp", "attention.cpp", "linear.cpp", "rows.cpp")
+HEADERS = ("vec.hpp", "tiles.hpp", "team.hpp", "rows.hpp")
 _BASE_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 _COMPILE_SECONDS = 300
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from livery.engine.kernels.group import GroupSegments
+from livery.engine.kernels.native_rows import NativeRows
 from livery.engine.kernels.weights import PackedWeight, PlainWeight, Weight
 
 _INT = ctypes.c_int64
@@ -47,7 +48,7 @@ class _PagedStruct(ctypes.Structure):
     )
 
 
-class NativeKernels:
+class NativeKernels(NativeRows):
     """The kernels of one compiled library. Shapes and meaning are documented in reference.py."""
 
     name = "native"
@@ -56,6 +57,7 @@ class NativeKernels:
         """Load a library made by build.py. Raises OSError."""
         # torch is imported above: its OpenMP runtime is already in the process and is the one that gets used.
         loaded = ctypes.CDLL(str(library))
+        super().__init__(loaded)
         self._lora = loaded.livery_grouped_lora
         self._lora.argtypes, self._lora.restype = (_INT,) * 9, _INT
         self._linear = loaded.livery_linear

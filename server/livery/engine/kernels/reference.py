@@ -67,6 +67,49 @@ class TorchKernels:
             result[first:last] = _attend_chunk(q[first:last], k, v, scale, window, softcap)
         return result
 
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+        """`x / rms(x) * weight` over the last axis, the root mean square taken in fp32; a new tensor like x.
+
+        x: [rows, d], or [rows, heads, d] without `residual`, its last axis contiguous; weight: [d] of x's dtype.
+        `residual` [rows, d], the output of the block before, is added to x first, in place: x is the stream that
+        runs past the blocks.
+        """
+        if residual is not None:
+            x += residual
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return weight * wide.to(x.dtype)
+
+    def rope(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots: Tensor,
+    ) -> None:
+        """Turn q and k by their positions, in place, and put k and v into the cache.
+
+        q: [rows, heads, dim]; k: [rows, kv_heads, dim]; v: [rows, kv_heads, width of a value]: each row's heads lie
+        side by side, rows may lie further apart (cuts of one product). cos, sin: [rows, dim / 2] of q's dtype, for
+        the pairs (i, i + dim / 2). Caches: [blocks, block_size, kv_heads, ...]; slots: int64 [rows], block *
+        block_size + offset of each row, no two the same.
+        """
+        for x in (q, k):
+            first, second = x.chunk(2, dim=-1)
+            c, s = cos[:, None], sin[:, None]
+            x.copy_(torch.cat([first * c - second * s, second * c + first * s], dim=-1))
+        k_cache.view(-1, *k_cache.shape[2:])[slots] = k
+        v_cache.view(-1, *v_cache.shape[2:])[slots] = v
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """`silu(gate) * up` for gate_up [rows, 2 f], gate in its first half; [rows, f], a new tensor."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
     def pack(self, weight: Tensor) -> Weight:
         """Keep a weight [out_features, in_features] as `linear` wants it: as it is."""
         return PlainWeight(weight)
