@@ -13,7 +13,8 @@ PACKAGES = {
     "livery_loadtest": ROOT / "loadtest" / "livery_loadtest",
 }
 
-DECIDING = {f"livery.engine.{name}" for name in ("base", "plan", "blocks", "residency", "sequence", "scheduler")}
+DECIDED_BY = ("base", "plan", "blocks", "prefix", "prefix_keys", "residency", "sequence", "scheduler")
+DECIDING = {f"livery.engine.{name}" for name in DECIDED_BY}
 COMPUTING = {"livery.engine.runner", "livery.engine.model", "livery.engine.attention", "livery.engine.sampler"}
 
 # What each part of the server may import of the three packages. Every module belongs to exactly one part (the longest

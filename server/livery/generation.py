@@ -31,9 +31,13 @@ class ChoiceDelta:
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one request: prompts once each, completions over all choices."""
+    """Tokens of one request: prompts once each, completions over all choices.
+
+    `cached_tokens` of the prompts' were not computed for this request.
+    """
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
 
 
@@ -49,8 +53,12 @@ class Generation:
         meter: RequestMeter,
         usage: Usage,
         release: Callable[[], None],
+        *,
+        answers_each: int = 1,
     ) -> None:
+        """`requests` come prompt by prompt, `answers_each` of each."""
         self.usage = usage
+        self._answers_each = answers_each
         self._engine = engine
         self._requests = list(requests)
         self._texts = [_SequenceText(tokenizer, request, stops) for request in requests]
@@ -93,6 +101,8 @@ class Generation:
                 before = text.count
                 piece, reason = text.push(tokens)
                 self.usage.completion_tokens += text.count - before
+                if index % self._answers_each == 0:  # the others find what the first answer's run has computed
+                    self.usage.cached_tokens += tokens.cached_tokens
                 self.meter.tokens(index, text.count - before)
                 if piece or reason:
                     yield ChoiceDelta(index, piece, reason)

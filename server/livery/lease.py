@@ -1,4 +1,4 @@
-"""What a request holds while it runs, and whom an alias keeps where."""
+"""Who asks, what a request holds while it runs, and whom an alias keeps where."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from livery.engine.base import AdapterRef
+from livery.engine.base import DEFAULT_TENANT, AdapterRef
 from livery_adapters.composition import added_up, composition_digest
 from livery_adapters.registry import Alias, AliasTarget, VersionFacts
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom an alias keeps on one target: the client's `user` field, and its API key's digest."""
+    """Who asks: the client's `user` field, its API key's digest, and the tenant that the key belongs to."""
 
     user: str | None = None
     key: str | None = None
+    tenant: str = DEFAULT_TENANT
 
 
 ANYONE = Caller()

@@ -274,10 +274,19 @@ def _engine_families(snapshot: Snapshot, info: EngineInfo, labels: dict[str, str
         ("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", used),
     ):
         yield _gauge(name, text, labels, value)
-    preemptions = CounterMetricFamily("vllm:num_preemptions", "Preemptions", labels=list(labels))
-    preemptions.add_metric(list(labels.values()), stats.preemptions)
-    yield preemptions
-    cache = {**labels, "block_size": str(info.block_size), "num_gpu_blocks": str(info.num_blocks)}
+    for name, text, value in (
+        ("vllm:num_preemptions", "Preemptions", stats.preemptions),
+        ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
+        ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
+    ):
+        yield _counter(name, text, labels, value)
+    cache = {
+        **labels,
+        "block_size": str(info.block_size),
+        "num_gpu_blocks": str(info.num_blocks),
+        "enable_prefix_caching": str(info.prefix_cache),
+    }
+    yield _gauge("livery_prefix_cache_blocks", "KV blocks that can be found by content", {}, stats.blocks_cached)
     yield _gauge("vllm:cache_config_info", "How the KV cache is cut", cache, 1)
     if snapshot.served is not None:
         # One sample, always: routers take the newest, and every label combination would stay for ever.
@@ -293,10 +302,15 @@ def _engine_families(snapshot: Snapshot, info: EngineInfo, labels: dict[str, str
     for name, text, value in (
         ("livery_adapter_loads", "Adapters brought into device memory", stats.adapter_loads),
         ("livery_adapter_evictions", "Adapters moved out of device memory", stats.adapter_evictions),
+        ("livery_prefix_cache_evictions", "Cached KV blocks given to other tokens", stats.prefix_evictions),
     ):
-        counter = CounterMetricFamily(name, text)
-        counter.add_metric([], value)
-        yield counter
+        yield _counter(name, text, {}, value)
+
+
+def _counter(name: str, text: str, labels: dict[str, str], value: float) -> Metric:
+    family = CounterMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
 
 
 def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> Metric:

@@ -67,11 +67,10 @@ class EngineProver:
         self._release(digest)
 
     async def _run(self, ref: AdapterRef, candidate: Candidate) -> None:
-        """One greedy token; an activated adapter is active from the first one."""
+        """One greedy token, all of it computed now; an activated adapter is active from the first one."""
         prompt = [*candidate.invocation, *self._canary]
-        request = GenerationRequest(
-            f"{CANARY}{uuid.uuid4().hex}", prompt, SamplingParams(max_tokens=1, temperature=0.0), ref
-        )
+        name = f"{CANARY}{uuid.uuid4().hex}"
+        request = GenerationRequest(name, prompt, SamplingParams(max_tokens=1, temperature=0.0), ref, cache_salt=name)
         async for delta in self._engine.generate(request):
             if delta.finish_reason == "error":
                 raise AdapterRefused(

@@ -70,6 +70,7 @@ class Options:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     n: int = 1
+    cache_salt: str = ""  # what is computed for a prompt is shared only with requests of the same salt
 
 
 DEFAULT_SAMPLING: Mapping[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
@@ -176,6 +177,7 @@ class GenerationService:
             self.metrics.begin(lease.name if lease else None),
             Usage(prompt_tokens=prompt_tokens),
             release,
+            answers_each=job.options.n,
         )
         short = digest[:DIGEST_SHOWN]
         return OpenedJob(generation, f"{name}@{short}", f"livery-{self.info.base_digest[:8]}-{short}")
@@ -241,6 +243,8 @@ class GenerationService:
                 self._sampling(ids, copy, job, profile),
                 lease.ref if lease else None,
                 _activation(ids, lease, job.prompt_param),
+                job.caller.tenant,
+                job.options.cache_salt,
             )
             for index, ids in enumerate(prompts)
             for copy in range(job.options.n)

@@ -80,6 +80,7 @@ class Settings(BaseModel):
     device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto, float32 or bfloat16")
     kernels: Literal["auto", "torch"] = Field("auto", description="auto, or torch for plain torch operations")
+    prefix_cache: bool = Field(True, description="Compute what prompts begin with once, per tenant, adapter and salt")
     poll_adapters: bool = Field(False, description="Look at the adapter folder instead of waiting for events")
     drain_timeout: int = Field(30, ge=0, description="Seconds that requests may still take after SIGTERM")
     metrics_max_adapters: int = Field(200, ge=0, description="Adapters with metrics of their own; the rest add up")

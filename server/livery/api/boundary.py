@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe
 from livery.api.uploads import is_upload, takes_uploads
+from livery.engine.base import DEFAULT_TENANT
 from livery.metrics import Metrics
 from livery.refusals import Draining
 from livery.tenancy import Doors
@@ -50,6 +51,7 @@ class RequestRecord:
     first_token_s: float | None = None
     outcome: str = "-"
     key: str | None = None  # what the API key is known by; never the key
+    tenant: str = DEFAULT_TENANT  # whom it belongs to
 
 
 class Boundary:

@@ -51,7 +51,8 @@ async def retrieve_model(model: str, context: ContextDep) -> Response:
 
 
 def _job(body: ChatCompletionBody | CompletionBody, request_id: str, param: str, request: Request) -> Job:
-    caller = Caller(body.user, request.state.record.key)
+    record: RequestRecord = request.state.record
+    caller = Caller(body.user, record.key, record.tenant)
     return Job(body.model_name, body.to_prompts(), body.to_options(), request_id, param, caller)
 
 

@@ -76,6 +76,7 @@ class GenerationBody(_WholeBody):
     ignore_eos: bool | None = None
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
     user: str | None = Field(None, max_length=512)
+    cache_salt: str | None = Field(None, min_length=1, max_length=512)
     adapter_id: ModelName | None = None  # LoRAX's name for what stands in `model` here
 
     @property
@@ -111,6 +112,7 @@ class GenerationBody(_WholeBody):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             n=self.n or 1,
+            cache_salt=self.cache_salt or "",
         )
 
 

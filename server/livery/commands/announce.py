@@ -25,7 +25,8 @@ def announce(
     console = Console(highlight=False, soft_wrap=True)
     url, info = _url(address), service.info
     console.print(f"\n[bold]Livery {__version__}[/] serves [bold]{escape(service.base_name)}[/] on [bold]{url}[/]")
-    console.print(f"  {info.architecture}, {info.device} {info.dtype}, kernels: {escape(info.kernels)}")
+    cache = "" if info.prefix_cache else ", no prefix cache"
+    console.print(f"  {info.architecture}, {info.device} {info.dtype}, kernels: {escape(info.kernels)}{cache}")
     _print_adapters(console, adapters)
     name = next((shown["name"] for shown in adapters["data"] if "digest" in shown), service.base_name)
     console.print("\n[bold]Try it[/]")

@@ -234,6 +234,7 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
         max_running=settings.max_running,
         threads=settings.threads,
         kernels=settings.kernels,
+        prefix_cache=settings.prefix_cache,
         log_level=settings.log_level,
     )
 

@@ -16,6 +16,8 @@ from livery_adapters.effect import AdapterEffect
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
+DEFAULT_TENANT = "default"  # whose requests are nobody's in particular
+
 
 class AdapterPart(msgspec.Struct, frozen=True):
     """One stored version: two files, and how they take part in what is applied.
@@ -67,7 +69,8 @@ class SamplingParams(msgspec.Struct, frozen=True):
 class GenerationRequest(msgspec.Struct, frozen=True):
     """One sequence to generate. `request_id` is unique among the requests an engine holds.
 
-    Tokens before position `adapter_start` run on the base (activated LoRA), the others under `adapter`.
+    Tokens before position `adapter_start` run on the base (activated LoRA), the others under `adapter`. What has
+    been computed for a prompt is used again only for requests of the same `tenant` with the same `cache_salt`.
     """
 
     request_id: str
@@ -75,6 +78,8 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     sampling: SamplingParams
     adapter: AdapterRef | None = None
     adapter_start: int = 0
+    tenant: str = DEFAULT_TENANT
+    cache_salt: str = ""
 
 
 # How the ids of an adapter's first, proving run begin: nobody's request.
@@ -85,13 +90,15 @@ class TokenDelta(msgspec.Struct, frozen=True):
     """New tokens of one request. The last delta of a request carries `finish_reason`.
 
     With `finish_reason == "error"`, `error` says what went wrong, in words fit for the client.
-    A stop token ends the sequence and is included as its last token.
+    A stop token ends the sequence and is included as its last token. The first delta with tokens says how many of
+    the prompt's tokens were not computed but found in the prefix cache.
     """
 
     request_id: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     error: str | None = None
+    cached_tokens: int = 0
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -113,6 +120,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     adapter_memory_bytes: int
     weight_bytes: int
     shapes: BaseShapes  # what adapters may change
+    rope: str = "static"  # how length-dependent position embeddings were fixed
+    prefix_cache: bool = True
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -124,6 +133,10 @@ class EngineStats(msgspec.Struct, frozen=True):
     blocks_free: int = 0
     steps: int = 0
     preemptions: int = 0
+    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_hits: int = 0  # prompt tokens found there
+    prefix_evictions: int = 0  # blocks
+    blocks_cached: int = 0  # that can be found by their content, in use or free
     prompt_tokens: int = 0
     generated_tokens: int = 0
     adapter_bytes: int = 0
@@ -149,6 +162,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_running: int = 64
     threads: int = 0
     kernels: Literal["auto", "torch"] = "auto"
+    prefix_cache: bool = True  # keep what was computed for prompts and answers, for requests that begin alike
     log_level: str = "info"
 
 

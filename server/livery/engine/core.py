@@ -22,6 +22,7 @@ from livery.engine.loader import LOAD_FAILED, Loaded, Loader
 from livery.engine.lora.bank import PackedAdapter
 from livery.engine.messages import LoadOutcome
 from livery.engine.plan import StepPlan, StepResult
+from livery.engine.prefix_keys import kv_identity
 from livery.engine.residency import Residency
 from livery.engine.runner import ModelRunner
 from livery.engine.scheduler import Scheduler
@@ -49,6 +50,7 @@ class EngineCore:
             max_running=info.max_running,
             max_model_len=info.max_model_len,
             eos_token_ids=info.eos_token_ids,
+            shared=kv_identity(info),
         )
         self._loader = Loader(self._runner.read_adapter, wake)
         self._staged: dict[str, PackedAdapter] = {}
@@ -113,6 +115,10 @@ class EngineCore:
             blocks_free=self._pool.num_free,
             steps=self._steps,
             preemptions=scheduler.preemptions,
+            prefix_queries=scheduler.prefix.queries,
+            prefix_hits=scheduler.prefix.hits,
+            prefix_evictions=self._pool.evictions,
+            blocks_cached=self._pool.num_cached,
             prompt_tokens=scheduler.prompt_tokens,
             generated_tokens=scheduler.generated_tokens,
             adapter_bytes=residency.resident_bytes,

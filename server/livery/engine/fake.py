@@ -4,6 +4,9 @@ By default a request with the prompt [3, 4] and no adapter answers 7, 8, 9, …:
 the prompt plus, with an adapter, the first byte of its digest, and each next token is one more, all modulo the
 vocabulary. So the prompt [3, 4] on an adapter whose digest starts with `0a` answers 17, 18, 19, ….
 
+Of a prompt, the blocks of 16 tokens that an earlier one of the same tenant, adapter and salt began with are reported as
+cached, but never its last token's.
+
 A test may replace that rule with a script, let tokens out one at a time, make a request fail after some
 tokens, and ask what was aborted. Nothing here sleeps: everything waits for an event.
 """
@@ -67,6 +70,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.loaded: dict[str, AdapterRef] = {}
         self.kept: tuple[str, ...] = ()
+        self._seen: set[tuple[object, ...]] = set()  # beginnings of prompts, whole blocks
         self._open: dict[str, GenerationRequest] = {}
         self._permits = asyncio.Semaphore(0)
         self._changed = asyncio.Event()
@@ -115,6 +119,7 @@ class FakeEngine:
             return
         self._take(request)
         finished = False
+        cached = self._cached_tokens(request)
         try:
             tokens = self._tokens(request)
             for index, token in enumerate(tokens):
@@ -130,7 +135,7 @@ class FakeEngine:
                 stops = self._stops(request, token, index)
                 reason: FinishReason | None = "stop" if stops else "length" if index == len(tokens) - 1 else None
                 finished = reason is not None
-                yield TokenDelta(request.request_id, [token], reason)
+                yield TokenDelta(request.request_id, [token], reason, cached_tokens=0 if index else cached)
                 if finished:
                     return
         finally:
@@ -202,6 +207,15 @@ class FakeEngine:
             await asyncio.sleep(0)
         if self._dead.is_set():
             raise EngineDead("the fake engine is stopped")
+
+    def _cached_tokens(self, request: GenerationRequest) -> int:
+        """How much of the prompt earlier ones began with; from now on this one is an earlier one."""
+        size, ids = self._info.block_size, request.prompt_token_ids
+        whose = (request.tenant, request.adapter and request.adapter.digest, request.adapter_start, request.cache_salt)
+        begun = [(whose, *ids[:end]) for end in range(size, len(ids) + 1, size)]
+        cached = sum(size for beginning in begun if beginning in self._seen and len(beginning) <= len(ids))
+        self._seen.update(begun)
+        return cached
 
     def _tokens(self, request: GenerationRequest) -> list[int]:
         limit = request.sampling.max_tokens

@@ -90,6 +90,8 @@ class ModelRunner:
             adapter_memory_bytes=memory.adapter_bytes,
             weight_bytes=self._weight_bytes(),
             shapes=loaded.structure.shapes,
+            rope=rope,
+            prefix_cache=config.prefix_cache,
         )
 
     def _attach(self, loaded: LoadedModel) -> None:

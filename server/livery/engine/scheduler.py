@@ -4,16 +4,20 @@
 that still read their prompt), then to waiting ones in order of arrival. `update()` takes the result back. A
 sequence whose adapter isn't in device memory is skipped, not waited for; one skipped too often stops
 admissions behind it, so that requests for hot adapters can't starve it. When blocks run out, the youngest
-running sequence is preempted: its blocks are freed and its tokens computed again later.
+running sequence is preempted: its blocks are freed and its tokens computed again later, as far as the prefix cache
+doesn't find them.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 
-from livery.engine.base import FinishReason, GenerationRequest, RequestRefused, TokenDelta
+from livery.engine.base import GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.blocks import BlockPool
 from livery.engine.plan import SequenceSlice, StepPlan, StepResult
+from livery.engine.prefix import PrefixCache
+from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
 from livery.engine.sequence import Sequence
 
@@ -33,8 +37,11 @@ class Scheduler:
         max_running: int,
         max_model_len: int,
         eos_token_ids: tuple[int, ...],
+        shared: KVIdentity | None = None,
     ) -> None:
+        """`shared`: what blocks in the prefix cache have in common; None turns it off."""
         self._pool = pool
+        self.prefix = PrefixCache(pool, shared, max_batch_tokens)
         self._residency = residency
         self._max_batch_tokens = max_batch_tokens
         self._max_running = max_running
@@ -76,7 +83,7 @@ class Scheduler:
     def fail_waiting(self, digest: str, reason: str) -> list[TokenDelta]:
         """End the waiting requests of an adapter that can't be loaded."""
         doomed = [seq for seq in self._waiting if seq.adapter == digest]
-        return [self._end(seq, [], "error", reason) for seq in doomed]
+        return [self._fail(seq, reason) for seq in doomed]
 
     # -- one step ------------------------------------------------------------------------------------
 
@@ -98,7 +105,8 @@ class Scheduler:
             if sequence is None:
                 continue
             if reason := result.failed.get(part.request_id):
-                deltas.append(self._end(sequence, [], "error", reason))
+                self.prefix.distrust(sequence)
+                deltas.append(self._fail(sequence, reason))
                 continue
             sequence.num_computed += len(part.token_ids)
             self.prompt_tokens += max(0, min(len(part.token_ids), len(sequence.request.prompt_token_ids) - part.start))
@@ -129,8 +137,10 @@ class Scheduler:
         """Blocks and sequences add up. For tests and for idle moments."""
         self._pool.check_invariants()
         self._residency.check_invariants()
-        held = sum(len(seq.blocks) for seq in self._sequences.values())
-        assert held + self._pool.num_free == self._pool.num_blocks, "blocks held by no sequence"
+        self.prefix.check_invariants(self._running)
+        holders = Counter(block for seq in self._sequences.values() for block in seq.blocks)
+        assert len(holders) + self._pool.num_free == self._pool.num_blocks, "blocks held by no sequence"
+        assert all(self._pool.holders(block) == count for block, count in holders.items()), "holders miscounted"
         assert not any(seq.blocks for seq in self._waiting), "a waiting sequence holds blocks"
         assert len(self._waiting) + len(self._running) == len(self._sequences)
 
@@ -169,15 +179,19 @@ class Scheduler:
                 if sequence.skips > MAX_SKIPS:
                     return
                 continue
+            cached = self.prefix.find(sequence)
+            if cached is None:
+                continue
             # The whole sequence must fit, not only its first chunk: admitting more would end in preemptions.
-            if self._pool.blocks_for(sequence.num_tokens) > self._pool.num_free:
+            if self._pool.blocks_for(sequence.num_tokens) - len(cached) > self._pool.free_beside(cached):
                 return
-            count = min(sequence.num_uncomputed, budget)
             self._waiting.remove(sequence)
             self._running.append(sequence)
             if adapter is not None:
                 self._residency.pin(adapter.digest)
-            reserved = self._reserve(sequence, count)
+            self.prefix.enter(sequence, cached)
+            count = min(sequence.num_uncomputed, budget)
+            reserved = self._reserve(sequence, sequence.num_computed + count)
             assert reserved, "blocks were counted as free"
             planned[sequence.request_id] = count
             budget -= count
@@ -205,18 +219,23 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, tokens: tuple[int, ...]) -> TokenDelta:
         """Take new tokens up to the one that ends the sequence, if one does."""
+        cached = 0 if sequence.num_generated else sequence.cached_tokens or 0
         appended = []
+        reason = None
         for token in tokens:
             sequence.tokens.append(token)
             appended.append(token)
             self.generated_tokens += 1
             if reason := sequence.finish_reason(self._eos, self._max_model_len):
-                return self._end(sequence, appended, reason)
-        return TokenDelta(sequence.request_id, appended)
+                break
+        self.prefix.publish(sequence)
+        if reason is not None:
+            self._remove(sequence)
+        return TokenDelta(sequence.request_id, appended, reason, cached_tokens=cached)
 
-    def _end(self, sequence: Sequence, tokens: list[int], reason: FinishReason, error: str | None = None) -> TokenDelta:
+    def _fail(self, sequence: Sequence, error: str) -> TokenDelta:
         self._remove(sequence)
-        return TokenDelta(sequence.request_id, tokens, reason, error)
+        return TokenDelta(sequence.request_id, [], "error", error)
 
     def _preempt(self, sequence: Sequence) -> None:
         self._leave_running(sequence)
@@ -234,7 +253,6 @@ class Scheduler:
     def _leave_running(self, sequence: Sequence) -> None:
         """The one way out of running: blocks and the hold on the adapter go together."""
         self._running.remove(sequence)
-        self._pool.free(sequence.blocks)
-        sequence.blocks = []
+        self.prefix.leave(sequence)
         if sequence.adapter is not None:
             self._residency.unpin(sequence.adapter)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 from livery.engine.base import FinishReason, GenerationRequest
 from livery.engine.plan import SampleSpec
+from livery.engine.prefix_keys import KeyChain
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
-    """Mutable, and written only by the scheduler."""
+    """Mutable, and written only by the scheduler and its prefix cache. Equal to nothing but itself."""
 
     request: GenerationRequest
     seed: int
@@ -23,6 +24,11 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     num_computed: int = 0
     skips: int = 0  # schedule rounds in which its adapter could not be placed
+    chain: KeyChain | None = None  # keys of its full blocks
+    published: int = 0  # leading blocks that others can find
+    announced: int = 0  # leading blocks that others can find or wait for
+    awaited: bytes = b""  # key of a block that it waits for another to compute
+    cached_tokens: int | None = None  # of its prompt, found when it first ran
 
     @classmethod
     def of(cls, request: GenerationRequest, seed: int) -> Sequence:

@@ -1,0 +1,150 @@
+"""A device that computes nothing and remembers everything: what each position of each block holds, and for whom.
+
+The content of a position is a digest of all that its keys and values depend on (who asked, every token up to it, and
+what each of them ran under), so a block that is shared wrongly, overwritten or read before it was computed shows at
+the next step. The token chosen depends on that content, as it would on a real device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+from livery.engine.base import AdapterRef, GenerationRequest, SamplingParams, TokenDelta
+from livery.engine.blocks import BlockPool
+from livery.engine.plan import SequenceSlice, StepPlan, StepResult
+from livery.engine.prefix_keys import KVIdentity
+from livery.engine.residency import Residency
+from livery.engine.scheduler import Scheduler
+
+EOS = 2
+BLOCK = 4
+SICK = "sick-"  # requests named so compute rubbish, and it shows when a token is to be chosen
+RUBBISH = b"rubbish"
+
+
+def request(
+    name: str,
+    prompt: list[int],
+    max_tokens: int = 4,
+    adapter: str | None = None,
+    *,
+    start: int = 0,
+    tenant: str = "t",
+    salt: str = "",
+) -> GenerationRequest:
+    ref = AdapterRef.of(adapter, f"/adapters/{name}") if adapter else None
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    return GenerationRequest(name, prompt, params, ref, start, tenant, salt)
+
+
+def content(request: GenerationRequest, tokens: list[int]) -> bytes:
+    """What the last position of these tokens holds."""
+    state = repr((request.tenant, request.cache_salt)).encode()
+    for position, token in enumerate(tokens):
+        runs_on = request.adapter.digest if request.adapter and position >= request.adapter_start else None
+        state = hashlib.sha256(state + repr((token, runs_on)).encode()).digest()
+    return state
+
+
+def next_token(request: GenerationRequest, tokens: list[int]) -> int:
+    """What the simulated model says after these tokens."""
+    return 3 + content(request, tokens)[0] % 5
+
+
+def answer(request: GenerationRequest) -> list[int]:
+    """All tokens of a request that runs alone, without any cache."""
+    tokens = list(request.prompt_token_ids)
+    for _ in range(request.sampling.max_tokens):
+        tokens.append(next_token(request, tokens))
+    return tokens[len(request.prompt_token_ids) :]
+
+
+class Simulation:
+    """Scheduler, blocks, prefix cache and residency over that device. `tokens` per step, `budget` in bytes."""
+
+    def __init__(
+        self, blocks: int = 32, *, tokens: int = 8, running: int = 4, budget: int = 100, cache: bool = True
+    ) -> None:
+        self.pool = BlockPool(blocks, BLOCK)
+        self.residency = Residency(budget)
+        self.scheduler = Scheduler(
+            self.pool,
+            self.residency,
+            max_batch_tokens=tokens,
+            max_running=running,
+            max_model_len=blocks * BLOCK,
+            eos_token_ids=(EOS,),
+            shared=KVIdentity("base", "static", "float32", BLOCK) if cache else None,
+        )
+        self.requests: dict[str, GenerationRequest] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.finished: dict[str, str] = {}
+        self.cached: dict[str, int] = {}
+        self.computed = Counter[str]()  # request -> tokens computed for it
+        self.plans: list[StepPlan] = []
+        self._memory = [[b""] * BLOCK for _ in range(blocks)]
+
+    def add(self, asked: GenerationRequest) -> None:
+        self.scheduler.add(asked)
+        self.requests[asked.request_id], self.tokens[asked.request_id] = asked, []
+
+    def load(self, sizes: dict[str, int]) -> None:
+        """Let every adapter that was asked for arrive."""
+        for adapter in self.residency.take_loads():
+            self.residency.staged(adapter.digest, sizes[adapter.digest])
+        self.residency.place(self.scheduler.waiting_adapters())
+        self.residency.take_evictions()
+
+    def step(self) -> list[TokenDelta]:
+        plan = self.scheduler.schedule()
+        self.plans.append(plan)
+        deltas = self.scheduler.update(plan, self._execute(plan))
+        for delta in deltas:
+            self.tokens[delta.request_id] += delta.token_ids
+            self.cached[delta.request_id] = self.cached.get(delta.request_id, 0) + delta.cached_tokens
+            if delta.finish_reason:
+                self.finished[delta.request_id] = delta.finish_reason
+        self.scheduler.check_invariants()
+        return deltas
+
+    def run(self, *asked: GenerationRequest) -> None:
+        """Add these and step until nothing is left; every answer must be what its request gets alone."""
+        for one in asked:
+            self.add(one)
+        while self.scheduler.has_work:
+            self.step()
+        for one in asked:
+            if self.finished[one.request_id] == "length":
+                assert self.tokens[one.request_id] == answer(one)
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        held = Counter(block for part in plan.slices for block in part.block_table)
+        tokens, failed = {}, {}
+        for part in plan.slices:
+            end = part.start + len(part.token_ids)
+            written = {part.block_table[position // BLOCK] for position in range(part.start, end)}
+            assert all(held[block] == 1 for block in written), "written while another sequence holds it"
+            assert not any(self.pool.is_published(block) for block in written), "written, but others may find it"
+            assert part.adapter is None or self.residency.is_resident(part.adapter)
+            asked, ids = self._write(part)
+            self.computed[part.request_id] += len(part.token_ids)
+            if part.samples and part.request_id.startswith(SICK):
+                failed[part.request_id] = "not finite"
+            elif part.samples:
+                tokens[part.request_id] = (next_token(asked, ids),)
+        return StepResult(tokens, failed)
+
+    def _write(self, part: SequenceSlice) -> tuple[GenerationRequest, list[int]]:
+        """Check what the slice reads and remember what it writes; returns its request and tokens so far."""
+        asked = self.requests[part.request_id]
+        ids = (asked.prompt_token_ids + self.tokens[part.request_id])[: part.start + len(part.token_ids)]
+        assert tuple(ids[part.start :]) == part.token_ids
+        for position in range(len(ids)):
+            row, offset = self._memory[part.block_table[position // BLOCK]], position % BLOCK
+            truth = content(asked, ids[: position + 1])
+            if position >= part.start:
+                row[offset] = RUBBISH if part.request_id.startswith(SICK) else truth
+            elif not part.request_id.startswith(SICK):
+                assert row[offset] == truth, f"{part.request_id} reads what is not its own at position {position}"
+        return asked, ids
