@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.refusals": set(),
     "livery.chat_template": set(),
     "livery.settings": set(),
+    "livery.listening": {"livery.settings"},
     "livery.tenancy": set(),
     "livery.tokenizer_files": {"livery.models"},
     "livery.text": TEXT | FACTS,

@@ -43,6 +43,14 @@ def _expand(folder: Path) -> Path:
         raise ValueError(f"{error}; write the whole path") from None
 
 
+def _root_path(path: str) -> str:
+    if path and (not path.startswith("/") or not path.isascii() or not path.isprintable()):
+        raise ValueError("it must begin with a slash, as in /llm")
+    if path.startswith("/v1"):
+        raise ValueError("it must not begin with /v1, which is where the API's own paths begin")
+    return path.rstrip("/")
+
+
 Folder = Annotated[Path, AfterValidator(_expand)]
 
 
@@ -62,6 +70,15 @@ class Settings(BaseModel):
     keep_versions: int = Field(10, ge=0, description="Versions kept per adapter for rolling back; 0: all")
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
     port: Port = Field(8000, description="Port to listen on; 0 takes a free one")
+    uds: Folder | None = Field(None, description="Unix socket to listen on instead of --host and --port")
+    ssl_certfile: Folder | None = Field(None, description="Certificate chain in PEM; serves https")
+    ssl_keyfile: Folder | None = Field(None, description="Key of --ssl-certfile in PEM, without a passphrase")
+    root_path: Annotated[str, AfterValidator(_root_path)] = Field(
+        "", description="Path under which a proxy shows this server, as in /llm"
+    )
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        (), description="Origins whose web pages may call this server; comma-separated, * for all"
+    )
     # Outer spaces and line ends don't survive a header.
     api_key: Annotated[SecretStr | None, BeforeValidator(_strip)] = Field(
         None, min_length=1, description="Key that clients must send"

@@ -16,7 +16,6 @@ import pytest
 
 from api.peft_files import damage_weights, make_adapter
 from cli.processes import ENVIRON, run, serving, url_in
-from livery.commands import serve
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +136,3 @@ def test_the_tree_shows_every_command_and_no_torch_is_loaded_for_it() -> None:
     code = "import sys, livery.cli; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-def test_the_listener_is_one_of_tcp() -> None:
-    """The loop turns off Nagle's algorithm only for sockets that say so; else answers wait for acknowledgements."""
-    with serve._bind("127.0.0.1", 0) as listener:
-        assert listener.proto == socket.IPPROTO_TCP

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from livery import __version__
 from livery.api import adapters, errors, openai, status
@@ -17,9 +20,18 @@ ERRORS: tuple[int | str, ...] = ("4XX", "5XX")
 
 
 def create_app(
-    service: GenerationService, management: AdapterManagement, doors: Doors, *, keep_alive_s: float = KEEP_ALIVE_S
+    service: GenerationService,
+    management: AdapterManagement,
+    doors: Doors,
+    *,
+    keep_alive_s: float = KEEP_ALIVE_S,
+    cors_origins: Sequence[str] = (),
+    root_path: str = "",
 ) -> FastAPI:
-    """The application over a service that is ready to take requests."""
+    """The application over a service that is ready to take requests; pages of `cors_origins` may call it.
+
+    `root_path` is a prefix that requests may carry, as a proxy shows the server under it.
+    """
     # The framework's own pages load scripts from elsewhere; redirects would bypass the list of open paths.
     app = FastAPI(
         title="Livery",
@@ -34,5 +46,13 @@ def create_app(
     for router in (openai.router, adapters.router, status.router):
         app.include_router(router)
     errors.install(app)
-    app.add_middleware(Boundary, doors=doors, metrics=service.metrics)
+    app.add_middleware(Boundary, doors=doors, metrics=service.metrics, root_path=root_path)
+    if cors_origins:  # outside the boundary: a browser asks without a key whether it may ask
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-livery-adapter", "retry-after"],
+        )
     return app

@@ -57,15 +57,17 @@ class RequestRecord:
 class Boundary:
     """ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, doors: Doors, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, doors: Doors, metrics: Metrics, root_path: str = "") -> None:
         self._app = app
         self._doors = doors
         self._metrics = metrics
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        _settle_path(scope, self._root_path)
         headers = Headers(scope=scope)
         record = RequestRecord(_request_id(headers))
         scope.setdefault("state", {})["record"] = record
@@ -88,7 +90,7 @@ class Boundary:
             self._close(record, scope)
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, reply: Send) -> None:
-        path = scope["path"]
+        path = _route_path(scope)
         if not path.isprintable():  # a router may well drop a line end and take the rest for a name
             raise UnknownUrl(ascii(path)[1:-1])
         if path not in OPEN_PATHS:
@@ -112,7 +114,7 @@ class Boundary:
     def _close(self, record: RequestRecord, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.http(route, _method(scope), record.status)
-        quiet = scope["path"] in PROBE_PATHS and record.status < 400  # every few seconds, with nothing to say
+        quiet = _route_path(scope) in PROBE_PATHS and record.status < 400  # every few seconds, with nothing to say
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %s status=%d served_by=%s prompt=%d completion=%d outcome=%s first_token=%s total=%.3fs",
@@ -127,6 +129,18 @@ class Boundary:
             "-" if record.first_token_s is None else f"{record.first_token_s:.3f}s",
             time.perf_counter() - record.started,
         )
+
+
+def _settle_path(scope: Scope, root_path: str) -> None:
+    """Let the path begin with the prefix, whether the proxy in front took it off or not: so ASGI wants it."""
+    if not scope["path"].startswith(f"{root_path}/"):
+        scope["path"] = root_path + scope["path"]
+    scope["root_path"] = root_path
+
+
+def _route_path(scope: Scope) -> str:
+    """The path that the router goes by: without the prefix under which a proxy shows this server."""
+    return str(scope["path"])[len(scope["root_path"]) :]
 
 
 def _manages(method: str, path: str) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from livery import __version__
+from livery.listening import Listener
 from livery.service import GenerationService
 
 PROMPT = "Tell me about your day."
@@ -18,28 +19,31 @@ MAX_TOKENS = 64
 MAX_LISTED = 20
 
 
-def announce(
-    service: GenerationService, adapters: Mapping[str, Any], address: tuple[str, int], *, needs_key: bool
-) -> None:
-    """Print to standard output; `adapters` is a first page of them, `address` the socket's own."""
+def announce(service: GenerationService, adapters: Mapping[str, Any], listener: Listener, *, needs_key: bool) -> None:
+    """Print to standard output; `adapters` is a first page of them."""
     console = Console(highlight=False, soft_wrap=True)
-    url, info = _url(address), service.info
-    console.print(f"\n[bold]Livery {__version__}[/] serves [bold]{escape(service.base_name)}[/] on [bold]{url}[/]")
+    where, info = listener.uds or listener.url, service.info
+    console.print(
+        f"\n[bold]Livery {__version__}[/] serves [bold]{escape(service.base_name)}[/] on [bold]{escape(str(where))}[/]"
+    )
     cache = "" if info.prefix_cache else ", no prefix cache"
     console.print(f"  {info.architecture}, {info.device} {info.dtype}, kernels: {escape(info.kernels)}{cache}")
     _print_adapters(console, adapters)
     name = next((shown["name"] for shown in adapters["data"] if "digest" in shown), service.base_name)
     console.print("\n[bold]Try it[/]")
-    console.print(curl(url, name, needs_key), markup=False)
-    console.print("\n[bold]or in Python[/] (pip install openai)")
-    console.print(snippet(url, name, needs_key), markup=False)
+    console.print(curl(listener, name, needs_key), markup=False)
+    if listener.uds is None:
+        console.print("\n[bold]or in Python[/] (pip install openai)")
+        console.print(snippet(listener.url, name, needs_key), markup=False)
     console.print("\nCtrl-C stops the server.")
 
 
-def curl(url: str, model: str, needs_key: bool) -> str:
+def curl(listener: Listener, model: str, needs_key: bool) -> str:
     body = {"model": model, "max_tokens": MAX_TOKENS, "messages": [{"role": "user", "content": PROMPT}]}
     key = ' -H "authorization: Bearer $LIVERY_API_KEY"' if needs_key else ""
-    return f"curl {url}/v1/chat/completions -H 'content-type: application/json'{key} \\\n  -d '{json.dumps(body)}'"
+    to = f"--unix-socket {shlex.quote(str(listener.uds))} " if listener.uds else ""
+    url = f"{listener.url}/v1/chat/completions"
+    return f"curl {to}{url} -H 'content-type: application/json'{key} \\\n  -d '{json.dumps(body)}'"
 
 
 def snippet(url: str, model: str, needs_key: bool) -> str:
@@ -76,11 +80,3 @@ def _summary(shown: Mapping[str, Any]) -> str:
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "no rank"
     kind = "" if shown["peft_type"] == "LORA" else f"{shown['peft_type']}, "
     return f"{kind}{rank}, {shown['bytes'] / 1e6:.1f} MB, {shown['digest'][:12]}"
-
-
-def _url(address: tuple[str, int]) -> str:
-    host, port = address
-    ip = ipaddress.ip_address(host)
-    if ip.is_unspecified:
-        host = "127.0.0.1" if ip.version == 4 else "::1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -42,7 +42,7 @@ def takes_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     """Values stay text here: the settings check them and know what to say."""
     switch = field.annotation is bool
-    default = "" if field.default in (None, 0, False, True) or field.is_required() else f" [default: {field.default}]"
+    default = "" if field.is_required() or switch or not field.default else f" [default: {field.default}]"
     names = f"{flag(name)}/{flag(f'no_{name}')}" if switch and field.default else flag(name)
     option = typer.Option(
         names, help=f"{field.description}{default}", metavar=None if switch else _metavar(name), show_default=False

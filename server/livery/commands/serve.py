@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
+from socket import socket
 from types import FrameType
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ from livery.assembly import Assembly, ServerParts, assemble
 from livery.commands.announce import MAX_LISTED, announce
 from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineDead, EngineInfo
+from livery.listening import Listener, listen
 from livery.models import ResolvedModel, resolve_model
 from livery.settings import Settings, SettingsError
 from livery.tenancy import Doors, check_binding
@@ -55,8 +56,7 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # what became of a change is said by the adapter source
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    listener = _bind(settings.host, settings.port)
-    with listener:
+    with closing(listen(settings)) as listener:
         resolved = resolve_model(settings.model)
         _base_name(settings, resolved)
         try:
@@ -72,7 +72,7 @@ def _engine_process(config: EngineConfig, progress: Callable[[str], None]) -> En
 
 
 async def _serve(
-    settings: Settings, resolved: ResolvedModel, listener: socket.socket, make_engine: MakeEngine, doors: Doors
+    settings: Settings, resolved: ResolvedModel, listener: Listener, make_engine: MakeEngine, doors: Doors
 ) -> None:
     # Until the server has its own way of stopping, a SIGTERM ends the start in good order.
     main = asyncio.current_task()
@@ -93,7 +93,7 @@ async def _serve(
         server = _Server(settings, parts, doors, listener)
         try:
             async with _ended_by_death(engine, server):
-                await server.serve(sockets=[listener])
+                await server.serve(sockets=[listener.socket])
         finally:
             await parts.stop()
             await engine.stop()
@@ -167,27 +167,35 @@ async def _parts(
 class _Server(uvicorn.Server):
     """uvicorn that says when it is ready and stops admitting as soon as it is told to stop."""
 
-    def __init__(self, settings: Settings, parts: ServerParts, doors: Doors, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, parts: ServerParts, doors: Doors, listener: Listener) -> None:
         config = uvicorn.Config(
-            create_app(parts.service, parts.management, doors),
+            create_app(
+                parts.service,
+                parts.management,
+                doors,
+                cors_origins=settings.cors_origins,
+                root_path=settings.root_path,
+            ),
             log_config=None,
             access_log=False,
             lifespan="off",
             server_header=False,
             proxy_headers=False,  # who is at the other end of the socket decides, not who somebody says it is
             timeout_graceful_shutdown=settings.drain_timeout,
+            ssl_certfile=listener.tls.certificate if listener.tls else None,
+            ssl_keyfile=listener.tls.key if listener.tls else None,
         )
         super().__init__(config)
         self._settings = settings
         self._service = parts.service
         self._management = parts.management
-        self._address: tuple[str, int] = listener.getsockname()[:2]
+        self._listener = listener
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             first = await self._management.ls(limit=MAX_LISTED)
-            announce(self._service, first, self._address, needs_key=self._settings.api_key is not None)
+            announce(self._service, first, self._listener, needs_key=self._settings.api_key is not None)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -237,18 +245,3 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
         prefix_cache=settings.prefix_cache,
         log_level=settings.log_level,
     )
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Take the port before the model is loaded. Raises SettingsError."""
-    try:
-        # Without its protocol the loop would not turn off Nagle's algorithm: 40 ms more on every kept connection.
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise SettingsError(
-            f"can't listen on --host {host} --port {port}: {error.strerror}; choose another port, or 0 for a free one"
-        ) from None
-    return listener

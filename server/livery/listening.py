@@ -1,0 +1,117 @@
+"""Where a server listens: a TCP port or a Unix socket, with TLS or without, taken before the model is loaded."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import ssl
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from livery.settings import Settings, SettingsError
+
+UDS_MODE = 0o600  # the server's own user; a proxy of another user gets in through the folder's group
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files of a certificate chain and its key, in PEM."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A bound socket and what clients call it. `url` has no path; of a Unix socket it names the file as well."""
+
+    socket: socket.socket
+    url: str
+    uds: Path | None
+    tls: Tls | None
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.uds is not None:
+            self.uds.unlink(missing_ok=True)
+
+
+def listen(settings: Settings) -> Listener:
+    """Take the address of the settings. Raises SettingsError."""
+    tls = _tls(settings)
+    if settings.uds is not None:
+        return Listener(_bind_unix(settings.uds), "http://localhost", settings.uds, tls)
+    bound = _bind(settings.host, settings.port)
+    host, port = bound.getsockname()[:2]
+    return Listener(bound, f"{'https' if tls else 'http'}://{_authority(host, port)}", None, tls)
+
+
+def _tls(settings: Settings) -> Tls | None:
+    certificate, key = settings.ssl_certfile, settings.ssl_keyfile
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise SettingsError("TLS needs both --ssl-certfile and --ssl-keyfile; give the other one too")
+    try:
+        # Read now, so that a wrong file shows before the model is loaded.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(
+            f"--ssl-certfile {certificate} and --ssl-keyfile {key} can't be used ({error.strerror or error}); "
+            "both must be PEM files, readable and of one pair, the key without a passphrase"
+        ) from None
+    return Tls(certificate, key)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        # Without its protocol the loop would not turn off Nagle's algorithm: 40 ms more on every kept connection.
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"can't listen on --host {host} --port {port}: {error.strerror}; choose another port, or 0 for a free one"
+        ) from None
+    return listener
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    _drop_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(UDS_MODE)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"can't listen on --uds {path}: {error.strerror or error}; its folder must exist and be writable, and the "
+            "path shorter than about 100 bytes"
+        ) from None
+    return listener
+
+
+def _drop_stale(path: Path) -> None:
+    """Remove the socket that a killed server left; never one that somebody answers on, and no other file."""
+    try:
+        kind = path.lstat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(kind):
+        raise SettingsError(f"--uds {path} is there already and is no socket; choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        found = probe.connect_ex(str(path))
+    if found not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise SettingsError(f"--uds {path} is in use by another server; stop that one or choose another path")
+    path.unlink(missing_ok=True)
+
+
+def _authority(host: str, port: int) -> str:
+    """Host and port as they stand in a URL; where all addresses are listened on, that of this machine."""
+    ip = ipaddress.ip_address(host)
+    if ip.is_unspecified:
+        host = "127.0.0.1" if ip.version == 4 else "::1"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,146 @@
+"""Where a server listens and who may call it: Unix sockets, TLS, a prefix behind a proxy, pages of other origins."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import ssl
+import stat
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from api.peft_files import make_adapter
+from cli.processes import run, serving, url_in
+from livery.listening import listen
+from livery.settings import Settings, SettingsError
+
+MODEL = "smollm2-135m-instruct"
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A key and a certificate for localhost, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8
+    plain = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(plain)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def settings(**given: object) -> Settings:
+    return Settings.model_validate({"model": MODEL, "port": 0, **given})
+
+
+def test_the_listener_is_one_of_tcp() -> None:
+    """The loop turns off Nagle's algorithm only for sockets that say so; else answers wait for acknowledgements."""
+    with listen(settings()).socket as bound:
+        assert bound.proto == socket.IPPROTO_TCP
+
+
+def test_a_unix_socket_behind_a_proxy_that_strips_its_prefix_or_not(tmp_path: Path) -> None:
+    """The socket is only its owner's; both paths lead to the same routes, and past the same doors."""
+    uds = tmp_path / "livery.sock"
+    make_adapter(tmp_path / "adapters" / "pirate", seed=1)
+    given = ("--uds", str(uds), "--root-path", "/llm", "--api-key", "secret")
+    with serving(tmp_path / "adapters", tmp_path / "data", *given) as (_, printed):
+        assert f"--unix-socket {uds}" in printed
+        assert stat.S_IMODE(uds.stat().st_mode) == 0o600
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(uds)), base_url="http://localhost") as client:
+            for prefix in ("", "/llm"):
+                assert client.get(f"{prefix}/health").status_code == 200
+                assert client.get(f"{prefix}/v1/models").status_code == 401
+                key = {"authorization": "Bearer secret"}
+                names = [model["id"] for model in client.get(f"{prefix}/v1/models", headers=key).json()["data"]]
+                assert names == [MODEL, "pirate"]
+                refused = client.delete(f"{prefix}/v1/adapters/pirate", headers=key)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (403, "loopback_only")
+            assert client.get("/llm/llm/v1/models", headers=key).status_code == 404
+        assert run("version").returncode == 0
+        with pytest.raises(SettingsError, match="in use by another server"):
+            listen(settings(uds=uds))
+
+
+def test_a_socket_left_behind_is_taken_over_and_other_files_are_not(tmp_path: Path) -> None:
+    uds = tmp_path / "livery.sock"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(uds))
+    taken = listen(settings(uds=uds))
+    taken.close()
+    assert not uds.exists()
+    uds.write_text("somebody's")
+    with pytest.raises(SettingsError, match="is no socket"):
+        listen(settings(uds=uds))
+    assert uds.read_text() == "somebody's"
+    with pytest.raises(SettingsError, match="its folder must exist"):
+        listen(settings(uds=tmp_path / "nowhere" / "livery.sock"))
+
+
+def test_tls_with_the_official_client(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    (tmp_path / "adapters").mkdir()
+    given = ("--ssl-certfile", str(cert), "--ssl-keyfile", str(key))
+    with serving(tmp_path / "adapters", tmp_path / "data", *given) as (_, printed):
+        assert "https://127.0.0.1:" in printed
+        url = url_in(printed.replace("https", "http")).replace("http://127.0.0.1", "https://localhost")
+        http = openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile=str(cert)))
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http, max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == [MODEL]
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(url.replace("https", "http"))
+
+
+def test_tls_files_that_do_not_fit_are_named_before_the_model_is_loaded(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    with pytest.raises(SettingsError, match="--ssl-keyfile; give the other"):
+        listen(settings(ssl_certfile=cert))
+    with pytest.raises(SettingsError, match="PEM"):
+        listen(settings(ssl_certfile=key, ssl_keyfile=key))
+    with pytest.raises(SettingsError, match="No such file"):
+        listen(settings(ssl_certfile=cert, ssl_keyfile=tmp_path / "none.pem"))
+
+
+def test_web_pages_of_listed_origins_may_call(tmp_path: Path) -> None:
+    """A browser asks first, without a key; a page from elsewhere gets no permission, and its answer can't be read."""
+    (tmp_path / "adapters").mkdir()
+    given = ("--cors-origins", "https://app.example", "--api-key", "secret")
+    with serving(tmp_path / "adapters", tmp_path / "data", *given) as (_, printed):
+        url = f"{url_in(printed)}/v1/models"
+        asked = {"access-control-request-method": "GET", "access-control-request-headers": "authorization"}
+        allowed = httpx.options(url, headers={"origin": "https://app.example", **asked})
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == "https://app.example"
+        assert httpx.options(url, headers={"origin": "https://evil.example", **asked}).status_code == 400
+        page = {"origin": "https://app.example", "authorization": "Bearer secret"}
+        answer = httpx.get(url, headers=page)
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert "x-livery-adapter" in answer.headers["access-control-expose-headers"]
+        stranger = httpx.get(url, headers={**page, "origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in stranger.headers
+
+
+@pytest.mark.parametrize("path", ["llm", "/v1", "/v1/llm"])
+def test_a_prefix_that_hides_the_api_is_refused(path: str, tmp_path: Path) -> None:
+    refused = run("serve", "--model", MODEL, "--root-path", path, "--data", str(tmp_path))
+    assert refused.returncode != 0
+    assert "--root-path" in refused.stderr
