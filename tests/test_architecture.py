@@ -13,7 +13,7 @@ PACKAGES = {
     "livery_loadtest": ROOT / "loadtest" / "livery_loadtest",
 }
 
-DECIDED_BY = ("base", "plan", "blocks", "prefix", "prefix_keys", "residency", "sequence", "scheduler")
+DECIDED_BY = ("base", "plan", "blocks", "prefix", "prefix_keys", "residency", "sequence", "scheduler", "speculation")
 DECIDING = {f"livery.engine.{name}" for name in DECIDED_BY}
 COMPUTING = {"livery.engine.runner", "livery.engine.model", "livery.engine.attention", "livery.engine.sampler"}
 

@@ -278,6 +278,8 @@ def _engine_families(snapshot: Snapshot, info: EngineInfo, labels: dict[str, str
         ("vllm:num_preemptions", "Preemptions", stats.preemptions),
         ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_queries),
         ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_hits),
+        ("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead and checked", stats.drafted_tokens),
+        ("vllm:spec_decode_num_accepted_tokens", "Tokens guessed ahead that were right", stats.accepted_tokens),
     ):
         yield _counter(name, text, labels, value)
     cache = {

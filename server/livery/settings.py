@@ -93,6 +93,9 @@ class Settings(BaseModel):
     max_running: int = Field(64, ge=1, le=4096, description="Most sequences computed together")
     max_open: int = Field(1024, ge=1, description="Most sequences running and waiting; more are answered 503")
     max_rank: int = Field(256, ge=1, description="Highest rank an adapter may have")
+    speculate: int = Field(
+        0, ge=0, le=64, description="Most tokens guessed ahead per answer and step, from its own text; 0: none"
+    )
     threads: int = Field(0, ge=0, description="Threads of the engine on CPU; 0: chosen")
     device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto, float32 or bfloat16")

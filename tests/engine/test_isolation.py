@@ -17,14 +17,17 @@ PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [13, 14, 15], [16] * 9]
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_an_overflowing_adapter_hurts_only_its_own_request(family: str, kernels: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "speculate"), [("llama", 0), ("gemma2", 4)])
+def test_an_overflowing_adapter_hurts_only_its_own_request(
+    family: str, speculate: int, kernels: str, tmp_path: Path
+) -> None:
     base = save(family, tmp_path)
     poison = save_adapter(base, tmp_path / "poison", 1, LoraConfig(r=4, target_modules=LLAMA_LINEAR), std=1e15)
     good = save_adapter(base, tmp_path / "good", 2, LoraConfig(r=4, target_modules=LLAMA_LINEAR))
     config = EngineConfig(
         str(base),
         kernels=kernels,
+        speculate=speculate,
         block_size=4,
         max_batch_tokens=8,
         max_model_len=MAX_LEN,

@@ -49,7 +49,7 @@ class House:
     def step(self, token: int = 9) -> list[TokenDelta]:
         plan = self.scheduler.schedule()
         self.check(plan)
-        tokens = {part.request_id: (token,) for part in plan.slices if part.samples}
+        tokens = {part.request_id: (token,) * len(part.samples) for part in plan.slices if part.samples}
         deltas = self.scheduler.update(plan, StepResult(tokens))
         self.finished |= {d.request_id: d.finish_reason for d in deltas if d.finish_reason}
         self.scheduler.check_invariants()

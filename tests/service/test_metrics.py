@@ -48,7 +48,9 @@ def test_the_names_routers_and_dashboards_read() -> None:
     meter.sequence_finished("stop", 3)
     meter.finished()
     meter.close(5, 3, "abort")
-    stats = EngineStats(running=2, waiting=3, blocks_total=8, blocks_free=6, preemptions=7)
+    stats = EngineStats(
+        running=2, waiting=3, blocks_total=8, blocks_free=6, preemptions=7, drafted_tokens=9, accepted_tokens=5
+    )
     found = samples(metrics, Snapshot(stats, served=1))
     whole = ("base", "0")
     names = {name for name, *_ in found}
@@ -71,6 +73,8 @@ def test_the_names_routers_and_dashboards_read() -> None:
     assert found[("vllm:num_requests_waiting", *sorted_labels(whole))] == 3
     assert found[("vllm:kv_cache_usage_perc", *sorted_labels(whole))] == 0.25
     assert found[("vllm:num_preemptions_total", *sorted_labels(whole))] == 7
+    assert found[("vllm:spec_decode_num_draft_tokens_total", *sorted_labels(whole))] == 9
+    assert found[("vllm:spec_decode_num_accepted_tokens_total", *sorted_labels(whole))] == 5
     assert found[("vllm:request_success_total", "0", "stop", "base")] == 1
     assert found[("livery_adapter_generation_tokens_total", "pirate")] == 3
     assert found[("livery_adapter_requests_total", "pirate", "stop")] == 1

@@ -241,6 +241,7 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
         max_batch_tokens=settings.max_batch_tokens,
         max_running=settings.max_running,
         threads=settings.threads,
+        speculate=settings.speculate,
         kernels=settings.kernels,
         prefix_cache=settings.prefix_cache,
         log_level=settings.log_level,

@@ -122,6 +122,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     shapes: BaseShapes  # what adapters may change
     rope: str = "static"  # how length-dependent position embeddings were fixed
     prefix_cache: bool = True
+    speculate: int = 0  # most drafted tokens of a sequence in a step
+    draft_rows: int = 0  # rows of a step up to which drafts fill it
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -139,6 +141,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     blocks_cached: int = 0  # that can be found by their content, in use or free
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0  # guessed and checked
+    accepted_tokens: int = 0  # of those, right
     adapter_bytes: int = 0
     adapter_loads: int = 0
     adapter_evictions: int = 0
@@ -161,6 +165,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_batch_tokens: int = 0
     max_running: int = 64
     threads: int = 0
+    speculate: int = 0  # most tokens drafted for a sequence in a step; 0: none
     kernels: Literal["auto", "torch"] = "auto"
     prefix_cache: bool = True  # keep what was computed for prompts and answers, for requests that begin alike
     log_level: str = "info"

@@ -51,6 +51,8 @@ class EngineCore:
             max_model_len=info.max_model_len,
             eos_token_ids=info.eos_token_ids,
             shared=kv_identity(info),
+            speculate=info.speculate,
+            draft_rows=info.draft_rows,
         )
         self._loader = Loader(self._runner.read_adapter, wake)
         self._staged: dict[str, PackedAdapter] = {}
@@ -121,6 +123,8 @@ class EngineCore:
             blocks_cached=self._pool.num_cached,
             prompt_tokens=scheduler.prompt_tokens,
             generated_tokens=scheduler.generated_tokens,
+            drafted_tokens=scheduler.drafted_tokens,
+            accepted_tokens=scheduler.accepted_tokens,
             adapter_bytes=residency.resident_bytes,
             adapter_loads=residency.loads,
             adapter_evictions=residency.evictions,

@@ -43,6 +43,11 @@ class SequenceSlice:
     samples: tuple[SampleSpec, ...]
     adapter_start: int = 0
 
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """Guesses of tokens after the sequence's newest one: all sampled rows but the first compute one."""
+        return self.token_ids[len(self.token_ids) - len(self.samples) + 1 :] if self.samples else ()
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:

@@ -34,6 +34,9 @@ from livery_adapters.base_model import BaseModel
 from livery_adapters.canonical import CanonicalAdapter
 from livery_adapters.effect import AdapterEffect
 
+# Rows that a step computes in little more time than one: up to these, drafts cost next to nothing.
+DRAFT_ROWS = {"cpu": 8, "cuda": 64}
+
 
 class ModelRunner:
     """One base model on one device, any number of adapters."""
@@ -92,6 +95,8 @@ class ModelRunner:
             shapes=loaded.structure.shapes,
             rope=rope,
             prefix_cache=config.prefix_cache,
+            speculate=config.speculate,
+            draft_rows=DRAFT_ROWS[self._device.type] if config.speculate else 0,
         )
 
     def _attach(self, loaded: LoadedModel) -> None:

@@ -6,12 +6,18 @@ sequence whose adapter isn't in device memory is skipped, not waited for; one sk
 admissions behind it, so that requests for hot adapters can't starve it. When blocks run out, the youngest
 running sequence is preempted: its blocks are freed and its tokens computed again later, as far as the prefix cache
 doesn't find them.
+
+Where a step has rows to spare, a sequence's newest token is followed by drafts of the next ones, and each of these
+rows is sampled as it would be in a step of its own. What a row says after a right draft is what it would have said
+without drafts, so tokens are taken up to and with the first one that differs from its draft; positions computed
+for wrong drafts count as not computed.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections import Counter
+from itertools import takewhile
 
 from livery.engine.base import GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.blocks import BlockPool
@@ -20,6 +26,7 @@ from livery.engine.prefix import PrefixCache
 from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
 from livery.engine.sequence import Sequence
+from livery.engine.speculation import deal
 
 MAX_SKIPS = 64  # rounds without room for its adapter before a sequence holds up those behind it
 PREFETCH = 8  # waiting sequences whose adapters are fetched before there is a place for the sequence
@@ -38,8 +45,13 @@ class Scheduler:
         max_model_len: int,
         eos_token_ids: tuple[int, ...],
         shared: KVIdentity | None = None,
+        speculate: int = 0,
+        draft_rows: int = 0,
     ) -> None:
-        """`shared`: what blocks in the prefix cache have in common; None turns it off."""
+        """`shared`: what blocks in the prefix cache have in common; None turns it off.
+
+        `speculate`: most drafts of a sequence in a step; `draft_rows`: rows up to which drafts fill a step.
+        """
         self._pool = pool
         self.prefix = PrefixCache(pool, shared, max_batch_tokens)
         self._residency = residency
@@ -47,12 +59,16 @@ class Scheduler:
         self._max_running = max_running
         self._max_model_len = max_model_len
         self._eos = eos_token_ids
+        self._speculate = speculate
+        self._draft_rows = draft_rows
         self._sequences: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []  # in order of arrival; preempted ones return to the front
         self._running: list[Sequence] = []  # in order of admission
         self.preemptions = 0
         self.prompt_tokens = 0
         self.generated_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
 
     # -- requests ------------------------------------------------------------------------------------
 
@@ -92,10 +108,13 @@ class Scheduler:
         planned: dict[str, int] = {}  # request id -> tokens of this step
         budget = self._plan_running(planned, self._max_batch_tokens)
         self._admit_waiting(planned, budget)
-        total = sum(planned.values())
-        assert total <= self._max_batch_tokens, "a step over its token budget"
+        drafts = self._plan_drafts(planned)
+        plan = StepPlan(
+            tuple(self._slice(self._sequences[rid], count, drafts.get(rid, [])) for rid, count in planned.items())
+        )
+        assert plan.num_tokens <= self._max_batch_tokens, "a step over its token budget"
         assert len(self._running) <= self._max_running, "more running sequences than allowed"
-        return StepPlan(tuple(self._slice(self._sequences[rid], count) for rid, count in planned.items()))
+        return plan
 
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
         """Advance the sequences of an executed plan. Requests aborted meanwhile are passed over."""
@@ -105,13 +124,17 @@ class Scheduler:
             if sequence is None:
                 continue
             if reason := result.failed.get(part.request_id):
-                self.prefix.distrust(sequence)
-                deltas.append(self._fail(sequence, reason))
+                if part.drafts:  # they may be to blame: it is computed again without
+                    sequence.drafter.silence()
+                    self._trim(sequence)
+                else:
+                    self.prefix.distrust(sequence)
+                    deltas.append(self._fail(sequence, reason))
                 continue
-            sequence.num_computed += len(part.token_ids)
+            sequence.num_computed += len(part.token_ids) - len(part.drafts)
             self.prompt_tokens += max(0, min(len(part.token_ids), len(sequence.request.prompt_token_ids) - part.start))
             if part.samples:
-                deltas.append(self._append(sequence, result.tokens[part.request_id]))
+                deltas.append(self._append(sequence, self._checked(sequence, part.drafts, result)))
         return deltas
 
     # -- how things stand ----------------------------------------------------------------------------
@@ -204,18 +227,48 @@ class Scheduler:
         sequence.blocks.extend(blocks)
         return True
 
-    def _slice(self, sequence: Sequence, count: int) -> SequenceSlice:
+    def _plan_drafts(self, planned: dict[str, int]) -> dict[str, list[int]]:
+        """Drafts for sequences that are sampled, with rows and blocks that nothing else in this step asks for."""
+        spare = min(self._draft_rows, self._max_batch_tokens) - sum(planned.values())
+        if spare <= 0:
+            return {}
+        sequences = [self._sequences[request_id] for request_id in planned]
+        sampled = [sequence for sequence in sequences if sequence.num_uncomputed == planned[sequence.request_id]]
+        wishes = []
+        for sequence in sampled:
+            most = min(self._speculate, sequence.room(self._max_model_len) - 1)
+            wishes.append(sequence.drafter.propose(sequence.tokens, most, sequence.stops(self._eos)))
+        drafts = {}
+        for sequence, wish, share in zip(sampled, wishes, deal(list(map(len, wishes)), spare), strict=True):
+            while share and not self._reserve(sequence, sequence.num_tokens + share):
+                share -= 1
+            drafts[sequence.request_id] = wish[:share]
+        return drafts
+
+    def _slice(self, sequence: Sequence, count: int, drafts: list[int]) -> SequenceSlice:
         start, end = sequence.num_computed, sequence.num_computed + count
-        sampled = end == sequence.num_tokens
+        rows = 1 + len(drafts) if end == sequence.num_tokens else 0
         return SequenceSlice(
             request_id=sequence.request_id,
-            token_ids=tuple(sequence.tokens[start:end]),
+            token_ids=(*sequence.tokens[start:end], *drafts),
             start=start,
             block_table=tuple(sequence.blocks),
             adapter=sequence.adapter,
-            samples=(sequence.sample_spec(self._eos),) if sampled else (),
+            samples=tuple(sequence.sample_spec(self._eos, ahead) for ahead in range(rows)),
             adapter_start=sequence.request.adapter_start,
         )
+
+    def _checked(self, sequence: Sequence, drafts: tuple[int, ...], result: StepResult) -> tuple[int, ...]:
+        """The tokens of a step that would have come without drafts as well; at least one."""
+        tokens = result.tokens[sequence.request_id]
+        right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(drafts, tokens, strict=False)))
+        sequence.drafter.learn(len(drafts), right)
+        self.drafted_tokens += len(drafts)
+        self.accepted_tokens += right
+        # The row after a right draft may be missing, not being a number: it is left to the next step then.
+        kept = tokens[: right + 1]
+        sequence.num_computed += len(kept) - 1
+        return kept
 
     def _append(self, sequence: Sequence, tokens: tuple[int, ...]) -> TokenDelta:
         """Take new tokens up to the one that ends the sequence, if one does."""
@@ -229,9 +282,16 @@ class Scheduler:
             if reason := sequence.finish_reason(self._eos, self._max_model_len):
                 break
         self.prefix.publish(sequence)
+        self._trim(sequence)
         if reason is not None:
             self._remove(sequence)
         return TokenDelta(sequence.request_id, appended, reason, cached_tokens=cached)
+
+    def _trim(self, sequence: Sequence) -> None:
+        """Give back what only drafts needed, so that they never take a block that another sequence asks for."""
+        needed = self._pool.blocks_for(sequence.num_computed)
+        self._pool.free(sequence.blocks[needed:])
+        del sequence.blocks[needed:]
 
     def _fail(self, sequence: Sequence, error: str) -> TokenDelta:
         self._remove(sequence)

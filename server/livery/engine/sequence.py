@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from livery.engine.base import FinishReason, GenerationRequest
 from livery.engine.plan import SampleSpec
 from livery.engine.prefix_keys import KeyChain
+from livery.engine.speculation import Drafter
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +30,7 @@ class Sequence:
     announced: int = 0  # leading blocks that others can find or wait for
     awaited: bytes = b""  # key of a block that it waits for another to compute
     cached_tokens: int | None = None  # of its prompt, found when it first ran
+    drafter: Drafter = field(default_factory=Drafter)
 
     @classmethod
     def of(cls, request: GenerationRequest, seed: int) -> Sequence:
@@ -54,24 +56,29 @@ class Sequence:
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt_token_ids)
 
-    def sample_spec(self, eos_token_ids: tuple[int, ...]) -> SampleSpec:
-        """How the token after the newest one is chosen."""
-        params = self.request.sampling
+    def sample_spec(self, eos_token_ids: tuple[int, ...], ahead: int = 0) -> SampleSpec:
+        """How the token after the newest one and `ahead` more is chosen."""
+        params, index = self.request.sampling, self.num_generated + ahead
         forbidden: tuple[int, ...] = ()
-        if self.num_generated < params.min_tokens:
+        if index < params.min_tokens:
             forbidden = params.stop_token_ids + eos_token_ids
-        draw = uniform(self.seed, self.num_generated) if params.temperature > 0 else 0.0
+        draw = uniform(self.seed, index) if params.temperature > 0 else 0.0
         return SampleSpec(params.temperature, params.top_p, params.top_k, params.min_p, draw, forbidden)
+
+    def room(self, max_model_len: int) -> int:
+        """How many more tokens it may get."""
+        return min(self.request.sampling.max_tokens - self.num_generated, max_model_len - self.num_tokens)
+
+    def stops(self, eos_token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens that end it."""
+        params = self.request.sampling
+        return params.stop_token_ids if params.ignore_eos else params.stop_token_ids + eos_token_ids
 
     def finish_reason(self, eos_token_ids: tuple[int, ...], max_model_len: int) -> FinishReason | None:
         """Why the newest token ends the sequence, if it does."""
-        params = self.request.sampling
-        newest = self.tokens[-1]
-        if newest in params.stop_token_ids or (not params.ignore_eos and newest in eos_token_ids):
+        if self.tokens[-1] in self.stops(eos_token_ids):
             return "stop"
-        if self.num_generated >= params.max_tokens or self.num_tokens >= max_model_len:
-            return "length"
-        return None
+        return "length" if self.room(max_model_len) <= 0 else None
 
 
 def uniform(seed: int, index: int) -> float:
