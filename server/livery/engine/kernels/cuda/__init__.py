@@ -1,0 +1,45 @@
+"""Kernels for CUDA devices, in Triton. Import it only where Triton is there, as it is with torch's CUDA builds."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from livery.engine.kernels.cuda import attention, lora
+from livery.engine.kernels.cuda.tables import DeviceSegments
+from livery.engine.kernels.group import GroupSegments
+from livery.engine.kernels.weights import PlainWeight, Weight
+
+
+class TritonKernels:
+    """Shapes and meaning are documented in reference.py. Nothing here waits for the device."""
+
+    name = "triton"
+
+    def grouped_lora(self, x: Tensor, y: Tensor, segments: GroupSegments) -> None:
+        if not isinstance(segments, DeviceSegments):
+            segments = DeviceSegments.from_entries(segments.entries, x.device)
+        lora.grouped_lora(x, y, segments)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor | None,
+        context_lens: Tensor,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        return attention.paged_attention(
+            q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, window, softcap, out
+        )
+
+    def pack(self, weight: Tensor) -> Weight:
+        return PlainWeight(weight)
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        return functional.linear(x, weight.dense(), bias)

@@ -1,0 +1,114 @@
+"""What the grouped adapter kernels read on the device: one record per adapter, one small table per step.
+
+A record says for every projection group of the model where an adapter's weights lie, at which ranks; it is written
+once, when the adapter comes into device memory. A step's table says which rows run under which record. So the host
+sends a few hundred bytes per step whatever the number of layers, and a captured graph takes any mix of adapters.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from livery.engine.kernels.group import AdapterGroup, GroupSegments
+
+HEADER, PER_SLICE = 4, 6  # words, as lora_kernels.py reads them
+PER_TILE = 3
+FEW_ROWS, MANY_ROWS = 16, 64  # rows of a tile: decoding, reading prompts
+ALIGNMENT = 16  # bytes of an address; also of elements of a row, which is more than needed
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """One adapter as the device sees it, [groups, words] int64. Keeps nothing alive but itself."""
+
+    words: Tensor
+    rank: int  # the largest total rank of any group
+    is_aligned: bool  # whether every row of every weight starts at a multiple of 16 bytes
+
+    @classmethod
+    def of(cls, groups: Mapping[int, AdapterGroup], count: int, members: int, device: torch.device) -> AdapterRecord:
+        """`groups` by index below `count`; a group that the adapter doesn't change is all zeros."""
+        width = HEADER + PER_SLICE * members
+        words = torch.zeros((count, width), dtype=torch.int64)
+        for index, group in groups.items():
+            found = _group_words(group)
+            words[index, : len(found)] = torch.tensor(found, dtype=torch.int64)
+        rank = max((group.total_rank for group in groups.values()), default=0)
+        return cls(words.to(device), rank, all(map(_is_aligned, groups.values())))
+
+
+def _group_words(group: AdapterGroup) -> list[int]:
+    words = [group.a.data_ptr(), group.total_rank, int(group.a.dtype != torch.float32), len(group.slices)]
+    for part in group.slices:
+        (scale,) = struct.unpack("i", struct.pack("f", part.scale))
+        words += [part.b.data_ptr(), part.first_rank, part.rank, part.b.shape[1], part.offset, scale]
+    return words
+
+
+def _is_aligned(group: AdapterGroup) -> bool:
+    starts = [tensor.data_ptr() for tensor in (group.a, *(part.b for part in group.slices))]
+    widths = [group.in_features, *(width for part in group.slices for width in (part.b.shape[1], part.offset))]
+    return all(number % ALIGNMENT == 0 for number in starts + widths)
+
+
+def tile_rows(segments: Sequence[tuple[int, int, AdapterRecord]]) -> int:
+    """Rows per tile that suit these (start, end, record): tall tiles as soon as one segment is long."""
+    return FEW_ROWS if all(end - start <= 4 * FEW_ROWS for start, end, _ in segments) else MANY_ROWS
+
+
+def table_words(segments: Sequence[tuple[int, int, AdapterRecord]], rows: int) -> list[int]:
+    """A step's table: the number of tiles, then (first row, end, address of the record) of each."""
+    words = [0]
+    for start, end, record in segments:
+        address = record.words.data_ptr()
+        for first in range(start, end, rows):
+            words += (first, min(first + rows, end), address)
+    words[0] = (len(words) - 1) // PER_TILE
+    return words
+
+
+@dataclass(frozen=True, slots=True)
+class StepTable:
+    """A step's table in device memory, with the bounds that launches are sized by."""
+
+    words: Tensor  # int64 [1 + 3 * tiles]
+    tiles: int  # at most so many
+    tile_rows: int
+    rank: int  # at most so large a total rank in any group
+    is_aligned: bool  # all records are
+    records: tuple[AdapterRecord, ...] = ()  # kept alive as long as the table
+
+    @classmethod
+    def of(cls, segments: Sequence[tuple[int, int, AdapterRecord]], device: torch.device) -> StepTable:
+        rows = tile_rows(segments)
+        words = table_words(segments, rows)
+        rank = max((record.rank for _, _, record in segments), default=0)
+        records = tuple(record for _, _, record in segments)
+        return cls(torch.tensor(words, dtype=torch.int64, device=device), words[0], rows, rank, all(record.is_aligned for record in records), records)
+
+
+class DeviceSegments(GroupSegments):
+    """A step's segments of one projection group: the step's table, and the group's place in the records."""
+
+    __slots__ = ("group", "members", "step", "widest")
+
+    def __init__(self, step: StepTable, group: int, members: int, widest: int) -> None:
+        """`members` is what the records have room for, `widest` the most output columns of one member."""
+        self.entries = ()
+        self.step = step
+        self.group = group
+        self.members = members
+        self.widest = widest
+
+    @classmethod
+    def from_entries(cls, entries: Sequence[tuple[int, int, AdapterGroup]], device: torch.device) -> DeviceSegments:
+        """Of groups that have no record yet: one is made for each, which costs a copy."""
+        members = max((len(group.slices) for _, _, group in entries), default=1)
+        segments = [(start, end, AdapterRecord.of({0: group}, 1, members, device)) for start, end, group in entries]
+        widest = max((part.b.shape[1] for _, _, group in entries for part in group.slices), default=1)
+        return cls(StepTable.of(segments, device), 0, members, widest)
