@@ -165,9 +165,7 @@ def reduce_kernel(
     kept = (row < tl.load(entry + 1))[:, None] & (n < tl.load(record + 1))[None, :]
     acc = tl.zeros([M, N], tl.float32)
     for split in range(SPLITS):
-        acc += tl.load(
-            partial + split * partial_plane + row[:, None] * partial_row + n[None, :], mask=kept, other=0.0
-        )
+        acc += tl.load(partial + split * partial_plane + row[:, None] * partial_row + n[None, :], mask=kept, other=0.0)
     at = hidden + row[:, None] * hidden_row + n[None, :]
     h1, h2, h3 = _parts(acc, HALF)
     tl.store(at, h1, mask=kept)
@@ -185,7 +183,9 @@ def _sum_of_planes(at, hidden_plane, kept, SPLITS: tl.constexpr, M: tl.constexpr
 
 
 @triton.jit
-def _expand_half(at, hidden_plane, b, rows_in, columns_in, n, rank, out, X_HALF, HALF, PARTIAL, SPLITS, M, N, R, ALIGNED):
+def _expand_half(
+    at, hidden_plane, b, rows_in, columns_in, n, rank, out, X_HALF, HALF, PARTIAL, SPLITS, M, N, R, ALIGNED
+):
     weights = b.to(tl.pointer_type(HALF)) + n[None, :]
     acc = tl.zeros([M, N], tl.float32)
     for first in tl.range(0, rank, R, num_stages=1):
@@ -208,7 +208,9 @@ def _expand_half(at, hidden_plane, b, rows_in, columns_in, n, rank, out, X_HALF,
 
 
 @triton.jit
-def _expand_full(at, hidden_plane, b, rows_in, columns_in, n, rank, out, X_HALF, HALF, PARTIAL, SPLITS, M, N, R, ALIGNED):
+def _expand_full(
+    at, hidden_plane, b, rows_in, columns_in, n, rank, out, X_HALF, HALF, PARTIAL, SPLITS, M, N, R, ALIGNED
+):
     weights = b.to(tl.pointer_type(tl.float32)) + n[None, :]
     acc = tl.zeros([M, N], tl.float32)
     for first in tl.range(0, rank, R, num_stages=1):

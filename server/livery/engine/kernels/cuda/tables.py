@@ -89,7 +89,14 @@ class StepTable:
         words = table_words(segments, rows)
         rank = max((record.rank for _, _, record in segments), default=0)
         records = tuple(record for _, _, record in segments)
-        return cls(torch.tensor(words, dtype=torch.int64, device=device), words[0], rows, rank, all(record.is_aligned for record in records), records)
+        return cls(
+            torch.tensor(words, dtype=torch.int64, device=device),
+            words[0],
+            rows,
+            rank,
+            all(record.is_aligned for record in records),
+            records,
+        )
 
 
 class DeviceSegments(GroupSegments):
