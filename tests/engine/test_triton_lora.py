@@ -13,7 +13,7 @@ from engine.test_kernels import lora_by_hand, random_group, relative_error
 from livery.engine.kernels import AdapterGroup, GroupSegments, group
 from livery.engine.kernels.cuda import TritonKernels
 from livery.engine.kernels.cuda.lora import LoraPlan, grouped_lora
-from livery.engine.kernels.cuda.tables import AdapterRecord, DeviceSegments, StepTable
+from livery.engine.kernels.tables import AdapterRecord, DeviceSegments, StepTable
 
 group._DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # half precision as the interpreter can compute it
 KERNELS = TritonKernels()

@@ -16,8 +16,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from livery.engine.kernels import AdapterGroup
-from livery.engine.kernels.cuda import attention, lora
-from livery.engine.kernels.cuda.tables import DeviceSegments
+from livery.engine.kernels.cuda import TritonKernels, attention, lora, rows
+from livery.engine.kernels.tables import DeviceSegments
 
 HOPPER = GPUTarget("cuda", 90, 32)
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"}
@@ -79,11 +79,24 @@ def launch_attention(rows: int, dtype: torch.dtype, chunks: bool) -> None:
     attention.paged_attention(q, cache, cache, tables, starts, lens, 0.1, 0, 0.0, None)
 
 
+def launch_rows(count: int) -> None:
+    kernels, half = TritonKernels(), torch.bfloat16
+    x, weight = torch.zeros(count, 4096, dtype=half), torch.zeros(4096, dtype=half)
+    kernels.rms_norm(x, weight, 1e-5, x)
+    heads = torch.zeros(count, 40, 128, dtype=half)
+    kernels.rms_norm(heads, weight[:128], 1e-5)
+    angles, slots = torch.zeros(count, 64, dtype=half), torch.zeros(count, dtype=torch.int64)
+    cache = torch.zeros((4, 16, 8, 128), dtype=half)
+    kernels.rope(heads[:, :24], heads[:, 24:32], heads[:, 32:], angles, angles, cache, cache, slots)
+    kernels.silu_mul(torch.zeros(count, 2 * 14336, dtype=half))
+
+
 def main() -> None:
-    replace_kernels(lora)
-    replace_kernels(attention)
-    for rows in (8, 512):
-        launch_lora(rows, torch.bfloat16)
+    for module in (lora, attention, rows):
+        replace_kernels(module)
+    launch_rows(8)
+    for count in (8, 512):
+        launch_lora(count, torch.bfloat16)
     launch_lora(8, torch.float32)
     launch_attention(1, torch.bfloat16, False)
     launch_attention(128, torch.bfloat16, False)

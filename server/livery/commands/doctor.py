@@ -130,8 +130,9 @@ def _device(compute: Compute) -> Finding:
 def _kernels(compute: Compute) -> list[Finding]:
     from livery.engine import kernels
 
-    if compute.kernels == "torch":
-        name, why = "torch", compute.why_kernels
+    name: str = compute.kernels
+    if name != "auto":
+        why = compute.why_kernels
     else:
         found = dict(kernels.describe())
         name = found.pop("kernels", "unknown")

@@ -166,7 +166,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_running: int = 64
     threads: int = 0
     speculate: int = 0  # most tokens drafted for a sequence in a step; 0: none
-    kernels: Literal["auto", "torch"] = "auto"
+    kernels: Literal["auto", "torch", "triton"] = "auto"
     prefix_cache: bool = True  # keep what was computed for prompts and answers, for requests that begin alike
     log_level: str = "info"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from livery.engine.base import EngineConfig, ModelRefused
+from livery.engine.kernels import KernelMode
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -18,7 +19,7 @@ class Compute:
 
     device: torch.device
     dtype: torch.dtype
-    kernels: Literal["auto", "torch"]
+    kernels: KernelMode
     why_device: str
     why_dtype: str
     why_kernels: str
@@ -61,12 +62,14 @@ def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.bfloat16, "the default on CUDA; --dtype float32 overrides"
 
 
-def _kernels(
-    wanted: Literal["auto", "torch"], device: torch.device, dtype: torch.dtype
-) -> tuple[Literal["auto", "torch"], str]:
-    """The native kernels compute float32 on a CPU and nothing else."""
-    if wanted == "torch":
-        return "torch", "asked for with --kernels torch"
+def _kernels(wanted: KernelMode, device: torch.device, dtype: torch.dtype) -> tuple[KernelMode, str]:
+    """The native kernels compute float32 on a CPU and nothing else; Triton's are for CUDA."""
+    if wanted != "auto":
+        return wanted, f"asked for with --kernels {wanted}"
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return "torch", "Triton is missing, which torch's CUDA builds bring along: pip install triton"
+        return "triton", "Triton's, compiled for this device on first use"
     if device.type != "cpu":
         return "torch", f"the native kernels are for CPUs, not for {device.type}"
     if dtype != torch.float32:

@@ -19,7 +19,7 @@ from livery.engine.attention import AttentionBatch, LayerCache
 from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, ModelRefused
 from livery.engine.devices import choose
 from livery.engine.kernels import load as load_kernels
-from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack
+from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack, tables_of
 from livery.engine.lora.embedding import AdapterEmbedding, attach_embeddings
 from livery.engine.lora.experts import attach_experts
 from livery.engine.lora.linear import GroupedLinear, attach_linears, layouts_of
@@ -102,7 +102,10 @@ class ModelRunner:
     def _attach(self, loaded: LoadedModel) -> None:
         """Let every module that adapters may change apply those of its rows."""
         structure = loaded.structure
-        self._bank = bank = AdapterBank(layouts_of(structure))
+        layouts = layouts_of(structure)
+        self._bank = bank = AdapterBank(
+            layouts, tables_of(layouts, self._device) if self._kernels.reads_tables else None
+        )
         linears = attach_linears(loaded.model, bank, self._kernels)
         attach_embeddings(loaded.model, structure, bank, linears)
         attach_plain(loaded.model, structure.shapes.plain, bank)

@@ -26,6 +26,11 @@ class Kernels(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def reads_tables(self) -> bool:
+        """Whether `grouped_lora` is best told a step's segments by a table on the device (tables.py)."""
+        ...
+
     def grouped_lora(self, x: Tensor, y: Tensor, segments: GroupSegments) -> None: ...
 
     def paged_attention(
@@ -63,13 +68,21 @@ class Kernels(Protocol):
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor: ...
 
 
-def load(mode: Literal["auto", "torch"] = "auto") -> Kernels:
+KernelMode = Literal["auto", "torch", "triton"]
+
+
+def load(mode: KernelMode = "auto") -> Kernels:
     """The kernels to compute with: plain torch operations on request and wherever native code can't be had.
 
-    The first call on a machine compiles, which takes seconds. Never raises: `describe()` has the reason.
+    The first call on a machine compiles, which takes seconds. "auto" and "torch" never raise: `describe()` has the
+    reason. "triton", for CUDA devices, raises ImportError where Triton is missing.
     """
     if mode == "torch":
         return TorchKernels()
+    if mode == "triton":
+        from livery.engine.kernels.cuda import TritonKernels
+
+        return TritonKernels()
     kernels, _ = _native()
     return kernels if isinstance(kernels, NativeKernels) else TorchKernels()
 

@@ -52,6 +52,7 @@ class NativeKernels(NativeRows):
     """The kernels of one compiled library. Shapes and meaning are documented in reference.py."""
 
     name = "native"
+    reads_tables = False
 
     def __init__(self, library: Path) -> None:
         """Load a library made by build.py. Raises OSError."""

@@ -17,6 +17,7 @@ class TorchKernels:
     """Adapter products, decode attention and linear layers by torch operations alone."""
 
     name = "torch"
+    reads_tables = False
 
     def grouped_lora(self, x: Tensor, y: Tensor, segments: GroupSegments) -> None:
         """Add each segment's low-rank product to its rows of `y`, in place.

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from livery.engine.kernels import AdapterGroup, GroupSegments, Weight
+from livery.engine.kernels.tables import AdapterRecord, DeviceTables, StepTable
 from livery.engine.lora.parts import BiasOf, PackedGroup, Packer, low_rank
 from livery_adapters.canonical import (
     CanonicalAdapter,
@@ -63,8 +65,7 @@ class PackedAdapter:
     effect: AdapterEffect
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """Rows [start, end) of a step run under one adapter."""
 
     digest: str
@@ -152,14 +153,22 @@ def _experts(change: ExpertsChange, packer: Packer) -> ExpertsChange:
     return replace(change, a=packer.tensor(change.a, dtype), b=packer.tensor(change.b, dtype))
 
 
+def tables_of(layouts: Sequence[GroupLayout], device: torch.device) -> DeviceTables:
+    """Tables of a step's adapters for kernels that read them on the device."""
+    outs = [[columns.stop - columns.start for columns in layout.columns] for layout in layouts]
+    return DeviceTables(outs, [index for index, layout in enumerate(layouts) if layout.is_head], device)
+
+
 Held = Sequence[tuple[Segment, PackedAdapter]]
 
 
 class AdapterBank:
     """The packed adapters of one model. Written only by the runner."""
 
-    def __init__(self, layouts: Sequence[GroupLayout]) -> None:
+    def __init__(self, layouts: Sequence[GroupLayout], tables: DeviceTables | None = None) -> None:
+        """With `tables` the kernels learn on the device what a step's rows run under."""
         self.layouts = tuple(layouts)
+        self._tables = tables
         self._adapters: dict[str, PackedAdapter] = {}
         self._rows: Held = ()
         self._head_rows: Held = ()
@@ -169,9 +178,13 @@ class AdapterBank:
 
     def install(self, adapter: PackedAdapter) -> None:
         self._adapters[adapter.digest] = adapter
+        if self._tables is not None:
+            self._tables.install(adapter.digest, adapter.groups)
 
     def evict(self, digest: str) -> None:
         del self._adapters[digest]
+        if self._tables is not None:
+            self._tables.evict(digest)
 
     def effect(self, digest: str) -> AdapterEffect:
         return self._adapters[digest].effect
@@ -181,12 +194,16 @@ class AdapterBank:
         self._rows = [(segment, self._adapters[segment.digest]) for segment in rows]
         self._head_rows = [(segment, self._adapters[segment.digest]) for segment in head_rows]
         self._segments = {}
+        if self._tables is not None:
+            self._tables.activate(rows, head_rows)
         self.has_linears = any(adapter.linears for _, adapter in self._rows)
         self.has_plain = any(adapter.plain for _, adapter in self._rows)
         self.has_experts = any(adapter.experts for _, adapter in self._rows)
 
     def segments(self, group: int) -> GroupSegments | None:
         """The step's low-rank segments of one projection group, or None when no adapter of the step has any."""
+        if self._tables is not None:
+            return self._tables.segments(group)
         if group not in self._segments:
             entries = [
                 (segment.start, segment.end, part)
@@ -195,6 +212,20 @@ class AdapterBank:
             ]
             self._segments[group] = GroupSegments(entries) if entries else None
         return self._segments[group]
+
+    def use(self, table: StepTable | None) -> None:
+        """The coming forwards apply the low-rank deltas that `table` names when they run, and nothing else."""
+        assert self._tables is not None
+        self._rows = self._head_rows = ()
+        self.has_linears = self.has_plain = self.has_experts = False
+        self._tables.use(table)
+
+    def record(self, digest: str) -> AdapterRecord | None:
+        """An adapter as a table names it, or None where a table can't say all that the adapter does."""
+        adapter = self._adapters[digest]
+        if self._tables is None or adapter.linears or adapter.plain or adapter.experts or adapter.embeddings:
+            return None
+        return self._tables.record(digest)
 
     def linears(self, group: int) -> list[tuple[Segment, PackedGroup]]:
         """The step's segments whose adapter has other parts than low-rank deltas in a projection group."""

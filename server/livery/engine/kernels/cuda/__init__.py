@@ -6,15 +6,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from livery.engine.kernels.cuda import attention, lora
-from livery.engine.kernels.cuda.tables import DeviceSegments
+from livery.engine.kernels.cuda.rows import TritonRows
 from livery.engine.kernels.group import GroupSegments
+from livery.engine.kernels.tables import DeviceSegments
 from livery.engine.kernels.weights import PlainWeight, Weight
 
 
-class TritonKernels:
+class TritonKernels(TritonRows):
     """Shapes and meaning are documented in reference.py. Nothing here waits for the device."""
 
     name = "triton"
+    reads_tables = True
 
     def grouped_lora(self, x: Tensor, y: Tensor, segments: GroupSegments) -> None:
         if not isinstance(segments, DeviceSegments):

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from livery.engine.kernels.cuda.lora_kernels import expand_kernel, reduce_kernel, shrink_kernel
-from livery.engine.kernels.cuda.tables import FEW_ROWS, HEADER, PER_SLICE, DeviceSegments
+from livery.engine.kernels.tables import FEW_ROWS, HEADER, PER_SLICE, DeviceSegments
 
 PER_SPLIT = 512  # input features that one program of a shrink sums
 MOST_SPLITS = 16

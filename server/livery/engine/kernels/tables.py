@@ -8,7 +8,7 @@ sends a few hundred bytes per step whatever the number of layers, and a captured
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from livery.engine.kernels.group import AdapterGroup, GroupSegments
 
-HEADER, PER_SLICE = 4, 6  # words, as lora_kernels.py reads them
+HEADER, PER_SLICE = 4, 6  # words, as cuda/lora_kernels.py reads them
 PER_TILE = 3
 FEW_ROWS, MANY_ROWS = 16, 64  # rows of a tile: decoding, reading prompts
 ALIGNMENT = 16  # bytes of an address; also of elements of a row, which is more than needed
@@ -34,16 +34,22 @@ class AdapterRecord:
     def of(cls, groups: Mapping[int, AdapterGroup], count: int, members: int, device: torch.device) -> AdapterRecord:
         """`groups` by index below `count`; a group that the adapter doesn't change is all zeros."""
         width = HEADER + PER_SLICE * members
-        words = torch.zeros((count, width), dtype=torch.int64)
-        for index, group in groups.items():
-            found = _group_words(group)
-            words[index, : len(found)] = torch.tensor(found, dtype=torch.int64)
+        words: list[int] = []
+        for index in range(count):
+            found = _group_words(groups[index]) if index in groups else []
+            words += found + [0] * (width - len(found))
         rank = max((group.total_rank for group in groups.values()), default=0)
-        return cls(words.to(device), rank, all(map(_is_aligned, groups.values())))
+        return cls(upload(words, device).view(count, width), rank, all(map(_is_aligned, groups.values())))
+
+
+def upload(words: Sequence[int], device: torch.device) -> Tensor:
+    """int64 words on the device, without waiting for what it is busy with."""
+    host = torch.tensor(words, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
 
 
 def _group_words(group: AdapterGroup) -> list[int]:
-    words = [group.a.data_ptr(), group.total_rank, int(group.a.dtype != torch.float32), len(group.slices)]
+    words = [group.a.data_ptr(), group.total_rank, int(group.dtype != torch.float32), len(group.slices)]
     for part in group.slices:
         (scale,) = struct.unpack("i", struct.pack("f", part.scale))
         words += [part.b.data_ptr(), part.first_rank, part.rank, part.b.shape[1], part.offset, scale]
@@ -119,3 +125,47 @@ class DeviceSegments(GroupSegments):
         segments = [(start, end, AdapterRecord.of({0: group}, 1, members, device)) for start, end, group in entries]
         widest = max((part.b.shape[1] for _, _, group in entries for part in group.slices), default=1)
         return cls(StepTable.of(segments, device), 0, members, widest)
+
+
+class DeviceTables:
+    """The records of every adapter in device memory, and the table of the step under way.
+
+    `outs` are the output columns of each projection group's members; groups of the head see other rows than the
+    rest of the model.
+    """
+
+    def __init__(self, outs: Sequence[Sequence[int]], heads: Collection[int], device: torch.device) -> None:
+        self._widest = [max(widths) for widths in outs]
+        self._members = max(map(len, outs))
+        self._heads = frozenset(heads)
+        self._device = device
+        self._records: dict[str, AdapterRecord] = {}
+        self._step: StepTable | None = None
+        self._head_step: StepTable | None = None
+
+    def install(self, digest: str, groups: Mapping[int, AdapterGroup]) -> None:
+        self._records[digest] = AdapterRecord.of(groups, len(self._widest), self._members, self._device)
+
+    def evict(self, digest: str) -> None:
+        del self._records[digest]
+
+    def record(self, digest: str) -> AdapterRecord:
+        return self._records[digest]
+
+    def activate(self, rows: Sequence[tuple[str, int, int]], head_rows: Sequence[tuple[str, int, int]]) -> None:
+        """Say which rows (digest, start, end) of the coming forward run under which adapter."""
+        self._step = self._table(rows)
+        self._head_step = self._step if head_rows == rows else self._table(head_rows)
+
+    def use(self, step: StepTable | None) -> None:
+        """The coming forwards do what this table says when they run, the head on the same rows; None: base only."""
+        self._step = self._head_step = step
+
+    def segments(self, group: int) -> DeviceSegments | None:
+        """The step's segments of one projection group, or None when no row of the step has an adapter."""
+        step = self._head_step if group in self._heads else self._step
+        return None if step is None else DeviceSegments(step, group, self._members, self._widest[group])
+
+    def _table(self, rows: Sequence[tuple[str, int, int]]) -> StepTable | None:
+        found = [(start, end, self._records[digest]) for digest, start, end in rows]
+        return StepTable.of(found, self._device) if found else None
