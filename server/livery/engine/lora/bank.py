@@ -168,7 +168,7 @@ class AdapterBank:
     def __init__(self, layouts: Sequence[GroupLayout], tables: DeviceTables | None = None) -> None:
         """With `tables` the kernels learn on the device what a step's rows run under."""
         self.layouts = tuple(layouts)
-        self._tables = tables
+        self._step_tables = tables
         self._adapters: dict[str, PackedAdapter] = {}
         self._rows: Held = ()
         self._head_rows: Held = ()
@@ -178,13 +178,13 @@ class AdapterBank:
 
     def install(self, adapter: PackedAdapter) -> None:
         self._adapters[adapter.digest] = adapter
-        if self._tables is not None:
-            self._tables.install(adapter.digest, adapter.groups)
+        if self._step_tables is not None:
+            self._step_tables.install(adapter.digest, adapter.groups)
 
     def evict(self, digest: str) -> None:
         del self._adapters[digest]
-        if self._tables is not None:
-            self._tables.evict(digest)
+        if self._step_tables is not None:
+            self._step_tables.evict(digest)
 
     def effect(self, digest: str) -> AdapterEffect:
         return self._adapters[digest].effect
@@ -194,16 +194,16 @@ class AdapterBank:
         self._rows = [(segment, self._adapters[segment.digest]) for segment in rows]
         self._head_rows = [(segment, self._adapters[segment.digest]) for segment in head_rows]
         self._segments = {}
-        if self._tables is not None:
-            self._tables.activate(rows, head_rows)
+        if self._step_tables is not None:
+            self._step_tables.activate(rows, head_rows)
         self.has_linears = any(adapter.linears for _, adapter in self._rows)
         self.has_plain = any(adapter.plain for _, adapter in self._rows)
         self.has_experts = any(adapter.experts for _, adapter in self._rows)
 
     def segments(self, group: int) -> GroupSegments | None:
         """The step's low-rank segments of one projection group, or None when no adapter of the step has any."""
-        if self._tables is not None:
-            return self._tables.segments(group)
+        if self._step_tables is not None:
+            return self._step_tables.segments(group)
         if group not in self._segments:
             entries = [
                 (segment.start, segment.end, part)
@@ -215,17 +215,17 @@ class AdapterBank:
 
     def use(self, table: StepTable | None) -> None:
         """The coming forwards apply the low-rank deltas that `table` names when they run, and nothing else."""
-        assert self._tables is not None
+        assert self._step_tables is not None
         self._rows = self._head_rows = ()
         self.has_linears = self.has_plain = self.has_experts = False
-        self._tables.use(table)
+        self._step_tables.use(table)
 
     def record(self, digest: str) -> AdapterRecord | None:
         """An adapter as a table names it, or None where a table can't say all that the adapter does."""
         adapter = self._adapters[digest]
-        if self._tables is None or adapter.linears or adapter.plain or adapter.experts or adapter.embeddings:
+        if self._step_tables is None or adapter.linears or adapter.plain or adapter.experts or adapter.embeddings:
             return None
-        return self._tables.record(digest)
+        return self._step_tables.record(digest)
 
     def linears(self, group: int) -> list[tuple[Segment, PackedGroup]]:
         """The step's segments whose adapter has other parts than low-rank deltas in a projection group."""
