@@ -71,6 +71,7 @@ class Recorded:
     logits: dict[int, Tensor] = field(default_factory=dict)  # position of the newest token -> logits after it
     finish: str | None = None
     error: str | None = None
+    cached: int = 0  # prompt tokens found in the prefix cache
 
 
 class RecordingRunner(ModelRunner):
@@ -124,6 +125,7 @@ class Bench:
             result = self.results[delta.request_id]
             result.tokens += delta.token_ids
             result.finish, result.error = delta.finish_reason, delta.error
+            result.cached += delta.cached_tokens
         return deltas
 
     def run(self) -> dict[str, Recorded]:
