@@ -8,7 +8,9 @@ the next step. The token chosen depends on that content, as it would on a real d
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
+from itertools import takewhile
 
 from livery.engine.base import AdapterRef, GenerationRequest, SamplingParams, TokenDelta
 from livery.engine.blocks import BlockPool
@@ -20,6 +22,7 @@ from livery.engine.scheduler import Scheduler
 EOS = 2
 BLOCK = 4
 SICK = "sick-"  # requests named so compute rubbish, and it shows when a token is to be chosen
+SICKENS = "sickens-"  # these do from their third answered token on
 RUBBISH = b"rubbish"
 
 
@@ -38,25 +41,33 @@ def request(
     return GenerationRequest(name, prompt, params, ref, start, tenant, salt)
 
 
-def content(request: GenerationRequest, tokens: list[int]) -> bytes:
-    """What the last position of these tokens holds."""
-    state = repr((request.tenant, request.cache_salt)).encode()
+def contents(request: GenerationRequest, tokens: list[int]) -> list[bytes]:
+    """What each position of these tokens holds."""
+    state, found = repr((request.tenant, request.cache_salt)).encode(), []
     for position, token in enumerate(tokens):
         runs_on = request.adapter.digest if request.adapter and position >= request.adapter_start else None
         state = hashlib.sha256(state + repr((token, runs_on)).encode()).digest()
-    return state
+        found.append(state)
+    return found
 
 
-def next_token(request: GenerationRequest, tokens: list[int]) -> int:
-    """What the simulated model says after these tokens."""
-    return 3 + content(request, tokens)[0] % 5
+def next_token(content: bytes) -> int:
+    """What the simulated model says after a position."""
+    return 3 + content[0] % 3
+
+
+def sick_from(request: GenerationRequest) -> float:
+    """The first position of a request that is rubbish."""
+    if request.request_id.startswith(SICKENS):
+        return len(request.prompt_token_ids) + 2
+    return 0 if request.request_id.startswith(SICK) else math.inf
 
 
 def answer(request: GenerationRequest) -> list[int]:
     """All tokens of a request that runs alone, without any cache."""
     tokens = list(request.prompt_token_ids)
     for _ in range(request.sampling.max_tokens):
-        tokens.append(next_token(request, tokens))
+        tokens.append(next_token(contents(request, tokens)[-1]))
     return tokens[len(request.prompt_token_ids) :]
 
 
@@ -64,7 +75,14 @@ class Simulation:
     """Scheduler, blocks, prefix cache and residency over that device. `tokens` per step, `budget` in bytes."""
 
     def __init__(
-        self, blocks: int = 32, *, tokens: int = 8, running: int = 4, budget: int = 100, cache: bool = True
+        self,
+        blocks: int = 32,
+        *,
+        tokens: int = 8,
+        running: int = 4,
+        budget: int = 100,
+        speculate: int = 0,
+        cache: bool = True,
     ) -> None:
         self.pool = BlockPool(blocks, BLOCK)
         self.residency = Residency(budget)
@@ -75,13 +93,15 @@ class Simulation:
             max_running=running,
             max_model_len=blocks * BLOCK,
             eos_token_ids=(EOS,),
+            speculate=speculate,
+            draft_rows=tokens,
             shared=KVIdentity("base", "static", "float32", BLOCK) if cache else None,
         )
         self.requests: dict[str, GenerationRequest] = {}
         self.tokens: dict[str, list[int]] = {}
         self.finished: dict[str, str] = {}
         self.cached: dict[str, int] = {}
-        self.computed = Counter[str]()  # request -> tokens computed for it
+        self.computed = Counter[str]()  # request -> rows computed for it
         self.plans: list[StepPlan] = []
         self._memory = [[b""] * BLOCK for _ in range(blocks)]
 
@@ -127,24 +147,29 @@ class Simulation:
             assert all(held[block] == 1 for block in written), "written while another sequence holds it"
             assert not any(self.pool.is_published(block) for block in written), "written, but others may find it"
             assert part.adapter is None or self.residency.is_resident(part.adapter)
-            asked, ids = self._write(part)
+            rows = self._write(part)[len(part.token_ids) - len(part.samples) :]
             self.computed[part.request_id] += len(part.token_ids)
-            if part.samples and part.request_id.startswith(SICK):
+            if rows and rows[0] == RUBBISH:
                 failed[part.request_id] = "not finite"
-            elif part.samples:
-                tokens[part.request_id] = (next_token(asked, ids),)
+            elif rows:
+                tokens[part.request_id] = tuple(map(next_token, takewhile(lambda row: row != RUBBISH, rows)))
         return StepResult(tokens, failed)
 
-    def _write(self, part: SequenceSlice) -> tuple[GenerationRequest, list[int]]:
-        """Check what the slice reads and remember what it writes; returns its request and tokens so far."""
+    def _write(self, part: SequenceSlice) -> list[bytes]:
+        """Check what the slice reads and remember what it writes, which is returned."""
         asked = self.requests[part.request_id]
-        ids = (asked.prompt_token_ids + self.tokens[part.request_id])[: part.start + len(part.token_ids)]
-        assert tuple(ids[part.start :]) == part.token_ids
-        for position in range(len(ids)):
+        known = asked.prompt_token_ids + self.tokens[part.request_id]
+        ids = known[: part.start] + list(part.token_ids)
+        accepted = len(ids) - len(part.drafts)
+        assert ids[:accepted] == known[:accepted]
+        if part.samples:
+            assert accepted == len(known)
+        truths = contents(asked, ids)
+        for position, truth in enumerate(truths):
             row, offset = self._memory[part.block_table[position // BLOCK]], position % BLOCK
-            truth = content(asked, ids[: position + 1])
+            sick = position >= sick_from(asked)
             if position >= part.start:
-                row[offset] = RUBBISH if part.request_id.startswith(SICK) else truth
-            elif not part.request_id.startswith(SICK):
-                assert row[offset] == truth, f"{part.request_id} reads what is not its own at position {position}"
-        return asked, ids
+                row[offset] = truths[position] = RUBBISH if sick else truth
+            own = row[offset] == truth or (sick and row[offset] == RUBBISH)
+            assert own, f"{part.request_id} reads what is not its own at position {position}"
+        return truths[part.start :]
