@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from livery.engine.base import GenerationRequest, SamplingParams
 from livery.engine.blocks import BlockPool
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
+from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
 from livery.engine.scheduler import Scheduler
 from livery.engine.sequence import Sequence as EngineSequence
@@ -170,11 +171,13 @@ def test_speculation_changes_no_token(seed: int, blocks: int, tokens: int, specu
         max_running=min(4, tokens),
         max_model_len=max_model_len,
         eos_token_ids=(EOS,),
+        shared=KVIdentity("base", "static", "float32", BLOCK),
         speculate=speculate,
         draft_rows=draft_rows,
     )
     machine = Machine(frozenset(rng.sample(range(40), rng.choice([0, 0, 2]))))
     requests, got, finished, aborted = {}, {}, {}, set()
+    opening = [rng.randrange(SYMBOLS) for _ in range(12)]  # for the prefix cache to find
     for number in range(12):
         params = SamplingParams(
             max_tokens=rng.randrange(1, 20),
@@ -184,7 +187,7 @@ def test_speculation_changes_no_token(seed: int, blocks: int, tokens: int, specu
             stop_token_ids=rng.choice([(), (2,)]),
             ignore_eos=rng.random() < 0.5,
         )
-        prompt = [rng.randrange(SYMBOLS) for _ in range(rng.randrange(1, 20))]
+        prompt = opening[: rng.randrange(12)] + [rng.randrange(SYMBOLS) for _ in range(rng.randrange(1, 12))]
         requests[f"r{number}"] = GenerationRequest(f"r{number}", prompt, params)
     arriving = list(requests.values())
     while arriving or scheduler.has_work:
