@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from livery.engine.plan import SampleSpec
-from livery.engine.sampler import sample
+from livery.engine.sampler import LIKELIEST, sample
 from livery.engine.sequence import uniform
 
 
@@ -58,6 +61,36 @@ def test_only_allowed_tokens_are_drawn(
     token = sample(logits.clone(), [chosen, spec(temperature=0.0)])
     assert token[0] in allowed(logits[0], chosen)
     assert token[1] == int(logits[1].argmax())
+
+
+def walked(logits: torch.Tensor, chosen: SampleSpec) -> tuple[int, float]:
+    """The token of a draw over the whole sorted vocabulary, and how far the draw is from the next token's."""
+    probs = torch.softmax(logits.double() / chosen.temperature, 0)
+    left = sorted(allowed(logits, chosen), key=lambda token: -float(logits[token]))
+    masses = [float(probs[token]) for token in left]
+    ends = list(accumulate(masses))
+    target = chosen.draw * ends[-1]
+    column = bisect_right(ends, target)
+    return left[column], min(abs(target - end) for end in ends)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.floats(0.1, 5.0),
+    top_p=st.sampled_from([0.5, 0.9, 0.999, 1.0]),
+    top_k=st.sampled_from([0, 0, 3, LIKELIEST, LIKELIEST + 1, 700]),
+    min_p=st.sampled_from([0.0, 0.0, 0.05, 0.5]),
+    draw=st.floats(0.0, 0.9999999),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_likeliest_tokens_settle_what_the_whole_vocabulary_would(
+    seed: int, spread: float, top_p: float, top_k: int, min_p: float, draw: float
+) -> None:
+    logits = torch.randn(1, 4 * LIKELIEST, generator=torch.Generator().manual_seed(seed)) * spread
+    chosen = spec(top_p=top_p, top_k=top_k, min_p=min_p, draw=draw)
+    expected, distance = walked(logits[0], chosen)
+    assume(distance > 1e-6)
+    assert sample(logits, [chosen]) == [expected]
 
 
 def test_draws_follow_the_distribution() -> None:
