@@ -59,7 +59,8 @@ ALLOWED: dict[str, set[str]] = {
     | {f"livery.{part}" for part in ("api", "generation", "lease", "management", "metrics", "service", "tenancy")}
     | {"livery_adapters"},
     "livery.engine": {"livery.engine", "livery.models", "livery_adapters"},
-    "livery.commands": {"livery", "livery_adapters"},
+    "livery.bench": {"livery.engine", "livery_adapters", "livery_loadtest"},
+    "livery.commands": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.cli": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.__main__": {"livery.cli"},
     "livery_adapters": {"livery_adapters"},
@@ -67,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 HTTP_SIDE = {part for part in ALLOWED if part.startswith("livery.")} - {
     "livery.engine",
+    "livery.bench",
     "livery.commands",
     "livery.cli",
 }

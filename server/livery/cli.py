@@ -73,7 +73,9 @@ def main() -> None:
 
 
 def _mount_bench() -> None:
-    """The load client loads only when it is asked for: no other command needs it."""
+    """The benchmarks load only when they are asked for: no other command needs them."""
+    from livery.commands.bench_engine import engine
     from livery_loadtest.cli import app as bench
 
+    bench.command("engine")(engine)
     app.add_typer(bench, name="bench")

@@ -18,6 +18,7 @@ from torch import Tensor
 from livery.engine.attention import AttentionBatch, LayerCache
 from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, ModelRefused
 from livery.engine.devices import choose
+from livery.engine.kernels import Kernels
 from livery.engine.kernels import load as load_kernels
 from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack, tables_of
 from livery.engine.lora.embedding import AdapterEmbedding, attach_embeddings
@@ -111,6 +112,11 @@ class ModelRunner:
         attach_plain(loaded.model, structure.shapes.plain, bank)
         attach_experts(loaded.model, structure.shapes.experts, bank)
         self._weights = HeldWeights(loaded.model, structure.shapes, linears)
+
+    @property
+    def kernels(self) -> Kernels:
+        """What everything is computed with."""
+        return self._kernels
 
     # -- adapters ------------------------------------------------------------------------------------
 

@@ -1,0 +1,194 @@
+"""Rows on single steps: decoding and reading prompts, with adapters against without, each against its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from livery.bench.alternate import Timed, alternate
+from livery.bench.bars import (
+    BASE_ONLY,
+    MIXED_RANKS,
+    OF_PHYSICAL,
+    ONE_ADAPTER,
+    PREFILL,
+    ROOFLINE,
+    SMALL_SHARE,
+    Bar,
+    Row,
+)
+from livery.bench.physics import Peak, Work, bytes_ratio, physical_ratio
+from livery.bench.sizes import Sizes
+from livery.bench.workbench import Workbench
+from livery.engine.base import AdapterRef
+from livery_loadtest.measures import Spread, over_rounds, paired_ratio
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Round by round; there is always a round, and no time is zero."""
+    found = paired_ratio(above, below)
+    assert found is not None
+    return found
+
+
+def median(values: Sequence[float]) -> float:
+    found = over_rounds(values)
+    assert found is not None
+    return found.median
+
+
+def scaled(value: Spread, factor: float) -> Spread:
+    return Spread(value.median * factor, value.low * factor, value.high * factor)
+
+
+class StepRows:
+    """Measures the steps of one engine; `adapters` are resident and of rank `sizes.rank`."""
+
+    def __init__(self, bench: Workbench, adapters: Sequence[AdapterRef], peak: Peak, sizes: Sizes) -> None:
+        self._bench = bench
+        self._adapters = adapters
+        self._peak = peak
+        self._sizes = sizes
+        self._base = bench.base()
+
+    def decode(self) -> Iterator[Row]:
+        """Base, one adapter and as many distinct ones as rows, for each number of rows."""
+        sizes, context = self._sizes, self._sizes.context
+        for rows in sizes.all_decode_rows:
+            mixed = rows in sizes.mixed_rows
+            variants = {
+                "base": self._bench.decoder(rows, context, [None]),
+                "one": self._bench.decoder(rows, context, self._adapters[:1]),
+            }
+            if mixed:
+                variants["mixed"] = self._bench.decoder(rows, context, self._adapters[:rows])
+            times = alternate(variants, sizes.rounds, sizes.turns)
+            work = {
+                "base": self._base.decode(rows, context),
+                "one": self._base.decode(rows, context, [sizes.rank], [sizes.rank] * rows),
+                "mixed": self._base.decode(rows, context, [sizes.rank] * rows, [sizes.rank] * rows),
+            }
+            yield self._against_floor(f"base, decode, {rows} rows: floor / time", times["base"], work["base"])
+            yield self._one(rows, times, work)
+            if mixed:
+                yield self._distinct(rows, times, work)
+
+    def _one(self, rows: int, times: Timed, work: Mapping[str, Work]) -> Row:
+        """Held against the base where the adapter is small, and else against what is physical."""
+        speed = ratio(times["base"], times["one"])
+        name = f"one adapter / base, decode, {rows} rows"
+        facts = self._facts(times, work, ("base", "one"), speed)
+        share = self._base.share(self._sizes.rank)
+        if share <= SMALL_SHARE:
+            return Row(name, speed, ONE_ADAPTER, f"the adapter is {share:.2%} of the base's bytes", facts)
+        physical = physical_ratio(work["base"], work["one"], self._peak)
+        note = f"{speed.median:.3f} of the base, physical {physical:.3f}; the adapter is {share:.1%} of its bytes"
+        return Row(f"{name}: reached / physical", scaled(speed, 1 / physical), OF_PHYSICAL, note, facts)
+
+    def _distinct(self, rows: int, times: Timed, work: Mapping[str, Work]) -> Row:
+        speed = ratio(times["base"], times["mixed"])
+        physical = physical_ratio(work["base"], work["mixed"], self._peak)
+        by_bytes = bytes_ratio(work["base"], work["mixed"])
+        note = f"{speed.median:.3f} of the base, physical {physical:.3f} (by bytes alone {by_bytes:.3f})"
+        return Row(
+            f"{rows} distinct adapters, decode, {rows} rows: reached / physical",
+            scaled(speed, 1 / physical),
+            OF_PHYSICAL,
+            note,
+            self._facts(times, work, ("base", "mixed"), speed),
+        )
+
+    def ranks(self, ranked: Sequence[AdapterRef], ranks: Sequence[int]) -> Iterator[Row]:
+        """Distinct adapters of several ranks against what their bytes make of the time of equal ones."""
+        rows, context, sizes = len(ranked), self._sizes.context, self._sizes
+        times = alternate(
+            {
+                "base": self._bench.decoder(rows, context, [None]),
+                "equal": self._bench.decoder(rows, context, self._adapters[:rows]),
+                "ranks": self._bench.decoder(rows, context, ranked),
+            },
+            sizes.rounds,
+            sizes.turns,
+        )
+        more = sum(ranks) / (sizes.rank * rows)
+        predicted = [base + more * (equal - base) for base, equal in zip(times["base"], times["equal"], strict=True)]
+        listed = ", ".join(map(str, sorted(set(ranks))))
+        yield Row(
+            f"ranks {{{listed}}} mixed, {rows} rows: time / by bytes",
+            ratio(times["ranks"], predicted),
+            MIXED_RANKS,
+            f"predicted from {rows} adapters of rank {sizes.rank}, whose bytes times {more:.2f} these have",
+            {name: median(values) for name, values in times.items()} | {"predicted": median(predicted)},
+        )
+
+    def prefill(self) -> Iterator[Row]:
+        """Reading prompts under an adapter and under none."""
+        sizes, chunk = self._sizes, self._bench.info.max_batch_tokens
+        for tokens in sizes.prompts:
+            times = alternate(
+                {
+                    "base": self._bench.reader(tokens, None),
+                    "one": self._bench.reader(tokens, self._adapters[0]),
+                },
+                sizes.rounds,
+                max(1, sizes.turns * min(sizes.prompts) // (2 * tokens)),
+            )
+            work = {
+                "base": self._base.prefill(tokens, chunk),
+                "one": self._base.prefill(tokens, chunk, sizes.rank),
+            }
+            speed = ratio(times["base"], times["one"])
+            physical = physical_ratio(work["base"], work["one"], self._peak)
+            facts = self._facts(times, work, ("base", "one"), speed)
+            facts["tokens_per_second"] = tokens / median(times["base"])
+            note = f"physical {physical:.3f}; base {facts['tokens_per_second']:.0f} tokens/s"
+            yield Row(f"prefill with adapter / base, {tokens} tokens", speed, PREFILL, note, facts)
+
+    def base_only(self) -> Iterator[Row]:
+        """Base-only steps while adapters are in device memory, and with none there.
+
+        The engine has one path for both, so what could differ is what adapters leave behind: tables, memory, caches.
+        """
+        sizes, rows = self._sizes, max(self._sizes.mixed_rows)
+        held = self._adapters[:rows]
+        step = self._bench.decoder(rows, sizes.context, [None])
+        found: dict[str, list[float]] = {"with": [], "without": []}
+        for _ in range(sizes.rounds):
+            self._bench.ready(held)
+            found["with"] += alternate({"step": step}, 1, 2 * sizes.turns)["step"]
+            self._bench.drop(held)
+            found["without"] += alternate({"step": step}, 1, 2 * sizes.turns)["step"]
+        self._bench.ready(held)
+        yield Row(
+            f"base-only traffic, adapters enabled / disabled, {rows} rows",
+            ratio(found["without"], found["with"]),
+            BASE_ONLY,
+            f"{len(held)} adapters in device memory against none",
+            {name: median(values) for name, values in found.items()},
+        )
+
+    def _against_floor(self, name: str, seconds: Sequence[float], work: Work) -> Row:
+        floor = work.seconds(self._peak)
+        bar: Bar | None = None if self._bench.info.device == "cpu" else ROOFLINE
+        note = f"{1e3 * median(seconds):.1f} ms, floor {1e3 * floor:.1f} ms by {_bound(work, self._peak)}"
+        return Row(name, ratio([floor] * len(seconds), seconds), bar, note, {"time": median(seconds), "floor": floor})
+
+    def _facts(self, times: Timed, work: Mapping[str, Work], names: Sequence[str], speed: Spread) -> dict[str, Any]:
+        facts: dict[str, Any] = {"speed": speed}
+        for name in names:
+            floor, seconds = work[name].seconds(self._peak), median(times[name])
+            facts[name] = {
+                "time": seconds,
+                "floor": floor,
+                "efficiency": floor / seconds,
+                "bytes": work[name].nbytes,
+                "operations": work[name].flops,
+                "bound": _bound(work[name], self._peak),
+            }
+        facts["physical"] = physical_ratio(work[names[0]], work[names[1]], self._peak)
+        facts["physical_by_bytes"] = bytes_ratio(work[names[0]], work[names[1]])
+        return facts
+
+
+def _bound(work: Work, peak: Peak) -> str:
+    return "bytes" if work.nbytes / peak.bandwidth >= work.flops / peak.flops else "operations"

@@ -1,0 +1,120 @@
+"""What a run of `livery bench engine` amounts to: a JSON document and tables. Measures nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from livery.bench.bars import Bar, Row, Verdict
+from livery.bench.physics import Peak
+from livery.bench.profile import Profile
+from livery.bench.sizes import Sizes
+from livery.bench.suite import Findings
+from livery.engine.base import EngineInfo
+from livery_loadtest.measures import Spread
+from livery_loadtest.report import Origin
+
+SCHEMA = "livery-bench-engine/1"
+VERSIONS = ("torch", "transformers", "numpy")
+COLOURS = {Verdict.AIM: "bold green", Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.SHOWN: "dim"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """A whole run, ready for JSON. `peaks` were measured before and after the rows on steps."""
+
+    origin: Origin
+    versions: dict[str, str]
+    engine: dict[str, Any]
+    sizes: Sizes
+    peaks: list[Peak]
+    rows: list[dict[str, Any]]
+    profiles: list[Profile]
+    schema: str = SCHEMA
+
+    def write(self, path: Path) -> None:
+        """Write the report as indented JSON, creating the folder."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+
+
+def build_report(findings: Findings, sizes: Sizes, origin: Origin, kernels: dict[str, str]) -> EngineReport:
+    """`kernels` is what livery.engine.kernels.describe says, without the path of the library."""
+    info = findings.info
+    return EngineReport(
+        origin=origin,
+        versions={name: importlib.metadata.version(name) for name in VERSIONS},
+        engine={**(_engine(info) if info else {}), "compiled": kernels},
+        sizes=sizes,
+        peaks=findings.peaks,
+        rows=[_row(row) for row in findings.rows],
+        profiles=findings.profiles,
+    )
+
+
+def _engine(info: EngineInfo) -> dict[str, Any]:
+    wanted = ("architecture", "base_digest", "device", "dtype", "attention", "kernels", "max_batch_tokens")
+    return {name: getattr(info, name) for name in (*wanted, "weight_bytes", "block_size", "num_blocks")}
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "value": row.value,
+        "bar": asdict(row.bar) if row.bar else None,
+        "verdict": row.verdict,
+        "note": row.note,
+        "facts": row.facts,
+    }
+
+
+def shown(value: Spread) -> str:
+    """Median, and in brackets the lowest and highest round."""
+    if value.low == value.high:
+        return f"{value.median:.3f}"
+    return f"{value.median:.3f} ({value.low:.3f}..{value.high:.3f})"
+
+
+def wanted(bar: Bar | None) -> str:
+    if bar is None:
+        return ""
+    sign = "≤" if bar.lower else "≥"
+    return f"{sign} {bar.bar:g}, aim {bar.aim:g}"
+
+
+def print_findings(findings: Findings, console: Console) -> None:
+    """The table with bars, the machine's peaks, and where a step's time goes."""
+    for when, peak in zip(("before", "after"), findings.peaks, strict=False):
+        console.print(
+            f"{when} the steps: reads {peak.bandwidth / 1e9:.1f} GB/s, computes {peak.flops / 1e9:.0f} Gop/s at best"
+        )
+    console.print(_table(findings.rows))
+    for one in findings.profiles:
+        console.print(_profile(one))
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(title="ratios within one run, median (lowest..highest round)", title_justify="left")
+    table.add_column("row", overflow="fold")
+    table.add_column("value", justify="right")
+    table.add_column("bar")
+    table.add_column("")
+    table.add_column("", overflow="fold", style="dim")
+    for row in rows:
+        verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
+        table.add_row(escape(row.name), shown(row.value), wanted(row.bar), verdict, escape(row.note))
+    return table
+
+
+def _profile(one: Profile) -> str:
+    who = f"{one.adapters} adapters" if one.adapters else "base"
+    costs = ", ".join(f"{escape(cost.name)} {cost.share:.0%}" for cost in one.costs)
+    return f"profile, decode, {one.rows} rows, {who}: {1e3 * one.seconds:.1f} ms: {costs}"

@@ -1,0 +1,149 @@
+"""The whole of `livery bench engine`: engines, adapters, groups of rows in order, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+from msgspec.structs import replace
+
+from livery.bench.bars import Row
+from livery.bench.decode import StepRows
+from livery.bench.machine import measure_peak
+from livery.bench.physics import Peak
+from livery.bench.profile import Profile, profiles
+from livery.bench.serving import ServingRows
+from livery.bench.sizes import Sizes
+from livery.bench.values import value_rows
+from livery.bench.workbench import Workbench, reference
+from livery.engine.base import AdapterRef, EngineConfig, EngineInfo
+from livery_loadtest.random_adapters import write_random_adapters
+
+MIXED = 8  # adapters whose values are checked and whose step is profiled
+SLACK = 1.25  # of one adapter's bytes: room for what holding it costs beside its numbers
+
+
+class Group(StrEnum):
+    """Rows that are measured together."""
+
+    VALUES = "values"
+    DECODE = "decode"
+    PREFILL = "prefill"
+    SERVING = "serving"
+
+
+@dataclass(slots=True)
+class Findings:
+    """Everything a run measured."""
+
+    info: EngineInfo | None = None
+    peaks: list[Peak] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    profiles: list[Profile] = field(default_factory=list)
+
+
+class Suite:
+    """Runs groups of rows on engines of one model; `tell` hears what is going on, `show` each row when it is there."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        folder: Path,
+        sizes: Sizes,
+        tell: Callable[[str], None],
+        show: Callable[[Row], None],
+    ) -> None:
+        """`folder` keeps the random adapters, which are written once. Raises ValueError for a base they don't fit."""
+        self._config = config
+        self._folder = folder
+        self._sizes = sizes
+        self._tell = tell
+        self._show = show
+        self.findings = Findings()
+
+    def run(self, groups: frozenset[Group], with_profile: bool) -> Findings:
+        """Measure. Raises BenchFailed, ModelRefused."""
+        steps = groups & {Group.VALUES, Group.DECODE, Group.PREFILL}
+        if steps or with_profile:
+            self._on_large(steps, with_profile)
+        if Group.SERVING in groups:
+            self._on_small()
+        return self.findings
+
+    # -- engines ---------------------------------------------------------------------------------------
+
+    def _on_large(self, groups: frozenset[Group], with_profile: bool) -> None:
+        """The rows on an engine that holds all adapters at once."""
+        sizes = self._sizes
+        equal = self._adapters(max(sizes.mixed_rows), sizes.rank)
+        ranks = [sizes.ranks[index % len(sizes.ranks)] for index in range(sizes.ranked_rows)]
+        ranked = self._ranked(ranks)
+        needed = sum(_bytes(adapter) for adapter in {*equal, *ranked}) + int(SLACK * _bytes(equal[0]))
+        with closing(self._engine(2 * needed)) as bench:
+            self.findings.info = bench.info
+            self._measure_peak(bench)
+            if Group.VALUES in groups:
+                self._note(value_rows(bench, equal[:MIXED], sizes), "greedy tokens")
+            bench.ready([*equal, *ranked])
+            rows = StepRows(bench, equal, self.findings.peaks[0], sizes)
+            if Group.DECODE in groups:
+                self._note(rows.decode(), "decode steps")
+                self._note(rows.ranks(ranked, ranks), "mixed ranks")
+            if Group.PREFILL in groups:
+                self._note(rows.prefill(), "prefill")
+            if Group.DECODE in groups:
+                self._note(rows.base_only(), "base-only traffic")
+            if with_profile:
+                self._tell("profiles")
+                self.findings.profiles += profiles(bench, equal[:MIXED], sizes.context)
+            self._measure_peak(bench)
+
+    def _on_small(self) -> None:
+        """The rows on an engine whose device memory holds few adapters."""
+        sizes = self._sizes
+        adapters = self._adapters(MIXED, sizes.rank)
+        small = self._adapters(1, sizes.known_rank)
+        budget = int((sizes.fitting + 0.5) * _bytes(adapters[0]))
+        with closing(self._engine(budget)) as bench:
+            self.findings.info = self.findings.info or bench.info
+            rows = ServingRows(bench, adapters, sizes)
+            self._note(rows.cold(), "cold adapters")
+            self._note(rows.loads_beside(), "loads beside streams")
+            self._note(rows.oversubscribed(), "more adapters than fit")
+            self._note(rows.known(small), f"{sizes.known} adapters known")
+
+    def _engine(self, adapter_bytes: int) -> Workbench:
+        return Workbench(replace(self._config, adapter_memory_bytes=adapter_bytes), self._tell)
+
+    def _measure_peak(self, bench: Workbench) -> None:
+        self._tell("memory bandwidth and arithmetic")
+        self.findings.peaks.append(measure_peak(torch.device(bench.info.device), bench.runner.kernels))
+
+    def _note(self, rows: Iterator[Row], what: str) -> None:
+        self._tell(what)
+        for row in rows:
+            self.findings.rows.append(row)
+            self._show(row)
+
+    # -- adapters --------------------------------------------------------------------------------------
+
+    def _adapters(self, count: int, rank: int) -> list[AdapterRef]:
+        """The first `count` random adapters of a rank."""
+        self._tell(f"writing random adapters of rank {rank} (once)")
+        base = Path(self._config.model_path)
+        written = write_random_adapters(base, self._folder / f"{base.name}-rank-{rank}", count, rank)
+        return [reference(path) for path in written.values()]
+
+    def _ranked(self, ranks: list[int]) -> list[AdapterRef]:
+        """Distinct adapters, one of each rank listed."""
+        pools = {rank: self._adapters(ranks.count(rank), rank) for rank in set(ranks)}
+        return [pools[rank].pop() for rank in ranks]
+
+
+def _bytes(adapter: AdapterRef) -> int:
+    """An adapter's size in its file, which is about what it takes in memory."""
+    return (Path(adapter.parts[0].path) / "adapter_model.safetensors").stat().st_size
