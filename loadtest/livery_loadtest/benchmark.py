@@ -113,7 +113,7 @@ async def find_subjects(
 async def _find_subject(
     client: httpx.AsyncClient, target: Target, adapters: Sequence[str], base: str | None
 ) -> Subject:
-    served = await list_models(client, target)
+    served = list(target.models) or await list_models(client, target)
     first = base or served[0]
     others = [name for name in served if name != first]
     unknown = [name for name in (first, *(adapters if others else ())) if name not in served]
@@ -130,14 +130,15 @@ def interleave(rounds: int, subjects: Sequence[Subject], scenarios: Sequence[Sce
         for index in range(rounds)
         for subject in subjects
         for scenario in scenarios
-        if scenario is Scenario.BASE or subject.adapters
+        if scenario is not Scenario.MIXED or subject.adapters
     ]
 
 
 def request_count(subjects: Sequence[Subject], plan: Plan, workload: Workload) -> int:
     """All requests of a run: warm-up, rounds and check."""
-    total = workload.requests * len(interleave(plan.rounds, subjects, plan.scenarios))
-    total += plan.warm_up_requests * len(interleave(1, subjects, plan.scenarios))
+    short = replace(workload, requests=plan.warm_up_requests)
+    total = sum(workload.under(cell.scenario).requests for cell in interleave(plan.rounds, subjects, plan.scenarios))
+    total += sum(short.under(cell.scenario).requests for cell in interleave(1, subjects, plan.scenarios))
     if plan.check:
         total += sum(check_request_count(len(subject.models), workload) for subject in subjects)
     return total
@@ -188,7 +189,7 @@ class Benchmark:
     async def _load(
         self, client: httpx.AsyncClient, cell: Cell, phase: Phase, workload: Workload, name: str
     ) -> list[Record]:
-        subject = cell.subject
+        subject, workload = cell.subject, workload.under(cell.scenario)
         self._enter(subject, name)
         requests = round_requests(workload, cell.scenario, subject.base, subject.adapters, phase, cell.round)
         sender = partial(send, client, subject.target, self.plan.dialect)

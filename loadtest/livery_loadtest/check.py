@@ -7,7 +7,7 @@ other requests of a full closed loop. Where two targets serve the same models, t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from livery_loadtest.client import Record
 from livery_loadtest.closed_loop import Send, closed_loop
@@ -31,7 +31,8 @@ class CheckResult:
     """`equal` of `compared` answers were the same alone and under load; `failed` got no answer at all.
 
     `distinct_answers` says how many different texts the models gave alone: one text from every adapter would
-    mean that no adapter was applied. `same_as` counts, per other target, the equal answers.
+    mean that no adapter was applied. `same_as` counts, per other target, the equal answers, and `alike` is how much
+    of an answer it shares up to the first difference, on average: a peer that rounds otherwise parts at near ties.
     """
 
     target: str
@@ -42,6 +43,7 @@ class CheckResult:
     differences: tuple[Difference, ...]
     answers: dict[str, str]
     same_as: dict[str, int]
+    alike: dict[str, float] = field(default_factory=dict)
 
 
 async def check_target(
@@ -112,14 +114,28 @@ def compare_targets(results: Sequence[CheckResult], labels: Mapping[str, Sequenc
         }
         for result in results
     }
-    return [
-        replace(
-            result,
-            same_as={
-                other: sum(text == named[other].get(model) for model, text in named[result.target].items())
-                for other in named
-                if other != result.target
-            },
+    compared = []
+    for result in results:
+        mine = named[result.target]
+        others = {name: texts for name, texts in named.items() if name != result.target}
+        shared = {
+            name: [_alike(text, texts[model]) for model, text in mine.items() if model in texts]
+            for name, texts in others.items()
+        }
+        compared.append(
+            replace(
+                result,
+                same_as={
+                    name: sum(text == texts.get(model) for model, text in mine.items())
+                    for name, texts in others.items()
+                },
+                alike={name: sum(parts) / len(parts) for name, parts in shared.items() if parts},
+            )
         )
-        for result in results
-    ]
+    return compared
+
+
+def _alike(left: str, right: str) -> float:
+    """The share of two texts up to where they part."""
+    longer = max(len(left), len(right))
+    return _parting(left, right) / longer if longer else 1.0

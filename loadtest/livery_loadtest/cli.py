@@ -19,12 +19,13 @@ from rich.markup import escape
 
 from livery_loadtest.benchmark import AlwaysOn, Benchmark, Plan, Stage, Subject, find_subjects, request_count
 from livery_loadtest.client import Dialect, Target, TargetUnusable
+from livery_loadtest.llama_cpp import LlamaCppEnvironment
 from livery_loadtest.machine import Machine, describe_machine
 from livery_loadtest.peers import EnvironmentFailed, VllmEnvironment, default_environment
 from livery_loadtest.progress import RequestBar
 from livery_loadtest.report import Origin, Report, build_report, print_report
 from livery_loadtest.servers import ServerFailed, Sleep
-from livery_loadtest.side_by_side import LIVERY, VLLM, VLLM_PLAIN, PeersSetup, SideBySide
+from livery_loadtest.side_by_side import LIVERY, LLAMA_CPP, VLLM, VLLM_PLAIN, PeersSetup, SideBySide
 from livery_loadtest.workload import Popularity, Scenario, Workload
 
 LOCAL = "livery=http://127.0.0.1:8000"
@@ -80,7 +81,7 @@ def serve(
     plan = Plan(
         rounds=rounds,
         warm_up_requests=warm_up,
-        scenarios=tuple(scenario) if scenario else tuple(Scenario),
+        scenarios=tuple(scenario) if scenario else Plan().scenarios,
         dialect=Dialect(chat, ignore_eos),
         check=check,
         timeout=timeout,
@@ -99,7 +100,8 @@ def serve(
 def peers(
     model: Annotated[str, typer.Option(help="Model directory, or a name Livery knows.")] = ("smollm2-135m-instruct"),
     server: Annotated[
-        list[str] | None, typer.Option(help=f"{LIVERY}, {VLLM} or {VLLM_PLAIN}; repeatable; all by default.")
+        list[str] | None,
+        typer.Option(help=f"{LIVERY}, {VLLM}, {VLLM_PLAIN} or {LLAMA_CPP}; repeatable; all by default."),
     ] = None,
     adapters: Annotated[int, typer.Option(min=1, help="Random adapters to write and serve.")] = 8,
     rank: Annotated[int, typer.Option(min=1, help="Their rank, on all linear modules.")] = 16,
@@ -117,11 +119,16 @@ def peers(
     vllm_bind: Annotated[str, typer.Option(help="VLLM_CPU_OMP_THREADS_BIND, e.g. auto, 0-1.")] = "auto",
     vllm_dtype: Annotated[str, typer.Option(help="vLLM's --dtype.")] = "float32",
     vllm_arguments: Annotated[str, typer.Option(help="More arguments for vLLM, as one string.")] = "",
+    llama_cpp: Annotated[Path | None, typer.Option(help="Folder with llama.cpp's build.")] = None,
+    llama_cpp_arguments: Annotated[str, typer.Option(help="More arguments for llama.cpp's server.")] = "",
     livery_arguments: Annotated[str, typer.Option(help="More arguments for `livery serve`.")] = "",
+    livery_variant: Annotated[
+        list[str] | None, typer.Option(help="NAME=ARGUMENTS of one more Livery server; repeatable.")
+    ] = None,
     sleep: Annotated[Sleep, typer.Option(help="Stop idle servers (SIGSTOP) while another runs.")] = Sleep.AUTO,
     out: Out = None,
 ) -> None:
-    """Launch Livery and vLLM for CPU with the same random adapters, measure them in turn, stop them."""
+    """Launch Livery, vLLM for CPU and llama.cpp's server with the same random adapters, measure them in turn."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no server behind
     setup = PeersSetup(
         model=model,
@@ -136,9 +143,12 @@ def peers(
         sleep=sleep,
         livery_arguments=livery_arguments,
         vllm_arguments=vllm_arguments,
+        llama_cpp=LlamaCppEnvironment(llama_cpp),
+        llama_cpp_arguments=llama_cpp_arguments,
+        variants=dict(_pair(variant) for variant in livery_variant or ()),
     )
     workload = Workload(streams, requests, prompt_words, max_tokens, seed=seed)
-    plan = Plan(rounds=rounds, warm_up_requests=warm_up, check=check, timeout=timeout)
+    plan = Plan(rounds, warm_up, tuple(Scenario), check=check, timeout=timeout)
     machine = describe_machine()
     try:
         with SideBySide(setup, Console(stderr=True)) as side_by_side:
@@ -152,13 +162,16 @@ def peers(
     _finish(report, out)
 
 
-@app.command("install-vllm")
-def install_vllm(
-    environment: Annotated[Path | None, typer.Option(help="Where to build it.")] = None,
+@app.command("install-peers")
+def install_peers(
+    environment: Annotated[Path | None, typer.Option(help="Where to install vLLM.")] = None,
+    llama_cpp: Annotated[Path | None, typer.Option(help="Where to build llama.cpp.")] = None,
 ) -> None:
-    """Build the virtual environment with vLLM for CPU that `peers` uses; it takes minutes, once."""
+    """Install vLLM for CPU and build llama.cpp's server, as `peers` does when they are missing; minutes, once."""
+    console = Console(stderr=True)
     try:
-        VllmEnvironment(environment or default_environment()).ensure(Console(stderr=True))
+        VllmEnvironment(environment or default_environment()).ensure(console)
+        LlamaCppEnvironment(llama_cpp).ensure(console)
     except EnvironmentFailed as failure:
         _stop(str(failure))
 
@@ -200,11 +213,18 @@ def _targets(options: Sequence[str]) -> list[Target]:
 
 
 def _servers(chosen: Sequence[str] | None) -> tuple[str, ...]:
-    known = (LIVERY, VLLM, VLLM_PLAIN)
+    known = (LIVERY, VLLM, VLLM_PLAIN, LLAMA_CPP)
     unknown = set(chosen or ()) - set(known)
     if unknown:
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected {', '.join(known)}")
     return tuple(name for name in known if not chosen or name in chosen)
+
+
+def _pair(option: str) -> tuple[str, str]:
+    name, given, arguments = option.partition("=")
+    if not name or not given:
+        raise typer.BadParameter(f"--livery-variant {option!r}: expected NAME=ARGUMENTS, as in int8='--weights int8'")
+    return name, arguments
 
 
 def _api_key() -> str | None:

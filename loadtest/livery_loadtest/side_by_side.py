@@ -1,4 +1,4 @@
-"""Livery and vLLM on one machine in one run: launch both, measure them in turn, stop them.
+"""Livery and its peers on one machine in one run: launch all, measure them in turn, stop them.
 
 Livery is started by its own command, as a user would start it; nothing of it is imported here.
 """
@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from livery_loadtest.client import Target
+from livery_loadtest.llama_cpp import LlamaCppEnvironment, llama_cpp_command, lora_fields
 from livery_loadtest.peers import VllmEnvironment, vllm_command, vllm_variables
 from livery_loadtest.random_adapters import write_random_adapters
 from livery_loadtest.servers import (
@@ -31,18 +32,24 @@ from livery_loadtest.servers import (
 )
 
 FIND_MODEL = "import sys; from livery.models import resolve_model; print(resolve_model(sys.argv[1]).path)"
+FIND_GGUF = "import sys; from livery.models import gguf_file; print(gguf_file(sys.argv[1]))"
 
-LIVERY, VLLM, VLLM_PLAIN = "livery", "vllm", "vllm-no-lora"
+LIVERY, VLLM, VLLM_PLAIN, LLAMA_CPP = "livery", "vllm", "vllm-no-lora", "llama.cpp"
 
 
 @dataclass(frozen=True, slots=True)
 class PeersSetup:
-    """What to launch and how. `folder` keeps adapters and logs; extra arguments go to the servers as they are."""
+    """What to launch and how. `folder` keeps adapters and logs; extra arguments go to the servers as they are.
+
+    `variants` are more Livery servers: what to add to the name -> arguments.
+    """
 
     model: str
     folder: Path
     environment: VllmEnvironment
-    servers: tuple[str, ...] = (LIVERY, VLLM, VLLM_PLAIN)
+    servers: tuple[str, ...] = (LIVERY, VLLM, VLLM_PLAIN, LLAMA_CPP)
+    llama_cpp: LlamaCppEnvironment = field(default_factory=LlamaCppEnvironment)
+    variants: Mapping[str, str] = field(default_factory=dict)
     adapters: int = 8
     rank: int = 16
     streams: int = 16
@@ -52,6 +59,7 @@ class PeersSetup:
     start_timeout: float = 600.0
     livery_arguments: str = ""
     vllm_arguments: str = ""
+    llama_cpp_arguments: str = ""
 
 
 class SideBySide:
@@ -82,12 +90,13 @@ class SideBySide:
     @property
     def adapters(self) -> list[str]:
         """The names of the adapters every server with adapters has."""
-        return sorted(set().union(*(server.spec.expects for server in self.servers)))
+        return sorted(set().union(*(server.spec.expects | set(server.spec.fields) for server in self.servers)))
 
     @property
     def targets(self) -> list[Target]:
         """The servers as targets, in the order they were started."""
-        return [Target(server.spec.name, server.spec.url) for server in self.servers]
+        specs = [server.spec for server in self.servers]
+        return [Target(spec.name, spec.url, spec.models, spec.fields) for spec in specs]
 
     def stage(self) -> SleepingStage:
         """Wakes all servers; from then on only those sleep that the setup says."""
@@ -115,32 +124,65 @@ class SideBySide:
 
 
 def launch_specs(setup: PeersSetup, console: Console) -> list[LaunchSpec]:
-    """Prepare everything the servers need (model, adapters, vLLM's environment); starts none of them."""
+    """Prepare everything the servers need (model, adapters, the peers' environments); starts none of them."""
     model = model_directory(setup.model)
-    name = setup.model if not Path(setup.model).is_dir() else model.name
     folder = setup.folder / f"adapters-{model.name}-{setup.adapters}x{setup.rank}"
     with console.status(f"writing {setup.adapters} random adapters of rank {setup.rank}"):
         adapters = write_random_adapters(model, folder, setup.adapters, setup.rank)
-    if set(setup.servers) - {LIVERY}:
+    if {VLLM, VLLM_PLAIN} & set(setup.servers):
         setup.environment.ensure(console)
-    return [_launch_spec(setup, server, model, name, folder, adapters) for server in setup.servers]
+    specs = []
+    for server in setup.servers:
+        if server == LIVERY:
+            specs.append(_livery_spec(setup, LIVERY, folder, adapters, setup.livery_arguments))
+            for name, arguments in setup.variants.items():
+                specs.append(_livery_spec(setup, f"{LIVERY}-{name}", folder, adapters, arguments))
+        elif server == LLAMA_CPP:
+            setup.llama_cpp.ensure(console)
+            converted = setup.llama_cpp.converted(model, adapters, folder.with_name(f"{folder.name}-gguf"), console)
+            specs.append(_llama_cpp_spec(setup, model, converted))
+        else:
+            specs.append(_vllm_spec(setup, server, model, adapters))
+    return specs
 
 
-def _launch_spec(
-    setup: PeersSetup, server: str, model: Path, name: str, folder: Path, adapters: Mapping[str, Path]
+def _livery_spec(
+    setup: PeersSetup, name: str, folder: Path, adapters: Mapping[str, Path], arguments: str
 ) -> LaunchSpec:
     port = free_port()
-    url, log = f"http://127.0.0.1:{port}", setup.folder / f"{server}.log"
-    if server == LIVERY:
-        command = livery_command(setup.model, folder, setup.folder / "livery-data", port)
-        command += shlex.split(setup.livery_arguments)
-        return LaunchSpec(server, command, url, log, ready="/ready", expects=frozenset(adapters))
+    command = livery_command(setup.model, folder, setup.folder / f"{name}-data", port) + shlex.split(arguments)
+    log = setup.folder / f"{name}.log"
+    return LaunchSpec(name, command, _url(port), log, ready="/ready", expects=frozenset(adapters))
+
+
+def _vllm_spec(setup: PeersSetup, server: str, model: Path, adapters: Mapping[str, Path]) -> LaunchSpec:
+    port = free_port()
     loaded = adapters if server == VLLM else {}
     python = setup.environment.python
+    name = _public_name(setup, model)
     command = vllm_command(python, model, name, port, loaded, setup.rank, setup.streams, setup.dtype)
     command += shlex.split(setup.vllm_arguments)
     variables = vllm_variables(setup.environment.folder, setup.bind)
-    return LaunchSpec(server, command, url, log, variables, expects=frozenset(loaded))
+    return LaunchSpec(server, command, _url(port), setup.folder / f"{server}.log", variables, expects=frozenset(loaded))
+
+
+def _llama_cpp_spec(setup: PeersSetup, model: Path, adapters: Mapping[str, Path]) -> LaunchSpec:
+    port = free_port()
+    name = _public_name(setup, model)
+    files = list(adapters.values())
+    command = llama_cpp_command(setup.llama_cpp.server, gguf_file(setup.model), name, port, files, setup.streams)
+    command += shlex.split(setup.llama_cpp_arguments)
+    models = (name, *adapters)
+    log = setup.folder / f"{LLAMA_CPP}.log"
+    return LaunchSpec(LLAMA_CPP, command, _url(port), log, models=models, fields=lora_fields(list(adapters)))
+
+
+def _public_name(setup: PeersSetup, model: Path) -> str:
+    return model.name if Path(setup.model).expanduser().is_dir() else setup.model
+
+
+def _url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
 
 
 def livery_command(model: str, adapters: Path, data: Path, port: int) -> list[str]:
@@ -156,10 +198,17 @@ def livery_command(model: str, adapters: Path, data: Path, port: int) -> list[st
 def model_directory(model: str) -> Path:
     """The directory of a model: itself, or what Livery's own lookup finds for a name. Raises ServerFailed."""
     path = Path(model).expanduser()
-    if path.is_dir():
-        return path.resolve()
+    return path.resolve() if path.is_dir() else _found(FIND_MODEL, model)
+
+
+def gguf_file(model: str) -> Path:
+    """The GGUF file behind a model's name. Raises ServerFailed."""
+    return _found(FIND_GGUF, model)
+
+
+def _found(script: str, model: str) -> Path:
     # A separate process: this package imports nothing of the server.
-    done = subprocess.run([sys.executable, "-c", FIND_MODEL, model], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script, model], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
         raise ServerFailed(f"model {model!r} can't be found: {reason}")

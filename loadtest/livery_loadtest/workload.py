@@ -7,7 +7,7 @@ HTTP and no clock.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 
 import numpy as np
@@ -27,10 +27,11 @@ WORDS = tuple(COMMON.split())
 
 
 class Scenario(StrEnum):
-    """One kind of traffic: everything to the base model, or spread over the adapters."""
+    """One kind of traffic: to the base model, spread over the adapters, or to the base from one stream alone."""
 
     BASE = "base"
     MIXED = "mixed"
+    SINGLE = "one stream"
 
 
 class Popularity(StrEnum):
@@ -70,6 +71,12 @@ class Workload:
     zipf_exponent: float = 1.0
     seed: int = 0
 
+    def under(self, scenario: Scenario) -> Workload:
+        """The load of one round of a scenario: one stream alone takes a quarter of the requests."""
+        if scenario is Scenario.SINGLE:
+            return replace(self, streams=1, requests=-(-self.requests // 4))
+        return self
+
 
 def prompts(count: int, words: int, seed: Sequence[int]) -> list[str]:
     """`count` different prompts of `words` pseudo-random words, the same for the same seed.
@@ -104,7 +111,7 @@ def round_requests(
     """The requests of round `index`: equal for every target, and no prompt is used twice on one target."""
     seed = [workload.seed, phase, list(Scenario).index(scenario), index]
     texts = prompts(workload.requests, workload.prompt_words, seed)
-    if scenario is Scenario.BASE:
+    if scenario is not Scenario.MIXED:
         models = [base] * len(texts)
     else:
         models = spread(adapters, len(texts), workload.popularity, workload.zipf_exponent, [*seed, 1])

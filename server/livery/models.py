@@ -63,6 +63,16 @@ def resolve_model(model: str) -> ResolvedModel:
     )
 
 
+def gguf_file(model: str) -> Path:
+    """The GGUF file that a model's name stands for. Raises ModelNotFound where it stands for something else."""
+    if model.lower() == DEMO_MODEL:
+        return _demo_file()
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return path.resolve()
+    raise ModelNotFound(f"{model} is not a GGUF file; name a .gguf file or {DEMO_MODEL!r}")
+
+
 def _checked(path: Path, model: str) -> Path:
     if not (path / "config.json").is_file():
         raise ModelNotFound(f"{model} has no config.json; give a model saved by transformers")

@@ -14,13 +14,13 @@ from livery_loadtest.peers import (
     LEFT_OUT,
     EnvironmentFailed,
     VllmEnvironment,
-    _telling_lines,
+    telling_lines,
     vllm_command,
     vllm_variables,
     wanted_requirements,
 )
 from livery_loadtest.servers import ServerFailed
-from livery_loadtest.side_by_side import PeersSetup, launch_specs, model_directory
+from livery_loadtest.side_by_side import LIVERY, VLLM, VLLM_PLAIN, PeersSetup, launch_specs, model_directory
 
 
 def test_extras_and_media_packages_are_left_out_and_markers_stay() -> None:
@@ -50,7 +50,7 @@ def test_a_failing_step_says_what_pip_said() -> None:
     script = "import sys; print('Collecting a'); print('noise'); sys.exit('no matching torch')"
     lines = []
     with pytest.raises(EnvironmentFailed, match="no matching torch") as caught:
-        for line in _telling_lines([sys.executable, "-c", script]):
+        for line in telling_lines([sys.executable, "-c", script]):
             lines.append(line)
     assert lines == ["Collecting a"]
     assert "PIP_EXTRA_INDEX_URL" in str(caught.value)
@@ -86,10 +86,18 @@ def test_all_servers_get_one_model_and_the_same_adapters(tmp_path: Path) -> None
     text = json.dumps(header).encode()
     (model / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
     setup = PeersSetup(
-        str(model), tmp_path / "run", VllmEnvironment(environment, "1"), adapters=2, livery_arguments="--a 'b c'"
+        str(model),
+        tmp_path / "run",
+        VllmEnvironment(environment, "1"),
+        (LIVERY, VLLM, VLLM_PLAIN),
+        variants={"int8": "--w int8"},
+        adapters=2,
+        livery_arguments="--a 'b c'",
     )
-    ours, theirs, plain = launch_specs(setup, Console(file=StringIO()))
-    assert [ours.name, theirs.name, plain.name] == ["livery", "vllm", "vllm-no-lora"]
+    ours, other, theirs, plain = launch_specs(setup, Console(file=StringIO()))
+    assert [ours.name, other.name, theirs.name, plain.name] == ["livery", "livery-int8", "vllm", "vllm-no-lora"]
+    assert list(other.command[-2:]) == ["--w", "int8"]
+    assert other.expects == ours.expects
     assert list(ours.command[-2:]) == ["--a", "b c"]
     folder = Path(ours.command[list(ours.command).index("--adapters") + 1])
     assert sorted(path.name for path in folder.iterdir()) == ["random-0", "random-1"]

@@ -4,33 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
+from livery_loadtest.bars import Bar, Verdict
 from livery_loadtest.measures import Spread
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A ratio to reach (`bar`), and one to aim for. Where `lower` is set, less is better."""
-
-    bar: float
-    aim: float
-    lower: bool = False
-
-    def verdict(self, value: float) -> Verdict:
-        if self.lower:
-            return Verdict.AIM if value <= self.aim else Verdict.PASS if value <= self.bar else Verdict.FAIL
-        return Verdict.AIM if value >= self.aim else Verdict.PASS if value >= self.bar else Verdict.FAIL
-
-
-class Verdict(StrEnum):
-    """How a row did. `shown` rows have no bar."""
-
-    AIM = "aim"
-    PASS = "pass"
-    FAIL = "fail"
-    SHOWN = "shown"
 
 
 @dataclass(frozen=True, slots=True)

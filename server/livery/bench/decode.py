@@ -14,14 +14,16 @@ from livery.bench.bars import (
     PREFILL,
     ROOFLINE,
     SMALL_SHARE,
-    Bar,
     Row,
 )
 from livery.bench.physics import Peak, Work, bytes_ratio, physical_ratio
 from livery.bench.sizes import Sizes
 from livery.bench.workbench import Workbench
 from livery.engine.base import AdapterRef
+from livery_loadtest.bars import Bar
 from livery_loadtest.measures import Spread, over_rounds, paired_ratio
+
+FINER = 3  # times as many rounds where a difference of a percent is looked for
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
@@ -149,15 +151,15 @@ class StepRows:
 
         The engine has one path for both, so what could differ is what adapters leave behind: tables, memory, caches.
         """
-        sizes, rows = self._sizes, max(self._sizes.mixed_rows)
+        sizes, rows = self._sizes, min(self._sizes.mixed_rows)
         held = self._adapters[:rows]
         step = self._bench.decoder(rows, sizes.context, [None])
         found: dict[str, list[float]] = {"with": [], "without": []}
-        for _ in range(sizes.rounds):
-            self._bench.ready(held)
-            found["with"] += alternate({"step": step}, 1, 2 * sizes.turns)["step"]
-            self._bench.drop(held)
-            found["without"] += alternate({"step": step}, 1, 2 * sizes.turns)["step"]
+        for turn in range(FINER * sizes.rounds):
+            for kind in ("with", "without") if turn % 2 == 0 else ("without", "with"):
+                change = self._bench.ready if kind == "with" else self._bench.drop
+                change(held)
+                found[kind] += alternate({"step": step}, 1, sizes.turns)["step"]
         self._bench.ready(held)
         yield Row(
             f"base-only traffic, adapters enabled / disabled, {rows} rows",

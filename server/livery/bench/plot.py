@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from livery.bench.bars import Bar, Row, Verdict
-from livery.bench.report import shown, wanted
+from livery.bench.bars import Row
+from livery.bench.report import shown
+from livery_loadtest.bars import Bar, Verdict
 
 LINE, TOP, BOTTOM = 24, 44, 30  # pixels
 LABELS, WIDTH, VALUES = 470, 330, 330
@@ -48,7 +49,7 @@ def _line(row: Row, bar: Bar, y: float) -> list[str]:
     good = goodness(row.value.median, bar)
     length = WIDTH * min(good, MOST) / MOST
     aim = LABELS + WIDTH * min(goodness(bar.aim, bar), MOST) / MOST
-    text = f"{shown(row.value)}   {wanted(bar)}" + ("  →" if good > MOST else "")
+    text = f"{shown(row.value)}   {bar}" + ("  →" if good > MOST else "")
     return [
         f'<text x="{LABELS - 8}" y="{y + 13}" text-anchor="end">{escape(row.name)}</text>',
         f'<rect x="{LABELS}" y="{y + 2}" width="{length:.1f}" height="{LINE - 8}" fill="{FILLS[row.verdict]}"/>',

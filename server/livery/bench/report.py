@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from livery.bench.bars import Bar, Row, Verdict
+from livery.bench.bars import Row
 from livery.bench.physics import Peak
 from livery.bench.profile import Profile
 from livery.bench.sizes import Sizes
 from livery.bench.suite import Findings
 from livery.engine.base import EngineInfo
+from livery_loadtest.bars import COLOURS
 from livery_loadtest.measures import Spread
 from livery_loadtest.report import Origin
 
 SCHEMA = "livery-bench-engine/1"
 VERSIONS = ("torch", "transformers", "numpy")
-COLOURS = {Verdict.AIM: "bold green", Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.SHOWN: "dim"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ def build_report(findings: Findings, sizes: Sizes, origin: Origin, kernels: dict
 
 
 def _engine(info: EngineInfo) -> dict[str, Any]:
-    wanted = ("architecture", "base_digest", "device", "dtype", "attention", "kernels", "max_batch_tokens")
-    return {name: getattr(info, name) for name in (*wanted, "weight_bytes", "block_size", "num_blocks")}
+    names = ("architecture", "base_digest", "device", "dtype", "attention", "kernels", "max_batch_tokens")
+    return {name: getattr(info, name) for name in (*names, "weight_bytes", "block_size", "num_blocks")}
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -83,13 +83,6 @@ def shown(value: Spread) -> str:
     return f"{value.median:.3f} ({value.low:.3f}..{value.high:.3f})"
 
 
-def wanted(bar: Bar | None) -> str:
-    if bar is None:
-        return ""
-    sign = "≤" if bar.lower else "≥"
-    return f"{sign} {bar.bar:g}, aim {bar.aim:g}"
-
-
 def print_findings(findings: Findings, console: Console) -> None:
     """The table with bars, the machine's peaks, and where a step's time goes."""
     for when, peak in zip(("before", "after"), findings.peaks, strict=False):
@@ -107,10 +100,9 @@ def _table(rows: Sequence[Row]) -> Table:
     table.add_column("value", justify="right")
     table.add_column("bar")
     table.add_column("")
-    table.add_column("", overflow="fold", style="dim")
     for row in rows:
         verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
-        table.add_row(escape(row.name), shown(row.value), wanted(row.bar), verdict, escape(row.note))
+        table.add_row(escape(row.name), shown(row.value), str(row.bar or ""), verdict)
     return table
 
 
