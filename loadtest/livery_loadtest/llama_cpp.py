@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def unpack(archive: Path, target: Path) -> None:
         with tarfile.open(archive) as packed:
             packed.extractall(staging, filter="data")
         (inner,) = staging.iterdir()
-    except (OSError, tarfile.TarError, ValueError) as error:
+    except (EOFError, OSError, ValueError, tarfile.TarError, zlib.error) as error:
         raise EnvironmentFailed(f"{archive} can't be unpacked ({error}); delete it and try again") from error
     inner.rename(target)
     staging.rmdir()
