@@ -101,6 +101,10 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto, float32 or bfloat16")
     kernels: Literal["auto", "torch"] = Field("auto", description="auto, or torch for plain torch operations")
     prefix_cache: bool = Field(True, description="Compute what prompts begin with once, per tenant, adapter and salt")
+    decoder: Literal["auto", "transformers"] = Field(
+        "auto", description="auto, or transformers for the model's own forward instead of the fused one"
+    )
+    deterministic: bool = Field(False, description="Same bits for a request whatever runs beside it; CPU, float32")
     poll_adapters: bool = Field(False, description="Look at the adapter folder instead of waiting for events")
     drain_timeout: int = Field(30, ge=0, description="Seconds that requests may still take after SIGTERM")
     metrics_max_adapters: int = Field(200, ge=0, description="Adapters with metrics of their own; the rest add up")

@@ -16,6 +16,7 @@ from transformers import (
     Phi3Config,
     PhiConfig,
     PreTrainedConfig,
+    Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -50,6 +51,13 @@ def configs() -> dict[str, PreTrainedConfig]:
     return {
         "llama": LlamaConfig(**SMALL, tie_word_embeddings=True),
         "llama-dynamic-rope": LlamaConfig(**SMALL, rope_parameters=DYNAMIC),
+        "qwen2": Qwen2Config(
+            **SMALL,
+            tie_word_embeddings=True,
+            use_sliding_window=True,
+            sliding_window=8,
+            layer_types=["full_attention", "sliding_attention", "full_attention"],
+        ),
         "qwen3": Qwen3Config(**SMALL),
         "mistral": MistralConfig(**SMALL, sliding_window=8),
         "gemma2": Gemma2Config(**SMALL, sliding_window=8, query_pre_attn_scalar=8, layer_types=mixed),
@@ -82,6 +90,10 @@ def save(family: str, folder: Path) -> Path:
     model.save_pretrained(path)
     return path
 
+
+FUSED = ("llama", "llama-dynamic-rope", "qwen2", "qwen3", "mistral")  # families that the fused decoder computes
+# Whose forward and which kernels: by default, in plain torch, and by the model's own forward.
+PATHS: dict[str, dict[str, str]] = {"auto": {}, "torch": {"kernels": "torch"}, "own": {"decoder": "transformers"}}
 
 PHI_LINEAR = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
 ALL_LINEAR = {

@@ -165,3 +165,35 @@ def test_attention_refuses_what_would_read_outside_the_cache() -> None:
         KERNELS[0].paged_attention(q.expand(4, 1, 16), k, k, tables, starts - 1, lens, 1.0)
     with pytest.raises(ValueError, match="fit together"):
         KERNELS[0].paged_attention(q[..., :8], k, k, tables, None, lens, 1.0)
+
+
+@only_native
+@settings(max_examples=30, deadline=None)
+@given(
+    before=st.integers(0, 1200),
+    count=st.integers(1, 40),
+    beside=st.lists(st.integers(1, 600), max_size=5),
+    window=st.sampled_from([0, 1, 50, 700]),
+    heads=st.sampled_from([(1, 3), (2, 1)]),
+    seed=st.integers(0, 1000),
+)
+def test_a_row_has_the_same_bits_in_any_chunk_and_company(
+    before: int, count: int, beside: list[int], window: int, heads: tuple[int, int], seed: int
+) -> None:
+    """The last rows of a sequence in one chunk beside other sequences, and each of them alone, by two threads."""
+    kernels, (kv_heads, shared) = KERNELS[0], heads
+    paged = Paged(seed, [before + count, *beside], 16, kv_heads, 40, 40)
+    q = torch.randn((count + len(beside), kv_heads * shared, 40), generator=paged.generator)
+    starts = torch.tensor([0, *range(count, count + len(beside) + 1)], dtype=torch.int32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = kernels.paged_attention(q, paged.k, paged.v, paged.tables, starts, paged.lens, 0.2, window)
+        for row in {0, count // 2, count - 1}:
+            seen = torch.tensor([before + row + 1], dtype=torch.int32)
+            alone = kernels.paged_attention(
+                q[row : row + 1], paged.k, paged.v, paged.tables[:1], None, seen, 0.2, window
+            )
+            assert torch.equal(alone[0], together[row])
+    finally:
+        torch.set_num_threads(threads)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
 
-from engine.families import VOCABULARY, configs, embedding_name, linear_targets, save
+from engine.families import FUSED, PATHS, VOCABULARY, configs, embedding_name, linear_targets, save
 from engine.oracle import Bench, Oracle, ref, save_adapter
 from livery.engine.base import AdapterRef, EngineConfig
 from livery.engine.model import load_model
@@ -63,11 +64,15 @@ def prompts(count: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(3, VOCABULARY) for _ in range(rng.randrange(2, 24))] for _ in range(count)]
 
 
-@pytest.mark.parametrize("kernels", ["auto", "torch"])
-def test_mixed_batch_equals_each_row_alone(base: Path, adapters: dict[str, Path], kernels: str) -> None:
-    bench = Bench(EngineConfig(str(base), kernels=kernels, kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
+@pytest.mark.parametrize("path", list(PATHS))
+def test_mixed_batch_equals_each_row_alone(family: str, base: Path, adapters: dict[str, Path], path: str) -> None:
+    if path == "own" and family not in FUSED:
+        pytest.skip("its own forward is what runs by default")
+    bench = Bench(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **PATHS[path], **ROOMY, **TIGHT))
+    assert bench.runner.info.decoder == ("fused" if family in FUSED and path != "own" else "transformers")
     oracle = Oracle(base, MAX_LEN)
     choices: list[Path | None] = [None, *adapters.values()]
+    read_all(bench, map(ref, adapters.values()))
     requests = list(enumerate(prompts(2 * len(choices), seed=3)))
     for index, prompt in requests:
         adapter = choices[index % len(choices)]
@@ -115,12 +120,7 @@ def test_sampling_is_the_same_alone_and_preempted_in_a_crowd(base: Path, adapter
 
     def run(indices: list[int], memory: int) -> dict[int, list[int]]:
         bench = Bench(EngineConfig(str(base), kv_memory_bytes=memory, **ROOMY, **TIGHT))
-        read = {choice.digest for index in indices if (choice := choices[index % 7]) is not None}
-        for choice in filter(None, choices):
-            if choice.digest in read:
-                bench.core.load_adapter(choice)
-        while not read <= set(bench.core.stats().resident_adapters):  # a slow disk must not thin out the crowd
-            bench.core.step()
+        read_all(bench, [choice for index in indices if (choice := choices[index % 7]) is not None])
         for index in indices:
             bench.add(str(index), asked[index], choices[index % 7], max_tokens=20, **fields[index % 5])
         results = bench.run()
@@ -132,6 +132,15 @@ def test_sampling_is_the_same_alone_and_preempted_in_a_crowd(base: Path, adapter
     together = run(list(range(10)), kv_bytes(base))
     for index in range(10):
         assert run([index], kv_bytes(base)) == {index: together[index]}
+
+
+def read_all(bench: Bench, adapters: Iterable[AdapterRef]) -> None:
+    """Wait until adapters are in memory: a slow disk must not thin out a crowd that is to be preempted."""
+    wanted = {adapter.digest: adapter for adapter in adapters}
+    for adapter in wanted.values():
+        bench.core.load_adapter(adapter)
+    while not set(wanted) <= set(bench.core.stats().resident_adapters):
+        bench.core.step()
 
 
 def kv_bytes(base: Path) -> int:

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 
 from engine.by_hand import ReferenceModels, Scribe
-from engine.families import linear_targets, save
+from engine.families import FUSED, PATHS, linear_targets, save
 from engine.oracle import Bench, ref, save_adapter
 from engine.test_parity import MAX_LEN, TIGHT, kv_bytes, prompts
 from livery.engine.base import AdapterRef, EngineConfig
@@ -27,7 +27,7 @@ from livery_adapters.canonical import (
     tensors_of,
 )
 
-FAMILIES = ["llama", "gpt2", "gemma3", "qwen3-moe"]
+FAMILIES = ["llama", "qwen3", "gpt2", "gemma3", "qwen3-moe"]
 
 
 def parts_mix(shapes: BaseShapes) -> dict[str, CanonicalAdapter]:
@@ -88,13 +88,15 @@ def base(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(family, tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.parametrize("kernels", ["auto", "torch"])
-def test_every_part_in_one_batch(family: str, base: Path, kernels: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", list(PATHS))
+def test_every_part_in_one_batch(family: str, base: Path, path: str, tmp_path: Path) -> None:
+    if path == "own" and family not in FUSED:
+        pytest.skip("its own forward is what runs by default")
     adapters = parts_mix(base_shapes(str(base)))
     lora = save_adapter(base, tmp_path / "lora", 5, LoraConfig(r=4, target_modules=linear_targets(family)))
     tight = TIGHT | {"max_batch_tokens": 11, "max_running": 8}
     memory = {"kv_memory_bytes": 2 * kv_bytes(base), "adapter_memory_bytes": 64 << 20}
-    bench = Bench(EngineConfig(str(base), kernels=kernels, **memory, **tight))
+    bench = Bench(EngineConfig(str(base), **PATHS[path], **memory, **tight))
     bench.runner.by_hand |= adapters
     bench.runner.by_hand["poison"] = poisoned(parts_mix(base_shapes(str(base)))["everything"])
     oracle = ReferenceModels(base, MAX_LEN, adapters)

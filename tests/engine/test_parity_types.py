@@ -78,7 +78,7 @@ def full_rank(folder: Path) -> AdapterRef:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3-moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "qwen3-moe"])
 def test_all_types_in_one_batch(family: str, tmp_path: Path) -> None:
     base = save(family, tmp_path)
     adapters = []

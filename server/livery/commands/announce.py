@@ -27,7 +27,8 @@ def announce(service: GenerationService, adapters: Mapping[str, Any], listener: 
         f"\n[bold]Livery {__version__}[/] serves [bold]{escape(service.base_name)}[/] on [bold]{escape(str(where))}[/]"
     )
     cache = "" if info.prefix_cache else ", no prefix cache"
-    console.print(f"  {info.architecture}, {info.device} {info.dtype}, kernels: {escape(info.kernels)}{cache}")
+    computed = f"kernels: {escape(info.kernels)}, decoder: {escape(info.decoder)}{cache}"
+    console.print(f"  {info.architecture}, {info.device} {info.dtype}, {computed}")
     _print_adapters(console, adapters)
     name = next((shown["name"] for shown in adapters["data"] if "digest" in shown), service.base_name)
     console.print("\n[bold]Try it[/]")

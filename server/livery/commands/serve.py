@@ -244,5 +244,7 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
         speculate=settings.speculate,
         kernels=settings.kernels,
         prefix_cache=settings.prefix_cache,
+        decoder=settings.decoder,
+        deterministic=settings.deterministic,
         log_level=settings.log_level,
     )

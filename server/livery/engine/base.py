@@ -124,6 +124,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     prefix_cache: bool = True
     speculate: int = 0  # most drafted tokens of a sequence in a step
     draft_rows: int = 0  # rows of a step up to which drafts fill it
+    decoder: str = "none"  # whose forward computes: "fused" or "transformers"
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -168,6 +169,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     speculate: int = 0  # most tokens drafted for a sequence in a step; 0: none
     kernels: Literal["auto", "torch", "triton"] = "auto"
     prefix_cache: bool = True  # keep what was computed for prompts and answers, for requests that begin alike
+    decoder: Literal["auto", "transformers"] = "auto"
+    deterministic: bool = False  # logits of a request are the same bits in any company; refused where they can't be
     log_level: str = "info"
 
 

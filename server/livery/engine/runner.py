@@ -17,6 +17,8 @@ from torch import Tensor
 
 from livery.engine.attention import AttentionBatch, LayerCache
 from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, ModelRefused
+from livery.engine.decoder.fused import FusedDecoder
+from livery.engine.decoder.parts import NotRecognised, recognise
 from livery.engine.devices import choose
 from livery.engine.kernels import Kernels
 from livery.engine.kernels import load as load_kernels
@@ -27,7 +29,7 @@ from livery.engine.lora.linear import GroupedLinear, attach_linears, layouts_of
 from livery.engine.lora.parts import Packer
 from livery.engine.lora.plain import attach_plain
 from livery.engine.memory import plan_memory
-from livery.engine.model import CANARY_LENGTHS, LoadedModel, Progress, load_model, prepare, verify
+from livery.engine.model import CANARY_LENGTHS, Canary, LoadedModel, Progress, load_model, prepare, verify
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.reading import AdapterReader, HeldWeights
 from livery.engine.sampler import NOT_FINITE, sample
@@ -46,12 +48,18 @@ class ModelRunner:
         """Load and prove the model. Raises ModelRefused."""
         self._compute = compute = choose(config)
         self._device, self._dtype = compute.device, compute.dtype
+        self._deterministic = config.deterministic
         if self._device.type == "cpu":
             torch.set_num_threads(config.threads or _cores())
         progress(f"loading {Path(config.model_path).name} on {self._device} as {compute.dtype_name}")
         loaded = load_model(config, self._device, self._dtype)
         progress("preparing kernels (compiled on first use)")
         self._kernels = load_kernels(compute.kernels)
+        if config.deterministic and self._kernels.name != "native":
+            raise ModelRefused(
+                f"--deterministic needs the native kernels, and {self._kernels.name} ones compute here: "
+                f"{compute.why_kernels}; use --device cpu --dtype float32 with a C++ compiler, or leave it out"
+            )
         try:
             self.info = self._build(config, loaded, progress)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -75,7 +83,7 @@ class ModelRunner:
         ]
         base = BaseModel(Path(config.model_path).name, config.base_digest, loaded.structure.shapes)
         self._reader = AdapterReader(base, self._weights, self._pack)
-        verify(loaded, canary, self._canary_logits(canary.sequences))
+        decoder = self._choose_decoder(config, loaded, canary, memory.max_model_len, progress)
         max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
         return EngineInfo(
             architecture=loaded.architecture,
@@ -98,15 +106,15 @@ class ModelRunner:
             prefix_cache=config.prefix_cache,
             speculate=config.speculate,
             draft_rows=DRAFT_ROWS[self._device.type] if config.speculate else 0,
+            decoder=decoder,
         )
 
     def _attach(self, loaded: LoadedModel) -> None:
         """Let every module that adapters may change apply those of its rows."""
         structure = loaded.structure
         layouts = layouts_of(structure)
-        self._bank = bank = AdapterBank(
-            layouts, tables_of(layouts, self._device) if self._kernels.reads_tables else None
-        )
+        tables = tables_of(layouts, self._device) if self._kernels.reads_tables else None
+        self._bank = bank = AdapterBank(layouts, tables, one_by_one=self._deterministic)
         linears = attach_linears(loaded.model, bank, self._kernels)
         attach_embeddings(loaded.model, structure, bank, linears)
         attach_plain(loaded.model, structure.shapes.plain, bank)
@@ -117,6 +125,30 @@ class ModelRunner:
     def kernels(self) -> Kernels:
         """What everything is computed with."""
         return self._kernels
+
+    def _choose_decoder(
+        self, config: EngineConfig, loaded: LoadedModel, canary: Canary, max_model_len: int, progress: Progress
+    ) -> str:
+        """The fused forward where the model is recognised and it proves right, else transformers' own. Its name."""
+        self._decoder: FusedDecoder | None = None
+        why = "--decoder transformers asks for it"
+        if config.decoder == "auto":
+            try:
+                parts = recognise(loaded.model, loaded.structure, max_model_len, self._dtype)
+                self._decoder = FusedDecoder(parts, self._bank, self._kernels, self._caches)
+                verify(loaded, canary, self._canary_logits(canary.sequences))
+                return "fused"
+            except (NotRecognised, ModelRefused) as reason:
+                why = str(reason)
+                self._decoder = None
+        if config.deterministic:
+            raise ModelRefused(
+                f"--deterministic needs the fused decoder, and {loaded.architecture} runs by its own forward: {why}; "
+                f"leave --deterministic out, or serve a model of the Llama, Mistral, Qwen2 or Qwen3 architecture"
+            )
+        progress(f"computing with transformers' own forward, not with the fused one: {why}")
+        verify(loaded, canary, self._canary_logits(canary.sequences))
+        return "transformers"
 
     # -- adapters ------------------------------------------------------------------------------------
 
@@ -153,7 +185,7 @@ class ModelRunner:
         """Compute a plan's tokens and choose the one after each sampled row."""
         slices = sorted(plan.slices, key=lambda part: part.adapter or "")
         specs = [spec for part in slices for spec in part.samples]
-        chosen = iter(sample(self.forward(slices)[: len(specs)], specs))
+        chosen = iter(self._sample(self.forward(slices)[: len(specs)], specs))
         tokens: dict[str, tuple[int, ...]] = {}
         failed = {}
         for part in slices:
@@ -164,6 +196,12 @@ class ModelRunner:
                 else:
                     failed[part.request_id] = NOT_FINITE
         return StepResult(tokens, failed)
+
+    def _sample(self, logits: Tensor, specs: Sequence[SampleSpec]) -> list[int | None]:
+        """One token per row of logits; of rows one by one where torch's order of sums mustn't show."""
+        if not self._deterministic:
+            return sample(logits, specs)
+        return [sample(logits[row : row + 1], [spec])[0] for row, spec in enumerate(specs)]
 
     @torch.inference_mode()
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
@@ -190,12 +228,12 @@ class ModelRunner:
         device = self._device
         self._bank.activate(rows, head_rows)
         batch = AttentionBatch.of(slices, self._caches, self._kernels, self._block_size, device)
+        ids, places = torch.tensor(tokens, device=device), torch.tensor(positions, device=device)
+        kept_rows = torch.tensor(kept or [0], device=device)
+        if self._decoder is not None:
+            return self._decoder.forward(ids, places, kept_rows, batch)
         output = self._model(
-            input_ids=torch.tensor([tokens], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(kept or [0], device=device),
-            livery=batch,
+            input_ids=ids[None], position_ids=places[None], use_cache=False, logits_to_keep=kept_rows, livery=batch
         )
         logits: Tensor = output.logits[0]
         return logits

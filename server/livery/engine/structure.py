@@ -30,13 +30,23 @@ PROBES: tuple[tuple[int, tuple[int, ...]], ...] = ((7, (2, 3, 6)), (5, (1, 4)))
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """How one layer calls attention: factor of the scores, last tokens a row sees (0: all), cap of scores (0: none)."""
+
+    scaling: float
+    window: int
+    softcap: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStructure:
-    """Row-wise modules by dotted path, projection groups, and the KV shape of each layer."""
+    """Row-wise modules by dotted path, projection groups, and each layer's KV shape and way to call attention."""
 
     shapes: BaseShapes
     groups: tuple[tuple[str, ...], ...]  # linear modules that read the same input, in order of call
     head: str | None  # the module that makes logits, when it is a linear one
     kv: tuple[KVShape, ...]
+    attention: tuple[AttentionCall, ...]
 
     @property
     def modules(self) -> Mapping[str, ModuleShape]:
@@ -57,6 +67,7 @@ class _Probe:
     experts: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)  # rows and experts chosen for them
     layers: list[int] = field(default_factory=list)
     kv: dict[int, KVShape] = field(default_factory=dict)
+    attention: dict[int, AttentionCall] = field(default_factory=dict)
     masks: dict[int, tuple[Tensor, MaskFunction]] = field(default_factory=dict)  # by identity of the mask made of it
     unknown_keywords: set[str] = field(default_factory=set)
     foreign_masks: list[int] = field(default_factory=list)  # layers that look elsewhere than causally in their window
@@ -185,6 +196,7 @@ def _structure(model: nn.Module, probes: Sequence[_Probe]) -> ModelStructure:
         groups=tuple(tuple(paths) for paths in by_input.values()),
         head=head,
         kv=tuple(probes[0].kv[layer] for layer in range(_layers_of(model))),
+        attention=tuple(probes[0].attention[layer] for layer in range(_layers_of(model))),
     )
 
 
@@ -275,6 +287,9 @@ def _probe_attention(
     attention_mask: Tensor | None,
     *,
     livery: _Probe | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **keywords: object,
 ) -> tuple[Tensor, None]:
     """Report how a layer calls attention; the result only has the right shape."""
@@ -285,7 +300,9 @@ def _probe_attention(
         raise _Foreign(f"attention module {type(module).__name__} has no layer_idx, so its cache is unknown")
     livery.layers.append(int(layer))
     livery.kv[int(layer)] = KVShape(key.shape[1], key.shape[3], value.shape[3])
-    if attention_mask is not None and not _is_causal(livery, attention_mask, keywords.get("sliding_window")):
+    scale = scaling if scaling is not None else query.shape[3] ** -0.5
+    livery.attention[int(layer)] = AttentionCall(scale, sliding_window or 0, softcap or 0.0)
+    if attention_mask is not None and not _is_causal(livery, attention_mask, sliding_window):
         livery.foreign_masks.append(int(layer))
     known = IMPLEMENTED_KEYWORDS | NEUTRAL_KEYWORDS
     livery.unknown_keywords |= {name for name, used in keywords.items() if used is not None and name not in known}

@@ -3,48 +3,53 @@
 // One item is a block of queries of one sequence times one KV head, with all query heads that share it, so
 // that each key and value is read once per item. The context is walked in chunks with a running maximum and
 // sum. Slots past a sequence's context are never read: they may hold another request's values.
-#include <omp.h>
+//
+// Chunks, and the parts of a context that are summed up apart, begin at multiples of their size, and parts are
+// joined in their order: a row's result is the same bits whatever queries share its item, and however items and
+// parts are shared out.
+#include "attention.hpp"
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "tiles.hpp"
 
 namespace livery {
 
 constexpr int64_t kChunk = 64;        // tokens of context per step
+constexpr int64_t kPart = 512;        // tokens of context summed up apart, a multiple of kChunk
 constexpr int64_t kBlockQueries = 8;  // query tokens per item
 constexpr int64_t kSerialScores = 8 * 1024;
-
-struct Paged {
-  const float* q;
-  int64_t q_row, q_head;  // strides
-  const float *k, *v;
-  const int32_t* tables;
-  int64_t table_row;
-  const int32_t* starts;  // first query row of each sequence and the end; null: one row each
-  const int32_t* lens;
-  float* out;
-  int64_t sequences, heads, kv_heads, dim, v_dim, block_size, blocks, max_blocks, window;
-  float scale, softcap;
-};
 
 struct Item {
   int64_t sequence, first, count, kv_head;  // rows first .. first + count of q
   int64_t position;                         // of the first query in its sequence
+  int64_t part, parts;                      // parts of the context that this item walks
+  float* partial;                           // where the sums of its one part go; null: they are joined here
+};
+
+// Sums of weighted values so far, for each row of an item: the highest score, the sum of weights, [rows, v_dim].
+struct Sums {
+  float *high, *total, *acc;
+
+  static int64_t size(int64_t rows, int64_t v_dim) { return rows * (v_dim + 2); }
+  static Sums at(float* memory, int64_t rows) { return {memory, memory + rows, memory + 2 * rows}; }
+
+  void clear(int64_t rows, int64_t v_dim) const {
+    std::fill(high, high + rows, -INFINITY);
+    std::fill(total, total + rows * (1 + v_dim), 0.0f);
+  }
 };
 
 struct Scratch {
-  std::vector<float> weights, acc, high, total;  // [rows, chunk], [rows, v_dim], [rows], [rows]
+  std::vector<float> weights, part, whole;  // [rows, chunk], two of Sums
   std::vector<const float*> queries;
   const float *k[kChunk], *v[kChunk];
 
   void reset(int64_t rows, int64_t v_dim) {
     weights.resize(rows * kChunk);
-    acc.assign(rows * v_dim, 0.0f);
-    high.assign(rows, -INFINITY);
-    total.assign(rows, 0.0f);
+    part.resize(Sums::size(rows, v_dim));
+    whole.resize(Sums::size(rows, v_dim));
     queries.resize(rows);
   }
 };
@@ -124,7 +129,13 @@ void find_slots(const Paged& p, const Item& item, int64_t begin, int64_t count, 
   }
 }
 
-void walk_chunk(const Paged& p, const Item& item, int64_t begin, int64_t count, int64_t rows, Scratch& s) {
+// The first token that the query at `position` sees.
+int64_t first_seen(const Paged& p, int64_t position) {
+  return p.window > 0 ? std::max<int64_t>(0, position + 1 - p.window) : 0;
+}
+
+void walk_chunk(const Paged& p, const Item& item, int64_t begin, int64_t count, int64_t rows, Scratch& s,
+                const Sums& sums) {
   const int64_t group = p.heads / p.kv_heads;
   find_slots(p, item, begin, count, s);
   for_row_tiles(rows, [&](int64_t r, auto height) {
@@ -133,30 +144,83 @@ void walk_chunk(const Paged& p, const Item& item, int64_t begin, int64_t count, 
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t position = item.position + r / group;
     const int64_t from = p.window > 0 ? position + 1 - p.window - begin : 0;
-    const float fade =
-        soften(&s.weights[r * kChunk], count, from, position + 1 - begin, p, s.high[r], s.total[r]);
+    const float fade = soften(&s.weights[r * kChunk], count, from, position + 1 - begin, p, sums.high[r], sums.total[r]);
     if (fade != 1.0f)
-      for (int64_t d = 0; d < p.v_dim; ++d) s.acc[r * p.v_dim + d] *= fade;
+      for (int64_t d = 0; d < p.v_dim; ++d) sums.acc[r * p.v_dim + d] *= fade;
   }
+  // Values that no query of the item sees aren't touched: nothing times what is not a number would be one neither.
+  const int64_t skip = std::max<int64_t>(0, first_seen(p, item.position) - begin);
   for_row_tiles(rows, [&](int64_t r, auto height) {
-    add_values<decltype(height)::value>(&s.acc[r * p.v_dim], &s.weights[r * kChunk], s.v, count, p.v_dim);
+    add_values<decltype(height)::value>(sums.acc + r * p.v_dim, &s.weights[r * kChunk + skip], s.v + skip,
+                                        count - skip, p.v_dim);
   });
+}
+
+void walk_part(const Paged& p, const Item& item, int64_t part, int64_t rows, Scratch& s, const Sums& sums) {
+  sums.clear(rows, p.v_dim);
+  const int64_t end = std::min((part + 1) * kPart, item.position + item.count);
+  int64_t begin = std::max(part * kPart, first_seen(p, item.position) / kChunk * kChunk);
+  for (; begin < end; begin += kChunk) walk_chunk(p, item, begin, std::min(kChunk, end - begin), rows, s, sums);
+}
+
+// Joins the sums of the next part to those of the ones before.
+void join_row(const Sums& whole, const Sums& part, int64_t r, int64_t v_dim) {
+  const float high = std::max(whole.high[r], part.high[r]);
+  const float fade = std::exp(whole.high[r] - high), more = std::exp(part.high[r] - high);
+  float *to = whole.acc + r * v_dim, *from = part.acc + r * v_dim;
+  for (int64_t d = 0; d < v_dim; ++d) to[d] *= fade;
+  for (int64_t d = 0; d < v_dim; ++d) from[d] *= more;
+  for (int64_t d = 0; d < v_dim; ++d) to[d] += from[d];
+  const float before = whole.total[r] * fade, added = part.total[r] * more;
+  whole.total[r] = before + added;
+  whole.high[r] = high;
+}
+
+__attribute__((noinline)) void join(const Paged& p, const Item& item, int64_t part, int64_t rows, const Sums& whole,
+                                    const Sums& sums) {
+  const int64_t group = p.heads / p.kv_heads;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t position = item.position + r / group, first = first_seen(p, position) / kPart;
+    if (part == first) {
+      whole.high[r] = sums.high[r];
+      whole.total[r] = sums.total[r];
+      std::copy(sums.acc + r * p.v_dim, sums.acc + (r + 1) * p.v_dim, whole.acc + r * p.v_dim);
+    } else if (part > first && part * kPart <= position) {
+      join_row(whole, sums, r, p.v_dim);
+    }
+  }
+}
+
+void finish(const Paged& p, const Item& item, int64_t rows, const Sums& whole) {
+  const int64_t group = p.heads / p.kv_heads;
+  for (int64_t r = 0; r < rows; ++r) {
+    float* out = p.out + ((item.first + r / group) * p.heads + item.kv_head * group + r % group) * p.v_dim;
+    for (int64_t d = 0; d < p.v_dim; ++d) out[d] = whole.acc[r * p.v_dim + d] / whole.total[r];
+  }
 }
 
 void attend(const Paged& p, const Item& item, Scratch& s) {
   const int64_t group = p.heads / p.kv_heads, rows = item.count * group;
   s.reset(rows, p.v_dim);
-  auto offset = [&](int64_t r, int64_t row_stride, int64_t head_stride) {
-    return (item.first + r / group) * row_stride + (item.kv_head * group + r % group) * head_stride;
-  };
-  for (int64_t r = 0; r < rows; ++r) s.queries[r] = p.q + offset(r, p.q_row, p.q_head);
-  const int64_t end = item.position + item.count;
-  int64_t begin = p.window > 0 ? std::max<int64_t>(0, item.position + 1 - p.window) : 0;
-  for (; begin < end; begin += kChunk) walk_chunk(p, item, begin, std::min(kChunk, end - begin), rows, s);
-  for (int64_t r = 0; r < rows; ++r) {
-    float* out = p.out + offset(r, p.heads * p.v_dim, p.v_dim);
-    for (int64_t d = 0; d < p.v_dim; ++d) out[d] = s.acc[r * p.v_dim + d] / s.total[r];
+  for (int64_t r = 0; r < rows; ++r)
+    s.queries[r] = p.q + (item.first + r / group) * p.q_row + (item.kv_head * group + r % group) * p.q_head;
+  if (item.partial) return walk_part(p, item, item.part, rows, s, Sums::at(item.partial, rows));
+  const Sums whole = Sums::at(s.whole.data(), rows), sums = Sums::at(s.part.data(), rows);
+  for (int64_t part = item.part; part < item.part + item.parts; ++part) {
+    walk_part(p, item, part, rows, s, sums);
+    join(p, item, part, rows, whole, sums);
   }
+  finish(p, item, rows, whole);
+}
+
+// All parts of an item were walked by others, their sums one behind the other at `partial`.
+void join_parts(const Paged& p, const Item& item, float* partial, Scratch& s) {
+  const int64_t rows = item.count * (p.heads / p.kv_heads);
+  s.reset(rows, p.v_dim);
+  const Sums whole = Sums::at(s.whole.data(), rows);
+  for (int64_t i = 0; i < item.parts; ++i, partial += Sums::size(rows, p.v_dim))
+    join(p, item, item.part + i, rows, whole, Sums::at(partial, rows));
+  finish(p, item, rows, whole);
 }
 
 // Whether a sequence's table reaches its context and points into the cache.
@@ -167,31 +231,83 @@ bool reachable(const Paged& p, int64_t sequence, int64_t queries) {
   return std::all_of(table, table + used, [&](int32_t b) { return b >= 0 && b < p.blocks; });
 }
 
-int64_t run(const Paged& p) {
-  std::vector<Item> items;
-  int64_t scores = 0;
+void list_items(const Paged& p, std::vector<Item>& items) {
+  items.clear();
   for (int64_t i = 0; i < p.sequences; ++i) {
     const int64_t first = p.starts ? p.starts[i] : i, last = p.starts ? p.starts[i + 1] : i + 1;
-    if (!reachable(p, i, last - first)) return i;
-    if (p.lens[i] == 0) {
-      std::fill(p.out + first * p.heads * p.v_dim, p.out + last * p.heads * p.v_dim, 0.0f);
-      continue;
-    }
-    for (int64_t row = first; row < last; row += kBlockQueries)
+    for (int64_t row = first; p.lens[i] > 0 && row < last; row += kBlockQueries) {
+      const int64_t count = std::min(kBlockQueries, last - row), position = p.lens[i] - (last - row);
+      const int64_t part = first_seen(p, position) / kPart, parts = (position + count - 1) / kPart + 1 - part;
       for (int64_t head = 0; head < p.kv_heads; ++head)
-        items.push_back({i, row, std::min(kBlockQueries, last - row), head, p.lens[i] - (last - row)});
-    scores += (last - first) * p.heads * p.lens[i];
+        items.push_back({i, row, count, head, position, part, parts, nullptr});
+    }
   }
-  const int threads = scores < kSerialScores ? 1 : omp_get_max_threads();
-  // The longest contexts come last in a causal prefill; starting there leaves short items to fill the end.
+}
+
+// Rows of sequences without any context, which see nothing.
+void clear_empty(const Paged& p) {
+  for (int64_t i = 0; i < p.sequences; ++i) {
+    const int64_t first = p.starts ? p.starts[i] : i, last = p.starts ? p.starts[i + 1] : i + 1;
+    if (p.lens[i] == 0) std::fill(p.out + first * p.heads * p.v_dim, p.out + last * p.heads * p.v_dim, 0.0f);
+  }
+}
+
+void share_out(const Paged& p, const std::vector<Item>& items) {
+  thread_local Scratch scratch;
+  const Item* item = items.data();
   const int64_t n = static_cast<int64_t>(items.size());
-#pragma omp parallel num_threads(threads)
-  {
-    thread_local Scratch scratch;
+  // The longest contexts come last in a causal prefill; starting there leaves short items to fill the end.
 #pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t i = 0; i < n; ++i) attend(p, items[n - 1 - i], scratch);
+  for (int64_t i = 0; i < n; ++i) attend(p, item[n - 1 - i], scratch);
+}
+
+// Few items of long contexts: threads share their parts, and then join what belongs together.
+void share_parts(const Paged& p, const std::vector<Item>& items, SharedRoom& room) {
+  thread_local std::vector<Item> parts;
+  thread_local std::vector<int64_t> places;
+  thread_local Scratch scratch;
+  parts.clear();
+  places.clear();
+  int64_t size = 0;
+  for (const Item& item : items) {
+    places.push_back(size);
+    size += item.parts * Sums::size(item.count * (p.heads / p.kv_heads), p.v_dim);
   }
+  float* memory = room.of(size);
+  for (size_t i = 0; i < items.size(); ++i) {
+    const int64_t step = Sums::size(items[i].count * (p.heads / p.kv_heads), p.v_dim);
+    for (int64_t part = 0; part < items[i].parts; ++part) {
+      parts.push_back(items[i]);
+      parts.back().part += part;
+      parts.back().partial = memory + places[i] + part * step;
+    }
+  }
+  share_out(p, parts);
+  room.barrier.wait(omp_get_num_threads());
+  const Item* item = items.data();
+  const int64_t* place = places.data();
+  const int64_t n = static_cast<int64_t>(items.size());
+#pragma omp for schedule(dynamic, 1) nowait
+  for (int64_t i = 0; i < n; ++i) join_parts(p, item[i], memory + place[i], scratch);
+}
+
+int64_t misfit(const Paged& p) {
+  for (int64_t i = 0; i < p.sequences; ++i)
+    if (!reachable(p, i, p.starts ? p.starts[i + 1] - p.starts[i] : 1)) return i;
   return -1;
+}
+
+void paged_attention(const Paged& p, SharedRoom& room) {
+  thread_local std::vector<Item> items;  // every thread lists the same
+  list_items(p, items);
+  const int threads = omp_get_num_threads();
+  const bool has_long = std::any_of(items.begin(), items.end(), [](const Item& item) { return item.parts > 1; });
+  if (threads > 1 && has_long && static_cast<int>(items.size()) < 4 * threads)
+    share_parts(p, items, room);
+  else
+    share_out(p, items);
+#pragma omp single nowait
+  clear_empty(p);
 }
 
 }  // namespace livery
@@ -200,4 +316,13 @@ int64_t run(const Paged& p) {
 // v_dim; tables int32 [sequences, max_blocks] with stride table_row; starts int32 [sequences + 1] or null for
 // one row each; lens int32 [sequences]; out [rows, heads, v_dim]. Returns the first sequence whose table,
 // length and rows do not fit together, or -1.
-extern "C" int64_t livery_paged_attention(const livery::Paged* call) { return livery::run(*call); }
+extern "C" int64_t livery_paged_attention(const livery::Paged* call) {
+  const livery::Paged& p = *call;
+  if (const int64_t sequence = livery::misfit(p); sequence >= 0) return sequence;
+  int64_t scores = 0;
+  for (int64_t i = 0; i < p.sequences; ++i)
+    scores += (p.starts ? p.starts[i + 1] - p.starts[i] : 1) * p.heads * p.lens[i];
+  livery::SharedRoom room;
+  livery::in_team(scores < livery::kSerialScores ? 1 : omp_get_max_threads(), [&] { livery::paged_attention(p, room); });
+  return -1;
+}

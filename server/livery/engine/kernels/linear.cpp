@@ -4,8 +4,7 @@
 //
 // so that every step over k reads one contiguous stretch of weights and multiplies it with one value of each row:
 // no sums across lanes, weights streamed in order for few rows, registers full of accumulators for many.
-#include <omp.h>
-
+#include "team.hpp"
 #include "tiles.hpp"
 
 namespace livery {
@@ -71,9 +70,11 @@ extern "C" void livery_linear(const float* x, int64_t x_stride, const float* w, 
   const LinearCall call{x, x_stride, w, bias, y, m, n, k};
   const int64_t panels = (n + kPanel - 1) / kPanel;
   const int threads = n * k < kSerialWeights ? 1 : omp_get_max_threads();
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t panel = 0; panel < panels; ++panel)
-    for_row_tiles<kRows>(call.m, [&](int64_t row, auto height) {
-      linear_tile<decltype(height)::value>(call, row, panel);
-    });
+  in_team(threads, [&] {
+#pragma omp for schedule(static) nowait
+    for (int64_t panel = 0; panel < panels; ++panel)
+      for_row_tiles<kRows>(call.m, [&](int64_t row, auto height) {
+        linear_tile<decltype(height)::value>(call, row, panel);
+      });
+  });
 }

@@ -3,39 +3,13 @@
 // One task is one segment times a block of up to kBlockRows rows. A thread shrinks and then expands its task
 // without meeting the others; only when there are too few tasks to go round are the two halves shared out by
 // ranks and by columns.
-#include <omp.h>
+#include "lora.hpp"
 
 #include <algorithm>
-#include <vector>
 
 #include "tiles.hpp"
 
 namespace livery {
-
-// Mirrored by group.py.
-struct LoraSlice {
-  const void* b;  // [rank, out]
-  int64_t first_rank, rank, out, offset;
-};
-
-struct LoraGroup {
-  const void* a;             // [total_rank, in]
-  const float* rank_scales;  // [total_rank]
-  const LoraSlice* slices;
-  int64_t in, total_rank, n_slices, is_bf16;
-};
-
-struct Segment {
-  int64_t start, end;
-  const LoraGroup* group;
-};
-
-struct Operands {
-  const float* x;
-  int64_t x_stride;
-  float* y;
-  int64_t y_stride;
-};
 
 constexpr int kBlockRows = 2 * (kTileRows > 4 ? kTileRows : 4);
 constexpr int64_t kRankChunk = 8;
@@ -123,19 +97,18 @@ void run_task(const Operands& op, const Task& task, float* h) {
   for (int64_t i = 0; i < g.n_slices; ++i) run_share(op, task, {0, i, 0, g.slices[i].out}, h);
 }
 
-void run_tasks(const Operands& op, const std::vector<Task>& tasks, int64_t h_size, int threads) {
+void run_tasks(const Operands& op, const std::vector<Task>& tasks, int64_t h_size) {
   const int64_t n = static_cast<int64_t>(tasks.size());
-#pragma omp parallel num_threads(threads)
-  {
-    thread_local std::vector<float> h;
-    h.resize(h_size);
+  thread_local std::vector<float> h;
+  h.resize(h_size);
 #pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t i = 0; i < n; ++i) run_task(op, tasks[i], h.data());
-  }
+  for (int64_t i = 0; i < n; ++i) run_task(op, tasks[i], h.data());
 }
 
-void run_split(const Operands& op, const std::vector<Task>& tasks, int64_t h_size, int threads) {
-  std::vector<Share> shrinks, expands;
+void run_split(const Operands& op, const std::vector<Task>& tasks, int64_t h_size, SharedRoom& room) {
+  thread_local std::vector<Share> shrinks, expands;
+  shrinks.clear();
+  expands.clear();
   for (int64_t t = 0; t < static_cast<int64_t>(tasks.size()); ++t) {
     const LoraGroup& g = *tasks[t].group;
     for (int64_t r = 0; r < g.total_rank; r += kRankChunk)
@@ -144,16 +117,13 @@ void run_split(const Operands& op, const std::vector<Task>& tasks, int64_t h_siz
       for (int64_t c = 0; c < g.slices[i].out; c += kColumnChunk)
         expands.push_back({t, i, c, std::min(c + kColumnChunk, g.slices[i].out)});
   }
-  std::vector<float> h(h_size * tasks.size());
-#pragma omp parallel num_threads(threads)
-  {
-    for (const auto* shares : {&shrinks, &expands}) {
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < static_cast<int64_t>(shares->size()); ++i) {
-        const Share& share = (*shares)[i];
-        run_share(op, tasks[share.task], share, h.data() + share.task * h_size);
-      }
-    }
+  float* h = room.of(h_size * tasks.size());
+  for (const auto* shares : {&shrinks, &expands}) {
+    const Share* share = shares->data();
+    const int64_t n = static_cast<int64_t>(shares->size());
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t i = 0; i < n; ++i) run_share(op, tasks[share[i].task], share[i], h + share[i].task * h_size);
+    if (shares == &shrinks) room.barrier.wait(omp_get_num_threads());
   }
 }
 
@@ -164,6 +134,22 @@ bool fits(const Segment& s, int64_t rows, int64_t in, int64_t out) {
   return true;
 }
 
+void grouped_lora(const Operands& op, const Segment* segments, int64_t n, SharedRoom& room) {
+  thread_local std::vector<Task> tasks;  // every thread lists the same
+  tasks.clear();
+  int64_t most_ranks = 0;
+  for (const Segment* s = segments; s != segments + n; ++s) {
+    for (int64_t row = s->start; row < s->end; row += kBlockRows)
+      tasks.push_back({s->group, row, std::min<int64_t>(kBlockRows, s->end - row)});
+    most_ranks = std::max(most_ranks, s->group->total_rank);
+  }
+  const int threads = omp_get_num_threads();
+  if (threads > 1 && !tasks.empty() && static_cast<int>(tasks.size()) < 2 * threads)
+    run_split(op, tasks, most_ranks * kBlockRows, room);
+  else
+    run_tasks(op, tasks, most_ranks * kBlockRows);
+}
+
 }  // namespace livery
 
 // x [rows, in], y [rows, out], strides in floats. Returns the index of the first segment that does not fit x
@@ -172,23 +158,14 @@ extern "C" int64_t livery_grouped_lora(const float* x, int64_t x_stride, float* 
                                        int64_t rows, int64_t in, int64_t out,
                                        const livery::Segment* segments, int64_t n_segments) {
   using namespace livery;
-  std::vector<Task> tasks;
-  int64_t most_ranks = 0, work = 0;
+  int64_t work = 0;
   for (int64_t i = 0; i < n_segments; ++i) {
     const Segment& s = segments[i];
     if (!fits(s, rows, in, out)) return i;
-    for (int64_t row = s.start; row < s.end; row += kBlockRows)
-      tasks.push_back({s.group, row, std::min<int64_t>(kBlockRows, s.end - row)});
-    most_ranks = std::max(most_ranks, s.group->total_rank);
     work += (s.end - s.start) * s.group->total_rank * in;
   }
-  const Operands op{x, x_stride, y, y_stride};
-  const int64_t n_tasks = static_cast<int64_t>(tasks.size()), h_size = most_ranks * kBlockRows;
-  const int threads = work < kSerialWork ? 1 : omp_get_max_threads();
-  if (n_tasks == 0) return -1;
-  if (threads > 1 && n_tasks < 2 * threads)
-    run_split(op, tasks, h_size, threads);
-  else
-    run_tasks(op, tasks, h_size, threads);
+  SharedRoom room;
+  in_team(work < kSerialWork ? 1 : omp_get_max_threads(),
+          [&] { grouped_lora({x, x_stride, y, y_stride}, segments, n_segments, room); });
   return -1;
 }

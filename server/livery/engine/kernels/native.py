@@ -65,6 +65,8 @@ class NativeKernels(NativeRows):
         self._linear.argtypes, self._linear.restype = (_INT,) * 8, None
         loaded.livery_panel_width.restype = _INT
         self._panel_width = int(loaded.livery_panel_width())
+        self._decoder = loaded.livery_decoder
+        self._decoder.argtypes, self._decoder.restype = (ctypes.c_void_p,), _INT
         self._attention = loaded.livery_paged_attention
         self._attention.argtypes, self._attention.restype = (ctypes.c_void_p,), _INT
 
@@ -127,6 +129,13 @@ class NativeKernels(NativeRows):
                 f"table of {block_tables.shape[1]} entries, its queries or a cache of {k_cache.shape[0]} blocks"
             )
         return out
+
+    def decoder(self, step: int) -> None:
+        """All layers of a decoder for the step described at this address (decoder/native.py). Raises ValueError."""
+        misfit = self._decoder(step)
+        if misfit != -1:
+            which = f"sequence {misfit} does not fit its block table" if misfit >= 0 else "a slot or segment is outside"
+            raise ValueError(f"the step does not fit the cache: {which}")
 
     def pack(self, weight: Tensor) -> Weight:
         """Lay a weight [out_features, in_features] out for `linear`. Keep the result and drop the original."""

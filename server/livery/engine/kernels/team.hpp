@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <thread>
+#include <vector>
 
 namespace livery {
 
@@ -53,6 +54,20 @@ class Barrier {
 
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> round_{0};
+};
+
+// Memory that a team shares for a moment. Every thread asks for the same; nobody uses it after the caller's barrier.
+struct SharedRoom {
+  Barrier barrier;
+  std::vector<float> memory;
+
+  float* of(size_t floats) {
+    const int threads = omp_get_num_threads();
+    barrier.wait(threads);  // somebody may still be using it
+    if (omp_get_thread_num() == 0 && memory.size() < floats) memory.resize(floats);
+    barrier.wait(threads);
+    return memory.data();
+  }
 };
 
 }  // namespace livery

@@ -6,6 +6,7 @@ which adapter is told anew each step, by digest: nothing here outlives a step bu
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -165,11 +166,18 @@ Held = Sequence[tuple[Segment, PackedAdapter]]
 class AdapterBank:
     """The packed adapters of one model. Written only by the runner."""
 
-    def __init__(self, layouts: Sequence[GroupLayout], tables: DeviceTables | None = None) -> None:
-        """With `tables` the kernels learn on the device what a step's rows run under."""
+    def __init__(
+        self, layouts: Sequence[GroupLayout], tables: DeviceTables | None = None, one_by_one: bool = False
+    ) -> None:
+        """With `tables` the kernels learn on the device what a step's rows run under.
+
+        `one_by_one`: parts that are computed by torch see one row at a time (parts.by_rows).
+        """
         self.layouts = tuple(layouts)
+        self.one_by_one = one_by_one
         self._step_tables = tables
         self._adapters: dict[str, PackedAdapter] = {}
+        self._addresses: dict[str, array[int]] = {}  # addresses of each adapter's low-rank groups, 0 where it has none
         self._rows: Held = ()
         self._head_rows: Held = ()
         self._segments: dict[int, GroupSegments | None] = {}
@@ -178,11 +186,13 @@ class AdapterBank:
 
     def install(self, adapter: PackedAdapter) -> None:
         self._adapters[adapter.digest] = adapter
+        groups = map(adapter.groups.get, range(len(self.layouts)))
+        self._addresses[adapter.digest] = array("q", [group.address if group else 0 for group in groups])
         if self._step_tables is not None:
             self._step_tables.install(adapter.digest, adapter.groups)
 
     def evict(self, digest: str) -> None:
-        del self._adapters[digest]
+        del self._adapters[digest], self._addresses[digest]
         if self._step_tables is not None:
             self._step_tables.evict(digest)
 
@@ -226,6 +236,18 @@ class AdapterBank:
         if self._step_tables is None or adapter.linears or adapter.plain or adapter.experts or adapter.embeddings:
             return None
         return self._step_tables.record(digest)
+
+    def low_rank_rows(self) -> array[int] | None:
+        """The step's segments as triples of start, end and the address of a table of groups, for native code.
+
+        None where an adapter has more than low-rank deltas in the layers' modules. The addresses hold for this step.
+        """
+        if self.has_linears or self.has_plain or self.has_experts:
+            return None
+        rows = array("q")
+        for segment, adapter in self._rows:
+            rows.extend((segment.start, segment.end, self._addresses[adapter.digest].buffer_info()[0]))
+        return rows
 
     def linears(self, group: int) -> list[tuple[Segment, PackedGroup]]:
         """The step's segments whose adapter has other parts than low-rank deltas in a projection group."""

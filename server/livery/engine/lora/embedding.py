@@ -11,6 +11,7 @@ from livery.engine.base import ModelRefused
 from livery.engine.kernels import PlainWeight, Weight
 from livery.engine.lora.bank import AdapterBank, PackedEmbedding
 from livery.engine.lora.linear import GroupedLinear
+from livery.engine.lora.parts import by_rows
 from livery.engine.structure import ModelStructure
 from livery_adapters.canonical import Rows
 
@@ -24,7 +25,7 @@ class AdapterEmbedding(nn.Module):
         self._path = path
         self._bank = bank
         # Embeddings that scale their output (Gemma) scale what adapters make of it as well.
-        self._scale: Tensor | None = getattr(base, "embed_scale", None)
+        self.scale: Tensor | None = getattr(base, "embed_scale", None)
         self.padding_idx = base.padding_idx
 
     @property
@@ -37,13 +38,13 @@ class AdapterEmbedding(nn.Module):
         y = self.held.rows(ids[0])
         for segment, part in self._bank.embeddings(self._path):
             rows = slice(segment.start, segment.end)
-            y[rows] = _changed(part, ids[0, rows], y[rows])
-        if self._scale is not None:
-            y = y * self._scale.to(y.dtype)
+            y[rows] = _changed(part, ids[0, rows], y[rows], self._bank.one_by_one)
+        if self.scale is not None:
+            y = y * self.scale.to(y.dtype)
         return y[None]
 
 
-def _changed(part: PackedEmbedding, ids: Tensor, y: Tensor) -> Tensor:
+def _changed(part: PackedEmbedding, ids: Tensor, y: Tensor, one_by_one: bool) -> Tensor:
     """One adapter's embedding of ids [rows], given the base's, y [rows, dim]."""
     if part.weight is not None:
         y = part.weight.rows(ids)
@@ -52,7 +53,8 @@ def _changed(part: PackedEmbedding, ids: Tensor, y: Tensor) -> Tensor:
     if part.a is not None and part.b is not None:
         a, b = part.a[ids], part.b
         wider = torch.promote_types(y.dtype, a.dtype)
-        y = y + ((a.to(wider) @ b.to(wider)) * part.scale).to(y.dtype)
+        product = by_rows(lambda a: a @ b.to(wider), a.to(wider), one_by_one)
+        y = y + (product * part.scale).to(y.dtype)
     return y if part.gain is None else y * part.gain
 
 

@@ -6,6 +6,7 @@ member called computes for all, and the others take their columns. Rows without 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from livery.engine.kernels import Kernels, Weight
 from livery.engine.lora.bank import AdapterBank, GroupLayout, Segment
-from livery.engine.lora.parts import PackedGroup, PackedLinear, add_deltas, replace_rows, transformed
+from livery.engine.lora.parts import PackedGroup, PackedLinear, add_deltas, by_rows, replace_rows, transformed
 from livery.engine.structure import ModelStructure, is_linear, linear_features
 from livery_adapters.canonical import Rows
 
@@ -30,7 +31,7 @@ class ProjectionGroup:
     def __init__(self, index: int, weight: Weight, bias: Tensor | None, bank: AdapterBank, kernels: Kernels) -> None:
         self.weight = weight  # of all members, one below the other
         self.bias = bias
-        self._index = index
+        self.index = index
         self._bank = bank
         self._kernels = kernels
         self._columns = bank.layouts[index].columns
@@ -43,32 +44,33 @@ class ProjectionGroup:
         if self._output is not None and self._input is x:
             y = self._output
         else:
-            y = self._compute(x)
+            y = self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
             self._input, self._output, self._unread = x, y, len(self._columns)
         self._unread -= 1
         if self._unread == 0:  # nobody else asks: hold no activation longer than needed
             self._input = self._output = None
         return y
 
-    def _compute(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        changes = self._bank.linears(self._index)
+    def product(self, rows: Tensor) -> Tensor:
+        """All members' outputs for rows [rows, in_features], adapters applied: [rows, sum of out_features]."""
+        changes = self._bank.linears(self.index)
         y = self._changed_base(rows, changes) if changes else self._kernels.linear(rows, self.weight, self.bias)
-        if (segments := self._bank.segments(self._index)) is not None:
+        if (segments := self._bank.segments(self.index)) is not None:
             self._kernels.grouped_lora(rows, y, segments)
         for segment, group in changes:
             for part in group.members:
-                add_deltas(part, rows[segment.start : segment.end], y[segment.start : segment.end, part.columns])
+                seen, target = rows[segment.start : segment.end], y[segment.start : segment.end, part.columns]
+                add_deltas(part, seen, target, self._bank.one_by_one)
         if changes:
             _scale(y, [(segment, group.gain) for segment, group in changes], Tensor.mul_)
             _scale(y, [(segment, group.shift) for segment, group in changes], Tensor.add_)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y
 
     def _changed_base(self, x: Tensor, changes: Changes) -> Tensor:
         """W'·T(x) + b of every row, [rows, sum of out_features]."""
         alone = len(self._columns) == 1
         if alone:  # then one product serves all rows, whichever of them go into it transformed
-            x = _transformed_rows(x, changes)
+            x = _transformed_rows(x, changes, self._bank.one_by_one)
 
         def is_own(part: PackedLinear) -> bool:
             return part.weight is not None or (part.transform is not None and not alone)
@@ -93,7 +95,7 @@ class ProjectionGroup:
                     continue
                 seen, target = x[segment.start : segment.end], y[segment.start : segment.end]
                 if transform and part.transform is not None:
-                    seen = transformed(part.transform, seen)
+                    seen = by_rows(functools.partial(transformed, part.transform), seen, self._bank.one_by_one)
                 if part.weight is not None:
                     target.copy_(self._kernels.linear(seen, part.weight, bias))
                 elif transform and part.transform is not None:
@@ -105,7 +107,7 @@ class ProjectionGroup:
             for (_, target), piece in zip(moved, torch.split(product, [len(seen) for seen, _ in moved]), strict=True):
                 target.copy_(piece)
         for rows, seen, target in replaced:
-            replace_rows(rows, seen, target, bias)
+            replace_rows(rows, seen, target, bias, self._bank.one_by_one)
 
     def _member_product(self, x: Tensor, columns: slice) -> Tensor:
         """The base's product of one member alone, bias included."""
@@ -115,7 +117,7 @@ class ProjectionGroup:
         return self._kernels.linear(x, weight, bias)[:, skip : skip + columns.stop - columns.start]
 
 
-def _transformed_rows(x: Tensor, changes: Changes) -> Tensor:
+def _transformed_rows(x: Tensor, changes: Changes, one_by_one: bool) -> Tensor:
     """The input of a group with one member, T(x) where an adapter transforms it."""
     found = [
         (slice(segment.start, segment.end), part.transform)
@@ -126,7 +128,7 @@ def _transformed_rows(x: Tensor, changes: Changes) -> Tensor:
     if found:
         x = x.clone()
         for rows, transform in found:
-            x[rows] = transformed(transform, x[rows])
+            x[rows] = by_rows(functools.partial(transformed, transform), x[rows], one_by_one)
     return x
 
 
@@ -162,28 +164,28 @@ class GroupedLinear(nn.Module):
         super().__init__()
         self.in_features = in_features
         self.out_features = columns.stop - columns.start
-        self._group = group
+        self.group = group
         self._columns = columns
         self._has_bias = has_bias
 
     @property
     def weight(self) -> Tensor:
         """The base weight, [out_features, in_features]; a copy where the kernels hold it packed."""
-        weight, skip = self._group.weight.covering(self._columns.start, self._columns.stop)
+        weight, skip = self.group.weight.covering(self._columns.start, self._columns.stop)
         return weight.dense()[skip : skip + self.out_features]
 
     @property
     def bias(self) -> Tensor | None:
         """The base bias, [out_features], or None where the base has none."""
-        return self._group.bias[self._columns] if self._has_bias and self._group.bias is not None else None
+        return self.group.bias[self._columns] if self._has_bias and self.group.bias is not None else None
 
     @property
     def held(self) -> Weight:
         """What is in memory: the weight of the whole projection group, of which this module's is a part."""
-        return self._group.weight
+        return self.group.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._group.output(x)[..., self._columns]
+        return self.group.output(x)[..., self._columns]
 
 
 def layouts_of(structure: ModelStructure) -> tuple[GroupLayout, ...]:

@@ -7,6 +7,7 @@ reach others. Everything here is plain torch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -152,6 +153,16 @@ def low_rank(change: LinearChange | None) -> LowRank | None:
     return LowRank(a, torch.cat([part.b.float() * part.scale for part in parts], dim=1), 1.0)
 
 
+def by_rows(compute: Callable[[Tensor], Tensor], x: Tensor, one_by_one: bool) -> Tensor:
+    """compute(x) for x [rows, ...]; one row at a time where the number of rows must not show in the bits.
+
+    torch chooses the order of its sums by shape and by how memory is aligned, so each row is a tensor of its own.
+    """
+    if not one_by_one or len(x) < 2:
+        return compute(x.clone() if one_by_one else x)
+    return torch.cat([compute(x[row : row + 1].clone()) for row in range(len(x))])
+
+
 def transformed(transform: InputTransform, x: Tensor) -> Tensor:
     """T(x) for x [rows, in_features]: the diagonal, then each stage's blocks on the columns it names."""
     if transform.diagonal is not None:
@@ -165,16 +176,20 @@ def transformed(transform: InputTransform, x: Tensor) -> Tensor:
     return x
 
 
-def replace_rows(rows: Rows, x: Tensor, y: Tensor, bias: Tensor | None) -> None:
+def replace_rows(rows: Rows, x: Tensor, y: Tensor, bias: Tensor | None, one_by_one: bool) -> None:
     """Compute the replaced output features of y [rows, out_features] anew from x, which is transformed already."""
-    values = x @ rows.values.t()
+    values = by_rows(lambda x: x @ rows.values.t(), x, one_by_one)
     y.index_copy_(1, rows.ids, values if bias is None else values + bias[rows.ids])
 
 
-def add_deltas(change: PackedLinear, x: Tensor, y: Tensor) -> None:
+def add_deltas(change: PackedLinear, x: Tensor, y: Tensor, one_by_one: bool) -> None:
     """Add the Kronecker and shared-basis products of x [rows, in_features] to y [rows, out_features]."""
     for delta in change.deltas:
-        y += _kronecker(delta, x) if isinstance(delta, Kronecker) else _shared_basis(delta, x)
+        y += by_rows(functools.partial(_product, delta), x, one_by_one)
+
+
+def _product(delta: Kronecker | SharedBasis, x: Tensor) -> Tensor:
+    return _kronecker(delta, x) if isinstance(delta, Kronecker) else _shared_basis(delta, x)
 
 
 def _kronecker(delta: Kronecker, x: Tensor) -> Tensor:
