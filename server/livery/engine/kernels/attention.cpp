@@ -42,36 +42,62 @@ struct Sums {
 };
 
 struct Scratch {
-  std::vector<float> weights, part, whole;  // [rows, chunk], two of Sums
+  std::vector<float> weights, turned, part, whole;  // [rows, chunk], [dim, chunk], two of Sums
   std::vector<const float*> queries;
   const float *k[kChunk], *v[kChunk];
 
-  void reset(int64_t rows, int64_t v_dim) {
+  void reset(int64_t rows, int64_t dim, int64_t v_dim) {
     weights.resize(rows * kChunk);
+    turned.resize(dim * kChunk);
     part.resize(Sums::size(rows, v_dim));
     whole.resize(Sums::size(rows, v_dim));
     queries.resize(rows);
   }
 };
 
-template <int M, int N>
-void score_tile(const float* const (&q)[M], const float* const* k, int64_t dim, float* scores) {
-  const float* keys[N];
-  float dots[M * N];
-  for (int n = 0; n < N; ++n) keys[n] = k[n];
-  dot_tile<M, N, 0>(q, keys, dim, dots);
+// The keys of a chunk with tokens side by side: [dim, kChunk]. What lies beyond the last token is zero.
+void turn_keys(const float* const* k, int64_t count, int64_t dim, float* turned) {
+  for (int64_t t = 0; t < count; t += kLanes)
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      const int64_t width = std::min<int64_t>(kLanes, dim - d);
+      Vec block[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        if (t + i >= count)
+          block[i] = splat(0.0f);
+        else
+          block[i] = width == kLanes ? load(k[t + i] + d) : load_first(k[t + i] + d, width);
+      }
+      transpose(block);
+      for (int64_t i = 0; i < width; ++i) store(turned + (d + i) * kChunk + t, block[i]);
+    }
+}
+
+// Scores of M rows with V vectors of tokens: each is one chain of additions along dim.
+template <int M, int V>
+inline void score_tile(const float* const (&q)[M], const float* turned, int64_t dim, float* scores) {
+  Vec acc[M][V];
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) scores[m * kChunk + n] = dots[m * N + n];
+    for (int v = 0; v < V; ++v) acc[m][v] = splat(0.0f);
+  for (int64_t d = 0; d < dim; ++d, turned += kChunk) {
+    Vec keys[V];
+    for (int v = 0; v < V; ++v) keys[v] = load(turned + v * kLanes);
+    for (int m = 0; m < M; ++m) {
+      const Vec a = splat(q[m][d]);
+      for (int v = 0; v < V; ++v) acc[m][v] += a * keys[v];
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < V; ++v) store(scores + m * kChunk + v * kLanes, acc[m][v]);
 }
 
 template <int M>
-void score_rows(const float* const* queries, const float* const* k, int64_t count, int64_t dim,
-                float* scores) {
+void score_rows(const float* const* queries, const float* turned, int64_t count, int64_t dim, float* scores) {
+  constexpr int kVecs = 4;
   const float* q[M];
   for (int m = 0; m < M; ++m) q[m] = queries[m];
   int64_t t = 0;
-  for (; t + kTileCols <= count; t += kTileCols) score_tile<M, kTileCols>(q, k + t, dim, scores + t);
-  for (; t < count; ++t) score_tile<M, 1>(q, k + t, dim, scores + t);
+  for (; t + (kVecs - 1) * kLanes < count; t += kVecs * kLanes) score_tile<M, kVecs>(q, turned + t, dim, scores + t);
+  for (; t < count; t += kLanes) score_tile<M, 1>(q, turned + t, dim, scores + t);
 }
 
 // Scores of one row -> weights relative to the running maximum; returns what earlier sums must be scaled by.
@@ -138,8 +164,9 @@ void walk_chunk(const Paged& p, const Item& item, int64_t begin, int64_t count, 
                 const Sums& sums) {
   const int64_t group = p.heads / p.kv_heads;
   find_slots(p, item, begin, count, s);
+  turn_keys(s.k, count, p.dim, s.turned.data());
   for_row_tiles(rows, [&](int64_t r, auto height) {
-    score_rows<decltype(height)::value>(&s.queries[r], s.k, count, p.dim, &s.weights[r * kChunk]);
+    score_rows<decltype(height)::value>(&s.queries[r], s.turned.data(), count, p.dim, &s.weights[r * kChunk]);
   });
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t position = item.position + r / group;
@@ -201,7 +228,7 @@ void finish(const Paged& p, const Item& item, int64_t rows, const Sums& whole) {
 
 void attend(const Paged& p, const Item& item, Scratch& s) {
   const int64_t group = p.heads / p.kv_heads, rows = item.count * group;
-  s.reset(rows, p.v_dim);
+  s.reset(rows, p.dim, p.v_dim);
   for (int64_t r = 0; r < rows; ++r)
     s.queries[r] = p.q + (item.first + r / group) * p.q_row + (item.kv_head * group + r % group) * p.q_head;
   if (item.partial) return walk_part(p, item, item.part, rows, s, Sums::at(item.partial, rows));
@@ -216,7 +243,7 @@ void attend(const Paged& p, const Item& item, Scratch& s) {
 // All parts of an item were walked by others, their sums one behind the other at `partial`.
 void join_parts(const Paged& p, const Item& item, float* partial, Scratch& s) {
   const int64_t rows = item.count * (p.heads / p.kv_heads);
-  s.reset(rows, p.v_dim);
+  s.reset(rows, p.dim, p.v_dim);
   const Sums whole = Sums::at(s.whole.data(), rows);
   for (int64_t i = 0; i < item.parts; ++i, partial += Sums::size(rows, p.v_dim))
     join(p, item, item.part + i, rows, whole, Sums::at(partial, rows));

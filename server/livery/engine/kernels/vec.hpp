@@ -105,6 +105,36 @@ inline void sum_each(Vec* v, float* out) {
   }
 }
 
+// Lane l of one step of a transposition: pairs of rows `Step` apart swap the halves of each 2 * Step lanes.
+template <int Step, bool High>
+constexpr int swapped_source(int lane) {
+  const bool from_second = lane & Step;
+  if (High) return from_second ? kLanes + lane : lane + Step;
+  return from_second ? kLanes + lane - Step : lane;
+}
+
+template <int Step, bool High, int... Lane>
+inline Vec swap_halves(Vec a, Vec b, std::integer_sequence<int, Lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, swapped_source<Step, High>(Lane)...);
+#else
+  return __builtin_shuffle(a, b, IntVec{swapped_source<Step, High>(Lane)...});
+#endif
+}
+
+// kLanes vectors as a square matrix, transposed in place.
+template <int Step = kLanes / 2>
+inline void transpose(Vec* rows) {
+  using Lanes = std::make_integer_sequence<int, kLanes>;
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & Step) continue;
+    const Vec a = rows[i], b = rows[i + Step];
+    rows[i] = swap_halves<Step, false>(a, b, Lanes{});
+    rows[i + Step] = swap_halves<Step, true>(a, b, Lanes{});
+  }
+  if constexpr (Step > 1) transpose<Step / 2>(rows);
+}
+
 inline float max_lane(Vec v) {
   float best = v[0];
   for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
