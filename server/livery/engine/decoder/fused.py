@@ -41,7 +41,7 @@ class FusedDecoder:
         x = parts.embedding(tokens[None])[0]
         cos, sin = parts.cos[positions], parts.sin[positions]
         residual: Tensor | None = None
-        if self._native is not None and (adapters := self._bank.low_rank_rows()) is not None:
+        if self._native is not None and (adapters := self._bank.native_rows()) is not None:
             self._native.run(x, cos, sin, adapters, batch)
         else:
             for index, layer in enumerate(parts.layers):

@@ -45,7 +45,7 @@ class _Step(ctypes.Structure):
 
 
 class NativeLayers:
-    """The layers of one model, for steps whose adapters have nothing but low-rank deltas in them."""
+    """The layers of one model, for steps whose adapters have low-rank deltas, gains and biases in them only."""
 
     def __init__(self, parts: DecoderParts, caches: Sequence[LayerCache], kernels: NativeKernels) -> None:
         """Everything is fp32 on the CPU; see `serves`."""
@@ -69,7 +69,7 @@ class NativeLayers:
         """Advance the stream x [rows, hidden] through all layers, in place.
 
         cos, sin: [rows, dim / 2]; adapters: triples of first row, last row + 1 and the address of the adapter's
-        table of groups. Raises ValueError when slots or tables don't fit the cache.
+        table of changes. Raises ValueError when slots or tables don't fit the cache.
         """
         parts, cache = self._kept[0], batch.caches[0]
         rows = x.shape[0]

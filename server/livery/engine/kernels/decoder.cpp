@@ -31,10 +31,16 @@ struct Layer {
   float scaling;
 };
 
-// Rows start to end run under an adapter, whose low-rank groups the table lists, null where it has none.
+// What an adapter does to one projection group: each null where it doesn't.
+struct GroupChange {
+  const LoraGroup* low_rank;
+  const float *gain, *shift;  // [out]
+};
+
+// Rows start to end run under an adapter, whose changes the table lists by projection group.
 struct AdapterRows {
   int64_t start, end;
-  const LoraGroup* const* groups;
+  const GroupChange* changes;
 };
 
 struct Step {
@@ -65,11 +71,28 @@ struct Team {
     meet();
     thread_local std::vector<Segment> segments;
     segments.clear();
-    for (const AdapterRows* a = step.adapters; a != step.adapters + step.n_adapters; ++a)
-      if (a->groups[p.group]) segments.push_back({a->start, a->end, a->groups[p.group]});
-    if (segments.empty()) return;
-    grouped_lora({x, p.in, y, p.out}, segments.data(), segments.size(), room);
-    meet();
+    bool scaled = false;
+    for (const AdapterRows* a = step.adapters; a != step.adapters + step.n_adapters; ++a) {
+      const GroupChange& change = a->changes[p.group];
+      if (change.low_rank) segments.push_back({a->start, a->end, change.low_rank});
+      scaled |= change.gain || change.shift;
+    }
+    if (!segments.empty()) {
+      grouped_lora({x, p.in, y, p.out}, segments.data(), segments.size(), room);
+      meet();
+    }
+    if (scaled) {
+      scale(p, y);
+      meet();
+    }
+  }
+
+  void scale(const Projection& p, float* y) {
+    for (const AdapterRows* a = step.adapters; a != step.adapters + step.n_adapters; ++a) {
+      const GroupChange& change = a->changes[p.group];
+#pragma omp for schedule(static) nowait
+      for (int64_t row = a->start; row < a->end; ++row) affine_row(y + row * p.out, change.gain, change.shift, p.out);
+    }
   }
 
   // normed = norm(x += added), for added [rows, hidden] or null.

@@ -68,6 +68,16 @@ __attribute__((noinline)) void silu_mul_row(const float* gate_up, int64_t f, int
     store_first(y + i, silu(load_first(gate_up + i, rest)) * load_first(gate_up + f + i, rest), rest);
 }
 
+__attribute__((noinline)) static void scale_row(float* y, const float* gain, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] *= gain[i];
+}
+
+void affine_row(float* y, const float* gain, const float* shift, int64_t n) {
+  if (gain) scale_row(y, gain, n);
+  if (shift)
+    for (int64_t i = 0; i < n; ++i) y[i] += shift[i];
+}
+
 // Calls f(row) for every row, by as many threads as `values` in all are worth.
 template <class F>
 static void each_row(int64_t rows, int64_t values, const F& f) {

@@ -25,4 +25,7 @@ void rope_row(const RopeRow& row);
 // y[i] = silu(gate_up[i]) * gate_up[f + i] for i from begin, a multiple of the vector width, to end.
 void silu_mul_row(const float* gate_up, int64_t f, int64_t begin, int64_t end, float* y);
 
+// y = y * gain + shift over n values, each where given: two roundings, as torch makes them.
+void affine_row(float* y, const float* gain, const float* shift, int64_t n);
+
 }  // namespace livery

@@ -177,7 +177,7 @@ class AdapterBank:
         self.one_by_one = one_by_one
         self._step_tables = tables
         self._adapters: dict[str, PackedAdapter] = {}
-        self._addresses: dict[str, array[int]] = {}  # addresses of each adapter's low-rank groups, 0 where it has none
+        self._addresses: dict[str, array[int] | None] = {}  # of what each adapter does in the layers
         self._rows: Held = ()
         self._head_rows: Held = ()
         self._segments: dict[int, GroupSegments | None] = {}
@@ -186,8 +186,7 @@ class AdapterBank:
 
     def install(self, adapter: PackedAdapter) -> None:
         self._adapters[adapter.digest] = adapter
-        groups = map(adapter.groups.get, range(len(self.layouts)))
-        self._addresses[adapter.digest] = array("q", [group.address if group else 0 for group in groups])
+        self._addresses[adapter.digest] = _addresses(adapter, len(self.layouts))
         if self._step_tables is not None:
             self._step_tables.install(adapter.digest, adapter.groups)
 
@@ -237,16 +236,18 @@ class AdapterBank:
             return None
         return self._step_tables.record(digest)
 
-    def low_rank_rows(self) -> array[int] | None:
-        """The step's segments as triples of start, end and the address of a table of groups, for native code.
+    def native_rows(self) -> array[int] | None:
+        """The step's segments as triples of start, end and the address of a table of changes, for native code.
 
-        None where an adapter has more than low-rank deltas in the layers' modules. The addresses hold for this step.
+        None where an adapter has more in the layers' modules than low-rank deltas, gains and biases. The addresses
+        hold for this step.
         """
-        if self.has_linears or self.has_plain or self.has_experts:
-            return None
         rows = array("q")
         for segment, adapter in self._rows:
-            rows.extend((segment.start, segment.end, self._addresses[adapter.digest].buffer_info()[0]))
+            addresses = self._addresses[adapter.digest]
+            if addresses is None:
+                return None
+            rows.extend((segment.start, segment.end, addresses.buffer_info()[0]))
         return rows
 
     def linears(self, group: int) -> list[tuple[Segment, PackedGroup]]:
@@ -270,3 +271,19 @@ class AdapterBank:
 
     def _rows_of(self, group: int) -> Held:
         return self._head_rows if self.layouts[group].is_head else self._rows
+
+
+def _addresses(adapter: PackedAdapter, groups: int) -> array[int] | None:
+    """Per projection group the addresses of the low-rank group, the gain and the shift, 0 for what there isn't.
+
+    None where the adapter has something in the layers' modules that these don't say.
+    """
+    if adapter.plain or adapter.experts or any(parts.members for parts in adapter.linears.values()):
+        return None
+    table = array("q")
+    for index in range(groups):
+        low_rank, parts = adapter.groups.get(index), adapter.linears.get(index)
+        vectors = (None, None) if parts is None else (parts.gain, parts.shift)
+        table.append(low_rank.address if low_rank is not None else 0)
+        table.extend(0 if vector is None else vector.data_ptr() for vector in vectors)
+    return table
