@@ -5,12 +5,10 @@
 #include <algorithm>
 
 #include "attention.hpp"
+#include "linear.hpp"
 #include "lora.hpp"
 #include "rows.hpp"
 #include "tiles.hpp"
-
-extern "C" void livery_linear(const float* x, int64_t x_stride, const float* w, const float* bias, float* y,
-                              int64_t m, int64_t n, int64_t k);
 
 namespace livery {
 

@@ -4,6 +4,8 @@
 //
 // so that every step over k reads one contiguous stretch of weights and multiplies it with one value of each row:
 // no sums across lanes, weights streamed in order for few rows, registers full of accumulators for many.
+#include "linear.hpp"
+
 #include "team.hpp"
 #include "tiles.hpp"
 
