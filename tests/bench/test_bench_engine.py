@@ -48,6 +48,9 @@ TINY = Sizes(
     wave_rows=2,
     wave_tokens=3,
     serving_rounds=2,
+    option_rows=(1, 2),
+    passage=6,
+    copied=8,
 )
 
 
@@ -100,6 +103,8 @@ def test_every_row_of_the_table_is_there(findings: Findings) -> None:
         "p99 between tokens with 500 cold loads/s / without",
         "TTFT with 3x more hot adapters than fit / all fit",
         "throughput with 10 adapters known / 1",
+        "speculation on / off, copying, 2 rows",
+        "TTFT, 20 tokens, asked before / new",
     ):
         assert any(name.startswith(part) for name in names), part
 
@@ -107,6 +112,8 @@ def test_every_row_of_the_table_is_there(findings: Findings) -> None:
 def test_answers_are_right_while_they_are_measured(findings: Findings) -> None:
     values = {row.name: row.value.median for row in findings.rows if row.name.startswith("greedy")}
     assert set(values.values()) == {1.0}
+    drafted = {row.name: row.facts for row in findings.rows if row.name.startswith("speculation")}
+    assert [facts["equal"] for facts in drafted.values()] == [1, 2]
 
 
 def test_the_document_and_the_picture_hold_every_row(findings: Findings, tmp_path: Path) -> None:

@@ -72,15 +72,15 @@ def _profile(step: Callable[[], object], bench: Workbench, rows: int, adapters: 
 @contextmanager
 def _named(kernels: Kernels) -> Iterator[None]:
     """While this lasts, every call of a kernel is an event of its own: the profiler doesn't see into C++ by itself."""
-    names = [name for name in dir(type(kernels)) if not name.startswith("_") and callable(getattr(kernels, name))]
-    held: Any = kernels
-    for name in names:
-        setattr(held, name, _watched(f"livery::{name}", getattr(kernels, name)))
+    names = [name for name in dir(kernels) if not name.startswith("_") and callable(getattr(kernels, name))]
+    held = vars(kernels)
+    before = dict(held)
+    held.update({name: _watched(f"livery::{name}", getattr(kernels, name)) for name in names})
     try:
         yield
     finally:
-        for name in names:
-            delattr(held, name)
+        held.clear()
+        held.update(before)
 
 
 def _watched(label: str, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,6 +38,10 @@ class Sizes:
     wave_rows: int = 16
     wave_tokens: int = 24
     serving_rounds: int = 3
+    option_rows: tuple[int, ...] = (1, 16)
+    passage: int = 32  # tokens, `repeats` times in the prompt
+    repeats: int = 3
+    copied: int = 64
 
     @property
     def all_decode_rows(self) -> tuple[int, ...]:

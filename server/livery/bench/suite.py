@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from livery.bench.bars import Row
 from livery.bench.decode import StepRows
 from livery.bench.machine import measure_peak
+from livery.bench.options import OptionRows
 from livery.bench.physics import Peak
 from livery.bench.profile import Profile, profiles
 from livery.bench.serving import ServingRows
@@ -34,6 +35,7 @@ class Group(StrEnum):
     DECODE = "decode"
     PREFILL = "prefill"
     SERVING = "serving"
+    OPTIONS = "options"
 
 
 @dataclass(slots=True)
@@ -70,6 +72,8 @@ class Suite:
         steps = groups & {Group.VALUES, Group.DECODE, Group.PREFILL}
         if steps or with_profile:
             self._on_large(steps, with_profile)
+        if Group.OPTIONS in groups:
+            self._with_options()
         if Group.SERVING in groups:
             self._on_small()
         return self.findings
@@ -83,7 +87,7 @@ class Suite:
         ranks = [sizes.ranks[index % len(sizes.ranks)] for index in range(sizes.ranked_rows)]
         ranked = self._ranked(ranks)
         needed = sum(_bytes(adapter) for adapter in {*equal, *ranked}) + int(SLACK * _bytes(equal[0]))
-        with closing(self._engine(2 * needed)) as bench:
+        with self._engine(adapter_memory_bytes=2 * needed) as bench:
             self.findings.info = bench.info
             self._measure_peak(bench)
             if Group.VALUES in groups:
@@ -108,7 +112,7 @@ class Suite:
         adapters = self._adapters(MIXED, sizes.rank)
         small = self._adapters(1, sizes.known_rank)
         budget = int((sizes.fitting + 0.5) * _bytes(adapters[0]))
-        with closing(self._engine(budget)) as bench:
+        with self._engine(adapter_memory_bytes=budget) as bench:
             self.findings.info = self.findings.info or bench.info
             rows = ServingRows(bench, adapters, sizes)
             self._note(rows.cold(), "cold adapters")
@@ -116,12 +120,28 @@ class Suite:
             self._note(rows.oversubscribed(), "more adapters than fit")
             self._note(rows.known(small), f"{sizes.known} adapters known")
 
-    def _engine(self, adapter_bytes: int) -> Workbench:
-        return Workbench(replace(self._config, adapter_memory_bytes=adapter_bytes), self._tell)
+    def _with_options(self) -> None:
+        """The rows on engines with some knobs turned, each beside the one without."""
+        with self._engine() as plain:
+            self.findings.info = self.findings.info or plain.info
+            peak = self.findings.peaks[0] if self.findings.peaks else self._measure_peak(plain)
+            rows = OptionRows(plain, self._engine, peak, self._sizes)
+            self._note(rows.speculation(), "speculation")
+            self._note(rows.prefix_cache(), "prefix cache")
+            for knob, measure in (("weights", rows.weights), ("deterministic", rows.deterministic)):
+                if knob in EngineConfig.__struct_fields__:
+                    self._note(measure(), knob)
 
-    def _measure_peak(self, bench: Workbench) -> None:
+    def _engine(self, **knobs: object) -> closing[Workbench]:
+        """An engine of the model. What prompts have in common is computed each time unless asked otherwise."""
+        config = replace(self._config, **{"prefix_cache": False, **knobs})
+        return closing(Workbench(config, self._tell))
+
+    def _measure_peak(self, bench: Workbench) -> Peak:
         self._tell("memory bandwidth and arithmetic")
-        self.findings.peaks.append(measure_peak(torch.device(bench.info.device), bench.runner.kernels))
+        peak = measure_peak(torch.device(bench.info.device), bench.runner.kernels)
+        self.findings.peaks.append(peak)
+        return peak
 
     def _note(self, rows: Iterator[Row], what: str) -> None:
         self._tell(what)

@@ -17,7 +17,7 @@ from livery import __version__
 from livery.commands.backends import CommandFailed
 from livery.models import DEMO_MODEL, base_digest, cache_dir, resolve_model
 
-GROUPS = ("values", "decode", "prefill", "serving")
+GROUPS = ("values", "decode", "prefill", "options", "serving")
 
 
 def engine(
