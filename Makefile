@@ -14,8 +14,8 @@ help:
 	@echo "make test           linters, types and the whole test suite"
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
 	@echo "make check          linters and types only"
-	@echo "make bench          speed of the base and of 8 adapters mixed, on a server of its own"
-	@echo "make bench-peers    the same side by side with vLLM, in one run"
+	@echo "make bench          the engine against its bars and floors, then a server: under 15 minutes"
+	@echo "make bench-peers    Livery beside vLLM and llama.cpp, in one run; builds both once"
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
 	@echo "make chaos          kill -9 two hundred times; thousands of requests while adapters change"
@@ -58,10 +58,12 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/livery bench peers --server livery --rounds 5 --check --out bench.json
+	$(BIN)/livery bench engine --profile --out bench-engine.json --plot bench-engine.svg
+	$(BIN)/livery bench peers --server livery --rounds 3 --check --out bench.json
 
 bench-peers: setup
-	$(BIN)/livery bench peers --rounds 5 --check --out bench-peers.json
+	$(BIN)/livery bench install-peers
+	$(BIN)/livery bench peers --rounds 3 --check --out bench-peers.json
 
 bench-adapters: setup
 	$(BIN)/python tests/benchmarks/adapters.py --out bench-adapters.json

@@ -140,7 +140,8 @@ def test_the_document_and_the_picture_hold_every_row(findings: Findings, tmp_pat
 
 
 def test_profiles_name_the_kernels(findings: Findings) -> None:
-    assert [(one.rows, one.adapters) for one in findings.profiles] == [(1, 0), (1, 1), (16, 0), (16, 3)]
+    steps = [(one.rows, one.adapters) for one in findings.profiles if one.forward == "default"]
+    assert steps == [(1, 0), (1, 1), (16, 0), (16, 3)]
     for one in findings.profiles:
         assert len(one.costs) == 3
         assert all(0 < cost.share < 1 for cost in one.costs)

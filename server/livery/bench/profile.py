@@ -30,8 +30,13 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The largest costs of a step of `rows` rows under `adapters` distinct adapters, `seconds` long."""
+    """The largest costs of a step of `rows` rows under `adapters` distinct adapters, `seconds` long.
 
+    `forward` says whose forward it was: where one native call computes all layers, the same kernels called one by one
+    show what is inside.
+    """
+
+    forward: str
     rows: int
     adapters: int
     seconds: float
@@ -39,16 +44,16 @@ class Profile:
 
 
 def profiles(
-    bench: Workbench, adapters: Sequence[AdapterRef], context: int, rows: Sequence[int] = (1, 16)
+    bench: Workbench, adapters: Sequence[AdapterRef], context: int, forward: str, rows: Sequence[int] = (1, 16)
 ) -> Iterator[Profile]:
     """The base and `adapters` mixed, at each number of rows. The profiler slows what it watches a little."""
     for count in rows:
         for chosen in ((), adapters[:count]):
             step = bench.decoder(count, context, list(chosen) or [None])
-            yield _profile(step, bench, count, len(chosen))
+            yield _profile(step, bench, forward, count, len(chosen))
 
 
-def _profile(step: Callable[[], object], bench: Workbench, rows: int, adapters: int) -> Profile:
+def _profile(step: Callable[[], object], bench: Workbench, forward: str, rows: int, adapters: int) -> Profile:
     step()
     activities = [ProfilerActivity.CPU]
     if bench.info.device != "cpu":
@@ -66,7 +71,7 @@ def _profile(step: Callable[[], object], bench: Workbench, rows: int, adapters: 
         spent[OUTSIDE] = max(0.0, seconds - sum(spent.values()))
     largest = sorted(spent.items(), key=lambda item: -item[1])[:LARGEST]
     costs = tuple(Cost(name, own, own / seconds) for name, own in largest)
-    return Profile(rows, adapters, seconds, costs)
+    return Profile(forward, rows, adapters, seconds, costs)
 
 
 @contextmanager

@@ -109,4 +109,4 @@ def _table(rows: Sequence[Row]) -> Table:
 def _profile(one: Profile) -> str:
     who = f"{one.adapters} adapters" if one.adapters else "base"
     costs = ", ".join(f"{escape(cost.name)} {cost.share:.0%}" for cost in one.costs)
-    return f"profile, decode, {one.rows} rows, {who}: {1e3 * one.seconds:.1f} ms: {costs}"
+    return f"profile, {one.forward}, decode, {one.rows} rows, {who}: {1e3 * one.seconds:.1f} ms: {costs}"

@@ -102,9 +102,12 @@ class Suite:
             if Group.DECODE in groups:
                 self._note(rows.base_only(), "base-only traffic")
             if with_profile:
-                self._tell("profiles")
-                self.findings.profiles += profiles(bench, equal[:MIXED], sizes.context)
+                self._profile(bench, equal[:MIXED], "default")
             self._measure_peak(bench)
+        if with_profile and "decoder" in EngineConfig.__struct_fields__:
+            with self._engine(adapter_memory_bytes=2 * needed, decoder="transformers") as bench:
+                bench.ready(equal[:MIXED])
+                self._profile(bench, equal[:MIXED], "one by one")
 
     def _on_small(self) -> None:
         """The rows on an engine whose device memory holds few adapters."""
@@ -136,6 +139,10 @@ class Suite:
         """An engine of the model. What prompts have in common is computed each time unless asked otherwise."""
         config = replace(self._config, **{"prefix_cache": False, **knobs})
         return closing(Workbench(config, self._tell))
+
+    def _profile(self, bench: Workbench, adapters: list[AdapterRef], forward: str) -> None:
+        self._tell(f"profiles, {forward}")
+        self.findings.profiles += profiles(bench, adapters, self._sizes.context, forward)
 
     def _measure_peak(self, bench: Workbench) -> Peak:
         self._tell("memory bandwidth and arithmetic")
