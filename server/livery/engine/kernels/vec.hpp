@@ -135,16 +135,33 @@ inline void transpose(Vec* rows) {
   if constexpr (Step > 1) transpose<Step / 2>(rows);
 }
 
-inline float max_lane(Vec v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+template <int Step, int... Lane>
+inline Vec turned_by(Vec v, std::integer_sequence<int, Lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, (Lane ^ Step)...);
+#else
+  return __builtin_shuffle(v, IntVec{(Lane ^ Step)...});
+#endif
 }
 
+// The largest lane, NaN being none.
+template <int Step = kLanes / 2>
+inline float max_lane(Vec v) {
+  const Vec other = turned_by<Step>(v, std::make_integer_sequence<int, kLanes>{});
+  v = v > other ? v : other;
+  if constexpr (Step > 1)
+    return max_lane<Step / 2>(v);
+  else
+    return v[0];
+}
+
+template <int Step = kLanes / 2>
 inline float sum_lanes(Vec v) {
-  float total = 0.0f;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+  v += turned_by<Step>(v, std::make_integer_sequence<int, kLanes>{});
+  if constexpr (Step > 1)
+    return sum_lanes<Step / 2>(v);
+  else
+    return v[0];
 }
 
 // e^x within 2 units in the last place for x <= 0; 0 below -87.3 (no denormals), NaN for NaN.
