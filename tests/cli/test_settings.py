@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from livery.commands.options import takes_settings
 from livery.settings import Settings, SettingsError, load_settings
 
 
@@ -32,6 +35,19 @@ def test_sizes_switches_and_levels_are_read_from_words() -> None:
     assert settings.adapter_memory == 512 << 20
     assert settings.insecure_no_auth
     assert settings.log_level == "debug"
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "on"),
+    [([], None, True), (["--no-prefix-cache"], None, False), ([], "false", False), (["--prefix-cache"], "false", True)],
+)
+def test_what_is_on_by_default_can_be_turned_off(flags: list[str], variable: str | None, on: bool) -> None:
+    found: list[Settings] = []
+    app = typer.Typer()
+    app.command()(takes_settings(found.append))
+    done = CliRunner().invoke(app, ["--model", "m", *flags], env={"LIVERY_PREFIX_CACHE": variable})
+    assert done.exit_code == 0, done.output
+    assert [settings.prefix_cache for settings in found] == [on]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
@@ -64,3 +66,27 @@ async def test_adapters_answer_in_one_batch_as_they_do_alone(server: RunningServ
     assert "Paris" in alone["smollm2-135m-instruct"]
     assert json.loads(alone["json"])["topic"] == "France"
     assert alone["sentiment"] in ("positive", "negative", "neutral")
+
+
+def test_a_long_system_prompt_is_computed_once_per_adapter(server: RunningServer) -> None:
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120)
+    rules = "You are the clerk of a small harbour. Answer in one short sentence and never make up the name of a ship. "
+
+    def ask(model: str, **extra: object) -> tuple[str, int]:
+        answer = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "system", "content": rules * 8}, {"role": "user", "content": QUESTION}],
+            temperature=0,
+            max_tokens=12,
+            extra_body=extra,
+        )
+        assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+        return answer.choices[0].message.content or "", answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    for model in ("smollm2-135m-instruct", "pirate"):
+        (first, computed), (again, found) = ask(model), ask(model)
+        assert computed < 16 and found > 160, "an adapter shares nothing with the base"
+        assert again == first
+        assert ask(model, cache_salt="mine") == (first, 0)
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert float(re.findall(r"vllm:prefix_cache_hits_total\{.*\} (\S+)", metrics)[0]) > 320

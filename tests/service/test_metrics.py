@@ -49,8 +49,9 @@ def test_the_names_routers_and_dashboards_read() -> None:
     meter.finished()
     meter.close(5, 3, "abort")
     stats = EngineStats(
-        running=2, waiting=3, blocks_total=8, blocks_free=6, preemptions=7, drafted_tokens=9, accepted_tokens=5
-    )
+        running=2, waiting=3, blocks_total=8, blocks_free=6, preemptions=7, drafted_tokens=9, accepted_tokens=5,
+        prefix_queries=40, prefix_hits=32, prefix_evictions=6, blocks_cached=4,
+    )  # fmt: skip
     found = samples(metrics, Snapshot(stats, served=1))
     whole = ("base", "0")
     names = {name for name, *_ in found}
@@ -73,6 +74,10 @@ def test_the_names_routers_and_dashboards_read() -> None:
     assert found[("vllm:num_requests_waiting", *sorted_labels(whole))] == 3
     assert found[("vllm:kv_cache_usage_perc", *sorted_labels(whole))] == 0.25
     assert found[("vllm:num_preemptions_total", *sorted_labels(whole))] == 7
+    assert found[("vllm:prefix_cache_queries_total", *sorted_labels(whole))] == 40
+    assert found[("vllm:prefix_cache_hits_total", *sorted_labels(whole))] == 32
+    assert found[("livery_prefix_cache_evictions_total",)] == 6
+    assert found[("livery_prefix_cache_blocks",)] == 4
     assert found[("vllm:spec_decode_num_draft_tokens_total", *sorted_labels(whole))] == 9
     assert found[("vllm:spec_decode_num_accepted_tokens_total", *sorted_labels(whole))] == 5
     assert found[("vllm:request_success_total", "0", "stop", "base")] == 1
