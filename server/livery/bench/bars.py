@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from livery.bench.physics import Peak
 from livery_loadtest.bars import Bar, Verdict
 from livery_loadtest.measures import Spread
 
@@ -27,6 +28,15 @@ class Row:
     @property
     def verdict(self) -> Verdict:
         return self.bar.verdict(self.value.median) if self.bar else Verdict.SHOWN
+
+
+# What was measured, as a row once the machine's best is known: it is looked for until the end of the run.
+Measured = Callable[[Peak], Row]
+
+
+def settled(row: Row) -> Measured:
+    """A row in which the machine's best plays no part."""
+    return lambda _: row
 
 
 BASE_ONLY = Bar(0.99, 0.997)

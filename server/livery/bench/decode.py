@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from livery.bench.alternate import Timed, alternate
@@ -14,7 +15,9 @@ from livery.bench.bars import (
     PREFILL,
     ROOFLINE,
     SMALL_SHARE,
+    Measured,
     Row,
+    settled,
 )
 from livery.bench.physics import Peak, Work, bytes_ratio, physical_ratio
 from livery.bench.sizes import Sizes
@@ -46,14 +49,17 @@ def scaled(value: Spread, factor: float) -> Spread:
 class StepRows:
     """Measures the steps of one engine; `adapters` are resident and of rank `sizes.rank`."""
 
-    def __init__(self, bench: Workbench, adapters: Sequence[AdapterRef], peak: Peak, sizes: Sizes) -> None:
+    def __init__(
+        self, bench: Workbench, adapters: Sequence[AdapterRef], look: Callable[[], object], sizes: Sizes
+    ) -> None:
+        """`look` measures the machine's best once more."""
         self._bench = bench
         self._adapters = adapters
-        self._peak = peak
+        self._look = look
         self._sizes = sizes
         self._base = bench.base()
 
-    def decode(self) -> Iterator[Row]:
+    def decode(self) -> Iterator[Measured]:
         """Base, one adapter and as many distinct ones as rows, for each number of rows."""
         sizes, context = self._sizes, self._sizes.context
         for rows in sizes.all_decode_rows:
@@ -64,32 +70,34 @@ class StepRows:
             }
             if mixed:
                 variants["mixed"] = self._bench.decoder(rows, context, self._adapters[:rows])
+            self._look()
             times = alternate(variants, sizes.rounds, sizes.turns)
             work = {
                 "base": self._base.decode(rows, context),
                 "one": self._base.decode(rows, context, [sizes.rank], [sizes.rank] * rows),
                 "mixed": self._base.decode(rows, context, [sizes.rank] * rows, [sizes.rank] * rows),
             }
-            yield self._against_floor(f"base, decode, {rows} rows: floor / time", times["base"], work["base"])
-            yield self._one(rows, times, work)
+            name = f"base, decode, {rows} rows: floor / time"
+            yield partial(self._against_floor, name, times["base"], work["base"])
+            yield partial(self._one, rows, times, work)
             if mixed:
-                yield self._distinct(rows, times, work)
+                yield partial(self._distinct, rows, times, work)
 
-    def _one(self, rows: int, times: Timed, work: Mapping[str, Work]) -> Row:
+    def _one(self, rows: int, times: Timed, work: Mapping[str, Work], peak: Peak) -> Row:
         """Held against the base where the adapter is small, and else against what is physical."""
         speed = ratio(times["base"], times["one"])
         name = f"one adapter / base, decode, {rows} rows"
-        facts = self._facts(times, work, ("base", "one"), speed)
+        facts = self._facts(times, work, ("base", "one"), speed, peak)
         share = self._base.share(self._sizes.rank)
         if share <= SMALL_SHARE:
             return Row(name, speed, ONE_ADAPTER, f"the adapter is {share:.2%} of the base's bytes", facts)
-        physical = physical_ratio(work["base"], work["one"], self._peak)
+        physical = physical_ratio(work["base"], work["one"], peak)
         note = f"{speed.median:.3f} of the base, physical {physical:.3f}; the adapter is {share:.1%} of its bytes"
         return Row(f"{name}: reached / physical", scaled(speed, 1 / physical), OF_PHYSICAL, note, facts)
 
-    def _distinct(self, rows: int, times: Timed, work: Mapping[str, Work]) -> Row:
+    def _distinct(self, rows: int, times: Timed, work: Mapping[str, Work], peak: Peak) -> Row:
         speed = ratio(times["base"], times["mixed"])
-        physical = physical_ratio(work["base"], work["mixed"], self._peak)
+        physical = physical_ratio(work["base"], work["mixed"], peak)
         by_bytes = bytes_ratio(work["base"], work["mixed"])
         note = f"{speed.median:.3f} of the base, physical {physical:.3f} (by bytes alone {by_bytes:.3f})"
         return Row(
@@ -97,10 +105,10 @@ class StepRows:
             scaled(speed, 1 / physical),
             OF_PHYSICAL,
             note,
-            self._facts(times, work, ("base", "mixed"), speed),
+            self._facts(times, work, ("base", "mixed"), speed, peak),
         )
 
-    def ranks(self, ranked: Sequence[AdapterRef], ranks: Sequence[int]) -> Iterator[Row]:
+    def ranks(self, ranked: Sequence[AdapterRef], ranks: Sequence[int]) -> Iterator[Measured]:
         """Distinct adapters of several ranks against what their bytes make of the time of equal ones."""
         rows, context, sizes = len(ranked), self._sizes.context, self._sizes
         times = alternate(
@@ -115,18 +123,20 @@ class StepRows:
         more = sum(ranks) / (sizes.rank * rows)
         predicted = [base + more * (equal - base) for base, equal in zip(times["base"], times["equal"], strict=True)]
         listed = ", ".join(map(str, sorted(set(ranks))))
-        yield Row(
+        row = Row(
             f"ranks {{{listed}}} mixed, {rows} rows: time / by bytes",
             ratio(times["ranks"], predicted),
             MIXED_RANKS,
             f"predicted from {rows} adapters of rank {sizes.rank}, whose bytes times {more:.2f} these have",
             {name: median(values) for name, values in times.items()} | {"predicted": median(predicted)},
         )
+        yield settled(row)
 
-    def prefill(self) -> Iterator[Row]:
+    def prefill(self) -> Iterator[Measured]:
         """Reading prompts under an adapter and under none."""
         sizes, chunk = self._sizes, self._bench.info.max_batch_tokens
         for tokens in sizes.prompts:
+            self._look()
             times = alternate(
                 {
                     "base": self._bench.reader(tokens, None),
@@ -139,14 +149,16 @@ class StepRows:
                 "base": self._base.prefill(tokens, chunk),
                 "one": self._base.prefill(tokens, chunk, sizes.rank),
             }
-            speed = ratio(times["base"], times["one"])
-            physical = physical_ratio(work["base"], work["one"], self._peak)
-            facts = self._facts(times, work, ("base", "one"), speed)
-            facts["tokens_per_second"] = tokens / median(times["base"])
-            note = f"physical {physical:.3f}; base {facts['tokens_per_second']:.0f} tokens/s"
-            yield Row(f"prefill with adapter / base, {tokens} tokens", speed, PREFILL, note, facts)
+            yield partial(self._prompt, tokens, times, work)
 
-    def base_only(self) -> Iterator[Row]:
+    def _prompt(self, tokens: int, times: Timed, work: Mapping[str, Work], peak: Peak) -> Row:
+        speed = ratio(times["base"], times["one"])
+        facts = self._facts(times, work, ("base", "one"), speed, peak)
+        facts["tokens_per_second"] = tokens / median(times["base"])
+        note = f"physical {facts['physical']:.3f}; base {facts['tokens_per_second']:.0f} tokens/s"
+        return Row(f"prefill with adapter / base, {tokens} tokens", speed, PREFILL, note, facts)
+
+    def base_only(self) -> Iterator[Measured]:
         """Base-only steps while adapters are in device memory, and with none there.
 
         The engine has one path for both, so what could differ is what adapters leave behind: tables, memory, caches.
@@ -161,33 +173,36 @@ class StepRows:
                 change(held)
                 found[kind] += alternate({"step": step}, 1, sizes.turns)["step"]
         self._bench.ready(held)
-        yield Row(
+        row = Row(
             f"base-only traffic, adapters enabled / disabled, {rows} rows",
             ratio(found["without"], found["with"]),
             BASE_ONLY,
             f"{len(held)} adapters in device memory against none",
             {name: median(values) for name, values in found.items()},
         )
+        yield settled(row)
 
-    def _against_floor(self, name: str, seconds: Sequence[float], work: Work) -> Row:
-        floor = work.seconds(self._peak)
+    def _against_floor(self, name: str, seconds: Sequence[float], work: Work, peak: Peak) -> Row:
+        floor = work.seconds(peak)
         bar: Bar | None = None if self._bench.info.device == "cpu" else ROOFLINE
-        note = f"{1e3 * median(seconds):.1f} ms, floor {1e3 * floor:.1f} ms by {_bound(work, self._peak)}"
+        note = f"{1e3 * median(seconds):.1f} ms, floor {1e3 * floor:.1f} ms by {_bound(work, peak)}"
         return Row(name, ratio([floor] * len(seconds), seconds), bar, note, {"time": median(seconds), "floor": floor})
 
-    def _facts(self, times: Timed, work: Mapping[str, Work], names: Sequence[str], speed: Spread) -> dict[str, Any]:
+    def _facts(
+        self, times: Timed, work: Mapping[str, Work], names: Sequence[str], speed: Spread, peak: Peak
+    ) -> dict[str, Any]:
         facts: dict[str, Any] = {"speed": speed}
         for name in names:
-            floor, seconds = work[name].seconds(self._peak), median(times[name])
+            floor, seconds = work[name].seconds(peak), median(times[name])
             facts[name] = {
                 "time": seconds,
                 "floor": floor,
                 "efficiency": floor / seconds,
                 "bytes": work[name].nbytes,
                 "operations": work[name].flops,
-                "bound": _bound(work[name], self._peak),
+                "bound": _bound(work[name], peak),
             }
-        facts["physical"] = physical_ratio(work[names[0]], work[names[1]], self._peak)
+        facts["physical"] = physical_ratio(work[names[0]], work[names[1]], peak)
         facts["physical_by_bytes"] = bytes_ratio(work[names[0]], work[names[1]])
         return facts
 

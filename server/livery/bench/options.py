@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 
-from livery.bench.alternate import alternate
-from livery.bench.bars import Row
+from livery.bench.alternate import Timed, alternate
+from livery.bench.bars import Measured, Row, settled
 from livery.bench.decode import median, ratio
-from livery.bench.physics import Peak
+from livery.bench.physics import Base, Peak, Work
 from livery.bench.sizes import Sizes
 from livery.bench.workbench import Workbench
 
@@ -21,13 +22,12 @@ Opened = Callable[..., AbstractContextManager[Workbench]]
 class OptionRows:
     """Measures options; `opened` gives an engine of the same model with some knobs turned."""
 
-    def __init__(self, plain: Workbench, opened: Opened, peak: Peak, sizes: Sizes) -> None:
+    def __init__(self, plain: Workbench, opened: Opened, sizes: Sizes) -> None:
         self._plain = plain
         self._opened = opened
-        self._peak = peak
         self._sizes = sizes
 
-    def speculation(self) -> Iterator[Row]:
+    def speculation(self) -> Iterator[Measured]:
         """Answers that repeat their prompt, with drafts looked up in it and without; the tokens are compared."""
         sizes = self._sizes
         with self._opened(speculate=DRAFTS) as drafting:
@@ -51,16 +51,18 @@ class OptionRows:
                     answer == (passage * sizes.copied)[: sizes.copied]
                     for answer, passage in zip(answers["off"], passages, strict=True)
                 )
-                yield Row(
-                    f"speculation on / off, copying, {rows} rows: speed",
-                    ratio(times["off"], times["on"]),
-                    note=f"{same} of {rows} answers equal, {copied} are the passage again; "
-                    f"{accepted} of {drafted} drafted tokens right",
-                    facts={name: median(values) for name, values in times.items()}
-                    | {"equal": same, "drafted": drafted, "accepted": accepted},
+                yield settled(
+                    Row(
+                        f"speculation on / off, copying, {rows} rows: speed",
+                        ratio(times["off"], times["on"]),
+                        note=f"{same} of {rows} answers equal, {copied} are the passage again; "
+                        f"{accepted} of {drafted} drafted tokens right",
+                        facts={name: median(values) for name, values in times.items()}
+                        | {"equal": same, "drafted": drafted, "accepted": accepted},
+                    )
                 )
 
-    def prefix_cache(self) -> Iterator[Row]:
+    def prefix_cache(self) -> Iterator[Measured]:
         """First token of a prompt that was asked before, over that of a new one."""
         tokens = self._sizes.cold_prompt
         with self._opened(prefix_cache=True) as caching:
@@ -72,14 +74,16 @@ class OptionRows:
                 },
                 self._sizes.serving_rounds,
             )
-        yield Row(
-            f"TTFT, {tokens} tokens, asked before / new",
-            ratio(times["seen"], times["new"]),
-            note="blocks of the prompt are found by what they depend on",
-            facts={name: median(values) for name, values in times.items()},
+        yield settled(
+            Row(
+                f"TTFT, {tokens} tokens, asked before / new",
+                ratio(times["seen"], times["new"]),
+                note="blocks of the prompt are found by what they depend on",
+                facts={name: median(values) for name, values in times.items()},
+            )
         )
 
-    def weights(self) -> Iterator[Row]:
+    def weights(self) -> Iterator[Measured]:
         """Decode steps with the base's weights held in another number of bits, each against its own floor."""
         sizes = self._sizes
         for layout in LAYOUTS:
@@ -94,16 +98,9 @@ class OptionRows:
                         sizes.rounds,
                         sizes.turns,
                     )
-                    floor = base.decode(rows, sizes.context).seconds(self._peak)
-                    seconds = median(times["held"])
-                    yield Row(
-                        f"--weights {layout} / default, decode, {rows} rows: speed",
-                        ratio(times["plain"], times["held"]),
-                        note=f"{1e3 * seconds:.1f} ms, floor {1e3 * floor:.1f} ms; {base.weight_bytes / 1e6:.0f} MB",
-                        facts={"plain": median(times["plain"]), "held": seconds, "floor": floor},
-                    )
+                    yield partial(held_row, layout, rows, times, base, base.decode(rows, sizes.context))
 
-    def deterministic(self) -> Iterator[Row]:
+    def deterministic(self) -> Iterator[Measured]:
         """What bits that depend on no company cost."""
         sizes = self._sizes
         with self._opened(deterministic=True) as exact:
@@ -116,8 +113,21 @@ class OptionRows:
                     sizes.rounds,
                     sizes.turns,
                 )
-                yield Row(
-                    f"--deterministic / default, decode, {rows} rows: speed",
-                    ratio(times["plain"], times["exact"]),
-                    facts={name: median(values) for name, values in times.items()},
+                yield settled(
+                    Row(
+                        f"--deterministic / default, decode, {rows} rows: speed",
+                        ratio(times["plain"], times["exact"]),
+                        facts={name: median(values) for name, values in times.items()},
+                    )
                 )
+
+
+def held_row(layout: str, rows: int, times: Timed, base: Base, work: Work, peak: Peak) -> Row:
+    """A layout of the weights against the default one, and against its own floor."""
+    floor, seconds = work.seconds(peak), median(times["held"])
+    return Row(
+        f"--weights {layout} / default, decode, {rows} rows: speed",
+        ratio(times["plain"], times["held"]),
+        note=f"{1e3 * seconds:.1f} ms, floor {1e3 * floor:.1f} ms; {base.weight_bytes / 1e6:.0f} MB",
+        facts={"plain": median(times["plain"]), "held": seconds, "floor": floor},
+    )

@@ -23,6 +23,10 @@ class Peak:
     bandwidth: float
     flops: float
 
+    def best(self, other: Peak) -> Peak:
+        """The better of two measurements: what disturbs a machine only ever makes it slower."""
+        return Peak(max(self.bandwidth, other.bandwidth), max(self.flops, other.flops))
+
 
 @dataclass(frozen=True, slots=True)
 class Work:

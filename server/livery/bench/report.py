@@ -29,7 +29,7 @@ VERSIONS = ("torch", "transformers", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """A whole run, ready for JSON. `peaks` were measured before and after the rows on steps."""
+    """A whole run, ready for JSON. `peaks` were measured before each row on steps; floors are by the best of each."""
 
     origin: Origin
     versions: dict[str, str]
@@ -85,10 +85,12 @@ def shown(value: Spread) -> str:
 
 def print_findings(findings: Findings, console: Console) -> None:
     """The table with bars, the machine's peaks, and where a step's time goes."""
-    for when, peak in zip(("before", "after"), findings.peaks, strict=False):
-        console.print(
-            f"{when} the steps: reads {peak.bandwidth / 1e9:.1f} GB/s, computes {peak.flops / 1e9:.0f} Gop/s at best"
-        )
+    reads = [peak.bandwidth / 1e9 for peak in findings.peaks]
+    computes = [peak.flops / 1e9 for peak in findings.peaks]
+    console.print(
+        f"the machine at best: reads {max(reads):.1f} GB/s, computes {max(computes):.0f} Gop/s; at its worst moment "
+        f"{min(reads):.1f} and {min(computes):.0f}"
+    )
     console.print(_table(findings.rows))
     for one in findings.profiles:
         console.print(_profile(one))

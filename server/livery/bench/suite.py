@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import reduce
 from pathlib import Path
 
 import torch
 from msgspec.structs import replace
 
-from livery.bench.bars import Row
+from livery.bench.bars import Measured, Row, settled
 from livery.bench.decode import StepRows
 from livery.bench.machine import measure_peak
 from livery.bench.options import OptionRows
@@ -66,6 +67,7 @@ class Suite:
         self._tell = tell
         self._show = show
         self.findings = Findings()
+        self._measured: list[Measured] = []
 
     def run(self, groups: frozenset[Group], with_profile: bool) -> Findings:
         """Measure. Raises BenchFailed, ModelRefused."""
@@ -76,6 +78,7 @@ class Suite:
             self._with_options()
         if Group.SERVING in groups:
             self._on_small()
+        self.findings.rows = [measured(self._best()) for measured in self._measured]
         return self.findings
 
     # -- engines ---------------------------------------------------------------------------------------
@@ -89,11 +92,11 @@ class Suite:
         needed = sum(_bytes(adapter) for adapter in {*equal, *ranked}) + int(SLACK * _bytes(equal[0]))
         with self._engine(adapter_memory_bytes=2 * needed) as bench:
             self.findings.info = bench.info
-            self._measure_peak(bench)
+            self._look(bench)
             if Group.VALUES in groups:
-                self._note(value_rows(bench, equal[:MIXED], sizes), "greedy tokens")
+                self._note(map(settled, value_rows(bench, equal[:MIXED], sizes)), "greedy tokens")
             bench.ready([*equal, *ranked])
-            rows = StepRows(bench, equal, self.findings.peaks[0], sizes)
+            rows = StepRows(bench, equal, lambda: self._look(bench), sizes)
             if Group.DECODE in groups:
                 self._note(rows.decode(), "decode steps")
                 self._note(rows.ranks(ranked, ranks), "mixed ranks")
@@ -103,8 +106,8 @@ class Suite:
                 self._note(rows.base_only(), "base-only traffic")
             if with_profile:
                 self._profile(bench, equal[:MIXED], "default")
-            self._measure_peak(bench)
-        if with_profile and "decoder" in EngineConfig.__struct_fields__:
+            self._look(bench)
+        if with_profile:
             with self._engine(adapter_memory_bytes=2 * needed, decoder="transformers") as bench:
                 bench.ready(equal[:MIXED])
                 self._profile(bench, equal[:MIXED], "one by one")
@@ -118,22 +121,23 @@ class Suite:
         with self._engine(adapter_memory_bytes=budget) as bench:
             self.findings.info = self.findings.info or bench.info
             rows = ServingRows(bench, adapters, sizes)
-            self._note(rows.cold(), "cold adapters")
-            self._note(rows.loads_beside(), "loads beside streams")
-            self._note(rows.oversubscribed(), "more adapters than fit")
-            self._note(rows.known(small), f"{sizes.known} adapters known")
+            self._look(bench)
+            self._note(map(settled, rows.cold()), "cold adapters")
+            self._note(map(settled, rows.loads_beside()), "loads beside streams")
+            self._note(map(settled, rows.oversubscribed()), "more adapters than fit")
+            self._note(map(settled, rows.known(small)), f"{sizes.known} adapters known")
 
     def _with_options(self) -> None:
         """The rows on engines with some knobs turned, each beside the one without."""
         with self._engine() as plain:
             self.findings.info = self.findings.info or plain.info
-            peak = self.findings.peaks[0] if self.findings.peaks else self._measure_peak(plain)
-            rows = OptionRows(plain, self._engine, peak, self._sizes)
+            self._look(plain)
+            rows = OptionRows(plain, self._engine, self._sizes)
             self._note(rows.speculation(), "speculation")
             self._note(rows.prefix_cache(), "prefix cache")
-            for knob, measure in (("weights", rows.weights), ("deterministic", rows.deterministic)):
-                if knob in EngineConfig.__struct_fields__:
-                    self._note(measure(), knob)
+            self._note(rows.deterministic(), "deterministic")
+            if "weights" in EngineConfig.__struct_fields__:
+                self._note(rows.weights(), "weights")
 
     def _engine(self, **knobs: object) -> closing[Workbench]:
         """An engine of the model. What prompts have in common is computed each time unless asked otherwise."""
@@ -144,17 +148,19 @@ class Suite:
         self._tell(f"profiles, {forward}")
         self.findings.profiles += profiles(bench, adapters, self._sizes.context, forward)
 
-    def _measure_peak(self, bench: Workbench) -> Peak:
-        self._tell("memory bandwidth and arithmetic")
-        peak = measure_peak(torch.device(bench.info.device), bench.runner.kernels)
-        self.findings.peaks.append(peak)
-        return peak
+    def _look(self, bench: Workbench) -> None:
+        """Measure what the machine can do at best once more."""
+        self.findings.peaks.append(measure_peak(torch.device(bench.info.device), bench.runner.kernels))
 
-    def _note(self, rows: Iterator[Row], what: str) -> None:
+    def _best(self) -> Peak:
+        return reduce(Peak.best, self.findings.peaks)
+
+    def _note(self, rows: Iterable[Measured], what: str) -> None:
+        """Show rows by the best known so far; in the end all are made by the best of the whole run."""
         self._tell(what)
-        for row in rows:
-            self.findings.rows.append(row)
-            self._show(row)
+        for measured in rows:
+            self._measured.append(measured)
+            self._show(measured(self._best()))
 
     # -- adapters --------------------------------------------------------------------------------------
 

@@ -43,7 +43,6 @@ def engine(
         raise typer.BadParameter(f"--only {', '.join(unknown)}: expected {', '.join(GROUPS)}")
     # As in the engine's own process (livery.engine.client); torch reads it when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler would tell of its own comings and goings
     from livery.bench.bars import Row
     from livery.bench.plot import write
     from livery.bench.report import build_report, print_findings, shown
