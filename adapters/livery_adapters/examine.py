@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from livery_adapters.base_model import BaseModel
@@ -13,6 +13,8 @@ from livery_adapters.finite import check_finite
 from livery_adapters.manifest import AdapterManifest, read_manifest
 from livery_adapters.refusal import AdapterRefused, Limits
 
+NOT_YET = "0" * 64  # the digest of files that are still being hashed
+
 
 @dataclass(frozen=True, slots=True)
 class CheckedFiles:
@@ -20,6 +22,10 @@ class CheckedFiles:
 
     manifest: AdapterManifest
     coverage: CoverageReport
+
+    def of(self, digest: str) -> CheckedFiles:
+        """The same of files that turned out to have this digest."""
+        return CheckedFiles(replace(self.manifest, digest=digest), replace(self.coverage, digest=digest))
 
 
 def check_directory(
@@ -38,7 +44,7 @@ def check_directory(
 def check_headers(
     directory: Path, base: BaseModel, limits: Limits, digest: str | None = None, approximate: int = 0
 ) -> CheckedFiles:
-    """As `check_directory`, but for the numbers themselves."""
+    """As `check_directory`, but for the numbers themselves. `digest` may be NOT_YET."""
     with _readable(directory):
         manifest = read_manifest(directory, limits, digest=digest)
         return CheckedFiles(manifest, check_against(manifest, base, limits, approximate))

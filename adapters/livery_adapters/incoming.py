@@ -2,14 +2,14 @@
 
 `BlobStore.incoming()` makes one and publishes it; a source (upload, hub, object store, directory) fills it. Every
 byte is hashed and counted as it is written, so that nothing is read a second time to learn the digest, and nothing
-over a limit is ever on disk in full. One thread may use it at a time; it may be handed from thread to thread, and
-its context may end in another one: that waits for the call under way, and the thread's next call fails.
+over a limit is ever on disk in full. Hashing takes longest, so it runs beside the writing, and bringing the files to
+the disk beside both and beside whatever is checked meanwhile. Any thread may call it, one at a time; its context may
+end in another one: that waits for the call under way, and the thread's next call fails.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from livery_adapters.layout import digest_of
+from livery_adapters.piece_hash import PieceHash
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.tensor_file import CHUNK, CONFIG_NAME, FILE_NAMES, open_regular
 
@@ -27,19 +28,19 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 @dataclass(slots=True)
 class _File:
-    """One file being written: `expected` is the announced length in bytes, None when nobody said."""
+    """One file, open until it is on the disk: `expected` is the announced length in bytes, None when nobody said."""
 
     fd: int
     expected: int | None
     size: int = 0
-    hash: hashlib._Hash = field(default_factory=hashlib.sha256)
+    hash: PieceHash = field(default_factory=PieceHash)
 
 
 class Incoming:
     """The two files of one adapter, as far as they have arrived, in a directory nobody else looks into.
 
-    begin/write (or read, or copy) -> seal -> look at `path` -> publish -> done. Files arrive one after the other
-    in any order. The context of `BlobStore.incoming` removes whatever was not published.
+    begin/write (or read, or copy) -> end -> look at `path` -> seal (and sync, beside it) -> publish -> done. Files
+    arrive one after the other in any order. The context of `BlobStore.incoming` removes whatever was not published.
     """
 
     def __init__(
@@ -50,15 +51,18 @@ class Incoming:
         self._limits = limits
         self._publish = publish
         self._done = done
-        self._open: dict[str, _File] = {}  # at most one
-        self._hashes: dict[str, str] = {}
+        self._files: dict[str, _File] = {}  # all that were begun; only the last may still grow
+        self._growing: str | None = None
+        self._ended = False
+        self._synced = False
         self._digest: str | None = None
         self._lock = threading.RLock()  # a file must not be closed under a thread that writes: its number is reused
+        self._hashing = threading.Lock()  # of waiting for digests, during which files can be synced
         self._closed = False
 
     @property
     def path(self) -> Path:
-        """The directory of the files. After `seal` they are complete, on disk and read-only."""
+        """The directory of the files. After `end` they are complete and read-only."""
         return self._path
 
     @property
@@ -92,22 +96,22 @@ class Incoming:
         alone), incomplete (the file before it has not the length announced), storage_full, storage_failed.
         """
         self.check_size(name, size or 0)
-        if self._digest is not None:
+        if self._ended:
             raise RuntimeError("a sealed adapter takes no more files")
-        if name in self._open or name in self._hashes:
+        if name in self._files:
             raise AdapterRefused("duplicate_file", f"{name} was sent twice; send each of the two files once")
         with self._in_use():
-            self._end()
+            self._end_file()
             with storing():
                 fd = os.open(self._path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                self._open[name] = _File(fd, size)
+            self._files[name], self._growing = _File(fd, size), name
 
     def write(self, name: str, chunk: bytes | bytearray | memoryview) -> None:
         """Append to a file, beginning it when it is new. Raises AdapterRefused as `begin` does."""
         with self._in_use():
-            if name not in self._open:
+            if name != self._growing:
                 self.begin(name)
-            file = self._open[name]
+            file = self._files[name]
             file.size += len(chunk)
             if file.size > self.limit(name):
                 raise _too_large(name, self.limit(name))
@@ -120,10 +124,8 @@ class Incoming:
     def read(self, name: str, stream: BinaryIO, size: int | None = None) -> None:
         """Take a whole file from a stream. Raises AdapterRefused (as `write`, and unreadable)."""
         self.begin(name, size)
-        buffer = bytearray(CHUNK)
-        view = memoryview(buffer)
-        while count := _read_into(name, stream, view):
-            self.write(name, view[:count])
+        while piece := read_piece(name, stream):
+            self.write(name, piece)
 
     def copy(self, directory: Path) -> None:
         """Take both files of a directory; neither it nor they may be links. Raises AdapterRefused."""
@@ -131,22 +133,40 @@ class Incoming:
             with open_regular(directory, name) as stream:
                 self.read(name, stream)
 
-    def seal(self) -> str:
-        """Bring both files to the disk for good and return the adapter's digest.
+    def end(self) -> None:
+        """No more will come: from now on the files can be looked at.
 
         Raises AdapterRefused (missing_config, missing_weights, incomplete, storage_full, storage_failed).
         """
         with self._in_use():
+            self._end_file()
+            for name in FILE_NAMES:
+                if name not in self._files:
+                    code = "missing_config" if name == CONFIG_NAME else "missing_weights"
+                    raise AdapterRefused(code, f"{name} did not arrive; send {' and '.join(FILE_NAMES)}")
+            self._ended = True
+
+    def seal(self) -> str:
+        """End the files and return the adapter's digest, once all of it is hashed. Raises AdapterRefused as `end`."""
+        self.end()
+        with self._hashing:
             if self._digest is None:
-                self._end()
-                for name in FILE_NAMES:
-                    if name not in self._hashes:
-                        code = "missing_config" if name == CONFIG_NAME else "missing_weights"
-                        raise AdapterRefused(code, f"{name} did not arrive; send {' and '.join(FILE_NAMES)}")
-                with storing():
-                    sync_directory(self._path)
-                self._digest = digest_of(self._hashes)
+                self._digest = digest_of({name: file.hash.hexdigest() for name, file in self._files.items()})
             return self._digest
+
+    def sync(self) -> None:
+        """End the files and bring them to the disk for good, which `publish` does unless it was done before.
+
+        May run beside `seal` and beside whoever reads the files. Raises AdapterRefused as `end`.
+        """
+        self.end()
+        with self._in_use():
+            if not self._synced:
+                with storing():
+                    for file in self._files.values():
+                        os.fsync(file.fd)
+                    sync_directory(self._path)
+                self._synced = True
 
     def publish(self) -> Path:
         """Make the sealed files the blob of their digest and return its directory.
@@ -155,8 +175,10 @@ class Incoming:
         time to commit the row that refers to the digest. A blob that is held already is kept. Raises
         AdapterRefused (storage_full, storage_failed); RuntimeError before `seal`.
         """
+        digest = self.digest
+        self.sync()
         with self._in_use(), storing():
-            return self._publish(self._path, self.digest)
+            return self._publish(self._path, digest)
 
     def done(self) -> None:
         """What refers to the digest is committed, or never will be: garbage may be collected again."""
@@ -164,9 +186,12 @@ class Incoming:
 
     def close(self) -> None:
         """Let go of open files, once no thread writes; the store calls it at the end of the context."""
-        with self._lock:
+        with self._hashing, self._lock:
             self._closed = True
-            self._close_files()
+            for file in self._files.values():
+                file.hash.close()
+                os.close(file.fd)
+            self._files.clear()
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -176,28 +201,25 @@ class Incoming:
                 raise RuntimeError("the context of the incoming adapter has ended: nothing more can be written")
             yield
 
-    def _close_files(self) -> None:
-        for file in self._open.values():
-            os.close(file.fd)
-        self._open.clear()
-
-    def _end(self) -> None:
-        """Bring the file being written to the disk, read-only."""
-        for name, file in self._open.items():
-            if file.expected not in (None, file.size):
-                raise AdapterRefused(
-                    "incomplete", f"{name} has {file.size} bytes and {file.expected} were announced; send it again"
-                )
-            with storing():
-                os.fchmod(file.fd, 0o444)
-                os.fsync(file.fd)
-            self._hashes[name] = file.hash.hexdigest()
-        self._close_files()
+    def _end_file(self) -> None:
+        """Nothing is added to the file being written any more; it is read-only."""
+        if self._growing is None:
+            return
+        name = self._growing
+        file = self._files[name]
+        if file.expected not in (None, file.size):
+            raise AdapterRefused(
+                "incomplete", f"{name} has {file.size} bytes and {file.expected} were announced; send it again"
+            )
+        with storing():
+            os.fchmod(file.fd, 0o444)
+        self._growing = None
 
 
-def _read_into(name: str, stream: BinaryIO, view: memoryview) -> int:
+def read_piece(name: str, stream: BinaryIO) -> bytes:
+    """The next piece of a source's file, empty at its end. Raises AdapterRefused (unreadable)."""
     try:
-        return stream.readinto(view)  # type: ignore[attr-defined, no-any-return]
+        return stream.read(CHUNK)
     except OSError as error:
         raise AdapterRefused(
             "unreadable", f"{name} can't be read: {error.strerror}; check the disk it is on and its permissions"

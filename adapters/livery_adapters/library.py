@@ -19,7 +19,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -27,7 +27,7 @@ from typing import Protocol, TypeVar
 from livery_adapters.base_model import BaseModel
 from livery_adapters.coverage import CoverageReport
 from livery_adapters.effect import AdapterEffect
-from livery_adapters.examine import CheckedFiles, check_headers, check_numbers
+from livery_adapters.examine import NOT_YET, CheckedFiles, check_headers, check_numbers
 from livery_adapters.fetching import copy_directory
 from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.incoming import Incoming
@@ -123,8 +123,8 @@ class AdapterLibrary:
         """Every check that `add` makes, keeping nothing. Raises AdapterRefused."""
         async with self._incoming() as incoming:
             await fill(incoming)
-            weights = await asyncio.to_thread(incoming.seal)
-            async with self._examined(incoming, weights, approximate) as files:
+            headers, weights = await self._complete(incoming, approximate)
+            async with self._examined(incoming, headers, weights, approximate) as files:
                 return files.coverage
 
     async def add(self, name: str, fill: Fill, intake: Intake) -> AdapterRecord:
@@ -138,14 +138,16 @@ class AdapterLibrary:
         await asyncio.to_thread(self.registry.check_put, name, intake.source, intake.expected_generation)
         async with self._incoming() as incoming:
             origin = await fill(incoming)
-            weights = await asyncio.to_thread(incoming.seal)
-            known = await self._known(weights, intake)
-            if known is not None:
-                return await self._record(name, incoming, known, origin, intake, "ready")
-            async with self._examined(incoming, weights, intake.approximate) as files:
-                facts = self._new(weights, intake, files)
-                state: VersionState = "ready" if self._proves else "registered"
-                return await self._record(name, incoming, facts, origin, intake, state)
+            async with _beside(incoming.sync) as synced:
+                headers, weights = await self._complete(incoming, intake.approximate)
+                known = await self._known(weights, intake)
+                if known is not None:
+                    return await self._record(name, incoming, known, origin, intake, "ready")
+                async with self._examined(incoming, headers, weights, intake.approximate) as files:
+                    facts = self._new(weights, intake, files)
+                    state: VersionState = "ready" if self._proves else "registered"
+                    await asyncio.shield(synced)
+                    return await self._record(name, incoming, facts, origin, intake, state)
 
     async def prove(self, version: NamedVersion) -> None:
         """Prove a version that was registered without a model. Raises AdapterRefused; the registry keeps why."""
@@ -262,33 +264,40 @@ class AdapterLibrary:
     def _held(self, weights: str) -> bool:
         return self.store.path(weights).is_dir()
 
-    @asynccontextmanager
-    async def _examined(self, incoming: Incoming, weights: str, approximate: int) -> AsyncIterator[CheckedFiles]:
-        """Everything that is checked, in the order of its cost; the prover keeps it until the context ends.
+    async def _complete(self, incoming: Incoming, approximate: int) -> tuple[CheckedFiles, str]:
+        """What the headers of complete files say, and their digest, which takes longer. Raises AdapterRefused."""
+        await asyncio.to_thread(incoming.end)
+        async with _beside(incoming.seal) as sealing:
+            headers = await asyncio.to_thread(
+                check_headers, incoming.path, self.base, self._limits, NOT_YET, approximate
+            )
+            weights = await asyncio.shield(sealing)
+        return headers.of(weights), weights
 
-        Raises AdapterRefused.
+    @asynccontextmanager
+    async def _examined(
+        self, incoming: Incoming, headers: CheckedFiles, weights: str, approximate: int
+    ) -> AsyncIterator[CheckedFiles]:
+        """Everything else that is checked; the prover keeps it until the context ends. Raises AdapterRefused.
+
+        Whoever measures an adapter sees a number that is none: only without such a prover they are looked at here.
         """
-        files = await asyncio.to_thread(check_headers, incoming.path, self.base, self._limits, weights, approximate)
         candidate = Candidate(
-            converted_digest(weights, approximate), weights, incoming.path, approximate, files.manifest.invocation
+            converted_digest(weights, approximate), weights, incoming.path, approximate, headers.manifest.invocation
         )
-        numbers = asyncio.create_task(asyncio.to_thread(check_numbers, incoming.path, files.manifest))
+        effect = await self._prover.prove(candidate)
         try:
-            effect = await self._prover.prove(candidate)  # in another process, as a rule: both at once
-        except BaseException:
-            await numbers  # what it says of a NaN is the plainer reason
-            raise
-        try:
-            await numbers
-            if effect is not None:
-                if effect.changes_nothing:
-                    raise AdapterRefused(
-                        "zero_effect",
-                        "the adapter changes nothing: every one of its modules adds exactly zero. Its training never "
-                        "moved the weights, or an initial checkpoint was saved; use a trained one",
-                    )
-                files = CheckedFiles(files.manifest, files.coverage.with_effect(effect))
-            yield files
+            if effect is None:
+                await asyncio.to_thread(check_numbers, incoming.path, headers.manifest)
+                yield headers
+                return
+            if effect.changes_nothing:
+                raise AdapterRefused(
+                    "zero_effect",
+                    "the adapter changes nothing: every one of its modules adds exactly zero. Its training never "
+                    "moved the weights, or an initial checkpoint was saved; use a trained one",
+                )
+            yield CheckedFiles(headers.manifest, headers.coverage.with_effect(effect))
         finally:
             await self._prover.forget(candidate.digest)
 
@@ -312,16 +321,27 @@ class AdapterLibrary:
 
 async def _to_its_end(work: Callable[[], _Result]) -> _Result:
     """Do it in a worker thread. A caller that is cancelled still waits: a thread can't be stopped half-way."""
+    async with _beside(work) as result:
+        return await asyncio.shield(result)
+
+
+@asynccontextmanager
+async def _beside(work: Callable[[], _Result]) -> AsyncIterator[asyncio.Future[_Result]]:
+    """Run it in a worker thread beside the context, which doesn't end before it. Its result is the future's."""
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
+        yield running
+    finally:
+        cancelled = None
         while not running.done():
-            with suppress(asyncio.CancelledError):
+            try:
                 await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
         if not running.cancelled():
-            running.exception()  # who asked is gone, and it counts as seen
-        raise
+            running.exception()  # nobody may have asked, and it counts as seen
+        if cancelled is not None:
+            raise cancelled
 
 
 def from_directory(directory: Path, roots: Sequence[Path], origin: str | None = None) -> Fill:

@@ -13,8 +13,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,6 +30,7 @@ from livery_adapters.canonical import (
     SharedBasis,
 )
 from livery_adapters.effect import AdapterEffect, ModuleEffect
+from livery_adapters.sums import PairSums, Sums, TorchSums
 
 _CHUNK = 1 << 17  # values widened at a time: they stay in the cache
 _BLOCK = 1 << 20  # values of an adapted weight formed at a time
@@ -118,30 +117,25 @@ def squared_norm(tensor: Tensor) -> float:
 
 
 def low_rank_norm(pair: LowRank | ExpertsChange) -> float:
-    """‖scale · B·A‖ from the Gram matrices, ‖BA‖² = Σ (BᵀB) ⊙ (AAᵀ), in rank² · (in + out) products; experts summed up.
+    """‖scale · B·A‖; experts summed up. See `low_rank_norms`."""
+    return low_rank_norms([pair], TorchSums())[0]
 
-    fp32, whose error is relative to ‖B‖²‖A‖²: where next to nothing is left of that, or it leaves fp32's range,
+
+def low_rank_norms(pairs: Sequence[LowRank | ExpertsChange], sums: Sums) -> list[float]:
+    """‖scale · B·A‖ of each from the Gram matrices.
+
+    Their error is relative to ‖B‖²‖A‖²: where next to nothing is left of that, or it leaves fp32's range,
     ‖R_B·R_Aᵀ‖ of two QR factorisations in fp64 instead.
     """
-    gram_a, gram_b = _gram(pair.a), _gram(pair.b.mT)
-    total = float(np.vdot(gram_a, gram_b))
-    size = float(
-        np.sum(
-            np.trace(gram_a, axis1=-2, axis2=-1, dtype=np.float64)
-            * np.trace(gram_b, axis1=-2, axis2=-1, dtype=np.float64)
-        )
-    )
-    if not (1e-25 < size < 1e35 and total > size * min(1e-3, 0.1 / gram_a.shape[-1])):
+    found = sums.low_rank([(pair.a, pair.b) for pair in pairs])
+    return [_low_rank_norm(pair, one) for pair, one in zip(pairs, found, strict=True)]
+
+
+def _low_rank_norm(pair: LowRank | ExpertsChange, found: PairSums) -> float:
+    total = found.product
+    if not (1e-25 < found.bound < 1e35 and total > found.bound * min(1e-3, 0.1 / pair.a.shape[-2])):
         total = _squared_by_qr(pair.a, pair.b)
     return abs(pair.scale) * math.sqrt(total)
-
-
-def _gram(rows: Tensor) -> npt.NDArray[np.floating]:
-    """rows · rowsᵀ. NumPy's product of a matrix with its own transpose takes half the work of torch's."""
-    matrix = wide(rows).cpu().numpy()
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        gram: npt.NDArray[np.floating] = matrix @ matrix.swapaxes(-2, -1)
-    return gram
 
 
 def _squared_by_qr(a: Tensor, b: Tensor) -> float:
@@ -193,16 +187,20 @@ class BaseNorms:
         return self._parameters[path]
 
 
-def measure(adapter: CanonicalAdapter, base: BaseWeights, norms: BaseNorms) -> AdapterEffect:
+def measure(adapter: CanonicalAdapter, base: BaseWeights, norms: BaseNorms, sums: Sums | None = None) -> AdapterEffect:
     """How far every module moves, relative to its own weight.
 
     Where the weight stays as it is and a bias doesn't, `relative` is that of the bias; of a replaced module it is that
-    of all its parameters. It is 1 where the base has only zeros, or no bias, and the adapter has something.
+    of all its parameters. It is 1 where the base has only zeros, or no bias, and the adapter has something. Plain
+    low-rank pairs, which most adapters are made of, are measured at once, with `sums`.
     """
+    plain = {path: delta for path, linear in adapter.linears.items() if (delta := _only_pair(linear)) is not None}
+    distances = dict(zip(plain, low_rank_norms(list(plain.values()), sums or TorchSums()), strict=True))
     modules: dict[str, ModuleEffect] = {}
     errors = adapter.errors
     for path, linear in adapter.linears.items():
-        moved = _relative(_linear_distance(linear, path, base), norms.module(path))
+        distance = distances[path] if path in distances else _linear_distance(linear, path, base)
+        moved = _relative(distance, norms.module(path))
         if moved == 0 and linear.bias is not None:
             moved = _bias_moved(linear.bias, base.bias(path))
         modules[path] = ModuleEffect(rank_of(linear.deltas), moved, errors.get(path, 0.0))
@@ -220,6 +218,13 @@ def measure(adapter: CanonicalAdapter, base: BaseWeights, norms: BaseNorms) -> A
         size = math.hypot(*(norms.parameter(f"{path}.{name}") for name in parameters))
         modules[path] = ModuleEffect(0, _relative(distance, size), errors.get(path, 0.0))
     return AdapterEffect(modules, adapter.nbytes)
+
+
+def _only_pair(change: LinearChange) -> LowRank | None:
+    """The pair that is all of what happens to the weight, if one is."""
+    only = change.deltas[0] if len(change.deltas) == 1 else None
+    rest = (change.weight, change.transform, change.gain, change.rows)
+    return only if isinstance(only, LowRank) and all(part is None for part in rest) else None
 
 
 def _linear_distance(change: LinearChange, path: str, base: BaseWeights) -> float:

@@ -3,8 +3,8 @@
     store = BlobStore(Path("data"))
     with store.incoming() as incoming:
         incoming.copy(Path("adapters/pirate"))    # or begin/write, chunk by chunk
-        digest = incoming.seal()                  # on disk; incoming.path can be checked, nobody else sees it
-        incoming.publish()                        # now it is a blob
+        digest = incoming.seal()                  # complete; incoming.path can be checked, nobody else sees it
+        incoming.publish()                        # on disk for good, and a blob
         ...                                       # commit what refers to the digest
     store.path(digest)                            # a directory to read from until it is garbage
     hold = store.hold(digest)                     # which it isn't, in any process, before hold.release()

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from livery.refusals import TooManyIntakes
+from livery_adapters.background import step_back
 from livery_adapters.fetching import Interrupt
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class Intakes:
 
 
 def _settle(done: Future[T], work: Callable[[Interrupt], T], interrupt: Interrupt) -> None:
+    step_back()
     try:
         done.set_result(work(interrupt))
     except BaseException as error:  # noqa: BLE001  (it is the waiter's)

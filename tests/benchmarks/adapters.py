@@ -2,7 +2,8 @@
 
     python tests/benchmarks/adapters.py --out adapters.json
 
-- taking in: `check` and `add` of a 75 MB adapter against reading and hashing its files, alternating;
+- taking in: `check` and `add` of a 78 MB adapter against reading and hashing its files, alternating, and what each
+  stage of it takes by itself. OPENSSL_ia32cap=:~0x20000000 in the environment takes SHA instructions from it;
 - many: 10,000 registered adapters: time to open, list and resolve, queries per page, memory each;
 - adding while serving: time between tokens of running streams with and without adapters being added, alternating;
 - coming and going: memory of the server and its engine before and after 1,000 rounds of load and unload.
@@ -36,10 +37,17 @@ from api.peft_files import make_adapter
 from cli.processes import SERVE_FAKE
 from livery.engine.base import EngineConfig
 from livery.engine.client import EngineClient
+from livery.engine.kernels import load_sums
+from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan
+from livery.engine.runner import ModelRunner
 from livery.models import resolve_model
 from livery.proving import EngineProver
 from livery_adapters.base_model import BaseModel
+from livery_adapters.examine import check_headers, check_numbers
+from livery_adapters.fetching import copy_directory
+from livery_adapters.formats import convert
 from livery_adapters.library import AdapterLibrary, Intake, from_directory
+from livery_adapters.measure import BaseNorms, measure
 from livery_adapters.refusal import DEFAULT_LIMITS
 from livery_adapters.registry import Registry, VersionFacts
 from livery_adapters.store import BlobStore
@@ -48,6 +56,7 @@ from livery_loadtest.random_adapters import write_random_adapters
 from server.running import livery_serve
 
 MODEL = "smollm2-135m-instruct"
+LARGE_RANK = 128  # of all linear modules of that model: 78 MB
 say = Console(stderr=True).print
 
 
@@ -73,7 +82,7 @@ def read_and_hash(folder: Path) -> None:
 async def taking_in(folder: Path, rounds: int) -> dict[str, Any]:
     """A different adapter each round; reading and hashing before and after each `check` and `add`."""
     base = resolve_model(MODEL).path
-    made = write_random_adapters(base, folder / "large", 2 * rounds, rank=64)
+    made = write_random_adapters(base, folder / "large", 2 * rounds, rank=LARGE_RANK)
     engine = EngineClient(EngineConfig(str(base)), lambda _: None)
     info = await engine.start()
     prover = EngineProver(engine, info, lambda _: None, lambda _: None)
@@ -100,7 +109,48 @@ async def taking_in(folder: Path, rounds: int) -> dict[str, Any]:
         await engine.stop()
         registry.close()
     size = sum((paths[0] / name).stat().st_size for name in FILE_NAMES)
-    return {"bytes": size, **{f"{verb}_over_hash": spread(found) for verb, found in ratios.items()}}
+    return {
+        "bytes": size,
+        "hash_bytes_per_s": size / statistics.median(seconds(lambda: read_and_hash(paths[0])) for _ in range(5)),
+        **{f"{verb}_over_hash": spread(found) for verb, found in ratios.items()},
+        "stages_ms": stages(folder, base, paths),
+    }
+
+
+def stages(folder: Path, base: Path, paths: list[Path]) -> dict[str, float]:
+    """Medians of what each stage takes when nothing runs beside it; in a server several of them overlap."""
+    runner = ModelRunner(EngineConfig(str(base), base_digest="0" * 64), lambda _: None)
+    norms = BaseNorms(runner.weights)
+    store = BlobStore(folder / "stages")
+    found: dict[str, list[float]] = {}
+    for path in (paths[0], *paths):  # in the first round the base's norms are computed
+        staged(path, store, runner, norms, found)
+    return {stage: round(statistics.median(times[1:]), 1) for stage, times in found.items()}
+
+
+def staged(path: Path, store: BlobStore, runner: ModelRunner, norms: BaseNorms, found: dict[str, list[float]]) -> None:
+    shapes, sums = BaseModel(MODEL, "0" * 64, runner.info.shapes), load_sums()
+    greedy = SampleSpec(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, draw=0.0)
+
+    def timed(stage: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        found.setdefault(stage, []).append(1e3 * (time.perf_counter() - start))
+        return result
+
+    with store.incoming() as incoming:
+        timed("read and hash", lambda: read_and_hash(path))
+        timed("copy and hash", lambda: (copy_directory(path, incoming, [path.parent]), incoming.seal()))
+        timed("fsync", incoming.sync)
+        files = timed("headers", lambda: check_headers(incoming.path, shapes, DEFAULT_LIMITS, incoming.digest))
+        timed("numbers, without an engine", lambda: check_numbers(incoming.path, files.manifest))
+        adapter = timed("convert, numbers", lambda: convert(incoming.path, files.manifest, runner.weights, 0, sums))
+        effect = timed("measure", lambda: measure(adapter, runner.weights, norms, sums))
+        packed = timed("pack", lambda: runner.pack(adapter, effect))
+        runner.install(packed)
+        step = StepPlan((SequenceSlice("canary", (1, 2, 3, 4, 5), 0, (0,), packed.digest, (greedy,)),))
+        timed("canary", lambda: runner.execute(step))
+        runner.evict(packed.digest)
 
 
 def many(folder: Path, count: int) -> dict[str, Any]:
@@ -270,10 +320,10 @@ def main() -> None:
             "command": " ".join(sys.argv[1:]),
             "machine": platform.processor() or platform.machine(),
         }
-        for part, measure in parts.items():
+        for part, run in parts.items():
             if options.only in (None, part):
                 say(f"== {part}")
-                result[part] = measure()
+                result[part] = run()
     print(json.dumps(result, indent=2))
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")

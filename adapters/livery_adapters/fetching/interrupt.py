@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from typing import BinaryIO, Protocol
 
-from livery_adapters.refusal import AdapterRefused
-from livery_adapters.tensor_file import CHUNK
+from livery_adapters.incoming import read_piece
 
 
 class Interrupted(Exception):
@@ -76,10 +75,5 @@ class InterruptibleSink:
     def read(self, name: str, stream: BinaryIO, size: int | None = None) -> None:
         """In pieces, so that an interrupt waits for one of them at most."""
         self.begin(name, size)
-        try:
-            while piece := stream.read(CHUNK):
-                self.write(name, piece)
-        except OSError as error:
-            raise AdapterRefused(
-                "unreadable", f"{name} can't be read: {error.strerror}; check the disk it is on and its permissions"
-            ) from error
+        while piece := read_piece(name, stream):
+            self.write(name, piece)

@@ -33,6 +33,7 @@ from livery_adapters.formats.magnitude import Norms
 from livery_adapters.formats.mapped import mapped_tensors
 from livery_adapters.layout import AdapterManifest
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.sums import Sums, TorchSums
 
 CONVERSIONS: Mapping[str, Conversion[Any]] = {
     "ADALORA": adalora.CONVERSION,
@@ -67,20 +68,24 @@ CONVERSIONS: Mapping[str, Conversion[Any]] = {
 
 
 def convert(
-    directory: Path, manifest: AdapterManifest, base_weights: BaseWeights, approximate: int = 0
+    directory: Path,
+    manifest: AdapterManifest,
+    base_weights: BaseWeights,
+    approximate: int = 0,
+    sums: Sums | None = None,
 ) -> CanonicalAdapter:
     """Turn the verified files in `directory` into tensors. Raises AdapterRefused, or OSError when they are gone.
 
     `manifest` is what `read_manifest` returned for that directory and passed `check_against` for the base.
-    `approximate` is the rank to which a type without an exact form is factorised; 0 refuses such types.
+    `approximate` is the rank to which a type without an exact form is factorised; 0 refuses such types. Numbers are
+    looked at with `sums`.
     """
     conversion = CONVERSIONS.get(manifest.peft_type)
     if conversion is None:
         raise AdapterRefused("unsupported_peft_type", f"{manifest.peft_type} adapters are not supported yet")
     tensors = mapped_tensors(directory, manifest)
-    norms = Norms()
-    for name, tensor in tensors.items():
-        norms.check_file(name, tensor)
+    norms = Norms(sums or TorchSums())
+    norms.check_file(tensors)
     adapter = Assembly(manifest, conversion, tensors, base_weights, approximate).adapter()
     norms.check(adapter)
     return adapter

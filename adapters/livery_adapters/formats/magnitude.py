@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from livery_adapters.canonical import (
     tensors_of,
 )
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.sums import Sums
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -25,19 +27,21 @@ _LARGEST = torch.finfo(torch.float32).max
 class Norms:
     """The Frobenius norms of tensors: one pass over each shows whether all its numbers are finite."""
 
-    def __init__(self) -> None:
+    def __init__(self, sums: Sums) -> None:
+        self._sums = sums
         self._known: dict[int, float] = {}
 
-    def check_file(self, name: str, tensor: Tensor) -> None:
-        """Refuse a tensor of the file with a NaN or an infinity. Raises AdapterRefused (nonfinite_weights)."""
-        if not tensor.is_floating_point():
-            return
-        norm = self._known[tensor.data_ptr()] = _norm(tensor)
-        if not math.isfinite(norm):
-            raise AdapterRefused(
-                "nonfinite_weights",
-                f"tensor {name} holds NaN or infinity; training diverged: use an earlier checkpoint",
-            )
+    def check_file(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse a file with a NaN or an infinity in it. Raises AdapterRefused (nonfinite_weights)."""
+        named = [(name, tensor) for name, tensor in tensors.items() if tensor.is_floating_point()]
+        found = self._sums.squares([tensor for _, tensor in named])
+        for (name, tensor), squares in zip(named, found, strict=True):
+            norm = self._known[tensor.data_ptr()] = _norm(tensor, squares)
+            if not math.isfinite(norm):
+                raise AdapterRefused(
+                    "nonfinite_weights",
+                    f"tensor {name} holds NaN or infinity; training diverged: use an earlier checkpoint",
+                )
 
     def check(self, adapter: CanonicalAdapter) -> None:
         """Refuse an adapter whose numbers overflow fp32 when it is applied. Raises AdapterRefused (overflow).
@@ -67,7 +71,7 @@ class Norms:
         # A view of a tensor of the file begins where that does and has at most its norm.
         known = self._known.get(tensor.data_ptr())
         if known is None:
-            known = self._known[tensor.data_ptr()] = _norm(tensor)
+            known = self._known[tensor.data_ptr()] = _norm(tensor, self._sums.squares([tensor])[0])
         return known
 
 
@@ -80,7 +84,6 @@ def _deltas(change: object) -> tuple[object, ...]:
     return (change,)
 
 
-def _norm(tensor: Tensor) -> float:
+def _norm(tensor: Tensor, squares: float) -> float:
     """In fp32, and in fp64 only where squares overflow; NaN and infinity go through."""
-    norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
-    return norm if norm < math.inf else float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    return math.sqrt(squares) if squares < math.inf else float(torch.linalg.vector_norm(tensor, dtype=torch.float64))

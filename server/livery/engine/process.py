@@ -20,6 +20,9 @@ from livery.engine.runner import ModelRunner
 
 IDLE_POLL_MS = 1000  # how often an idle engine looks whether its parent is still there
 WAKE = b"wake"
+# A step calls torch hundreds of times and asks for the interpreter after each call: with the default of 5 ms each
+# could wait that long for a loader that is reading headers.
+SWITCH_S = 0.0002
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +116,7 @@ class EngineProcess:
 
 def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    sys.setswitchinterval(SWITCH_S)
     process = EngineProcess(sys.argv[1], int(sys.argv[2]))
     try:
         status = process.run()

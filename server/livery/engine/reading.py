@@ -23,6 +23,7 @@ from livery_adapters.identity import converted_digest
 from livery_adapters.manifest import Limits, check_against, read_manifest
 from livery_adapters.measure import BaseNorms, measure
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.sums import Sums
 
 ANY_RANK = Limits(max_rank=1 << 20)  # how high a rank may be was decided when the adapter was taken in
 
@@ -55,8 +56,9 @@ class HeldWeights:
 class AdapterReader:
     """Reads adapters for one base model. For one thread."""
 
-    def __init__(self, base: BaseModel, weights: HeldWeights, pack: Pack) -> None:
+    def __init__(self, base: BaseModel, weights: HeldWeights, pack: Pack, sums: Sums) -> None:
         self._base = base
+        self._sums = sums
         self._weights = weights
         self._norms = BaseNorms(weights)
         self._pack = pack
@@ -68,7 +70,7 @@ class AdapterReader:
         if len(parts) > 1 or weight != 1:
             canonical = compose(parts, adapter.digest)
         canonical = replace(canonical, digest=adapter.digest)  # of the converted form, which residency goes by
-        return self._pack(canonical, measure(canonical, self._weights, self._norms))
+        return self._pack(canonical, measure(canonical, self._weights, self._norms, self._sums))
 
     def _converted(self, part: AdapterPart) -> CanonicalAdapter:
         path = Path(part.path)
@@ -80,6 +82,6 @@ class AdapterReader:
                 "since they were added, or the disk is failing; add the adapter again",
             )
         check_against(manifest, self._base, ANY_RANK)
-        converted = convert(path, manifest, self._weights, approximate=part.approximate)
+        converted = convert(path, manifest, self._weights, part.approximate, self._sums)
         # Of the same files at another rank it is another adapter, also as a part of a sum.
         return replace(converted, digest=converted_digest(part.digest, part.approximate))

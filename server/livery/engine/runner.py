@@ -7,6 +7,7 @@ contiguous segment in every linear module.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 
 from livery.engine.attention import AttentionBatch, LayerCache
-from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, ModelRefused
+from livery.engine.base import CANARY, AdapterRef, EngineConfig, EngineInfo, ModelRefused
 from livery.engine.decoder.fused import FusedDecoder
 from livery.engine.decoder.parts import NotRecognised, recognise
 from livery.engine.devices import choose
 from livery.engine.kernels import Kernels
 from livery.engine.kernels import load as load_kernels
+from livery.engine.kernels import load_sums, use_threads_here
 from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack, tables_of
 from livery.engine.lora.embedding import AdapterEmbedding, attach_embeddings
 from livery.engine.lora.experts import attach_experts
@@ -39,6 +41,7 @@ from livery_adapters.effect import AdapterEffect
 
 # Rows that a step computes in little more time than one: up to these, drafts cost next to nothing.
 DRAFT_ROWS = {"cpu": 8, "cuda": 64}
+RUNNING_S = 1.0  # how long after a step more of them are to be expected
 
 
 class ModelRunner:
@@ -47,10 +50,12 @@ class ModelRunner:
     def __init__(self, config: EngineConfig, progress: Progress) -> None:
         """Load and prove the model. Raises ModelRefused."""
         self._compute = compute = choose(config)
+        self._threads = config.threads or _cores()
+        self._stepped = 0.0  # when somebody's request was last computed
         self._device, self._dtype = compute.device, compute.dtype
         self._deterministic = config.deterministic
         if self._device.type == "cpu":
-            torch.set_num_threads(config.threads or _cores())
+            torch.set_num_threads(self._threads)
         progress(f"loading {Path(config.model_path).name} on {self._device} as {compute.dtype_name}")
         loaded = load_model(config, self._device, self._dtype)
         progress("preparing kernels (compiled on first use)")
@@ -82,7 +87,7 @@ class ModelRunner:
             LayerCache.empty(memory.num_blocks, config.block_size, shape, self._dtype, self._device) for shape in kv
         ]
         base = BaseModel(Path(config.model_path).name, config.base_digest, loaded.structure.shapes)
-        self._reader = AdapterReader(base, self._weights, self._pack)
+        self._reader = AdapterReader(base, self._weights, self.pack, load_sums(self._compute.kernels))
         decoder = self._choose_decoder(config, loaded, canary, memory.max_model_len, progress)
         max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
         return EngineInfo(
@@ -160,8 +165,11 @@ class ModelRunner:
     def read_adapter(self, adapter: AdapterRef) -> PackedAdapter:
         """Read, check, measure and pack a version. Runs on the loader's thread; touches nothing the step loop writes.
 
+        On one core while requests are computed, whose steps want all of them, and on all where none are.
         Raises livery_adapters.refusal.AdapterRefused, or OSError when the files are gone.
         """
+        running = time.monotonic() - self._stepped < RUNNING_S
+        use_threads_here(1 if running else self._threads)
         return self._reader.read(adapter)
 
     def effect(self, digest: str) -> AdapterEffect:
@@ -174,7 +182,8 @@ class ModelRunner:
     def evict(self, digest: str) -> None:
         self._bank.evict(digest)
 
-    def _pack(self, adapter: CanonicalAdapter, effect: AdapterEffect) -> PackedAdapter:
+    def pack(self, adapter: CanonicalAdapter, effect: AdapterEffect) -> PackedAdapter:
+        """Lay an adapter out in memory of its own. For any thread."""
         packer = Packer(self._device, self._dtype, self._kernels)
         return pack(adapter, effect, self._bank.layouts, packer, self._weights.bias)
 
@@ -184,6 +193,8 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute a plan's tokens and choose the one after each sampled row."""
         slices = sorted(plan.slices, key=lambda part: part.adapter or "")
+        if not all(part.request_id.startswith(CANARY) for part in slices):
+            self._stepped = time.monotonic()
         specs = [spec for part in slices for spec in part.samples]
         chosen = iter(self._sample(self.forward(slices)[: len(specs)], specs))
         tokens: dict[str, tuple[int, ...]] = {}

@@ -13,11 +13,24 @@ from torch import Tensor
 
 from livery.engine.kernels.build import BuildFailed, Library, build
 from livery.engine.kernels.group import AdapterGroup, GroupSegments
+from livery.engine.kernels.measure import NativeSums
 from livery.engine.kernels.native import NativeKernels
 from livery.engine.kernels.reference import TorchKernels
 from livery.engine.kernels.weights import PackedWeight, PlainWeight, Weight
+from livery_adapters.sums import Sums, TorchSums
 
-__all__ = ["AdapterGroup", "GroupSegments", "Kernels", "PackedWeight", "PlainWeight", "Weight", "describe", "load"]
+__all__ = [
+    "AdapterGroup",
+    "GroupSegments",
+    "Kernels",
+    "PackedWeight",
+    "PlainWeight",
+    "Weight",
+    "describe",
+    "load",
+    "load_sums",
+    "use_threads_here",
+]
 
 
 class Kernels(Protocol):
@@ -85,6 +98,22 @@ def load(mode: KernelMode = "auto") -> Kernels:
         return TritonKernels()
     kernels, _ = _native()
     return kernels if isinstance(kernels, NativeKernels) else TorchKernels()
+
+
+def load_sums(mode: Literal["auto", "torch"] = "auto") -> Sums:
+    """What adapters are measured with, chosen as `load` chooses."""
+    _, library = _native() if mode == "auto" else ("", None)
+    return NativeSums(library.path) if library is not None else TorchSums()
+
+
+def use_threads_here(count: int) -> None:
+    """How many threads whatever the calling thread starts may use from now on, torch's work included.
+
+    Other threads keep theirs. Does nothing where there are no native kernels.
+    """
+    kernels, library = _native()
+    if isinstance(kernels, NativeKernels) and library is not None:
+        NativeSums(library.path).use_threads(count)
 
 
 def describe() -> dict[str, str]:

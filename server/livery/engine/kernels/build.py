@@ -18,7 +18,7 @@ from pathlib import Path
 
 from livery.models import cache_dir
 
-SOURCES = ("lora.cpp", "attention.cpp", "linear.cpp", "rows.cpp", "decoder.cpp")
+SOURCES = ("lora.cpp", "attention.cpp", "linear.cpp", "rows.cpp", "decoder.cpp", "measure.cpp")
 HEADERS = ("vec.hpp", "tiles.hpp", "team.hpp", "rows.hpp", "linear.hpp", "lora.hpp", "attention.hpp")
 _BASE_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 _COMPILE_SECONDS = 300
