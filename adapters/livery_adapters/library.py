@@ -280,12 +280,17 @@ class AdapterLibrary:
     ) -> AsyncIterator[CheckedFiles]:
         """Everything else that is checked; the prover keeps it until the context ends. Raises AdapterRefused.
 
-        Whoever measures an adapter sees a number that is none: only without such a prover they are looked at here.
+        Whoever measures an adapter sees a number that is none: here they are looked at only without such a prover, and
+        to say more of what it refused.
         """
         candidate = Candidate(
             converted_digest(weights, approximate), weights, incoming.path, approximate, headers.manifest.invocation
         )
-        effect = await self._prover.prove(candidate)
+        try:
+            effect = await self._prover.prove(candidate)
+        except AdapterRefused:
+            await asyncio.to_thread(check_numbers, incoming.path, headers.manifest)  # the plainer reason, if it is one
+            raise
         try:
             if effect is None:
                 await asyncio.to_thread(check_numbers, incoming.path, headers.manifest)

@@ -82,16 +82,17 @@ def read_and_hash(folder: Path) -> None:
 async def taking_in(folder: Path, rounds: int) -> dict[str, Any]:
     """A different adapter each round; reading and hashing before and after each `check` and `add`."""
     base = resolve_model(MODEL).path
-    made = write_random_adapters(base, folder / "large", 2 * rounds, rank=LARGE_RANK)
+    made = write_random_adapters(base, folder / "large", 2 * rounds + 1, rank=LARGE_RANK)
     engine = EngineClient(EngineConfig(str(base)), lambda _: None)
     info = await engine.start()
-    prover = EngineProver(engine, info, lambda _: None, lambda _: None)
+    left: list[str] = []
+    prover = EngineProver(engine, info, lambda _: None, left.append)
     registry = Registry.open(folder / "large.db")
     store = BlobStore(folder / "blobs")
     library = AdapterLibrary(registry, store, BaseModel(MODEL, info.base_digest, info.shapes), DEFAULT_LIMITS, prover)
     ratios: dict[str, list[float]] = {"check": [], "add": []}
-    paths = list(made.values())
-    await library.check(from_directory(paths[0], [folder]))  # the base's norms are measured once
+    *paths, first = made.values()
+    await library.check(from_directory(first, [folder]))  # the base's norms are measured once
     try:
         for number in range(rounds):
             for verb, path in (("check", paths[2 * number]), ("add", paths[2 * number + 1])):
@@ -102,6 +103,8 @@ async def taking_in(folder: Path, rounds: int) -> dict[str, Any]:
                 else:
                     await library.add(f"large-{number}", from_directory(path, [folder]), Intake("api"))
                 spent = time.perf_counter() - start
+                while left:  # as a server does once nobody uses it, whose memory the next one then takes
+                    await engine.unload_adapter(left.pop())
                 after = seconds(lambda path=path: read_and_hash(path))  # type: ignore[misc]
                 ratios[verb].append(2 * spent / (before + after))
                 say(f"{verb}: {spent:.2f} s, reading and hashing {before:.2f} and {after:.2f} s")
