@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from livery.engine.kernels import load_sums
+from livery.engine.kernels import describe, load_sums
 from livery.engine.kernels.measure import NativeSums
 from livery_adapters.canonical import LowRank
 from livery_adapters.measure import low_rank_norms
@@ -19,7 +19,7 @@ from livery_adapters.sums import Sums, TorchSums
 @pytest.fixture(params=["native", "torch"])
 def sums(request: pytest.FixtureRequest) -> Sums:
     found: Sums = load_sums("auto" if request.param == "native" else "torch")
-    assert isinstance(found, NativeSums if request.param == "native" else TorchSums)
+    assert isinstance(found, NativeSums if request.param == "native" else TorchSums), describe()
     return found
 
 

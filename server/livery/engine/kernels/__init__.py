@@ -100,9 +100,9 @@ def load(mode: KernelMode = "auto") -> Kernels:
     return kernels if isinstance(kernels, NativeKernels) else TorchKernels()
 
 
-def load_sums(mode: Literal["auto", "torch"] = "auto") -> Sums:
-    """What adapters are measured with, chosen as `load` chooses."""
-    _, library = _native() if mode == "auto" else ("", None)
+def load_sums(mode: KernelMode = "auto") -> Sums:
+    """What adapters are measured with on the host, whatever computes the steps: native unless torch is asked for."""
+    _, library = _native() if mode != "torch" else ("", None)
     return NativeSums(library.path) if library is not None else TorchSums()
 
 
