@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,14 +43,14 @@ def test_processes_that_build_at_once_agree_on_one_library(tmp_path: Path) -> No
     assert again.path.stat().st_mtime_ns == written
 
 
-def describe_elsewhere(tmp_path: Path, compiler: str) -> str:
+def describe_elsewhere(tmp_path: Path, compiler: str, path: str = "") -> str:
     """What a fresh process with an empty cache says about its kernels, and a result of theirs."""
     code = (
         "import torch; from livery.engine.kernels import describe, load;"
         "print(describe()); kernels = load();"
         "print(kernels.linear(torch.ones((1, 3)), kernels.pack(torch.ones((1, 3)))).item())"
     )
-    environment = {"CXX": compiler, "LIVERY_CACHE": str(tmp_path), "PATH": ""}
+    environment = {"CXX": compiler, "LIVERY_CACHE": str(tmp_path), "PATH": path}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -96,3 +98,11 @@ def test_description_names_what_is_used() -> None:
     assert description["kernels"] == KERNELS[0].name
     assert all(description.values())
     assert load("torch").name == "torch"
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc; apt install gcc")
+def test_a_c_compiler_will_do(tmp_path: Path) -> None:
+    """What is named in $CXX need not be the C++ driver; PEFT itself sets it to gcc at times."""
+    gcc = shutil.which("gcc")
+    assert gcc is not None
+    assert "'kernels': 'native'" in describe_elsewhere(tmp_path, gcc, os.environ["PATH"])

@@ -21,9 +21,8 @@ from livery.engine.base import CANARY, AdapterRef, EngineConfig, EngineInfo, Mod
 from livery.engine.decoder.fused import FusedDecoder
 from livery.engine.decoder.parts import NotRecognised, recognise
 from livery.engine.devices import choose
-from livery.engine.kernels import Kernels
+from livery.engine.kernels import Kernels, load_sums, use_threads_here
 from livery.engine.kernels import load as load_kernels
-from livery.engine.kernels import load_sums, use_threads_here
 from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack, tables_of
 from livery.engine.lora.embedding import AdapterEmbedding, attach_embeddings
 from livery.engine.lora.experts import attach_experts

@@ -21,6 +21,8 @@ from livery.models import cache_dir
 SOURCES = ("lora.cpp", "attention.cpp", "linear.cpp", "rows.cpp", "decoder.cpp", "measure.cpp")
 HEADERS = ("vec.hpp", "tiles.hpp", "team.hpp", "rows.hpp", "linear.hpp", "lora.hpp", "attention.hpp")
 _BASE_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
+# A $CXX that is a C compiler (`gcc`) links no C++ library of its own accord, and the result can't be loaded.
+_LIBRARIES = ("-lstdc++",) if platform.system() == "Linux" else ()
 _COMPILE_SECONDS = 300
 
 
@@ -55,7 +57,7 @@ def build(folder: Path | None = None) -> Library:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch:
             built = Path(scratch) / "kernels.so"
             sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
-            _run([*command, *flags, *sources, "-o", str(built)])
+            _run([*command, *flags, *sources, *_LIBRARIES, "-o", str(built)])
             built.replace(target)
     except OSError as error:
         raise BuildFailed(f"kernels can't be written to {target.parent}: {error}; set LIVERY_CACHE") from error
@@ -92,7 +94,7 @@ def _native_flag() -> str:
 
 def _key(compiler: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for part in (compiler, *flags, platform.machine(), _cpu_features()):
+    for part in (compiler, *flags, *_LIBRARIES, platform.machine(), _cpu_features()):
         digest.update(part.encode() + b"\0")
     for name in (*SOURCES, *HEADERS):
         digest.update(Path(__file__).with_name(name).read_bytes() + b"\0")
