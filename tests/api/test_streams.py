@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import openai
@@ -42,6 +43,30 @@ def test_a_whole_stream_on_the_wire(server: LiveServer) -> None:
     assert {chunk["choices"][0]["index"] for chunk in chunks} == {0, 1}
     assert all("usage" not in chunk for chunk in chunks)
     assert chunks[0]["system_fingerprint"].startswith("livery-")
+
+
+@pytest.mark.parametrize("together", [2, 4, 9])
+def test_text_is_the_same_however_many_tokens_come_together(serve: Serve, tokenizer: Tokenizer, together: int) -> None:
+    ids = tokenizer.encode(WORDS)
+    one, many = (serve(Setup(behaviour=Behaviour(script=lambda _: ids, together=count))) for count in (1, together))
+
+    def told(server: LiveServer, **changes: Any) -> tuple[object, ...]:
+        client = server.client().chat.completions
+        whole = client.create(**{**CHAT, **changes})
+        chunks = list(client.create(**{**CHAT, **changes}, stream=True, stream_options={"include_usage": True}))
+        texts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+        assert "".join(texts) == whole.choices[0].message.content
+        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+        return whole.choices[0].message.content, whole.choices[0].finish_reason, whole.usage.completion_tokens
+
+    for changes in (
+        {},
+        {"stop": " four"},
+        {"stop": "o t"},
+        {"max_tokens": 5},
+        {"extra_body": {"min_tokens": 5}, "stop": " two"},
+    ):
+        assert told(many, **changes) == told(one, **changes)
 
 
 def test_a_failure_in_the_middle_is_an_error_event_and_no_done(serve: Serve) -> None:

@@ -42,11 +42,13 @@ class Behaviour:
     """What a fake engine does besides answering. `script` gives all tokens of a request.
 
     `stepped`: every token waits for `FakeEngine.step`. `fail_after`: tokens after which a request ends with
-    an error. `die_after`: tokens after which the engine dies. `refuse_adapters`: digest -> reason.
+    an error. `die_after`: tokens after which the engine dies. `refuse_adapters`: digest -> reason. `together`: tokens
+    in one delta, as from a step with drafts.
     """
 
     script: Script | None = None
     stepped: bool = False
+    together: int = 1
     fail_after: int | None = None
     die_after: int | None = None
     refuse_adapters: dict[str, str] = field(default_factory=dict)
@@ -122,6 +124,7 @@ class FakeEngine:
         cached = self._cached_tokens(request)
         try:
             tokens = self._tokens(request)
+            pending: list[int] = []
             for index, token in enumerate(tokens):
                 await self._turn()
                 if index == self.behaviour.fail_after:
@@ -135,7 +138,11 @@ class FakeEngine:
                 stops = self._stops(request, token, index)
                 reason: FinishReason | None = "stop" if stops else "length" if index == len(tokens) - 1 else None
                 finished = reason is not None
-                yield TokenDelta(request.request_id, [token], reason, cached_tokens=0 if index else cached)
+                pending.append(token)
+                if not finished and len(pending) < self.behaviour.together:
+                    continue
+                yield TokenDelta(request.request_id, pending, reason, cached_tokens=cached)
+                pending, cached = [], 0
                 if finished:
                     return
         finally:
