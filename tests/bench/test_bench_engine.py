@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from xml.etree import ElementTree
 
 import pytest
@@ -125,7 +126,7 @@ def test_the_document_and_the_picture_hold_every_row(findings: Findings, tmp_pat
     assert {"torch", "transformers"} <= document["versions"].keys()
     assert document["engine"]["device"] == "cpu"
     assert document["sizes"]["decode_rows"] == [1, 3]
-    best = {kind: max(peak[kind] for peak in document["peaks"]) for kind in ("bandwidth", "flops")}
+    peak = {kind: median(peak[kind] for peak in document["peaks"]) for kind in ("bandwidth", "flops")}
     assert len(document["peaks"]) > 4
     for row, written in zip(findings.rows, document["rows"], strict=True):
         assert written["name"] == row.name
@@ -134,7 +135,7 @@ def test_the_document_and_the_picture_hold_every_row(findings: Findings, tmp_pat
     one = next(row for row in document["rows"] if row["name"].startswith("3 distinct"))
     facts = one["facts"]
     assert facts["mixed"]["efficiency"] == pytest.approx(facts["mixed"]["floor"] / facts["mixed"]["time"])
-    floor = max(facts["mixed"]["bytes"] / best["bandwidth"], facts["mixed"]["operations"] / best["flops"])
+    floor = max(facts["mixed"]["bytes"] / peak["bandwidth"], facts["mixed"]["operations"] / peak["flops"])
     assert facts["mixed"]["floor"] == pytest.approx(floor)
     assert one["value"]["median"] == pytest.approx(facts["speed"]["median"] / facts["physical"])
     assert facts["physical_by_bytes"] == pytest.approx(facts["base"]["bytes"] / facts["mixed"]["bytes"])

@@ -59,6 +59,11 @@ def test_the_floor_is_the_larger_of_reading_and_computing() -> None:
     assert work.seconds(Peak(bandwidth=100, flops=500)) == pytest.approx(2.0)
 
 
+def test_what_disturbs_one_measurement_or_lends_it_more_moves_no_floor() -> None:
+    found = [Peak(30, 200), Peak(56, 199), Peak(31, 90), Peak(5, 201), Peak(32, 202)]
+    assert Peak.typical(found) == Peak(31, 200)
+
+
 def test_what_is_physical_follows_what_binds() -> None:
     plain, mixed = Work(weight_bytes=90, kv_bytes=10, flops=100), Work(90, 10, 25, 101)
     assert bytes_ratio(plain, mixed) == pytest.approx(100 / 125)

@@ -30,12 +30,12 @@ class Row:
         return self.bar.verdict(self.value.median) if self.bar else Verdict.SHOWN
 
 
-# What was measured, as a row once the machine's best is known: it is looked for until the end of the run.
+# What was measured, as a row once the machine's peak is known: it is measured until the end of the run.
 Measured = Callable[[Peak], Row]
 
 
 def settled(row: Row) -> Measured:
-    """A row in which the machine's best plays no part."""
+    """A row in which the machine's peak plays no part."""
     return lambda _: row
 
 

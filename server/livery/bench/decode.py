@@ -52,7 +52,7 @@ class StepRows:
     def __init__(
         self, bench: Workbench, adapters: Sequence[AdapterRef], look: Callable[[], object], sizes: Sizes
     ) -> None:
-        """`look` measures the machine's best once more."""
+        """`look` measures the machine's peak once more."""
         self._bench = bench
         self._adapters = adapters
         self._look = look

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from statistics import median
 
 from livery_adapters.base_model import BaseShapes
 
@@ -23,9 +24,14 @@ class Peak:
     bandwidth: float
     flops: float
 
-    def best(self, other: Peak) -> Peak:
-        """The better of two measurements: what disturbs a machine only ever makes it slower."""
-        return Peak(max(self.bandwidth, other.bandwidth), max(self.flops, other.flops))
+    @classmethod
+    def typical(cls, found: Sequence[Peak]) -> Peak:
+        """The medians of several measurements over a run.
+
+        Others slow a machine down for a while, and a virtual one is lent more than its share for a while: neither is
+        what the steps between them had.
+        """
+        return cls(median(peak.bandwidth for peak in found), median(peak.flops for peak in found))
 
 
 @dataclass(frozen=True, slots=True)

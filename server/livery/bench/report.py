@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ VERSIONS = ("torch", "transformers", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """A whole run, ready for JSON. `peaks` were measured before each row on steps; floors are by the best of each."""
+    """A whole run, ready for JSON. `peaks` were measured before each row on steps; floors are by their medians."""
 
     origin: Origin
     versions: dict[str, str]
@@ -88,8 +89,8 @@ def print_findings(findings: Findings, console: Console) -> None:
     reads = [peak.bandwidth / 1e9 for peak in findings.peaks]
     computes = [peak.flops / 1e9 for peak in findings.peaks]
     console.print(
-        f"the machine at best: reads {max(reads):.1f} GB/s, computes {max(computes):.0f} Gop/s; at its worst moment "
-        f"{min(reads):.1f} and {min(computes):.0f}"
+        f"the machine: reads {median(reads):.1f} GB/s ({min(reads):.1f}..{max(reads):.1f}), computes "
+        f"{median(computes):.0f} Gop/s ({min(computes):.0f}..{max(computes):.0f}); floors are by the medians"
     )
     console.print(_table(findings.rows))
     for one in findings.profiles:

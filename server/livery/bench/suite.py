@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import reduce
 from pathlib import Path
 
 import torch
@@ -78,7 +77,7 @@ class Suite:
             self._with_options()
         if Group.SERVING in groups:
             self._on_small()
-        self.findings.rows = [measured(self._best()) for measured in self._measured]
+        self.findings.rows = [measured(self._peak()) for measured in self._measured]
         return self.findings
 
     # -- engines ---------------------------------------------------------------------------------------
@@ -152,15 +151,15 @@ class Suite:
         """Measure what the machine can do at best once more."""
         self.findings.peaks.append(measure_peak(torch.device(bench.info.device), bench.runner.kernels))
 
-    def _best(self) -> Peak:
-        return reduce(Peak.best, self.findings.peaks)
+    def _peak(self) -> Peak:
+        return Peak.typical(self.findings.peaks)
 
     def _note(self, rows: Iterable[Measured], what: str) -> None:
-        """Show rows by the best known so far; in the end all are made by the best of the whole run."""
+        """Show rows by the peak known so far; in the end all are made by that of the whole run."""
         self._tell(what)
         for measured in rows:
             self._measured.append(measured)
-            self._show(measured(self._best()))
+            self._show(measured(self._peak()))
 
     # -- adapters --------------------------------------------------------------------------------------
 
