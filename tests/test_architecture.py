@@ -13,7 +13,11 @@ PACKAGES = {
     "livery_loadtest": ROOT / "loadtest" / "livery_loadtest",
 }
 
-DECIDED_BY = ("base", "plan", "blocks", "prefix", "prefix_keys", "residency", "sequence", "scheduler", "speculation")
+DECIDED_BY = (
+    *("base", "plan", "scheduler", "sequence", "speculation"),
+    *("blocks", "prefix", "prefix_keys"),
+    *("eviction", "pages", "reads", "residency"),
+)
 DECIDING = {f"livery.engine.{name}" for name in DECIDED_BY}
 COMPUTING = {"livery.engine.runner", "livery.engine.model", "livery.engine.attention", "livery.engine.sampler"}
 

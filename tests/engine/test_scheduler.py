@@ -1,17 +1,14 @@
-"""The deciding side alone: random walks over scheduler, blocks and residency, with invariants after each step."""
+"""Who computes what when, on the deciding side alone; random walks over it are in test_random_walk.py."""
 
 from __future__ import annotations
 
-import random
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, SamplingParams, TokenDelta
 from livery.engine.blocks import BlockPool
+from livery.engine.pages import PAGE_BYTES
 from livery.engine.plan import StepPlan, StepResult
-from livery.engine.residency import MAX_STAGED, Residency
+from livery.engine.residency import Residency
 from livery.engine.scheduler import MAX_SKIPS, Scheduler
 
 EOS = 2
@@ -27,7 +24,7 @@ class House:
 
     def __init__(self, blocks: int = 16, budget: int = 100, running: int = 4, tokens: int = 8) -> None:
         self.pool = BlockPool(blocks, 4)
-        self.residency = Residency(budget)
+        self.residency = Residency(budget * PAGE_BYTES)  # sizes are pages here
         self.finished: dict[str, str] = {}
         self.computed: dict[str, list[tuple[int, int]]] = {}
         self.scheduler = Scheduler(
@@ -41,10 +38,12 @@ class House:
 
     def load(self, sizes: dict[str, int]) -> None:
         """Let everything asked for arrive."""
+        self.residency.expect(self.scheduler.wanted_adapters())
         for adapter in self.residency.take_loads():
-            self.residency.staged(adapter.digest, sizes[adapter.digest])
-        self.residency.place(self.scheduler.waiting_adapters())
-        self.residency.take_evictions()
+            self.residency.hosted(adapter.digest, [sizes[adapter.digest] * PAGE_BYTES], 1.0)
+        for placement in self.residency.place():
+            self.residency.placed(placement.digest, 0.1)
+        self.residency.take_drops()
 
     def step(self, token: int = 9) -> list[TokenDelta]:
         plan = self.scheduler.schedule()
@@ -142,20 +141,6 @@ def test_a_running_adapter_is_never_evicted() -> None:
     assert "a" not in house.residency.resident
 
 
-def test_a_version_retired_while_it_loads_is_dropped_on_arrival() -> None:
-    residency = Residency(10)
-    ref = AdapterRef.of("a", "/adapters/a")
-    assert not residency.want(ref)
-    assert residency.take_loads() == [ref]
-    residency.retire("a")
-    assert not residency.staged("a", 5)
-    assert residency.place({"a"}) == []
-    assert not residency.want(ref), "wanted again, it is read again"
-    assert residency.take_loads() == [ref]
-    assert residency.staged("a", 5)
-    assert residency.place({"a"}) == ["a"]
-
-
 def test_a_slow_load_holds_nobody_up() -> None:
     house = House(running=2)
     house.scheduler.add(request("cold", 2, adapter="slow"))
@@ -166,44 +151,6 @@ def test_a_slow_load_holds_nobody_up() -> None:
     house.load({"slow": 10})
     while "cold" not in house.finished:
         house.step()
-
-
-def test_a_version_nobody_waits_for_evicts_nobody() -> None:
-    """Registering adapters reads and verifies them, but the memory belongs to those in use."""
-    residency = Residency(10)
-    for name in ("hot", "new"):
-        residency.want(AdapterRef.of(name, name))
-    residency.take_loads()
-    residency.staged("hot", 8)
-    assert residency.place({"hot"}) == ["hot"]
-    residency.staged("new", 8)
-    assert residency.place(()) == []
-    assert residency.resident == ("hot",)
-    assert not residency.is_staged("new"), "it would hold memory that nobody counts"
-
-
-def test_what_is_placed_together_stays_together() -> None:
-    residency = Residency(10)
-    for name in ("a", "b", "c"):
-        residency.want(AdapterRef.of(name, name))
-    residency.take_loads()
-    for name in ("a", "b", "c"):
-        residency.staged(name, 5)
-    assert residency.place({"a", "b", "c"}) == ["a", "b"]
-    assert residency.take_evictions() == []
-    assert residency.is_staged("c")
-
-
-def test_reading_ahead_is_bounded() -> None:
-    residency = Residency(10)
-    for number in range(MAX_STAGED + 3):
-        residency.want(AdapterRef.of(f"d{number}", "x"))
-    first = residency.take_loads()
-    assert len(first) == MAX_STAGED
-    assert residency.take_loads() == []
-    assert residency.retire(f"d{MAX_STAGED + 2}"), "one not begun is cancelled"
-    residency.failed("d0")
-    assert [adapter.digest for adapter in residency.take_loads()] == [f"d{MAX_STAGED}"]
 
 
 @pytest.mark.parametrize("prompt", [0, 64, 100])
@@ -219,70 +166,6 @@ def test_an_id_in_use_is_refused() -> None:
     house.scheduler.add(request("a", 3))
     with pytest.raises(RequestRefused, match="'a'"):
         house.scheduler.add(request("a", 3))
-
-
-@given(
-    seed=st.integers(0, 2**32),
-    blocks=st.integers(6, 20),
-    running=st.integers(1, 5),
-    tokens=st.integers(1, 16),
-    budget=st.integers(10, 40),
-)
-@settings(max_examples=60, deadline=None)
-def test_random_walks_lose_nothing(seed: int, blocks: int, running: int, tokens: int, budget: int) -> None:
-    rng = random.Random(seed)
-    house = House(blocks, budget, running, tokens)
-    sizes = {f"d{i}": rng.randrange(1, 11) for i in range(6)}
-    alive: set[str] = set()
-    aborted: set[str] = set()
-    for number in range(120):
-        action = rng.random()
-        if action < 0.35:
-            name = f"r{number}"
-            adapter = rng.choice([None, *sizes])
-            house.scheduler.add(request(name, rng.randrange(1, blocks * 2), rng.randrange(1, 9), adapter))
-            alive.add(name)
-        elif action < 0.45 and alive:
-            name = rng.choice(sorted(alive))
-            if house.scheduler.abort(name):
-                aborted.add(name)
-        elif action < 0.6:
-            house.load(sizes)
-        elif action < 0.65:
-            house.residency.retire(rng.choice(sorted(sizes)))
-            house.residency.take_evictions()
-        else:
-            house.step(token=rng.choice([EOS, 9, 9, 9]))
-        house.scheduler.check_invariants()
-    for _ in range(4000):
-        if not house.scheduler.has_work:
-            break
-        house.step()
-        house.load(sizes)
-    assert set(house.finished) | aborted == alive
-    assert house.pool.num_free == blocks
-    assert not house.residency.pinned
-
-
-def test_what_is_kept_makes_room_for_itself_and_goes_last() -> None:
-    residency = Residency(10)
-    for name in ("hot", "kept", "other"):
-        residency.want(AdapterRef.of(name, name))
-    residency.take_loads()
-    residency.staged("hot", 8)
-    assert residency.place({"hot"}) == ["hot"]
-    residency.keep(["kept"])
-    residency.staged("kept", 6)
-    assert residency.place(()) == ["kept"], "nobody waits for it, and yet it is there"
-    assert residency.take_evictions() == ["hot"]
-    residency.want(AdapterRef.of("small", "small"))
-    residency.take_loads()
-    residency.staged("small", 4)
-    assert residency.place({"small"}) == ["small"]
-    residency.staged("other", 4)
-    assert residency.place({"other"}) == ["other"]
-    assert residency.take_evictions() == ["small"], "longer unused, but kept: the other goes"
-    residency.check_invariants()
 
 
 def test_what_is_kept_holds_no_request_up() -> None:

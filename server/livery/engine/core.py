@@ -42,7 +42,7 @@ class EngineCore:
         self._runner = runner
         info = runner.info
         self._pool = BlockPool(info.num_blocks, info.block_size)
-        self._residency = Residency(info.adapter_memory_bytes)
+        self._residency = Residency(info.adapter_memory_bytes, one_memory=True)
         self._scheduler = Scheduler(
             self._pool,
             self._residency,
@@ -55,7 +55,7 @@ class EngineCore:
             draft_rows=info.draft_rows,
         )
         self._loader = Loader(self._runner.read_adapter, wake)
-        self._staged: dict[str, PackedAdapter] = {}
+        self._images: dict[str, PackedAdapter] = {}  # of every version in memory, in use or not
         self._load_results: list[LoadOutcome] = []
         self._failed_in_a_row = 0
         self._steps = 0
@@ -89,10 +89,8 @@ class EngineCore:
     def load_adapter(self, adapter: AdapterRef) -> None:
         """Start reading a version unless it is there already. The outcome shows in `take_loads()`."""
         digest = adapter.digest
-        if self._residency.want(adapter):
-            self._load_results.append(LoadOutcome(digest, self._runner.effect(digest)))
-        elif digest in self._staged:  # read and verified as well, and waits for room
-            self._load_results.append(LoadOutcome(digest, self._staged[digest].effect))
+        if self._residency.load(adapter):
+            self._load_results.append(LoadOutcome(digest, self._images[digest].effect))
 
     def keep_adapters(self, digests: Collection[str]) -> None:
         """Exactly these are never evicted for others."""
@@ -101,7 +99,6 @@ class EngineCore:
     def unload_adapter(self, digest: str) -> None:
         if self._residency.retire(digest):
             self._load_results.append(LoadOutcome(digest, error=UNLOADED, code=LOAD_FAILED))
-        self._staged.pop(digest, None)
 
     def take_loads(self) -> list[LoadOutcome]:
         """Versions that were read and verified, or failed, since the last call."""
@@ -126,7 +123,7 @@ class EngineCore:
             drafted_tokens=scheduler.drafted_tokens,
             accepted_tokens=scheduler.accepted_tokens,
             adapter_bytes=residency.resident_bytes,
-            adapter_loads=residency.loads,
+            adapter_loads=residency.loads_from_store + residency.loads_from_host,
             adapter_evictions=residency.evictions,
             resident_adapters=residency.resident,
             running_adapters=residency.pinned,
@@ -169,27 +166,27 @@ class EngineCore:
         deltas: list[TokenDelta] = []
         for loaded in self._loader.collect():
             deltas += self._take(loaded)
-        if self._staged:
-            self._place_staged()
+        self._residency.expect(self._scheduler.wanted_adapters())
+        placements = self._residency.place()
+        for digest in self._residency.take_evictions():  # what makes room goes before what needs it comes
+            self._runner.evict(digest)
+        for placement in placements:
+            self._runner.install(self._images[placement.digest])
+            self._residency.placed(placement.digest, 0.0)
         self._settle_residency()
         return deltas
-
-    def _place_staged(self) -> None:
-        placed = self._residency.place(self._scheduler.waiting_adapters())
-        self._settle_residency()  # what makes room goes before what needs it comes
-        for digest in placed:
-            self._runner.install(self._staged[digest])
-        self._staged = {digest: packed for digest, packed in self._staged.items() if self._residency.is_staged(digest)}
 
     def _settle_residency(self) -> None:
         for adapter in self._residency.take_loads():
             self._loader.submit(adapter)
         for digest in self._residency.take_evictions():
             self._runner.evict(digest)
+        for digest in self._residency.take_drops():
+            del self._images[digest]
 
     def _take(self, loaded: Loaded) -> list[TokenDelta]:
         error, code = loaded.error, loaded.code
-        if loaded.packed is not None and not self._residency.fits(loaded.packed.nbytes):
+        if loaded.packed is not None and not self._residency.fits([loaded.packed.nbytes]):
             error = (
                 f"adapter {loaded.digest[:12]} needs {loaded.packed.nbytes} bytes of device memory, more than the "
                 f"whole adapter budget of {self._residency.budget_bytes}; raise --adapter-memory"
@@ -198,8 +195,8 @@ class EngineCore:
             self._residency.failed(loaded.digest)
             self._load_results.append(LoadOutcome(loaded.digest, error=error, code=code))
             return self._scheduler.fail_waiting(loaded.digest, error or "the adapter could not be loaded")
-        if self._residency.staged(loaded.digest, loaded.packed.nbytes):
-            self._staged[loaded.digest] = loaded.packed
+        if self._residency.hosted(loaded.digest, [loaded.packed.nbytes], loaded.seconds):
+            self._images[loaded.digest] = loaded.packed
             # Read and verified: room is the requests' affair.
             self._load_results.append(LoadOutcome(loaded.digest, loaded.packed.effect))
         else:

@@ -10,6 +10,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Loaded:
 
     digest: str
     packed: PackedAdapter | None
+    seconds: float = 0.0
     error: str | None = None
     code: str = LOAD_FAILED
 
@@ -71,13 +73,15 @@ class Loader:
             self._wake()
 
     def _load(self, adapter: AdapterRef) -> Loaded:
+        begun = time.perf_counter()
         try:
-            return Loaded(adapter.digest, self._read(adapter))
+            packed = self._read(adapter)
+            return Loaded(adapter.digest, packed, time.perf_counter() - begun)
         except AdapterRefused as refusal:
-            return Loaded(adapter.digest, None, str(refusal), refusal.code)
+            return Loaded(adapter.digest, None, error=str(refusal), code=refusal.code)
         except Exception as error:  # noqa: BLE001 (boundary: one bad adapter must not end the loader)
             log.warning("adapter %s can't be loaded: %s", adapter.digest[:12], error)
-            return Loaded(adapter.digest, None, str(error))
+            return Loaded(adapter.digest, None, error=str(error))
 
 
 def _step_back() -> None:

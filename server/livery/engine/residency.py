@@ -1,39 +1,76 @@
-"""Which adapter versions are in device memory, on their way there, or held by running requests.
+"""Where adapter versions are: in device memory, in host memory, on their way, or only in the store.
 
-Decides; moves no bytes. The core carries out what it says: it hands `take_loads()` to the loader, reports back
-with `staged` or `failed`, and frees what `take_evictions()` names. A version that a running request pins is
-never evicted, and nothing is evicted before its successor is read and verified.
+Decides; moves no bytes. The core carries out what it says: it has `take_loads()` read, copies or maps what `place()`
+gives pages to, frees what `take_evictions()` and `take_drops()` name, and reports back. A version that a running
+request pins is never evicted, nothing is evicted before its successor is read and verified, and leaving the device
+leaves the host's image, so that coming back costs one copy.
 
-    absent --want--> loading --staged--> staged --placed--> resident --evicted--> absent
-                        |--failed--> absent (the waiting requests get the reason)
+    absent --want--> loading --hosted--> hosted --place--> placing --placed--> resident
+       ^                 |                 |  ^                                   |
+       +-----failed------+                 |  +-------------evicted---------------+
+       +----------------dropped------------+
+
+Who goes when room is needed: first what no waiting request wants, by cost (eviction.py), what an operator keeps
+last of it; then what requests further back in the queue want, the last first. So a request makes room only at the cost
+of those behind it, and two never throw each other out in turns.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from livery.engine.base import AdapterRef
+from livery.engine.eviction import GreedyDual
+from livery.engine.pages import PAGE_BYTES, PageAllocator, Run, pages_for
+from livery.engine.reads import LAST, NOT_WANTED, ReadQueue
 
-MAX_STAGED = 4  # versions being read or waiting for room at a time, beside those in the budget
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A version's way into device memory: its image's piece i goes to `runs[i]`."""
+
+    digest: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(slots=True)
+class _Version:
+    """What is known of a version that is in any tier."""
+
+    sizes: tuple[int, ...]  # bytes of its pieces
+    pages: int
+    nbytes: int
+    read_seconds: float  # from the store
+    copy_seconds: float = 0.0  # from the host
+    runs: tuple[Run, ...] = ()
+    on_device: bool = False  # resident or placing, and so with runs
+    placed_before: bool = False
 
 
 class Residency:
-    """The only writer of what is resident, loading and pinned. Bytes are device bytes."""
+    """The only writer of what is resident, hosted, loading and pinned."""
 
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
-        self.resident_bytes = 0
-        self.loads = 0
+    def __init__(self, budget_bytes: int, host_budget_bytes: int = 0, *, one_memory: bool = False) -> None:
+        """`one_memory`: the device computes on the host's images, so a version counts in one tier at a time."""
+        self.host_budget_bytes = host_budget_bytes
+        self.loads_from_store = 0
+        self.loads_from_host = 0
         self.evictions = 0
-        self._resident: OrderedDict[str, int] = OrderedDict()  # digest -> bytes, least recently used first
+        self._one_memory = one_memory
+        self._pages = PageAllocator(budget_bytes // PAGE_BYTES)
+        self._versions: dict[str, _Version] = {}
+        self._resident = GreedyDual()
+        self._host = GreedyDual()
+        self._placing: set[str] = set()
+        self._arrived: dict[str, None] = {}  # hosted, and not yet tried to place
         self._pins: dict[str, int] = {}
-        self._loading: dict[str, AdapterRef] = {}
-        self._staged: OrderedDict[str, int] = OrderedDict()
-        self._to_load: list[AdapterRef] = []
+        self._loading = ReadQueue()
         self._to_evict: list[str] = []
+        self._to_drop: list[str] = []
         self._retired: set[str] = set()
         self._kept: frozenset[str] = frozenset()
+        self._ranks: dict[str, int] = {}  # place in the queue of waiting requests
 
     # -- asked by the scheduler ----------------------------------------------------------------------
 
@@ -42,26 +79,49 @@ class Residency:
 
     def want(self, adapter: AdapterRef) -> bool:
         """True when the version can be used now; otherwise see that it gets loaded."""
-        self._retired.discard(adapter.digest)
-        if adapter.digest in self._resident:
+        digest = adapter.digest
+        self._retired.discard(digest)
+        if digest in self._resident:
             return True
-        if adapter.digest not in self._loading and adapter.digest not in self._staged:
-            self._loading[adapter.digest] = adapter
-            self._to_load.append(adapter)
+        self._ranks.setdefault(digest, len(self._ranks))
+        if digest not in self._versions:
+            self._loading.add(adapter)
         return False
+
+    def lacks_room(self, digest: str) -> bool:
+        """Read and verified, but without room on the device so far."""
+        return digest in self._host and not self._versions[digest].on_device
+
+    def frees_enough(self, digest: str, unpinned: Collection[str]) -> bool:
+        """Whether the version would have room if no request pinned those any more; also without evicting them all."""
+        free = self._pages.num_free + sum(
+            self._versions[other].pages for other in self._resident if other not in self._pins or other in unpinned
+        )
+        return self._versions[digest].pages <= free
 
     def pin(self, digest: str) -> None:
         """A running request uses the version: it stays until `unpin`."""
         assert digest in self._resident, "only a resident version can be pinned"
         self._pins[digest] = self._pins.get(digest, 0) + 1
-        self._resident.move_to_end(digest)
+        self._use(digest)
 
     def unpin(self, digest: str) -> None:
         self._pins[digest] -= 1
         if self._pins[digest] == 0:
             del self._pins[digest]
             if digest in self._retired:
-                self._evict(digest)
+                self._forget(digest)
+
+    # -- asked for by the service --------------------------------------------------------------------
+
+    def load(self, adapter: AdapterRef) -> bool:
+        """Bring a version into memory though no request waits for it; True when it is there already."""
+        digest = adapter.digest
+        self._retired.discard(digest)
+        if digest in self._versions:
+            return True
+        self._loading.add(adapter, asked=True)
+        return False
 
     def keep(self, digests: Collection[str]) -> None:
         """An operator wants exactly these to stay in memory: they make room for themselves, and go last.
@@ -69,80 +129,131 @@ class Residency:
         They give way only to a request that finds no room otherwise, and come back with their next request.
         """
         self._kept = frozenset(digests)
+        self._arrived |= dict.fromkeys(digest for digest in self._host if digest in self._kept)
 
-    # -- told by the core ----------------------------------------------------------------------------
-
-    def staged(self, digest: str, nbytes: int) -> bool:
-        """The loader has the version ready, `nbytes` of device memory; False when nobody wants it any more."""
-        self._loading.pop(digest, None)
-        if digest in self._retired:
-            self._retired.discard(digest)
+    def evict(self, digest: str) -> bool:
+        """Give a version's device memory back unless a request uses it; its image stays in host memory."""
+        if digest not in self._resident or digest in self._pins:
             return False
-        self._staged[digest] = nbytes
+        self._leave_device(digest)
         return True
-
-    def failed(self, digest: str) -> None:
-        """The version could not be loaded. A later request tries again."""
-        self._loading.pop(digest, None)
-        self._retired.discard(digest)
 
     def retire(self, digest: str) -> bool:
         """The version is no longer wanted: free it as soon as no request pins it.
 
         True when that cancels a load that had not begun.
         """
-        self._staged.pop(digest, None)
-        if digest in self._resident and digest not in self._pins:
-            self._evict(digest)
-        elif queued := [adapter for adapter in self._to_load if adapter.digest == digest]:
-            self._to_load.remove(queued[0])
-            del self._loading[digest]
+        if digest in self._loading and not self._loading.begun(digest):
+            self._loading.end(digest)
             return True
-        elif digest in self._resident or digest in self._loading:
+        if digest in self._pins or digest in self._placing or digest in self._loading:
             self._retired.add(digest)
+        elif digest in self._versions:
+            self._forget(digest)
         return False
 
-    def place(self, wanted: Collection[str]) -> list[str]:
-        """Move staged versions into the budget; returns those placed.
+    # -- told by the core ----------------------------------------------------------------------------
 
-        A version that is kept or in `wanted` (a request waits for it) may evict unpinned ones; the others only take
-        what is free, and are dropped where nothing is: read and verified, they will be read again when somebody asks.
-        One that doesn't fit yet stays staged, so that a large one never holds up others.
+    def expect(self, queue: Iterable[str]) -> None:
+        """The versions that waiting requests ask for, the first in the queue first."""
+        self._ranks = {}
+        for digest in queue:
+            self._ranks.setdefault(digest, len(self._ranks))
+
+    def hosted(self, digest: str, sizes: Sequence[int], seconds: float) -> bool:
+        """The version is read, verified and in host memory; False when nobody wants it any more.
+
+        `sizes` are the bytes of its pieces; reading took so many seconds.
         """
-        placed: list[str] = []
-        for digest, nbytes in list(self._staged.items()):
-            if digest in wanted or digest in self._kept:
-                fits = self._make_room(nbytes, placed, for_request=digest in wanted)
-            else:
-                fits = self.resident_bytes + nbytes <= self.budget_bytes
-            if fits:
-                self._resident[digest] = nbytes
-                self.resident_bytes += nbytes
-                self.loads += 1
-                placed.append(digest)
-            if fits or digest not in wanted:
-                del self._staged[digest]
-        return placed
+        self._loading.end(digest)
+        if digest in self._retired:
+            self._retired.discard(digest)
+            return False
+        pages = sum(map(pages_for, sizes))
+        self._versions[digest] = _Version(tuple(sizes), pages, sum(sizes), seconds)
+        self._arrived[digest] = None
+        # What nobody waits for comes without any standing, and so replaces nothing.
+        self._host.use(digest, sum(sizes), seconds if self._rank(digest) < NOT_WANTED else 0.0)
+        return True
 
-    def is_staged(self, digest: str) -> bool:
-        """Read and verified, but without room so far: only finished requests can make some."""
-        return digest in self._staged
+    def failed(self, digest: str) -> None:
+        """The version could not be loaded. A later request tries again."""
+        self._loading.end(digest)
+        self._retired.discard(digest)
 
-    def fits(self, nbytes: int) -> bool:
-        """Whether a version of this size could ever be placed."""
-        return nbytes <= self.budget_bytes
+    def place(self) -> list[Placement]:
+        """Give device memory to hosted versions; the core copies them there, once it has carried out the evictions.
+
+        A version that a request waits for may make others go, one that is kept those that are neither; others take
+        what is free when they arrive. One that doesn't fit stays hosted, so that a large one never holds up others.
+        """
+        wanted = [digest for digest in self._ranks if self.lacks_room(digest)]
+        others = [digest for digest in self._arrived if digest not in self._ranks and self.lacks_room(digest)]
+        self._arrived.clear()
+        placements = []
+        for digest in [*wanted, *sorted(others, key=lambda digest: digest not in self._kept)]:
+            if (runs := self._allocate(digest)) is not None:
+                version = self._versions[digest]
+                version.runs, version.on_device = runs, True
+                self._placing.add(digest)
+                self.loads_from_host += version.placed_before
+                self.loads_from_store += not version.placed_before
+                version.placed_before = True
+                placements.append(Placement(digest, runs))
+        return placements
+
+    def placed(self, digest: str, seconds: float) -> None:
+        """The version can be used; copying it from the host took so many seconds."""
+        self._placing.remove(digest)
+        version = self._versions[digest]
+        version.copy_seconds = seconds
+        if self._one_memory:
+            self._host.leave(digest)
+        self._use(digest)
+        if digest in self._retired:
+            self._forget(digest)
+
+    def fits(self, sizes: Sequence[int]) -> bool:
+        """Whether a version of such pieces could ever be placed."""
+        return sum(map(pages_for, sizes)) <= self._pages.num_pages
 
     def take_loads(self) -> list[AdapterRef]:
-        """Versions to read now, each named once. What is read but not placed is bounded, as memory is."""
-        under_way = len(self._loading) - len(self._to_load) + len(self._staged)
-        count = max(0, MAX_STAGED - under_way)
-        loads, self._to_load = self._to_load[:count], self._to_load[count:]
-        return loads
+        """Versions to read now, each named once.
+
+        What is read ahead is bounded: nothing is read for a request while what those before it want fills the host's
+        memory, waiting for room on the device.
+        """
+        return self._loading.take(self._ranks, self._last_to_read)
 
     def take_evictions(self) -> list[str]:
-        """Versions whose device memory is to be freed, each named once."""
+        """Versions whose device memory is to be freed, each named once. Always taken before what `place` gave."""
         evictions, self._to_evict = self._to_evict, []
         return evictions
+
+    def take_drops(self) -> list[str]:
+        """Versions whose image is to be freed, so that host memory keeps to its budget; they may still be resident."""
+        self._trim_host()
+        drops, self._to_drop = self._to_drop, []
+        return drops
+
+    # -- how things stand ----------------------------------------------------------------------------
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._pages.num_pages * PAGE_BYTES
+
+    @property
+    def resident_bytes(self) -> int:
+        """Device memory taken, also by what is on its way there."""
+        return (self._pages.num_pages - self._pages.num_free) * PAGE_BYTES
+
+    @property
+    def host_bytes(self) -> int:
+        return self._host.nbytes
+
+    @property
+    def hosted_adapters(self) -> int:
+        return len(self._host)
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -152,32 +263,117 @@ class Residency:
     def pinned(self) -> tuple[str, ...]:
         return tuple(self._pins)
 
-    def _make_room(self, nbytes: int, keep: Collection[str], *, for_request: bool) -> bool:
-        missing = self.resident_bytes + nbytes - self.budget_bytes
-        victims = []
-        # What an operator wants to keep goes last, but it goes: a request that could never run would hold up others.
-        for digest, held in sorted(self._resident.items(), key=lambda item: item[0] in self._kept):
-            if missing <= 0:
-                break
-            if digest in self._kept and not for_request:
-                break
-            if digest not in self._pins and digest not in keep:
-                victims.append(digest)
-                missing -= held
-        if missing > 0:
-            return False
-        for digest in victims:
-            self._evict(digest)
-            self.evictions += 1
-        return True
+    def check_invariants(self) -> None:
+        """Bytes and pages add up, and whatever is pinned is resident."""
+        on_device = {*self._resident, *self._placing}
+        self._pages.check_invariants(run for digest in on_device for run in self._versions[digest].runs)
+        assert set(self._versions) == on_device | set(self._host), "a version is known that is nowhere"
+        assert all(bool(version.runs) == (d in on_device) for d, version in self._versions.items() if version.pages)
+        assert set(self._pins) <= set(self._resident), "a pinned version is not resident"
+        assert self._placing <= set(self._host), "what is being copied has no image"
+        assert not self._placing & set(self._resident), "placed twice"
+        assert not any(digest in self._loading for digest in self._versions), "loaded twice"
+        self._loading.check_invariants()
+        assert not (self._one_memory and set(self._host) & set(self._resident)), "counted twice"
+        assert self._host.nbytes == sum(self._versions[digest].nbytes for digest in self._host)
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    def _rank(self, digest: str) -> int:
+        return self._ranks.get(digest, NOT_WANTED)
+
+    def _use(self, digest: str) -> None:
+        version = self._versions[digest]
+        back = version.copy_seconds if self._one_memory or digest in self._host else version.read_seconds
+        self._resident.use(digest, version.nbytes, back)
+        if digest in self._host:
+            self._host.use(digest, version.nbytes, version.read_seconds)
+
+    def _in_order(self, tier: GreedyDual, among: Iterable[str]) -> list[str]:
+        """Versions in the order in which they make room."""
+
+        def order(digest: str) -> tuple[int, bool, float]:
+            return -self._rank(digest), digest in self._kept, tier.standing(digest)
+
+        return sorted(among, key=order)
+
+    def _allocate(self, digest: str) -> tuple[Run, ...] | None:
+        """Device pages for a version, made free by evicting others where it may."""
+        version, rank = self._versions[digest], self._rank(digest)
+        if (runs := self._pages.allocate(version.sizes)) is not None:
+            return runs
+        if rank == NOT_WANTED and digest not in self._kept:
+            return None
+        unpinned = [other for other in self._resident if other not in self._pins]
+        if self._pages.num_free + sum(self._versions[other].pages for other in unpinned) < version.pages:
+            return None
+        if rank == NOT_WANTED:  # it is kept: what is neither kept nor wanted goes for it
+            rank, unpinned = LAST, [other for other in unpinned if other not in self._kept]
+        victims = self._in_order(self._resident, [other for other in unpinned if self._rank(other) > rank])
+        if self._pages.num_free + sum(self._versions[victim].pages for victim in victims) < version.pages:
+            return None
+        for victim in victims:  # as bytes they are enough; one after the other, as runs it may take more or fewer
+            self._evict(victim)
+            if (runs := self._pages.allocate(version.sizes)) is not None:
+                return runs
+        return None
 
     def _evict(self, digest: str) -> None:
-        self.resident_bytes -= self._resident.pop(digest)
-        self._retired.discard(digest)
-        self._to_evict.append(digest)
+        self.evictions += 1
+        self._resident.advance(digest)
+        self._leave_device(digest)
 
-    def check_invariants(self) -> None:
-        """Byte counts add up and whatever is pinned is resident."""
-        assert self.resident_bytes == sum(self._resident.values()) <= self.budget_bytes
-        assert set(self._pins) <= set(self._resident), "a pinned version is not resident"
-        assert not set(self._resident) & (set(self._loading) | set(self._staged)), "loaded twice"
+    def _leave_device(self, digest: str) -> None:
+        version = self._versions[digest]
+        self._resident.leave(digest)
+        self._pages.free(version.runs)
+        version.runs, version.on_device = (), False
+        self._to_evict.append(digest)
+        if self._one_memory:
+            self._host.use(digest, version.nbytes, version.read_seconds)
+        elif digest not in self._host:
+            del self._versions[digest]
+
+    def _forget(self, digest: str) -> None:
+        """Free a version everywhere."""
+        self._retired.discard(digest)
+        self._arrived.pop(digest, None)
+        if digest in self._resident:
+            self._leave_device(digest)
+        if digest in self._host:
+            self._drop(digest)
+
+    def _drop(self, digest: str) -> None:
+        self._host.leave(digest)
+        self._to_drop.append(digest)
+        if digest not in self._resident:
+            del self._versions[digest]
+
+    def _trim_host(self) -> None:
+        """Drop images until the rest is within the budget; what the first request waits for stays whatever it takes."""
+        if self._host.nbytes <= self.host_budget_bytes:
+            return
+        first = min((self._rank(digest) for digest in self._host if self.lacks_room(digest)), default=NOT_WANTED)
+        droppable = (
+            digest
+            for digest in self._host
+            if digest not in self._placing and (digest in self._resident or self._rank(digest) > min(first, LAST))
+        )
+        for digest in self._in_order(self._host, droppable):
+            if self._host.nbytes <= self.host_budget_bytes:
+                return
+            self._arrived.pop(digest, None)
+            self._host.advance(digest)
+            self._drop(digest)
+
+    def _last_to_read(self, reading: int) -> int:
+        """The last place in the queue for which the host has room, beside what waits for the device before it."""
+        if not self._versions:
+            return LAST
+        mean = sum(version.nbytes for version in self._versions.values()) // len(self._versions)
+        room = self.host_budget_bytes - mean * (reading + 1)  # how large one is shows when it is read
+        for rank, digest in sorted((self._rank(digest), digest) for digest in self._host if self.lacks_room(digest)):
+            room -= self._versions[digest].nbytes
+            if room < 0:
+                return rank
+        return LAST

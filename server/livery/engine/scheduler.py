@@ -156,6 +156,10 @@ class Scheduler:
         wanted = dict.fromkeys(seq.adapter for seq in self._waiting if seq.adapter)
         return tuple(digest for digest in wanted if not self._residency.is_resident(digest))
 
+    def wanted_adapters(self) -> list[str]:
+        """Versions that waiting requests ask for, in the order of the queue."""
+        return [seq.adapter for seq in self._waiting if seq.adapter]
+
     def check_invariants(self) -> None:
         """Blocks and sequences add up. For tests and for idle moments."""
         self._pool.check_invariants()
@@ -198,7 +202,7 @@ class Scheduler:
             adapter = sequence.request.adapter
             if adapter is not None and not self._residency.want(adapter):
                 # Only a lack of room gives a right to hold others up: a slow disk is nobody else's business.
-                sequence.skips += self._residency.is_staged(adapter.digest)
+                sequence.skips += self._residency.lacks_room(adapter.digest)
                 if sequence.skips > MAX_SKIPS:
                     return
                 continue

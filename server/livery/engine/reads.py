@@ -1,0 +1,65 @@
+"""Which versions are to be read from the store, and in what order: the loader's queue as residency keeps it.
+
+What waiting requests want goes in the order of their queue; every other time the oldest goes, so that a proof of a new
+adapter isn't held up by requests for ever. What nobody asks for any more is forgotten before it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from livery.engine.base import AdapterRef
+
+READ_AHEAD = 2  # versions handed to the loader at a time: one being read, one for when that is done
+NOT_WANTED = 1 << 60  # the place in the queue of what no request waits for
+LAST = NOT_WANTED - 1  # that of the last request
+
+
+class ReadQueue:
+    """The only writer of what is to be read and being read."""
+
+    def __init__(self) -> None:
+        self._refs: dict[str, AdapterRef] = {}  # the oldest first, those being read included
+        self._begun: set[str] = set()
+        self._asked: set[str] = set()  # to be read whether or not a request waits: somebody wants to know if it can be
+        self._oldest_next = False
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._refs
+
+    def add(self, adapter: AdapterRef, *, asked: bool = False) -> None:
+        """Have a version read, unless it is on its way."""
+        self._refs.setdefault(adapter.digest, adapter)
+        if asked:
+            self._asked.add(adapter.digest)
+
+    def begun(self, digest: str) -> bool:
+        return digest in self._begun
+
+    def end(self, digest: str) -> None:
+        """The version is read, can't be, or isn't wanted any more."""
+        del self._refs[digest]
+        self._begun.discard(digest)
+        self._asked.discard(digest)
+
+    def take(self, ranks: Mapping[str, int], last: Callable[[int], int]) -> list[AdapterRef]:
+        """Versions to begin with now, each given once; for requests, those with a place up to `last(being read)`."""
+        taken: list[AdapterRef] = []
+        while len(self._begun) < READ_AHEAD and len(self._refs) > len(self._begun):
+            waiting = [digest for digest in self._refs if digest not in self._begun]
+            for digest in waiting:
+                if digest not in ranks and digest not in self._asked:
+                    self.end(digest)
+            most = last(len(self._begun))
+            ready = [d for d in waiting if d in self._asked or ranks.get(d, NOT_WANTED) <= most]
+            if not ready:
+                break
+            self._oldest_next = not self._oldest_next
+            digest = min(ready, key=lambda digest: ranks.get(digest, LAST)) if self._oldest_next else ready[0]
+            self._begun.add(digest)
+            taken.append(self._refs[digest])
+        return taken
+
+    def check_invariants(self) -> None:
+        assert self._begun | self._asked <= set(self._refs), "what is read isn't asked for"
+        assert len(self._begun) <= READ_AHEAD
