@@ -301,8 +301,14 @@ def _engine_families(snapshot: Snapshot, info: EngineInfo, labels: dict[str, str
         yield _gauge("livery_adapters_registered", "Adapters served by name", {}, snapshot.served)
     yield _gauge("livery_adapter_memory_bytes", "Adapter bytes in device memory", {}, stats.adapter_bytes)
     yield _gauge("livery_adapter_memory_limit_bytes", "Adapter bytes allowed", {}, info.adapter_memory_bytes)
+    yield _gauge("livery_host_adapter_memory_bytes", "Adapter bytes in host memory", {}, stats.host_adapter_bytes)
+    limit = info.host_adapter_memory_bytes
+    yield _gauge("livery_host_adapter_memory_limit_bytes", "Adapter bytes allowed in host memory", {}, limit)
+    yield _gauge("livery_host_adapters", "Adapters in host memory", {}, stats.host_adapters)
+    from_host = ("livery_adapter_loads_from_host", "Loads whose weights were in host memory")
     for name, text, value in (
         ("livery_adapter_loads", "Adapters brought into device memory", stats.adapter_loads),
+        (*from_host, stats.adapter_loads_from_host),
         ("livery_adapter_evictions", "Adapters moved out of device memory", stats.adapter_evictions),
         ("livery_prefix_cache_evictions", "Cached KV blocks given to other tokens", stats.prefix_evictions),
     ):

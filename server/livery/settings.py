@@ -89,6 +89,9 @@ class Settings(BaseModel):
     adapter_memory: ByteSize = Field(
         ByteSize(0), ge=0, description="Memory for adapters in use, as in 512MiB; 0: chosen"
     )
+    host_adapter_memory: ByteSize = Field(
+        ByteSize(0), ge=0, description="Host memory for adapters not in use, as in 8GiB; 0: chosen"
+    )
     max_batch_tokens: int = Field(0, ge=0, description="Most tokens computed in one step; 0: chosen")
     max_running: int = Field(64, ge=1, le=4096, description="Most sequences computed together")
     max_open: int = Field(1024, ge=1, description="Most sequences running and waiting; more are answered 503")

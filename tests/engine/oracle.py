@@ -7,7 +7,7 @@ and keeps the logits behind every token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from livery.engine.arena import Arena
 from livery.engine.base import AdapterRef, EngineConfig, GenerationRequest, SamplingParams, TokenDelta
 from livery.engine.core import EngineCore
-from livery.engine.lora.bank import PackedAdapter
+from livery.engine.images import AdapterImage
 from livery.engine.plan import SequenceSlice
 from livery.engine.rope import freeze_rope
 from livery.engine.runner import ModelRunner
@@ -82,7 +83,7 @@ class RecordingRunner(ModelRunner):
         self.by_hand: dict[str, CanonicalAdapter] = {}  # by digest, instead of files
         super().__init__(config, lambda _: None)
 
-    def read_adapter(self, adapter: AdapterRef) -> PackedAdapter:
+    def read_adapter(self, adapter: AdapterRef) -> AdapterImage:
         if adapter.digest in self.by_hand:
             return self._pack(self.by_hand[adapter.digest], AdapterEffect({}, 0))
         return super().read_adapter(adapter)
@@ -99,8 +100,11 @@ class RecordingRunner(ModelRunner):
 class Bench:
     """An engine core in this process, driven to the end by hand."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, arena: Callable[[int, torch.device], Arena] | None = None) -> None:
+        """`arena`: compute adapters from device memory of their own instead of from their images."""
         self.runner = RecordingRunner(config)
+        if arena is not None:
+            self.runner._arena = arena(config.adapter_memory_bytes, self.runner.device)
         self.runner.seen.clear()  # the load-time canary ran too
         self.core = EngineCore(self.runner, lambda: None)
         self.results: dict[str, Recorded] = {}

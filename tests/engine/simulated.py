@@ -14,6 +14,7 @@ from itertools import takewhile
 
 from livery.engine.base import AdapterRef, GenerationRequest, SamplingParams, TokenDelta
 from livery.engine.blocks import BlockPool
+from livery.engine.pages import PAGE_BYTES
 from livery.engine.plan import SequenceSlice, StepPlan, StepResult
 from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
@@ -72,7 +73,7 @@ def answer(request: GenerationRequest) -> list[int]:
 
 
 class Simulation:
-    """Scheduler, blocks, prefix cache and residency over that device. `tokens` per step, `budget` in bytes."""
+    """Scheduler, blocks, prefix cache and residency over that device. `tokens` per step, `budget` pages per memory."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Simulation:
         cache: bool = True,
     ) -> None:
         self.pool = BlockPool(blocks, BLOCK)
-        self.residency = Residency(budget)
+        self.residency = Residency(budget * PAGE_BYTES, budget * PAGE_BYTES)
         self.scheduler = Scheduler(
             self.pool,
             self.residency,
@@ -110,11 +111,14 @@ class Simulation:
         self.requests[asked.request_id], self.tokens[asked.request_id] = asked, []
 
     def load(self, sizes: dict[str, int]) -> None:
-        """Let every adapter that was asked for arrive."""
+        """Let every adapter that was asked for arrive; sizes are pages."""
+        self.residency.expect(self.scheduler.wanted_adapters())
         for adapter in self.residency.take_loads():
-            self.residency.staged(adapter.digest, sizes[adapter.digest])
-        self.residency.place(self.scheduler.waiting_adapters())
+            self.residency.hosted(adapter.digest, [sizes[adapter.digest] * PAGE_BYTES], 1.0)
+        for placement in self.residency.place():
+            self.residency.placed(placement.digest, 0.1)
         self.residency.take_evictions()
+        self.residency.take_drops()
 
     def step(self) -> list[TokenDelta]:
         plan = self.scheduler.schedule()

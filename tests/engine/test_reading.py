@@ -17,6 +17,8 @@ from engine.oracle import Bench, Oracle, load_base, ref, save_adapter, save_tune
 from engine.test_parity import MAX_LEN, ROOMY, TIGHT, kv_bytes
 from livery.engine.base import AdapterLoadFailed, AdapterPart, AdapterRef, EngineConfig
 from livery.engine.client import EngineClient
+from livery.engine.images import AdapterImage
+from livery.engine.pages import PAGE_BYTES, pages_for
 from livery_adapters.refusal import AdapterRefused
 
 PROMPT = [5, 17, 42, 8, 33]
@@ -36,6 +38,10 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 
 def bench_of(base: Path) -> Bench:
     return Bench(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
+
+
+def device_bytes(image: AdapterImage) -> int:
+    return PAGE_BYTES * sum(map(pages_for, image.sizes))
 
 
 def changed_copy(adapter: Path, folder: Path) -> Path:
@@ -118,7 +124,7 @@ def test_packed_adapters_outlive_their_files(base: Path, tmp_path: Path) -> None
         packed = runner.read_adapter(ref(folder))
         gc.collect()
         assert str(folder) not in Path("/proc/self/maps").read_text(), name
-        assert packed.nbytes > 0
+        assert packed.nbytes > 0, name
 
 
 def test_weights_are_told_as_the_base_has_them(tmp_path: Path) -> None:
@@ -165,7 +171,7 @@ def test_a_load_tells_what_the_adapter_does(base: Path, adapters: list[Path], tm
 def test_a_load_of_what_waits_for_room_is_answered(base: Path, adapters: list[Path]) -> None:
     """A version that is read but not placed yet is as good as loaded to whoever asks for it."""
     config = EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT)
-    sizes = [bench_of(base).runner.read_adapter(ref(path)).nbytes for path in adapters]
+    sizes = [device_bytes(bench_of(base).runner.read_adapter(ref(path))) for path in adapters]
     bench = Bench(msgspec.structs.replace(config, adapter_memory_bytes=max(sizes)))
     bench.add("running", PROMPT, ref(adapters[0]), max_tokens=60)
     while not bench.results["running"].tokens:

@@ -238,6 +238,7 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
         max_model_len=settings.max_model_len,
         kv_memory_bytes=int(settings.kv_memory),
         adapter_memory_bytes=int(settings.adapter_memory),
+        host_adapter_memory_bytes=int(settings.host_adapter_memory),
         max_batch_tokens=settings.max_batch_tokens,
         max_running=settings.max_running,
         threads=settings.threads,

@@ -120,6 +120,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     adapter_memory_bytes: int
     weight_bytes: int
     shapes: BaseShapes  # what adapters may change
+    host_adapter_memory_bytes: int = 0
     rope: str = "static"  # how length-dependent position embeddings were fixed
     prefix_cache: bool = True
     speculate: int = 0  # most drafted tokens of a sequence in a step
@@ -144,9 +145,12 @@ class EngineStats(msgspec.Struct, frozen=True):
     generated_tokens: int = 0
     drafted_tokens: int = 0  # guessed and checked
     accepted_tokens: int = 0  # of those, right
-    adapter_bytes: int = 0
-    adapter_loads: int = 0
+    adapter_bytes: int = 0  # of device memory
+    adapter_loads: int = 0  # into device memory
+    adapter_loads_from_host: int = 0  # those of them whose weights were in host memory, from an earlier use
     adapter_evictions: int = 0
+    host_adapter_bytes: int = 0  # of host memory, beside what a CPU computes on
+    host_adapters: int = 0
     resident_adapters: tuple[str, ...] = ()  # digests in device memory
     running_adapters: tuple[str, ...] = ()  # digests of running requests
     waiting_adapters: tuple[str, ...] = ()  # digests waiting requests ask for and that are not resident
@@ -163,6 +167,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     block_size: int = 16
     kv_memory_bytes: int = 0
     adapter_memory_bytes: int = 0
+    host_adapter_memory_bytes: int = 0
     max_batch_tokens: int = 0
     max_running: int = 64
     threads: int = 0

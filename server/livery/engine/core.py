@@ -6,8 +6,10 @@ keeps a failing step from ending more than the requests that were in it.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from livery.engine.base import (
     AdapterRef,
@@ -18,31 +20,44 @@ from livery.engine.base import (
     TokenDelta,
 )
 from livery.engine.blocks import BlockPool
-from livery.engine.loader import LOAD_FAILED, Loaded, Loader
+from livery.engine.images import AdapterImage
+from livery.engine.loader import Done, Worker
 from livery.engine.lora.bank import PackedAdapter
 from livery.engine.messages import LoadOutcome
 from livery.engine.plan import StepPlan, StepResult
 from livery.engine.prefix_keys import kv_identity
-from livery.engine.residency import Residency
+from livery.engine.residency import Placement, Residency
 from livery.engine.runner import ModelRunner
 from livery.engine.scheduler import Scheduler
+from livery_adapters.refusal import AdapterRefused
 
 log = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 3  # in a row; beyond that the device is taken to be lost
 UNLOADED = "the adapter was unloaded while it was loading"
+LOAD_FAILED = "activation_failed"  # for what no check foresaw
 STEP_FAILED = "the engine failed on a step with this request; the request was dropped, try it again"
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """An image on its way to the device."""
+
+    image: AdapterImage
+    work: Callable[[], PackedAdapter]
 
 
 class EngineCore:
     """Everything of one engine but its borders. Not thread-safe: one caller steps it."""
 
     def __init__(self, runner: ModelRunner, wake: Callable[[], None]) -> None:
-        """`wake` is called from the loader's thread when a load is done."""
+        """`wake` is called from the threads beside the step loop when a load or a copy is done."""
         self._runner = runner
         info = runner.info
         self._pool = BlockPool(info.num_blocks, info.block_size)
-        self._residency = Residency(info.adapter_memory_bytes, one_memory=True)
+        self._residency = Residency(
+            info.adapter_memory_bytes, info.host_adapter_memory_bytes, one_memory=runner.arena is None
+        )
         self._scheduler = Scheduler(
             self._pool,
             self._residency,
@@ -54,8 +69,9 @@ class EngineCore:
             speculate=info.speculate,
             draft_rows=info.draft_rows,
         )
-        self._loader = Loader(self._runner.read_adapter, wake)
-        self._images: dict[str, PackedAdapter] = {}  # of every version in memory, in use or not
+        self._loader = Worker("adapter-loader", runner.read_adapter, wake)
+        self._copier = Worker[_Copy, PackedAdapter]("adapter-copier", lambda copy: copy.work(), wake)
+        self._images: dict[str, AdapterImage] = {}  # in host memory
         self._load_results: list[LoadOutcome] = []
         self._failed_in_a_row = 0
         self._steps = 0
@@ -90,7 +106,9 @@ class EngineCore:
         """Start reading a version unless it is there already. The outcome shows in `take_loads()`."""
         digest = adapter.digest
         if self._residency.load(adapter):
-            self._load_results.append(LoadOutcome(digest, self._images[digest].effect))
+            image = self._images.get(digest)
+            effect = self._runner.effect(digest) if image is None else image.effect
+            self._load_results.append(LoadOutcome(digest, effect))
 
     def keep_adapters(self, digests: Collection[str]) -> None:
         """Exactly these are never evicted for others."""
@@ -99,6 +117,10 @@ class EngineCore:
     def unload_adapter(self, digest: str) -> None:
         if self._residency.retire(digest):
             self._load_results.append(LoadOutcome(digest, error=UNLOADED, code=LOAD_FAILED))
+
+    def evict_adapter(self, digest: str) -> bool:
+        """Give a version's device memory back unless a request uses it; it stays in host memory."""
+        return self._residency.evict(digest)
 
     def take_loads(self) -> list[LoadOutcome]:
         """Versions that were read and verified, or failed, since the last call."""
@@ -124,7 +146,10 @@ class EngineCore:
             accepted_tokens=scheduler.accepted_tokens,
             adapter_bytes=residency.resident_bytes,
             adapter_loads=residency.loads_from_store + residency.loads_from_host,
+            adapter_loads_from_host=residency.loads_from_host,
             adapter_evictions=residency.evictions,
+            host_adapter_bytes=residency.host_bytes,
+            host_adapters=residency.hosted_adapters,
             resident_adapters=residency.resident,
             running_adapters=residency.pinned,
             waiting_adapters=scheduler.waiting_adapters(),
@@ -132,6 +157,7 @@ class EngineCore:
 
     def stop(self) -> None:
         self._loader.stop()
+        self._copier.stop()
 
     # -- the loop's body -----------------------------------------------------------------------------
 
@@ -162,43 +188,70 @@ class EngineCore:
         return result
 
     def _settle_adapters(self) -> list[TokenDelta]:
-        """Take what the loader finished, place what fits, and start what is newly wanted."""
+        """Take what was read and copied, place what fits, and start what is newly wanted."""
         deltas: list[TokenDelta] = []
-        for loaded in self._loader.collect():
-            deltas += self._take(loaded)
+        for copied in self._copier.collect():
+            self._installed(copied)
+        for read in self._loader.collect():
+            deltas += self._take(read)
         self._residency.expect(self._scheduler.wanted_adapters())
         placements = self._residency.place()
-        for digest in self._residency.take_evictions():  # what makes room goes before what needs it comes
-            self._runner.evict(digest)
-        for placement in placements:
-            self._runner.install(self._images[placement.digest])
-            self._residency.placed(placement.digest, 0.0)
+        self._carry_out_evictions()  # what makes room goes before what needs it comes
+        self._place(placements)
         self._settle_residency()
         return deltas
+
+    def _place(self, placements: Sequence[Placement]) -> None:
+        """Bring images to the device: beside the step loop, or here where the device computes on them as they lie."""
+        arena = self._runner.arena
+        for placement in placements:
+            image = self._images[placement.digest]
+            if arena is None:
+                self._runner.install(image.packed)
+                self._residency.placed(placement.digest, 0.0)
+            else:
+                work = functools.partial(arena.place, image, placement.runs, arena.fence())
+                self._copier.submit(_Copy(image, work))
+
+    def _installed(self, copied: Done[_Copy, PackedAdapter]) -> None:
+        if copied.result is None:
+            raise RuntimeError(
+                f"adapter {copied.job.image.digest[:12]} can't be copied to the device"
+            ) from copied.error
+        self._runner.install(copied.result)
+        self._residency.placed(copied.job.image.digest, copied.seconds)
 
     def _settle_residency(self) -> None:
         for adapter in self._residency.take_loads():
             self._loader.submit(adapter)
+        self._carry_out_evictions()
+        for digest in self._residency.take_drops():
+            self._copier.free(self._images.pop(digest).memory)
+
+    def _carry_out_evictions(self) -> None:
         for digest in self._residency.take_evictions():
             self._runner.evict(digest)
-        for digest in self._residency.take_drops():
-            del self._images[digest]
 
-    def _take(self, loaded: Loaded) -> list[TokenDelta]:
-        error, code = loaded.error, loaded.code
-        if loaded.packed is not None and not self._residency.fits([loaded.packed.nbytes]):
+    def _take(self, read: Done[AdapterRef, AdapterImage]) -> list[TokenDelta]:
+        digest, image = read.job.digest, read.result
+        error, code = None if read.error is None else str(read.error), LOAD_FAILED
+        if isinstance(read.error, AdapterRefused):
+            code = read.error.code
+        elif error is not None:
+            log.warning("adapter %s can't be loaded: %s", digest[:12], error)
+        if image is not None and not self._residency.fits(image.sizes):
             error = (
-                f"adapter {loaded.digest[:12]} needs {loaded.packed.nbytes} bytes of device memory, more than the "
-                f"whole adapter budget of {self._residency.budget_bytes}; raise --adapter-memory"
+                f"adapter {digest[:12]} needs {image.nbytes} bytes of device memory, more than the whole adapter "
+                f"budget of {self._residency.budget_bytes}; raise --adapter-memory"
             )
-        if loaded.packed is None or error is not None:
-            self._residency.failed(loaded.digest)
-            self._load_results.append(LoadOutcome(loaded.digest, error=error, code=code))
-            return self._scheduler.fail_waiting(loaded.digest, error or "the adapter could not be loaded")
-        if self._residency.hosted(loaded.digest, [loaded.packed.nbytes], loaded.seconds):
-            self._images[loaded.digest] = loaded.packed
+        if image is None or error is not None:
+            self._residency.failed(digest)
+            self._load_results.append(LoadOutcome(digest, error=error, code=code))
+            return self._scheduler.fail_waiting(digest, error or "the adapter could not be loaded")
+        if self._residency.hosted(digest, image.sizes, read.seconds):
+            self._images[digest] = image
             # Read and verified: room is the requests' affair.
-            self._load_results.append(LoadOutcome(loaded.digest, loaded.packed.effect))
+            self._load_results.append(LoadOutcome(digest, image.effect))
         else:
-            self._load_results.append(LoadOutcome(loaded.digest, error=UNLOADED, code=LOAD_FAILED))
+            self._load_results.append(LoadOutcome(digest, error=UNLOADED, code=LOAD_FAILED))
         return []

@@ -1,11 +1,11 @@
-"""Reads adapters off the step loop: one thread that turns files into packed weights.
+"""Work beside the step loop: a thread that reads adapters, and one that copies them to the device.
 
-The step loop hands in references and collects results; it never waits for a disk.
+The step loop hands in jobs and collects results; it never waits for a disk. Copies have a thread of their own, as one
+that takes a millisecond must not stand behind a read that takes a second.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import sys
@@ -13,78 +13,86 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from livery.engine.base import AdapterRef
-from livery.engine.lora.bank import PackedAdapter
-from livery_adapters.refusal import AdapterRefused
+import torch
+from torch import Tensor
 
-LOAD_FAILED = "activation_failed"  # for what no check foresaw
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
-log = logging.getLogger(__name__)
-
-LOADER_NICENESS = 10
+NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """The outcome of one load: packed weights, or why there are none, in words and in one."""
+class Done(Generic[Job, Result]):
+    """A finished job: its result, or the error that it ended with; and how long it took."""
 
-    digest: str
-    packed: PackedAdapter | None
-    seconds: float = 0.0
-    error: str | None = None
-    code: str = LOAD_FAILED
+    job: Job
+    result: Result | None
+    error: Exception | None
+    seconds: float
 
 
-class Loader:
-    """One thread, one queue in, one queue out. `read` raises on a bad adapter; `wake` tells the step loop."""
+class Worker(Generic[Job, Result]):
+    """One thread, one queue in, one queue out. `work` may raise; `wake` tells the step loop of a finished job."""
 
-    def __init__(self, read: Callable[[AdapterRef], PackedAdapter], wake: Callable[[], None]) -> None:
-        self._read = read
+    def __init__(self, name: str, work: Callable[[Job], Result], wake: Callable[[], None]) -> None:
+        self._work = work
         self._wake = wake
-        self._requests: queue.SimpleQueue[AdapterRef | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Job] | Tensor | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Done[Job, Result]] = queue.SimpleQueue()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="adapter-loader", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, adapter: AdapterRef) -> None:
-        self._requests.put(adapter)
+    def submit(self, job: Job) -> None:
+        self._jobs.put((job,))
 
-    def collect(self) -> list[Loaded]:
+    def free(self, memory: Tensor) -> None:
+        """Give large memory back where it holds nobody up. The caller keeps no reference."""
+        self._jobs.put(memory)
+
+    def collect(self) -> list[Done[Job, Result]]:
         """What was finished since the last call; never blocks."""
-        results = []
+        done = []
         while True:
             try:
-                results.append(self._results.get_nowait())
+                done.append(self._done.get_nowait())
             except queue.Empty:
-                return results
+                return done
 
     def stop(self) -> None:
-        """Finish the read under way and leave the rest."""
+        """Finish the job under way and leave the rest."""
         self._stopping = True
-        self._requests.put(None)
+        self._jobs.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         _step_back()
-        while (adapter := self._requests.get()) is not None and not self._stopping:
-            self._results.put(self._load(adapter))
-            self._wake()
+        while (job := self._jobs.get()) is not None and not self._stopping:
+            if isinstance(job, Tensor):
+                _let_go(job)
+            else:
+                self._done.put(self._finish(*job))
+                self._wake()
+            del job
 
-    def _load(self, adapter: AdapterRef) -> Loaded:
+    def _finish(self, job: Job) -> Done[Job, Result]:
         begun = time.perf_counter()
         try:
-            packed = self._read(adapter)
-            return Loaded(adapter.digest, packed, time.perf_counter() - begun)
-        except AdapterRefused as refusal:
-            return Loaded(adapter.digest, None, error=str(refusal), code=refusal.code)
+            return Done(job, self._work(job), None, time.perf_counter() - begun)
         except Exception as error:  # noqa: BLE001 (boundary: one bad adapter must not end the loader)
-            log.warning("adapter %s can't be loaded: %s", adapter.digest[:12], error)
-            return Loaded(adapter.digest, None, error=str(error))
+            return Done(job, None, error, time.perf_counter() - begun)
+
+
+def _let_go(memory: Tensor) -> None:
+    """Unmap a tensor's memory without Python's global lock, which the step loop needs; what is locked frees itself."""
+    if not memory.is_pinned():
+        memory.set_(torch.empty(0, dtype=memory.dtype).untyped_storage())
 
 
 def _step_back() -> None:
     """Give way to the step loop where both want a core: what runs now comes before what is to run soon."""
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -15,14 +15,17 @@ GIB = 1 << 30
 CUDA_KV_SHARE, CUDA_ADAPTER_SHARE = 0.65, 0.2
 CPU_KV_SHARE = 0.25
 CPU_KV_MOST = GIB  # beyond it CPUs run out of speed before they run out of cache
+# Of the host's memory, for adapters that aren't in device memory (on CPU: aren't in use) but may soon be again.
+HOST_SHARE = {"cpu": 0.1, "cuda": 0.25}
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Device memory, in blocks and bytes; `max_model_len` tokens is the longest sequence admitted."""
+    """Device memory, in blocks and bytes, and the host's; `max_model_len` tokens is the longest sequence admitted."""
 
     num_blocks: int
     adapter_bytes: int
+    host_adapter_bytes: int
     max_model_len: int
 
 
@@ -37,6 +40,7 @@ def plan_memory(
     else:
         kv_bytes = config.kv_memory_bytes or min(CPU_KV_MOST, int(free * CPU_KV_SHARE))
         adapter_bytes = config.adapter_memory_bytes or kv_bytes // 2
+    host_bytes = config.host_adapter_memory_bytes or int(_free_bytes(torch.device("cpu")) * HOST_SHARE[device.type])
     num_blocks = kv_bytes // (config.block_size * bytes_per_token)
     tokens = num_blocks * config.block_size
     if tokens < least_tokens:
@@ -50,7 +54,7 @@ def plan_memory(
             f"--max-model-len {config.max_model_len} is more than the {longest} tokens that the model "
             f"({trained_len}) and {kv_bytes / GIB:.2f} GiB of KV memory ({tokens}) allow; lower it or raise --kv-memory"
         )
-    return MemoryPlan(num_blocks, adapter_bytes, config.max_model_len or longest)
+    return MemoryPlan(num_blocks, adapter_bytes, host_bytes, config.max_model_len or longest)
 
 
 def _free_bytes(device: torch.device) -> int:

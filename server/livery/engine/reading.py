@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from livery.engine.base import AdapterPart, AdapterRef
-from livery.engine.lora.bank import PackedAdapter
+from livery.engine.images import AdapterImage
 from livery.engine.lora.linear import GroupedLinear
 from livery_adapters.base_model import BaseModel, BaseShapes
 from livery_adapters.canonical import CanonicalAdapter
@@ -27,7 +27,7 @@ from livery_adapters.sums import Sums
 
 ANY_RANK = Limits(max_rank=1 << 20)  # how high a rank may be was decided when the adapter was taken in
 
-Pack = Callable[[CanonicalAdapter, AdapterEffect], PackedAdapter]
+Pack = Callable[[CanonicalAdapter, AdapterEffect], AdapterImage]
 
 
 class HeldWeights:
@@ -63,7 +63,7 @@ class AdapterReader:
         self._norms = BaseNorms(weights)
         self._pack = pack
 
-    def read(self, adapter: AdapterRef) -> PackedAdapter:
+    def read(self, adapter: AdapterRef) -> AdapterImage:
         """Raises AdapterRefused, or OSError when the files are gone."""
         parts = [(self._converted(part), part.weight) for part in adapter.parts]
         canonical, weight = parts[0]

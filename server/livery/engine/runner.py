@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from livery.engine.arena import Arena, arena_for
 from livery.engine.attention import AttentionBatch, LayerCache
 from livery.engine.base import CANARY, AdapterRef, EngineConfig, EngineInfo, ModelRefused
 from livery.engine.decoder.fused import FusedDecoder
 from livery.engine.decoder.parts import NotRecognised, recognise
 from livery.engine.devices import choose
+from livery.engine.images import AdapterImage, image_of
 from livery.engine.kernels import Kernels, load_sums, use_threads_here
 from livery.engine.kernels import load as load_kernels
 from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack, tables_of
@@ -86,6 +88,7 @@ class ModelRunner:
             LayerCache.empty(memory.num_blocks, config.block_size, shape, self._dtype, self._device) for shape in kv
         ]
         base = BaseModel(Path(config.model_path).name, config.base_digest, loaded.structure.shapes)
+        self._arena = arena_for(self._device, memory.adapter_bytes)
         self._reader = AdapterReader(base, self._weights, self.pack, load_sums(self._compute.kernels))
         decoder = self._choose_decoder(config, loaded, canary, memory.max_model_len, progress)
         max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
@@ -104,6 +107,7 @@ class ModelRunner:
             max_batch_tokens=max_batch_tokens,
             max_running=min(config.max_running, max_batch_tokens),  # every running sequence gets a token a step
             adapter_memory_bytes=memory.adapter_bytes,
+            host_adapter_memory_bytes=memory.host_adapter_bytes,
             weight_bytes=self._weight_bytes(),
             shapes=loaded.structure.shapes,
             rope=rope,
@@ -157,12 +161,23 @@ class ModelRunner:
     # -- adapters ------------------------------------------------------------------------------------
 
     @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
     def weights(self) -> HeldWeights:
         """The base's weights, as conversions and merges ask for them."""
         return self._weights
 
-    def read_adapter(self, adapter: AdapterRef) -> PackedAdapter:
-        """Read, check, measure and pack a version. Runs on the loader's thread; touches nothing the step loop writes.
+    @property
+    def arena(self) -> Arena | None:
+        """Device memory for adapters; None where the device computes on host memory, and so on images."""
+        return self._arena
+
+    def read_adapter(self, adapter: AdapterRef) -> AdapterImage:
+        """Read, check, measure and pack a version into host memory, on the loader's thread.
+
+        Touches nothing that the step loop writes.
 
         On one core while requests are computed, whose steps want all of them, and on all where none are.
         Raises livery_adapters.refusal.AdapterRefused, or OSError when the files are gone.
@@ -176,15 +191,18 @@ class ModelRunner:
         return self._bank.effect(digest)
 
     def install(self, adapter: PackedAdapter) -> None:
+        """Apply a version to its requests' rows from now on; its weights are on the device, or on their way."""
         self._bank.install(adapter)
 
     def evict(self, digest: str) -> None:
         self._bank.evict(digest)
 
-    def pack(self, adapter: CanonicalAdapter, effect: AdapterEffect) -> PackedAdapter:
-        """Lay an adapter out in memory of its own. For any thread."""
-        packer = Packer(self._device, self._dtype, self._kernels)
-        return pack(adapter, effect, self._bank.layouts, packer, self._weights.bias)
+    def pack(self, adapter: CanonicalAdapter, effect: AdapterEffect) -> AdapterImage:
+        """Lay an adapter out in host memory. For any thread."""
+        packer = Packer(torch.device("cpu"), self._dtype, self._kernels)
+        packed = pack(adapter, effect, self._bank.layouts, packer, self._weights.bias)
+        paths = [layout.members[0] for layout in self._bank.layouts]
+        return image_of(packed, paths=paths, pinned=self._device.type == "cuda")
 
     # -- steps ---------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from livery_adapters.canonical import (
     LowRank,
     Rows,
     SharedBasis,
-    tensors_of,
 )
 from livery_adapters.effect import AdapterEffect
 
@@ -52,6 +51,21 @@ class PackedEmbedding:
     gain: Tensor | None = None  # [dim]
 
 
+Unit = int | str  # a part of the model: a projection group's index, or the path of another module or parameter
+
+
+class Arrival(Protocol):
+    """An adapter's weights on their way to the device."""
+
+    def done(self) -> bool:
+        """Whether everything has arrived."""
+        ...
+
+    def wait(self, unit: Unit) -> None:
+        """Let what is computed from now on come after the arrival of what a part of the model needs."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
     """One version, ready to be applied: low-rank deltas at their true ranks, in the dtype of its file."""
@@ -62,8 +76,8 @@ class PackedAdapter:
     embeddings: Mapping[str, PackedEmbedding]
     experts: Mapping[str, ExpertsChange]  # by path of the parameter
     plain: Mapping[str, Mapping[str, Tensor]]
-    nbytes: int  # of device memory
     effect: AdapterEffect
+    arrival: Arrival | None = None  # while its weights are still being copied
 
 
 class Segment(NamedTuple):
@@ -98,18 +112,15 @@ def pack(
         biases = [bias_of(member) if change else None for change, member in zip(changes, layout.members, strict=True)]
         if (parts := packer.group(changes, layout.columns, biases)) is not None:
             linears[index] = parts
-    packed = PackedAdapter(
+    return PackedAdapter(
         digest=adapter.digest,
         groups=groups,
         linears=linears,
         embeddings={path: _embedding(change, packer) for path, change in adapter.embeddings.items()},
         experts={path: _experts(change, packer) for path, change in adapter.experts.items()},
         plain={path: {name: packer.tensor(t) for name, t in new.items()} for path, new in adapter.plain.items()},
-        nbytes=0,
         effect=effect,
     )
-    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_of(packed)}
-    return replace(packed, nbytes=sum(held.values()) + sum(group.nbytes for group in groups.values()))
 
 
 def _group(changes: Sequence[LinearChange | None], layout: GroupLayout, packer: Packer) -> AdapterGroup | None:
@@ -181,6 +192,7 @@ class AdapterBank:
         self._rows: Held = ()
         self._head_rows: Held = ()
         self._segments: dict[int, GroupSegments | None] = {}
+        self._arriving: list[Arrival] = []  # of adapters of the step, whose weights are still being copied
         # Whether any adapter of the step has more than low-rank deltas of linear modules; most steps have none.
         self.has_linears = self.has_plain = self.has_experts = False
 
@@ -205,6 +217,7 @@ class AdapterBank:
         self._segments = {}
         if self._step_tables is not None:
             self._step_tables.activate(rows, head_rows)
+        self._arriving = self._still_arriving()
         self.has_linears = any(adapter.linears for _, adapter in self._rows)
         self.has_plain = any(adapter.plain for _, adapter in self._rows)
         self.has_experts = any(adapter.experts for _, adapter in self._rows)
@@ -212,8 +225,10 @@ class AdapterBank:
     def segments(self, group: int) -> GroupSegments | None:
         """The step's low-rank segments of one projection group, or None when no adapter of the step has any."""
         if self._step_tables is not None:
+            self._await(group)
             return self._step_tables.segments(group)
         if group not in self._segments:
+            self._await(group)
             entries = [
                 (segment.start, segment.end, part)
                 for segment, adapter in self._rows_of(group)
@@ -254,20 +269,42 @@ class AdapterBank:
         """The step's segments whose adapter has other parts than low-rank deltas in a projection group."""
         if not self.has_linears:
             return []
+        self._await(group)
         return [(segment, parts) for segment, adapter in self._rows_of(group) if (parts := adapter.linears.get(group))]
 
     def embeddings(self, path: str) -> list[tuple[Segment, PackedEmbedding]]:
         """The step's segments whose adapter changes this embedding."""
+        self._await(path)
         return [(segment, part) for segment, adapter in self._rows if (part := adapter.embeddings.get(path))]
 
     def plain(self, path: str) -> list[tuple[Segment, Mapping[str, Tensor]]]:
         """The step's segments whose adapter replaces parameters of this module."""
+        self._await(path)
         return [(segment, parameters) for segment, adapter in self._rows if (parameters := adapter.plain.get(path))]
 
     def experts(self, paths: Sequence[str]) -> list[tuple[Segment, list[ExpertsChange | None]]]:
         """The step's segments whose adapter changes any of these parameters, with the change of each."""
+        for path in paths:
+            self._await(path)
         found = [(segment, [adapter.experts.get(path) for path in paths]) for segment, adapter in self._rows]
         return [(segment, changes) for segment, changes in found if any(changes)]
+
+    def _still_arriving(self) -> list[Arrival]:
+        """Arrivals of the step's adapters, as far as there is something to wait for."""
+        arriving = []
+        for digest in {segment.digest for segment, _ in (*self._rows, *self._head_rows)}:
+            adapter = self._adapters[digest]
+            if adapter.arrival is None:
+                continue
+            if adapter.arrival.done():
+                self._adapters[digest] = replace(adapter, arrival=None)
+            else:
+                arriving.append(adapter.arrival)
+        return arriving
+
+    def _await(self, unit: Unit) -> None:
+        for arrival in self._arriving:
+            arrival.wait(unit)
 
     def _rows_of(self, group: int) -> Held:
         return self._head_rows if self.layouts[group].is_head else self._rows

@@ -1,0 +1,115 @@
+"""Two thousand random operations on scheduler, residency and prefix cache, looked at after each.
+
+The device is simulated and remembers whose every position is, so a walk fails where a block is shared wrongly, written
+while somebody shares it, or lost, and where an answer differs from that of the same request alone.
+"""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.simulated import SICK, SICKENS, Simulation, answer, request
+from livery.engine.base import GenerationRequest
+
+OPERATIONS = 2000
+ADAPTERS = [f"d{number}" for number in range(6)]
+SYSTEMS = [[10] * 9, [10] * 5 + [11] * 12, [12] * 16]  # beginnings that many requests have in common
+
+
+class Walk:
+    """One random life of a server, reproducible from its seed."""
+
+    def __init__(self, seed: int, house: Simulation) -> None:
+        self.rng = random.Random(seed)
+        self.house = house
+        self.sizes = {name: self.rng.randrange(1, 11) for name in ADAPTERS}
+        self.alive: dict[str, GenerationRequest] = {}
+        self.aborted: set[str] = set()
+
+    def operate(self, number: int) -> None:
+        action = self.rng.random()
+        if action < 0.2:
+            self._ask(number)
+        elif action < 0.25 and self.alive:
+            self._abort(self.rng.choice(sorted(self.alive)))
+        elif action < 0.4:
+            self.house.load(self.sizes)
+        elif action < 0.43:
+            self.house.residency.retire(self.rng.choice(ADAPTERS))
+            self.house.residency.take_evictions()
+        elif action < 0.45:
+            self.house.residency.keep(self.rng.sample(ADAPTERS, self.rng.randrange(3)))
+        else:
+            self._step()
+        self.house.scheduler.check_invariants()
+
+    def finish(self) -> None:
+        """Let everything run out; nothing may be stuck."""
+        for _ in range(20 * OPERATIONS):
+            if not self.house.scheduler.has_work:
+                return
+            self._step()
+            self.house.load(self.sizes)
+        raise AssertionError(f"still waiting: {sorted(self.alive)}")
+
+    def _ask(self, number: int) -> None:
+        rng, longest = self.rng, self.house.pool.num_blocks * self.house.pool.block_size
+        prompt = rng.choice(SYSTEMS)[: rng.randrange(1, 17)] + [rng.randrange(20, 23) for _ in range(rng.randrange(6))]
+        earlier = [*self.house.requests.values()][-8:]
+        if earlier and rng.random() < 0.3:  # the next turn of a chat
+            previous = rng.choice(earlier)
+            prompt = [*previous.prompt_token_ids, *self.house.tokens[previous.request_id], 24]
+        prompt = prompt[: longest - 1]
+        name = f"{rng.choice([SICK, SICKENS, *[''] * 18])}r{number}"
+        asked = request(
+            name,
+            prompt,
+            rng.choice([1, 4, 8, 30]),
+            rng.choice([None, *ADAPTERS]),
+            start=rng.choice([0, 0, 0, 4, 7, 8]),
+            tenant=rng.choice("tu"),
+            salt=rng.choice(["", "", "s"]),
+        )
+        self.house.add(asked)
+        self.alive[name] = asked
+
+    def _abort(self, name: str) -> None:
+        assert self.house.scheduler.abort(name)
+        del self.alive[name]
+        self.aborted.add(name)
+
+    def _step(self) -> None:
+        for delta in self.house.step():
+            if delta.finish_reason:
+                asked = self.alive.pop(delta.request_id)
+                tokens = self.house.tokens[delta.request_id]
+                assert tokens == answer(asked)[: len(tokens)], "not what it gets alone"
+                healthy = not asked.request_id.startswith((SICK, SICKENS))
+                assert delta.finish_reason == "length" if healthy else len(tokens) <= 3
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    blocks=st.integers(6, 40),
+    running=st.integers(1, 6),
+    tokens=st.integers(6, 40),
+    budget=st.integers(10, 40),
+    speculate=st.sampled_from([0, 0, 3]),
+)
+@settings(max_examples=12, deadline=None)
+def test_nothing_is_lost_mixed_up_or_stuck(
+    seed: int, blocks: int, running: int, tokens: int, budget: int, speculate: int
+) -> None:
+    house = Simulation(blocks, running=running, tokens=tokens, budget=budget, speculate=speculate)
+    walk = Walk(seed, house)
+    for number in range(OPERATIONS):
+        walk.operate(number)
+    walk.finish()
+    assert set(house.finished) | walk.aborted == set(house.requests)
+    assert not set(house.finished) & walk.aborted
+    assert house.pool.num_free == blocks
+    assert not house.residency.pinned
+    assert house.scheduler.prefix.hits > 0
