@@ -188,3 +188,31 @@ def test_a_load_of_what_waits_for_room_is_answered(base: Path, adapters: list[Pa
         f"model.layers.{i}.self_attn.{m}" for i in range(3) for m in LLAMA_LINEAR[:3]
     }
     bench.run()
+
+
+def test_what_leaves_the_device_comes_back_from_the_host(base: Path, adapters: list[Path]) -> None:
+    """And from the store once it is unloaded; a load that finds it in host memory reads nothing."""
+    bench = bench_of(base)
+    core, asked = bench.core, ref(adapters[0])
+
+    def loads() -> tuple[int, int]:
+        bench.add(str(len(bench.results)), PROMPT, asked, max_tokens=2)
+        bench.run()
+        stats = core.stats()
+        return stats.adapter_loads - stats.adapter_loads_from_host, stats.adapter_loads_from_host
+
+    assert loads() == (1, 0)
+    assert core.evict_adapter(asked.digest)
+    bench.step()
+    assert (core.stats().adapter_bytes, core.stats().host_adapters) == (0, 1)
+    assert core.stats().host_adapter_bytes == bench.runner.read_adapter(asked).nbytes
+    core.take_loads()
+    core.load_adapter(asked)
+    assert [outcome.error for outcome in core.take_loads()] == [None]
+    assert loads() == (1, 1)
+    core.unload_adapter(asked.digest)
+    bench.step()
+    assert (core.stats().adapter_bytes, core.stats().host_adapters) == (0, 0)
+    assert not core.evict_adapter(asked.digest)
+    assert loads() == (2, 1)
+    assert all(result.tokens == bench.results["0"].tokens for result in bench.results.values())

@@ -9,7 +9,7 @@ from livery.engine.blocks import BlockPool
 from livery.engine.pages import PAGE_BYTES
 from livery.engine.plan import StepPlan, StepResult
 from livery.engine.residency import Residency
-from livery.engine.scheduler import MAX_SKIPS, Scheduler
+from livery.engine.scheduler import MAX_SKIPS, TURN, Scheduler
 
 EOS = 2
 
@@ -180,3 +180,47 @@ def test_what_is_kept_holds_no_request_up() -> None:
     house.load({"large": 50})
     while len(house.finished) < 3 * MAX_SKIPS + 1:
         house.step()
+
+
+def test_more_adapters_than_fit_take_turns() -> None:
+    """A long answer doesn't make others wait for its end, nor does it wait for ever."""
+    house = House(blocks=200, budget=10, running=3)
+    names = ["a", "b", "c"]
+    for name in names:
+        house.scheduler.add(request(name, 4, max_tokens=150, adapter=name))
+    first: dict[str, int] = {}
+    gaps: dict[str, int] = dict.fromkeys(names, 0)
+    last: dict[str, int] = {}
+    for step in range(5000):
+        house.load(dict.fromkeys(names, 10))
+        for delta in house.step():
+            first.setdefault(delta.request_id, step)
+            gaps[delta.request_id] = max(gaps[delta.request_id], step - last.get(delta.request_id, step))
+            last[delta.request_id] = step
+        if not house.scheduler.has_work:
+            break
+    assert house.finished == dict.fromkeys(names, "length")
+    assert max(first.values()) < 4 * TURN, "all have begun long before the first is done"
+    assert house.scheduler.rotations > 3
+    assert max(gaps.values()) < 1000
+
+
+def test_nobody_makes_room_before_his_turn_is_over_or_in_vain() -> None:
+    house = House(blocks=200, budget=10, running=3)
+    house.scheduler.add(request("a", 40, max_tokens=30, adapter="a"))
+    house.step()
+    house.load({"a": 10})
+    house.step()
+    house.scheduler.add(request("b", 4, adapter="b"))
+    for _ in range(4 + TURN):  # it reads its prompt, 8 tokens a step, and has its turn
+        house.step()
+        house.load({"b": 10})
+        assert house.scheduler.rotations == 0
+    while not house.scheduler.rotations:
+        house.step()
+        house.load({"b": 10})
+    assert "a" not in house.finished
+    while house.scheduler.has_work:
+        house.step()
+        house.load({"b": 10})
+    assert house.scheduler.rotations == 1, "nobody waited for room when b ran"

@@ -30,6 +30,10 @@ class PrefixCache:
         self.queries = 0  # prompt tokens looked up
         self.hits = 0  # prompt tokens found
 
+    @property
+    def is_on(self) -> bool:
+        return self._identity is not None
+
     def find(self, sequence: Sequence) -> list[int] | None:
         """The published blocks of the sequence's longest prefix that leaves its newest token to compute.
 

@@ -3,7 +3,8 @@
 `schedule()` hands out a budget of tokens: first to running sequences (those that need one token before those
 that still read their prompt), then to waiting ones in order of arrival. `update()` takes the result back. A
 sequence whose adapter isn't in device memory is skipped, not waited for; one skipped too often stops
-admissions behind it, so that requests for hot adapters can't starve it. When blocks run out, the youngest
+admissions behind it, so that requests for hot adapters can't starve it. Where running requests hold all room, adapters
+take turns. When blocks run out, the youngest
 running sequence is preempted: its blocks are freed and its tokens computed again later, as far as the prefix cache
 doesn't find them.
 
@@ -28,6 +29,7 @@ from livery.engine.residency import Residency
 from livery.engine.sequence import Sequence
 from livery.engine.speculation import deal
 
+TURN = 16  # tokens that each sequence of an adapter gets before the adapter may have to make room for another
 MAX_SKIPS = 64  # rounds without room for its adapter before a sequence holds up those behind it
 PREFETCH = 8  # waiting sequences whose adapters are fetched before there is a place for the sequence
 
@@ -65,6 +67,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []  # in order of arrival; preempted ones return to the front
         self._running: list[Sequence] = []  # in order of admission
         self.preemptions = 0
+        self.rotations = 0
         self.prompt_tokens = 0
         self.generated_tokens = 0
         self.drafted_tokens = 0
@@ -105,6 +108,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Choose the tokens of the next step and allocate their blocks."""
+        self._take_turns()
         planned: dict[str, int] = {}  # request id -> tokens of this step
         budget = self._plan_running(planned, self._max_batch_tokens)
         self._admit_waiting(planned, budget)
@@ -173,6 +177,39 @@ class Scheduler:
 
     # -- inside --------------------------------------------------------------------------------------
 
+    def _take_turns(self) -> None:
+        """Order the waiting, and let adapters that had their turn make room for the first that waits for some.
+
+        Requests of more adapters than fit would else wait for others' last tokens. Those that had no turn go first,
+        as their clients have seen nothing yet; one skipped too often goes before all. At most one adapter is let in
+        per step, so that what it costs to go and come back stays small beside what is computed.
+        """
+        self._waiting.sort(key=lambda seq: (seq.skips <= MAX_SKIPS, seq.turns))
+        for waiting in self._waiting:
+            if waiting.adapter is not None and self._residency.lacks_room(waiting.adapter):
+                self._make_room(waiting.adapter)
+                return
+
+    def _make_room(self, digest: str) -> None:
+        """End the turns of the adapters that had the longest ones, if that makes room for a version."""
+        left: dict[str, int] = {}  # adapter -> tokens that one of its sequences still has to get
+        for sequence in self._running:
+            if sequence.adapter is not None:
+                left[sequence.adapter] = max(left.get(sequence.adapter, -(1 << 60)), self._left_of_turn(sequence))
+        ended = sorted((adapter for adapter in left if left[adapter] <= 0), key=left.__getitem__)
+        count = next((n for n in range(len(ended) + 1) if self._residency.frees_enough(digest, ended[:n])), 0)
+        for sequence in [sequence for sequence in self._running if sequence.adapter in ended[:count]]:
+            self._leave_running(sequence)
+            sequence.num_computed = 0  # what the prefix cache doesn't keep
+            sequence.turns += 1
+            self._waiting.append(sequence)
+            self.rotations += 1
+
+    def _left_of_turn(self, sequence: Sequence) -> int:
+        """A turn must be worth what it takes to come back: without the prefix cache, computing everything again."""
+        turn = TURN if self.prefix.is_on else max(TURN, sequence.turn_began)
+        return sequence.turn_began + turn - sequence.num_tokens
+
     def _plan_running(self, planned: dict[str, int], budget: int) -> int:
         """Give running sequences their share; returns what is left of the budget."""
         for sequence in sorted(self._running, key=lambda seq: seq.num_uncomputed > 1):
@@ -214,6 +251,7 @@ class Scheduler:
                 return
             self._waiting.remove(sequence)
             self._running.append(sequence)
+            sequence.skips, sequence.turn_began = 0, sequence.num_tokens
             if adapter is not None:
                 self._residency.pin(adapter.digest)
             self.prefix.enter(sequence, cached)

@@ -25,6 +25,8 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     num_computed: int = 0
     skips: int = 0  # schedule rounds in which its adapter could not be placed
+    turns: int = 0  # how often it left its place to other adapters' sequences
+    turn_began: int = 0  # tokens it had when it was last admitted
     chain: KeyChain | None = None  # keys of its full blocks
     published: int = 0  # leading blocks that others can find
     announced: int = 0  # leading blocks that others can find or wait for
