@@ -217,7 +217,8 @@ class AdapterBank:
         self._segments = {}
         if self._step_tables is not None:
             self._step_tables.activate(rows, head_rows)
-        self._arriving = self._still_arriving()
+        arrivals = map(self._arrival, {segment.digest for segment in (*rows, *head_rows)})
+        self._arriving = [arrival for arrival in arrivals if arrival is not None]
         self.has_linears = any(adapter.linears for _, adapter in self._rows)
         self.has_plain = any(adapter.plain for _, adapter in self._rows)
         self.has_experts = any(adapter.experts for _, adapter in self._rows)
@@ -241,13 +242,19 @@ class AdapterBank:
         """The coming forwards apply the low-rank deltas that `table` names when they run, and nothing else."""
         assert self._step_tables is not None
         self._rows = self._head_rows = ()
+        self._arriving = []
         self.has_linears = self.has_plain = self.has_experts = False
         self._step_tables.use(table)
 
     def record(self, digest: str) -> AdapterRecord | None:
-        """An adapter as a table names it, or None where a table can't say all that the adapter does."""
+        """An adapter as a table names it, or None where a table can't say all that the adapter does.
+
+        Nor can one say that its weights are still on their way.
+        """
         adapter = self._adapters[digest]
-        if self._step_tables is None or adapter.linears or adapter.plain or adapter.experts or adapter.embeddings:
+        if self._step_tables is None or self._arrival(digest) is not None:
+            return None
+        if adapter.linears or adapter.plain or adapter.experts or adapter.embeddings:
             return None
         return self._step_tables.record(digest)
 
@@ -289,18 +296,12 @@ class AdapterBank:
         found = [(segment, [adapter.experts.get(path) for path in paths]) for segment, adapter in self._rows]
         return [(segment, changes) for segment, changes in found if any(changes)]
 
-    def _still_arriving(self) -> list[Arrival]:
-        """Arrivals of the step's adapters, as far as there is something to wait for."""
-        arriving = []
-        for digest in {segment.digest for segment, _ in (*self._rows, *self._head_rows)}:
-            adapter = self._adapters[digest]
-            if adapter.arrival is None:
-                continue
-            if adapter.arrival.done():
-                self._adapters[digest] = replace(adapter, arrival=None)
-            else:
-                arriving.append(adapter.arrival)
-        return arriving
+    def _arrival(self, digest: str) -> Arrival | None:
+        """What a version's rows have to wait for, if anything is left of it."""
+        adapter = self._adapters[digest]
+        if adapter.arrival is not None and adapter.arrival.done():
+            self._adapters[digest] = adapter = replace(adapter, arrival=None)
+        return adapter.arrival
 
     def _await(self, unit: Unit) -> None:
         for arrival in self._arriving:
