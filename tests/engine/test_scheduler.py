@@ -9,7 +9,7 @@ from livery.engine.blocks import BlockPool
 from livery.engine.pages import PAGE_BYTES
 from livery.engine.plan import StepPlan, StepResult
 from livery.engine.residency import Residency
-from livery.engine.scheduler import MAX_SKIPS, TURN, Scheduler
+from livery.engine.scheduler import MAX_SKIPS, SHORT_TURN, TURN, Scheduler
 
 EOS = 2
 
@@ -201,7 +201,7 @@ def test_more_adapters_than_fit_take_turns() -> None:
             break
     assert house.finished == dict.fromkeys(names, "length")
     assert max(first.values()) < 4 * TURN, "all have begun long before the first is done"
-    assert house.scheduler.rotations > 3
+    assert house.scheduler.turns > 3
     assert max(gaps.values()) < 1000
 
 
@@ -212,15 +212,15 @@ def test_nobody_makes_room_before_his_turn_is_over_or_in_vain() -> None:
     house.load({"a": 10})
     house.step()
     house.scheduler.add(request("b", 4, adapter="b"))
-    for _ in range(4 + TURN):  # it reads its prompt, 8 tokens a step, and has its turn
+    for _ in range(4 + SHORT_TURN):  # it reads its prompt, 8 tokens a step, and has its turn
         house.step()
         house.load({"b": 10})
-        assert house.scheduler.rotations == 0
-    while not house.scheduler.rotations:
+        assert house.scheduler.turns == 0
+    while not house.scheduler.turns:
         house.step()
         house.load({"b": 10})
     assert "a" not in house.finished
     while house.scheduler.has_work:
         house.step()
         house.load({"b": 10})
-    assert house.scheduler.rotations == 1, "nobody waited for room when b ran"
+    assert house.scheduler.turns == 1, "nobody waited for room when b ran"

@@ -135,6 +135,7 @@ class Residency:
         """Give a version's device memory back unless a request uses it; its image stays in host memory."""
         if digest not in self._resident or digest in self._pins:
             return False
+        self.evictions += 1
         self._leave_device(digest)
         return True
 

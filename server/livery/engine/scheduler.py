@@ -29,7 +29,9 @@ from livery.engine.residency import Residency
 from livery.engine.sequence import Sequence
 from livery.engine.speculation import deal
 
-TURN = 16  # tokens that each sequence of an adapter gets before the adapter may have to make room for another
+# Tokens that each sequence of an adapter gets before the adapter may have to make room for another's: for sequences
+# that had a turn as well, and for those whose client has seen nothing yet.
+TURN, SHORT_TURN = 16, 4
 MAX_SKIPS = 64  # rounds without room for its adapter before a sequence holds up those behind it
 PREFETCH = 8  # waiting sequences whose adapters are fetched before there is a place for the sequence
 
@@ -67,7 +69,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []  # in order of arrival; preempted ones return to the front
         self._running: list[Sequence] = []  # in order of admission
         self.preemptions = 0
-        self.rotations = 0
+        self.turns = 0  # that ended for lack of room
         self.prompt_tokens = 0
         self.generated_tokens = 0
         self.drafted_tokens = 0
@@ -187,27 +189,33 @@ class Scheduler:
         self._waiting.sort(key=lambda seq: (seq.skips <= MAX_SKIPS, seq.turns))
         for waiting in self._waiting:
             if waiting.adapter is not None and self._residency.lacks_room(waiting.adapter):
-                self._make_room(waiting.adapter)
+                self._make_room(waiting.adapter, TURN if waiting.turns else SHORT_TURN)
                 return
 
-    def _make_room(self, digest: str) -> None:
-        """End the turns of the adapters that had the longest ones, if that makes room for a version."""
+    def _make_room(self, digest: str, turn: int) -> None:
+        """Let a version in for adapters that had a turn of so many tokens, the longest first, if that is enough."""
         left: dict[str, int] = {}  # adapter -> tokens that one of its sequences still has to get
         for sequence in self._running:
             if sequence.adapter is not None:
-                left[sequence.adapter] = max(left.get(sequence.adapter, -(1 << 60)), self._left_of_turn(sequence))
+                left[sequence.adapter] = max(left.get(sequence.adapter, -(1 << 60)), self._left(sequence, turn))
         ended = sorted((adapter for adapter in left if left[adapter] <= 0), key=left.__getitem__)
         count = next((n for n in range(len(ended) + 1) if self._residency.frees_enough(digest, ended[:n])), 0)
-        for sequence in [sequence for sequence in self._running if sequence.adapter in ended[:count]]:
-            self._leave_running(sequence)
-            sequence.num_computed = 0  # what the prefix cache doesn't keep
-            sequence.turns += 1
-            self._waiting.append(sequence)
-            self.rotations += 1
+        for adapter in ended[:count]:
+            for sequence in [sequence for sequence in self._running if sequence.adapter == adapter]:
+                self._leave_running(sequence)
+                sequence.num_computed = 0  # but for what the prefix cache keeps
+                sequence.turns += 1
+                self._waiting.append(sequence)
+            self._residency.evict(adapter)  # or they would come back at once
+            self.turns += 1
 
-    def _left_of_turn(self, sequence: Sequence) -> int:
-        """A turn must be worth what it takes to come back: without the prefix cache, computing everything again."""
-        turn = TURN if self.prefix.is_on else max(TURN, sequence.turn_began)
+    def _left(self, sequence: Sequence, turn: int) -> int:
+        """Tokens of its turn that a sequence still has to get, 0 or less where it is over.
+
+        A turn must be worth what it takes to come back: without the prefix cache, computing everything again.
+        """
+        if not self.prefix.is_on:
+            turn = max(turn, sequence.turn_began)
         return sequence.turn_began + turn - sequence.num_tokens
 
     def _plan_running(self, planned: dict[str, int], budget: int) -> int:
