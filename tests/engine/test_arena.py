@@ -15,10 +15,10 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from engine.by_hand import parts_mix
 from engine.families import linear_targets, save
 from engine.oracle import Bench, ref, save_adapter
 from engine.test_parity import TIGHT, kv_bytes, prompts
+from engine.test_parity_parts import parts_mix
 from livery.engine.arena import Arena
 from livery.engine.base import AdapterRef, EngineConfig
 from livery.engine.images import AdapterImage
