@@ -126,7 +126,7 @@ def test_an_adapter_skipped_too_often_is_not_starved() -> None:
 
 def test_a_running_adapter_is_never_evicted() -> None:
     house = House(budget=10)
-    house.scheduler.add(request("a", 2, max_tokens=9, adapter="a"))
+    house.scheduler.add(request("a", 2, max_tokens=SHORT_TURN, adapter="a"))
     house.step()
     house.load({"a": 10})
     house.step()
