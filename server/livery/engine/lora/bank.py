@@ -261,9 +261,11 @@ class AdapterBank:
     def native_rows(self) -> array[int] | None:
         """The step's segments as triples of start, end and the address of a table of changes, for native code.
 
-        None where an adapter has more in the layers' modules than low-rank deltas, gains and biases. The addresses
-        hold for this step.
+        None where an adapter has more in the layers' modules than low-rank deltas, gains and biases, or is still on its
+        way. The addresses hold for this step.
         """
+        if self._arriving:
+            return None
         rows = array("q")
         for segment, adapter in self._rows:
             addresses = self._addresses[adapter.digest]
