@@ -132,7 +132,7 @@ def test_a_running_adapter_is_never_evicted() -> None:
     house.step()
     house.scheduler.add(request("b", 2, adapter="b"))
     house.step()
-    house.load({"b": 10})
+    house.load({"a": 10, "b": 10})
     assert house.residency.resident == ("a",)
     house.residency.retire("a")
     assert house.residency.resident == ("a",), "retired, but its request runs to the end"
@@ -207,20 +207,20 @@ def test_more_adapters_than_fit_take_turns() -> None:
 
 def test_nobody_makes_room_before_his_turn_is_over_or_in_vain() -> None:
     house = House(blocks=200, budget=10, running=3)
-    house.scheduler.add(request("a", 40, max_tokens=30, adapter="a"))
+    house.scheduler.add(request("a", 40, max_tokens=60, adapter="a"))
     house.step()
     house.load({"a": 10})
     house.step()
     house.scheduler.add(request("b", 4, adapter="b"))
     for _ in range(4 + SHORT_TURN):  # it reads its prompt, 8 tokens a step, and has its turn
         house.step()
-        house.load({"b": 10})
+        house.load({"a": 10, "b": 10})
         assert house.scheduler.turns == 0
     while not house.scheduler.turns:
         house.step()
-        house.load({"b": 10})
+        house.load({"a": 10, "b": 10})
     assert "a" not in house.finished
     while house.scheduler.has_work:
         house.step()
-        house.load({"b": 10})
+        house.load({"a": 10, "b": 10})
     assert house.scheduler.turns == 1, "nobody waited for room when b ran"
