@@ -44,7 +44,7 @@ class Steps:
         self.size = self.runner.info.block_size
         self.digests = [adapter.digest for adapter in adapters]
         for adapter in adapters:
-            self.runner.install(self.runner.read_adapter(adapter))
+            self.runner.install(self.runner.read_adapter(adapter).packed)
 
     def decode(self, rows: int, adapters: int, context: int) -> list[SequenceSlice]:
         """One new token each for `rows` sequences of `context` tokens, `adapters` (0: none) taking turns."""
