@@ -85,7 +85,7 @@ class RecordingRunner(ModelRunner):
 
     def read_adapter(self, adapter: AdapterRef) -> AdapterImage:
         if adapter.digest in self.by_hand:
-            return self._pack(self.by_hand[adapter.digest], AdapterEffect({}, 0))
+            return self.pack(self.by_hand[adapter.digest], AdapterEffect({}, 0))
         return super().read_adapter(adapter)
 
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:

@@ -178,7 +178,6 @@ class ModelRunner:
         """Read, check, measure and pack a version into host memory, on the loader's thread.
 
         Touches nothing that the step loop writes.
-
         On one core while requests are computed, whose steps want all of them, and on all where none are.
         Raises livery_adapters.refusal.AdapterRefused, or OSError when the files are gone.
         """
