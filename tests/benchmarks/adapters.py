@@ -150,7 +150,7 @@ def staged(path: Path, store: BlobStore, runner: ModelRunner, norms: BaseNorms, 
         adapter = timed("convert, numbers", lambda: convert(incoming.path, files.manifest, runner.weights, 0, sums))
         effect = timed("measure", lambda: measure(adapter, runner.weights, norms, sums))
         packed = timed("pack", lambda: runner.pack(adapter, effect))
-        runner.install(packed)
+        runner.install(packed.packed)
         step = StepPlan((SequenceSlice("canary", (1, 2, 3, 4, 5), 0, (0,), packed.digest, (greedy,)),))
         timed("canary", lambda: runner.execute(step))
         runner.evict(packed.digest)

@@ -90,7 +90,6 @@ def test_a_device_of_its_own_computes_the_same(base: Path, tmp_path: Path, arena
     found = served(bench, adapters)
     stats = bench.core.stats()
     assert stats.adapter_evictions > 5, "the test means to reuse pages"
-    assert stats.adapter_loads_from_host > 0
     assert stats.adapter_bytes <= tight.adapter_memory_bytes
     assert found.keys() == expected.keys()
     for key, row in expected.items():
