@@ -27,6 +27,7 @@ from server.running import livery_serve, tiny_model
 
 REQUESTS = int(os.environ.get("LIVERY_ROLLOUT_REQUESTS", "300"))
 STREAMS = 10
+CHANGES = ("put", "rollback", "delete")
 MAX_TOKENS = 6
 PROMPTS = [[400 + 7 * i, 900, 31 * i + 5, *range(60, 60 + 3 * i)] for i in range(5)]
 CONFIGS: list[PeftConfig] = [
@@ -116,7 +117,6 @@ async def test_every_answer_is_that_of_a_version_active_when_it_was_admitted(
             await until_empty(client, tmp_path / "data")
     outcomes = rollout.outcomes
     assert outcomes["answered"] > REQUESTS / 2, outcomes
-    assert min(outcomes[kind] for kind in ("put", "rollback", "delete")) >= 2, outcomes
     assert outcomes["prod: canary"] > 0, outcomes
     assert 0.8 < outcomes["prod: stable"] / (outcomes["prod: stable"] + outcomes["prod: canary"]) < 0.98, outcomes
 
@@ -152,11 +152,12 @@ async def one_request(client: httpx.AsyncClient, rollout: Rollout, dice: random.
 
 
 async def keep_changing(client: httpx.AsyncClient, rollout: Rollout, done: asyncio.Event) -> None:
+    """As long as requests come, and until every kind of change was made: how many fit in depends on the machine."""
     dice = random.Random(5)
-    while not done.is_set():
+    while not done.is_set() or min(rollout.outcomes[kind] for kind in CHANGES) < 2:
         name = dice.choice(["stable", "canary"])
         await change(client, rollout, name, dice.choice(list(rollout.pool)))
-        await roll_back(client, rollout, dice.choice(["stable", "canary"]))
+        await roll_back(client, rollout, name)
         await change(client, rollout, "passing", None)
         await change(client, rollout, "passing", dice.choice(list(rollout.pool)))
 
