@@ -169,8 +169,9 @@ class StepRows:
         found: dict[str, list[float]] = {"with": [], "without": []}
         for turn in range(FINER * sizes.rounds):
             for kind in ("with", "without") if turn % 2 == 0 else ("without", "with"):
-                change = self._bench.ready if kind == "with" else self._bench.drop
-                change(held)
+                self._bench.ready(held)  # either way: what loading leaves in caches is no part of the difference
+                if kind == "without":
+                    self._bench.drop(held)
                 found[kind] += alternate({"step": step}, 1, sizes.turns)["step"]
         self._bench.ready(held)
         row = Row(
