@@ -99,9 +99,12 @@ class Settings(BaseModel):
     speculate: int = Field(
         0, ge=0, le=64, description="Most tokens guessed ahead per answer and step, from its own text; 0: none"
     )
-    threads: int = Field(0, ge=0, description="Threads of the engine on CPU; 0: chosen")
+    threads: int = Field(0, ge=0, description="Threads of the engine on CPU; 0: measured at start")
     device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto, float32 or bfloat16")
+    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = Field(
+        "auto", description="How weights are held on CPU: auto loses nothing; int8 and int4 round where need be"
+    )
     kernels: Literal["auto", "torch"] = Field("auto", description="auto, or torch for plain torch operations")
     prefix_cache: bool = Field(True, description="Compute what prompts begin with once, per tenant, adapter and salt")
     decoder: Literal["auto", "transformers"] = Field(

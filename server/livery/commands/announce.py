@@ -29,6 +29,8 @@ def announce(service: GenerationService, adapters: Mapping[str, Any], listener: 
     cache = "" if info.prefix_cache else ", no prefix cache"
     computed = f"kernels: {escape(info.kernels)}, decoder: {escape(info.decoder)}{cache}"
     console.print(f"  {info.architecture}, {info.device} {info.dtype}, {computed}")
+    if info.weights:
+        console.print(f"  weights: {escape(info.weights)}; threads: {info.threads or 'of the device'}")
     _print_adapters(console, adapters)
     name = next((shown["name"] for shown in adapters["data"] if "digest" in shown), service.base_name)
     console.print("\n[bold]Try it[/]")

@@ -42,13 +42,14 @@ def doctor(
     device: Annotated[str | None, _knob("device")] = None,
     dtype: Annotated[str | None, _knob("dtype")] = None,
     kernels: Annotated[str | None, _knob("kernels")] = None,
+    weights: Annotated[str | None, _knob("weights")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", envvar=f"{PREFIX}CONFIG", help="As for serve")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what device, dtype, attention and kernels `serve` would use here with the same settings, and why."""
-    knobs = {"model": "any", "device": device, "dtype": dtype, "kernels": kernels}
+    knobs = {"model": "any", "device": device, "dtype": dtype, "kernels": kernels, "weights": weights}
     findings = [*_software(), *_machine(), *_engine(load_settings(knobs, os.environ, config))]
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
@@ -106,7 +107,9 @@ def _engine(settings: Settings) -> list[Finding]:
     from livery.engine.base import EngineConfig, ModelRefused
     from livery.engine.devices import choose
 
-    wanted = EngineConfig("", device=settings.device, dtype=settings.dtype, kernels=settings.kernels)
+    wanted = EngineConfig(
+        "", device=settings.device, dtype=settings.dtype, kernels=settings.kernels, weights=settings.weights
+    )
     try:
         compute = choose(wanted)
     except ModelRefused as refused:
@@ -117,7 +120,7 @@ def _engine(settings: Settings) -> list[Finding]:
     else:
         free, total = torch.cuda.mem_get_info(compute.device)
         findings.append(Finding("GPU memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free", ""))
-    return [*findings, *_kernels(compute)]
+    return [*findings, *_kernels(compute), Finding("weights", compute.weights, compute.why_weights)]
 
 
 def _device(compute: Compute) -> Finding:

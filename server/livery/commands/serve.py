@@ -244,6 +244,7 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
         threads=settings.threads,
         speculate=settings.speculate,
         kernels=settings.kernels,
+        weights=settings.weights,
         prefix_cache=settings.prefix_cache,
         decoder=settings.decoder,
         deterministic=settings.deterministic,

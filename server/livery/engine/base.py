@@ -126,6 +126,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     speculate: int = 0  # most drafted tokens of a sequence in a step
     draft_rows: int = 0  # rows of a step up to which drafts fill it
     decoder: str = "none"  # whose forward computes: "fused" or "transformers"
+    weights: str = ""  # how the linear modules' weights are held, and what rounding them lost
+    threads: int = 0  # on a CPU
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -173,6 +175,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     threads: int = 0
     speculate: int = 0  # most tokens drafted for a sequence in a step; 0: none
     kernels: Literal["auto", "torch", "triton"] = "auto"
+    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # how linear modules' weights are held
     prefix_cache: bool = True  # keep what was computed for prompts and answers, for requests that begin alike
     decoder: Literal["auto", "transformers"] = "auto"
     deterministic: bool = False  # logits of a request are the same bits in any company; refused where they can't be

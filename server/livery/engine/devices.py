@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -23,6 +24,8 @@ class Compute:
     why_device: str
     why_dtype: str
     why_kernels: str
+    weights: Literal["exact", "fp32", "bf16", "int8", "int4"]  # how the weights of linear modules are held
+    why_weights: str
 
     @property
     def dtype_name(self) -> str:
@@ -34,7 +37,8 @@ def choose(config: EngineConfig) -> Compute:
     device, why_device = _device(config.device)
     dtype, why_dtype = _dtype(config.dtype, device)
     kernels, why_kernels = _kernels(config.kernels, device, dtype)
-    return Compute(device, dtype, kernels, why_device, why_dtype, why_kernels)
+    weights, why_weights = _weights(config.weights, device, dtype)
+    return Compute(device, dtype, kernels, why_device, why_dtype, why_kernels, weights, why_weights)
 
 
 def _device(wanted: str) -> tuple[torch.device, str]:
@@ -75,3 +79,21 @@ def _kernels(wanted: KernelMode, device: torch.device, dtype: torch.dtype) -> tu
     if dtype != torch.float32:
         return "torch", "the native kernels compute in float32; --dtype float32 uses them"
     return "auto", "native where a C++ compiler is found"
+
+
+def _weights(
+    wanted: Literal["auto", "fp32", "bf16", "int8", "int4"], device: torch.device, dtype: torch.dtype
+) -> tuple[Literal["exact", "fp32", "bf16", "int8", "int4"], str]:
+    """The layouts of few bits are widened to float32 by the CPU's kernels and by nothing else."""
+    if wanted == "auto":
+        if device.type == "cpu" and dtype == torch.float32:
+            return "exact", "each in the fewest bits that hold its very numbers; --weights int8 or int4 rounds"
+        return "exact", f"in {str(dtype).removeprefix('torch.')}, as computed"
+    if device.type != "cpu" or dtype != torch.float32:
+        raise ModelRefused(
+            f"--weights {wanted} is for CPUs computing in float32, not for {device.type} in "
+            f"{str(dtype).removeprefix('torch.')}; leave it at auto"
+        )
+    if wanted == "fp32":
+        return wanted, "asked for with --weights fp32"
+    return wanted, f"asked for with --weights {wanted}: rounded where {wanted} can't hold the numbers"

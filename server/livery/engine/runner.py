@@ -6,6 +6,7 @@ contiguous segment in every linear module.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -25,10 +26,11 @@ from livery.engine.devices import choose
 from livery.engine.images import AdapterImage, image_of
 from livery.engine.kernels import Kernels, load_sums, use_threads_here
 from livery.engine.kernels import load as load_kernels
-from livery.engine.lora.bank import AdapterBank, PackedAdapter, Segment, pack, tables_of
+from livery.engine.lora.bank import AdapterBank, GroupLayout, PackedAdapter, Segment, pack, tables_of
 from livery.engine.lora.embedding import AdapterEmbedding, attach_embeddings
 from livery.engine.lora.experts import attach_experts
-from livery.engine.lora.linear import GroupedLinear, attach_linears, layouts_of
+from livery.engine.lora.holding import WeightHolder
+from livery.engine.lora.linear import GroupedLinear, attach_linears, grouped_modules, layouts_of
 from livery.engine.lora.parts import Packer
 from livery.engine.lora.plain import attach_plain
 from livery.engine.memory import plan_memory
@@ -36,6 +38,7 @@ from livery.engine.model import CANARY_LENGTHS, Canary, LoadedModel, Progress, l
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.reading import AdapterReader, HeldWeights
 from livery.engine.sampler import NOT_FINITE, sample
+from livery.engine.threads import choose_threads
 from livery_adapters.base_model import BaseModel
 from livery_adapters.canonical import CanonicalAdapter
 from livery_adapters.effect import AdapterEffect
@@ -43,6 +46,8 @@ from livery_adapters.effect import AdapterEffect
 # Rows that a step computes in little more time than one: up to these, drafts cost next to nothing.
 DRAFT_ROWS = {"cpu": 8, "cuda": 64}
 RUNNING_S = 1.0  # how long after a step more of them are to be expected
+
+log = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -79,10 +84,15 @@ class ModelRunner:
         per_token = sum(shape.bytes_per_token(self._dtype.itemsize) for shape in kv)
         least = sum(CANARY_LENGTHS) + 2 * config.block_size
         memory = plan_memory(config, self._device, per_token, loaded.trained_len, least)
+        layouts = layouts_of(loaded.structure)
+        holder = WeightHolder(self._kernels, self._compute.weights)
+        head = next((index for index, layout in enumerate(layouts) if layout.is_head), None)
+        holder.round(grouped_modules(loaded.model, layouts), head)
         progress("checking the paged forward against the plain one")
         canary, rope = prepare(loaded, memory.max_model_len)
         self._model: Any = loaded.model
-        self._attach(loaded)
+        self._attach(loaded, layouts, holder)
+        log.info("weights of linear modules: %s", holder.describe())
         self._block_size = config.block_size
         self._caches = [
             LayerCache.empty(memory.num_blocks, config.block_size, shape, self._dtype, self._device) for shape in kv
@@ -91,6 +101,7 @@ class ModelRunner:
         self._arena = arena_for(self._device, memory.adapter_bytes)
         self._reader = AdapterReader(base, self._weights, self.pack, load_sums(self._compute.kernels))
         decoder = self._choose_decoder(config, loaded, canary, memory.max_model_len, progress)
+        threads = self._choose_threads(config.threads, canary.sequences[0])
         max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
         return EngineInfo(
             architecture=loaded.architecture,
@@ -115,15 +126,29 @@ class ModelRunner:
             speculate=config.speculate,
             draft_rows=DRAFT_ROWS[self._device.type] if config.speculate else 0,
             decoder=decoder,
+            weights=holder.describe(),
+            threads=threads,
         )
 
-    def _attach(self, loaded: LoadedModel) -> None:
+    def _choose_threads(self, asked: int, ids: Sequence[int]) -> int:
+        """Threads of this thread's steps on a CPU, 0 elsewhere. `ids` is a sequence that fills the first blocks."""
+        if self._device.type != "cpu" or asked:
+            return asked if self._device.type == "cpu" else 0
+        table = tuple(range(-(-len(ids) // self._block_size)))
+
+        def step(start: int) -> Tensor:
+            return self.forward([SequenceSlice("threads", tuple(ids[start:]), start, table, None, (_GREEDY,))])
+
+        threads, why = choose_threads(_cores(), [lambda: step(0), lambda: step(len(ids) - 1)])
+        log.info("threads: %d, %s", threads, why)
+        return threads
+
+    def _attach(self, loaded: LoadedModel, layouts: tuple[GroupLayout, ...], holder: WeightHolder) -> None:
         """Let every module that adapters may change apply those of its rows."""
         structure = loaded.structure
-        layouts = layouts_of(structure)
         tables = tables_of(layouts, self._device) if self._kernels.reads_tables else None
         self._bank = bank = AdapterBank(layouts, tables, one_by_one=self._deterministic)
-        linears = attach_linears(loaded.model, bank, self._kernels)
+        linears = attach_linears(loaded.model, bank, self._kernels, holder)
         attach_embeddings(loaded.model, structure, bank, linears)
         attach_plain(loaded.model, structure.shapes.plain, bank)
         attach_experts(loaded.model, structure.shapes.experts, bank)

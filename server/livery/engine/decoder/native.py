@@ -11,7 +11,7 @@ from torch import Tensor
 from livery.engine.attention import AttentionBatch, LayerCache
 from livery.engine.decoder.parts import DecoderLayer, DecoderParts
 from livery.engine.kernels.native import NativeKernels
-from livery.engine.kernels.weights import PackedWeight
+from livery.engine.kernels.weights import LAYOUTS, GridWeight, PackedWeight
 from livery.engine.lora.linear import ProjectionGroup
 
 _INT, _FLOAT = ctypes.c_int64, ctypes.c_float
@@ -20,7 +20,7 @@ _INT, _FLOAT = ctypes.c_int64, ctypes.c_float
 class _Projection(ctypes.Structure):
     """Mirrors `Projection` in decoder.cpp, as the following two do their namesakes."""
 
-    _fields_ = (("weight", _INT), ("bias", _INT), ("out", _INT), ("in_", _INT), ("group", _INT))
+    _fields_ = tuple((name, _INT) for name in ("weight", "layout", "bias", "out", "in_", "group"))
 
 
 class _Layer(ctypes.Structure):
@@ -63,7 +63,7 @@ class NativeLayers:
     def serves(cls, parts: DecoderParts) -> bool:
         """Whether every product of the layers is one of the native kernels'."""
         groups = (group for layer in parts.layers for group in _groups(layer))
-        return all(isinstance(group.weight, PackedWeight) for group in groups)
+        return all(isinstance(group.weight, PackedWeight | GridWeight) for group in groups)
 
     def run(self, x: Tensor, cos: Tensor, sin: Tensor, adapters: array[int], batch: AttentionBatch) -> None:
         """Advance the stream x [rows, hidden] through all layers, in place.
@@ -101,6 +101,6 @@ def _layer(layer: DecoderLayer, cache: LayerCache) -> _Layer:
 
 def _projection(group: ProjectionGroup) -> _Projection:
     weight = group.weight
-    assert isinstance(weight, PackedWeight)
-    bias = 0 if group.bias is None else group.bias.data_ptr()
-    return _Projection(weight.panels.data_ptr(), bias, weight.out_features, weight.panels.shape[1], group.index)
+    assert isinstance(weight, PackedWeight | GridWeight)
+    layout, bias = LAYOUTS.index(weight.layout), 0 if group.bias is None else group.bias.data_ptr()
+    return _Projection(weight.panels.data_ptr(), layout, bias, weight.out_features, weight.in_features, group.index)

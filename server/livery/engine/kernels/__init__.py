@@ -16,13 +16,16 @@ from livery.engine.kernels.group import AdapterGroup, GroupSegments
 from livery.engine.kernels.measure import NativeSums
 from livery.engine.kernels.native import NativeKernels
 from livery.engine.kernels.reference import TorchKernels
-from livery.engine.kernels.weights import PackedWeight, PlainWeight, Weight
+from livery.engine.kernels.weights import LAYOUTS, GridWeight, Layout, PackedWeight, PlainWeight, Weight
 from livery_adapters.sums import Sums, TorchSums
 
 __all__ = [
+    "LAYOUTS",
     "AdapterGroup",
+    "GridWeight",
     "GroupSegments",
     "Kernels",
+    "Layout",
     "PackedWeight",
     "PlainWeight",
     "Weight",
@@ -76,7 +79,7 @@ class Kernels(Protocol):
 
     def silu_mul(self, gate_up: Tensor) -> Tensor: ...
 
-    def pack(self, weight: Tensor) -> Weight: ...
+    def pack(self, weight: Tensor, layout: Layout | Literal["exact"] = "fp32") -> Weight: ...
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor: ...
 

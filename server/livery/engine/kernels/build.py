@@ -19,7 +19,7 @@ from pathlib import Path
 from livery.models import cache_dir
 
 SOURCES = ("lora.cpp", "attention.cpp", "linear.cpp", "rows.cpp", "decoder.cpp", "measure.cpp")
-HEADERS = ("vec.hpp", "tiles.hpp", "team.hpp", "rows.hpp", "linear.hpp", "lora.hpp", "attention.hpp")
+HEADERS = ("vec.hpp", "tiles.hpp", "panels.hpp", "team.hpp", "rows.hpp", "linear.hpp", "lora.hpp", "attention.hpp")
 _BASE_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 # A $CXX that is a C compiler (`gcc`) links no C++ library of its own accord, and the result can't be loaded.
 _LIBRARIES = ("-lstdc++",) if platform.system() == "Linux" else ()

@@ -14,7 +14,8 @@ namespace livery {
 
 // The structs are mirrored by decoder/native.py.
 struct Projection {
-  const float* weight;
+  const char* weight;
+  int64_t layout;     // of the weight
   const float* bias;  // or null
   int64_t out, in;
   int64_t group;  // the projection group's index in each adapter's table
@@ -65,7 +66,7 @@ struct Team {
 
   // y = W x + adapters' products, for x and y with rows of the given widths.
   void project(const Projection& p, const float* x, float* y) {
-    livery_linear(x, p.in, p.weight, p.bias, y, step.rows, p.out, p.in);
+    livery_linear(x, p.in, p.weight, p.layout, p.bias, y, step.rows, p.out, p.in);
     meet();
     thread_local std::vector<Segment> segments;
     segments.clear();

@@ -4,5 +4,5 @@
 
 #include <cstdint>
 
-extern "C" void livery_linear(const float* x, int64_t x_stride, const float* w, const float* bias, float* y,
-                              int64_t m, int64_t n, int64_t k);
+extern "C" void livery_linear(const float* x, int64_t x_stride, const char* w, int64_t layout, const float* bias,
+                              float* y, int64_t m, int64_t n, int64_t k);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,16 @@ from torch.nn import functional
 
 from livery.engine.kernels.group import GroupSegments
 from livery.engine.kernels.native_rows import NativeRows
-from livery.engine.kernels.weights import PackedWeight, PlainWeight, Weight
+from livery.engine.kernels.weights import (
+    LAYOUTS,
+    GridWeight,
+    Layout,
+    PackedWeight,
+    PlainWeight,
+    Weight,
+    pack_exactly,
+    pack_rounded,
+)
 
 _INT = ctypes.c_int64
 
@@ -62,7 +72,7 @@ class NativeKernels(NativeRows):
         self._lora = loaded.livery_grouped_lora
         self._lora.argtypes, self._lora.restype = (_INT,) * 9, _INT
         self._linear = loaded.livery_linear
-        self._linear.argtypes, self._linear.restype = (_INT,) * 8, None
+        self._linear.argtypes, self._linear.restype = (_INT,) * 9, None
         loaded.livery_panel_width.restype = _INT
         self._panel_width = int(loaded.livery_panel_width())
         self._decoder = loaded.livery_decoder
@@ -137,14 +147,19 @@ class NativeKernels(NativeRows):
             which = f"sequence {misfit} does not fit its block table" if misfit >= 0 else "a slot or segment is outside"
             raise ValueError(f"the step does not fit the cache: {which}")
 
-    def pack(self, weight: Tensor) -> Weight:
+    def pack(self, weight: Tensor, layout: Layout | Literal["exact"] = "fp32") -> Weight:
         """Lay a weight [out_features, in_features] out for `linear`. Keep the result and drop the original."""
         if weight.dtype is not torch.float32 or not weight.is_cpu:
             return PlainWeight(weight)
-        return PackedWeight.of(weight, self._panel_width)
+        if layout == "exact":
+            return pack_exactly(weight, self._panel_width)
+        return pack_rounded(weight, self._panel_width, layout)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias` for x [rows, in_features] and a weight that `pack` made."""
+        """`x @ weight.T + bias` for x [rows, in_features] and a weight that `pack` made.
+
+        A row's result depends on nothing beside it, and is that of the weight's numbers in any other layout.
+        """
         if isinstance(weight, PlainWeight):
             return functional.linear(x, weight.tensor, bias)
         rows, width = x.shape
@@ -154,6 +169,7 @@ class NativeKernels(NativeRows):
             x.data_ptr(),
             x.stride(0),
             weight.panels.data_ptr(),
+            LAYOUTS.index(weight.layout),
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),
             rows,
@@ -163,11 +179,11 @@ class NativeKernels(NativeRows):
         return y
 
 
-def _check_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
+def _check_linear(x: Tensor, weight: PackedWeight | GridWeight, bias: Tensor | None) -> None:
     if x.dtype is not torch.float32 or not x.is_cpu or x.stride(1) != 1:
         raise ValueError("the product needs fp32 rows on the CPU, contiguous in in_features")
-    if x.shape[1] != weight.panels.shape[1]:
-        raise ValueError(f"rows of {x.shape[1]} do not fit a weight of {weight.panels.shape[1]} in_features")
+    if x.shape[1] != weight.in_features:
+        raise ValueError(f"rows of {x.shape[1]} do not fit a weight of {weight.in_features} in_features")
     if bias is not None and (bias.dtype is not torch.float32 or bias.shape != (weight.out_features,)):
         raise ValueError(f"the bias must be fp32 of {weight.out_features}, got {bias.dtype} {list(bias.shape)}")
 

@@ -5,12 +5,14 @@ Same signatures and results as native.py, on any device torch knows. Knows nothi
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from livery.engine.kernels.group import AdapterGroup, GroupSegments
-from livery.engine.kernels.weights import PlainWeight, Weight
+from livery.engine.kernels.weights import Layout, Weight, pack_for_torch
 
 
 class TorchKernels:
@@ -111,13 +113,16 @@ class TorchKernels:
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate) * up
 
-    def pack(self, weight: Tensor) -> Weight:
-        """Keep a weight [out_features, in_features] as `linear` wants it: as it is."""
-        return PlainWeight(weight)
+    def pack(self, weight: Tensor, layout: Layout | Literal["exact"] = "fp32") -> Weight:
+        """Hold a weight [out_features, in_features] for `linear`: "exact" and "fp32" keep it as it is.
+
+        The other layouts round it. They save memory but no time here: each product unpacks the weight.
+        """
+        return pack_for_torch(weight, layout)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias` for x [rows, in_features] and a weight [out_features, in_features]."""
-        return functional.linear(x, weight.dense(), bias)
+        return functional.linear(x, weight.dense().to(x.dtype), bias)
 
 
 def _attend_single(

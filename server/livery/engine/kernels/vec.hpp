@@ -6,6 +6,10 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace livery {
 
 #if defined(__AVX512F__)
@@ -42,10 +46,17 @@ inline Vec load(const float* p) {
 }
 
 inline Vec load(const Bf16* p) {
+  // Compilers widen 16 values in three steps.
+#if defined(__AVX512F__)
+  const __m512i word = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  const __m256i word = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
   HalfVec half;
   std::memcpy(&half, p, sizeof half);
-  WordVec word = __builtin_convertvector(half, WordVec) << 16;
-  return bit_cast<Vec>(word);
+  const WordVec word = __builtin_convertvector(half, WordVec);
+#endif
+  return bit_cast<Vec>(bit_cast<WordVec>(word) << 16);
 }
 
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }

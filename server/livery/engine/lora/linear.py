@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from livery.engine.kernels import Kernels, Weight
 from livery.engine.lora.bank import AdapterBank, GroupLayout, Segment
+from livery.engine.lora.holding import WeightHolder
 from livery.engine.lora.parts import PackedGroup, PackedLinear, add_deltas, by_rows, replace_rows, transformed
 from livery.engine.structure import ModelStructure, is_linear, linear_features
 from livery_adapters.canonical import Rows
@@ -201,30 +201,23 @@ def layouts_of(structure: ModelStructure) -> tuple[GroupLayout, ...]:
     return tuple(layouts)
 
 
-def attach_linears(model: nn.Module, bank: AdapterBank, kernels: Kernels) -> Mapping[str, GroupedLinear]:
+def grouped_modules(model: nn.Module, layouts: Sequence[GroupLayout]) -> list[list[nn.Module]]:
+    """The linear modules of each projection group."""
+    return [[model.get_submodule(path) for path in layout.members] for layout in layouts]
+
+
+def attach_linears(
+    model: nn.Module, bank: AdapterBank, kernels: Kernels, holder: WeightHolder
+) -> Mapping[str, GroupedLinear]:
     """Put adapter-aware modules in place of the base's, whose weights they take over; none is held twice."""
     replaced: dict[str, GroupedLinear] = {}
-    for index, layout in enumerate(bank.layouts):
-        modules = [model.get_submodule(path) for path in layout.members]
+    for index, (layout, modules) in enumerate(zip(bank.layouts, grouped_modules(model, bank.layouts), strict=True)):
         assert all(map(is_linear, modules))
-        group = ProjectionGroup(index, kernels.pack(_stack(modules)), _stack_bias(modules), bank, kernels)
+        group = ProjectionGroup(index, holder.hold(index, modules), _stack_bias(modules), bank, kernels)
         for path, columns, module in zip(layout.members, layout.columns, modules, strict=True):
             replaced[path] = GroupedLinear(group, columns, layout.in_features, module.bias is not None)
             model.set_submodule(path, replaced[path])
     return replaced
-
-
-def _natural(module: nn.Module) -> Tensor:
-    """A linear module's weight as [out_features, in_features], contiguous."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return (weight.detach().t() if isinstance(module, Conv1D) else weight.detach()).contiguous()
-
-
-def _stack(modules: Sequence[nn.Module]) -> Tensor:
-    if len(modules) == 1:  # stays the very tensor: it may be tied to the embedding
-        return _natural(modules[0])
-    return torch.cat([_natural(module) for module in modules])
 
 
 def _stack_bias(modules: Sequence[nn.Module]) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -9,7 +11,7 @@ from livery.engine.kernels.cuda import attention, lora
 from livery.engine.kernels.cuda.rows import TritonRows
 from livery.engine.kernels.group import GroupSegments
 from livery.engine.kernels.tables import DeviceSegments
-from livery.engine.kernels.weights import PlainWeight, Weight
+from livery.engine.kernels.weights import Layout, Weight, pack_for_torch
 
 
 class TritonKernels(TritonRows):
@@ -40,8 +42,8 @@ class TritonKernels(TritonRows):
             q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, window, softcap, out
         )
 
-    def pack(self, weight: Tensor) -> Weight:
-        return PlainWeight(weight)
+    def pack(self, weight: Tensor, layout: Layout | Literal["exact"] = "fp32") -> Weight:
+        return pack_for_torch(weight, layout)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        return functional.linear(x, weight.dense(), bias)
+        return functional.linear(x, weight.dense().to(x.dtype), bias)
