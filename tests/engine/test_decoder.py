@@ -16,6 +16,7 @@ from livery.engine.decoder.parts import NotRecognised, recognise
 from livery.engine.kernels import load
 from livery.engine.lora.bank import AdapterBank
 from livery.engine.lora.embedding import attach_embeddings
+from livery.engine.lora.holding import WeightHolder
 from livery.engine.lora.linear import attach_linears, layouts_of
 from livery.engine.runner import ModelRunner
 from livery.engine.structure import discover
@@ -30,7 +31,9 @@ def recognised(config: PreTrainedConfig, change: Any = lambda model: None) -> ob
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     structure = discover(model)
     bank = AdapterBank(layouts_of(structure))
-    attach_embeddings(model, structure, bank, attach_linears(model, bank, load("torch")))
+    kernels = load("torch")
+    linears = attach_linears(model, bank, kernels, WeightHolder(kernels, "exact"))
+    attach_embeddings(model, structure, bank, linears)
     change(model)
     return recognise(model, structure, 64, torch.float32)
 
