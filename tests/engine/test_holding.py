@@ -78,7 +78,12 @@ def test_a_rounded_base_under_adapters_is_what_peft_makes_of_the_rounded_numbers
         again, second = run(EngineConfig(str(rounded), **SMALL), adapter)
         assert weights in again.info.weights and "exact" in again.info.weights
         for name, result in bench.results.items():
-            assert all(torch.equal(logits, second.results[name].logits[at]) for at, logits in result.logits.items())
+            for at, logits in result.logits.items():
+                found = second.results[name].logits[at]
+                # Routed experts are torch's, whose bits depend on where in memory a tensor lies.
+                assert torch.equal(logits, found) or (
+                    runner.info.shapes.experts and float((logits - found).abs().max()) < 1e-5
+                )
 
 
 @only_native
