@@ -75,20 +75,56 @@ void expand(const LoraGroup& g, const Operands& op, const Task& task, const Lora
   }
 }
 
+// The same for one row, whose sums stay in the first cache: rows of B pass in the order they lie in memory.
+template <class T>
+void expand_row(const LoraGroup& g, const Operands& op, const Task& task, const LoraSlice& s, int64_t begin,
+                int64_t end, const float* h) {
+  constexpr int kRanks = 4;
+  float* y = op.y + task.start * op.y_stride + s.offset + begin;
+  const float* ranks = h + s.first_rank;
+  const int64_t columns = end - begin;
+  const T* b = static_cast<const T*>(s.b) + begin;
+  auto some = [&](int64_t j, auto count) {
+    constexpr int R = decltype(count)::value;
+    const T* rows[R];
+    Vec a[R];
+    for (int r = 0; r < R; ++r) {
+      rows[r] = b + (j + r) * s.out;
+      a[r] = splat(ranks[j + r]);
+    }
+    int64_t c = 0;
+    for (; c + kLanes <= columns; c += kLanes) {
+      Vec sum = load(y + c);
+      for (int r = 0; r < R; ++r) {
+        __builtin_prefetch(rows[r] + c + kRanks * s.out);
+        sum += a[r] * load(rows[r] + c);
+      }
+      store(y + c, sum);
+    }
+    if (c < columns) {
+      Vec sum = load_first(y + c, columns - c);
+      for (int r = 0; r < R; ++r) sum += a[r] * load_first(rows[r] + c, columns - c);
+      store_first(y + c, sum, columns - c);
+    }
+  };
+  int64_t j = 0;
+  for (; j + kRanks <= s.rank; j += kRanks) some(j, std::integral_constant<int, kRanks>{});
+  for (; j < s.rank; ++j) some(j, std::integral_constant<int, 1>{});
+}
+
+template <class T>
 void run_share(const Operands& op, const Task& task, const Share& share, float* h) {
   const LoraGroup& g = *task.group;
-  if (share.slice < 0) {
-    if (g.is_bf16)
-      shrink<Bf16>(g, op, task, share.begin, share.end, h);
-    else
-      shrink<float>(g, op, task, share.begin, share.end, h);
-  } else {
-    const LoraSlice& s = g.slices[share.slice];
-    if (g.is_bf16)
-      expand<Bf16>(g, op, task, s, share.begin, share.end, h);
-    else
-      expand<float>(g, op, task, s, share.begin, share.end, h);
-  }
+  if (share.slice < 0)
+    shrink<T>(g, op, task, share.begin, share.end, h);
+  else if (task.rows == 1)
+    expand_row<T>(g, op, task, g.slices[share.slice], share.begin, share.end, h);
+  else
+    expand<T>(g, op, task, g.slices[share.slice], share.begin, share.end, h);
+}
+
+void run_share(const Operands& op, const Task& task, const Share& share, float* h) {
+  task.group->is_bf16 ? run_share<Bf16>(op, task, share, h) : run_share<float>(op, task, share, h);
 }
 
 void run_task(const Operands& op, const Task& task, float* h) {
@@ -143,6 +179,10 @@ void grouped_lora(const Operands& op, const Segment* segments, int64_t n, Shared
       tasks.push_back({s->group, row, std::min<int64_t>(kBlockRows, s->end - row)});
     most_ranks = std::max(most_ranks, s->group->total_rank);
   }
+  // The longest first: one that begins last would be waited for.
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) {
+    return a.rows * a.group->total_rank > b.rows * b.group->total_rank;
+  });
   const int threads = omp_get_num_threads();
   if (threads > 1 && !tasks.empty() && static_cast<int>(tasks.size()) < 2 * threads)
     run_split(op, tasks, most_ranks * kBlockRows, room);
