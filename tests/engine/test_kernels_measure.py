@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from livery.engine.kernels import describe, load_sums
+from engine.kernels_under_test import only_native
+from livery.engine.kernels import describe, load_sums, use_threads_here
 from livery.engine.kernels.measure import NativeSums
 from livery_adapters.canonical import LowRank
 from livery_adapters.measure import low_rank_norms
@@ -76,3 +78,19 @@ def exact(pair: LowRank) -> float:
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@only_native
+def test_a_thread_of_its_own_number_of_threads() -> None:
+    """Also the first time that the thread computes, and without a word to others."""
+    before, found = torch.get_num_threads(), []
+
+    def work() -> None:
+        use_threads_here(before + 2)
+        found.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before + 2]
+    assert torch.get_num_threads() == before

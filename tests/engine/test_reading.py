@@ -215,3 +215,22 @@ def test_what_leaves_the_device_comes_back_from_the_host(base: Path, adapters: l
     assert not core.evict_adapter(asked.digest)
     assert loads() == (2, 1)
     assert all(result.tokens == bench.results["0"].tokens for result in bench.results.values())
+
+
+def test_the_loop_goes_on_while_adapters_take_turns(base: Path, adapters: list[Path]) -> None:
+    """With all of them in host memory nothing is worth waiting for: a turn that ends leaves room to be filled."""
+    config = EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT)
+    sizes = [device_bytes(bench_of(base).runner.read_adapter(ref(path))) for path in adapters]
+    bench = Bench(msgspec.structs.replace(config, adapter_memory_bytes=max(sizes)))
+    for path in adapters[:2]:
+        bench.core.load_adapter(ref(path))
+    outcomes = 0
+    while outcomes < 2:
+        bench.step()
+        outcomes += len(bench.core.take_loads())
+    for number, path in enumerate(adapters[:2]):
+        bench.add(str(number), PROMPT, ref(path), max_tokens=40)
+    while bench.core.has_work:
+        bench.step()
+        assert not (bench.core.is_idle and bench.core.has_work)
+    assert bench.core.stats().adapter_loads_from_host >= 2, "nobody took turns"

@@ -17,7 +17,7 @@ from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
 from livery.engine.scheduler import Scheduler
 from livery.engine.sequence import Sequence as EngineSequence
-from livery.engine.speculation import PROBE, Drafter, NgramIndex, deal
+from livery.engine.speculation import PROBE, REACH, STRIDE, Drafter, NgramIndex, deal
 
 EOS = 0
 BLOCK = 4
@@ -301,3 +301,19 @@ def test_a_request_that_fails_with_drafts_is_tried_without() -> None:
     assert not plan.slices[0].drafts
     (delta,) = scheduler.update(plan, StepResult(failed={"a": "not a number"}))
     assert (delta.finish_reason, delta.error) == ("error", "not a number")
+
+
+def test_a_long_prompt_is_indexed_a_stretch_per_step_and_not_beyond_reach() -> None:
+    """No step pays for all of it; what is drafted afterwards is what the newest positions hold."""
+    index = NgramIndex()
+    tokens = [position % 50_000 for position in range(3 * REACH)]
+    tokens += tokens[-40:-20]  # repeats what stands within reach
+    tokens += tokens[:20]  # and what doesn't
+    within, beyond = tokens[:-20], tokens
+    empty = 0
+    while not index.propose(within, 4):
+        empty += 1
+        assert len(index._next) <= 3 * STRIDE * empty
+    assert empty == REACH // STRIDE - 1
+    assert index.propose(within, 4) == tokens[3 * REACH - 20 : 3 * REACH - 16]
+    assert index.propose(beyond, 4) == []

@@ -165,9 +165,9 @@ class EngineCore:
         """Move adapters along, then compute one plan. Raises only when the device seems lost."""
         deltas = self._settle_adapters()
         plan = self._scheduler.schedule()
-        self._settle_residency()
-        self._idle = not plan.slices
-        if self._idle:
+        made_room = self._settle_residency()
+        self._idle = not plan.slices and not made_room  # what waits for that room comes in with the next step
+        if not plan.slices:
             return deltas
         self._steps += 1
         return deltas + self._scheduler.update(plan, self._execute(plan))
@@ -221,16 +221,20 @@ class EngineCore:
         self._runner.install(copied.result)
         self._residency.placed(copied.job.image.digest, copied.seconds)
 
-    def _settle_residency(self) -> None:
+    def _settle_residency(self) -> bool:
+        """Carry out what was decided; whether that made room on the device."""
         for adapter in self._residency.take_loads():
             self._loader.submit(adapter)
-        self._carry_out_evictions()
+        made_room = self._carry_out_evictions()
         for digest in self._residency.take_drops():
             self._copier.free(self._images.pop(digest).memory)
+        return made_room
 
-    def _carry_out_evictions(self) -> None:
-        for digest in self._residency.take_evictions():
+    def _carry_out_evictions(self) -> bool:
+        evictions = self._residency.take_evictions()
+        for digest in evictions:
             self._runner.evict(digest)
+        return bool(evictions)
 
     def _take(self, read: Done[AdapterRef, AdapterImage]) -> list[TokenDelta]:
         digest, image = read.job.digest, read.result

@@ -16,6 +16,8 @@ LONGEST, SHORTEST = 4, 2  # newest tokens that must have stood there before, tri
 WORTH = 0.25  # a draft is tried when it is right at least this often
 FIRST_RATE = 0.5  # of a sequence that nothing is known of: two drafts
 LEARNING = 1 / 8  # weight of one more draft's fate in a sequence's rate
+REACH = 8192  # newest positions that are looked up; beyond, what is repeated is rarely repeated word for word
+STRIDE = 1024  # positions taken in per step, so that a long prompt doesn't hold up everybody's step: 3 ms
 PROBE = 16  # a sequence whose drafts are not worth it tries a single one every so many times
 
 
@@ -33,7 +35,8 @@ class NgramIndex:
         `tokens` are those of the last call and any number after them. A run that reaches into its own copy
         repeats, so that the draft of a repeated pattern is as long as asked for.
         """
-        self._index(tokens)
+        if not self._index(tokens):
+            return []
         for length in self._lengths:
             start = self._next.get(tuple(tokens[-length:]))
             if start is not None:
@@ -41,13 +44,19 @@ class NgramIndex:
                 return [tokens[start + offset % period] for offset in range(count)]
         return []
 
-    def _index(self, tokens: Sequence[int]) -> None:
-        """Take in the runs that another token follows: the newest ones would only find themselves."""
-        for position in range(max(self._indexed, 1), len(tokens)):
+    def _index(self, tokens: Sequence[int]) -> bool:
+        """Take in the runs that another token follows: the newest ones would only find themselves.
+
+        False as long as some are left for the next call.
+        """
+        start = max(self._indexed, 1, len(tokens) - REACH if self._indexed == 0 else 0)
+        end = min(len(tokens), start + STRIDE)
+        for position in range(start, end):
             for length in self._lengths:
                 if length <= position:
                     self._next[tuple(tokens[position - length : position])] = position
-        self._indexed = len(tokens)
+        self._indexed = max(end, self._indexed)
+        return end >= len(tokens)
 
 
 class Drafter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from livery.engine.kernels.build import BuildFailed, Library, build
@@ -116,6 +117,7 @@ def use_threads_here(count: int) -> None:
     """
     kernels, library = _native()
     if isinstance(kernels, NativeKernels) and library is not None:
+        torch.get_num_threads()  # sets the number up for this thread the first time, over whatever it was
         NativeSums(library.path).use_threads(count)
 
 
