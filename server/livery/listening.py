@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 import ssl
 import stat
@@ -24,25 +25,55 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class UnixFile:
+    """The file of a Unix socket, known again by what no change of its mode or owner touches."""
+
+    path: Path
+    identity: tuple[int, int, int]
+
+    @classmethod
+    def at(cls, path: Path) -> UnixFile:
+        return cls(path, _identity(path.lstat()))
+
+    def remove(self) -> None:
+        try:
+            found = _identity(self.path.lstat())
+        except FileNotFoundError:
+            return
+        if found == self.identity:
+            self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Listener:
-    """A bound socket and what clients call it. `url` has no path; of a Unix socket it names the file as well."""
+    """A listening socket and what clients call it. `url` has no path; of a Unix socket `file` says where it is.
+
+    It listens before anybody accepts: only a socket that listens keeps others from the address, so a second server
+    fails at once and not after it has loaded its model. Clients that come meanwhile wait.
+    """
 
     socket: socket.socket
     url: str
-    uds: Path | None
+    file: UnixFile | None
     tls: Tls | None
 
+    @property
+    def uds(self) -> Path | None:
+        return self.file.path if self.file is not None else None
+
     def close(self) -> None:
+        """Give the address back; a file that somebody else has put in place of this one's stays."""
+        if self.file is not None:
+            self.file.remove()
         self.socket.close()
-        if self.uds is not None:
-            self.uds.unlink(missing_ok=True)
 
 
 def listen(settings: Settings) -> Listener:
     """Take the address of the settings. Raises SettingsError."""
     tls = _tls(settings)
     if settings.uds is not None:
-        return Listener(_bind_unix(settings.uds), "http://localhost", settings.uds, tls)
+        bound, file = _bind_unix(settings.uds)
+        return Listener(bound, "http://localhost", file, tls)
     bound = _bind(settings.host, settings.port)
     host, port = bound.getsockname()[:2]
     return Listener(bound, f"{'https' if tls else 'http'}://{_authority(host, port)}", None, tls)
@@ -66,32 +97,43 @@ def _tls(settings: Settings) -> Tls | None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    listener = None
     try:
         # Without its protocol the loop would not turn off Nagle's algorithm: 40 ms more on every kept connection.
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise SettingsError(
             f"can't listen on --host {host} --port {port}: {error.strerror}; choose another port, or 0 for a free one"
         ) from None
     return listener
 
 
-def _bind_unix(path: Path) -> socket.socket:
+def _bind_unix(path: Path) -> tuple[socket.socket, UnixFile]:
     _drop_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(str(path))
         path.chmod(UDS_MODE)
+        listener.listen()
+        file = UnixFile.at(path)
     except OSError as error:
         listener.close()
         raise SettingsError(
             f"can't listen on --uds {path}: {error.strerror or error}; its folder must exist and be writable, and the "
             "path shorter than about 100 bytes"
         ) from None
-    return listener
+    return listener, file
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    """Device and inode, which may be given out again, and when it was made: nothing writes to such a file."""
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _drop_stale(path: Path) -> None:
@@ -103,6 +145,7 @@ def _drop_stale(path: Path) -> None:
     if not stat.S_ISSOCK(kind):
         raise SettingsError(f"--uds {path} is there already and is no socket; choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a server that is loading accepts nobody: where many wait, this would too
         found = probe.connect_ex(str(path))
     if found not in (errno.ECONNREFUSED, errno.ENOENT):
         raise SettingsError(f"--uds {path} is in use by another server; stop that one or choose another path")

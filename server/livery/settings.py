@@ -106,7 +106,10 @@ class Settings(BaseModel):
         "auto", description="How weights are held on CPU: auto loses nothing; int8 and int4 round where need be"
     )
     kernels: Literal["auto", "torch"] = Field("auto", description="auto, or torch for plain torch operations")
-    prefix_cache: bool = Field(True, description="Compute what prompts begin with once, per tenant, adapter and salt")
+    prefix_cache: bool = Field(
+        True,
+        description="Compute what prompts begin with once per adapter, for all behind one key; cache_salt keeps apart",
+    )
     decoder: Literal["auto", "transformers"] = Field(
         "auto", description="auto, or transformers for the model's own forward instead of the fused one"
     )

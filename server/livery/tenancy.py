@@ -18,10 +18,26 @@ class InvalidApiKey(Exception):
 
 
 class NotLocal(Exception):
-    """A management route was called from another machine."""
+    """A management route was called from another machine, or by somebody who can't be told from one."""
 
-    def __init__(self) -> None:
-        super().__init__("Adapters are managed from the machine the server runs on: call this route through 127.0.0.1.")
+
+# Who sends a management request that is refused, and what to do instead.
+ELSEWHERE = (
+    "Adapters are managed from the machine the server runs on: call this route there, through 127.0.0.1 and not "
+    "through a proxy."
+)
+UNIX_SOCKET = (
+    "Adapters can't be managed through a Unix socket, behind which a proxy looks like this machine: start the server "
+    "with --host 127.0.0.1 instead of --uds to manage them."
+)
+WEB_PAGE = (
+    "Adapters can't be managed by web pages of other origins, whatever --cors-origins lists: call this route from a "
+    "program on the machine the server runs on, such as curl or livery adapters."
+)
+PROXY_WITHOUT_KEY = (
+    "With --root-path a proxy is in front of this server, and whom it lets through can't be told from this machine: "
+    "start the server with --api-key KEY as well to manage adapters."
+)
 
 
 class OpenDoor(Exception):
@@ -35,9 +51,14 @@ class OpenDoor(Exception):
 
 
 class Doors:
-    """Checks the key and the caller of each request. `api_key` None: no key is asked for; it is sent as UTF-8."""
+    """Checks the key and the caller of each request.
 
-    def __init__(self, api_key: str | None) -> None:
+    `api_key` None: no key is asked for; it is sent as UTF-8. `behind_proxy`: somebody on this machine passes on
+    requests of others, whether it says so in each or not.
+    """
+
+    def __init__(self, api_key: str | None, *, behind_proxy: bool = False) -> None:
+        self._behind_proxy = behind_proxy
         # Digests are compared, so that neither time nor length says anything about the key.
         self._digest = _digest(api_key.encode()) if api_key is not None else None
 
@@ -54,15 +75,30 @@ class Doors:
             raise InvalidApiKey
         return self._digest.hex()[:16]
 
-    def check_local(self, client: str | None, host: str | None, *, forwarded: bool) -> None:
+    def check_local(self, client: str | None, host: str, *, forwarded: bool) -> None:
         """For management routes. Raises NotLocal.
 
         `client` is the address at the other end of the socket, `host` the Host header. `forwarded`: the request
         says that somebody passed it on, so the socket's address isn't the caller's. The Host header must name
         this machine too, so that a web page can't reach the route by having its own name resolve to 127.0.0.1.
         """
-        if forwarded or client is None or not is_loopback(client) or not is_loopback(_host_name(host or "")):
-            raise NotLocal
+        if client is None:
+            raise NotLocal(UNIX_SOCKET)
+        if forwarded or not is_loopback(client) or not is_loopback(_host_name(host)):
+            raise NotLocal(ELSEWHERE)
+        if self._behind_proxy and self._digest is None:
+            raise NotLocal(PROXY_WITHOUT_KEY)
+
+    def check_page(self, host: str, origin: str | None, site: str | None) -> None:
+        """For management routes: no web page of another origin may send the request. Raises NotLocal.
+
+        A browser sends forms and bodiless requests to any address, this machine's too, and asks nobody before. It
+        says so: `origin` is the Origin header, `site` the Sec-Fetch-Site header, `host` the Host header.
+        """
+        if site not in (None, "same-origin", "none"):
+            raise NotLocal(WEB_PAGE)
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            raise NotLocal(WEB_PAGE)
 
 
 def check_binding(host: str, api_key: str | None, insecure_no_auth: bool) -> None:

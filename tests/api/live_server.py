@@ -46,6 +46,8 @@ class Setup:
     max_open: int = 1024
     eos_token_ids: tuple[int, ...] = ()
     drain_s: int = 5
+    root_path: str = ""
+    cors_origins: tuple[str, ...] = ()
 
 
 class LiveServer:
@@ -119,7 +121,14 @@ class LiveServer:
             plan.data.make()
             parts = await assemble(self.engine, info, self._tokenizer, plan, lambda _: None)
             self.service, self.management = parts.service, parts.management
-            app = create_app(self.service, self.management, Doors(setup.api_key), keep_alive_s=setup.keep_alive_s)
+            app = create_app(
+                self.service,
+                self.management,
+                Doors(setup.api_key, behind_proxy=bool(setup.root_path)),
+                keep_alive_s=setup.keep_alive_s,
+                cors_origins=setup.cors_origins,
+                root_path=setup.root_path,
+            )
             server = uvicorn.Server(
                 uvicorn.Config(
                     app, port=0, log_config=None, proxy_headers=False, timeout_graceful_shutdown=setup.drain_s

@@ -84,6 +84,59 @@ def test_a_page_in_a_browser_cannot_send_a_management_request(server: LiveServer
         assert answer.status_code == 400
 
 
+PAGE = "https://app.example"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": PAGE},  # which --cors-origins lists
+        {"origin": "http://127.0.0.1:1"},  # another server of this machine
+        {"origin": "null"},  # a sandboxed frame or a file
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+)
+def test_web_pages_of_other_origins_cannot_manage(serve: Serve, headers: dict[str, str]) -> None:
+    """Browsers send uploads and bodiless requests to 127.0.0.1 without asking; the Host header is this machine's."""
+    server = serve(Setup(cors_origins=(PAGE,)))
+    for path, content in (
+        ("rollback", {}),
+        ("versions", {"files": {"adapter_config.json": ("adapter_config.json", b"{}")}}),
+    ):
+        answer = httpx.post(f"{server.url}/v1/adapters/x/{path}", headers=headers, **content)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "loopback_only")
+        assert "web pages of other origins" in answer.json()["error"]["message"]
+    assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+
+
+def test_the_servers_own_origin_and_programs_can_manage(server: LiveServer) -> None:
+    own = {"origin": server.url, "sec-fetch-site": "same-origin"}
+    for headers in ({}, {"sec-fetch-site": "none"}, own):
+        assert httpx.post(f"{server.url}/v1/adapters/x/rollback", headers=headers).status_code == 404
+
+
+def test_a_proxy_that_says_nothing_needs_a_key_to_manage(serve: Serve) -> None:
+    """Some proxies send no forwarding header and the address of this server as the Host: only --root-path tells."""
+    open_to_all, locked = serve(Setup(root_path="/llm")), serve(Setup(root_path="/llm", api_key=KEY))
+    for prefix in ("", "/llm"):
+        refused = httpx.post(f"{open_to_all.url}{prefix}/v1/adapters/x/rollback")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "loopback_only")
+        assert "--api-key" in refused.json()["error"]["message"]
+        headers = {"authorization": f"Bearer {KEY}"}
+        assert httpx.post(f"{locked.url}{prefix}/v1/adapters/x/rollback").status_code == 401
+        assert httpx.post(f"{locked.url}{prefix}/v1/adapters/x/rollback", headers=headers).status_code == 404
+
+
+def test_the_prefix_alone_is_not_prefixed_again(serve: Serve) -> None:
+    server = serve(Setup(root_path="/llm"))
+    answer = httpx.get(f"{server.url}/llm")
+    assert answer.status_code == 404
+    assert "/llm;" in answer.json()["error"]["message"]
+    assert "/llm/llm" not in answer.text
+
+
 @pytest.mark.parametrize("key", ["schlüssel", "鍵", "with inner spaces"])
 def test_a_key_may_have_any_characters(serve: Serve, key: str) -> None:
     server = serve(Setup(api_key=key))

@@ -6,6 +6,7 @@ import datetime
 import socket
 import ssl
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -79,6 +80,45 @@ def test_a_unix_socket_behind_a_proxy_that_strips_its_prefix_or_not(tmp_path: Pa
         assert run("version").returncode == 0
         with pytest.raises(SettingsError, match="in use by another server"):
             listen(settings(uds=uds))
+
+
+def test_a_second_server_on_a_port_fails_before_the_first_one_serves() -> None:
+    with listen(settings()).socket as first:
+        port = first.getsockname()[1]
+        with pytest.raises(SettingsError, match="choose another port"):
+            listen(settings(port=port))
+
+
+def test_a_second_server_on_a_unix_socket_fails_before_the_first_one_serves(tmp_path: Path) -> None:
+    uds = tmp_path / "livery.sock"
+    with closing(listen(settings(uds=uds))) as first, socket.socket(socket.AF_UNIX) as client:
+        for _ in range(2):
+            with pytest.raises(SettingsError, match="in use by another server"):
+                listen(settings(uds=uds))
+        client.connect(str(uds))
+        assert first.uds == uds
+    assert not uds.exists()
+
+
+def test_a_unix_socket_whose_queue_is_full_is_in_use(tmp_path: Path) -> None:
+    uds = tmp_path / "livery.sock"
+    with closing(listen(settings(uds=uds))) as first, closing(socket.socket(socket.AF_UNIX)) as client:
+        first.socket.listen(0)
+        client.connect(str(uds))
+        with pytest.raises(SettingsError, match="in use by another server"):
+            listen(settings(uds=uds))
+
+
+def test_only_ones_own_unix_socket_is_removed(tmp_path: Path) -> None:
+    uds = tmp_path / "livery.sock"
+    first = listen(settings(uds=uds))
+    uds.unlink()  # somebody was sure that nobody serves there
+    with closing(listen(settings(uds=uds))) as second:
+        first.close()
+        assert uds.is_socket()
+        uds.chmod(0o660)  # for a proxy
+    assert second.uds == uds
+    assert not uds.exists()
 
 
 def test_a_socket_left_behind_is_taken_over_and_other_files_are_not(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
         house.step()
     assert house.scheduler.preemptions == 1
     assert house.finished == {"old": "length", "young": "length"}
+    assert house.scheduler.prompt_tokens == 7 + 6  # those computed again don't count again
     assert house.pool.num_free == 4
 
 

@@ -99,9 +99,10 @@ class Boundary:
                 headers.get("authorization", "").encode("latin-1")
             )  # the bytes that came
         if _manages(scope["method"], path):
-            client = scope.get("client")
+            client, host = scope.get("client"), headers.get("host", "")
             forwarded = any(name in headers for name in FORWARDING_HEADERS)
-            self._doors.check_local(client[0] if client else None, headers.get("host"), forwarded=forwarded)
+            self._doors.check_local(client[0] if client else None, host, forwarded=forwarded)
+            self._doors.check_page(host, headers.get("origin"), headers.get("sec-fetch-site"))
         streams = takes_uploads(scope["method"], path) and is_upload(headers.get("content-type", ""))
         await self._app(scope, receive if streams else await _with_body(headers, receive), reply)
 
@@ -133,7 +134,7 @@ class Boundary:
 
 def _settle_path(scope: Scope, root_path: str) -> None:
     """Let the path begin with the prefix, whether the proxy in front took it off or not: so ASGI wants it."""
-    if not scope["path"].startswith(f"{root_path}/"):
+    if scope["path"] != root_path and not scope["path"].startswith(f"{root_path}/"):
         scope["path"] = root_path + scope["path"]
     scope["root_path"] = root_path
 

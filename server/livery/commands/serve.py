@@ -59,8 +59,9 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     with closing(listen(settings)) as listener:
         resolved = resolve_model(settings.model)
         _base_name(settings, resolved)
+        doors = Doors(key, behind_proxy=bool(settings.root_path))
         try:
-            asyncio.run(_serve(settings, resolved, listener, make_engine, Doors(key)))
+            asyncio.run(_serve(settings, resolved, listener, make_engine, doors))
         except asyncio.CancelledError:
             raise SystemExit(128 + signal.SIGTERM) from None  # told to stop while it was starting
 

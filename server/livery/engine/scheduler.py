@@ -138,7 +138,7 @@ class Scheduler:
                     deltas.append(self._fail(sequence, reason))
                 continue
             sequence.num_computed += len(part.token_ids) - len(part.drafts)
-            self.prompt_tokens += max(0, min(len(part.token_ids), len(sequence.request.prompt_token_ids) - part.start))
+            self._count_prompt(sequence, part)
             if part.samples:
                 deltas.append(self._append(sequence, self._checked(sequence, part.drafts, result)))
         return deltas
@@ -319,6 +319,12 @@ class Scheduler:
         kept = tokens[: right + 1]
         sequence.num_computed += len(kept) - 1
         return kept
+
+    def _count_prompt(self, sequence: Sequence, part: SequenceSlice) -> None:
+        """Count the prompt tokens of a step, but none again that is computed again."""
+        end = min(part.start + len(part.token_ids), len(sequence.request.prompt_token_ids))
+        self.prompt_tokens += max(0, end - max(part.start, sequence.prompt_counted))
+        sequence.prompt_counted = max(end, sequence.prompt_counted)
 
     def _append(self, sequence: Sequence, tokens: tuple[int, ...]) -> TokenDelta:
         """Take new tokens up to the one that ends the sequence, if one does."""

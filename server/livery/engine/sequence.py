@@ -32,6 +32,7 @@ class Sequence:
     announced: int = 0  # leading blocks that others can find or wait for
     awaited: bytes = b""  # key of a block that it waits for another to compute
     cached_tokens: int | None = None  # of its prompt, found when it first ran
+    prompt_counted: int = 0  # position in its prompt up to which computed tokens are counted
     drafter: Drafter = field(default_factory=Drafter)
 
     @classmethod
