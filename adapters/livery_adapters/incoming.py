@@ -58,6 +58,7 @@ class Incoming:
         self._digest: str | None = None
         self._lock = threading.RLock()  # a file must not be closed under a thread that writes: its number is reused
         self._hashing = threading.Lock()  # of waiting for digests, during which files can be synced
+        self._syncing = threading.Lock()  # of waiting for the disk, during which files can be looked at and hashed
         self._closed = False
 
     @property
@@ -160,11 +161,13 @@ class Incoming:
         May run beside `seal` and beside whoever reads the files. Raises AdapterRefused as `end`.
         """
         self.end()
-        with self._in_use():
-            if not self._synced:
+        with self._syncing:  # `close` waits for it, so the files stay open
+            with self._in_use():
+                fds = [] if self._synced else [file.fd for file in self._files.values()]
+            if fds:
                 with storing():
-                    for file in self._files.values():
-                        os.fsync(file.fd)
+                    for fd in fds:
+                        os.fsync(fd)
                     sync_directory(self._path)
                 self._synced = True
 
@@ -185,8 +188,8 @@ class Incoming:
         self._done()
 
     def close(self) -> None:
-        """Let go of open files, once no thread writes; the store calls it at the end of the context."""
-        with self._hashing, self._lock:
+        """Let go of open files, once no thread uses them; the store calls it at the end of the context."""
+        with self._hashing, self._syncing, self._lock:
             self._closed = True
             for file in self._files.values():
                 file.hash.close()

@@ -61,13 +61,17 @@ class Intake:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A version to be proven: its converted digest, its files (already hashed), what it asks for."""
+    """A version to be proven: its converted digest, its files, what it asks for.
+
+    `verified`: this process hashed the files as it wrote them. Of stored files it may have been another one, long ago.
+    """
 
     digest: str
     weights: str
     path: Path
     approximate: int
     invocation: tuple[int, ...]
+    verified: bool
 
 
 class Prover(Protocol):
@@ -172,6 +176,7 @@ class AdapterLibrary:
             self.store.path(facts.weights),
             facts.approximate,
             tuple(facts.invocation),
+            verified=False,
         )
 
     # -- change --------------------------------------------------------------------------------------
@@ -284,7 +289,12 @@ class AdapterLibrary:
         to say more of what it refused.
         """
         candidate = Candidate(
-            converted_digest(weights, approximate), weights, incoming.path, approximate, headers.manifest.invocation
+            converted_digest(weights, approximate),
+            weights,
+            incoming.path,
+            approximate,
+            headers.manifest.invocation,
+            verified=True,
         )
         try:
             effect = await self._prover.prove(candidate)

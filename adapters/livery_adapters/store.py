@@ -126,8 +126,8 @@ class BlobStore:
 
     def _publish(self, files: Path, digest: str) -> Path:
         final = self.path(digest)
-        if not final.parent.is_dir():
-            final.parent.mkdir(exist_ok=True)
+        final.parent.mkdir(exist_ok=True)
+        if not any(final.parent.iterdir()):  # whoever made it may be about to sync it, or was killed before
             sync_directory(self._blobs)
         try:
             files.rename(final)  # a directory that is not empty is never replaced

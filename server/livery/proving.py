@@ -27,9 +27,11 @@ from livery_adapters.refusal import AdapterRefused
 CANARY_TOKENS = 5
 
 
-def reference(candidate: Candidate, *, verified: bool) -> AdapterRef:
-    """A version as the engine is asked for it. `verified`: this process hashed the files."""
-    part = AdapterPart(candidate.weights, str(candidate.path), approximate=candidate.approximate, verified=verified)
+def reference(candidate: Candidate) -> AdapterRef:
+    """A version as the engine is asked for it."""
+    part = AdapterPart(
+        candidate.weights, str(candidate.path), approximate=candidate.approximate, verified=candidate.verified
+    )
     return AdapterRef(candidate.digest, (part,))
 
 
@@ -47,7 +49,7 @@ class EngineProver:
 
     async def prove(self, candidate: Candidate) -> AdapterEffect | None:
         """Load it and take one token. Raises AdapterRefused."""
-        ref = reference(candidate, verified=True)
+        ref = reference(candidate)
         self._hold(ref)
         with ExitStack() as undo:
             undo.callback(self._release, ref.digest)

@@ -268,7 +268,7 @@ class ServedAdapters:
     # -- leases ----------------------------------------------------------------------------------------
 
     def _reference(self, version: NamedVersion) -> AdapterRef:
-        return reference(self.library.candidate(version.facts), verified=False)
+        return reference(self.library.candidate(version.facts))
 
     def _hold_version(self, version: NamedVersion) -> Lease:
         """Raises FileNotFoundError when its files are gone."""

@@ -6,6 +6,8 @@ import io
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,82 @@ def test_exports_are_the_two_files_in_an_empty_directory(store: BlobStore, tmp_p
     with pytest.raises(FileNotFoundError):
         store.export("a" * 64, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+# -- on the disk for good ---------------------------------------------------------------------------------
+
+
+def test_nobody_but_the_end_waits_for_the_disk(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While files are brought to the disk they are ended, sealed and looked at; only publishing waits."""
+    reached, go = threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def slow(fd: int) -> None:
+        reached.set()
+        assert go.wait(60)
+        fsync(fd)
+
+    with ThreadPoolExecutor() as threads, store.incoming() as incoming:
+        incoming.write(CONFIG_NAME, b"{}")
+        incoming.write(WEIGHTS_NAME, b"weights")
+        monkeypatch.setattr(os, "fsync", slow)
+        syncing = threads.submit(incoming.sync)
+        try:
+            assert reached.wait(60)
+            threads.submit(incoming.end).result(60)
+            assert len(threads.submit(incoming.seal).result(60)) == 64
+            publishing = threads.submit(incoming.publish)
+            assert store.digests() == [], "published before it is on the disk"
+        finally:
+            go.set()
+        syncing.result(60)
+        assert publishing.result(60) == store.path(incoming.digest)
+    assert store.verify(incoming.digest)
+
+
+def test_closing_waits_for_the_disk(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, go, closed = threading.Event(), threading.Event(), threading.Event()
+    fsync, closed_before = os.fsync, []
+
+    def slow(fd: int) -> None:
+        reached.set()
+        assert go.wait(60)
+        closed_before.append(closed.is_set())
+        fsync(fd)
+
+    def close(incoming: Incoming) -> None:
+        incoming.close()
+        closed.set()
+
+    with ThreadPoolExecutor() as threads, store.incoming() as incoming:
+        fill(incoming)
+        monkeypatch.setattr(os, "fsync", slow)
+        syncing = threads.submit(incoming.sync)
+        assert reached.wait(60)
+        closing = threads.submit(close, incoming)
+        closed.wait(0.1)  # time for a close that doesn't wait to show
+        go.set()
+        syncing.result(60)
+        closing.result(60)
+        assert closed_before == [False] * 3  # two files and their directory
+
+
+def test_the_first_blob_of_a_folder_makes_the_folder_last(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made the folder may have been killed before it was on the disk, or be at it."""
+    digest = take(store)
+    store.collect_garbage([], grace_s=0)
+    home = store.path(digest)
+    assert home.parent.is_dir() and not home.exists()
+    fsync, synced = os.fsync, []
+
+    def noted(fd: int) -> None:
+        synced.append((os.fstat(fd).st_ino, home.exists()))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    take(store)
+    assert (home.parent.parent.stat().st_ino, False) in synced, "a blob is in a folder that a power cut can take away"
+    assert (home.parent.stat().st_ino, True) in synced
 
 
 # -- garbage ---------------------------------------------------------------------------------------------

@@ -131,3 +131,15 @@ def test_a_merge_is_a_version_that_knows_its_parents(model: Path, lora: Path, tm
     for parts, words in ((["nobody"], "nobody"), (["first@9"], "no version '9'"), (["first=1", "first=-1"], "zero")):
         done = livery("adapters", "merge", "none", *parts, "--data", data)
         assert (done.code, words in done.err) == (1, True), done
+
+
+def test_a_merge_of_damaged_files_is_refused(model: Path, lora: Path, tmp_path: Path, livery: Livery) -> None:
+    data = tmp_path / "data"
+    livery("adapters", "add", "pirate", lora, "--data", data, "--model", model)
+    (weights,) = data.rglob("adapter_model.safetensors")
+    weights.chmod(0o644)
+    stored = bytearray(weights.read_bytes())
+    stored[-4] ^= 1  # the lowest bit of the last number
+    weights.write_bytes(stored)
+    done = livery("adapters", "merge", "twice", "pirate=2", "--data", data)
+    assert (done.code, "changed since they were added" in done.err) == (1, True), done

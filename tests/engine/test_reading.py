@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from pathlib import Path
 
 import msgspec
@@ -17,9 +18,15 @@ from engine.oracle import Bench, Oracle, load_base, ref, save_adapter, save_tune
 from engine.test_parity import MAX_LEN, ROOMY, TIGHT, kv_bytes
 from livery.engine.base import AdapterLoadFailed, AdapterPart, AdapterRef, EngineConfig
 from livery.engine.client import EngineClient
+from livery.engine.core import EngineCore
 from livery.engine.images import AdapterImage
 from livery.engine.pages import PAGE_BYTES, pages_for
-from livery_adapters.refusal import AdapterRefused
+from livery.proving import EngineProver
+from livery_adapters.base_model import BaseModel
+from livery_adapters.library import AdapterLibrary, Intake, from_directory
+from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.registry import Registry
+from livery_adapters.store import BlobStore
 
 PROMPT = [5, 17, 42, 8, 33]
 
@@ -62,6 +69,63 @@ def test_files_that_changed_since_they_were_added_are_refused(base: Path, adapte
         bench.runner.read_adapter(AdapterRef(asked.digest, (part,)))
     verified = AdapterPart(asked.digest, str(changed), verified=True)  # taken at its word: nothing is hashed again
     assert bench.runner.read_adapter(AdapterRef("v" * 64, (verified,))).digest == "v" * 64
+
+
+@pytest.mark.parametrize("asked_for", ["while it is read", "once it was read"])
+def test_a_copy_that_vanishes_fails_nobody_who_asked_for_the_stored_files(
+    asked_for: str, base: Path, adapters: list[Path], tmp_path: Path
+) -> None:
+    """A check of files that are served as well is given up: its copy is gone, and what waits for them is answered."""
+    bench, read = bench_of(base), threading.Event()
+    bench.core = EngineCore(bench.runner, read.set)
+    stored = ref(adapters[0])
+    copy = AdapterPart(stored.digest, str(tmp_path / "incoming" / "files"), verified=True)
+    bench.core.load_adapter(AdapterRef(stored.digest, (copy,)))
+    if asked_for == "once it was read":
+        bench.step()
+        assert read.wait(60)
+    bench.add("served", PROMPT, stored, max_tokens=2)
+    result = bench.run()["served"]
+    assert (result.finish, result.error, len(result.tokens)) == ("length", None, 2)
+    assert [outcome.error for outcome in bench.core.take_loads()] == [None]
+    bench.core.load_adapter(AdapterRef("g" * 64, (copy,)))
+    outcomes = bench.core.take_loads()
+    while not outcomes:
+        bench.step()
+        outcomes = bench.core.take_loads()
+    assert [outcome.code for outcome in outcomes] == ["missing_config"], "nobody knows another place for it"
+
+
+def test_what_another_process_stored_is_hashed_before_it_is_proven(
+    base: Path, adapters: list[Path], tmp_path: Path
+) -> None:
+    """A bit that a disk lost is a refusal, though the files are an adapter still."""
+    store, registry = BlobStore(tmp_path / "blobs"), Registry.open(tmp_path / "livery.db", frozenset({"tiny"}))
+
+    async def scenario() -> None:
+        engine = EngineClient(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
+        info = await engine.start()
+        try:
+            model = BaseModel("tiny", info.base_digest, info.shapes)
+            without_model = AdapterLibrary(registry, store, model, Limits())
+            prover = EngineProver(engine, info, lambda ref: None, lambda digest: None)
+            library = AdapterLibrary(registry, BlobStore(store.root), model, Limits(), prover)
+            for name, folder in zip(("whole", "damaged"), adapters, strict=True):
+                await without_model.add(name, from_directory(folder, [folder]), Intake("cli"))
+            weights = store.path(ref(adapters[1]).digest) / "adapter_model.safetensors"
+            weights.chmod(0o644)
+            data = bytearray(weights.read_bytes())
+            data[-4] ^= 1  # the lowest bit of the last number
+            weights.write_bytes(data)
+            assert (await library.activate("whole", "1")).state == "ready"
+            with pytest.raises(AdapterRefused, match="changed since they were added") as refused:
+                await library.activate("damaged", "1")
+            assert refused.value.code == "activation_failed"
+        finally:
+            await engine.stop()
+            registry.close()
+
+    asyncio.run(scenario())
 
 
 def test_parts_add_up_by_their_weights(base: Path, adapters: list[Path], tmp_path: Path) -> None:

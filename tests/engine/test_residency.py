@@ -61,6 +61,27 @@ def test_a_version_retired_while_it_loads_is_dropped_on_arrival() -> None:
     assert [placement.digest for placement in residency.place()] == ["a"]
 
 
+def test_each_place_of_a_version_is_tried_once() -> None:
+    """Of a version asked for twice, the copy that one of the two was sending may be gone by now."""
+    residency = Residency(10 * PAGE_BYTES, PLENTY)
+    copies = [AdapterRef.of("a", f"/incoming/{number}") for number in range(2)]
+    residency.load(copies[0])
+    residency.load(copies[1])
+    assert residency.take_loads() == [copies[0]]
+    assert residency.read_elsewhere("a", [ref("a"), ref("a")])
+    assert residency.take_loads() == [copies[1]]
+    residency.want(ref("a"))
+    assert residency.read_elsewhere("a", [ref("a")])
+    assert residency.take_loads() == [ref("a")]
+    residency.check_invariants()
+    assert not residency.read_elsewhere("a", [ref("a"), *copies]), "all were tried"
+    residency.failed("a")
+    residency.want(ref("a"))
+    assert residency.take_loads() == [ref("a")], "a later request tries again"
+    residency.retire("a")
+    assert not residency.read_elsewhere("a", copies), "nobody wants it any more"
+
+
 def test_a_version_nobody_waits_for_evicts_nobody() -> None:
     """Registering adapters reads and verifies them, but the memory belongs to those in use."""
     tiers = Tiers(device=10, host=20)

@@ -20,15 +20,14 @@ from livery.commands.offline import LocalBackend, Need
 from livery.commands.progress import bar
 from livery.commands.reach import Reach, reaches
 from livery.management import AddOptions
+from livery.proving import reference
 from livery_adapters.fetching import copy_directory
-from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import NamedVersion
 from livery_adapters.store import Incoming
 
 if TYPE_CHECKING:
     from livery_adapters.making.merge import MergeReport
-
-ANY_RANK = Limits(max_rank=1 << 20)  # how high a rank may be was decided when the parents were taken in
 
 
 class Method(StrEnum):
@@ -130,19 +129,18 @@ async def _merge(backend: LocalBackend, recipe: Recipe, versions: Sequence[Named
 
 def _merge_here(backend: LocalBackend, recipe: Recipe, versions: Sequence[NamedVersion], out: Path) -> MergeReport:
     """Convert the parts for the base in this process and write their merge to the new directory `out`. Blocks."""
-    from livery_adapters.coverage import check_against
+    from livery.engine.reading import stored_manifest
     from livery_adapters.formats import convert  # these need torch
     from livery_adapters.making.merge import MergePart
     from livery_adapters.making.merge import merge as merged
-    from livery_adapters.manifest import read_manifest
 
     assert backend.prover is not None
     weights = backend.prover.runner.weights
     parts = []
     for version, (_, weight) in zip(versions, recipe.parts, strict=True):
         candidate = backend.library.candidate(version.facts)
-        manifest = read_manifest(candidate.path, ANY_RANK, digest=candidate.weights)
-        check_against(manifest, backend.library.base, ANY_RANK)
+        (stored,) = reference(candidate).parts
+        manifest = stored_manifest(stored, backend.library.base)
         parts.append(MergePart(convert(candidate.path, manifest, weights, candidate.approximate), weight))
     with bar("merging modules", 0, pieces=True) as tell:
         return merged(

@@ -78,7 +78,7 @@ class OfflineProver:
     def install(self, candidate: Candidate) -> None:
         """Have the model apply it from now on, until it is forgotten. Blocks. Raises AdapterRefused, ModelRefused."""
         try:
-            image = self.runner.read_adapter(reference(candidate, verified=True))
+            image = self.runner.read_adapter(reference(candidate))
             self.runner.install(image.copied_to(self.runner.device))
         except OSError as error:
             raise AdapterRefused("unreadable", f"the adapter's copy can't be read: {error.strerror}") from error

@@ -243,6 +243,8 @@ class EngineCore:
             code = read.error.code
         elif error is not None:
             log.warning("adapter %s can't be loaded: %s", digest[:12], error)
+        if error is not None and self._residency.read_elsewhere(digest, self._scheduler.waiting_for(digest)):
+            return []
         if image is not None and not self._residency.fits(image.sizes):
             error = (
                 f"adapter {digest[:12]} needs {image.nbytes} bytes of device memory, more than the whole adapter "

@@ -20,7 +20,7 @@ from livery_adapters.compose import compose
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.formats import convert
 from livery_adapters.identity import converted_digest
-from livery_adapters.manifest import Limits, check_against, read_manifest
+from livery_adapters.manifest import AdapterManifest, Limits, check_against, read_manifest
 from livery_adapters.measure import BaseNorms, measure
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.sums import Sums
@@ -53,6 +53,19 @@ class HeldWeights:
         return self._model.get_parameter(path).detach()
 
 
+def stored_manifest(part: AdapterPart, base: BaseModel) -> AdapterManifest:
+    """What a stored version is, hashed again unless that was done when it came in. Raises AdapterRefused."""
+    manifest = read_manifest(Path(part.path), ANY_RANK, digest=part.digest if part.verified else None)
+    if manifest.digest != part.digest:
+        raise AdapterRefused(
+            "activation_failed",
+            f"the stored files of {part.digest[:12]} hash to {manifest.digest[:12]} by now: they were changed "
+            "since they were added, or the disk is failing; add the adapter again",
+        )
+    check_against(manifest, base, ANY_RANK)
+    return manifest
+
+
 class AdapterReader:
     """Reads adapters for one base model. For one thread."""
 
@@ -73,15 +86,7 @@ class AdapterReader:
         return self._pack(canonical, measure(canonical, self._weights, self._norms, self._sums))
 
     def _converted(self, part: AdapterPart) -> CanonicalAdapter:
-        path = Path(part.path)
-        manifest = read_manifest(path, ANY_RANK, digest=part.digest if part.verified else None)
-        if manifest.digest != part.digest:
-            raise AdapterRefused(
-                "activation_failed",
-                f"the stored files of {part.digest[:12]} hash to {manifest.digest[:12]} by now: they were changed "
-                "since they were added, or the disk is failing; add the adapter again",
-            )
-        check_against(manifest, self._base, ANY_RANK)
-        converted = convert(path, manifest, self._weights, part.approximate, self._sums)
+        manifest = stored_manifest(part, self._base)
+        converted = convert(Path(part.path), manifest, self._weights, part.approximate, self._sums)
         # Of the same files at another rank it is another adapter, also as a part of a sum.
         return replace(converted, digest=converted_digest(part.digest, part.approximate))

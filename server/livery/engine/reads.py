@@ -2,11 +2,15 @@
 
 What waiting requests want goes in the order of their queue; every other time the oldest goes, so that a proof of a new
 adapter isn't held up by requests for ever. What nobody asks for any more is forgotten before it is read.
+
+One version may be asked for at several places at once: a copy on its way in, which is gone as soon as whoever sends it
+hangs up, beside the stored files. Each place is tried once before the version counts as one that can't be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
 from livery.engine.base import AdapterRef
 
@@ -19,7 +23,8 @@ class ReadQueue:
     """The only writer of what is to be read and being read."""
 
     def __init__(self) -> None:
-        self._refs: dict[str, AdapterRef] = {}  # the oldest first, those being read included
+        self._refs: dict[str, list[AdapterRef]] = {}  # the oldest first, those being read included; each at its places
+        self._tried: Counter[str] = Counter()  # how many of a version's places failed
         self._begun: set[str] = set()
         self._asked: set[str] = set()  # to be read whether or not a request waits: somebody wants to know if it can be
         self._oldest_next = False
@@ -28,22 +33,41 @@ class ReadQueue:
         return digest in self._refs
 
     def add(self, adapter: AdapterRef, *, asked: bool = False) -> None:
-        """Have a version read, unless it is on its way."""
-        self._refs.setdefault(adapter.digest, adapter)
+        """Have a version read, from here if it is on its way from elsewhere and can't be read there."""
+        places = self._refs.setdefault(adapter.digest, [])
+        if adapter not in places:
+            places.append(adapter)
         if asked:
             self._asked.add(adapter.digest)
 
     def begun(self, digest: str) -> bool:
         return digest in self._begun
 
+    def elsewhere(self, digest: str, others: Iterable[AdapterRef]) -> bool:
+        """The version can't be read where it was tried: read it at the next place, `others` included.
+
+        False when there is none left.
+        """
+        for adapter in others:
+            self.add(adapter)
+        self._tried[digest] += 1
+        if self._tried[digest] == len(self._refs[digest]):
+            return False
+        self._begun.discard(digest)
+        return True
+
     def end(self, digest: str) -> None:
         """The version is read, can't be, or isn't wanted any more."""
         del self._refs[digest]
+        del self._tried[digest]
         self._begun.discard(digest)
         self._asked.discard(digest)
 
     def take(self, ranks: Mapping[str, int], last: Callable[[int], int]) -> list[AdapterRef]:
-        """Versions to begin with now, each given once; for requests, those with a place up to `last(being read)`."""
+        """Versions to begin with now; for requests, those with a place in the queue up to `last(being read)`.
+
+        Each is given once, and once more after `elsewhere`.
+        """
         taken: list[AdapterRef] = []
         while len(self._begun) < READ_AHEAD and len(self._refs) > len(self._begun):
             waiting = [digest for digest in self._refs if digest not in self._begun]
@@ -57,9 +81,10 @@ class ReadQueue:
             self._oldest_next = not self._oldest_next
             digest = min(ready, key=lambda digest: ranks.get(digest, LAST)) if self._oldest_next else ready[0]
             self._begun.add(digest)
-            taken.append(self._refs[digest])
+            taken.append(self._refs[digest][self._tried[digest]])
         return taken
 
     def check_invariants(self) -> None:
         assert self._begun | self._asked <= set(self._refs), "what is read isn't asked for"
         assert len(self._begun) <= READ_AHEAD
+        assert all(self._tried[digest] < len(places) for digest, places in self._refs.items()), "no place is left"

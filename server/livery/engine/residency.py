@@ -177,6 +177,13 @@ class Residency:
         self._host.use(digest, sum(sizes), seconds if self._rank(digest) < NOT_WANTED else 0.0)
         return True
 
+    def read_elsewhere(self, digest: str, others: Iterable[AdapterRef]) -> bool:
+        """The version could not be read: `take_loads()` gives it again if it was asked for at another place too.
+
+        `others` are the places that waiting requests name. False when all were tried.
+        """
+        return digest not in self._retired and self._loading.elsewhere(digest, others)
+
     def failed(self, digest: str) -> None:
         """The version could not be loaded. A later request tries again."""
         self._loading.end(digest)
@@ -219,7 +226,7 @@ class Residency:
         return sum(map(pages_for, sizes)) <= self._pages.num_pages
 
     def take_loads(self) -> list[AdapterRef]:
-        """Versions to read now, each named once.
+        """Versions to read now, each named once, and once more for each `read_elsewhere`.
 
         What is read ahead is bounded: nothing is read for a request while what those before it want fills the host's
         memory, waiting for room on the device.

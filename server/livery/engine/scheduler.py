@@ -20,7 +20,7 @@ import secrets
 from collections import Counter
 from itertools import takewhile
 
-from livery.engine.base import GenerationRequest, RequestRefused, TokenDelta
+from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.blocks import BlockPool
 from livery.engine.plan import SequenceSlice, StepPlan, StepResult
 from livery.engine.prefix import PrefixCache
@@ -165,6 +165,11 @@ class Scheduler:
     def wanted_adapters(self) -> list[str]:
         """Versions that waiting requests ask for, in the order of the queue."""
         return [seq.adapter for seq in self._waiting if seq.adapter]
+
+    def waiting_for(self, digest: str) -> list[AdapterRef]:
+        """A version as each waiting request for it names it."""
+        adapters = (seq.request.adapter for seq in self._waiting)
+        return [adapter for adapter in adapters if adapter is not None and adapter.digest == digest]
 
     def check_invariants(self) -> None:
         """Blocks and sequences add up. For tests and for idle moments."""
