@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import signal
-import sys
 from collections.abc import Sequence
-from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -21,9 +18,10 @@ from livery_loadtest.benchmark import AlwaysOn, Benchmark, Plan, Stage, Subject,
 from livery_loadtest.client import Dialect, Target, TargetUnusable
 from livery_loadtest.llama_cpp import LlamaCppEnvironment
 from livery_loadtest.machine import Machine, describe_machine
+from livery_loadtest.origin import Origin
 from livery_loadtest.peers import EnvironmentFailed, VllmEnvironment, default_environment
 from livery_loadtest.progress import RequestBar
-from livery_loadtest.report import Origin, Report, build_report, print_report
+from livery_loadtest.report import Report, build_report, print_report
 from livery_loadtest.servers import ServerFailed, Sleep
 from livery_loadtest.side_by_side import LIVERY, LLAMA_CPP, VLLM, VLLM_PLAIN, PeersSetup, SideBySide
 from livery_loadtest.workload import Popularity, Scenario, Workload
@@ -184,12 +182,7 @@ def _run(
     machine: Machine,
     extra: dict[str, Any],
 ) -> Report:
-    origin = Origin(
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        date=datetime.now().astimezone().isoformat(timespec="seconds"),
-        tool_version=_own_version(),
-        machine=machine,
-    )
+    origin = Origin.here(_own_version(), machine)
     with RequestBar(request_count(subjects, plan, workload)) as bar:
         outcome = asyncio.run(Benchmark(subjects, plan, workload, stage, bar, _api_key()).run())
     return build_report(outcome, plan, workload, origin, extra)

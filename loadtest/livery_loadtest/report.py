@@ -7,7 +7,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,8 +14,8 @@ from rich.table import Table
 from livery_loadtest.bars import COLOURS, Bar, Verdict
 from livery_loadtest.benchmark import CellResult, Outcome, Plan
 from livery_loadtest.check import CheckResult
-from livery_loadtest.machine import Machine
 from livery_loadtest.measures import Percentiles, Spread, Summary, over_rounds, paired_ratio, summarise
+from livery_loadtest.origin import Origin, write_json
 from livery_loadtest.workload import Scenario, Workload
 
 SCHEMA = "livery-bench/1"
@@ -51,16 +50,6 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where and how a report was made. `date` is ISO 8601 with offset."""
-
-    command: str
-    date: str
-    tool_version: str
-    machine: Machine
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """A whole run, ready for JSON. `extra` holds what the caller knows of the servers it launched."""
 
@@ -78,8 +67,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the report as indented JSON, creating the folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        write_json(self, path)
 
     @property
     def failed_requests(self) -> int:

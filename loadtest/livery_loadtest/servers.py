@@ -26,6 +26,7 @@ IDLE_WATCH_SECONDS = 2.0
 # More than this share of one core while nobody asks anything would disturb the server being measured.
 IDLE_SHARE = 0.02
 LOG_LINES_SHOWN = 15
+PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}  # a log is read line by line, not on a terminal
 
 
 class ServerFailed(Exception):
@@ -45,7 +46,7 @@ class LaunchSpec:
     """How to start a server. `url` is its root.
 
     It is ready when GET `ready` answers 200 and /v1/models lists every name in `expects`. `models` and `fields` are
-    as in livery_loadtest.client.Target.
+    as in livery_loadtest.client.Target. `told_by` names the option that arguments of the command came from, if any.
     """
 
     name: str
@@ -57,6 +58,7 @@ class LaunchSpec:
     expects: frozenset[str] = frozenset()
     models: tuple[str, ...] = ()
     fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    told_by: str = ""
 
 
 def free_port() -> int:
@@ -84,7 +86,7 @@ class LaunchedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.spec.environment},
+                env={**os.environ, **PLAIN, **self.spec.environment},
                 start_new_session=True,
             )
         return self
@@ -169,7 +171,8 @@ class LaunchedServer:
 
     def _failure(self, what: str) -> str:
         end = "\n  ".join(self._log_end(LOG_LINES_SHOWN))
-        return f"{self.spec.name} {what}; the end of {self.spec.log}:\n  {end}"
+        told = f" (with the arguments of {self.spec.told_by})" if self.spec.told_by else ""
+        return f"{self.spec.name} {what}{told}; the end of {self.spec.log}:\n  {end}"
 
 
 class SleepingStage:

@@ -134,9 +134,11 @@ def launch_specs(setup: PeersSetup, console: Console) -> list[LaunchSpec]:
     specs = []
     for server in setup.servers:
         if server == LIVERY:
-            specs.append(_livery_spec(setup, LIVERY, folder, adapters, setup.livery_arguments))
+            told_by = _told_by("--livery-arguments", setup.livery_arguments)
+            specs.append(_livery_spec(setup, LIVERY, folder, adapters, setup.livery_arguments, told_by))
             for name, arguments in setup.variants.items():
-                specs.append(_livery_spec(setup, f"{LIVERY}-{name}", folder, adapters, arguments))
+                told_by = _told_by("--livery-variant", f"{name}={arguments}")
+                specs.append(_livery_spec(setup, f"{LIVERY}-{name}", folder, adapters, arguments, told_by))
         elif server == LLAMA_CPP:
             setup.llama_cpp.ensure(console)
             converted = setup.llama_cpp.converted(model, adapters, folder.with_name(f"{folder.name}-gguf"), console)
@@ -146,13 +148,18 @@ def launch_specs(setup: PeersSetup, console: Console) -> list[LaunchSpec]:
     return specs
 
 
+def _told_by(option: str, given: str) -> str:
+    """An option and what it was given, for the message of a server that doesn't start."""
+    return f"{option} {given!r}" if given else ""
+
+
 def _livery_spec(
-    setup: PeersSetup, name: str, folder: Path, adapters: Mapping[str, Path], arguments: str
+    setup: PeersSetup, name: str, folder: Path, adapters: Mapping[str, Path], arguments: str, told_by: str
 ) -> LaunchSpec:
     port = free_port()
     command = livery_command(setup.model, folder, setup.folder / f"{name}-data", port) + shlex.split(arguments)
     log = setup.folder / f"{name}.log"
-    return LaunchSpec(name, command, _url(port), log, ready="/ready", expects=frozenset(adapters))
+    return LaunchSpec(name, command, _url(port), log, ready="/ready", expects=frozenset(adapters), told_by=told_by)
 
 
 def _vllm_spec(setup: PeersSetup, server: str, model: Path, adapters: Mapping[str, Path]) -> LaunchSpec:
@@ -163,7 +170,8 @@ def _vllm_spec(setup: PeersSetup, server: str, model: Path, adapters: Mapping[st
     command = vllm_command(python, model, name, port, loaded, setup.rank, setup.streams, setup.dtype)
     command += shlex.split(setup.vllm_arguments)
     variables = vllm_variables(setup.environment.folder, setup.bind)
-    return LaunchSpec(server, command, _url(port), setup.folder / f"{server}.log", variables, expects=frozenset(loaded))
+    log, told_by = setup.folder / f"{server}.log", _told_by("--vllm-arguments", setup.vllm_arguments)
+    return LaunchSpec(server, command, _url(port), log, variables, expects=frozenset(loaded), told_by=told_by)
 
 
 def _llama_cpp_spec(setup: PeersSetup, model: Path, adapters: Mapping[str, Path]) -> LaunchSpec:
@@ -173,8 +181,9 @@ def _llama_cpp_spec(setup: PeersSetup, model: Path, adapters: Mapping[str, Path]
     command = llama_cpp_command(setup.llama_cpp.server, gguf_file(setup.model), name, port, files, setup.streams)
     command += shlex.split(setup.llama_cpp_arguments)
     models = (name, *adapters)
-    log = setup.folder / f"{LLAMA_CPP}.log"
-    return LaunchSpec(LLAMA_CPP, command, _url(port), log, models=models, fields=lora_fields(list(adapters)))
+    log, told_by = setup.folder / f"{LLAMA_CPP}.log", _told_by("--llama-cpp-arguments", setup.llama_cpp_arguments)
+    fields = lora_fields(list(adapters))
+    return LaunchSpec(LLAMA_CPP, command, _url(port), log, models=models, fields=fields, told_by=told_by)
 
 
 def _public_name(setup: PeersSetup, model: Path) -> str:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from xml.etree import ElementTree
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM, LlamaConfig
+from typer.testing import CliRunner
 
 from livery.bench.alternate import alternate
+from livery.bench.bars import Row
 from livery.bench.plot import draw
 from livery.bench.report import build_report
 from livery.bench.sizes import Sizes
 from livery.bench.suite import Findings, Group, Suite
 from livery.bench.values import chosen, merged
 from livery.bench.workbench import BenchFailed, Workbench, reference
+from livery.commands.bench_engine import engine
 from livery.engine.base import AdapterRef, EngineConfig
 from livery_loadtest.machine import describe_machine
+from livery_loadtest.origin import Origin
 from livery_loadtest.random_adapters import write_random_adapters
-from livery_loadtest.report import Origin
 
 TINY = Sizes(
     rounds=2,
@@ -48,6 +53,8 @@ TINY = Sizes(
     waves=2,
     wave_rows=2,
     wave_tokens=3,
+    prefill_rounds=2,
+    option_rounds=2,
     serving_rounds=2,
     option_rows=(1, 2),
     passage=6,
@@ -98,7 +105,7 @@ def test_every_row_of_the_table_is_there(findings: Findings) -> None:
         "ranks {2, 4} mixed, 3 rows: time / by bytes",
         "prefill with adapter / base, 20 tokens",
         "prefill with adapter / base, 40 tokens",
-        "base-only traffic, adapters enabled / disabled",
+        "base-only traffic, 3 adapters in memory / none, 3 rows",
         "cold / warm TTFT, 20 tokens, from the store",
         "cold / warm TTFT, 20 tokens, from host memory",
         "p99 between tokens with 500 cold loads/s / without",
@@ -107,6 +114,7 @@ def test_every_row_of_the_table_is_there(findings: Findings) -> None:
         "speculation on / off, copying, 2 rows",
         "TTFT, 20 tokens, asked before / new",
         "--deterministic / default, decode, 2 rows",
+        "--weights int8 / default, decode, 2 rows",
     ):
         assert any(name.startswith(part) for name in names), part
 
@@ -138,10 +146,51 @@ def test_the_document_and_the_picture_hold_every_row(findings: Findings, tmp_pat
     floor = max(facts["mixed"]["bytes"] / peak["bandwidth"], facts["mixed"]["operations"] / peak["flops"])
     assert facts["mixed"]["floor"] == pytest.approx(floor)
     assert one["value"]["median"] == pytest.approx(facts["speed"]["median"] / facts["physical"])
-    assert facts["physical_by_bytes"] == pytest.approx(facts["base"]["bytes"] / facts["mixed"]["bytes"])
+    assert facts["physical"] == pytest.approx(facts["base"]["bytes"] / facts["mixed"]["bytes"])
+    floored = facts["base"]["floor"] / facts["mixed"]["floor"]
+    assert one["with_operations"]["median"] == pytest.approx(facts["speed"]["median"] / floored)
+    assert document["complete"]
+    assert document["failures"] == {}
+    parts = document["part_seconds"]
+    assert 0 < parts["decode steps"] < parts["an engine that holds all adapters"] < document["seconds"]
     picture = ElementTree.fromstring(draw(findings.rows, "tiny & small"))
     texts = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
     assert {row.name for row in findings.rows if row.bar} <= texts
+
+
+def test_what_fails_takes_nothing_with_it(config: EngineConfig, tmp_path: Path) -> None:
+    longer = replace(TINY, check_prompt=10_000)  # than the model takes
+    suite = Suite(config, tmp_path, longer, lambda _: None, lambda _: None)
+    found = suite.run(frozenset({Group.VALUES, Group.PREFILL}), with_profile=False)
+    assert list(found.failures) == ["greedy tokens"]
+    assert "10000" in found.failures["greedy tokens"]
+    assert [row.name.split(",")[0] for row in found.rows] == ["prefill with adapter / base"] * 2
+    assert not found.complete
+
+
+def test_what_is_interrupted_keeps_its_rows(config: EngineConfig, tmp_path: Path) -> None:
+    def show(row: Row) -> None:
+        if row.name.startswith("prefill with adapter / base, 40"):
+            raise KeyboardInterrupt
+
+    suite = Suite(config, tmp_path, TINY, lambda _: None, show)
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(frozenset({Group.PREFILL, Group.SERVING}), with_profile=False)
+    assert len(suite.findings.rows) == 2
+    assert not suite.findings.complete
+    assert suite.findings.seconds > 0
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_measuring(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    app = typer.Typer()
+    app.command()(engine)
+    plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "300"}
+    for option in ("--out", "--plot"):
+        told = CliRunner().invoke(app, [option, str(tmp_path / "file" / "new")], env=plain)
+        assert told.exit_code == 2
+        assert option in told.output
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_profiles_name_the_kernels(findings: Findings) -> None:

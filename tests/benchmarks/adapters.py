@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -35,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from api.peft_files import make_adapter
 from cli.processes import SERVE_FAKE
+from livery import __version__
 from livery.engine.base import EngineConfig
 from livery.engine.client import EngineClient
 from livery.engine.kernels import load_sums
@@ -52,6 +51,7 @@ from livery_adapters.refusal import DEFAULT_LIMITS
 from livery_adapters.registry import Registry, VersionFacts
 from livery_adapters.store import BlobStore
 from livery_adapters.tensor_file import CHUNK, FILE_NAMES
+from livery_loadtest.origin import Origin, as_json, document, write_json
 from livery_loadtest.random_adapters import write_random_adapters
 from server.running import livery_serve
 
@@ -319,17 +319,15 @@ def main() -> None:
             "while-serving": lambda: while_serving(folder, options.rounds),
             "coming-and-going": lambda: coming_and_going(folder, options.guests),
         }
-        result: dict[str, Any] = {
-            "command": " ".join(sys.argv[1:]),
-            "machine": platform.processor() or platform.machine(),
-        }
+        origin, result = Origin.here(__version__), dict[str, Any]()
         for part, run in parts.items():
             if options.only in (None, part):
                 say(f"== {part}")
                 result[part] = run()
-    print(json.dumps(result, indent=2))
+    report = document("livery-bench-adapters/1", origin, ("torch", "safetensors", "sqlalchemy"), result)
+    print(as_json(report).decode(), end="")
     if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(report, options.out)
 
 
 if __name__ == "__main__":

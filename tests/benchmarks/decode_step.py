@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import json
-import platform
 import pstats
 import statistics
 import tempfile
@@ -24,11 +22,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from livery import __version__
 from livery.engine.base import AdapterRef, EngineConfig
 from livery.engine.plan import SampleSpec, SequenceSlice
 from livery.engine.runner import ModelRunner
 from livery.models import resolve_model
 from livery_adapters.manifest import read_manifest
+from livery_loadtest.origin import Origin, as_json, document, write_json
 from livery_loadtest.random_adapters import write_random_adapters
 
 MODEL = "smollm2-135m-instruct"
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs="*", default=[256, 1024])
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
+    origin = Origin.here(__version__)
     base = resolve_model(MODEL).path
     with tempfile.TemporaryDirectory() as folder:
         made = write_random_adapters(base, Path(folder), 8, rank=16)
@@ -129,19 +130,12 @@ def main() -> None:
         for row in results[:4]:
             for name, steps in sides.items():
                 row[f"{name} largest"] = largest(steps, steps.decode(row["rows"], row["adapters"], options.context))
-    report = {
-        "command": "python tests/benchmarks/decode_step.py",
-        "model": MODEL,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "steps": results,
-    }
-    text = json.dumps(report, indent=1)
+    measured = {"model": MODEL, "threads": torch.get_num_threads(), "steps": results}
+    report = document("livery-bench-step/1", origin, ("torch", "transformers"), measured)
     if options.out:
-        options.out.write_text(text + "\n")
+        write_json(report, options.out)
     else:
-        Console().print_json(text)
+        Console().print_json(as_json(report).decode())
 
 
 if __name__ == "__main__":

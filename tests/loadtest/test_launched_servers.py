@@ -66,6 +66,16 @@ def test_a_server_that_ends_is_reported_with_its_log(tmp_path: Path) -> None:
     with LaunchedServer(spec) as server, pytest.raises(ServerFailed, match="unlucky ended with code 1") as caught:
         server.wait_ready(60, quiet())
     assert "out of luck" in str(caught.value)
+    assert "arguments of" not in str(caught.value)
+
+
+def test_a_servers_log_is_plain_and_the_option_its_arguments_came_from_is_named(tmp_path: Path) -> None:
+    script = "import os, sys; sys.exit(' '.join(os.environ[name] for name in ('NO_COLOR', 'TERM', 'COLUMNS')))"
+    told_by = "--livery-arguments '--nope'"
+    spec = LaunchSpec("odd", [sys.executable, "-c", script], "http://127.0.0.1:9", tmp_path / "log", told_by=told_by)
+    with LaunchedServer(spec) as server, pytest.raises(ServerFailed, match="1 dumb 200") as caught:
+        server.wait_ready(60, quiet())
+    assert "ended with code 1 (with the arguments of --livery-arguments '--nope');" in str(caught.value)
 
 
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ class Row:
     """One line of the result.
 
     `value` is the judged ratio over the rounds; `facts` are the numbers it was made of (seconds unless the name says
-    otherwise); `note` says in words what was compared.
+    otherwise); `note` says in words what was compared. `beside` is the same measurement by a floor that also counts
+    operations: shown, never judged.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Row:
     bar: Bar | None = None
     note: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    beside: Spread | None = None
 
     @property
     def verdict(self) -> Verdict:

@@ -91,22 +91,15 @@ class StepRows:
         share = self._base.share(self._sizes.rank)
         if share <= SMALL_SHARE:
             return Row(name, speed, ONE_ADAPTER, f"the adapter is {share:.2%} of the base's bytes", facts)
-        physical = physical_ratio(work["base"], work["one"], peak)
-        note = f"{speed.median:.3f} of the base, physical {physical:.3f}; the adapter is {share:.1%} of its bytes"
-        return Row(f"{name}: reached / physical", scaled(speed, 1 / physical), OF_PHYSICAL, note, facts)
+        note = f"the adapter is {share:.1%} of the base's bytes"
+        return _of_physical(name, speed, work["base"], work["one"], peak, note, facts)
 
     def _distinct(self, rows: int, times: Timed, work: Mapping[str, Work], peak: Peak) -> Row:
         speed = ratio(times["base"], times["mixed"])
-        physical = physical_ratio(work["base"], work["mixed"], peak)
-        by_bytes = bytes_ratio(work["base"], work["mixed"])
-        note = f"{speed.median:.3f} of the base, physical {physical:.3f} (by bytes alone {by_bytes:.3f})"
-        return Row(
-            f"{rows} distinct adapters, decode, {rows} rows: reached / physical",
-            scaled(speed, 1 / physical),
-            OF_PHYSICAL,
-            note,
-            self._facts(times, work, ("base", "mixed"), speed, peak),
-        )
+        facts = self._facts(times, work, ("base", "mixed"), speed, peak)
+        name = f"{rows} distinct adapters, decode, {rows} rows"
+        note = f"{self._base.share(self._sizes.rank):.1%} of the base's bytes each"
+        return _of_physical(name, speed, work["base"], work["mixed"], peak, note, facts)
 
     def ranks(self, ranked: Sequence[AdapterRef], ranks: Sequence[int]) -> Iterator[Measured]:
         """Distinct adapters of several ranks against what their bytes make of the time of equal ones."""
@@ -142,7 +135,7 @@ class StepRows:
                     "base": self._bench.reader(tokens, None),
                     "one": self._bench.reader(tokens, self._adapters[0]),
                 },
-                sizes.rounds,
+                sizes.prefill_rounds,
                 max(1, sizes.turns * min(sizes.prompts) // (2 * tokens)),
             )
             work = {
@@ -159,7 +152,7 @@ class StepRows:
         return Row(f"prefill with adapter / base, {tokens} tokens", speed, PREFILL, note, facts)
 
     def base_only(self) -> Iterator[Measured]:
-        """Base-only steps while adapters are in device memory, and with none there.
+        """Base-only steps while adapters are in the engine's memory, and with none there.
 
         The engine has one path for both, so what could differ is what adapters leave behind: tables, memory, caches.
         """
@@ -175,10 +168,10 @@ class StepRows:
                 found[kind] += alternate({"step": step}, 1, sizes.turns)["step"]
         self._bench.ready(held)
         row = Row(
-            f"base-only traffic, adapters enabled / disabled, {rows} rows",
+            f"base-only traffic, {len(held)} adapters in memory / none, {rows} rows",
             ratio(found["without"], found["with"]),
             BASE_ONLY,
-            f"{len(held)} adapters in device memory against none",
+            "one engine; adapters loaded and used just before, then kept or unloaded",
             {name: median(values) for name, values in found.items()},
         )
         yield settled(row)
@@ -203,9 +196,19 @@ class StepRows:
                 "operations": work[name].flops,
                 "bound": _bound(work[name], peak),
             }
-        facts["physical"] = physical_ratio(work[names[0]], work[names[1]], peak)
-        facts["physical_by_bytes"] = bytes_ratio(work[names[0]], work[names[1]])
+        facts["physical"] = bytes_ratio(work[names[0]], work[names[1]])
+        facts["physical_with_operations"] = physical_ratio(work[names[0]], work[names[1]], peak)
         return facts
+
+
+def _of_physical(
+    name: str, speed: Spread, base: Work, adapted: Work, peak: Peak, note: str, facts: dict[str, Any]
+) -> Row:
+    """A speed against what bytes alone allow, (W + K) / (W + K + N·a), and beside it against the larger floor."""
+    by_bytes, floored = bytes_ratio(base, adapted), physical_ratio(base, adapted, peak)
+    note = f"{speed.median:.3f} of the base, physical {by_bytes:.3f} (with operations {floored:.3f}); {note}"
+    reached, beside = scaled(speed, 1 / by_bytes), scaled(speed, 1 / floored)
+    return Row(f"{name}: reached / physical", reached, OF_PHYSICAL, note, facts, beside)
 
 
 def _bound(work: Work, peak: Peak) -> str:

@@ -41,7 +41,7 @@ class OptionRows:
 
                 before = drafting.core.stats()
                 times = alternate(
-                    {"off": lambda: run("off", self._plain), "on": lambda: run("on", drafting)}, sizes.serving_rounds
+                    {"off": lambda: run("off", self._plain), "on": lambda: run("on", drafting)}, sizes.option_rounds
                 )
                 after = drafting.core.stats()
                 drafted = after.drafted_tokens - before.drafted_tokens
@@ -72,7 +72,7 @@ class OptionRows:
                     "new": lambda: caching.run([(caching.tokens(tokens), 1, None)]),
                     "seen": lambda: caching.run([(seen, 1, None)]),
                 },
-                self._sizes.serving_rounds,
+                self._sizes.option_rounds,
             )
         yield settled(
             Row(
@@ -95,7 +95,7 @@ class OptionRows:
                             "plain": self._plain.decoder(rows, sizes.context, [None]),
                             "held": held.decoder(rows, sizes.context, [None]),
                         },
-                        sizes.rounds,
+                        sizes.option_rounds,
                         sizes.turns,
                     )
                     yield partial(held_row, layout, rows, times, base, base.decode(rows, sizes.context))
@@ -110,7 +110,7 @@ class OptionRows:
                         "plain": self._plain.decoder(rows, sizes.context, [None]),
                         "exact": exact.decoder(rows, sizes.context, [None]),
                     },
-                    sizes.rounds,
+                    sizes.option_rounds,
                     sizes.turns,
                 )
                 yield settled(

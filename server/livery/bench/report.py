@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -22,7 +20,7 @@ from livery.bench.suite import Findings
 from livery.engine.base import EngineInfo
 from livery_loadtest.bars import COLOURS
 from livery_loadtest.measures import Spread
-from livery_loadtest.report import Origin
+from livery_loadtest.origin import Origin, installed, write_json
 
 SCHEMA = "livery-bench-engine/1"
 VERSIONS = ("torch", "transformers", "numpy")
@@ -39,12 +37,15 @@ class EngineReport:
     peaks: list[Peak]
     rows: list[dict[str, Any]]
     profiles: list[Profile]
+    complete: bool  # nothing failed and nobody interrupted it
+    failures: dict[str, str]  # part -> what it failed with
+    seconds: float  # the whole run
+    part_seconds: dict[str, float]  # engines are parts, and what was measured on them
     schema: str = SCHEMA
 
     def write(self, path: Path) -> None:
         """Write the report as indented JSON, creating the folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        write_json(self, path)
 
 
 def build_report(findings: Findings, sizes: Sizes, origin: Origin, kernels: dict[str, str]) -> EngineReport:
@@ -52,12 +53,16 @@ def build_report(findings: Findings, sizes: Sizes, origin: Origin, kernels: dict
     info = findings.info
     return EngineReport(
         origin=origin,
-        versions={name: importlib.metadata.version(name) for name in VERSIONS},
+        versions=installed(VERSIONS),
         engine={**(_engine(info) if info else {}), "compiled": kernels},
         sizes=sizes,
         peaks=findings.peaks,
         rows=[_row(row) for row in findings.rows],
         profiles=findings.profiles,
+        complete=findings.complete,
+        failures=findings.failures,
+        seconds=findings.seconds,
+        part_seconds=findings.part_seconds,
     )
 
 
@@ -73,6 +78,7 @@ def _row(row: Row) -> dict[str, Any]:
         "bar": asdict(row.bar) if row.bar else None,
         "verdict": row.verdict,
         "note": row.note,
+        "with_operations": row.beside,
         "facts": row.facts,
     }
 
@@ -86,15 +92,24 @@ def shown(value: Spread) -> str:
 
 def print_findings(findings: Findings, console: Console) -> None:
     """The table with bars, the machine's peaks, and where a step's time goes."""
-    reads = [peak.bandwidth / 1e9 for peak in findings.peaks]
-    computes = [peak.flops / 1e9 for peak in findings.peaks]
-    console.print(
-        f"the machine: reads {median(reads):.1f} GB/s ({min(reads):.1f}..{max(reads):.1f}), computes "
-        f"{median(computes):.0f} Gop/s ({min(computes):.0f}..{max(computes):.0f}); floors are by the medians"
-    )
+    if findings.peaks:
+        console.print(_machine(findings.peaks))
     console.print(_table(findings.rows))
     for one in findings.profiles:
         console.print(_profile(one))
+    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in findings.part_seconds.items())
+    console.print(
+        f"{findings.seconds:.0f} s in all; engines with all that was measured on them: {took}", highlight=False
+    )
+
+
+def _machine(peaks: Sequence[Peak]) -> str:
+    reads = [peak.bandwidth / 1e9 for peak in peaks]
+    computes = [peak.flops / 1e9 for peak in peaks]
+    return (
+        f"the machine: reads {median(reads):.1f} GB/s ({min(reads):.1f}..{max(reads):.1f}), computes "
+        f"{median(computes):.0f} Gop/s ({min(computes):.0f}..{max(computes):.0f}); floors are by the medians"
+    )
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -103,9 +118,12 @@ def _table(rows: Sequence[Row]) -> Table:
     table.add_column("value", justify="right")
     table.add_column("bar")
     table.add_column("")
+    table.add_column("with operations", justify="right")
     for row in rows:
         verdict = f"[{COLOURS[row.verdict]}]{row.verdict}[/]"
-        table.add_row(escape(row.name), shown(row.value), str(row.bar or ""), verdict)
+        table.add_row(
+            escape(row.name), shown(row.value), str(row.bar or ""), verdict, shown(row.beside) if row.beside else ""
+        )
     return table
 
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 from livery.bench.bars import COLD_TTFT, LOADS_BESIDE, MANY_KNOWN, OVERSUBSCRIBED, Row
 from livery.bench.decode import median, ratio
 from livery.bench.sizes import Sizes
-from livery.bench.workbench import Answer, Workbench
+from livery.bench.workbench import Answer, BenchFailed, Loads, Workbench
 from livery.engine.base import AdapterRef
 
 SHORT = 8  # tokens of the prompts that only bring adapters in
@@ -41,20 +41,30 @@ class ServingRows:
         self._arrivals = random.Random(1)
 
     def cold(self) -> Iterator[Row]:
-        """First token under a version that isn't in device memory, over that of the next request under it."""
+        """First token under a version that isn't in device memory, over that of the next request under it.
+
+        Raises BenchFailed unless the engine counts each load as from the tier that the row names.
+        """
         sizes = self._sizes
         asked = versions(self._adapters, sizes.cold_requests, "cold")
-        for origin, bar in (("the store", None), ("host memory", COLD_TTFT)):
+        for origin, hosted, bar in (("the store", False, None), ("host memory", True, COLD_TTFT)):
             times: dict[str, list[float]] = {"cold": [], "warm": []}
-            for adapter in asked:  # more than fit: by its next turn each has been evicted
-                for kind in times:
+            for adapter in asked:
+                if hosted:
+                    self._bench.evict([adapter])
+                else:
+                    self._bench.drop([adapter])
+                for kind, loads in (("cold", Loads(not hosted, hosted)), ("warm", Loads())):
+                    before = self._bench.loads
                     prompt = self._bench.tokens(sizes.cold_prompt)
                     times[kind].append(self._bench.run([(prompt, 1, adapter)])[0].ttft)
+                    if self._bench.loads - before != loads:
+                        raise BenchFailed(f"a {kind} request took {self._bench.loads - before}, expected {loads}")
             yield Row(
                 f"cold / warm TTFT, {sizes.cold_prompt} tokens, from {origin}",
                 ratio(times["cold"], times["warm"]),
                 bar,
-                f"{len(asked)} versions in turn, {sizes.fitting} fit",
+                f"{len(asked)} versions, each {'evicted to the host' if hosted else 'unloaded'} before; loads counted",
                 {name: median(values) for name, values in times.items()},
             )
 
@@ -64,40 +74,48 @@ class ServingRows:
         cold = itertools.cycle(versions(self._adapters, 5 * sizes.fitting, "beside"))
         hot = itertools.repeat(self._adapters[0])
         self._bench.ready(self._adapters[:1])
-        loaded = 0
+        loaded = Loads()
         for _ in range(sizes.serving_rounds):
             for kind, arriving in (("hot", hot), ("cold", cold)):
-                before = self._bench.core.stats().adapter_loads
+                before = self._bench.loads
                 gaps = self._gaps(arriving)
                 found[kind].append(_p99(gaps))
                 if kind == "cold":
-                    loaded += self._bench.core.stats().adapter_loads - before
+                    loaded += self._bench.loads - before
         yield Row(
             f"p99 between tokens with {sizes.loads_per_second:.0f} cold loads/s / without",
             ratio(found["cold"], found["hot"]),
             LOADS_BESIDE,
-            f"{sizes.streams} streams; as many short requests a second arrive either way; {loaded} loads",
+            f"{sizes.streams} streams; as many short requests a second arrive either way; {loaded}",
             {name: median(values) for name, values in found.items()},
         )
 
     def oversubscribed(self) -> Iterator[Row]:
-        """Median time to first token when ten times as many adapters are asked for as fit, over all fitting."""
+        """Median time to first token when ten times as many adapters are asked for as fit, over as many as fit.
+
+        Raises BenchFailed where those that should fit aren't there all the time.
+        """
         sizes = self._sizes
         many = versions(self._adapters, sizes.hot_factor * sizes.fitting, "hot")
-        few = many[: sizes.fitting // 2]  # room for those that wait as well
+        few = many[: sizes.fitting]
         sides = {"fitting": few, "over": many}
         found: dict[str, list[float]] = {name: [] for name in sides}
+        loaded = dict.fromkeys(sides, Loads())
         for _ in range(sizes.serving_rounds):
             for name, hot in sides.items():
                 if name == "fitting":
                     self._bench.ready(hot)
+                before = self._bench.loads
                 answers = self._closed_loop(hot)
+                loaded[name] += self._bench.loads - before
                 found[name].append(statistics.median(answer.ttft for answer in answers))
+        if loaded["fitting"] != Loads():
+            raise BenchFailed(f"{len(few)} adapters should fit the device together, yet took {loaded['fitting']}")
         yield Row(
             f"TTFT with {sizes.hot_factor}x more hot adapters than fit / all fit",
             ratio(found["over"], found["fitting"]),
             OVERSUBSCRIBED,
-            f"{len(many)} against {len(few)} adapters, {sizes.fitting} fit; {sizes.hot_streams} streams",
+            f"{len(many)} against {len(few)} adapters; {sizes.hot_streams} streams; {loaded['over']}",
             {name: median(values) for name, values in found.items()},
         )
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Tokens, rows and counts of every measurement.
 
-    A row's value is taken over `rounds`, in each of which every variant has `turns` turns.
+    A row's value is taken over rounds, in each of which every variant has `turns` turns. Groups have as many rounds as
+    make the whole run last some ten minutes on two cores.
     """
 
     rounds: int = 5
+    prefill_rounds: int = 3
+    option_rounds: int = 3
+    serving_rounds: int = 3
     turns: int = 5
     rank: int = 16
     context: int = 128  # tokens of each decoding sequence
@@ -37,11 +41,14 @@ class Sizes:
     waves: int = 4
     wave_rows: int = 16
     wave_tokens: int = 24
-    serving_rounds: int = 3
     option_rows: tuple[int, ...] = (1, 16)
     passage: int = 32  # tokens, `repeats` times in the prompt
     repeats: int = 3
     copied: int = 64
+
+    def with_rounds(self, rounds: int) -> Sizes:
+        """The same with as many rounds in every group."""
+        return replace(self, rounds=rounds, prefill_rounds=rounds, option_rounds=rounds, serving_rounds=rounds)
 
     @property
     def all_decode_rows(self) -> tuple[int, ...]:

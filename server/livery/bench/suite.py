@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ from livery.bench.values import value_rows
 from livery.bench.workbench import Workbench, reference
 from livery.engine.base import AdapterRef, EngineConfig, EngineInfo
 from livery_loadtest.random_adapters import write_random_adapters
+
+log = logging.getLogger(__name__)
 
 MIXED = 8  # adapters whose values are checked and whose step is profiled
 SLACK = 1.25  # of one adapter's bytes: room for what holding it costs beside its numbers
@@ -46,6 +50,10 @@ class Findings:
     peaks: list[Peak] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     profiles: list[Profile] = field(default_factory=list)
+    complete: bool = False  # every part was measured to its end
+    failures: dict[str, str] = field(default_factory=dict)  # part -> what it failed with
+    seconds: float = 0.0
+    part_seconds: dict[str, float] = field(default_factory=dict)  # an engine's has all that was measured on it
 
 
 class Suite:
@@ -69,16 +77,36 @@ class Suite:
         self._measured: list[Measured] = []
 
     def run(self, groups: frozenset[Group], with_profile: bool) -> Findings:
-        """Measure. Raises BenchFailed, ModelRefused."""
+        """Measure. A part that fails is among `failures`, and the others go on.
+
+        Interrupted, `findings` has what was measured until then.
+        """
+        begun = time.perf_counter()
         steps = groups & {Group.VALUES, Group.DECODE, Group.PREFILL}
-        if steps or with_profile:
-            self._on_large(steps, with_profile)
-        if Group.OPTIONS in groups:
-            self._with_options()
-        if Group.SERVING in groups:
-            self._on_small()
-        self.findings.rows = [measured(self._peak()) for measured in self._measured]
+        try:
+            if steps or with_profile:
+                self._in_part("an engine that holds all adapters", lambda: self._on_large(steps, with_profile))
+            if Group.OPTIONS in groups:
+                self._in_part("engines with options", self._with_options)
+            if Group.SERVING in groups:
+                self._in_part("an engine that holds few adapters", self._on_small)
+            self.findings.complete = not self.findings.failures
+        finally:
+            self.findings.rows = [measured(self._peak()) for measured in self._measured]
+            self.findings.seconds = time.perf_counter() - begun
         return self.findings
+
+    def _in_part(self, name: str, work: Callable[[], None]) -> None:
+        """Do a part of the run, timed."""
+        self._tell(name)
+        begun = time.perf_counter()
+        try:
+            work()
+        except Exception as failure:  # boundary: what fails in one part is no reason to lose the others
+            log.exception("%s failed", name)
+            self.findings.failures[name] = f"{type(failure).__name__}: {failure}"
+        finally:
+            self.findings.part_seconds[name] = time.perf_counter() - begun
 
     # -- engines ---------------------------------------------------------------------------------------
 
@@ -135,8 +163,7 @@ class Suite:
             self._note(rows.speculation(), "speculation")
             self._note(rows.prefix_cache(), "prefix cache")
             self._note(rows.deterministic(), "deterministic")
-            if "weights" in EngineConfig.__struct_fields__:
-                self._note(rows.weights(), "weights")
+            self._note(rows.weights(), "weights")
 
     def _engine(self, **knobs: object) -> closing[Workbench]:
         """An engine of the model. What prompts have in common is computed each time unless asked otherwise."""
@@ -144,8 +171,10 @@ class Suite:
         return closing(Workbench(config, self._tell))
 
     def _profile(self, bench: Workbench, adapters: list[AdapterRef], forward: str) -> None:
-        self._tell(f"profiles, {forward}")
-        self.findings.profiles += profiles(bench, adapters, self._sizes.context, forward)
+        def measure() -> None:
+            self.findings.profiles.extend(profiles(bench, adapters, self._sizes.context, forward))
+
+        self._in_part(f"profiles, {forward}", measure)
 
     def _look(self, bench: Workbench) -> None:
         """Measure what the machine can do at best once more."""
@@ -156,10 +185,13 @@ class Suite:
 
     def _note(self, rows: Iterable[Measured], what: str) -> None:
         """Show rows by the peak known so far; in the end all are made by that of the whole run."""
-        self._tell(what)
-        for measured in rows:
-            self._measured.append(measured)
-            self._show(measured(self._peak()))
+
+        def measure() -> None:
+            for measured in rows:
+                self._measured.append(measured)
+                self._show(measured(self._peak()))
+
+        self._in_part(what, measure)
 
     # -- adapters --------------------------------------------------------------------------------------
 

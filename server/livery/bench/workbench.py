@@ -35,6 +35,23 @@ class BenchFailed(Exception):
     """A measurement could not be made; the message says which and why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """Adapters brought to device memory, by where they were before."""
+
+    from_store: int = 0
+    from_host: int = 0
+
+    def __add__(self, other: Loads) -> Loads:
+        return Loads(self.from_store + other.from_store, self.from_host + other.from_host)
+
+    def __sub__(self, other: Loads) -> Loads:
+        return Loads(self.from_store - other.from_store, self.from_host - other.from_host)
+
+    def __str__(self) -> str:
+        return f"{self.from_store} loads from the store, {self.from_host} from the host"
+
+
 @dataclass(slots=True)
 class Answer:
     """One request as it went. Times are seconds on one monotonic clock; `times` has one per token."""
@@ -136,8 +153,20 @@ class Workbench:
         """Have these in device memory, as far as the budget goes: a short request ran under each."""
         self.run([(self.tokens(2), 1, adapter) for adapter in adapters])
 
+    @property
+    def loads(self) -> Loads:
+        """All loads so far."""
+        stats = self.core.stats()
+        return Loads(stats.adapter_loads - stats.adapter_loads_from_host, stats.adapter_loads_from_host)
+
+    def evict(self, adapters: Iterable[AdapterRef]) -> None:
+        """Have these in host memory only."""
+        for adapter in adapters:
+            self.core.evict_adapter(adapter.digest)
+        self.core.step()
+
     def drop(self, adapters: Iterable[AdapterRef]) -> None:
-        """Have none of these in device memory."""
+        """Have these in the store only."""
         for adapter in adapters:
             self.core.unload_adapter(adapter.digest)
         self.core.step()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
-from datetime import datetime
+import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +22,9 @@ def engine(
     model: Annotated[str, typer.Option(help="Model directory, hub id, .gguf or the demo base.")] = DEMO_MODEL,
     only: Annotated[list[str] | None, typer.Option(help=f"{', '.join(GROUPS)}; repeatable; all by default.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also say where a decode step's time goes.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each row; its variants take turns within.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds of each row; its variants take turns within. 0: each group's own number.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     kernels: Annotated[str, typer.Option(help="auto, or torch for plain torch operations.")] = "auto",
@@ -41,6 +41,9 @@ def engine(
     unknown = sorted(set(only or ()) - set(GROUPS))
     if unknown:
         raise typer.BadParameter(f"--only {', '.join(unknown)}: expected {', '.join(GROUPS)}")
+    for option, path in (("--out", out), ("--plot", plot)):
+        _writable(option, path)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, it keeps what it measured too
     # As in the engine's own process (livery.engine.client); torch reads it when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from livery.bench.bars import Row
@@ -48,18 +51,11 @@ def engine(
     from livery.bench.report import build_report, print_findings, shown
     from livery.bench.sizes import Sizes
     from livery.bench.suite import Group, Suite
-    from livery.bench.workbench import BenchFailed
     from livery.engine.base import EngineConfig
     from livery.engine.kernels import describe
-    from livery_loadtest.machine import describe_machine
-    from livery_loadtest.report import Origin
+    from livery_loadtest.origin import Origin
 
-    origin = Origin(
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        date=datetime.now().astimezone().isoformat(timespec="seconds"),
-        tool_version=__version__,
-        machine=describe_machine(),
-    )
+    origin = Origin.here(__version__)
     resolved = resolve_model(model)
     config = EngineConfig(
         str(resolved.path),
@@ -69,7 +65,7 @@ def engine(
         kernels=_kernels(kernels),
         threads=threads,
     )
-    sizes = Sizes(rounds=rounds)
+    sizes = Sizes().with_rounds(rounds) if rounds else Sizes()
     console = Console(stderr=True)
     with console.status("starting", refresh_per_second=1) as status:
 
@@ -79,16 +75,30 @@ def engine(
         suite = Suite(config, folder or cache_dir() / "bench", sizes, lambda what: status.update(escape(what)), show)
         try:
             findings = suite.run(frozenset(map(Group, only or GROUPS)), profile)
-        except (BenchFailed, ValueError) as failure:
-            raise CommandFailed(str(failure)) from failure
-    print_findings(findings, Console())
-    compiled = {name: text for name, text in describe().items() if name != "library"}
-    if out is not None:
-        build_report(findings, sizes, origin, compiled).write(out)
-        console.print(f"everything measured is in {out}")
-    if plot is not None:
-        write(findings.rows, f"Livery {__version__}, {resolved.name}, {origin.machine.cpu}", plot)
-        console.print(f"the rows against their bars are in {plot}")
+        finally:  # of a run that was interrupted, what it had measured
+            status.stop()
+            print_findings(suite.findings, Console())
+            compiled = {name: text for name, text in describe().items() if name != "library"}
+            if out is not None:
+                build_report(suite.findings, sizes, origin, compiled).write(out)
+                console.print(f"everything measured is in {out}")
+            if plot is not None:
+                write(suite.findings.rows, f"Livery {__version__}, {resolved.name}, {origin.machine.cpu}", plot)
+                console.print(f"the rows against their bars are in {plot}")
+    if findings.failures:
+        failed = "; ".join(f"{name}: {why}" for name, why in findings.failures.items())
+        raise CommandFailed(f"not everything was measured. {failed}")
+
+
+def _writable(option: str, path: Path | None) -> None:
+    """Find out before minutes of measuring, not after. Leaves what is in the file."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise typer.BadParameter(f"{option} {path}: {error.strerror}; name a file that can be written") from error
 
 
 def _kernels(name: str) -> Literal["auto", "torch"]:
