@@ -106,6 +106,7 @@ class Settings(BaseModel):
         "auto", description="How weights are held on CPU: auto loses nothing; int8 and int4 round where need be"
     )
     kernels: Literal["auto", "torch"] = Field("auto", description="auto, or torch for plain torch operations")
+    graphs: Literal["auto", "off"] = Field("auto", description="auto: decoding steps as CUDA graphs on GPUs; or off")
     prefix_cache: bool = Field(
         True,
         description="Compute what prompts begin with once per adapter, for all behind one key; cache_salt keeps apart",

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import engine.triton_under_test  # noqa: F401 (before anything of Triton)
+import engine.triton_under_test  # noqa: F401 (skips where there is no Triton)
 from engine.test_kernels_attention import Paged
 from livery.engine.kernels.cuda import TritonKernels, attention
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-import engine.triton_under_test  # noqa: F401 (before anything of Triton)
+import engine.triton_under_test  # noqa: F401 (skips where there is no Triton)
 from engine.families import save
-from engine.oracle import Bench, Oracle, ref, save_adapter
+from engine.oracle import TOLERANCE, Bench, Oracle, ref, save_adapter
 from engine.test_parity import MAX_LEN, ROOMY, kv_bytes, lora_mix, prompts
 from livery.engine.base import EngineConfig
+from livery.engine.plan import SequenceSlice
+from livery.engine.runner import ModelRunner
 
 FAMILY = "llama"
 
@@ -44,3 +48,50 @@ def test_a_mixed_batch_equals_each_row_alone(base: Path, adapters: list[Path]) -
         if adapter is not None:
             oracle.assert_visible(prompt, adapter)
         oracle.assert_same(prompt, results[str(index)], adapter, count=5)
+
+
+@pytest.mark.parametrize("start", [0, 12])
+def test_replayed_steps_take_other_adapters_than_they_were_recorded_with(
+    base: Path, adapters: list[Path], start: int
+) -> None:
+    """One recording serves batches that grow, shrink, change adapters and begin to use one in mid-answer."""
+    tight = {"block_size": 4, "max_batch_tokens": 64, "max_running": 3, "max_model_len": MAX_LEN, "threads": 1}
+    config = EngineConfig(
+        str(base), kernels="triton", graphs="on", overlap="on", kv_memory_bytes=2 * kv_bytes(base), **ROOMY, **tight
+    )
+    bench = Bench(config)
+    replays = count_replays(bench.runner)
+    oracle = Oracle(base, MAX_LEN)
+    low_rank = adapters[:4]
+    asked = prompts(len(low_rank), seed=7)
+    for index, (prompt, adapter) in enumerate(zip(asked, low_rank, strict=True)):
+        bench.add(str(index), prompt[:8], ref(adapter), max_tokens=1 + 2 * index, adapter_start=start)
+    results = bench.run()
+    assert {1, 2, 3} <= set(replays), "batches of several sizes"
+    if start == 0:
+        for index, (prompt, adapter) in enumerate(zip(asked, low_rank, strict=True)):
+            oracle.assert_same(prompt[:8], results[str(index)], adapter, count=1 + 2 * index)
+        return
+    for index, prompt in enumerate(asked):  # none of the first tokens' logits may know of the adapter
+        result = results[str(index)]
+        expected = oracle.logits(prompt[:8] + result.tokens, None)
+        for position, logits in result.logits.items():
+            error = float((logits - expected[position]).abs().max() / expected.abs().max())
+            assert (error < TOLERANCE) == (position < start), (index, position, error)
+
+
+def count_replays(runner: ModelRunner) -> list[int]:
+    """Rows of each step that was replayed, as they come."""
+    rows: list[int] = []
+    graphs = runner._graphs
+    if graphs is not None:
+        run = graphs.run
+
+        def counted(slices: Sequence[SequenceSlice], incoming: tuple[Tensor, Tensor] | None = None) -> Tensor | None:
+            logits = run(slices, incoming)
+            if logits is not None:
+                rows.append(len(slices))
+            return logits
+
+        graphs.run = counted  # type: ignore[method-assign]
+    return rows

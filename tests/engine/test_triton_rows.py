@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import engine.triton_under_test  # noqa: F401 (before anything of Triton)
+import engine.triton_under_test  # noqa: F401 (skips where there is no Triton)
 from livery.engine.kernels.cuda import TritonKernels
 from livery.engine.kernels.reference import TorchKernels
 

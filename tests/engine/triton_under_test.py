@@ -1,6 +1,6 @@
-"""Triton's kernels on a CPU: its interpreter runs them program by program. Import this before anything of Triton.
+"""Triton's kernels on a CPU: its interpreter runs them program by program. Skips where there is no Triton.
 
-The interpreter computes bf16 wrongly, so half precision is fp16 here.
+conftest.py chooses the interpreter. It computes bf16 wrongly, so half precision is fp16 here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-os.environ["TRITON_INTERPRET"] = "1"
+assert os.environ["TRITON_INTERPRET"] == "1"
 IS_THERE = importlib.util.find_spec("triton") is not None
 assert IS_THERE or os.environ.get("CI") != "true", "Triton is missing: pip install --group dev installs it on Linux"
 if not IS_THERE:

@@ -246,6 +246,7 @@ def _engine_config(settings: Settings, model: Path) -> EngineConfig:
         speculate=settings.speculate,
         kernels=settings.kernels,
         weights=settings.weights,
+        graphs=settings.graphs,
         prefix_cache=settings.prefix_cache,
         decoder=settings.decoder,
         deterministic=settings.deterministic,

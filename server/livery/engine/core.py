@@ -24,6 +24,7 @@ from livery.engine.images import AdapterImage
 from livery.engine.loader import Done, Worker
 from livery.engine.lora.bank import PackedAdapter
 from livery.engine.messages import LoadOutcome
+from livery.engine.pending import PendingStep
 from livery.engine.plan import StepPlan, StepResult
 from livery.engine.prefix_keys import kv_identity
 from livery.engine.residency import Placement, Residency
@@ -45,6 +46,9 @@ class _Copy:
 
     image: AdapterImage
     work: Callable[[], PackedAdapter]
+
+
+Launched = PendingStep | StepResult  # a step under way, or how it failed at once
 
 
 class EngineCore:
@@ -76,6 +80,8 @@ class EngineCore:
         self._failed_in_a_row = 0
         self._steps = 0
         self._idle = False
+        self._overlaps = runner.overlaps
+        self._ahead: tuple[StepPlan, Launched] | None = None  # launched before the step before it was looked at
 
     @property
     def info(self) -> EngineInfo:
@@ -164,28 +170,57 @@ class EngineCore:
     def step(self) -> list[TokenDelta]:
         """Move adapters along, then compute one plan. Raises only when the device seems lost."""
         deltas = self._settle_adapters()
-        plan = self._scheduler.schedule()
-        made_room = self._settle_residency()
-        self._idle = not plan.slices and not made_room  # what waits for that room comes in with the next step
-        if not plan.slices:
-            return deltas
+        if self._ahead is not None:
+            plan, pending = self._ahead
+        else:
+            plan = self._scheduler.schedule()
+            made_room = self._settle_residency()
+            self._idle = not plan.slices and not made_room  # what waits for that room comes in with the next step
+            if not plan.slices:
+                return deltas
+            pending = self._attempt(plan, lambda: self._runner.launch(plan))
         self._steps += 1
-        return deltas + self._scheduler.update(plan, self._execute(plan))
+        self._ahead = self._launch_ahead(plan, pending)
+        return deltas + self._finish(plan, pending)
 
     def check_invariants(self) -> None:
         self._scheduler.check_invariants()
 
-    def _execute(self, plan: StepPlan) -> StepResult:
+    def _launch_ahead(self, plan: StepPlan, pending: Launched) -> tuple[StepPlan, Launched] | None:
+        """Let the device go on with the next step while the host looks at this one's tokens."""
+        if not self._overlaps or not isinstance(pending, PendingStep):
+            return None
+        ahead = self._scheduler.schedule_ahead(plan)
+        if ahead is None:
+            return None
+        return ahead, self._attempt(ahead, lambda: self._runner.launch(ahead, pending))
+
+    def _finish(self, plan: StepPlan, pending: Launched) -> list[TokenDelta]:
+        """Wait for a step's tokens and hand them out."""
+        if not isinstance(pending, PendingStep):
+            return self._scheduler.update(plan, pending)
+        result = self._attempt(plan, pending.result)
+        assert isinstance(result, StepResult)
+        deltas = self._scheduler.update(plan, result)
+        if self._ahead is not None:
+            # What went on from a token that the device didn't have is passed over and computed again.
+            ahead, launched = self._ahead
+            slices = tuple(part for part in ahead.slices if part.request_id not in pending.unsettled)
+            self._ahead = (StepPlan(slices), launched) if self._scheduler.has_work else None
+        return deltas
+
+    def _attempt(self, plan: StepPlan, action: Callable[[], Launched]) -> Launched:
         try:
-            result = self._runner.execute(plan)
+            found = action()
         except Exception:  # boundary: a step's failure belongs to the requests in it
             self._failed_in_a_row += 1
             log.exception("a step over %d sequences failed", len(plan.slices))
             if self._failed_in_a_row >= MAX_FAILED_STEPS:
                 raise
             return StepResult(failed=dict.fromkeys((part.request_id for part in plan.slices), STEP_FAILED))
-        self._failed_in_a_row = 0
-        return result
+        if isinstance(found, StepResult):
+            self._failed_in_a_row = 0
+        return found
 
     def _settle_adapters(self) -> list[TokenDelta]:
         """Take what was read and copied, place what fits, and start what is newly wanted."""

@@ -26,13 +26,16 @@ class SampleSpec:
     forbidden: tuple[int, ...] = ()
 
 
+UNKNOWN = -1  # in place of a token that the step under way chooses
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceSlice:
     """The tokens of one sequence that a step computes: positions [start, start + len(token_ids)).
 
     `block_table` covers every position up to the last one. The logits of the last `len(samples)` rows each choose
     the token after their own, by their own spec; none do while a prompt is read. Positions before `adapter_start`
-    run on the base.
+    run on the base. A slice whose one token is UNKNOWN goes on with what the step before it chooses.
     """
 
     request_id: str

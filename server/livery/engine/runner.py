@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from livery.engine.base import CANARY, AdapterRef, EngineConfig, EngineInfo, Mod
 from livery.engine.decoder.fused import FusedDecoder
 from livery.engine.decoder.parts import NotRecognised, recognise
 from livery.engine.devices import choose
+from livery.engine.graphs import DecodeGraphs
 from livery.engine.images import AdapterImage, image_of
 from livery.engine.kernels import Kernels, load_sums, use_threads_here
 from livery.engine.kernels import load as load_kernels
@@ -35,14 +35,15 @@ from livery.engine.lora.parts import Packer
 from livery.engine.lora.plain import attach_plain
 from livery.engine.memory import plan_memory
 from livery.engine.model import CANARY_LENGTHS, Canary, LoadedModel, Progress, load_model, prepare, verify
+from livery.engine.pending import PendingStep
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.reading import AdapterReader, HeldWeights
-from livery.engine.sampler import NOT_FINITE, sample
 from livery.engine.threads import choose_threads
 from livery_adapters.base_model import BaseModel
 from livery_adapters.canonical import CanonicalAdapter
 from livery_adapters.effect import AdapterEffect
 
+MOST_RECORDED_ROWS = 256  # sequences decoding together; steps of more are launched kernel by kernel
 # Rows that a step computes in little more time than one: up to these, drafts cost next to nothing.
 DRAFT_ROWS = {"cpu": 8, "cuda": 64}
 RUNNING_S = 1.0  # how long after a step more of them are to be expected
@@ -71,6 +72,8 @@ class ModelRunner:
                 f"--deterministic needs the native kernels, and {self._kernels.name} ones compute here: "
                 f"{compute.why_kernels}; use --device cpu --dtype float32 with a C++ compiler, or leave it out"
             )
+        # Whether the next decoding step is launched before the last one's tokens are looked at.
+        self.overlaps = config.overlap == "on" or (config.overlap == "auto" and self._device.type == "cuda")
         try:
             self.info = self._build(config, loaded, progress)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -94,14 +97,18 @@ class ModelRunner:
         self._attach(loaded, layouts, holder)
         log.info("weights of linear modules: %s", holder.describe())
         self._block_size = config.block_size
-        self._caches = [
-            LayerCache.empty(memory.num_blocks, config.block_size, shape, self._dtype, self._device) for shape in kv
-        ]
+        self._graphs: DecodeGraphs | None = None
+        self._incoming: tuple[Tensor, Tensor] | None = None  # unknown tokens of the step being launched, and where
+        with_graphs = self._with_graphs(config)
+        blocks = memory.num_blocks + with_graphs  # recorded steps write rows that fill them up to a block of their own
+        self._caches = [LayerCache.empty(blocks, config.block_size, shape, self._dtype, self._device) for shape in kv]
         base = BaseModel(Path(config.model_path).name, config.base_digest, loaded.structure.shapes)
         self._arena = arena_for(self._device, memory.adapter_bytes)
         self._reader = AdapterReader(base, self._weights, self.pack, load_sums(self._compute.kernels))
         decoder = self._choose_decoder(config, loaded, canary, memory.max_model_len, progress)
         threads = self._choose_threads(config.threads, canary.sequences[0])
+        if with_graphs:
+            self._graphs = self._record_graphs(config, memory.max_model_len, loaded, canary, progress)
         max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
         return EngineInfo(
             architecture=loaded.architecture,
@@ -183,6 +190,36 @@ class ModelRunner:
         verify(loaded, canary, self._canary_logits(canary.sequences))
         return "transformers"
 
+    def _with_graphs(self, config: EngineConfig) -> bool:
+        """Whether decoding steps are recorded: with kernels that read a step's adapters on the device."""
+        if config.graphs == "auto":
+            return self._device.type == "cuda" and self._kernels.reads_tables
+        if config.graphs == "on" and not self._kernels.reads_tables:
+            raise ModelRefused(f"--graphs on needs Triton's kernels, and {self._kernels.name} ones compute here")
+        return config.graphs == "on"
+
+    def _record_graphs(
+        self, config: EngineConfig, max_model_len: int, loaded: LoadedModel, canary: Canary, progress: Progress
+    ) -> DecodeGraphs | None:
+        """Recorded decoding steps that give the plain forward's logits, or None where the model can't be recorded."""
+        graphs = DecodeGraphs(
+            self._compute_rows,
+            self._bank,
+            self._caches,
+            self._kernels,
+            max_rows=min(config.max_running, MOST_RECORDED_ROWS),
+            max_model_len=max_model_len,
+            device=self._device,
+        )
+        try:
+            graphs.record(progress)
+            self._graphs = graphs
+            verify(loaded, canary, self._canary_logits(canary.sequences))
+        except (ModelRefused, RuntimeError) as reason:
+            progress(f"decoding steps are launched one kernel at a time, as this model can't be recorded: {reason}")
+            return None
+        return graphs
+
     # -- adapters ------------------------------------------------------------------------------------
 
     @property
@@ -230,30 +267,18 @@ class ModelRunner:
 
     # -- steps ---------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute a plan's tokens and choose the one after each sampled row."""
+        return self.launch(plan).result()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan, after: PendingStep | None = None) -> PendingStep:
+        """Begin a step; what it chooses can be waited for. Unknown tokens of the plan are what `after` chooses."""
         slices = sorted(plan.slices, key=lambda part: part.adapter or "")
         if not all(part.request_id.startswith(CANARY) for part in slices):
             self._stepped = time.monotonic()
-        specs = [spec for part in slices for spec in part.samples]
-        chosen = iter(self._sample(self.forward(slices)[: len(specs)], specs))
-        tokens: dict[str, tuple[int, ...]] = {}
-        failed = {}
-        for part in slices:
-            if part.samples:
-                found = _finite(list(islice(chosen, len(part.samples))))
-                if found:
-                    tokens[part.request_id] = found
-                else:
-                    failed[part.request_id] = NOT_FINITE
-        return StepResult(tokens, failed)
-
-    def _sample(self, logits: Tensor, specs: Sequence[SampleSpec]) -> list[int | None]:
-        """One token per row of logits; of rows one by one where torch's order of sums mustn't show."""
-        if not self._deterministic:
-            return sample(logits, specs)
-        return [sample(logits[row : row + 1], [spec])[0] for row, spec in enumerate(specs)]
+        self._incoming = after.tokens_of(slices) if after is not None else None
+        return PendingStep(slices, self.forward(slices), self._graphs is not None, self._deterministic)
 
     @torch.inference_mode()
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
@@ -261,6 +286,8 @@ class ModelRunner:
 
         Slices of one adapter are best neighbours: their rows are one segment then.
         """
+        if self._graphs is not None and (replayed := self._graphs.run(slices, self._incoming)) is not None:
+            return replayed
         tokens: list[int] = []
         positions: list[int] = []
         kept: list[int] = []
@@ -281,7 +308,12 @@ class ModelRunner:
         self._bank.activate(rows, head_rows)
         batch = AttentionBatch.of(slices, self._caches, self._kernels, self._block_size, device)
         ids, places = torch.tensor(tokens, device=device), torch.tensor(positions, device=device)
-        kept_rows = torch.tensor(kept or [0], device=device)
+        if self._incoming is not None:  # steps with unknown tokens have one row per sequence
+            ids.index_copy_(0, *self._incoming)
+        return self._compute_rows(ids, places, torch.tensor(kept or [0], device=device), batch)
+
+    def _compute_rows(self, ids: Tensor, places: Tensor, kept_rows: Tensor, batch: AttentionBatch) -> Tensor:
+        """Logits of the kept rows for token ids and positions, int64 [rows] each; the bank has the step's adapters."""
         if self._decoder is not None:
             return self._decoder.forward(ids, places, kept_rows, batch)
         output = self._model(
@@ -319,16 +351,6 @@ class ModelRunner:
 
 
 _GREEDY = SampleSpec(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, draw=0.0)
-
-
-def _finite(chosen: Sequence[int | None]) -> tuple[int, ...]:
-    """The tokens before the first row that has no finite maximum."""
-    found = []
-    for token in chosen:
-        if token is None:
-            break
-        found.append(token)
-    return tuple(found)
 
 
 def _extend(segments: list[Segment], digest: str, start: int, end: int) -> None:

@@ -11,6 +11,7 @@ from livery.engine.plan import SampleSpec
 
 LIKELIEST = 256  # tokens that mostly settle a draw; sorting a whole vocabulary takes as long as a small model's step
 COLDEST = 1e-5  # below this a temperature means greedy: the best token's probability is 1 in any precision
+UNSETTLED, NOTHING = -2, -1  # in place of a token: it takes more than the likeliest; the row isn't finite
 NOT_FINITE = "the model's output is not a number for this request; its adapter's weights may overflow"
 
 
@@ -21,37 +22,53 @@ def sample(logits: Tensor, specs: Sequence[SampleSpec]) -> list[int | None]:
     tokens first, at the row's own `draw`, so that the same seed gives the same token in any batch. `logits` stay as
     they are.
     """
-    logits = logits.float()
-    if any(spec.forbidden for spec in specs):
-        logits = logits.clone()
-    for row, spec in enumerate(specs):
-        if spec.forbidden:
-            logits[row, list(spec.forbidden)] = float("-inf")
-    best, greedy = logits.max(dim=-1)
-    finite = torch.isfinite(best).tolist()
-    tokens: list[int | None] = [token if ok else None for token, ok in zip(greedy.tolist(), finite, strict=True)]
-    drawn = [row for row, spec in enumerate(specs) if spec.temperature >= COLDEST and finite[row]]
+    chosen = choose(logits, specs)
+    return settle(chosen.tolist(), logits, specs)
+
+
+def choose(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
+    """`sample` without waiting for the device: int64 [rows] there, UNSETTLED or NOTHING in place of some tokens."""
+    logits = _permitted(logits.float(), specs)
+    best, tokens = logits.max(dim=-1)
+    drawn = [row for row, spec in enumerate(specs) if spec.temperature >= COLDEST]
     if drawn:
-        for row, token in zip(drawn, _draw(logits[drawn], [specs[row] for row in drawn]), strict=True):
-            tokens[row] = token
-    return tokens
+        rows = _upload(drawn, logits, torch.int64)
+        drawn_specs = [specs[row] for row in drawn]
+        tokens = tokens.index_put((rows,), _draw(logits[rows], drawn_specs, min(LIKELIEST, logits.shape[-1])))
+    return tokens.masked_fill(~torch.isfinite(best), NOTHING)
 
 
-def _draw(logits: Tensor, specs: Sequence[SampleSpec]) -> list[int]:
-    """One token per row of finite logits [rows, vocabulary]: from the likeliest ones where these settle it."""
+def settle(chosen: list[int], logits: Tensor, specs: Sequence[SampleSpec]) -> list[int | None]:
+    """What `choose` gave, with the draws that fall beyond the likeliest tokens made among all."""
+    for row in [row for row, token in enumerate(chosen) if token == UNSETTLED]:
+        whole = _draw(_permitted(logits[row : row + 1].float(), [specs[row]]), [specs[row]], logits.shape[-1])
+        chosen[row] = int(whole[0])
+    return [None if token == NOTHING else token for token in chosen]
+
+
+def _permitted(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
+    """The logits with those of forbidden tokens at minus infinity."""
+    places = [(row, token) for row, spec in enumerate(specs) for token in spec.forbidden]
+    if not places:
+        return logits
+    rows, tokens = _upload(places, logits, torch.int64).unbind(1)
+    return logits.index_put((rows, tokens), logits.new_tensor(float("-inf")))
+
+
+def _draw(logits: Tensor, specs: Sequence[SampleSpec], count: int) -> Tensor:
+    """One token per row of logits [rows, vocabulary], or UNSETTLED where it takes more than the `count` likeliest.
+
+    A row that isn't finite gives anything.
+    """
     best = logits.max(dim=-1, keepdim=True).values  # at 0: dividing by a small temperature can't overflow upwards
-    scaled = (logits - best) / _column([spec.temperature for spec in specs], logits).to(logits.dtype)
-    probs = torch.softmax(scaled, dim=-1)
-    ids = logits.topk(min(LIKELIEST, logits.shape[-1]), dim=-1).indices
+    temperature = _upload([spec.temperature for spec in specs], logits)[:, None]
+    probs = torch.softmax((logits - best) / temperature.to(logits.dtype), dim=-1)
+    if count < logits.shape[-1]:
+        ids = logits.topk(count, dim=-1).indices
+    else:
+        ids = logits.sort(dim=-1, descending=True, stable=True).indices
     chosen, settled = _choose(probs.gather(-1, ids), probs.shape[-1], specs)
-    tokens = [int(token) for token in ids.gather(-1, chosen)[:, 0]]
-    left = [row for row, done in enumerate(settled.tolist()) if not done]
-    if left:
-        ids = logits[left].sort(dim=-1, descending=True, stable=True).indices
-        chosen, _ = _choose(probs[left].gather(-1, ids), probs.shape[-1], [specs[row] for row in left])
-        for row, token in zip(left, ids.gather(-1, chosen)[:, 0].tolist(), strict=True):
-            tokens[row] = token
-    return tokens
+    return ids.gather(-1, chosen)[:, 0].masked_fill(~settled, UNSETTLED)
 
 
 def _choose(probs: Tensor, vocabulary: int, specs: Sequence[SampleSpec]) -> tuple[Tensor, Tensor]:
@@ -61,9 +78,8 @@ def _choose(probs: Tensor, vocabulary: int, specs: Sequence[SampleSpec]) -> tupl
     """
     probs = probs.double()
     tokens = probs.shape[-1]
-    top_k = _column([min(spec.top_k or vocabulary, vocabulary) for spec in specs], probs)
-    top_p = _column([spec.top_p for spec in specs], probs)
-    min_p = _column([spec.min_p for spec in specs], probs)
+    fields = [(min(spec.top_k or vocabulary, vocabulary), spec.top_p, spec.min_p, spec.draw) for spec in specs]
+    top_k, top_p, min_p, draw = _upload(fields, probs)[:, :, None].unbind(1)
     rank = torch.arange(tokens, device=probs.device)[None]
     probs = probs.masked_fill(rank >= top_k, 0.0)
     # All of what top_k leaves; the whole vocabulary's probabilities add up to 1 already.
@@ -77,13 +93,14 @@ def _choose(probs: Tensor, vocabulary: int, specs: Sequence[SampleSpec]) -> tupl
     count = kept.sum(dim=-1, keepdim=True)
     # Each rule keeps a beginning of the falling order, so where one has cut, nothing beyond is kept.
     complete = counted | ((top_k == vocabulary) & (count < tokens))
-    target = _column([spec.draw for spec in specs], probs) * torch.where(complete, cumulative[:, -1:], 1.0)
+    target = draw * torch.where(complete, cumulative[:, -1:], 1.0)
     whole = (top_k == vocabulary) & (top_p >= 1) & (min_p <= 0)  # the mass is 1, whatever lies beyond
     settled = complete | (whole & (target < cumulative[:, -1:]))
     # The last token with any probability bounds the search: rounding may put the target on the far edge.
-    chosen = torch.searchsorted(cumulative, target, right=True).minimum(count - 1)
+    chosen = torch.searchsorted(cumulative, target, right=True).minimum(count - 1).clamp(min=0)
     return chosen, settled[:, 0]
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=like.device)[:, None]
+def _upload(values: Sequence[object], like: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A small table beside `like`, without waiting for what the device is busy with."""
+    return torch.tensor(values, dtype=dtype, pin_memory=like.is_cuda).to(like.device, non_blocking=True)

@@ -22,7 +22,7 @@ from itertools import takewhile
 
 from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.blocks import BlockPool
-from livery.engine.plan import SequenceSlice, StepPlan, StepResult
+from livery.engine.plan import UNKNOWN, SequenceSlice, StepPlan, StepResult
 from livery.engine.prefix import PrefixCache
 from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
@@ -122,12 +122,39 @@ class Scheduler:
         assert len(self._running) <= self._max_running, "more running sequences than allowed"
         return plan
 
+    def schedule_ahead(self, plan: StepPlan) -> StepPlan | None:
+        """The step after `plan`, whose result isn't there yet: each of its sequences goes on by one unknown token.
+
+        None where that can't be said: somebody waits, drafts are made, a prompt goes on, blocks run out. A sequence
+        that turns out to have ended is passed over by `update`, as its blocks were taken with nobody else's harm.
+        """
+        for running in self._running:
+            running.in_flight = 0
+        if self._waiting or self._speculate or len(plan.slices) < len(self._running):
+            return None
+        ahead = []
+        for part in plan.slices:
+            end = part.start + len(part.token_ids)
+            if (sequence := self._sequences.get(part.request_id)) is None:
+                return None
+            if len(part.samples) != 1 or (part.start, end) != sequence.uncomputed:
+                return None
+            if sequence.room(self._max_model_len) == 1:  # ends with the token under way, whichever it is
+                continue
+            if not self._reserve(sequence, end + 1):
+                return None
+            ahead.append(sequence)
+        for sequence in ahead:
+            sequence.in_flight = 1
+        slices = tuple(self._slice_ahead(sequence) for sequence in ahead)
+        return StepPlan(slices) if slices else None
+
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
         """Advance the sequences of an executed plan. Requests aborted meanwhile are passed over."""
         deltas = []
         for part in plan.slices:
             sequence = self._sequences.get(part.request_id)
-            if sequence is None:
+            if sequence is None or sequence.num_computed != part.start:  # planned ahead for one that is gone
                 continue
             if reason := result.failed.get(part.request_id):
                 if part.drafts:  # they may be to blame: it is computed again without
@@ -313,6 +340,17 @@ class Scheduler:
             adapter_start=sequence.request.adapter_start,
         )
 
+    def _slice_ahead(self, sequence: Sequence) -> SequenceSlice:
+        return SequenceSlice(
+            request_id=sequence.request_id,
+            token_ids=(UNKNOWN,),
+            start=sequence.num_tokens,
+            block_table=tuple(sequence.blocks),
+            adapter=sequence.adapter,
+            samples=(sequence.sample_spec(self._eos, 1),),
+            adapter_start=sequence.request.adapter_start,
+        )
+
     def _checked(self, sequence: Sequence, drafts: tuple[int, ...], result: StepResult) -> tuple[int, ...]:
         """The tokens of a step that would have come without drafts as well; at least one."""
         tokens = result.tokens[sequence.request_id]
@@ -350,7 +388,7 @@ class Scheduler:
 
     def _trim(self, sequence: Sequence) -> None:
         """Give back what only drafts needed, so that they never take a block that another sequence asks for."""
-        needed = self._pool.blocks_for(sequence.num_computed)
+        needed = self._pool.blocks_for(sequence.num_computed + sequence.in_flight)
         self._pool.free(sequence.blocks[needed:])
         del sequence.blocks[needed:]
 

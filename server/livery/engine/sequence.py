@@ -34,6 +34,7 @@ class Sequence:
     cached_tokens: int | None = None  # of its prompt, found when it first ran
     prompt_counted: int = 0  # position in its prompt up to which computed tokens are counted
     drafter: Drafter = field(default_factory=Drafter)
+    in_flight: int = 0  # positions past its newest token that a step under way computes
 
     @classmethod
     def of(cls, request: GenerationRequest, seed: int) -> Sequence:
@@ -54,6 +55,11 @@ class Sequence:
     @property
     def num_uncomputed(self) -> int:
         return len(self.tokens) - self.num_computed
+
+    @property
+    def uncomputed(self) -> tuple[int, int]:
+        """Where the positions begin and end that are still to be computed."""
+        return self.num_computed, len(self.tokens)
 
     @property
     def num_generated(self) -> int:

@@ -13,6 +13,8 @@ MOST_SPLITS = 64
 TOKENS = 64  # keys and values of one turn of the loop
 QUERY_ROWS = 64  # (query, head) pairs of a program that reads a prompt
 LEAST_ROWS = 16  # of a tile of the matrix units
+# Each kernel is compiled for few values of what its launches differ by: compiling takes longer than many steps.
+LEAST_SEQUENCES = 64
 
 
 def paged_attention(
@@ -78,7 +80,7 @@ def paged_attention(
         **flags,
         GP=heads_padded,
         M=tile,
-        SP=triton.next_power_of_2(sequences),
+        SP=max(LEAST_SEQUENCES, triton.next_power_of_2(sequences)),
         STAGES=1,  # weights are cast in registers before a product of a warp group: see lora_kernels.py
         num_stages=1,
     )
@@ -101,7 +103,7 @@ def _decode(
     kv_heads = k_cache.shape[2]
     tile = max(LEAST_ROWS, triton.next_power_of_2(shape["G"]))
     longest = triton.cdiv(block_tables.shape[1] * k_cache.shape[1], flags["T"])
-    splits = max(1, min(MOST_SPLITS, longest, PROGRAMS // (rows * kv_heads)))
+    splits = _power_of_two(min(MOST_SPLITS, longest, PROGRAMS // (rows * kv_heads)))
     split_shape = (rows, kv_heads, splits) if splits > 1 else (0,)
     sums = torch.empty((*split_shape, 2, tile), dtype=torch.float32, device=q.device)
     partial = torch.empty((*split_shape, tile, shape["DVP"]), dtype=torch.float32, device=q.device)
@@ -136,3 +138,8 @@ def _decode(
             SPLITS=splits,
             SPLITSP=triton.next_power_of_2(splits),
         )
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one that isn't above a number, at least 1."""
+    return 1 << max(0, number.bit_length() - 1)

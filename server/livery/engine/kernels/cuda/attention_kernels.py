@@ -29,7 +29,7 @@ def _attend(
     scale,
     softcap,
     window,
-    block_size,
+    block_size: tl.constexpr,
     k_block,
     k_slot,
     k_head,
@@ -87,7 +87,7 @@ def _attend(
     return best, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_row"])
 def decode_kernel(
     q,
     k_cache,
@@ -100,7 +100,7 @@ def decode_kernel(
     scale,
     softcap,
     window,
-    block_size,
+    block_size: tl.constexpr,
     table_row,
     q_row,
     q_head,
@@ -213,7 +213,7 @@ def combine_kernel(
     tl.store(out + row * out_row + head * out_head + dv, result.to(out.dtype.element_ty), mask=dv < DV)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_row", "sequences"])
 def prefill_kernel(
     q,
     k_cache,
@@ -225,7 +225,7 @@ def prefill_kernel(
     scale,
     softcap,
     window,
-    block_size,
+    block_size: tl.constexpr,
     sequences,
     table_row,
     q_row,

@@ -15,7 +15,8 @@ from livery.engine.kernels.tables import FEW_ROWS, HEADER, PER_SLICE, DeviceSegm
 PER_SPLIT = 512  # input features that one program of a shrink sums
 MOST_SPLITS = 16
 COLUMNS = 128  # output features of one program of an expand
-RANK_PROGRAMS = 4  # that share the ranks of a tile; each takes as many turns as needed
+RANK_PROGRAMS = 4  # that share the ranks of a tile of few rows; each takes as many turns as needed
+RANKS = 64  # of one turn of a program that reads many rows
 PROGRAMS = 132  # below so many, long inputs are shared out over more of them
 
 
@@ -24,7 +25,10 @@ _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 @dataclass(frozen=True, slots=True)
 class LoraPlan:
-    """How one grouped product is cut up. Depends on nothing but bounds known before the launch."""
+    """How one grouped product is cut up. Depends on nothing but bounds known before the launch.
+
+    Few plans are possible, as each is compiled: that takes longer than many steps.
+    """
 
     tile_rows: int
     splits: int
@@ -35,13 +39,11 @@ class LoraPlan:
     @classmethod
     def of(cls, segments: DeviceSegments, in_features: int, half: bool) -> LoraPlan:
         step = segments.step
-        most = min(MOST_SPLITS, triton.cdiv(in_features, PER_SPLIT))
+        most = min(MOST_SPLITS, triton.next_power_of_2(triton.cdiv(in_features, PER_SPLIT)))
         if step.tile_rows == FEW_ROWS:
-            return cls(FEW_ROWS, most, 16, min(RANK_PROGRAMS, triton.cdiv(step.rank, 16)), True)
-        block = max(16, min(64, triton.next_power_of_2(step.rank)))
-        programs = triton.cdiv(step.rank, block)
-        splits = min(most, triton.cdiv(PROGRAMS, programs * max(step.tiles, 1)))
-        return cls(step.tile_rows, splits, block, programs, not half)
+            return cls(FEW_ROWS, most, 16, RANK_PROGRAMS, True)
+        wanted = triton.next_power_of_2(triton.cdiv(PROGRAMS, max(step.tiles, 1)))
+        return cls(step.tile_rows, min(most, wanted), RANKS, 1, not half)
 
 
 def grouped_lora(x: Tensor, y: Tensor, segments: DeviceSegments) -> None:
@@ -106,7 +108,7 @@ def grouped_lora(x: Tensor, y: Tensor, segments: DeviceSegments) -> None:
         hidden.stride(1),
         hidden.stride(0),
         **common,
-        SPLITS=plan.splits,
+        SPLITS=plan.splits if plan.partial else 1,
         PARTIAL=plan.partial,
         X_HALF=half,
         N=COLUMNS,

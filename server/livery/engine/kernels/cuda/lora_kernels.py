@@ -76,7 +76,7 @@ def _shrink_full(x_rows, a, rows_in, ranks_in, n, start, end, in_features, X_HAL
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["group"])
 def shrink_kernel(
     x,
     table,
@@ -136,7 +136,7 @@ def shrink_kernel(
                 tl.store(at + 2 * hidden_plane, h3, mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["group"])
 def reduce_kernel(
     partial,
     table,
@@ -241,7 +241,7 @@ def _expand_full(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["group"])
 def expand_kernel(
     hidden,
     table,

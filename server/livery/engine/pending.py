@@ -1,0 +1,93 @@
+"""A step that was launched and whose tokens nobody has looked at yet; they stay on the device meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from livery.engine.plan import UNKNOWN, SampleSpec, SequenceSlice, StepResult
+from livery.engine.sampler import NOT_FINITE, UNSETTLED, choose, settle
+
+
+class PendingStep:
+    """What a launched step chooses. The next step may be launched on it before `result` is asked for."""
+
+    def __init__(
+        self, slices: Sequence[SequenceSlice], logits: Tensor, keep_logits: bool = False, one_by_one: bool = False
+    ) -> None:
+        """`logits` [sampled rows, vocabulary] as the slices' samples come.
+
+        They are copied with `keep_logits`, for logits that the next step overwrites. `one_by_one`: each row's token is
+        chosen by itself, where torch's order of sums mustn't show.
+        """
+        self._slices = slices
+        self._specs: list[SampleSpec] = [spec for part in slices for spec in part.samples]
+        self.unsettled: frozenset[str] = frozenset()  # known with the result: whose device token was none
+        rows = logits[: len(self._specs)]
+        draws = any(spec.temperature > 0 for spec in self._specs)
+        self._logits = rows.clone() if keep_logits and draws else rows
+        if one_by_one and self._specs:
+            each = [choose(self._logits[row : row + 1], [spec]) for row, spec in enumerate(self._specs)]
+            self._chosen = torch.cat(each)
+        else:
+            self._chosen = choose(self._logits, self._specs)
+        self._copied: torch.cuda.Event | None = None
+        self._host = self._chosen
+        if self._chosen.is_cuda:
+            # Copied at once: a copy asked for later would wait for the step launched in between.
+            self._host = torch.empty(self._chosen.shape, dtype=self._chosen.dtype, pin_memory=True)
+            self._host.copy_(self._chosen, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def tokens_of(self, slices: Sequence[SequenceSlice]) -> tuple[Tensor, Tensor] | None:
+        """Places of the unknown tokens among `slices`, one row each, and the tokens: int64, on the device.
+
+        Where this step chose none (yet), any token stands in; that row's result isn't to be used.
+        """
+        places = [place for place, part in enumerate(slices) if part.token_ids == (UNKNOWN,)]
+        if not places:
+            return None
+        last, rows = -1, {}
+        for part in self._slices:
+            last += len(part.samples)
+            rows[part.request_id] = last
+        pairs = [(place, rows[slices[place].request_id]) for place in places]
+        uploaded = torch.tensor(pairs, pin_memory=self._chosen.is_cuda).to(self._chosen.device, non_blocking=True)
+        return uploaded[:, 0], self._chosen[uploaded[:, 1]].clamp(min=0)
+
+    @torch.inference_mode()
+    def result(self) -> StepResult:
+        """Wait for the tokens."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        codes = self._host.tolist()
+        self.unsettled = self._requests_of([row for row, code in enumerate(codes) if code == UNSETTLED])
+        chosen = iter(settle(codes, self._logits, self._specs))
+        tokens: dict[str, tuple[int, ...]] = {}
+        failed = {}
+        for part in self._slices:
+            if part.samples:
+                found = _finite(list(islice(chosen, len(part.samples))))
+                if found:
+                    tokens[part.request_id] = found
+                else:
+                    failed[part.request_id] = NOT_FINITE
+        return StepResult(tokens, failed)
+
+    def _requests_of(self, rows: list[int]) -> frozenset[str]:
+        owners = [part.request_id for part in self._slices for _ in part.samples]
+        return frozenset(owners[row] for row in rows)
+
+
+def _finite(chosen: Sequence[int | None]) -> tuple[int, ...]:
+    """The tokens before the first row that has no finite maximum."""
+    found = []
+    for token in chosen:
+        if token is None:
+            break
+        found.append(token)
+    return tuple(found)
