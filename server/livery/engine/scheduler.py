@@ -22,7 +22,7 @@ from itertools import takewhile
 
 from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.blocks import BlockPool
-from livery.engine.plan import UNKNOWN, SequenceSlice, StepPlan, StepResult
+from livery.engine.plan import SequenceSlice, StepPlan, StepResult
 from livery.engine.prefix import PrefixCache
 from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
@@ -146,7 +146,7 @@ class Scheduler:
             ahead.append(sequence)
         for sequence in ahead:
             sequence.in_flight = 1
-        slices = tuple(self._slice_ahead(sequence) for sequence in ahead)
+        slices = tuple(sequence.slice_ahead(self._eos) for sequence in ahead)
         return StepPlan(slices) if slices else None
 
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
@@ -337,17 +337,6 @@ class Scheduler:
             block_table=tuple(sequence.blocks),
             adapter=sequence.adapter,
             samples=tuple(sequence.sample_spec(self._eos, ahead) for ahead in range(rows)),
-            adapter_start=sequence.request.adapter_start,
-        )
-
-    def _slice_ahead(self, sequence: Sequence) -> SequenceSlice:
-        return SequenceSlice(
-            request_id=sequence.request_id,
-            token_ids=(UNKNOWN,),
-            start=sequence.num_tokens,
-            block_table=tuple(sequence.blocks),
-            adapter=sequence.adapter,
-            samples=(sequence.sample_spec(self._eos, 1),),
             adapter_start=sequence.request.adapter_start,
         )
 

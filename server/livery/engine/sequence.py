@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from livery.engine.base import FinishReason, GenerationRequest
-from livery.engine.plan import SampleSpec
+from livery.engine.plan import UNKNOWN, SampleSpec, SequenceSlice
 from livery.engine.prefix_keys import KeyChain
 from livery.engine.speculation import Drafter
 
@@ -73,6 +73,18 @@ class Sequence:
             forbidden = params.stop_token_ids + eos_token_ids
         draw = uniform(self.seed, index) if params.temperature > 0 else 0.0
         return SampleSpec(params.temperature, params.top_p, params.top_k, params.min_p, draw, forbidden)
+
+    def slice_ahead(self, eos_token_ids: tuple[int, ...]) -> SequenceSlice:
+        """The position after its newest token, for the token that a step under way chooses there."""
+        return SequenceSlice(
+            request_id=self.request_id,
+            token_ids=(UNKNOWN,),
+            start=self.num_tokens,
+            block_table=tuple(self.blocks),
+            adapter=self.adapter,
+            samples=(self.sample_spec(eos_token_ids, 1),),
+            adapter_start=self.request.adapter_start,
+        )
 
     def room(self, max_model_len: int) -> int:
         """How many more tokens it may get."""
