@@ -132,12 +132,11 @@ class Scheduler:
             running.in_flight = 0
         if self._waiting or self._speculate or len(plan.slices) < len(self._running):
             return None
-        ahead = []
+        ahead: list[Sequence] = []
         for part in plan.slices:
             end = part.start + len(part.token_ids)
-            if (sequence := self._sequences.get(part.request_id)) is None:
-                return None
-            if len(part.samples) != 1 or (part.start, end) != sequence.uncomputed:
+            sequence = self._sequences.get(part.request_id)
+            if sequence is None or len(part.samples) != 1 or (part.start, end) != sequence.uncomputed:
                 return None
             if sequence.room(self._max_model_len) == 1:  # ends with the token under way, whichever it is
                 continue
@@ -146,8 +145,7 @@ class Scheduler:
             ahead.append(sequence)
         for sequence in ahead:
             sequence.in_flight = 1
-        slices = tuple(sequence.slice_ahead(self._eos) for sequence in ahead)
-        return StepPlan(slices) if slices else None
+        return StepPlan(tuple(sequence.slice_ahead(self._eos) for sequence in ahead)) if ahead else None
 
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
         """Advance the sequences of an executed plan. Requests aborted meanwhile are passed over."""
