@@ -14,7 +14,7 @@ PACKAGES = {
 }
 
 DECIDED_BY = (
-    *("base", "plan", "scheduler", "sequence", "speculation"),
+    *("ahead", "base", "plan", "scheduler", "sequence", "speculation"),
     *("blocks", "prefix", "prefix_keys"),
     *("eviction", "pages", "reads", "residency"),
 )

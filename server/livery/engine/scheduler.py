@@ -20,6 +20,7 @@ import secrets
 from collections import Counter
 from itertools import takewhile
 
+from livery.engine.ahead import plan_ahead
 from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.blocks import BlockPool
 from livery.engine.plan import SequenceSlice, StepPlan, StepResult
@@ -123,29 +124,12 @@ class Scheduler:
         return plan
 
     def schedule_ahead(self, plan: StepPlan) -> StepPlan | None:
-        """The step after `plan`, whose result isn't there yet: each of its sequences goes on by one unknown token.
-
-        None where that can't be said: somebody waits, drafts are made, a prompt goes on, blocks run out. A sequence
-        that turns out to have ended is passed over by `update`, as its blocks were taken with nobody else's harm.
-        """
-        for running in self._running:
-            running.in_flight = 0
-        if self._waiting or self._speculate or len(plan.slices) < len(self._running):
+        """The step after `plan`, whose result isn't there yet; None while somebody waits or drafts are made."""
+        for sequence in self._running:
+            sequence.in_flight = 0
+        if self._waiting or self._speculate:
             return None
-        ahead: list[Sequence] = []
-        for part in plan.slices:
-            end = part.start + len(part.token_ids)
-            sequence = self._sequences.get(part.request_id)
-            if sequence is None or len(part.samples) != 1 or (part.start, end) != sequence.uncomputed:
-                return None
-            if sequence.room(self._max_model_len) == 1:  # ends with the token under way, whichever it is
-                continue
-            if not self._reserve(sequence, end + 1):
-                return None
-            ahead.append(sequence)
-        for sequence in ahead:
-            sequence.in_flight = 1
-        return StepPlan(tuple(sequence.slice_ahead(self._eos) for sequence in ahead)) if ahead else None
+        return plan_ahead(plan, self._running, self._sequences, self._reserve, self._eos, self._max_model_len)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
         """Advance the sequences of an executed plan. Requests aborted meanwhile are passed over."""
