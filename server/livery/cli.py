@@ -12,6 +12,7 @@ from rich.markup import escape
 from livery import __version__
 from livery.commands import adapters, data, doctor
 from livery.commands.backends import CommandFailed
+from livery.commands.engine_knobs import ENGINE_KNOBS
 from livery.commands.options import takes_settings
 from livery.commands.serve import serve
 from livery.data_folder import DataFolderUnusable
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("serve")(takes_settings(serve))
-app.command("doctor")(doctor.doctor)
+app.command("doctor")(takes_settings(doctor.doctor, ENGINE_KNOBS, {"model": "any"}))
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(data.app, name="data")
 

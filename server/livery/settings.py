@@ -5,7 +5,9 @@ Read once, at the start, by the command line; nothing changes it and nothing els
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +16,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "LIVERY_"
+# What browsers send as an origin: no path, and where there is a host name it is in ASCII.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
 Port = Annotated[int, Field(ge=0, le=65535)]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -51,6 +55,18 @@ def _root_path(path: str) -> str:
     return path.rstrip("/")
 
 
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Browsers write scheme and host in small letters, and origins are compared as texts."""
+    lowered = tuple(origin.lower() for origin in origins)
+    for origin in lowered:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{origin!r} is no origin; write scheme://host or scheme://host:port without a slash at the end, "
+                "as in https://app.example, or * for all"
+            )
+    return lowered
+
+
 Folder = Annotated[Path, AfterValidator(_expand)]
 
 
@@ -62,7 +78,7 @@ class Settings(BaseModel):
     model: str = Field(description="Base model: a directory, a .gguf file, a hub id, or smollm2-135m-instruct")
     served_model_name: str | None = Field(None, min_length=1, description="Name clients use for the base model")
     adapters: Folder | None = Field(None, description="Folder whose subfolders are served as adapters")
-    data: Folder | None = Field(None, description="Folder for everything the server keeps: registry, adapter files")
+    data: Folder | None = Field(None, description="Folder for all the server keeps; one per port or socket otherwise")
     registry: str | None = Field(None, min_length=1, description="postgresql:// URL; a SQLite file in --data otherwise")
     allow_source: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
         (), description="Where the API may add adapters from, as in hf://my-org/,s3://bucket/team/; comma-separated"
@@ -70,13 +86,13 @@ class Settings(BaseModel):
     keep_versions: int = Field(10, ge=0, description="Versions kept per adapter for rolling back; 0: all")
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
     port: Port = Field(8000, description="Port to listen on; 0 takes a free one")
-    uds: Folder | None = Field(None, description="Unix socket to listen on instead of --host and --port")
+    uds: Folder | None = Field(None, description="Unix socket to listen on; not beside --host or --port")
     ssl_certfile: Folder | None = Field(None, description="Certificate chain in PEM; serves https")
     ssl_keyfile: Folder | None = Field(None, description="Key of --ssl-certfile in PEM, without a passphrase")
     root_path: Annotated[str, AfterValidator(_root_path)] = Field(
         "", description="Path under which a proxy shows this server, as in /llm"
     )
-    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_list), AfterValidator(_origins)] = Field(
         (), description="Origins whose web pages may call this server; comma-separated, * for all"
     )
     # Outer spaces and line ends don't survive a header.
@@ -122,11 +138,19 @@ class Settings(BaseModel):
 
     @property
     def data_folder(self) -> Path:
-        """Where this server keeps its copies; two servers on two ports don't share by default."""
+        """Where this server keeps its copies: a folder for each port and each Unix socket, unless --data names one.
+
+        Servers on --port 0 are told apart by nothing that a later start would know again: they share `port-0`.
+        """
         if self.data is not None:
             return self.data
+        if self.uds is None:
+            name = f"port-{self.port}"
+        else:
+            path = os.path.abspath(self.uds)
+            name = f"socket-{self.uds.stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
         home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-        return Path(home).expanduser() / "livery" / f"port-{self.port}"
+        return Path(home).expanduser() / "livery" / name
 
 
 def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], config_file: Path | None = None) -> Settings:
@@ -142,9 +166,22 @@ def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], confi
         if flags.get(name) is not None:
             values[name], origins[name] = flags[name], flag(name)
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(issue, origins) for issue in error.errors())) from None
+    if settings.uds is not None:
+        _refuse_two_addresses(flags, origins)
+    return settings
+
+
+def _refuse_two_addresses(flags: Mapping[str, object], origins: Mapping[str, str]) -> None:
+    """A socket takes the place of an address in a variable, which an image may set for all, or below it in rank."""
+    for name in ("host", "port"):
+        in_one_file = all(origins.get(knob, "").startswith(f"{knob} in ") for knob in (name, "uds"))
+        if flags.get(name) is not None or in_one_file:
+            raise SettingsError(
+                f"{origins['uds']} and {origins[name]} are both given, and a server listens in one place; leave one out"
+            )
 
 
 def flag(name: str) -> str:

@@ -40,7 +40,7 @@ def serving(folder: Path, data: Path, *arguments: str, **environ: str) -> Iterat
     """A server in its own process and everything it printed until it was ready."""
     command = [*SERVE_FAKE, "serve", "--model", "smollm2-135m-instruct", "--adapters", str(folder)]
     process = subprocess.Popen(
-        [*command, "--port", "0", "--data", str(data), *arguments],
+        [*command, *([] if "--uds" in arguments else ["--port", "0"]), "--data", str(data), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -28,8 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_serve_says_what_it_serves_and_its_examples_work_as_printed(folder: Path, tmp_path: Path) -> None:
-    with serving(folder, tmp_path) as (process, printed):
+    with serving(folder, tmp_path, "--speculate", "4", LIVERY_PREFIX_CACHE="false") as (process, printed):
         assert "good" in printed
+        assert "asked for: --speculate 4 --no-prefix-cache\n" in printed
         assert re.search(r"bad\s+failed: .*NaN", printed)
         curl = printed[printed.index("curl ") : printed.index("or in Python")]
         answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=60, check=True)
@@ -123,6 +124,25 @@ def test_doctor_goes_by_the_settings_that_serve_would_have(tmp_path: Path) -> No
     exact = found("--config", str(tmp_path / "livery.yaml"), "--dtype", "float32")
     assert exact["dtype"][0] == "float32"
     assert "--dtype" not in exact["kernels"][1]
+    knobs = (
+        "--decoder",
+        "transformers",
+        "--threads",
+        "3",
+        "--speculate",
+        "4",
+        "--no-prefix-cache",
+        "--weights",
+        "int8",
+    )
+    told = found(*knobs, "--deterministic", "--decoder", "auto", "--kv-memory", "512MiB")
+    assert {name: told[name][0] for name in ("decoder", "threads", "speculation", "prefix cache", "weights")} == {
+        **{"decoder": "fused", "threads": "3", "speculation": "at most 4 tokens", "prefix cache": "off"},
+        "weights": "int8",
+    }
+    assert [told[name][0] for name in ("deterministic", "KV cache", "adapters")] == ["on", "512.0MiB", "256.0MiB"]
+    refused = found("--deterministic", *knobs)["engine"]
+    assert refused == ("unusable", "--deterministic needs the fused decoder: leave --decoder transformers out")
     wrong = run("doctor", "--device", "gpu")
     assert wrong.returncode == 2
     assert "--device is 'gpu'" in wrong.stderr

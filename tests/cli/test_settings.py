@@ -8,7 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from livery.commands.engine_knobs import ENGINE_KNOBS, asked_for, engine_config
 from livery.commands.options import takes_settings
+from livery.engine.base import EngineConfig
 from livery.settings import Settings, SettingsError, load_settings
 
 
@@ -59,6 +61,11 @@ def test_what_is_on_by_default_can_be_turned_off(flags: list[str], variable: str
         ({"model": "m", "device": "gpu"}, {}, ["--device", "'gpu'", "cuda"]),
         ({"model": "m", "kv_memory": "lots"}, {}, ["--kv-memory", "'lots'", "4GiB"]),
         ({"model": "m", "dtype": "int4"}, {}, ["--dtype", "float32"]),
+        ({"model": "m", "cors_origins": "foo"}, {}, ["--cors-origins", "'foo'", "https://app.example"]),
+        ({"model": "m", "cors_origins": "https://a.example/"}, {}, ["'https://a.example/'", "without a slash"]),
+        ({"model": "m", "cors_origins": "*,https://a.example:port"}, {}, ["'https://a.example:port'"]),
+        ({"model": "m", "uds": "/s", "port": "8000"}, {}, ["--uds", "--port", "leave one out"]),
+        ({"model": "m", "host": "::1"}, {"LIVERY_UDS": "/s"}, ["LIVERY_UDS", "--host", "leave one out"]),
     ],
 )
 def test_a_wrong_value_is_named_with_the_remedy(
@@ -116,6 +123,61 @@ def test_two_ports_do_not_share_a_data_folder(monkeypatch: pytest.MonkeyPatch, t
     assert first != second
     assert first.parent == second.parent == tmp_path / "livery"
     assert load_settings({"model": "m", "data": "/x"}, {}).data_folder == Path("/x")
+
+
+def test_a_socket_beside_an_address_in_the_same_file_is_refused_and_one_over_a_variable_is_not(tmp_path: Path) -> None:
+    """Images set LIVERY_HOST and LIVERY_PORT for everybody."""
+    file = tmp_path / "livery.yaml"
+    file.write_text("model: m\nuds: /s\nport: 1\n")
+    with pytest.raises(SettingsError, match=r"uds in .* and port in .* leave one out"):
+        load_settings({}, {}, file)
+    file.write_text("model: m\nport: 1\n")
+    image = {"LIVERY_HOST": "0.0.0.0", "LIVERY_PORT": "8000"}
+    for flags, environ in (({"uds": "/s"}, image), ({}, image | {"LIVERY_UDS": "/s"})):
+        assert load_settings(flags, environ, file).uds == Path("/s")
+
+
+def test_two_sockets_do_not_share_a_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    paths = ("/run/a/livery.sock", "/run/b/livery.sock", "livery.sock")
+    folders = [load_settings({"model": "m", "uds": path}, {}).data_folder for path in paths]
+    assert len(set(folders)) == 3
+    assert all(folder.parent == tmp_path / "livery" and "socket-livery-" in folder.name for folder in folders)
+    assert load_settings({"model": "m", "uds": str(tmp_path / "livery.sock")}, {}).data_folder == folders[2]
+
+
+def test_origins_are_compared_as_browsers_write_them() -> None:
+    given = "https://App.Example, http://localhost:5173,http://[::1]:80, *"
+    origins = load_settings({"model": "m", "cors_origins": given}, {}).cors_origins
+    assert origins == ("https://app.example", "http://localhost:5173", "http://[::1]:80", "*")
+
+
+def test_what_is_asked_of_the_engine_is_shown_as_flags_and_reaches_it() -> None:
+    flags = {
+        **{"model": "m", "port": "1", "device": "cpu", "dtype": "float32", "weights": "int8", "kernels": "torch"},
+        **{
+            "graphs": "off",
+            "decoder": "transformers",
+            "deterministic": True,
+            "threads": "3",
+            "speculate": "4",
+            "prefix_cache": False,
+        },
+        **{"max_model_len": "77", "max_batch_tokens": "78", "max_running": "79"},
+        **{"kv_memory": "512MiB", "adapter_memory": "2GiB", "host_adapter_memory": "3GiB"},
+    }
+    settings = load_settings(flags, {})
+    shown = asked_for(settings)
+    for part in ("--deterministic", "--no-prefix-cache", "--speculate 4", "--kv-memory 512.0MiB", "--weights int8"):
+        assert part in shown
+    assert shown.count("--") == len(ENGINE_KNOBS)
+    assert "--port" not in shown
+    told, default = engine_config(settings, Path("m")), EngineConfig("m")
+    fields = {field.removesuffix("_bytes"): field for field in EngineConfig.__struct_fields__}
+    assert all(getattr(told, fields[knob]) != getattr(default, fields[knob]) for knob in ENGINE_KNOBS)
+    assert set(fields) - set(ENGINE_KNOBS) == {"model_path", "base_digest", "block_size", "log_level", "overlap"}
+    assert asked_for(load_settings({"model": "m", "speculate": "0", "log_level": "debug"}, {})) == ""
 
 
 def test_an_api_key_has_no_outer_spaces() -> None:

@@ -133,18 +133,24 @@ def test_threads_do_not_show_where_native_kernels_compute(company: Company) -> N
 @pytest.mark.parametrize(
     ("family", "options", "reason"),
     [
-        ("llama", {"kernels": "torch"}, "native kernels.*--kernels torch"),
-        ("llama", {"dtype": "bfloat16"}, "native kernels.*float32"),
-        ("llama", {"decoder": "transformers"}, "fused decoder.*--decoder transformers"),
-        ("gemma2", {}, "fused decoder.*Gemma2ForCausalLM"),
-        ("qwen3-moe", {}, "fused decoder.*Qwen3MoeForCausalLM"),
+        ("llama", {"kernels": "torch"}, "the native kernels: leave --kernels torch out"),
+        ("llama", {"dtype": "bfloat16"}, "float32: leave --dtype bfloat16 out"),
+        ("llama", {"decoder": "transformers"}, "the fused decoder: leave --decoder transformers out"),
+        (None, {"decoder": "transformers"}, "the fused decoder: leave"),  # found before the model is looked for
+        (None, {"dtype": "bfloat16"}, "float32: leave"),
+        ("gemma2", {}, "the fused decoder.*Gemma2ForCausalLM"),
+        ("qwen3-moe", {}, "the fused decoder.*Qwen3MoeForCausalLM"),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(
-    family: str, options: dict[str, str], reason: str, tmp_path: Path
+    family: str | None, options: dict[str, str], reason: str, tmp_path: Path
 ) -> None:
     config = EngineConfig(
-        str(save(family, tmp_path)), deterministic=True, kv_memory_bytes=1 << 20, max_model_len=64, **options
+        str(save(family, tmp_path) if family else tmp_path),
+        deterministic=True,
+        kv_memory_bytes=1 << 20,
+        max_model_len=64,
+        **options,
     )
-    with pytest.raises(ModelRefused, match=f"--deterministic needs the {reason}"):
+    with pytest.raises(ModelRefused, match=f"--deterministic needs {reason}"):
         ModelRunner(config, lambda _: None)

@@ -19,18 +19,21 @@ MAX_TOKENS = 64
 MAX_LISTED = 20
 
 
-def announce(service: GenerationService, adapters: Mapping[str, Any], listener: Listener, *, needs_key: bool) -> None:
-    """Print to standard output; `adapters` is a first page of them."""
+def announce(
+    service: GenerationService, adapters: Mapping[str, Any], listener: Listener, asked: str, *, needs_key: bool
+) -> None:
+    """Print to standard output; `adapters` is a first page of them, `asked` what was asked of the engine, as flags."""
     console = Console(highlight=False, soft_wrap=True)
     where, info = listener.uds or listener.url, service.info
     console.print(
         f"\n[bold]Livery {__version__}[/] serves [bold]{escape(service.base_name)}[/] on [bold]{escape(str(where))}[/]"
     )
-    cache = "" if info.prefix_cache else ", no prefix cache"
-    computed = f"kernels: {escape(info.kernels)}, decoder: {escape(info.decoder)}{cache}"
+    computed = f"kernels: {escape(info.kernels)}, decoder: {escape(info.decoder)}"
     console.print(f"  {info.architecture}, {info.device} {info.dtype}, {computed}")
     if info.weights:
         console.print(f"  weights: {escape(info.weights)}; threads: {info.threads or 'of the device'}")
+    if asked:
+        console.print(f"  asked for: {escape(asked)}")
     _print_adapters(console, adapters)
     name = next((shown["name"] for shown in adapters["data"] if "digest" in shown), service.base_name)
     console.print("\n[bold]Try it[/]")

@@ -8,26 +8,31 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
+from pydantic import ByteSize
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from livery import __version__
+from livery.commands.engine_knobs import engine_config
+from livery.engine import host
 from livery.models import cache_dir
-from livery.settings import PREFIX, Settings, flag, load_settings
+from livery.settings import Settings
 
 if TYPE_CHECKING:
+    from livery.engine.base import EngineConfig
     from livery.engine.devices import Compute
 
-PACKAGES = ("torch", "transformers", "tokenizers", "fastapi", "uvicorn", "uvloop", "httptools")
+PACKAGES = ("torch", "transformers", "tokenizers", "triton", "fastapi", "uvicorn", "uvloop", "httptools")
+OPTIONAL = {
+    "triton": "optional: computes on CUDA devices only",
+    "uvloop": "optional: HTTP is a little slower without",
+    "httptools": "optional: HTTP is a little slower without",
+}
 COMPILERS = ("c++", "g++", "clang++")
-
-
-def _knob(name: str) -> Any:  # noqa: ANN401  (what typer.Option gives)
-    return typer.Option(flag(name), metavar=name.upper(), help=Settings.model_fields[name].description)
 
 
 class Finding(NamedTuple):
@@ -38,19 +43,9 @@ class Finding(NamedTuple):
     why: str
 
 
-def doctor(
-    device: Annotated[str | None, _knob("device")] = None,
-    dtype: Annotated[str | None, _knob("dtype")] = None,
-    kernels: Annotated[str | None, _knob("kernels")] = None,
-    weights: Annotated[str | None, _knob("weights")] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", envvar=f"{PREFIX}CONFIG", help="As for serve")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say what device, dtype, attention and kernels `serve` would use here with the same settings, and why."""
-    knobs = {"model": "any", "device": device, "dtype": dtype, "kernels": kernels, "weights": weights}
-    findings = [*_software(), *_machine(), *_engine(load_settings(knobs, os.environ, config))]
+def doctor(settings: Settings, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what `serve` would compute with here under the same settings of the engine, and why; loads no model."""
+    findings = [*_software(), *_machine(), *_engine(settings)]
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
         return
@@ -68,34 +63,27 @@ def _software() -> list[Finding]:
         try:
             findings.append(Finding(name, version(name), "installed"))
         except PackageNotFoundError:
-            optional = name in ("uvloop", "httptools")
-            note = "optional: HTTP is a little slower without" if optional else f"needed: pip install {name}"
-            findings.append(Finding(name, "not installed", note))
+            findings.append(Finding(name, "not installed", OPTIONAL.get(name, f"needed: pip install {name}")))
     return findings
 
 
 def _machine() -> list[Finding]:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    findings = [
-        Finding("cores", str(cores), "the cores this process may use"),
+    memory = host.memory()
+    return [
+        Finding("cores", str(host.cores()), "the cores this process may use"),
         Finding(
             "compiler",
             compiler or "none",
             "builds the CPU kernels on first use" if compiler else "without a C++ compiler the torch kernels are used",
         ),
         Finding("cache", str(cache_dir()), "converted models and compiled kernels; set LIVERY_CACHE to move it"),
+        Finding(
+            "memory",
+            f"{_size(memory.available)} of {_size(memory.total)} free",
+            "weights, KV and adapters share it",
+        ),
     ]
-    if memory := _memory_bytes():
-        total, available = memory
-        findings.append(
-            Finding(
-                "memory",
-                f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB free",
-                "weights, KV and adapters share it",
-            )
-        )
-    return findings
 
 
 def _engine(settings: Settings) -> list[Finding]:
@@ -104,23 +92,24 @@ def _engine(settings: Settings) -> list[Finding]:
         import torch
     except ImportError as error:
         return [Finding("engine", "unusable", f"torch can't be imported: {error}")]
-    from livery.engine.base import EngineConfig, ModelRefused
-    from livery.engine.devices import choose
+    from livery.engine.base import ModelRefused
+    from livery.engine.devices import choose, load_chosen
 
-    wanted = EngineConfig(
-        "", device=settings.device, dtype=settings.dtype, kernels=settings.kernels, weights=settings.weights
-    )
+    wanted = engine_config(settings, Path())
     try:
         compute = choose(wanted)
+        if wanted.deterministic:
+            load_chosen(wanted, compute)
     except ModelRefused as refused:
-        return [Finding("device", "unusable", str(refused))]
+        return [Finding("engine", "unusable", str(refused))]
     findings = [_device(compute), Finding("dtype", compute.dtype_name, compute.why_dtype)]
     if compute.device.type == "cpu":
         findings.append(Finding("instructions", torch.backends.cpu.get_cpu_capability(), "what torch uses of this CPU"))
     else:
         free, total = torch.cuda.mem_get_info(compute.device)
-        findings.append(Finding("GPU memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free", ""))
-    return [*findings, *_kernels(compute), Finding("weights", compute.weights, compute.why_weights)]
+        findings.append(Finding("GPU memory", f"{_size(free)} of {_size(total)} free", ""))
+    findings += [*_kernels(compute), Finding("weights", compute.weights, compute.why_weights)]
+    return [*findings, *_ways(wanted, compute), *_budget(wanted, compute)]
 
 
 def _device(compute: Compute) -> Finding:
@@ -139,6 +128,7 @@ def _kernels(compute: Compute) -> list[Finding]:
     else:
         found = dict(kernels.describe())
         name = found.pop("kernels", "unknown")
+        found |= {"library": f"{Path(found['library']).stem[:12]} in the cache"} if "library" in found else {}
         why = found.pop("reason", "") or ", ".join(f"{label}: {text}" for label, text in found.items() if text)
     return [
         Finding("attention", f"paged, {name}", "one call per layer for all rows of a step"),
@@ -146,10 +136,56 @@ def _kernels(compute: Compute) -> list[Finding]:
     ]
 
 
-def _memory_bytes() -> tuple[int, int] | None:
-    """Total and available memory, where Linux says."""
-    file = Path("/proc/meminfo")
-    if not file.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
-    return tuple(int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))  # type: ignore[return-value]
+def _ways(wanted: EngineConfig, compute: Compute) -> list[Finding]:
+    """How steps are computed, as far as it is known before there is a model."""
+    if wanted.decoder == "auto":
+        decoder = Finding("decoder", "fused", "for Llama, Mistral, Qwen2 and Qwen3; transformers' own for others")
+    else:
+        decoder = Finding("decoder", wanted.decoder, f"asked for with --decoder {wanted.decoder}")
+    if compute.device.type != "cpu":
+        threads = Finding("threads", "of the device", "--threads is for CPUs")
+    elif wanted.threads:
+        threads = Finding("threads", str(wanted.threads), f"asked for with --threads {wanted.threads}")
+    else:
+        threads = Finding("threads", f"at most {host.cores()}", "measured at start; --threads sets them")
+    recordable = compute.kernels == "triton"
+    graphs = _on(recordable and wanted.graphs != "off")
+    guessed = f"at most {wanted.speculate} tokens" if wanted.speculate else "off"
+    cache = "equal beginnings are computed once; --no-prefix-cache turns it off"
+    same = "--deterministic: the same bits for a request whatever runs beside it"
+    return [
+        decoder,
+        threads,
+        Finding(
+            "CUDA graphs",
+            graphs,
+            "decoding steps; --graphs off turns them off" if recordable else "need Triton's kernels",
+        ),
+        Finding("speculation", guessed, "ahead per answer and step; --speculate sets how many"),
+        Finding("prefix cache", _on(wanted.prefix_cache), cache if wanted.prefix_cache else "--no-prefix-cache"),
+        Finding("deterministic", _on(wanted.deterministic), same),
+    ]
+
+
+def _budget(wanted: EngineConfig, compute: Compute) -> list[Finding]:
+    from livery.engine.memory import budget_of
+
+    budget = budget_of(wanted, compute.device)
+    share = "a share of what is free, measured again once the weights are loaded"
+    half = "half of the KV cache" if compute.device.type == "cpu" else share
+    return [
+        Finding(name, _size(size), f"asked for with {knob}" if asked else f"{why}; {knob} sets it")
+        for name, size, asked, knob, why in (
+            ("KV cache", budget.kv, wanted.kv_memory_bytes, "--kv-memory", share),
+            ("adapters", budget.adapters, wanted.adapter_memory_bytes, "--adapter-memory", half),
+            ("host adapters", budget.host_adapters, wanted.host_adapter_memory_bytes, "--host-adapter-memory", share),
+        )
+    ]
+
+
+def _on(switch: bool) -> str:
+    return "on" if switch else "off"
+
+
+def _size(size: int) -> str:
+    return ByteSize(size).human_readable()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +14,23 @@ from pydantic.fields import FieldInfo
 from livery.settings import PREFIX, Settings, flag, load_settings
 
 
-def takes_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
-    """A command with an option for every knob and `--config`, from one that takes the settings."""
+def takes_settings(
+    command: Callable[..., None],
+    knobs: Iterable[str] = tuple(Settings.model_fields),
+    fixed: Mapping[str, object] | None = None,
+) -> Callable[..., None]:
+    """A command with an option for each of `knobs` and `--config`, from one that takes the settings first.
+
+    Its other parameters stay options of it. `fixed` are knobs that its user has no say in.
+    """
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
     def run(**options: Any) -> None:  # noqa: ANN401  (typer fills these in by the signature below)
         config_file = options.pop("config")
-        command(load_settings(options, os.environ, config_file))
+        given = {parameter.name: options.pop(parameter.name) for parameter in own}
+        command(load_settings(options | dict(fixed or {}), os.environ, config_file), **given)
 
-    parameters = [_parameter(name, field) for name, field in Settings.model_fields.items()]
+    parameters = [_parameter(name, Settings.model_fields[name]) for name in knobs]
     parameters.append(
         inspect.Parameter(
             "config",
@@ -33,6 +42,7 @@ def takes_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
             ],
         )
     )
+    parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = command.__doc__

@@ -8,7 +8,6 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
-from pathlib import Path
 from socket import socket
 from types import FrameType
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from rich.console import Console
 from livery.api.app import create_app
 from livery.assembly import Assembly, ServerParts, assemble
 from livery.commands.announce import MAX_LISTED, announce
+from livery.commands.engine_knobs import asked_for, engine_config
 from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineDead, EngineInfo
 from livery.listening import Listener, listen
@@ -83,7 +83,7 @@ async def _serve(
     loop.set_default_executor(ThreadPoolExecutor(IO_THREADS, "livery"))
     with ExitStack() as held:
         with _stages(f"loading {resolved.name}") as say:
-            engine = make_engine(_engine_config(settings, resolved.path), say)
+            engine = make_engine(engine_config(settings, resolved.path), say)
             info = await engine.start()
             try:
                 held.enter_context(DataFolder(settings.data_folder).serving(_known_base(settings, resolved, info)))
@@ -196,7 +196,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             first = await self._management.ls(limit=MAX_LISTED)
-            announce(self._service, first, self._listener, needs_key=self._settings.api_key is not None)
+            needs_key = self._settings.api_key is not None
+            announce(self._service, first, self._listener, asked_for(self._settings), needs_key=needs_key)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -229,26 +230,3 @@ def _base_name(settings: Settings, resolved: ResolvedModel) -> str:
     if not name.isascii() or not name.isprintable():
         raise SettingsError(f"clients can't call a model {name!r}; give it a plain name with --served-model-name")
     return name
-
-
-def _engine_config(settings: Settings, model: Path) -> EngineConfig:
-    return EngineConfig(
-        model_path=str(model),
-        device=settings.device,
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
-        kv_memory_bytes=int(settings.kv_memory),
-        adapter_memory_bytes=int(settings.adapter_memory),
-        host_adapter_memory_bytes=int(settings.host_adapter_memory),
-        max_batch_tokens=settings.max_batch_tokens,
-        max_running=settings.max_running,
-        threads=settings.threads,
-        speculate=settings.speculate,
-        kernels=settings.kernels,
-        weights=settings.weights,
-        graphs=settings.graphs,
-        prefix_cache=settings.prefix_cache,
-        decoder=settings.decoder,
-        deterministic=settings.deterministic,
-        log_level=settings.log_level,
-    )

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from livery.engine.base import EngineConfig, ModelRefused
-from livery.engine.kernels import KernelMode
+from livery.engine.kernels import KernelMode, Kernels, describe, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,12 +33,37 @@ class Compute:
 
 
 def choose(config: EngineConfig) -> Compute:
-    """What a configuration comes to on this machine. Raises ModelRefused for what isn't there."""
+    """What a configuration comes to on this machine. Raises ModelRefused for what isn't there or contradicts itself."""
     device, why_device = _device(config.device)
     dtype, why_dtype = _dtype(config.dtype, device)
     kernels, why_kernels = _kernels(config.kernels, device, dtype)
+    if config.deterministic:
+        _check_deterministic(config, device, dtype)
     weights, why_weights = _weights(config.weights, device, dtype)
     return Compute(device, dtype, kernels, why_device, why_dtype, why_kernels, weights, why_weights)
+
+
+def load_chosen(config: EngineConfig, compute: Compute) -> Kernels:
+    """The kernels to compute with, compiled if need be. Raises ModelRefused where --deterministic needs others."""
+    kernels = load(compute.kernels)
+    if config.deterministic and kernels.name != "native":
+        raise ModelRefused(f"--deterministic needs the native kernels, which can't be had: {describe()['reason']}")
+    return kernels
+
+
+def _check_deterministic(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse what can't give the same bits in any company, as far as it shows before a model is loaded."""
+    need = None
+    if device.type != "cpu":
+        need = f"a CPU, and the device is {device}: use --device cpu"
+    elif dtype != torch.float32:
+        need = f"float32: leave --dtype {config.dtype} out"
+    elif config.kernels != "auto":
+        need = f"the native kernels: leave --kernels {config.kernels} out"
+    elif config.decoder != "auto":
+        need = f"the fused decoder: leave --decoder {config.decoder} out"
+    if need:
+        raise ModelRefused(f"--deterministic needs {need}")
 
 
 def _device(wanted: str) -> tuple[torch.device, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from livery.engine.base import EngineConfig, ModelRefused
+from livery.engine.host import memory
 
 GIB = 1 << 30
 # Shares of the memory free once the weights are loaded. The rest is for activations and the allocator's slack.
@@ -29,10 +29,16 @@ class MemoryPlan:
     max_model_len: int
 
 
-def plan_memory(
-    config: EngineConfig, device: torch.device, bytes_per_token: int, trained_len: int, least_tokens: int
-) -> MemoryPlan:
-    """Divide what is free after loading. Raises ModelRefused when the configured sizes don't fit together."""
+class Budget(NamedTuple):
+    """Bytes for the KV cache and for adapters on the device, and for adapters on the host."""
+
+    kv: int
+    adapters: int
+    host_adapters: int
+
+
+def budget_of(config: EngineConfig, device: torch.device) -> Budget:
+    """What was asked for, and shares of what is free now for the rest."""
     free = _free_bytes(device)
     if device.type == "cuda":
         kv_bytes = config.kv_memory_bytes or int(free * CUDA_KV_SHARE)
@@ -40,7 +46,15 @@ def plan_memory(
     else:
         kv_bytes = config.kv_memory_bytes or min(CPU_KV_MOST, int(free * CPU_KV_SHARE))
         adapter_bytes = config.adapter_memory_bytes or kv_bytes // 2
-    host_bytes = config.host_adapter_memory_bytes or int(_free_bytes(torch.device("cpu")) * HOST_SHARE[device.type])
+    host_bytes = config.host_adapter_memory_bytes or int(memory().available * HOST_SHARE[device.type])
+    return Budget(kv_bytes, adapter_bytes, host_bytes)
+
+
+def plan_memory(
+    config: EngineConfig, device: torch.device, bytes_per_token: int, trained_len: int, least_tokens: int
+) -> MemoryPlan:
+    """Divide what is free after loading. Raises ModelRefused when the configured sizes don't fit together."""
+    kv_bytes, adapter_bytes, host_bytes = budget_of(config, device)
     num_blocks = kv_bytes // (config.block_size * bytes_per_token)
     tokens = num_blocks * config.block_size
     if tokens < least_tokens:
@@ -58,10 +72,4 @@ def plan_memory(
 
 
 def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # not Linux: half of what is installed is a safe guess
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else memory().available

@@ -7,7 +7,6 @@ contiguous segment in every linear module.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,11 @@ from livery.engine.attention import AttentionBatch, LayerCache
 from livery.engine.base import CANARY, AdapterRef, EngineConfig, EngineInfo, ModelRefused
 from livery.engine.decoder.fused import FusedDecoder
 from livery.engine.decoder.parts import NotRecognised, recognise
-from livery.engine.devices import choose
+from livery.engine.devices import choose, load_chosen
 from livery.engine.graphs import DecodeGraphs
+from livery.engine.host import cores
 from livery.engine.images import AdapterImage, image_of
 from livery.engine.kernels import Kernels, load_sums, use_threads_here
-from livery.engine.kernels import load as load_kernels
 from livery.engine.lora.bank import AdapterBank, GroupLayout, PackedAdapter, Segment, pack, tables_of
 from livery.engine.lora.embedding import AdapterEmbedding, attach_embeddings
 from livery.engine.lora.experts import attach_experts
@@ -57,21 +56,16 @@ class ModelRunner:
     def __init__(self, config: EngineConfig, progress: Progress) -> None:
         """Load and prove the model. Raises ModelRefused."""
         self._compute = compute = choose(config)
-        self._threads = config.threads or _cores()
+        self._threads = config.threads or cores()
         self._stepped = 0.0  # when somebody's request was last computed
         self._device, self._dtype = compute.device, compute.dtype
         self._deterministic = config.deterministic
         if self._device.type == "cpu":
             torch.set_num_threads(self._threads)
+        progress("preparing kernels (compiled on first use)")
+        self._kernels = load_chosen(config, compute)
         progress(f"loading {Path(config.model_path).name} on {self._device} as {compute.dtype_name}")
         loaded = load_model(config, self._device, self._dtype)
-        progress("preparing kernels (compiled on first use)")
-        self._kernels = load_kernels(compute.kernels)
-        if config.deterministic and self._kernels.name != "native":
-            raise ModelRefused(
-                f"--deterministic needs the native kernels, and {self._kernels.name} ones compute here: "
-                f"{compute.why_kernels}; use --device cpu --dtype float32 with a C++ compiler, or leave it out"
-            )
         # Whether the next decoding step is launched before the last one's tokens are looked at.
         self.overlaps = config.overlap == "on" or (config.overlap == "auto" and self._device.type == "cuda")
         try:
@@ -146,7 +140,7 @@ class ModelRunner:
         def step(start: int) -> Tensor:
             return self.forward([SequenceSlice("threads", tuple(ids[start:]), start, table, None, (_GREEDY,))])
 
-        threads, why = choose_threads(_cores(), [lambda: step(0), lambda: step(len(ids) - 1)])
+        threads, why = choose_threads(cores(), [lambda: step(0), lambda: step(len(ids) - 1)])
         log.info("threads: %d, %s", threads, why)
         return threads
 
@@ -184,7 +178,7 @@ class ModelRunner:
         if config.deterministic:
             raise ModelRefused(
                 f"--deterministic needs the fused decoder, and {loaded.architecture} runs by its own forward: {why}; "
-                f"leave --deterministic out, or serve a model of the Llama, Mistral, Qwen2 or Qwen3 architecture"
+                f"serve a model of the Llama, Mistral, Qwen2 or Qwen3 architecture, or leave --deterministic out"
             )
         progress(f"computing with transformers' own forward, not with the fused one: {why}")
         verify(loaded, canary, self._canary_logits(canary.sequences))
@@ -360,8 +354,3 @@ def _extend(segments: list[Segment], digest: str, start: int, end: int) -> None:
     if segments and segments[-1].digest == digest and segments[-1].end == start:
         start = segments.pop().start
     segments.append(Segment(digest, start, end))
-
-
-def _cores() -> int:
-    """The cores this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,55 @@
+"""The settings that the engine goes by: for starting one, for saying what was asked of it, and for `livery doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ByteSize
+
+from livery.engine.base import EngineConfig
+from livery.settings import Settings, flag
+
+ENGINE_KNOBS = (
+    *("device", "dtype", "weights", "kernels", "graphs", "decoder", "deterministic"),
+    *("threads", "speculate", "prefix_cache", "max_model_len", "max_batch_tokens", "max_running"),
+    *("kv_memory", "adapter_memory", "host_adapter_memory"),
+)
+
+
+def engine_config(settings: Settings, model: Path) -> EngineConfig:
+    """What an engine is told that serves the model in this folder under these settings."""
+    return EngineConfig(
+        model_path=str(model),
+        device=settings.device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        kv_memory_bytes=int(settings.kv_memory),
+        adapter_memory_bytes=int(settings.adapter_memory),
+        host_adapter_memory_bytes=int(settings.host_adapter_memory),
+        max_batch_tokens=settings.max_batch_tokens,
+        max_running=settings.max_running,
+        threads=settings.threads,
+        speculate=settings.speculate,
+        kernels=settings.kernels,
+        weights=settings.weights,
+        graphs=settings.graphs,
+        prefix_cache=settings.prefix_cache,
+        decoder=settings.decoder,
+        deterministic=settings.deterministic,
+        log_level=settings.log_level,
+    )
+
+
+def asked_for(settings: Settings) -> str:
+    """Every engine knob that isn't at its default, wherever it was set, written as flags."""
+    return " ".join(
+        _as_flag(name, getattr(settings, name))
+        for name in ENGINE_KNOBS
+        if getattr(settings, name) != Settings.model_fields[name].default
+    )
+
+
+def _as_flag(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return flag(name if value else f"no_{name}")
+    return f"{flag(name)} {value.human_readable() if isinstance(value, ByteSize) else value}"
