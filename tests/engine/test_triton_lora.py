@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,15 @@ from livery.engine.kernels.cuda import TritonKernels
 from livery.engine.kernels.cuda.lora import LoraPlan, grouped_lora
 from livery.engine.kernels.tables import AdapterRecord, DeviceSegments, StepTable
 
-group._DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # half precision as the interpreter can compute it
+
+@pytest.fixture(autouse=True, scope="module")
+def half_precision() -> Iterator[None]:
+    """Groups in half precision as the interpreter can compute it; engines keep theirs in bf16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group, "_DTYPES", (torch.float32, torch.bfloat16, torch.float16))
+        yield
+
+
 KERNELS = TritonKernels()
 HALF_ERROR = 2**-10  # fp16 has 11 bits: y is rounded once, and hidden once where the weights are in half precision
 Entries = list[tuple[int, int, AdapterGroup]]
