@@ -145,8 +145,7 @@ class Workbench:
     def run(self, requests: Iterable[tuple[Sequence[int], int, AdapterRef | None]]) -> list[Answer]:
         """Submit all at once, run to the end, and return the answers in order."""
         names = [self.submit(*request) for request in requests]
-        while self.core.has_work:
-            self.step()
+        self.settle()
         return [self.answers.pop(name) for name in names]
 
     def ready(self, adapters: Iterable[AdapterRef]) -> None:

@@ -6,9 +6,7 @@ that takes a millisecond must not stand behind a read that takes a second.
 
 from __future__ import annotations
 
-import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,10 +16,10 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from livery_adapters.background import step_back
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class Worker(Generic[Job, Result]):
         self._thread.join()
 
     def _run(self) -> None:
-        _step_back()
+        step_back()
         while (job := self._jobs.get()) is not None and not self._stopping:
             if isinstance(job, Tensor):
                 _let_go(job)
@@ -90,9 +88,3 @@ def _let_go(memory: Tensor) -> None:
     """Unmap a tensor's memory without Python's global lock, which the step loop needs; what is locked frees itself."""
     if not memory.is_pinned():
         memory.set_(torch.empty(0, dtype=memory.dtype).untyped_storage())
-
-
-def _step_back() -> None:
-    """Give way to the step loop where both want a core: what runs now comes before what is to run soon."""
-    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -106,8 +106,7 @@ def load(mode: KernelMode = "auto") -> Kernels:
 
 def load_sums(mode: KernelMode = "auto") -> Sums:
     """What adapters are measured with on the host, whatever computes the steps: native unless torch is asked for."""
-    _, library = _native() if mode != "torch" else ("", None)
-    return NativeSums(library.path) if library is not None else TorchSums()
+    return (None if mode == "torch" else _native_sums()) or TorchSums()
 
 
 def use_threads_here(count: int) -> None:
@@ -115,10 +114,9 @@ def use_threads_here(count: int) -> None:
 
     Other threads keep theirs. Does nothing where there are no native kernels.
     """
-    kernels, library = _native()
-    if isinstance(kernels, NativeKernels) and library is not None:
+    if (native := _native_sums()) is not None:
         torch.get_num_threads()  # sets the number up for this thread the first time, over whatever it was
-        NativeSums(library.path).use_threads(count)
+        native.use_threads(count)
 
 
 def describe() -> dict[str, str]:
@@ -132,6 +130,13 @@ def describe() -> dict[str, str]:
             "library": str(library.path) if library else "",
         }
     return {"kernels": "torch", "reason": kernels}
+
+
+@functools.cache
+def _native_sums() -> NativeSums | None:
+    """Of the same library as the native kernels, where there is one; once per process."""
+    _, library = _native()
+    return NativeSums(library.path) if library is not None else None
 
 
 @functools.cache
