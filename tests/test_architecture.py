@@ -24,7 +24,7 @@ COMPUTING = {"livery.engine.runner", "livery.engine.model", "livery.engine.atten
 # What each part of the server may import of the three packages. Every module belongs to exactly one part (the longest
 # prefix that fits), so a new one has to be placed here before it can be used.
 SEAM = {"livery.engine.base"}
-FACTS = {"livery.refusals", "livery.chat_template"}  # plain data, seen from everywhere above
+FACTS = {"livery.refusals", "livery.chat_template", "livery.jobs"}  # plain data, seen from everywhere above
 TEXT = {"livery.text", "livery.chat_template", "livery.tokenizer_files"}
 ALLOWED: dict[str, set[str]] = {
     "livery.models": set(),
@@ -51,9 +51,13 @@ ALLOWED: dict[str, set[str]] = {
     "livery.adapter_views": {"livery_adapters"},
     "livery.intakes": FACTS | {"livery_adapters"},
     "livery.management": FACTS | {"livery.adapter_views", "livery.intakes", "livery.live", "livery_adapters"},
+    "livery.jobs": {"livery.chat_template", "livery.lease"},
+    "livery.prompts": FACTS | {"livery.lease", "livery.text"},
+    "livery.sampling": SEAM | FACTS | {"livery.prompts"},
     "livery.service": SEAM
     | FACTS
-    | {"livery.generation", "livery.lease", "livery.metrics", "livery.served", "livery.text", "livery_adapters"},
+    | {f"livery.{part}" for part in ("generation", "lease", "metrics", "prompts", "sampling", "served", "text")}
+    | {"livery_adapters"},
     "livery.assembly": SEAM
     | TEXT
     | {f"livery.{part}" for part in ("data_folder", "followed", "management", "served", "service")}

@@ -14,78 +14,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-from livery.chat_template import Message
-from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
+from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest
 from livery.generation import Generation, Usage
-from livery.lease import ANYONE, Caller, Lease
+from livery.jobs import Job
+from livery.lease import Lease
 from livery.metrics import Metrics, Snapshot
-from livery.refusals import ContextLengthExceeded, Draining, InvalidParameter, NotReady, Overloaded, UnknownModel
+from livery.prompts import activation, encode
+from livery.refusals import Draining, NotReady, Overloaded, UnknownModel
+from livery.sampling import sampling_params
 from livery.served import ServedAdapters
-from livery.text import PromptTooLong, Tokenizer
+from livery.text import Tokenizer
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.registry import NamedVersion, RegistryError
 
 log = logging.getLogger("livery.service")
 
-# Characters above which encoding leaves the event loop; below it, a thread costs more than the work.
-ENCODE_INLINE_LIMIT = 8192
 DIGEST_SHOWN = 12
 # An engine that answers no question for so long isn't ready. A step of many tokens takes seconds on a busy CPU.
 PROGRESS_TIMEOUT_S = 10.0
 REGISTRY_TIMEOUT_S = 5.0  # scrapers give up after 10 seconds as a rule
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    """A conversation for the chat template."""
-
-    messages: Sequence[Message]
-
-
-A = TypeVar("A")
-Prompt = ChatPrompt | str | list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to answer. `n` answers for each prompt.
-
-    What is None is taken from the adapter's profile, and where that is silent from DEFAULT_SAMPLING. `max_tokens`
-    None everywhere: `default_max_tokens` or what the context leaves, whichever is less.
-    """
-
-    max_tokens: int | None = None
-    default_max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    n: int = 1
-    cache_salt: str = ""  # what is computed for a prompt is shared only with requests of the same salt
-
-
-DEFAULT_SAMPLING: Mapping[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One request as a client put it: the model by name, prompts, options. `request_id` is unique."""
-
-    model: str
-    prompts: Sequence[Prompt]
-    options: Options
-    request_id: str
-    prompt_param: str = "messages"  # what the client calls the prompt, for messages
-    caller: Caller = ANYONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,16 +182,19 @@ class GenerationService:
 
     async def _requests(self, job: Job, lease: Lease | None) -> tuple[list[GenerationRequest], int]:
         """What the engine is asked for, and the tokens of all prompts."""
-        prompts = [await self._encode(prompt, job) for prompt in job.prompts]
+        info = self.info
+        prompts = [
+            await encode(prompt, job, self._tokenizer, info.max_model_len, info.vocab_size) for prompt in job.prompts
+        ]
         profile = lease.facts.profile if lease and lease.facts else {}
         single = len(prompts) * job.options.n == 1
         requests = [
             GenerationRequest(
                 job.request_id if single else f"{job.request_id}-{index}-{copy}",
                 ids,
-                self._sampling(ids, copy, job, profile),
+                sampling_params(len(ids), copy, job, profile, info),
                 lease.ref if lease else None,
-                _activation(ids, lease, job.prompt_param),
+                activation(ids, lease, job.prompt_param),
                 job.caller.tenant,
                 job.options.cache_salt,
             )
@@ -251,62 +203,6 @@ class GenerationService:
         ]
         return requests, sum(map(len, prompts))
 
-    async def _encode(self, prompt: Prompt, job: Job) -> list[int]:
-        """Token ids of one prompt. Raises InvalidMessages, InvalidParameter or ContextLengthExceeded."""
-        limit = self.info.max_model_len
-        try:
-            if isinstance(prompt, ChatPrompt):
-                size = sum(len(str(message.get("content"))) for message in prompt.messages)
-                ids = await _off_loop(size, self._tokenizer.encode_chat, prompt.messages, limit)
-            elif isinstance(prompt, str):
-                ids = await _off_loop(len(prompt), self._tokenizer.encode, prompt, limit)
-            else:
-                ids = prompt
-                self._check_ids(ids, job.prompt_param)
-        except PromptTooLong as long:
-            answer = job.options.max_tokens
-            raise ContextLengthExceeded(limit, long.at_least, answer, job.prompt_param, uncounted=True) from None
-        if not ids:
-            raise InvalidParameter("The prompt is empty: it encodes to no tokens.", job.prompt_param)
-        return ids
-
-    def _sampling(self, prompt_ids: list[int], copy: int, job: Job, profile: Mapping[str, object]) -> SamplingParams:
-        """The engine's view of the options for one answer. Raises when it can't fit or can't be met."""
-        options = job.options
-        chosen = {**DEFAULT_SAMPLING, **profile}
-        given = {name: getattr(options, name) for name in DEFAULT_SAMPLING}
-        chosen |= {name: value for name, value in given.items() if value is not None}
-        limit = self.info.max_model_len
-        room = limit - len(prompt_ids)
-        if room < 1 or (options.max_tokens or 0) > room:
-            raise ContextLengthExceeded(limit, len(prompt_ids), options.max_tokens, job.prompt_param)
-        usual = profile.get("max_tokens") or options.default_max_tokens or room
-        max_tokens = options.max_tokens or min(int(str(usual)), room)
-        if options.min_tokens > max_tokens:
-            raise InvalidParameter(
-                f"min_tokens is {options.min_tokens} and the answer may have at most {max_tokens}.", "min_tokens"
-            )
-        self._check_ids(options.stop_token_ids, "stop_token_ids")
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=float(str(chosen["temperature"])),
-            top_p=float(str(chosen["top_p"])),
-            top_k=max(0, int(str(chosen["top_k"]))),  # -1 and 0 both mean off
-            min_p=float(str(chosen["min_p"])),
-            # Answers to one prompt differ from each other and stay reproducible.
-            seed=None if options.seed is None else options.seed + copy,
-            min_tokens=options.min_tokens,
-            stop_token_ids=options.stop_token_ids,
-            ignore_eos=options.ignore_eos,
-        )
-
-    def _check_ids(self, ids: Sequence[int], param: str) -> None:
-        """Ids index the logits: one out of range must never reach the engine."""
-        size = self.info.vocab_size
-        wrong = next((token for token in ids if not 0 <= token < size), None)
-        if wrong is not None:
-            raise InvalidParameter(f"Token id {wrong} is outside the vocabulary of {size}.", param)
-
     def _base_card(self) -> ModelCard:
         info = self.info
         return ModelCard(self.base_name, self._created, info.base_digest, None, info.max_model_len)
@@ -314,28 +210,3 @@ class GenerationService:
     def _adapter_card(self, name: str, version: NamedVersion) -> ModelCard:
         facts = version.facts
         return ModelCard(name, int(version.added), facts.digest, self.base_name, self.info.max_model_len)
-
-
-def _activation(ids: list[int], lease: Lease | None, param: str) -> int:
-    """Where an activated adapter (aLoRA) begins to act: at its invocation tokens, the last time they stand there.
-
-    Greenewald et al., "Activated LoRA", 2025. Raises InvalidParameter when the prompt doesn't invoke it: the base
-    would answer in the adapter's name.
-    """
-    invocation = list(lease.facts.invocation) if lease and lease.facts else []
-    if not invocation:
-        return 0
-    width = len(invocation)
-    for start in range(len(ids) - width, -1, -1):
-        if ids[start] == invocation[0] and ids[start : start + width] == invocation:
-            return start
-    raise InvalidParameter(
-        f"This adapter acts only after its invocation tokens {invocation[:16]}, which the prompt doesn't hold; add the "
-        "text it was trained to be invoked by.",
-        param,
-    )
-
-
-async def _off_loop(size: int, work: Callable[[A, int], list[int]], argument: A, room: int) -> list[int]:
-    """Run quick work here and long work (by characters) in a thread; tokenizers let go of the GIL."""
-    return work(argument, room) if size <= ENCODE_INLINE_LIMIT else await asyncio.to_thread(work, argument, room)

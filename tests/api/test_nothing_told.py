@@ -15,8 +15,8 @@ import pytest
 from api.live_server import LiveServer, Serve, Setup
 from api.peft_files import damage_weights, make_adapter
 from livery.api import errors
+from livery.jobs import Job, Options
 from livery.refusals import Overloaded
-from livery.service import Job, Options
 from livery_adapters import registry
 
 VERBS = ("activate", "rollback", "prefetch", "pin", "unpin", "versions")

@@ -12,14 +12,17 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from livery.api.boundary import CLIENT_GONE, RequestRecord
+from livery.api.chat_shape import ChatShape
 from livery.api.context import Context, ContextDep
 from livery.api.responses import json_response
 from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
-from livery.api.shapes import Answer, ChatShape, Envelope, Shape, TextShape, model_json
+from livery.api.shapes import Answer, Envelope, Shape, model_json
 from livery.api.sse import EventStream, disconnected, event
+from livery.api.text_shape import TextShape
 from livery.generation import Generation
+from livery.jobs import Job
 from livery.lease import Caller
-from livery.service import Job, OpenedJob
+from livery.service import OpenedJob
 
 router = APIRouter()
 

@@ -1,4 +1,4 @@
-"""What answers look like: the JSON of chat completions, text completions and models. Knows no HTTP."""
+"""What answers have in common, whichever route words them, and the JSON of models. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -67,64 +67,6 @@ class Envelope:
         return chunk
 
 
-@dataclass(frozen=True, slots=True)
-class ChatShape:
-    """POST /v1/chat/completions."""
-
-    envelope: Envelope
-
-    def opening(self, choices: int) -> list[Json]:
-        return [self._chunk(index, {"role": "assistant", "content": ""}, None) for index in range(choices)]
-
-    def chunks(self, delta: ChoiceDelta) -> list[Json]:
-        found = []
-        if delta.text:
-            found.append(self._chunk(delta.index, {"content": delta.text}, None))
-        if delta.finish_reason:
-            found.append(self._chunk(delta.index, {}, delta.finish_reason))
-        return found
-
-    def usage_chunk(self, usage: Usage) -> Json:
-        return {**self.envelope.wrap("chat.completion.chunk", []), "usage": usage_json(usage)}
-
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
-        choices: list[Json] = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []},
-                "logprobs": None,
-                "finish_reason": answer.finish_reason,
-            }
-            for index, answer in enumerate(answers)
-        ]
-        return {**self.envelope.wrap("chat.completion", choices), "usage": usage_json(usage)}
-
-    def _chunk(self, index: int, delta: Json, reason: StopReason | None) -> Json:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return self.envelope.chunk("chat.completion.chunk", choice)
-
-
-@dataclass(frozen=True, slots=True)
-class TextShape:
-    """POST /v1/completions."""
-
-    envelope: Envelope
-
-    def opening(self, choices: int) -> list[Json]:
-        return []
-
-    def chunks(self, delta: ChoiceDelta) -> list[Json]:
-        choice = _text_choice(delta.index, delta.text, delta.finish_reason)
-        return [self.envelope.chunk("text_completion", choice)]
-
-    def usage_chunk(self, usage: Usage) -> Json:
-        return {**self.envelope.wrap("text_completion", []), "usage": usage_json(usage)}
-
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
-        choices = [_text_choice(index, answer.text, answer.finish_reason) for index, answer in enumerate(answers)]
-        return {**self.envelope.wrap("text_completion", choices), "usage": usage_json(usage)}
-
-
 def usage_json(usage: Usage) -> Json:
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -147,7 +89,3 @@ def model_json(card: ModelCard) -> Json:
         "permission": [],
         "digest": card.digest,
     }
-
-
-def _text_choice(index: int, text: str, reason: StopReason | None) -> Json:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}

@@ -1,0 +1,74 @@
+"""Fields that would change the answer in a way this server doesn't implement: refused by name, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from livery.refusals import UnsupportedParameter
+
+
+class Rule(NamedTuple):
+    """A field we know and don't implement, with the values that ask for nothing."""
+
+    name: str
+    harmless: Callable[[Any], bool]
+    remedy: str = ""
+
+
+def _only(*values: object) -> Callable[[Any], bool]:
+    """One of the values, where 0 isn't false and 1 isn't true."""
+    return lambda value: any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+
+
+def refuse_unsupported(extra: Mapping[str, Any]) -> None:
+    """Raises UnsupportedParameter for the first of `extra`, fields outside the schema, that asks for something."""
+    for rule in UNSUPPORTED:
+        value = extra.get(rule.name)
+        if value is not None and not rule.harmless(value):
+            raise UnsupportedParameter(f"{rule.name} is not supported. {rule.remedy}".rstrip(), rule.name)
+
+
+UNSUPPORTED = (
+    Rule("logprobs", _only(False)),
+    Rule("top_logprobs", _only(0)),
+    Rule("prompt_logprobs", _only()),
+    Rule("logit_bias", _only({})),
+    Rule("presence_penalty", _only(0)),
+    Rule("frequency_penalty", _only(0)),
+    Rule("repetition_penalty", _only(1)),
+    Rule("length_penalty", _only(1)),
+    Rule("bad_words", _only([])),
+    Rule("allowed_token_ids", _only()),
+    Rule("tools", _only(), "Describe the tools in the system message instead."),
+    Rule("tool_choice", _only("none")),
+    Rule("functions", _only(), "Describe the functions in the system message instead."),
+    Rule("function_call", _only("none")),
+    Rule("response_format", _only({"type": "text"}), "Ask for the format in the messages instead."),
+    Rule("structured_outputs", _only({}), "Ask for the format in the messages instead."),
+    *(
+        Rule(f"guided_{kind}", _only(), "Ask for the format in the messages instead.")
+        for kind in ("json", "regex", "choice", "grammar")
+    ),
+    Rule("modalities", _only(["text"])),
+    Rule("audio", _only()),
+    Rule("web_search_options", _only()),
+    Rule("moderation", _only()),
+    Rule("echo", _only(False)),
+    Rule("best_of", _only(1), "Use n instead."),
+    Rule("suffix", _only("")),
+    Rule("use_beam_search", _only(False)),
+    Rule("chat_template", _only(), "The model's own template is used."),
+    Rule("chat_template_kwargs", _only({})),
+    Rule("documents", _only([])),
+    Rule("add_generation_prompt", _only(True)),
+    Rule("continue_final_message", _only(False)),
+    Rule("truncate_prompt_tokens", _only()),
+    Rule("prompt_embeds", _only()),
+    Rule("include_stop_str_in_output", _only(False)),
+    Rule("skip_special_tokens", _only(True)),
+    Rule("return_token_ids", _only(False)),
+    Rule("lora_path", _only(), "Name the adapter in `model`."),
+    Rule("adapter_source", _only("local"), "Add the adapter with PUT /v1/adapters/NAME first."),
+    Rule("merged_adapters", _only(), "Name several in `model`, as in a+0.5*b."),
+)

@@ -1,0 +1,57 @@
+"""What a client asks for, as plain facts: the model by name, prompts, and how to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from livery.chat_template import Message
+from livery.lease import ANYONE, Caller
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation for the chat template."""
+
+    messages: Sequence[Message]
+
+
+Prompt = ChatPrompt | str | list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to answer. `n` answers for each prompt.
+
+    What is None is taken from the adapter's profile, and where that is silent from DEFAULT_SAMPLING. `max_tokens`
+    None everywhere: `default_max_tokens` or what the context leaves, whichever is less.
+    """
+
+    max_tokens: int | None = None
+    default_max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    n: int = 1
+    cache_salt: str = ""  # what is computed for a prompt is shared only with requests of the same salt
+
+
+DEFAULT_SAMPLING: Mapping[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request as a client put it: the model by name, prompts, options. `request_id` is unique."""
+
+    model: str
+    prompts: Sequence[Prompt]
+    options: Options
+    request_id: str
+    prompt_param: str = "messages"  # what the client calls the prompt, for messages
+    caller: Caller = ANYONE

@@ -1,0 +1,71 @@
+"""From a prompt as a client put it to the token ids that the engine reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from livery.jobs import ChatPrompt, Job, Prompt
+from livery.lease import Lease
+from livery.refusals import ContextLengthExceeded, InvalidParameter
+from livery.text import PromptTooLong, Tokenizer
+
+# Characters above which encoding leaves the event loop; below it, a thread costs more than the work.
+ENCODE_INLINE_LIMIT = 8192
+
+A = TypeVar("A")
+
+
+async def encode(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, vocab_size: int) -> list[int]:
+    """Token ids of one prompt, at most `limit`, each below `vocab_size`.
+
+    Raises InvalidMessages, InvalidParameter or ContextLengthExceeded.
+    """
+    try:
+        if isinstance(prompt, ChatPrompt):
+            size = sum(len(str(message.get("content"))) for message in prompt.messages)
+            ids = await _off_loop(size, tokenizer.encode_chat, prompt.messages, limit)
+        elif isinstance(prompt, str):
+            ids = await _off_loop(len(prompt), tokenizer.encode, prompt, limit)
+        else:
+            ids = prompt
+            check_ids(ids, vocab_size, job.prompt_param)
+    except PromptTooLong as long:
+        answer = job.options.max_tokens
+        raise ContextLengthExceeded(limit, long.at_least, answer, job.prompt_param, uncounted=True) from None
+    if not ids:
+        raise InvalidParameter("The prompt is empty: it encodes to no tokens.", job.prompt_param)
+    return ids
+
+
+def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Ids index the logits: one out of range must never reach the engine. Raises InvalidParameter."""
+    wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
+    if wrong is not None:
+        raise InvalidParameter(f"Token id {wrong} is outside the vocabulary of {vocab_size}.", param)
+
+
+def activation(ids: list[int], lease: Lease | None, param: str) -> int:
+    """Where an activated adapter (aLoRA) begins to act: at its invocation tokens, the last time they stand there.
+
+    Greenewald et al., "Activated LoRA", 2025. Raises InvalidParameter when the prompt doesn't invoke it: the base
+    would answer in the adapter's name.
+    """
+    invocation = list(lease.facts.invocation) if lease and lease.facts else []
+    if not invocation:
+        return 0
+    width = len(invocation)
+    for start in range(len(ids) - width, -1, -1):
+        if ids[start] == invocation[0] and ids[start : start + width] == invocation:
+            return start
+    raise InvalidParameter(
+        f"This adapter acts only after its invocation tokens {invocation[:16]}, which the prompt doesn't hold; add the "
+        "text it was trained to be invoked by.",
+        param,
+    )
+
+
+async def _off_loop(size: int, work: Callable[[A, int], list[int]], argument: A, room: int) -> list[int]:
+    """Run quick work here and long work (by characters) in a thread; tokenizers let go of the GIL."""
+    return work(argument, room) if size <= ENCODE_INLINE_LIMIT else await asyncio.to_thread(work, argument, room)

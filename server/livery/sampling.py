@@ -1,0 +1,46 @@
+"""From what a client and an adapter's profile say to the engine's sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from livery.engine.base import EngineInfo, SamplingParams
+from livery.jobs import DEFAULT_SAMPLING, Job
+from livery.prompts import check_ids
+from livery.refusals import ContextLengthExceeded, InvalidParameter
+
+
+def sampling_params(
+    prompt_tokens: int, copy: int, job: Job, profile: Mapping[str, object], info: EngineInfo
+) -> SamplingParams:
+    """The engine's view of the options for the answer number `copy` to a prompt of so many tokens.
+
+    Raises InvalidParameter or ContextLengthExceeded when it can't fit or can't be met.
+    """
+    options = job.options
+    chosen = {**DEFAULT_SAMPLING, **profile}
+    given = {name: getattr(options, name) for name in DEFAULT_SAMPLING}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    limit = info.max_model_len
+    room = limit - prompt_tokens
+    if room < 1 or (options.max_tokens or 0) > room:
+        raise ContextLengthExceeded(limit, prompt_tokens, options.max_tokens, job.prompt_param)
+    usual = profile.get("max_tokens") or options.default_max_tokens or room
+    max_tokens = options.max_tokens or min(int(str(usual)), room)
+    if options.min_tokens > max_tokens:
+        raise InvalidParameter(
+            f"min_tokens is {options.min_tokens} and the answer may have at most {max_tokens}.", "min_tokens"
+        )
+    check_ids(options.stop_token_ids, info.vocab_size, "stop_token_ids")
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=float(str(chosen["temperature"])),
+        top_p=float(str(chosen["top_p"])),
+        top_k=max(0, int(str(chosen["top_k"]))),  # -1 and 0 both mean off
+        min_p=float(str(chosen["min_p"])),
+        # Answers to one prompt differ from each other and stay reproducible.
+        seed=None if options.seed is None else options.seed + copy,
+        min_tokens=options.min_tokens,
+        stop_token_ids=options.stop_token_ids,
+        ignore_eos=options.ignore_eos,
+    )
