@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.adapter_views": {"livery_adapters"},
     "livery.intakes": FACTS | {"livery_adapters"},
     "livery.management": FACTS | {"livery.adapter_views", "livery.intakes", "livery.live", "livery_adapters"},
-    "livery.jobs": {"livery.chat_template", "livery.lease"},
+    "livery.jobs": SEAM | {"livery.chat_template", "livery.lease"},
     "livery.prompts": FACTS | {"livery.lease", "livery.text"},
     "livery.sampling": SEAM | FACTS | {"livery.prompts"},
     "livery.service": SEAM

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from livery.chat_template import Message
+from livery.engine.base import Grammar
 from livery.lease import ANYONE, Caller
 
 
@@ -39,6 +40,7 @@ class Options:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     n: int = 1
+    grammar: Grammar | None = None  # what each answer must match
     cache_salt: str = ""  # what is computed for a prompt is shared only with requests of the same salt
 
 

@@ -43,4 +43,5 @@ def sampling_params(
         min_tokens=options.min_tokens,
         stop_token_ids=options.stop_token_ids,
         ignore_eos=options.ignore_eos,
+        grammar=options.grammar,
     )

@@ -48,6 +48,16 @@ class AdapterRef(msgspec.Struct, frozen=True):
         return cls(digest, (AdapterPart(digest, path),))
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """What a whole answer must match: a JSON schema as JSON text, a regular expression, or a Lark grammar.
+
+    Any JSON object is the schema `{"type": "object"}`.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    source: str
+
+
 class SamplingParams(msgspec.Struct, frozen=True):
     """How tokens are chosen. `temperature == 0` is greedy and ignores the other shaping fields.
 
@@ -64,6 +74,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    grammar: Grammar | None = None  # only tokens that it can go on with are chosen
 
 
 class GenerationRequest(msgspec.Struct, frozen=True):

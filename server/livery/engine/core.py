@@ -103,6 +103,8 @@ class EngineCore:
         """Queue a request. Raises RequestRefused."""
         if any(not 0 <= token < self.info.vocab_size for token in request.prompt_token_ids):
             raise RequestRefused(f"a prompt token id is outside the model's vocabulary of {self.info.vocab_size}")
+        if request.sampling.grammar is not None:
+            raise RequestRefused("this engine can't hold an answer to a grammar")
         self._scheduler.add(request)
 
     def abort(self, request_id: str) -> bool:
