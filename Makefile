@@ -6,7 +6,7 @@ MODEL ?= smollm2-135m-instruct
 ADAPTERS ?= adapters/demo
 PORT ?= 8000
 
-.PHONY: help setup serve test test-postgres check format bench bench-peers bench-adapters peft-table chaos clean
+.PHONY: help setup serve test test-postgres check format bench bench-peers bench-adapters peft-table field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-peers    Livery beside vLLM and llama.cpp, in one run; builds both once"
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
+	@echo "make field-table    write what becomes of every field of a request into README.md"
 	@echo "make chaos          kill -9 two hundred times; thousands of requests while adapters change"
 
 # torch goes first: other packages would pull in whichever build they like. TORCH_INDEX=URL names the package index
@@ -70,6 +71,9 @@ bench-adapters: setup
 
 peft-table: setup
 	$(BIN)/python -W ignore tests/engine/peft_table.py --write README.md
+
+field-table: $(VENV)/.installed
+	$(BIN)/python tests/api/field_table.py --write README.md
 
 chaos: setup
 	LIVERY_KILL_ROUNDS=200 $(BIN)/pytest tests/server/test_crash.py tests/adapters/test_store_killed.py tests/adapters/test_sql_processes.py

@@ -148,6 +148,9 @@ class Metrics:
             ["route", "method", "status"],
             registry=self._registry,
         )
+        self.unknown_fields = Counter(
+            "livery_unknown_fields", "Fields of requests that were unknown", registry=self._registry
+        )
         self._registry.register(_ScrapeCollector(self))
 
     def begin(self, adapter: str | None) -> RequestMeter:

@@ -3,7 +3,8 @@
 ServiceRefusal
 ├── UnknownModel            no base model or adapter of that name
 ├── InvalidParameter        a field's value can't be honoured
-│   └── UnsupportedParameter   the field asks for something this server doesn't do
+│   ├── UnsupportedParameter   the field asks for something this server doesn't do
+│   └── UnknownParameter       the field is unknown, and fields must be known
 ├── ContextLengthExceeded   prompt and answer don't fit the model
 ├── Overloaded              too many requests are open
 ├── Draining                the server is stopping
@@ -48,6 +49,16 @@ class InvalidParameter(ServiceRefusal):
 
 class UnsupportedParameter(InvalidParameter):
     """The field would change the answer in a way this server doesn't implement."""
+
+
+class UnknownParameter(InvalidParameter):
+    """A request has a field that no route knows, and the server was told to refuse such. Worded as OpenAI does."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Unrecognized request argument supplied: {name}. This server takes no unknown fields (--strict-params).",
+            name,
+        )
 
 
 class ContextLengthExceeded(ServiceRefusal):

@@ -131,6 +131,7 @@ class Settings(BaseModel):
         "auto", description="auto, or transformers for the model's own forward instead of the fused one"
     )
     deterministic: bool = Field(False, description="Same bits for a request whatever runs beside it; CPU, float32")
+    strict_params: bool = Field(False, description="Refuse requests with unknown fields instead of ignoring those")
     poll_adapters: bool = Field(False, description="Look at the adapter folder instead of waiting for events")
     drain_timeout: int = Field(30, ge=0, description="Seconds that requests may still take after SIGTERM")
     metrics_max_adapters: int = Field(200, ge=0, description="Adapters with metrics of their own; the rest add up")

@@ -48,6 +48,7 @@ class Setup:
     drain_s: int = 5
     root_path: str = ""
     cors_origins: tuple[str, ...] = ()
+    strict_params: bool = False
 
 
 class LiveServer:
@@ -128,6 +129,7 @@ class LiveServer:
                 keep_alive_s=setup.keep_alive_s,
                 cors_origins=setup.cors_origins,
                 root_path=setup.root_path,
+                strict_params=setup.strict_params,
             )
             server = uvicorn.Server(
                 uvicorn.Config(

@@ -12,6 +12,7 @@ from livery.api import adapters, errors, openai, status
 from livery.api.boundary import Boundary
 from livery.api.context import Context
 from livery.api.sse import KEEP_ALIVE_S
+from livery.api.unknown_fields import UnknownFields
 from livery.management import AdapterManagement
 from livery.service import GenerationService
 from livery.tenancy import Doors
@@ -27,10 +28,12 @@ def create_app(
     keep_alive_s: float = KEEP_ALIVE_S,
     cors_origins: Sequence[str] = (),
     root_path: str = "",
+    strict_params: bool = False,
 ) -> FastAPI:
     """The application over a service that is ready to take requests; pages of `cors_origins` may call it.
 
-    `root_path` is a prefix that requests may carry, as a proxy shows the server under it.
+    `root_path` is a prefix that requests may carry, as a proxy shows the server under it. `strict_params`: unknown
+    fields are refused.
     """
     # The framework's own pages load scripts from elsewhere; redirects would bypass the list of open paths.
     app = FastAPI(
@@ -42,7 +45,7 @@ def create_app(
         # Also takes the place of the framework's own description of a 422, which this server never answers.
         responses={status: {"model": errors.ErrorAnswer, "description": "Refused or failed"} for status in ERRORS},
     )
-    app.state.context = Context(service, management, keep_alive_s)
+    app.state.context = Context(service, management, keep_alive_s, UnknownFields(service.metrics, strict=strict_params))
     for router in (openai.router, adapters.router, status.router):
         app.include_router(router)
     errors.install(app)

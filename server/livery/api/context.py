@@ -7,17 +7,21 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from livery.api.unknown_fields import UnknownFields
 from livery.management import AdapterManagement
 from livery.service import GenerationService
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One application's service, the management of its adapters, and how long a stream may stay silent, in seconds."""
+    """One application's service, the management of its adapters, and how long a stream may stay silent, in
+    seconds, and what becomes of unknown fields.
+    """
 
     service: GenerationService
     management: AdapterManagement
     keep_alive_s: float
+    unknown_fields: UnknownFields
 
 
 async def _context(request: Request) -> Context:

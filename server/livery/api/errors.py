@@ -93,6 +93,7 @@ TABLE: dict[type[Exception], Failure] = {
     refusals.UnknownModel: Failure(404, INVALID, "model_not_found"),
     refusals.InvalidParameter: Failure(400, INVALID, "invalid_value"),
     refusals.UnsupportedParameter: Failure(400, INVALID, "unsupported_parameter"),
+    refusals.UnknownParameter: Failure(400, INVALID, "unrecognized_request_argument"),
     refusals.ContextLengthExceeded: Failure(400, INVALID, "context_length_exceeded"),
     refusals.Overloaded: Failure(503, SERVER, "engine_overloaded"),
     refusals.Draining: Failure(503, SERVER, "engine_overloaded"),
@@ -212,7 +213,9 @@ def _writable(text: str) -> str:
 def _headers(error: Exception, failure: Failure) -> dict[str, str]:
     if failure.status == 401:
         return {"www-authenticate": "Bearer"}
-    if failure.status == 503:
+    if failure.status == 409:  # the official client repeats these, and the answer would stay the same
+        return {"x-should-retry": "false"}
+    if failure.status in (429, 503):
         return {"retry-after": str(getattr(error, "retry_after", RETRY_AFTER_S))}
     return {}
 

@@ -16,7 +16,7 @@ from livery.api.chat_shape import ChatShape
 from livery.api.context import Context, ContextDep
 from livery.api.responses import json_response
 from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
-from livery.api.shapes import Answer, Envelope, Shape, model_json
+from livery.api.shapes import Answer, Envelope, Shape, model_json, usage_json
 from livery.api.sse import EventStream, disconnected, event
 from livery.api.text_shape import TextShape
 from livery.generation import Generation
@@ -26,10 +26,12 @@ from livery.service import OpenedJob
 
 router = APIRouter()
 
+SERVICE_TIER = "default"
+
 
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatCompletionBody, request: Request, context: ContextDep) -> Response:
-    body.check()
+    _check(body, context)
     job = _job(body, _id("chatcmpl"), "messages", request)
     opened = await context.service.open(job)
     return await _answer(ChatShape(_envelope(job, opened, body, context)), opened, body, request, context)
@@ -37,7 +39,7 @@ async def chat_completions(body: ChatCompletionBody, request: Request, context: 
 
 @router.post("/v1/completions")
 async def completions(body: CompletionBody, request: Request, context: ContextDep) -> Response:
-    body.check()
+    _check(body, context)
     job = _job(body, _id("cmpl"), "prompt", request)
     opened = await context.service.open(job)
     return await _answer(TextShape(_envelope(job, opened, body, context)), opened, body, request, context)
@@ -53,6 +55,11 @@ async def retrieve_model(model: str, context: ContextDep) -> Response:
     return json_response(model_json(await context.service.model(model)))
 
 
+def _check(body: GenerationBody, context: Context) -> None:
+    body.check()
+    context.unknown_fields.met(body.unknown_fields)
+
+
 def _job(body: ChatCompletionBody | CompletionBody, request_id: str, param: str, request: Request) -> Job:
     record: RequestRecord = request.state.record
     caller = Caller(body.user, record.key, record.tenant)
@@ -65,7 +72,8 @@ def _id(prefix: str) -> str:
 
 def _envelope(job: Job, opened: OpenedJob, body: GenerationBody, context: Context) -> Envelope:
     name = job.model or context.service.base_name
-    return Envelope(job.request_id, int(time.time()), name, opened.fingerprint, body.include_usage)
+    tier = None if body.service_tier is None else SERVICE_TIER
+    return Envelope(job.request_id, int(time.time()), name, opened.fingerprint, body.include_usage, tier)
 
 
 async def _answer(
@@ -85,7 +93,7 @@ async def _answer(
         record.outcome = generation.meter.outcome or "-"
 
     if body.stream:
-        chunks = _chunks(shape, generation, body.include_usage)
+        chunks = _chunks(shape, generation, body)
         return EventStream(chunks, headers, close, context.keep_alive_s)
     try:
         answers = await _unless_gone(request, _collect(generation))
@@ -96,15 +104,17 @@ async def _answer(
     return json_response(shape.whole(answers, generation.usage), headers=headers)
 
 
-async def _chunks(shape: Shape, generation: Generation, include_usage: bool) -> AsyncGenerator[bytes]:
+async def _chunks(shape: Shape, generation: Generation, body: GenerationBody) -> AsyncGenerator[bytes]:
     """The events of a stream, up to but without `[DONE]`."""
     opened = False
     async with aclosing(generation.deltas()) as deltas:
         async for delta in deltas:
             parts = shape.chunks(delta) if opened else [*shape.opening(generation.choices), *shape.chunks(delta)]
             opened = True
+            if body.continuous_usage:
+                parts = [{**part, "usage": usage_json(generation.usage)} for part in parts]
             yield b"".join(map(event, parts))
-    if include_usage:
+    if body.include_usage:
         yield event(shape.usage_chunk(generation.usage))
 
 

@@ -6,13 +6,14 @@ Turns bodies into the service's `Job`; knows no route and no response.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from livery.api.body import Body, WholeBody
 from livery.api.chat_messages import ChatMessage, message_of
-from livery.api.unsupported import refuse_unsupported
+from livery.api.ignored import IgnoredFields, ignored
+from livery.api.unsupported import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS, Rule, refuse_unsupported
 from livery.jobs import ChatPrompt, Options, Prompt
 from livery.refusals import InvalidParameter
 
@@ -27,9 +28,11 @@ TokenId = Annotated[int, Field(ge=0)]
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: with include_usage, every chunk says the usage so far
+    include_obfuscation: bool | None = ignored("chunks aren't padded")
 
 
-class GenerationBody(WholeBody):
+class GenerationBody(IgnoredFields):
     """What both routes share. Ranges are OpenAI's; fields that OpenAI doesn't have are vLLM's."""
 
     model: ModelName | None = None
@@ -50,6 +53,8 @@ class GenerationBody(WholeBody):
     cache_salt: str | None = Field(None, min_length=1, max_length=512)
     adapter_id: ModelName | None = None  # LoRAX's name for what stands in `model` here
 
+    unsupported: ClassVar[tuple[Rule, ...]]
+
     @property
     def model_name(self) -> str:
         """The adapter where LoRAX's field names one, else the model."""
@@ -59,9 +64,19 @@ class GenerationBody(WholeBody):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def unknown_fields(self) -> list[str]:
+        """Fields that are neither in the schema nor known to be unsupported."""
+        known = {rule.name for rule in self.unsupported}
+        return [name for name in self.model_extra or {} if name not in known]
+
     def check(self) -> None:
         """Raises UnsupportedParameter or InvalidParameter for what the schema alone can't say."""
-        refuse_unsupported(self.model_extra or {})
+        refuse_unsupported(self.model_extra or {}, self.unsupported)
         if self.stream_options is not None and not self.stream:
             raise InvalidParameter("stream_options is only allowed when stream is true.", "stream_options")
 
@@ -87,6 +102,8 @@ class GenerationBody(WholeBody):
 class ChatCompletionBody(GenerationBody):
     """POST /v1/chat/completions."""
 
+    unsupported = UNSUPPORTED_IN_CHAT
+
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
 
@@ -99,6 +116,8 @@ class ChatCompletionBody(GenerationBody):
 
 class CompletionBody(GenerationBody):
     """POST /v1/completions: a prompt as text or token ids, or a list of such."""
+
+    unsupported = UNSUPPORTED_IN_COMPLETIONS
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
 

@@ -49,9 +49,10 @@ class Envelope:
     model: str
     fingerprint: str
     include_usage: bool
+    service_tier: str | None = None  # said where the client asked for one
 
     def wrap(self, kind: str, choices: list[Json]) -> Json:
-        return {
+        wrapped = {
             "id": self.id,
             "object": kind,
             "created": self.created,
@@ -59,6 +60,7 @@ class Envelope:
             "system_fingerprint": self.fingerprint,
             "choices": choices,
         }
+        return wrapped if self.service_tier is None else {**wrapped, "service_tier": self.service_tier}
 
     def chunk(self, kind: str, choice: Json) -> Json:
         chunk = self.wrap(kind, [choice])

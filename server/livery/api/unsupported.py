@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from livery.refusals import UnsupportedParameter
+
+
+class _only:
+    """Whether a value is one of these, where 0 isn't false and 1 isn't true."""
+
+    def __init__(self, *values: object) -> None:
+        self.values = values
+
+    def __call__(self, value: object) -> bool:
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.values)
 
 
 class Rule(NamedTuple):
     """A field we know and don't implement, with the values that ask for nothing."""
 
     name: str
-    harmless: Callable[[Any], bool]
+    harmless: _only
     remedy: str = ""
 
 
-def _only(*values: object) -> Callable[[Any], bool]:
-    """One of the values, where 0 isn't false and 1 isn't true."""
-    return lambda value: any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
-
-
-def refuse_unsupported(extra: Mapping[str, Any]) -> None:
+def refuse_unsupported(extra: Mapping[str, Any], rules: Sequence[Rule]) -> None:
     """Raises UnsupportedParameter for the first of `extra`, fields outside the schema, that asks for something."""
-    for rule in UNSUPPORTED:
+    for rule in rules:
         value = extra.get(rule.name)
         if value is not None and not rule.harmless(value):
             raise UnsupportedParameter(f"{rule.name} is not supported. {rule.remedy}".rstrip(), rule.name)
@@ -39,6 +44,13 @@ UNSUPPORTED = (
     Rule("repetition_penalty", _only(1)),
     Rule("length_penalty", _only(1)),
     Rule("bad_words", _only([])),
+    Rule("logprob_token_ids", _only()),
+    Rule("return_tokens_as_token_ids", _only(False)),
+    Rule("watermarking", _only(False)),
+    Rule("repetition_detection", _only()),
+    Rule("thinking_token_budget", _only(-1)),
+    Rule("truncation_side", _only()),
+    Rule("return_prompt_text", _only(False), "POST /tokenize shows what a prompt becomes."),
     Rule("allowed_token_ids", _only()),
     Rule("tools", _only(), "Describe the tools in the system message instead."),
     Rule("tool_choice", _only("none")),
@@ -72,3 +84,7 @@ UNSUPPORTED = (
     Rule("adapter_source", _only("local"), "Add the adapter with PUT /v1/adapters/NAME first."),
     Rule("merged_adapters", _only(), "Name several in `model`, as in a+0.5*b."),
 )
+
+# What the two routes take by default differs here: chat templates write special tokens themselves.
+UNSUPPORTED_IN_CHAT = (*UNSUPPORTED, Rule("add_special_tokens", _only(False)))
+UNSUPPORTED_IN_COMPLETIONS = (*UNSUPPORTED, Rule("add_special_tokens", _only(True)))

@@ -176,6 +176,7 @@ class _Server(uvicorn.Server):
                 doors,
                 cors_origins=settings.cors_origins,
                 root_path=settings.root_path,
+                strict_params=settings.strict_params,
             ),
             log_config=None,
             access_log=False,
