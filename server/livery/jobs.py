@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from livery.chat_template import Message
+from livery.chat_template import Conversation
 from livery.engine.base import Grammar
 from livery.lease import ANYONE, Caller
 
-
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    """A conversation for the chat template."""
-
-    messages: Sequence[Message]
-
-
+ChatPrompt = Conversation  # for the chat template
 Prompt = ChatPrompt | str | list[int]
 
 

@@ -24,8 +24,7 @@ async def encode(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, voc
     """
     try:
         if isinstance(prompt, ChatPrompt):
-            size = sum(len(str(message.get("content"))) for message in prompt.messages)
-            ids = await _off_loop(size, tokenizer.encode_chat, prompt.messages, limit)
+            ids = await _off_loop(_size(prompt), tokenizer.encode_chat, prompt, limit)
         elif isinstance(prompt, str):
             ids = await _off_loop(len(prompt), tokenizer.encode, prompt, limit)
         else:
@@ -64,6 +63,12 @@ def activation(ids: list[int], lease: Lease | None, param: str) -> int:
         "text it was trained to be invoked by.",
         param,
     )
+
+
+def _size(chat: ChatPrompt) -> int:
+    """About how many characters a template is given to render."""
+    given = (*chat.messages, chat.tools or (), chat.documents or (), chat.template_kwargs)
+    return sum(len(str(part)) for part in given)
 
 
 async def _off_loop(size: int, work: Callable[[A, int], list[int]], argument: A, room: int) -> list[int]:

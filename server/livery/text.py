@@ -6,14 +6,16 @@ process stays small. Knows no HTTP, no engine and no adapter; chat templates are
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from livery.chat_template import ChatTemplate, InvalidMessages, Message
+from livery.chat_template import ChatTemplate, Conversation, InvalidMessages, Message
 from livery.tokenizer_files import TokenizerFiles, load_tokenizer_files
 
 __all__ = ["Detokenizer", "InvalidMessages", "PromptTooLong", "StopBuffer", "Tokenizer"]
@@ -63,10 +65,10 @@ class Tokenizer:
         self._check_room(text, room)
         return list(self._fast.encode(text).ids)
 
-    def encode_chat(self, messages: Sequence[Message], room: int | None = None) -> list[int]:
-        """Token ids of a conversation, ending where the assistant is to speak.
+    def encode_chat(self, chat: Conversation | Sequence[Message], room: int | None = None) -> list[int]:
+        """Token ids of a conversation, or of bare messages, ending where the assistant is to speak or to go on.
 
-        Special tokens come from the template alone: the same characters in a message are encoded as the
+        Special tokens come from the template alone: the same characters in what it is given are encoded as the
         plain text they are. Raises InvalidMessages when the template can't render the conversation, and
         PromptTooLong as `encode` does.
         """
@@ -75,7 +77,9 @@ class Tokenizer:
                 "this model has no chat template; send a prompt to /v1/completions instead", param="messages"
             )
         hidden = _Hidden(self._specials)
-        rendered = self._template.render([hidden.hide(message) for message in messages])
+        rendered = self._template.render(
+            hidden.conversation(chat if isinstance(chat, Conversation) else Conversation(chat))
+        )
         # Only here, because templates may leave out parts of what they are given.
         self._check_room(hidden.reveal(rendered), room)
         if not hidden.count:
@@ -109,33 +113,49 @@ class Tokenizer:
 
 
 class _Hidden:
-    """Special tokens' characters inside messages, replaced by marks while the template renders."""
+    """Special tokens' characters inside what a template is given, replaced by marks while it renders."""
 
     def __init__(self, specials: re.Pattern[str] | None) -> None:
         self._specials = specials
         # Random, so that no message can contain a mark of its own.
         self._mark = f"\ue000{secrets.token_hex(8)}."
-        self._marks = re.compile(f"{re.escape(self._mark)}([0-9]+)\ue001")
+        # A template may write JSON in ASCII, where the mark's own characters are escaped.
+        escaped = self._mark.replace("\ue000", r"\ue000")
+        self._marks = re.compile(rf"{re.escape(self._mark)}([0-9]+)\ue001|{re.escape(escaped)}([0-9]+)\\ue001")
         self._texts: list[str] = []
 
     @property
     def count(self) -> int:
         return len(self._texts)
 
-    def hide(self, value: Message) -> Message:
-        return {key: self._hide(item) for key, item in value.items()}
+    def conversation(self, chat: Conversation) -> Conversation:
+        return replace(
+            chat,
+            messages=[self.hide(message) for message in chat.messages],
+            tools=None if chat.tools is None else [self.hide(tool) for tool in chat.tools],
+            documents=None if chat.documents is None else [self.hide(document) for document in chat.documents],
+            template_kwargs=self.hide(chat.template_kwargs),
+        )
+
+    def hide(self, value: Mapping[str, object]) -> dict[str, object]:
+        return {self._hide_text(key): self._hide(item) for key, item in value.items()}
 
     def reveal(self, text: str) -> str:
-        return self._marks.sub(lambda match: self._texts[int(match[1])], text)
+        return self._marks.sub(self._revealed, text)
 
     def _hide(self, value: object) -> object:
         if isinstance(value, str):
-            return self._specials.sub(self._replace, value) if self._specials else value
+            return self._hide_text(value)
         if isinstance(value, list):
             return [self._hide(item) for item in value]
-        if isinstance(value, dict):
-            return {key: self._hide(item) for key, item in value.items()}
-        return value
+        return self.hide(value) if isinstance(value, dict) else value
+
+    def _hide_text(self, text: str) -> str:
+        return self._specials.sub(self._replace, text) if self._specials else text
+
+    def _revealed(self, match: re.Match[str]) -> str:
+        plain, escaped = match.groups()
+        return self._texts[int(plain)] if plain else json.dumps(self._texts[int(escaped)])[1:-1]
 
     def _replace(self, match: re.Match[str]) -> str:
         self._texts.append(match.group())

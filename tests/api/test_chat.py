@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import openai
 import pytest
-from openai.types.chat import ChatCompletionUserMessageParam
+from openai.types.chat import ChatCompletion, ChatCompletionUserMessageParam
 
 from api.live_server import BASE, VOCAB, LiveServer, Serve, Setup, saying
+from livery.chat_template import Conversation
 from livery.engine.base import GenerationRequest
 from livery.engine.fake import Behaviour
 from livery.text import Tokenizer
@@ -79,3 +81,38 @@ def test_two_answers_come_in_one_stream_by_index(serve: Serve, tokenizer: Tokeni
     assert [choice.message.content for choice in whole.choices] == texts
     assert whole.usage is not None
     assert whole.usage.completion_tokens == len(tokenizer.encode("first")) + len(tokenizer.encode("second answer"))
+
+
+def test_the_prompt_ends_where_the_client_wants_it(server: LiveServer, tokenizer: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "Count"}, {"role": "assistant", "content": "one, two"}]
+    for field, opening, continued in (("add_generation_prompt", False, False), ("continue_final_message", False, True)):
+        value = field == "continue_final_message"
+        body = {"model": BASE, "messages": messages, "max_tokens": 1, field: value}
+        answer = server.client().post("/chat/completions", body=body, cast_to=ChatCompletion)
+        chat = Conversation(messages, add_generation_prompt=opening, continue_final_message=continued)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == len(tokenizer.encode_chat(chat))
+        assert server.engine.requests[-1].prompt_token_ids == tokenizer.encode_chat(chat)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("documents", [{"text": "Tea is green."}], "documents"),
+        ("documents", ["Tea is green."], "documents.0"),
+        ("chat_template_kwargs", {"messages": []}, "chat_template_kwargs.messages"),
+        ("chat_template_kwargs", [], "chat_template_kwargs"),
+        ("chat_template_kwargs", {str(index): 0 for index in range(65)}, "chat_template_kwargs"),
+    ],
+)
+def test_what_the_template_can_not_take_is_refused(server: LiveServer, field: str, value: object, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.client().chat.completions.create(model=BASE, messages=HELLO, extra_body={field: value})
+    assert refused.value.param == param
+
+
+def test_a_prompt_can_not_end_in_two_places(server: LiveServer) -> None:
+    both = {"continue_final_message": True, "add_generation_prompt": True}
+    with pytest.raises(openai.BadRequestError, match="exclude each other") as refused:
+        server.client().chat.completions.create(model=BASE, messages=HELLO, extra_body=both)
+    assert refused.value.param == "continue_final_message"

@@ -6,7 +6,7 @@ Turns bodies into the service's `Job`; knows no route and no response.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ from livery.refusals import InvalidParameter
 
 MAX_ANSWERS = 8  # n
 MAX_PROMPTS = 32
+MAX_DOCUMENTS = 1024
+MAX_TEMPLATE_KWARGS = 64
 COMPLETION_MAX_TOKENS = 16  # the default of /v1/completions
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
@@ -106,12 +108,27 @@ class ChatCompletionBody(GenerationBody):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    documents: list[dict[str, Any]] | None = Field(None, max_length=MAX_DOCUMENTS)
+    chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=MAX_TEMPLATE_KWARGS)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
     def to_options(self) -> Options:
         return self.options(self.max_completion_tokens or self.max_tokens, None)
 
     def to_prompts(self) -> list[Prompt]:
-        return [ChatPrompt([message_of(message, at) for at, message in enumerate(self.messages)])]
+        continued = bool(self.continue_final_message)
+        return [
+            ChatPrompt(
+                [message_of(message, at) for at, message in enumerate(self.messages)],
+                documents=self.documents,
+                template_kwargs=self.chat_template_kwargs or {},
+                add_generation_prompt=not continued
+                if self.add_generation_prompt is None
+                else self.add_generation_prompt,
+                continue_final_message=continued,
+            )
+        ]
 
 
 class CompletionBody(GenerationBody):

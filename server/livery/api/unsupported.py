@@ -71,10 +71,6 @@ UNSUPPORTED = (
     Rule("suffix", _only("")),
     Rule("use_beam_search", _only(False)),
     Rule("chat_template", _only(), "The model's own template is used."),
-    Rule("chat_template_kwargs", _only({})),
-    Rule("documents", _only([])),
-    Rule("add_generation_prompt", _only(True)),
-    Rule("continue_final_message", _only(False)),
     Rule("truncate_prompt_tokens", _only()),
     Rule("prompt_embeds", _only()),
     Rule("include_stop_str_in_output", _only(False)),
@@ -87,4 +83,12 @@ UNSUPPORTED = (
 
 # What the two routes take by default differs here: chat templates write special tokens themselves.
 UNSUPPORTED_IN_CHAT = (*UNSUPPORTED, Rule("add_special_tokens", _only(False)))
-UNSUPPORTED_IN_COMPLETIONS = (*UNSUPPORTED, Rule("add_special_tokens", _only(True)))
+IN_CHAT = "POST /v1/chat/completions takes it."
+UNSUPPORTED_IN_COMPLETIONS = (
+    *UNSUPPORTED,
+    Rule("add_special_tokens", _only(True)),
+    Rule("documents", _only([]), IN_CHAT),
+    Rule("chat_template_kwargs", _only({}), IN_CHAT),
+    Rule("add_generation_prompt", _only(True), IN_CHAT),
+    Rule("continue_final_message", _only(False), IN_CHAT),
+)
