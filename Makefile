@@ -6,13 +6,15 @@ MODEL ?= smollm2-135m-instruct
 ADAPTERS ?= adapters/demo
 PORT ?= 8000
 
-.PHONY: help setup serve test test-postgres check format bench bench-peers bench-adapters peft-table field-table chaos clean
+.PHONY: help setup serve test test-postgres conformance check format bench bench-peers bench-adapters peft-table
+.PHONY: field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
 	@echo "make serve          serve the demo base with the demo adapters on 127.0.0.1:$(PORT)"
 	@echo "make test           linters, types and the whole test suite"
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
+	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
 	@echo "make check          linters and types only"
 	@echo "make bench          the engine against its bars and floors, then a server: under 15 minutes"
 	@echo "make bench-peers    Livery beside vLLM and llama.cpp, in one run; builds both once"
@@ -53,6 +55,9 @@ test: setup check
 
 test-postgres: $(VENV)/.installed
 	$(BIN)/pytest -m postgres tests/postgres
+
+conformance: setup
+	$(BIN)/python tests/conformance/run.py $(ONLY) --json conformance.json
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

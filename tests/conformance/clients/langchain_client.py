@@ -1,0 +1,50 @@
+"""LangChain's own standard tests of chat models, and its way with completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.exceptions import ContextOverflowError
+from langchain_openai import ChatOpenAI, OpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from served import BASE, V1
+
+
+class TestChatOpenAI(ChatModelIntegrationTests):
+    @property
+    def chat_model_class(self) -> type[ChatOpenAI]:
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {
+            "model": BASE,
+            "base_url": V1,
+            "api_key": "none",
+            "temperature": 0,
+            "max_tokens": 160,
+            "max_retries": 0,
+            "timeout": 300,
+            "stream_usage": True,
+        }
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return "pirate"
+
+
+def test_completions() -> None:
+    """The client of completions sends many fields as null."""
+    model = OpenAI(model=BASE, base_url=V1, api_key="none", max_tokens=8, temperature=0, max_retries=0)
+    assert "".join(model.stream("The sky is")) == model.invoke("The sky is") != ""
+
+
+def test_a_prompt_over_the_context_is_known_as_such() -> None:
+    model = ChatOpenAI(model=BASE, base_url=V1, api_key="none", max_retries=0)
+    with pytest.raises(ContextOverflowError):
+        model.invoke("word " * 20000)

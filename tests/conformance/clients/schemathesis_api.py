@@ -1,0 +1,106 @@
+"""Schemathesis: requests made up from the API's own description, right and wrong ones, with a stream beside them.
+
+No answer may be a 5xx, none may keep its client waiting, each has to look as the description says, and what breaks
+the description has to be refused. Meanwhile a client that does nothing wrong gets the same stream again and again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import requests
+from served import ADAPTERS, URL
+
+PROGRAM = Path(sys.executable).parent / "schemathesis"
+LIMIT_S = 150  # for the whole run
+ANSWER_S = 20  # for any one answer
+DESCRIPTION = requests.get(f"{URL}/openapi.json", timeout=30).json()
+OPERATIONS = [f"{method.upper()} {path}" for path, methods in DESCRIPTION["paths"].items() for method in methods]
+CHECKS = (
+    *("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance"),
+    *("response_schema_conformance", "negative_data_rejection", "unsupported_method"),
+)
+
+
+class Victim:
+    """A client that asks the same thing over and over, as long as others do their worst."""
+
+    def __init__(self) -> None:
+        self.streams: list[str] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> Victim:
+        self.streams.append(self.stream())
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        while not self._over.is_set():
+            try:
+                self.streams.append(self.stream())
+            except (requests.RequestException, ValueError, KeyError) as error:
+                self.streams.append(f"{type(error).__name__}: {error}")
+
+    @staticmethod
+    def stream() -> str:
+        """The text of a stream that came to its proper end."""
+        body = {"model": "", "prompt": "one two", "max_tokens": 64, "temperature": 0, "ignore_eos": True}
+        with requests.post(f"{URL}/v1/completions", json=body | {"stream": True}, stream=True, timeout=60) as answer:
+            answer.raise_for_status()
+            *events, last = [line.removeprefix(b"data: ") for line in answer.iter_lines() if line.startswith(b"data")]
+        assert last == b"[DONE]"
+        return "".join(json.loads(event)["choices"][0]["text"] for event in events)
+
+
+@cache
+def outcome(folder: Path) -> tuple[dict[str, str], Victim, str]:
+    """What was wrong by operation, the victim, and all that was printed."""
+    junit = folder / "schemathesis.xml"
+    command = [str(PROGRAM), "run", f"{URL}/openapi.json", "--phases", "examples,coverage,fuzzing"]
+    command += ["--checks", ",".join(CHECKS), "--max-examples", "20", "--continue-on-failure", "--no-shrink"]
+    command += ["--request-timeout", str(ANSWER_S), "--generation-deterministic", "--generation-database", "none"]
+    command += ["--max-time", str(LIMIT_S), "--report", "junit", "--report-junit-path", str(junit), "--no-color"]
+    with Victim() as victim:
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=2 * LIMIT_S)
+    wrong = {}
+    for case in ElementTree.parse(junit).iter("testcase"):
+        bad = [element.get("message") or element.text or "" for element in case if element.tag in ("failure", "error")]
+        wrong[case.get("name", "")] = "\n".join(bad)
+    return wrong, victim, ran.stdout
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield tmp_path_factory.mktemp("schemathesis")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operation(operation: str, folder: Path) -> None:
+    wrong, _, printed = outcome(folder)
+    assert operation in wrong, printed[-3000:]
+    assert not wrong[operation], wrong[operation]
+
+
+def test_the_stream_beside_it_is_unhurt(folder: Path) -> None:
+    _, victim, _ = outcome(folder)
+    assert len(victim.streams) > 3
+    assert set(victim.streams) == {victim.streams[0]}
+
+
+def test_the_server_serves_afterwards(folder: Path) -> None:
+    outcome(folder)
+    names = [model["id"] for model in requests.get(f"{URL}/v1/models", timeout=30).json()["data"]]
+    assert set(ADAPTERS) <= set(names)

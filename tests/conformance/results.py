@@ -1,0 +1,78 @@
+"""What suites reported, as numbers, reasons and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+from rich.table import Table
+
+
+@dataclass
+class Result:
+    """How one suite went. `failures`, `expected` and `left_out` tell a test's name and why."""
+
+    suite: str
+    packages: str
+    passed: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    expected: list[tuple[str, str]] = field(default_factory=list)  # known not to pass, with the reason
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # said not to apply
+    missing: str = ""  # why the suite didn't run at all
+    seconds: float = 0.0
+
+    def read(self, report: Path) -> None:
+        """Count the test cases of a JUnit report."""
+        for case in ElementTree.parse(report).iter("testcase"):
+            name = case.get("name", "?")
+            if (bad := case.find("failure")) is not None or (bad := case.find("error")) is not None:
+                self.failures.append((name, _reason(bad)))
+            elif (skipped := case.find("skipped")) is not None:
+                known = self.expected if skipped.get("type") == "pytest.xfail" else self.left_out
+                known.append((name, _reason(skipped)))
+            else:
+                self.passed += 1
+
+
+def _reason(element: ElementTree.Element) -> str:
+    words = (element.get("message") or element.text or "").strip()
+    return " ".join(words.split())[:400]
+
+
+def succeeded(results: Iterable[Result], *, all_must_run: bool) -> bool:
+    """Whether nothing failed; and, where all must run, whether every suite did."""
+    return not any(result.failures or (result.missing and all_must_run) for result in results)
+
+
+def table(results: Iterable[Result]) -> Table:
+    """For the terminal."""
+    shown = Table("suite", "client", "passed", "failed", "known", "left out", "seconds")
+    for result in results:
+        cells = (str(result.passed), str(len(result.failures)), str(len(result.expected)), str(len(result.left_out)))
+        style = "yellow" if result.missing else "red" if result.failures else ""
+        shown.add_row(result.suite, result.packages, *cells, f"{result.seconds:.0f}", style=style)
+    return shown
+
+
+def reasons(results: Iterable[Result]) -> Iterable[str]:
+    """A line for every test that didn't pass, and for every suite that didn't run."""
+    for result in results:
+        if result.missing:
+            yield f"{result.suite}: {result.missing}"
+        kinds = (("failed", result.failures), ("known", result.expected), ("left out", result.left_out))
+        for kind, cases in kinds:
+            yield from (f"{result.suite}: {kind}: {name}: {why}" for name, why in cases)
+
+
+def markdown(results: Iterable[Result]) -> str:
+    """For the README: counts, and the reason for each test that didn't pass, alike ones together."""
+    lines = ["| suite | client | passed | not passed, and why |", "|---|---|---|---|"]
+    for result in results:
+        grouped: dict[str, int] = {}
+        for _, why in (*result.failures, *result.expected, *result.left_out):
+            grouped[why] = grouped.get(why, 0) + 1
+        rest = "; ".join(f"{count}: {why}" for why, count in grouped.items()).replace("|", "\\|")
+        lines.append(f"| {result.suite} | {result.packages} | {result.passed} | {result.missing or rest or '–'} |")
+    return "\n".join(lines)
