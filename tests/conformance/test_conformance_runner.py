@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from conformance.environments import CLIENTS, EnvironmentFailed, PartMissing, Suite, suites
+from conformance.environments import CLIENTS, MARKER, EnvironmentFailed, PartMissing, Suite, suites
 from conformance.results import Result, markdown, reasons, succeeded
 
 QUIET = Console(quiet=True)
@@ -54,11 +54,11 @@ def test_an_environment_is_built_once_and_runs_what_it_borrows() -> None:
     subprocess.run([python, "-c", "import pytest"], check=True, timeout=60)
 
 
-def test_an_environment_that_fails_is_told_and_built_anew(tmp_path: Path) -> None:
+def test_an_environment_that_fails_is_told_and_never_taken_for_built(tmp_path: Path) -> None:
     broken = suite(str(tmp_path / "absent-1.0-py3-none-any.whl"))
-    for _ in range(2):
-        with pytest.raises(EnvironmentFailed, match="package index must be reachable"):
-            broken.ensure(QUIET)
+    with pytest.raises(EnvironmentFailed, match="package index must be reachable"):
+        broken.ensure(QUIET)
+    assert not (broken.folder / MARKER).exists()
 
 
 def test_a_missing_program_is_named_with_the_remedy() -> None:
