@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-from livery.engine.kernels.cuda import attention, lora
+from livery.engine.kernels.cuda import attention, lora, varlen
 from livery.engine.kernels.cuda.rows import TritonRows
 from livery.engine.kernels.group import GroupSegments
 from livery.engine.kernels.tables import DeviceSegments
@@ -19,6 +19,9 @@ class TritonKernels(TritonRows):
 
     name = "triton"
     reads_tables = True
+
+    def __init__(self) -> None:
+        self._prompts = varlen.PromptAttention(self._own_attention)
 
     def grouped_lora(self, x: Tensor, y: Tensor, segments: GroupSegments) -> None:
         if not isinstance(segments, DeviceSegments):
@@ -38,8 +41,26 @@ class TritonKernels(TritonRows):
         softcap: float = 0.0,
         out: Tensor | None = None,
     ) -> Tensor:
+        if query_starts is not None and self._prompts.takes(q, k_cache, v_cache, window, softcap):
+            found = varlen.varlen(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, window)
+            return found if out is None else out.copy_(found)
         return attention.paged_attention(
             q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, window, softcap, out
+        )
+
+    @staticmethod
+    def _own_attention(
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        window: int,
+    ) -> Tensor:
+        return attention.paged_attention(
+            q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, window, 0.0, None
         )
 
     def pack(self, weight: Tensor, layout: Layout | Literal["exact"] = "fp32") -> Weight:
