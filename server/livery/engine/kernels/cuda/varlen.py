@@ -93,8 +93,8 @@ def probe(shape: Shape, device: torch.device, own: Attend, other: Attend = varle
     scale = shape.dim**-0.5
     try:
         theirs = other(*args, scale, window)
-    except (AttributeError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        return False, f"varlen_attn can't be called here: {str(error).splitlines()[0][:200]}"
+    except (AttributeError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as failure:
+        return False, f"varlen_attn can't be called here: {str(failure).splitlines()[0][:200]}"
     ours = own(*args, scale, window)
     error = float((theirs.float() - ours.float()).abs().max() / ours.float().abs().max())
     if not error <= TOLERANCE:
