@@ -53,10 +53,14 @@ ALLOWED: dict[str, set[str]] = {
     "livery.management": FACTS | {"livery.adapter_views", "livery.intakes", "livery.live", "livery_adapters"},
     "livery.jobs": SEAM | {"livery.chat_template", "livery.lease"},
     "livery.prompts": FACTS | {"livery.lease", "livery.text"},
+    "livery.profiles": SEAM | FACTS | {"livery.lease", "livery_adapters"},
     "livery.sampling": SEAM | FACTS | {"livery.prompts"},
     "livery.service": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("generation", "lease", "metrics", "prompts", "sampling", "served", "text")}
+    | {
+        f"livery.{part}"
+        for part in ("generation", "lease", "metrics", "profiles", "prompts", "sampling", "served", "text")
+    }
     | {"livery_adapters"},
     "livery.assembly": SEAM
     | TEXT

@@ -1,5 +1,7 @@
 """An adapter on its way into a blob store: its two files are written, hashed and measured in one pass.
 
+What lies beside them (`BESIDE_LIMITS`) is small, held in memory, and no part of the blob or its digest.
+
 `BlobStore.incoming()` makes one and publishes it; a source (upload, hub, object store, directory) fills it. Every
 byte is hashed and counted as it is written, so that nothing is read a second time to learn the digest, and nothing
 over a limit is ever on disk in full. Hashing takes longest, so it runs beside the writing, and bringing the files to
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from livery_adapters.beside import BESIDE_LIMITS
 from livery_adapters.layout import digest_of
 from livery_adapters.piece_hash import PieceHash
 from livery_adapters.refusal import AdapterRefused, Limits
@@ -52,6 +55,7 @@ class Incoming:
         self._publish = publish
         self._done = done
         self._files: dict[str, _File] = {}  # all that were begun; only the last may still grow
+        self._beside: dict[str, bytearray] = {}
         self._growing: str | None = None
         self._ended = False
         self._synced = False
@@ -73,12 +77,20 @@ class Incoming:
             raise RuntimeError("the digest is known once the incoming adapter is sealed")
         return self._digest
 
+    @property
+    def beside(self) -> dict[str, bytes]:
+        """What came beside the two files, by name; whole after `end`."""
+        return {name: bytes(data) for name, data in self._beside.items()}
+
     def limit(self, name: str) -> int:
         """The most bytes that the file may have. Raises AdapterRefused (unexpected_file)."""
+        if name in BESIDE_LIMITS:
+            return BESIDE_LIMITS[name]
         if name not in FILE_NAMES:
             raise AdapterRefused(
                 "unexpected_file",
-                f"{name[:80]!r} is no file of an adapter; send {' and '.join(FILE_NAMES)} and nothing else",
+                f"{name[:80]!r} is no file of an adapter; send {' and '.join(FILE_NAMES)}, beside them "
+                f"{', '.join(BESIDE_LIMITS)} if there is one, and nothing else",
             )
         return self._limits.max_config_bytes if name == CONFIG_NAME else self._limits.max_weight_bytes
 
@@ -99,10 +111,13 @@ class Incoming:
         self.check_size(name, size or 0)
         if self._ended:
             raise RuntimeError("a sealed adapter takes no more files")
-        if name in self._files:
-            raise AdapterRefused("duplicate_file", f"{name} was sent twice; send each of the two files once")
+        if name in self._files or name in self._beside:
+            raise AdapterRefused("duplicate_file", f"{name} was sent twice; send each file once")
         with self._in_use():
             self._end_file()
+            if name in BESIDE_LIMITS:
+                self._beside[name], self._growing = bytearray(), name
+                return
             with storing():
                 fd = os.open(self._path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._files[name], self._growing = _File(fd, size), name
@@ -112,6 +127,11 @@ class Incoming:
         with self._in_use():
             if name != self._growing:
                 self.begin(name)
+            if name in self._beside:
+                self._beside[name] += chunk
+                if len(self._beside[name]) > self.limit(name):
+                    raise _too_large(name, self.limit(name))
+                return
             file = self._files[name]
             file.size += len(chunk)
             if file.size > self.limit(name):
@@ -208,7 +228,9 @@ class Incoming:
         """Nothing is added to the file being written any more; it is read-only."""
         if self._growing is None:
             return
-        name = self._growing
+        name, self._growing = self._growing, None
+        if name in self._beside:
+            return
         file = self._files[name]
         if file.expected not in (None, file.size):
             raise AdapterRefused(
@@ -216,7 +238,6 @@ class Incoming:
             )
         with storing():
             os.fchmod(file.fd, 0o444)
-        self._growing = None
 
 
 def read_piece(name: str, stream: BinaryIO) -> bytes:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from livery_adapters.examine import NOT_YET, CheckedFiles, check_headers, check_
 from livery_adapters.fetching import copy_directory
 from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.incoming import Incoming
+from livery_adapters.profile import PROFILE_NAME, Profile, ProfileInvalid, parse_profile
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import AdapterRecord, NamedVersion, Registry, VersionFacts, VersionState
 from livery_adapters.store import BlobStore
@@ -44,7 +45,7 @@ Fill = Callable[[Incoming], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Who brings an adapter, and how it is to be taken.
+    """Who brings an adapter, and how it is to be taken. `profile` None: as the profile.yaml beside it says.
 
     `approximate` is the rank to factorise a type to that has no exact form; `expected_generation` makes it a
     compare-and-set (0: the name must be new).
@@ -52,7 +53,7 @@ class Intake:
 
     source: str
     approximate: int = 0
-    profile: Mapping[str, object] = field(default_factory=dict)
+    profile: Profile | None = None
     parents: tuple[tuple[str, float], ...] = ()
     pinned: bool | None = None
     expected_generation: int | None = None
@@ -128,6 +129,7 @@ class AdapterLibrary:
         async with self._incoming() as incoming:
             await fill(incoming)
             headers, weights = await self._complete(incoming, approximate)
+            await asyncio.to_thread(_profile, incoming, None)
             async with self._examined(incoming, headers, weights, approximate) as files:
                 return files.coverage
 
@@ -144,11 +146,12 @@ class AdapterLibrary:
             origin = await fill(incoming)
             async with _beside(incoming.sync) as synced:
                 headers, weights = await self._complete(incoming, intake.approximate)
-                known = await self._known(weights, intake)
+                profile = await asyncio.to_thread(_profile, incoming, intake.profile)
+                known = await self._known(weights, intake.approximate, profile)
                 if known is not None:
                     return await self._record(name, incoming, known, origin, intake, "ready")
                 async with self._examined(incoming, headers, weights, intake.approximate) as files:
-                    facts = self._new(weights, intake, files)
+                    facts = self._new(weights, intake, profile, files)
                     state: VersionState = "ready" if self._proves else "registered"
                     await asyncio.shield(synced)
                     return await self._record(name, incoming, facts, origin, intake, state)
@@ -203,6 +206,10 @@ class AdapterLibrary:
             await self.prove(target)
         return await asyncio.to_thread(self.registry.rollback, name, expected_generation, base)
 
+    async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> AdapterRecord:
+        """Serve the active version's weights with another profile. Raises RegistryError."""
+        return await asyncio.to_thread(self.registry.set_profile, name, profile.to_json(), expected_generation)
+
     async def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
         """Take the name out of service; its history goes with it. Raises RegistryError."""
         return await asyncio.to_thread(self.registry.retire, name, expected_generation)
@@ -217,23 +224,26 @@ class AdapterLibrary:
 
     # -- inside --------------------------------------------------------------------------------------
 
-    async def _known(self, weights: str, intake: Intake) -> VersionFacts | None:
-        """A version that was run on this base before, whichever name has it: it needs no second proof."""
-        digest = version_digest(weights, intake.approximate, intake.profile)
-        known = await asyncio.to_thread(self.registry.proven_facts, digest, self.base.digest)
-        return known if await asyncio.to_thread(self._held, weights) else None
+    async def _known(self, weights: str, approximate: int, profile: Profile) -> VersionFacts | None:
+        """A version of what was run on this base before, whichever name and profile it had: nothing is proven anew."""
+        known = await asyncio.to_thread(self.registry.proven_facts, weights, approximate, self.base.digest)
+        if known is None or not await asyncio.to_thread(self._held, weights):
+            return None
+        given = profile.to_json()
+        digest = version_digest(weights, approximate, given)
+        return known if known.digest == digest else replace(known, digest=digest, profile=given, created=time.time())
 
-    def _new(self, weights: str, intake: Intake, files: CheckedFiles) -> VersionFacts:
-        manifest = files.manifest
+    def _new(self, weights: str, intake: Intake, profile: Profile, files: CheckedFiles) -> VersionFacts:
+        manifest, given = files.manifest, profile.to_json()
         return VersionFacts(
-            digest=version_digest(weights, intake.approximate, intake.profile),
+            digest=version_digest(weights, intake.approximate, given),
             weights=weights,
             approximate=intake.approximate,
             peft_type=manifest.peft_type,
             base_digest=self.base.digest,
             nbytes=manifest.nbytes,
             coverage=files.coverage.to_dict(),
-            profile=dict(intake.profile),
+            profile=given,
             parents=intake.parents,
             invocation=manifest.invocation,
             created=time.time(),
@@ -332,6 +342,16 @@ class AdapterLibrary:
             yield await _to_its_end(intake.__enter__)
         finally:
             await _to_its_end(lambda: intake.__exit__(None, None, None))
+
+
+def _profile(incoming: Incoming, given: Profile | None) -> Profile:
+    """The profile given, or that of the profile.yaml that came along. Raises AdapterRefused (bad_profile)."""
+    if given is not None:
+        return given
+    try:
+        return parse_profile(incoming.beside.get(PROFILE_NAME, b""))
+    except ProfileInvalid as invalid:
+        raise AdapterRefused("bad_profile", str(invalid)) from None
 
 
 async def _to_its_end(work: Callable[[], _Result]) -> _Result:

@@ -17,6 +17,7 @@ RESERVED_VERBS = frozenset(
         "load",
         "pin",
         "prefetch",
+        "profile",
         "retire",
         "rollback",
         "unload",

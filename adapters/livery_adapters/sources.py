@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from watchfiles import awatch
 
+from livery_adapters.beside import BESIDE_NAMES
 from livery_adapters.fetching import copy_directory
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import AdapterLibrary, Intake
@@ -246,13 +247,13 @@ def _signatures(root: Path) -> dict[str, Signature]:
             if entry.name.startswith(".") or entry.name.endswith(_TEMPORARY) or not _is_directory(entry):
                 continue
             signature = _signature_of(Path(entry.path))
-            if any(signature):
+            if any(signature[: len(FILE_NAMES)]):
                 found[entry.name] = signature
     return found
 
 
 def _signature_of(directory: Path) -> Signature:
-    return tuple(_signature(os.path.join(directory, name)) for name in FILE_NAMES)
+    return tuple(_signature(os.path.join(directory, name)) for name in (*FILE_NAMES, *BESIDE_NAMES))
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

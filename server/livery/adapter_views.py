@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from livery_adapters.profile import TEXTS
 from livery_adapters.registry import Alias, NamedVersion
 
 Json = dict[str, Any]
@@ -11,7 +12,7 @@ PER_MODULE = ("modules_by_path",)  # hundreds of entries: for one adapter, never
 
 
 def version_json(version: NamedVersion, *, active: bool, whole: bool = True) -> Json:
-    """`whole` False leaves out what the coverage report says module by module."""
+    """`whole` False leaves out what the coverage report says module by module, and a profile's texts."""
     facts = version.facts
     left_out = () if whole else PER_MODULE
     return {
@@ -24,7 +25,7 @@ def version_json(version: NamedVersion, *, active: bool, whole: bool = True) -> 
         "created": int(version.added),
         "approximate": facts.approximate or None,
         "parents": [{"digest": digest, "weight": weight} for digest, weight in facts.parents],
-        "profile": dict(facts.profile),
+        "profile": {name: value for name, value in facts.profile.items() if whole or name not in TEXTS},
         "coverage": {name: value for name, value in facts.coverage.items() if name not in left_out},
     }
 

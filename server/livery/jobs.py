@@ -17,8 +17,8 @@ Prompt = ChatPrompt | str | list[int]
 class Options:
     """How to answer. `n` answers for each prompt.
 
-    What is None is taken from the adapter's profile, and where that is silent from DEFAULT_SAMPLING. `max_tokens`
-    None everywhere: `default_max_tokens` or what the context leaves, whichever is less.
+    What is None is taken from the adapter's profile (livery.profiles), and where that is silent from
+    DEFAULT_SAMPLING. `max_tokens` None everywhere: `default_max_tokens` or what the context leaves, whichever is less.
     """
 
     max_tokens: int | None = None

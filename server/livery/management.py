@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound,
 from livery_adapters.fetching import DirectorySource, SourcePolicy, fetch, parse_source
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
+from livery_adapters.profile import Profile
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import AdapterRecord, AliasTarget, UnknownAdapter
 
@@ -35,13 +36,13 @@ MAX_DRAIN_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class AddOptions:
-    """How an adapter is to be taken in; see Intake."""
+    """How an adapter is to be taken in; see Intake. `profile` replaces the profile.yaml that comes with it."""
 
     pinned: bool | None = None
     expected_generation: int | None = None
     approximate: int = 0
     activate: bool = True
-    profile: Mapping[str, object] = field(default_factory=dict)
+    profile: Profile | None = None
 
 
 class AdapterManagement:
@@ -94,6 +95,17 @@ class AdapterManagement:
         """One adapter with its whole coverage report; one that was deleted as long as requests are under way."""
         leaving = self._live.requests(name) > 0
         return await self._record(await asyncio.to_thread(self._registry.get, name, include_retired=leaving))
+
+    async def profile(self, name: str) -> Json:
+        """The active version's profile, as `set_profile` takes it, and the generation to expect."""
+        record = await asyncio.to_thread(self._registry.get, name)
+        active = record.active.facts if record.active else None
+        return {
+            "name": name,
+            "generation": record.generation,
+            "digest": active.digest if active else None,
+            "profile": dict(active.profile) if active else {},
+        }
 
     async def versions(self, name: str) -> Json:
         """The name's history, newest first."""
@@ -175,6 +187,12 @@ class AdapterManagement:
     async def rollback(self, name: str, expected_generation: int | None = None) -> Json:
         async with self._live.changing(name):
             record = await self.library.rollback(name, expected_generation)
+        return await self._record(record)
+
+    async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> Json:
+        """Give the active version's weights another profile: a new version, or one there was."""
+        async with self._live.changing(name):
+            record = await self.library.set_profile(name, profile, expected_generation)
         return await self._record(record)
 
     async def retire(self, name: str, *, drain_s: float = 0.0, expected_generation: int | None = None) -> Json:

@@ -1,8 +1,6 @@
-"""From what a client and an adapter's profile say to the engine's sampling parameters."""
+"""From what a request says, its adapter's profile included, to the engine's sampling parameters."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from livery.engine.base import EngineInfo, SamplingParams
 from livery.jobs import DEFAULT_SAMPLING, Job
@@ -10,23 +8,19 @@ from livery.prompts import check_ids
 from livery.refusals import ContextLengthExceeded, InvalidParameter
 
 
-def sampling_params(
-    prompt_tokens: int, copy: int, job: Job, profile: Mapping[str, object], info: EngineInfo
-) -> SamplingParams:
+def sampling_params(prompt_tokens: int, copy: int, job: Job, info: EngineInfo) -> SamplingParams:
     """The engine's view of the options for the answer number `copy` to a prompt of so many tokens.
 
     Raises InvalidParameter or ContextLengthExceeded when it can't fit or can't be met.
     """
     options = job.options
-    chosen = {**DEFAULT_SAMPLING, **profile}
     given = {name: getattr(options, name) for name in DEFAULT_SAMPLING}
-    chosen |= {name: value for name, value in given.items() if value is not None}
+    chosen = {**DEFAULT_SAMPLING, **{name: value for name, value in given.items() if value is not None}}
     limit = info.max_model_len
     room = limit - prompt_tokens
     if room < 1 or (options.max_tokens or 0) > room:
         raise ContextLengthExceeded(limit, prompt_tokens, options.max_tokens, job.prompt_param)
-    usual = profile.get("max_tokens") or options.default_max_tokens or room
-    max_tokens = options.max_tokens or min(int(str(usual)), room)
+    max_tokens = options.max_tokens or min(options.default_max_tokens or room, room)
     if options.min_tokens > max_tokens:
         raise InvalidParameter(
             f"min_tokens is {options.min_tokens} and the answer may have at most {max_tokens}.", "min_tokens"

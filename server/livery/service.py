@@ -21,12 +21,14 @@ from livery.generation import Generation, Usage
 from livery.jobs import Job
 from livery.lease import Lease
 from livery.metrics import Metrics, Snapshot
+from livery.profiles import dressed, profile_of
 from livery.prompts import activation, encode
 from livery.refusals import Draining, NotReady, Overloaded, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
 from livery.text import Tokenizer
 from livery_adapters.names import MIN_DIGEST_PREFIX
+from livery_adapters.profile import Profile
 from livery_adapters.registry import NamedVersion, RegistryError
 
 log = logging.getLogger("livery.service")
@@ -44,6 +46,7 @@ class OpenedJob:
     generation: Generation
     served_by: str
     fingerprint: str
+    profile: Profile  # of the adapter version that answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,8 @@ class GenerationService:
         try:
             name = job.model or self.base_name
             lease = None if self._is_base(name) else await self.adapters.lease(name, job.caller)
+            profile = profile_of(lease)
+            job = dressed(job, profile)
             requests, prompt_tokens = await self._requests(job, lease)
         except BaseException:
             release()
@@ -129,7 +134,7 @@ class GenerationService:
             answers_each=job.options.n,
         )
         short = digest[:DIGEST_SHOWN]
-        return OpenedJob(generation, f"{name}@{short}", f"livery-{self.info.base_digest[:8]}-{short}")
+        return OpenedJob(generation, f"{name}@{short}", f"livery-{self.info.base_digest[:8]}-{short}", profile)
 
     async def models(self) -> list[ModelCard]:
         """The base first, then adapters and aliases by name."""
@@ -186,13 +191,12 @@ class GenerationService:
         prompts = [
             await encode(prompt, job, self._tokenizer, info.max_model_len, info.vocab_size) for prompt in job.prompts
         ]
-        profile = lease.facts.profile if lease and lease.facts else {}
         single = len(prompts) * job.options.n == 1
         requests = [
             GenerationRequest(
                 job.request_id if single else f"{job.request_id}-{index}-{copy}",
                 ids,
-                sampling_params(len(ids), copy, job, profile, info),
+                sampling_params(len(ids), copy, job, info),
                 lease.ref if lease else None,
                 activation(ids, lease, job.prompt_param),
                 job.caller.tenant,

@@ -29,10 +29,10 @@ def history(registry: Registry, name: str) -> list[tuple[int, str]]:
 
 def test_only_a_version_that_some_name_has_run_is_proven(registry: Registry) -> None:
     registry.put("a", ONE, source="api", origin="", state="registered")
-    assert registry.proven_facts(ONE.digest, ONE.base_digest) is None
+    assert registry.proven_facts(ONE.weights, 0, ONE.base_digest) is None
     registry.put("b", ONE, source="api", origin="")
-    assert registry.proven_facts(ONE.digest, ONE.base_digest) == ONE
-    assert registry.proven_facts(ONE.digest, FOREIGN.base_digest) is None
+    assert registry.proven_facts(ONE.weights, 0, ONE.base_digest) == ONE
+    assert registry.proven_facts(ONE.weights, 0, FOREIGN.base_digest) is None
 
 
 def test_a_version_never_run_replaces_none_that_was(registry: Registry) -> None:

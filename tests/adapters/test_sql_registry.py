@@ -48,9 +48,10 @@ def test_a_record_comes_back_as_it_was_put(registry: Registry) -> None:
     assert (version.name, version.number, version.state) == ("pirate", 1, "ready")
     assert (read.generation, read.state, read.source, read.origin) == (1, "ready", "hub", "hf://me/pirate@4f2c")
     assert (read.origin_digest, read.pinned, read.error) == (facts.weights, True, None)
-    assert registry.proven_facts(facts.digest, facts.base_digest) == facts
-    assert registry.proven_facts(facts.digest, weights_of("other")) is None
-    assert registry.proven_facts(weights_of("other"), facts.base_digest) is None
+    assert registry.proven_facts(facts.weights, 16, facts.base_digest) == facts
+    assert registry.proven_facts(facts.weights, 16, weights_of("other")) is None
+    assert registry.proven_facts(facts.weights, 0, facts.base_digest) is None
+    assert registry.proven_facts(weights_of("other"), 16, facts.base_digest) is None
 
 
 def test_the_same_version_again_is_the_same_generation(registry: Registry) -> None:

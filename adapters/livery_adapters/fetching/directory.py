@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from livery_adapters.beside import BESIDE_NAMES
 from livery_adapters.fetching.interrupt import Sink
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import FILE_NAMES, kind_of, missing_file, not_regular
@@ -27,7 +28,8 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def copy_directory(directory: Path, incoming: Sink, roots: Sequence[Path]) -> None:
-    """Take both files of a directory; links are followed as far as they stay below `roots`.
+    """Take both files of a directory, and those beside them that say how it is used; links are followed as far as
+    they stay below `roots`.
 
     Raises AdapterRefused: outside_root, missing_config, missing_weights, pickle_only, not_regular, unreadable,
     incomplete (the files changed meanwhile), and what `Incoming.read` raises.
@@ -39,7 +41,9 @@ def copy_directory(directory: Path, incoming: Sink, roots: Sequence[Path]) -> No
 
 @contextmanager
 def open_adapter_files(directory: Path, roots: Sequence[Path]) -> Iterator[Mapping[str, BinaryIO]]:
-    """Both files of a directory, open for reading, by name; both are regular files below one of `roots`.
+    """Both files of a directory and what of BESIDE_NAMES is there, open for reading, by name.
+
+    All are regular files below one of `roots`.
 
     At the end of the context the directory must still lead to the very same, unchanged files; otherwise what was
     read may be half of one state and half of another, and is refused as incomplete. Raises AdapterRefused as
@@ -48,7 +52,7 @@ def open_adapter_files(directory: Path, roots: Sequence[Path]) -> Iterator[Mappi
     allowed = [Path(os.path.realpath(root)) for root in roots]
     with ExitStack() as held:
         files = {}
-        for name in FILE_NAMES:
+        for name in (*FILE_NAMES, *(name for name in BESIDE_NAMES if os.path.lexists(directory / name))):
             files[name] = held.enter_context(os.fdopen(_open(directory, name, allowed), "rb"))
         before = {name: _signature(os.fstat(stream.fileno())) for name, stream in files.items()}
         yield files

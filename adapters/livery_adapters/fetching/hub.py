@@ -1,9 +1,9 @@
 """A model repository of the Hugging Face hub, fetched at one commit.
 
-The revision is turned into a commit first (`GET /api/models/ORG/NAME/revision/REVISION`), then both files are read at
-that commit (`GET /ORG/NAME/resolve/COMMIT/FILE`), so that they are of one state whatever is pushed meanwhile. Nothing
-else of the repository is asked for. HF_ENDPOINT names another hub, HF_TOKEN is the credential, HF_HUB_OFFLINE forbids
-it all; neither the hub's cache nor a token saved on disk is used.
+The revision is turned into a commit first (`GET /api/models/ORG/NAME/revision/REVISION`), then both files and those
+of BESIDE_NAMES that are there are read at that commit (`GET /ORG/NAME/resolve/COMMIT/FILE`), so that they are of one
+state whatever is pushed meanwhile. Nothing else of the repository is asked for. HF_ENDPOINT names another hub,
+HF_TOKEN is the credential, HF_HUB_OFFLINE forbids it all; neither the hub's cache nor a token saved on disk is used.
 
 A hub answers with a redirect to where its large files are. The token goes to the hub alone; a redirect away from its
 host must be https to a host by name, so that no answer leads to an address inside the operator's network.
@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 import httpx
 
+from livery_adapters.beside import BESIDE_NAMES
 from livery_adapters.fetching.interrupt import Interrupt, Sink
 from livery_adapters.fetching.network import (
     NetworkLimits,
@@ -51,11 +52,11 @@ def fetch_hub(
     with httpx.Client(timeout=httpx.Timeout(limits.stall_s, connect=limits.connect_s)) as client:
         hub = _Hub(client, source, limits, os.environ, interrupt)
         commit, sizes = hub.state()
-        for name in FILE_NAMES:
-            incoming.check_size(name, sizes.get(name, 0))
-        transfer = Transfer(source, sum(sizes.values()), progress, limits)
-        for name in FILE_NAMES:
-            hub.file(commit, name, sizes.get(name), incoming, transfer)
+        for name, size in sizes.items():
+            incoming.check_size(name, size or 0)
+        transfer = Transfer(source, sum(size or 0 for size in sizes.values()), progress, limits)
+        for name, size in sizes.items():
+            hub.file(commit, name, size, incoming, transfer)
     pinned = HubSource(source.repo, commit, source.folder)
     return Origin(str(pinned), {"revision": commit})
 
@@ -84,8 +85,8 @@ class _Hub:
             raise unreachable(source, "HF_HUB_OFFLINE is set")
         self._token = environment.get("HF_TOKEN", "").strip()
 
-    def state(self) -> tuple[str, dict[str, int]]:
-        """The commit that the revision stands for, and the sizes in bytes of the two files where the hub tells them."""
+    def state(self) -> tuple[str, dict[str, int | None]]:
+        """The commit that the revision stands for, and the files to take with their sizes in bytes, where told."""
         revision = quote(self._source.revision or "main", safe="")
         with self._get(f"/api/models/{self._source.repo}/revision/{revision}?blobs=true") as response:
             body = b""
@@ -101,9 +102,12 @@ class _Hub:
             raise unreachable(self._source, "the hub's description of it can't be understood") from None
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise unreachable(self._source, "the hub names no commit for it")
-        here = {name: files[path] for name in (*FILE_NAMES, *_PICKLES) if (path := self._path(name)) in files}
+        wanted = (*FILE_NAMES, *BESIDE_NAMES, *_PICKLES)
+        here = {name: files[path] for name in wanted if (path := self._path(name)) in files}
         self._check_files(here)
-        return commit, {name: size for name, size in here.items() if name in FILE_NAMES and type(size) is int}
+        return commit, {
+            name: size if type(size) is int else None for name, size in here.items() if name not in _PICKLES
+        }
 
     def _check_files(self, here: Mapping[str, object]) -> None:
         if CONFIG_NAME not in here:

@@ -23,6 +23,7 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore, S3Store
 
+from livery_adapters.beside import BESIDE_NAMES
 from livery_adapters.fetching.interrupt import Sink
 from livery_adapters.fetching.network import (
     NetworkLimits,
@@ -111,7 +112,7 @@ def _open(source: ObjectSource, limits: NetworkLimits) -> _Store:
 def _look(store: _Store, source: ObjectSource) -> dict[str, _State]:
     """What the two objects are now. Raises AdapterRefused, naming what isn't there."""
     found = {}
-    for name in FILE_NAMES:
+    for name in (*FILE_NAMES, *BESIDE_NAMES):
         with _explained(source):
             try:
                 meta = obstore.head(store, name)

@@ -129,9 +129,10 @@ def version(connection: Connection, name: str, wanted: str) -> NamedVersion:
     return version_of(rows[0])
 
 
-def proven_facts(connection: Connection, digest: str, base_digest: str) -> VersionFacts | None:
-    """What is known of a version that was run on this base model, under whichever name."""
-    proven = (versions.c.digest == digest) & (versions.c.base_digest == base_digest) & (versions.c.state == "ready")
+def proven_facts(connection: Connection, weights: str, approximate: int, base_digest: str) -> VersionFacts | None:
+    """What is known of files that were run on this base model, under whichever name and profile."""
+    same = (versions.c.weights == weights) & (versions.c.approximate == approximate)
+    proven = same & (versions.c.base_digest == base_digest) & (versions.c.state == "ready")
     row = connection.execute(VERSIONS.where(proven).order_by(versions.c.name).limit(1)).first()
     return version_of(row).facts if row is not None else None
 

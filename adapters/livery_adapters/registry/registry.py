@@ -250,10 +250,10 @@ class Registry:
         with self.database.read() as connection:
             return reading.version(connection, printable(name), wanted)
 
-    def proven_facts(self, digest: str, base_digest: str) -> VersionFacts | None:
-        """What is known of a version that was run on this base model, whichever name has it."""
+    def proven_facts(self, weights: str, approximate: int, base_digest: str) -> VersionFacts | None:
+        """What is known of files that were run on this base model like this, whichever name and profile they have."""
         with self.database.read() as connection:
-            return reading.proven_facts(connection, digest, base_digest)
+            return reading.proven_facts(connection, weights, approximate, base_digest)
 
     def names_serving(self, weights: Iterable[str]) -> tuple[str, ...]:
         """The names whose active version is made of files with one of these digests."""

@@ -44,7 +44,7 @@ def put(
     """See Registry.put."""
     row = reading.row_of(connection, name)
     check_generation(name, expected, _generation(row))
-    if arrival.source == FOLDER and row is not None and row.folder_digest == facts.weights:
+    if arrival.source == FOLDER and row is not None and row.folder_digest == facts.digest:
         return _seen_before(connection, row, facts, arrival)
     _check_owner(connection, name, row, arrival.source)
     row = row or _create(connection, name, arrival.source)
@@ -56,7 +56,7 @@ def put(
         "retired": False,
     }
     if arrival.source == FOLDER:
-        values["folder_digest"] = facts.weights
+        values["folder_digest"] = facts.digest
     if arrival.pinned is not None:
         values["pinned"] = arrival.pinned
     if is_new:

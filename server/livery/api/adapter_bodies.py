@@ -11,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from livery.api.plain_json import check_plain
 from livery.management import AddOptions
+from livery.refusals import InvalidParameter
+from livery_adapters.profile import Profile, ProfileInvalid, parse_profile, profile_schema, read_profile
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Generation = Annotated[int, Field(ge=0)]
 MAX_TARGETS = 16
+PROFILE_SCHEMA = profile_schema()
 
 
 class _Body(BaseModel):
@@ -39,17 +42,21 @@ class _Body(BaseModel):
             raise RequestValidationError(issues) from None
 
 
-class Profile(_Body):
-    """What requests for the adapter get where they don't say otherwise."""
+def profile_of(value: object, param: str = "profile") -> Profile:
+    """The profile in a body, whose definition is that of profile.yaml. Raises InvalidParameter."""
+    try:
+        return read_profile(value)
+    except ProfileInvalid as invalid:
+        at = f"{param}.{invalid.at}" if invalid.at else param
+        raise InvalidParameter(f"{at}: {invalid.reason}", at) from None
 
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=1 << 31)
-    min_p: float | None = Field(None, ge=0, le=1)
-    max_tokens: int | None = Field(None, ge=1)
 
-    def given(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True)
+def profile_text(text: str, param: str = "profile") -> Profile:
+    """The profile in a parameter, as YAML, which JSON is too. Raises InvalidParameter."""
+    try:
+        return parse_profile(text.encode(), param)
+    except ProfileInvalid as invalid:
+        raise InvalidParameter(str(invalid), f"{param}.{invalid.at}" if invalid.at else param) from None
 
 
 class PutAdapterBody(_Body):
@@ -60,7 +67,7 @@ class PutAdapterBody(_Body):
     expected_generation: Generation | None = None
     approximate: int | None = Field(None, ge=1, le=4096)
     activate: bool = True
-    profile: Profile | None = None
+    profile: dict[str, Any] | None = Field(None, json_schema_extra=PROFILE_SCHEMA)
 
     def options(self) -> AddOptions:
         return AddOptions(
@@ -68,8 +75,18 @@ class PutAdapterBody(_Body):
             self.expected_generation,
             self.approximate or 0,
             self.activate,
-            self.profile.given() if self.profile else {},
+            None if self.profile is None else profile_of(self.profile),
         )
+
+
+class ProfileBody(_Body):
+    """PUT /v1/adapters/{name}/profile. {} takes the profile away."""
+
+    profile: dict[str, Any] = Field(json_schema_extra=PROFILE_SCHEMA)
+    expected_generation: Generation | None = None
+
+    def read(self) -> Profile:
+        return profile_of(self.profile)
 
 
 class CheckBody(_Body):

@@ -9,7 +9,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from livery.api.adapter_bodies import ActivateBody, AliasBody, CheckBody, GenerationOnly, Profile, PutAdapterBody
+from livery.api.adapter_bodies import (
+    ActivateBody,
+    AliasBody,
+    CheckBody,
+    GenerationOnly,
+    ProfileBody,
+    PutAdapterBody,
+    profile_text,
+)
 from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
@@ -65,8 +73,8 @@ async def upload_version(
     activate: bool = True,
     profile: Annotated[str | None, Query(max_length=4096)] = None,
 ) -> Response:
-    """Take in the two files of a multipart body as they arrive. `profile` is a JSON object."""
-    chosen = Profile.parse(profile.encode(), "profile").given() if profile else {}
+    """Take in the files of a multipart body as they arrive. `profile`, a JSON object, replaces its profile.yaml."""
+    chosen = None if profile is None else profile_text(profile)
     options = AddOptions(pinned, expected_generation, approximate or 0, activate, chosen)
     return json_response(await context.management.upload(name, uploaded(request), options))
 
@@ -94,6 +102,17 @@ async def pin(name: str, context: ContextDep) -> Response:
 @router.post("/v1/adapters/{name:path}/unpin")
 async def unpin(name: str, context: ContextDep) -> Response:
     return json_response(await context.management.pin(name, False))
+
+
+@router.get("/v1/adapters/{name:path}/profile")
+async def show_profile(name: str, context: ContextDep) -> Response:
+    return json_response(await context.management.profile(name))
+
+
+@router.put("/v1/adapters/{name:path}/profile")
+async def set_profile(name: str, body: ProfileBody, context: ContextDep) -> Response:
+    """Replace the whole profile: a new version over the same weights."""
+    return json_response(await context.management.set_profile(name, body.read(), body.expected_generation))
 
 
 @router.get("/v1/adapters/{name:path}")

@@ -59,6 +59,7 @@ def versions(reach: Reach, name: Name) -> None:
 
 app.command("add")(adapters_change.add)
 app.command("check")(adapters_check.check)
+app.command("profile")(adapters_change.profile)
 app.command("activate")(adapters_change.activate)
 app.command("rollback")(adapters_change.rollback)
 app.command("alias")(adapters_change.alias)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
-from livery.adapter_views import Json
 from livery.commands import shown
 from livery.commands.backends import CommandFailed
 from livery.commands.offline import Need
 from livery.commands.reach import Reach, reaches
 from livery.management import AddOptions
+from livery_adapters.profile import MAX_PROFILE_BYTES, Profile, ProfileInvalid, parse_profile
 from livery_adapters.refusal import Limits
 from livery_adapters.registry import Sticky
 
@@ -51,7 +50,7 @@ def add(
     ] = None,
     expected_generation: Expected = None,
     profile: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML with defaults for requests, as temperature: 0.2.")
+        Path | None, typer.Option(metavar="FILE", help="Its profile, instead of the profile.yaml beside it.")
     ] = None,
     prove: Annotated[
         bool, typer.Option("--prove", help="With --data: try it on the model here, as a server would.")
@@ -69,7 +68,7 @@ def add(
         expected_generation,
         approximate or 0,
         not no_activate,
-        read_profile(profile) if profile else {},
+        read_profile(profile) if profile else None,
     )
     reach.run(
         lambda backend: backend.add(name, source, options),
@@ -175,23 +174,29 @@ def weighted(text: str, *, negative: bool = False) -> tuple[str, float]:
     return name, weight
 
 
-def read_profile(file: Path) -> Json:
-    """The defaults for requests that a YAML file holds, checked as the server checks them. Raises CommandFailed."""
-    from pydantic import ValidationError
+@reaches
+def profile(
+    reach: Reach,
+    name: Name,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="The profile it is to have, in YAML; an empty file: none.")
+    ] = None,
+    expected_generation: Expected = None,
+) -> None:
+    """Show an adapter's profile, or give it another one: a new version over the same weights."""
+    if file is None:
+        reach.run(lambda backend: backend.profile(name), shown.profile)
+    else:
+        wanted = read_profile(file)
+        reach.run(lambda backend: backend.set_profile(name, wanted, expected_generation), shown.record)
 
-    from livery.api.adapter_bodies import Profile
 
+def read_profile(file: Path) -> Profile:
+    """The profile that a YAML file holds. Raises CommandFailed."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:
+            return parse_profile(stream.read(MAX_PROFILE_BYTES + 1), str(file))
     except OSError as error:
-        raise CommandFailed(f"--profile {file} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise CommandFailed(f"--profile {file} is not YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Profile.model_validate({} if content is None else content).given()
-    except ValidationError as error:
-        issue = error.errors()[0]
-        where = ".".join(map(str, issue["loc"])) or "its content"
-        raise CommandFailed(
-            f"--profile {file}: {where}: {issue['msg']}; it may give {', '.join(Profile.model_fields)}"
-        ) from None
+        raise CommandFailed(f"the profile {file} can't be read: {error.strerror}") from None
+    except ProfileInvalid as invalid:
+        raise CommandFailed(str(invalid)) from None

@@ -5,7 +5,6 @@ Both answer a verb with the same JSON; livery.management says what is in it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
@@ -19,6 +18,7 @@ from livery.adapter_views import Json
 from livery.commands.progress import Tell, bar
 from livery.management import AddOptions
 from livery_adapters.fetching import open_adapter_files
+from livery_adapters.profile import PROFILE_NAME, Profile, write_profile
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import Sticky
 from livery_adapters.tensor_file import CONFIG_NAME
@@ -60,6 +60,10 @@ class Backend(Protocol):
     async def add(self, name: str, source: str, options: AddOptions) -> Json:
         """Take in a directory, or what a URL holds."""
         ...
+
+    async def profile(self, name: str) -> Json: ...
+
+    async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> Json: ...
 
     async def activate(self, name: str, version: str, expected_generation: int | None = None) -> Json: ...
 
@@ -134,11 +138,18 @@ class HttpBackend:
             "activate": None if options.activate else False,
         }
         if is_remote(source):
-            body = _given({"source": source, **wanted, "profile": dict(options.profile) or None})
+            given = options.profile.to_json() if options.profile is not None else None
+            body = _given({"source": source, **wanted, "profile": given})
             return await self._change("PUT", _adapter(name), {"name", "state"}, json=body)
-        if options.profile:
-            wanted["profile"] = json.dumps(dict(options.profile))
-        return await self._upload(_adapter(name, "versions"), source, wanted, {"name", "state"})
+        profile = None if options.profile is None else write_profile(options.profile)
+        return await self._upload(_adapter(name, "versions"), source, wanted, {"name", "state"}, profile)
+
+    async def profile(self, name: str) -> Json:
+        return await self._ask("GET", _adapter(name, "profile"), {"name", "profile"})
+
+    async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> Json:
+        body = _given({"profile": profile.to_json(), "expected_generation": expected_generation})
+        return await self._change("PUT", _adapter(name, "profile"), {"name", "state"}, json=body)
 
     async def activate(self, name: str, version: str, expected_generation: int | None = None) -> Json:
         body = _given({"version": version, "expected_generation": expected_generation})
@@ -180,15 +191,19 @@ class HttpBackend:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _upload(self, path: str, source: str, params: Json, fields: set[str]) -> Json:
-        """The two files of a directory as parts of one body that is never held whole."""
+    async def _upload(self, path: str, source: str, params: Json, fields: set[str], profile: str | None = None) -> Json:
+        """The files of a directory as parts of one body that is never held whole; `profile` instead of its own."""
         directory = local_directory(source)
         with ExitStack() as stack:
             opened = stack.enter_context(open_adapter_files(directory, [EVERYWHERE]))
             total = sum(os.fstat(file.fileno()).st_size for file in opened.values())
             tell = stack.enter_context(bar(f"sending {directory.name}", total))
             sent = _Sent(tell)
-            parts = {name: (name, _Told(file, sent), _media_type(name)) for name, file in opened.items()}
+            parts: dict[str, Any] = {
+                name: (name, _Told(file, sent), _media_type(name)) for name, file in opened.items()
+            }
+            if profile is not None:
+                parts[PROFILE_NAME] = (PROFILE_NAME, profile.encode(), "application/yaml")
             return await self._change("POST", path, fields, params=_given(params), files=parts)
 
     async def _change(self, method: str, path: str, fields: set[str], **sent: Any) -> Json:  # noqa: ANN401

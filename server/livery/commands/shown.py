@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -76,6 +77,11 @@ def history(answer: Json) -> None:
             _time(version["created"]),
         )
     Console(soft_wrap=True).print(table)
+
+
+def profile(answer: Json) -> None:
+    """As a file that `adapters profile NAME FILE` takes."""
+    print(yaml.safe_dump(answer["profile"], sort_keys=False, allow_unicode=True), end="")
 
 
 def aliases(answer: Json) -> None:
