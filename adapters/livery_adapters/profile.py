@@ -151,7 +151,7 @@ def read_profile(value: object) -> Profile:
     if value is None:
         return EMPTY
     try:
-        plain = msgspec.json.decode(msgspec.json.encode(value))
+        plain = json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
     except (TypeError, ValueError, OverflowError, RecursionError) as error:  # half characters, endless numbers, depth
         raise ProfileInvalid("", f"it holds what JSON can't ({' '.join(str(error).split())[:100]})") from None
     profile = recorded_profile(plain)

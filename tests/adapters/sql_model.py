@@ -51,13 +51,13 @@ class Name:
     def put(self, facts: VersionFacts, source: str, state: str, activate: bool) -> None:
         """What Registry.put does once nothing speaks against it."""
         self.error = None
-        if source == "folder" and self.folder == facts.weights:
+        if source == "folder" and self.folder == facts.digest:
             if state == "ready":
                 self._run(facts)
             return
         self.source, self.retired = source, False
         if source == "folder":
-            self.folder = facts.weights
+            self.folder = facts.digest
         is_new = facts.digest not in self.history
         if is_new:
             self.last_number += 1
