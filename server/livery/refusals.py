@@ -72,8 +72,9 @@ class ContextLengthExceeded(ServiceRefusal):
         if answer is not None:
             asked = f"{prompt + answer} tokens ({asked}, {answer} for the completion)"
         super().__init__(
+            # Clients know this case by these words: LiteLLM by the first ones, LangChain by "prompt is too long".
             f"This model's maximum context length is {limit} tokens. However, you requested {asked}. "
-            "Please shorten the prompt or ask for fewer tokens."
+            "Your prompt is too long for that: please shorten it or ask for fewer tokens."
         )
         self.param = param
 

@@ -73,7 +73,10 @@ def test_routes_that_take_a_model_are_all_known_here(server: LiveServer) -> None
         "/v1/adapters",
         "/v1/adapters:check",
         "/v1/adapters/{name}",
-        *(f"/v1/adapters/{{name}}/{verb}" for verb in ("activate", "pin", "prefetch", "rollback", "unpin", "versions")),
+        *(
+            f"/v1/adapters/{{name}}/{verb}"
+            for verb in ("activate", "pin", "prefetch", "profile", "rollback", "unpin", "versions")
+        ),
         "/v1/aliases",
         "/v1/aliases/{name}",
         "/v1/load_lora_adapter",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,6 +20,7 @@ class Result:
     failures: list[tuple[str, str]] = field(default_factory=list)
     expected: list[tuple[str, str]] = field(default_factory=list)  # known not to pass, with the reason
     left_out: list[tuple[str, str]] = field(default_factory=list)  # said not to apply
+    measured: list[dict[str, str]] = field(default_factory=list)  # what a test recorded, by column
     missing: str = ""  # why the suite didn't run at all
     seconds: float = 0.0
 
@@ -27,6 +28,8 @@ class Result:
         """Count the test cases of a JUnit report."""
         for case in ElementTree.parse(report).iter("testcase"):
             name = case.get("name", "?")
+            if recorded := {one.get("name", ""): one.get("value", "") for one in case.iter("property")}:
+                self.measured.append(recorded)
             if (bad := case.find("failure")) is not None or (bad := case.find("error")) is not None:
                 self.failures.append((name, _reason(bad)))
             elif (skipped := case.find("skipped")) is not None:
@@ -66,7 +69,7 @@ def reasons(results: Iterable[Result]) -> Iterable[str]:
             yield from (f"{result.suite}: {kind}: {name}: {why}" for name, why in cases)
 
 
-def markdown(results: Iterable[Result]) -> str:
+def markdown(results: Sequence[Result]) -> str:
     """For the README: counts, and the reason for each test that didn't pass, alike ones together."""
     lines = ["| suite | client | passed | not passed, and why |", "|---|---|---|---|"]
     for result in results:
@@ -75,4 +78,15 @@ def markdown(results: Iterable[Result]) -> str:
             grouped[why] = grouped.get(why, 0) + 1
         rest = "; ".join(f"{count}: {why}" for why, count in grouped.items()).replace("|", "\\|")
         lines.append(f"| {result.suite} | {result.packages} | {result.passed} | {result.missing or rest or '–'} |")
+    for result in results:
+        lines += _measured(result)
     return "\n".join(lines)
+
+
+def _measured(result: Result) -> list[str]:
+    """What a suite's tests recorded, a row each."""
+    if not result.measured:
+        return []
+    columns = list(result.measured[0])
+    rows = ["| " + " | ".join(row.get(column, "") for column in columns) + " |" for row in result.measured]
+    return ["", f"| {result.suite}: {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows]

@@ -13,7 +13,8 @@ from conformance.results import Result, markdown, reasons, succeeded
 
 QUIET = Console(quiet=True)
 REPORT = """<testsuites><testsuite>
-  <testcase name="good"/>
+  <testcase name="good"><properties><property name="model" value="a"/><property name="score" value="0.5"/></properties>
+  </testcase>
   <testcase name="bad"><failure message="404 is not 200">long text</failure></testcase>
   <testcase name="broken"><error message="no fixture"/></testcase>
   <testcase name="known"><skipped type="pytest.xfail" message="no images"/></testcase>
@@ -78,6 +79,7 @@ def test_results_are_counted_with_their_reasons(tmp_path: Path) -> None:
         "made-up: left out: skipped: no audio",
     ]
     assert "| made-up | a==1 | 2 | 1: 404 is not 200; 1: no fixture; 1: no images; 1: no audio |" in markdown([result])
+    assert markdown([result]).endswith("| made-up: model | score |\n|---|---|\n| a | 0.5 |")
 
 
 def test_what_is_missing_fails_only_where_all_must_run() -> None:

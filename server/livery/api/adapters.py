@@ -18,6 +18,22 @@ from livery.api.adapter_bodies import (
     PutAdapterBody,
     profile_text,
 )
+from livery.api.answers import (
+    UPLOAD,
+    UPLOAD_OR_SOURCE,
+    Adapter,
+    AdapterList,
+    AdapterProfile,
+    AliasList,
+    AliasView,
+    CheckedAdapter,
+    DeletedAlias,
+    DeletedModel,
+    Leaving,
+    VersionList,
+    answers,
+    plain,
+)
 from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
@@ -31,7 +47,7 @@ router = APIRouter()
 ACCEPTED = 202
 
 
-@router.get("/v1/adapters")
+@router.get("/v1/adapters", responses=answers(AdapterList))
 async def list_adapters(
     context: ContextDep,
     after: str = "",
@@ -44,7 +60,7 @@ async def list_adapters(
     return json_response(await management.ls(after=after, limit=limit, state=state, source=source, search=search))
 
 
-@router.post("/v1/adapters:check")
+@router.post("/v1/adapters:check", responses=answers(CheckedAdapter), openapi_extra=UPLOAD_OR_SOURCE)
 async def check_adapter(
     request: Request,
     context: ContextDep,
@@ -57,12 +73,12 @@ async def check_adapter(
     return json_response(await context.management.check(body.source, approximate=body.approximate or 0))
 
 
-@router.get("/v1/adapters/{name:path}/versions")
+@router.get("/v1/adapters/{name:path}/versions", responses=answers(VersionList))
 async def list_versions(name: str, context: ContextDep) -> Response:
     return json_response(await context.management.versions(name))
 
 
-@router.post("/v1/adapters/{name:path}/versions")
+@router.post("/v1/adapters/{name:path}/versions", responses=answers(Adapter), openapi_extra=UPLOAD)
 async def upload_version(
     name: str,
     request: Request,
@@ -79,53 +95,53 @@ async def upload_version(
     return json_response(await context.management.upload(name, uploaded(request), options))
 
 
-@router.post("/v1/adapters/{name:path}/activate")
+@router.post("/v1/adapters/{name:path}/activate", responses=answers(Adapter))
 async def activate(name: str, body: ActivateBody, context: ContextDep) -> Response:
     return json_response(await context.management.activate(name, str(body.version), body.expected_generation))
 
 
-@router.post("/v1/adapters/{name:path}/rollback")
+@router.post("/v1/adapters/{name:path}/rollback", responses=answers(Adapter))
 async def rollback(name: str, context: ContextDep, body: GenerationOnly | None = None) -> Response:
     return json_response(await context.management.rollback(name, body.expected_generation if body else None))
 
 
-@router.post("/v1/adapters/{name:path}/prefetch")
+@router.post("/v1/adapters/{name:path}/prefetch", responses=answers(Adapter))
 async def prefetch(name: str, context: ContextDep) -> Response:
     return json_response(await context.management.prefetch(name))
 
 
-@router.post("/v1/adapters/{name:path}/pin")
+@router.post("/v1/adapters/{name:path}/pin", responses=answers(Adapter))
 async def pin(name: str, context: ContextDep) -> Response:
     return json_response(await context.management.pin(name, True))
 
 
-@router.post("/v1/adapters/{name:path}/unpin")
+@router.post("/v1/adapters/{name:path}/unpin", responses=answers(Adapter))
 async def unpin(name: str, context: ContextDep) -> Response:
     return json_response(await context.management.pin(name, False))
 
 
-@router.get("/v1/adapters/{name:path}/profile")
+@router.get("/v1/adapters/{name:path}/profile", responses=answers(AdapterProfile))
 async def show_profile(name: str, context: ContextDep) -> Response:
     return json_response(await context.management.profile(name))
 
 
-@router.put("/v1/adapters/{name:path}/profile")
+@router.put("/v1/adapters/{name:path}/profile", responses=answers(Adapter))
 async def set_profile(name: str, body: ProfileBody, context: ContextDep) -> Response:
     """Replace the whole profile: a new version over the same weights."""
     return json_response(await context.management.set_profile(name, body.read(), body.expected_generation))
 
 
-@router.get("/v1/adapters/{name:path}")
+@router.get("/v1/adapters/{name:path}", responses=answers(Adapter))
 async def show_adapter(name: str, context: ContextDep) -> Response:
     return json_response(await context.management.show(name))
 
 
-@router.put("/v1/adapters/{name:path}")
+@router.put("/v1/adapters/{name:path}", responses=answers(Adapter))
 async def put_adapter(name: str, body: PutAdapterBody, context: ContextDep) -> Response:
     return json_response(await context.management.put(name, body.source, body.options()))
 
 
-@router.delete("/v1/adapters/{name:path}")
+@router.delete("/v1/adapters/{name:path}", responses=answers(Leaving, ACCEPTED))
 async def delete_adapter(
     name: str,
     context: ContextDep,
@@ -137,35 +153,39 @@ async def delete_adapter(
     return json_response(answer, ACCEPTED if answer["state"] == "draining" else 200)
 
 
-@router.get("/v1/aliases")
+@router.get("/v1/aliases", responses=answers(AliasList))
 async def list_aliases(context: ContextDep) -> Response:
     return json_response(await context.management.aliases())
 
 
-@router.get("/v1/aliases/{name:path}")
+@router.get("/v1/aliases/{name:path}", responses=answers(AliasView))
 async def show_alias(name: str, context: ContextDep) -> Response:
     return json_response(await context.management.alias(name))
 
 
-@router.put("/v1/aliases/{name:path}")
+@router.put("/v1/aliases/{name:path}", responses=answers(AliasView))
 async def put_alias(name: str, body: AliasBody, context: ContextDep) -> Response:
     targets = [(target.adapter, target.weight) for target in body.targets]
     return json_response(await context.management.set_alias(name, targets, body.sticky, body.expected_generation))
 
 
-@router.delete("/v1/aliases/{name:path}")
+@router.delete("/v1/aliases/{name:path}", responses=answers(DeletedAlias))
 async def delete_alias(name: str, context: ContextDep) -> Response:
     return json_response(await context.management.delete_alias(name))
 
 
-@router.delete("/v1/models/{model:path}")
+@router.delete("/v1/models/{model:path}", responses=answers(DeletedModel))
 async def delete_model(model: str, context: ContextDep) -> Response:
     """As OpenAI's client deletes a fine-tuned model."""
     await context.management.retire(model)
     return json_response({"id": model, "object": "model", "deleted": True})
 
 
-@router.post("/v1/load_lora_adapter")
+@router.post(
+    "/v1/load_lora_adapter",
+    response_class=Response,
+    responses=plain("The adapter is served.", "Success: LoRA adapter 'sql' added successfully."),
+)
 async def load_lora_adapter(body: LoadLoraBody, context: ContextDep) -> Response:
     if body.is_3d_lora_weight:
         raise UnsupportedParameter("Adapters with 3-D weights are not supported.", "is_3d_lora_weight")
@@ -176,7 +196,11 @@ async def load_lora_adapter(body: LoadLoraBody, context: ContextDep) -> Response
     return _text(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post("/v1/unload_lora_adapter")
+@router.post(
+    "/v1/unload_lora_adapter",
+    response_class=Response,
+    responses=plain("The adapter is gone.", "Success: LoRA adapter 'sql' removed successfully."),
+)
 async def unload_lora_adapter(body: UnloadLoraBody, context: ContextDep) -> Response:
     if not body.lora_name:
         raise AdapterFieldEmpty("'lora_name' needs to be provided to unload a LoRA adapter.", "lora_name")

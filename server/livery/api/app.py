@@ -42,6 +42,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call their methods
         # Also takes the place of the framework's own description of a 422, which this server never answers.
         responses={status: {"model": errors.ErrorAnswer, "description": "Refused or failed"} for status in ERRORS},
     )

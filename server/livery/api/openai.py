@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from livery.api.answers import ChatCompletion, Model, ModelList, TextCompletion, answers
 from livery.api.boundary import CLIENT_GONE, RequestRecord
 from livery.api.chat_shape import ChatShape
 from livery.api.context import Context, ContextDep
@@ -29,7 +30,7 @@ router = APIRouter()
 SERVICE_TIER = "default"
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=answers(ChatCompletion, streamed=True))
 async def chat_completions(body: ChatCompletionBody, request: Request, context: ContextDep) -> Response:
     _check(body, context)
     job = _job(body, _id("chatcmpl"), "messages", request)
@@ -37,7 +38,7 @@ async def chat_completions(body: ChatCompletionBody, request: Request, context: 
     return await _answer(ChatShape(_envelope(job, opened, body, context)), opened, body, request, context)
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=answers(TextCompletion, streamed=True))
 async def completions(body: CompletionBody, request: Request, context: ContextDep) -> Response:
     _check(body, context)
     job = _job(body, _id("cmpl"), "prompt", request)
@@ -45,12 +46,12 @@ async def completions(body: CompletionBody, request: Request, context: ContextDe
     return await _answer(TextShape(_envelope(job, opened, body, context)), opened, body, request, context)
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=answers(ModelList))
 async def list_models(context: ContextDep) -> Response:
     return json_response({"object": "list", "data": [model_json(card) for card in await context.service.models()]})
 
 
-@router.get("/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}", responses=answers(Model))
 async def retrieve_model(model: str, context: ContextDep) -> Response:
     return json_response(model_json(await context.service.model(model)))
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from livery.api.body import Body, WholeBody
 from livery.api.chat_messages import ChatMessage, message_of
@@ -22,6 +23,18 @@ MAX_PROMPTS = 32
 MAX_DOCUMENTS = 1024
 MAX_TEMPLATE_KWARGS = 64
 COMPLETION_MAX_TOKENS = 16  # the default of /v1/completions
+QUESTION = "What is the capital of France?"
+CHAT_EXAMPLE: JsonDict = {
+    "model": "pirate",
+    "messages": [{"role": "user", "content": QUESTION}],
+    "max_completion_tokens": 48,
+}
+COMPLETION_EXAMPLE: JsonDict = {
+    "model": "pirate",
+    "prompt": "The capital of France is",
+    "max_tokens": 8,
+    "temperature": 0,
+}
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 ModelName = Annotated[str, Field(max_length=8 * 256)]  # a composition names up to 8 adapters
@@ -104,6 +117,7 @@ class GenerationBody(IgnoredFields):
 class ChatCompletionBody(GenerationBody):
     """POST /v1/chat/completions."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [CHAT_EXAMPLE]})
     unsupported = UNSUPPORTED_IN_CHAT
 
     messages: list[ChatMessage] = Field(min_length=1)
@@ -134,6 +148,7 @@ class ChatCompletionBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """POST /v1/completions: a prompt as text or token ids, or a list of such."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [COMPLETION_EXAMPLE]})
     unsupported = UNSUPPORTED_IN_COMPLETIONS
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from livery import __version__
+from livery.api.answers import Alive, ServerVersion, Standing, answers, plain
 from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.engine.base import EngineDead
@@ -16,7 +17,7 @@ from livery.refusals import Draining, NotReady
 router = APIRouter()
 
 
-@router.get("/health")
+@router.get("/health", responses=answers(Standing))
 @router.head("/health", include_in_schema=False)
 async def health(context: ContextDep) -> Response:
     """Is this process worth keeping? Only a dead engine says no; a slow one may be in a long step."""
@@ -29,7 +30,7 @@ async def health(context: ContextDep) -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/ready")
+@router.get("/ready", responses=answers(Standing))
 @router.head("/ready", include_in_schema=False)
 async def ready(context: ContextDep) -> Response:
     """Should new requests come here? Proved by an answer from the engine's own loop."""
@@ -42,18 +43,22 @@ async def ready(context: ContextDep) -> Response:
     return json_response({"status": "ready"})
 
 
-@router.get("/ping")
+@router.get("/ping", responses=answers(Alive))
 @router.head("/ping", include_in_schema=False)
 async def ping() -> Response:
     return json_response({})
 
 
-@router.get("/version")
+@router.get("/version", responses=answers(ServerVersion))
 async def version() -> Response:
     return json_response({"version": __version__})
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses=plain("Series for Prometheus.", "livery_adapters_registered 5.0"),
+)
 async def metrics(context: ContextDep) -> Response:
     """Series of the engine or the registry are left out while it doesn't answer; the rest is always there."""
     try:

@@ -96,9 +96,15 @@ def test_likelihoods(model: str, record_property: Any) -> None:
     print(
         f"{model}: accuracy {served.score:.3f} served, {local.score:.3f} with PEFT; likelihoods differ by {worst:.5f}"
     )
-    record_property("lm-eval", [model, "choose", served.score, local.score])
+    told = {"model": model, "task": "the likeliest of four answers", "served": served.score, "hf and PEFT": local.score}
+    record(record_property, told | {"item by item": f"log likelihoods differ by at most {worst:.4f}"})
     assert worst < LIKELIHOOD_TOLERANCE
     assert served.score == pytest.approx(local.score, abs=1.01 / ITEMS)
+
+
+def record(record_property: Any, told: dict[str, Any]) -> None:
+    for name, value in told.items():
+        record_property(name, f"{value:.3f}" if isinstance(value, float) else value)
 
 
 def likelihoods(one: Any, other: Any) -> Iterator[tuple[float, float]]:
@@ -112,7 +118,7 @@ def test_answers(model: str, record_property: Any) -> None:
     served = evaluate("local-chat-completions", route, "answer", "exact_match", True)
     local = evaluate("hf", with_peft(model), "answer", "exact_match", True)
     same = sum(one == other for one, other in zip(served.parts, local.parts, strict=True))
-    print(f"{model}: exact {served.score:.3f} served, {local.score:.3f} with PEFT; {same} of {ITEMS} answers the same")
-    record_property("lm-eval", [model, "answer", served.score, local.score])
+    told = {"model": model, "task": "the answer, word by word", "served": served.score, "hf and PEFT": local.score}
+    record(record_property, told | {"item by item": f"{same} of {ITEMS} answers the same"})
     assert same >= ITEMS - 1
     assert served.score == pytest.approx(local.score, abs=1.01 / ITEMS)

@@ -1,0 +1,250 @@
+"""What answers look like, for the API's description (GET /openapi.json): nothing is validated or serialised by it.
+
+What a client may rely on stands here; answers may hold more. `answers` and `UPLOAD` go to the decorators of routes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from livery.api.adapter_bodies import CheckBody
+
+Responses = dict[int | str, dict[str, Any]]
+Digest = Annotated[str, Field(description="SHA-256 in hexadecimal")]
+Generation = Annotated[int, Field(description="Counts changes of the name; send it back as expected_generation")]
+Time = Annotated[int, Field(description="Unix time in seconds")]
+
+_FILES = {
+    "adapter_config.json": {"type": "string"},
+    "adapter_model.safetensors": {"type": "string", "format": "binary"},
+}
+_MULTIPART = {"multipart/form-data": {"schema": {"type": "object", "required": list(_FILES), "properties": _FILES}}}
+_SOURCE = {"application/json": {"schema": CheckBody.model_json_schema()}}
+UPLOAD: dict[str, Any] = {"requestBody": {"required": True, "content": _MULTIPART}}
+UPLOAD_OR_SOURCE: dict[str, Any] = {"requestBody": {"required": True, "content": _MULTIPART | _SOURCE}}
+
+
+def answers(model: type[BaseModel], *also: int, streamed: bool = False) -> Responses:
+    """A route's success: JSON of this shape with status 200, and the statuses `also`, or a stream of chunks."""
+    told: dict[str, Any] = {"model": model, "description": " ".join((model.__doc__ or "").split())}
+    if streamed:
+        chunks = 'data: {"id": …}\n\ndata: {"id": …}\n\ndata: [DONE]\n\n'
+        told["content"] = {"text/event-stream": {"schema": {"type": "string"}, "example": chunks}}
+        told["description"] += " With `stream`: server-sent events, one chunk each, and [DONE] at the end."
+    return {status: dict(told) for status in (200, *also)}
+
+
+def plain(description: str, example: str) -> Responses:
+    """A route's success in words; its `response_class` is Response, or JSON would be described beside it."""
+    content = {"text/plain": {"schema": {"type": "string"}, "example": example}}
+    return {200: {"description": description, "content": content}}
+
+
+class CachedTokens(BaseModel):
+    cached_tokens: int
+
+
+class TokenUsage(BaseModel):
+    """Tokens of a request, and how many of its prompt's the prefix cache had."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens | None = None
+
+
+class _Generated(BaseModel):
+    id: str
+    created: Time
+    model: Annotated[str, Field(description="The name that the request used")]
+    system_fingerprint: Annotated[str, Field(description="Changes with the base, the engine or the adapter's version")]
+
+
+class FunctionCall(BaseModel):
+    name: str
+    arguments: Annotated[str, Field(description="JSON")]
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AssistantMessage
+    logprobs: dict[str, Any] | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+class ChatCompletion(_Generated):
+    """The model's answers to a conversation."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: TokenUsage
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextCompletion(_Generated):
+    """Texts that go on where the prompts end."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    usage: TokenUsage
+
+
+class Model(BaseModel):
+    """The base model or an adapter, as a request may name it."""
+
+    id: str
+    object: Literal["model"]
+    created: Time
+    owned_by: str
+    parent: Annotated[str | None, Field(description="An adapter's base model")]
+    max_model_len: Annotated[int, Field(description="Tokens of prompt and answer together")]
+    digest: Digest | None
+
+
+class ModelList(BaseModel):
+    """Everything that a request may name as its model."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class DeletedModel(BaseModel):
+    """The adapter takes no new requests."""
+
+    id: str
+    object: Literal["model"]
+    deleted: Literal[True]
+
+
+class Version(BaseModel):
+    """One version of an adapter."""
+
+    version: int
+    digest: Digest
+    active: bool
+    proven: bool
+    peft_type: str
+    bytes: int
+    created: Time
+    profile: dict[str, Any]
+    coverage: Annotated[dict[str, Any], Field(description="What of the adapter is applied, module by module")]
+
+
+class VersionList(BaseModel):
+    """An adapter's history, newest first."""
+
+    object: Literal["list"]
+    name: str
+    data: list[Version]
+
+
+class Adapter(BaseModel):
+    """A name, the version behind it, and where that is."""
+
+    name: str
+    object: Literal["adapter"]
+    state: Annotated[str, Field(description="ready, failed, loading, draining, ...")]
+    source: str
+    pinned: bool
+    generation: Generation
+
+
+class AdapterProfile(BaseModel):
+    """What requests for the adapter get where they don't say otherwise."""
+
+    name: str
+    generation: Generation
+    digest: Digest | None
+    profile: dict[str, Any]
+
+
+class AdapterList(BaseModel):
+    """One page of adapters by name; `next_after` is where the next one starts."""
+
+    object: Literal["list"]
+    base: str
+    data: list[Adapter]
+    next_after: str | None
+    has_more: bool
+
+
+class Leaving(BaseModel):
+    """The adapter takes no new requests; `requests` are still under way."""
+
+    name: str
+    state: str
+    requests: int
+
+
+class CheckedAdapter(BaseModel):
+    """The adapter would be taken in; what of it would be applied."""
+
+    ok: Literal[True]
+    coverage: dict[str, Any]
+
+
+class Target(BaseModel):
+    adapter: str
+    weight: float
+
+
+class AliasView(BaseModel):
+    """A name that shares its requests out."""
+
+    name: str
+    object: Literal["alias"]
+    targets: list[Target]
+    sticky: Literal["user", "key", "none"]
+    generation: Generation
+    updated: Time
+
+
+class AliasList(BaseModel):
+    """Every alias."""
+
+    object: Literal["list"]
+    data: list[AliasView]
+
+
+class DeletedAlias(BaseModel):
+    """The name is free."""
+
+    name: str
+    deleted: Literal[True]
+
+
+class Standing(BaseModel):
+    """How the server is."""
+
+    status: Literal["ok", "busy", "ready"]
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+
+class ServerVersion(BaseModel):
+    """Which Livery this is."""
+
+    version: str
