@@ -6,6 +6,7 @@ flags, compiler version, CPU features. Knows nothing of what the kernels compute
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -13,9 +14,11 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from livery.engine.host import cores
 from livery.models import cache_dir
 
 SOURCES = ("lora.cpp", "attention.cpp", "linear.cpp", "rows.cpp", "decoder.cpp", "measure.cpp")
@@ -56,12 +59,21 @@ def build(folder: Path | None = None) -> Library:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch:
             built = Path(scratch) / "kernels.so"
-            sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
-            _run([*command, *flags, *sources, *_LIBRARIES, "-o", str(built)])
+            compiled = functools.partial(_compile, [*command, *flags], Path(scratch))
+            with ThreadPoolExecutor(max_workers=cores()) as pool:
+                objects = list(pool.map(compiled, SOURCES))
+            _run([*command, *flags, *objects, *_LIBRARIES, "-o", str(built)])
             built.replace(target)
     except OSError as error:
         raise BuildFailed(f"kernels can't be written to {target.parent}: {error}; set LIVERY_CACHE") from error
     return library
+
+
+def _compile(command: list[str], folder: Path, source: str) -> str:
+    """Compile one source; the path of its object file. Raises BuildFailed."""
+    result = str(folder / f"{source}.o")
+    _run([*command, "-c", str(Path(__file__).with_name(source)), "-o", result])
+    return result
 
 
 def _find_compiler() -> list[str]:
