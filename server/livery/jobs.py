@@ -10,7 +10,16 @@ from livery.engine.base import Grammar
 from livery.lease import ANYONE, Caller
 
 ChatPrompt = Conversation  # for the chat template
-Prompt = ChatPrompt | str | list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class BareText:
+    """A prompt as text, without the special tokens (such as BOS) that a model expects around it."""
+
+    text: str
+
+
+Prompt = ChatPrompt | BareText | str | list[int]
 
 
 @dataclass(frozen=True, slots=True)

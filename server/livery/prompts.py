@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from livery.jobs import ChatPrompt, Job, Prompt
+from livery.jobs import BareText, ChatPrompt, Job, Prompt
 from livery.lease import Lease
 from livery.refusals import ContextLengthExceeded, InvalidParameter
 from livery.text import PromptTooLong, Tokenizer
@@ -15,26 +15,35 @@ from livery.text import PromptTooLong, Tokenizer
 ENCODE_INLINE_LIMIT = 8192
 
 A = TypeVar("A")
+R = TypeVar("R")
 
 
 async def encode(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, vocab_size: int) -> list[int]:
-    """Token ids of one prompt, at most `limit`, each below `vocab_size`.
+    """Token ids of one prompt, of which there is at least one, each below `vocab_size`.
 
     Raises InvalidMessages, InvalidParameter or ContextLengthExceeded.
     """
+    ids = await token_ids(prompt, job, tokenizer, limit, vocab_size)
+    if not ids:
+        raise InvalidParameter("The prompt is empty: it encodes to no tokens.", job.prompt_param)
+    return ids
+
+
+async def token_ids(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, vocab_size: int) -> list[int]:
+    """As `encode`, and none for an empty text. What can't possibly fit `limit` tokens is refused uncounted."""
     try:
         if isinstance(prompt, ChatPrompt):
             ids = await _off_loop(_size(prompt), tokenizer.encode_chat, prompt, limit)
         elif isinstance(prompt, str):
             ids = await _off_loop(len(prompt), tokenizer.encode, prompt, limit)
+        elif isinstance(prompt, BareText):
+            ids = await _off_loop(len(prompt.text), tokenizer.encode_bare, prompt.text, limit)
         else:
             ids = prompt
             check_ids(ids, vocab_size, job.prompt_param)
     except PromptTooLong as long:
         answer = job.options.max_tokens
         raise ContextLengthExceeded(limit, long.at_least, answer, job.prompt_param, uncounted=True) from None
-    if not ids:
-        raise InvalidParameter("The prompt is empty: it encodes to no tokens.", job.prompt_param)
     return ids
 
 
@@ -74,3 +83,8 @@ def _size(chat: ChatPrompt) -> int:
 async def _off_loop(size: int, work: Callable[[A, int], list[int]], argument: A, room: int) -> list[int]:
     """Run quick work here and long work (by characters) in a thread; tokenizers let go of the GIL."""
     return work(argument, room) if size <= ENCODE_INLINE_LIMIT else await asyncio.to_thread(work, argument, room)
+
+
+async def off_loop(size: int, work: Callable[[A], R], argument: A) -> R:
+    """The same for work without a limit of its own."""
+    return work(argument) if size <= ENCODE_INLINE_LIMIT else await asyncio.to_thread(work, argument)

@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest
 from livery.generation import Generation, Usage
 from livery.jobs import Job
-from livery.lease import Lease
+from livery.lease import ANYONE, Caller, Lease
 from livery.metrics import Metrics, Snapshot
 from livery.profiles import dressed, profile_of
-from livery.prompts import activation, encode
+from livery.prompts import activation, check_ids, encode, off_loop, token_ids
 from livery.refusals import Draining, NotReady, Overloaded, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
-from livery.text import Tokenizer
+from livery.text import Tokenizer, TokenizerFacts
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.profile import Profile
 from livery_adapters.registry import NamedVersion, RegistryError
@@ -60,6 +62,14 @@ class ModelCard:
     max_model_len: int
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a prompt is computed from; `strings` as the vocabulary spells the ids, where asked for."""
+
+    ids: list[int]
+    strings: list[str] | None
+
+
 class GenerationService:
     """Opens requests and answers what is served. Use from one event loop."""
 
@@ -85,6 +95,11 @@ class GenerationService:
         self._max_open = max_open
         self._open = 0
         self._draining = False
+
+    @property
+    def open_sequences(self) -> int:
+        """Answers under way or waiting."""
+        return self._open
 
     @property
     def draining(self) -> bool:
@@ -115,7 +130,7 @@ class GenerationService:
 
         try:
             name = job.model or self.base_name
-            lease = None if self._is_base(name) else await self.adapters.lease(name, job.caller)
+            lease = await self._lease(name, job.caller)
             profile = profile_of(lease)
             job = dressed(job, profile)
             requests, prompt_tokens = await self._requests(job, lease)
@@ -125,7 +140,7 @@ class GenerationService:
         name, digest = (lease.name, lease.digest) if lease else (self.base_name, self.info.base_digest)
         generation = Generation(
             self._engine,
-            self._tokenizer,
+            self._tokenizer_of(lease),
             requests,
             job.options.stop,
             self.metrics.begin(lease.name if lease else None),
@@ -135,6 +150,24 @@ class GenerationService:
         )
         short = digest[:DIGEST_SHOWN]
         return OpenedJob(generation, f"{name}@{short}", f"livery-{self.info.base_digest[:8]}-{short}", profile)
+
+    async def tokenize(self, job: Job, *, strings: bool) -> Tokens:
+        """What the engine would be asked to read for the job's only prompt. Raises as `open` does, but for room."""
+        async with self._held(job.model, job.caller) as lease:
+            job, tokenizer = dressed(job, profile_of(lease)), self._tokenizer_of(lease)
+            ids = await token_ids(job.prompts[0], job, tokenizer, self.info.max_model_len, self.info.vocab_size)
+            return Tokens(ids, await off_loop(len(ids), tokenizer.strings, ids) if strings else None)
+
+    async def detokenize(self, model: str, ids: list[int]) -> str:
+        """The text of ids, special tokens included. Raises UnknownModel or InvalidParameter, as `open` does."""
+        check_ids(ids, self.info.vocab_size, "tokens")
+        async with self._held(model) as lease:
+            return await off_loop(len(ids), self._tokenizer_of(lease).decode_all, ids)
+
+    async def tokenizer_facts(self, model: str) -> TokenizerFacts:
+        """Special tokens and chat template of a model. Raises UnknownModel, as `open` does."""
+        async with self._held(model) as lease:
+            return self._tokenizer_of(lease).facts
 
     async def models(self) -> list[ModelCard]:
         """The base first, then adapters and aliases by name."""
@@ -175,6 +208,24 @@ class GenerationService:
             return Snapshot(stats)
         return Snapshot(stats, served=served, gone=gone, resident=resident, waiting=waiting)
 
+    async def _lease(self, name: str, caller: Caller) -> Lease | None:
+        """A hold on what `name` stands for, None for the base. Raises as `ServedAdapters.lease` does."""
+        return None if self._is_base(name) else await self.adapters.lease(name, caller)
+
+    @asynccontextmanager
+    async def _held(self, model: str, caller: Caller = ANYONE) -> AsyncIterator[Lease | None]:
+        """A hold on a model for as long as the block lasts."""
+        lease = await self._lease(model or self.base_name, caller)
+        try:
+            yield lease
+        finally:
+            if lease:
+                lease.release()
+
+    def _tokenizer_of(self, lease: Lease | None) -> Tokenizer:
+        """What turns text into tokens and back for requests that run on this."""
+        return self._tokenizer
+
     def _is_base(self, name: str) -> bool:
         """Whether the base model is meant, by its name or pinned by its digest. Raises UnknownModel."""
         plain, at, prefix = name.rpartition("@")
@@ -189,7 +240,8 @@ class GenerationService:
         """What the engine is asked for, and the tokens of all prompts."""
         info = self.info
         prompts = [
-            await encode(prompt, job, self._tokenizer, info.max_model_len, info.vocab_size) for prompt in job.prompts
+            await encode(prompt, job, self._tokenizer_of(lease), info.max_model_len, info.vocab_size)
+            for prompt in job.prompts
         ]
         single = len(prompts) * job.options.n == 1
         requests = [

@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -35,6 +35,14 @@ class PromptTooLong(Exception):
         self.at_least = at_least
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerFacts:
+    """What a client must know to write prompts itself: special tokens by name, and the chat template (Jinja)."""
+
+    named_tokens: Mapping[str, str]
+    chat_template: str | None
+
+
 class Tokenizer:
     """Text to ids and back for one model. Safe to share between threads: nothing changes after the start."""
 
@@ -50,6 +58,7 @@ class Tokenizer:
         )
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
         self._longest = max(map(len, self._fast.get_vocab(with_added_tokens=True)))
+        self.facts = TokenizerFacts(files.named_tokens, files.chat_template)
         self._template = ChatTemplate(files.chat_template, files.named_tokens) if files.chat_template else None
 
     @classmethod
@@ -64,6 +73,11 @@ class Tokenizer:
         """
         self._check_room(text, room)
         return list(self._fast.encode(text).ids)
+
+    def encode_bare(self, text: str, room: int | None = None) -> list[int]:
+        """As `encode`, without special tokens around the text."""
+        self._check_room(text, room)
+        return list(self._fast.encode(text, add_special_tokens=False).ids)
 
     def encode_chat(self, chat: Conversation | Sequence[Message], room: int | None = None) -> list[int]:
         """Token ids of a conversation, or of bare messages, ending where the assistant is to speak or to go on.
@@ -89,6 +103,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, without special tokens."""
         return self._fast.decode(ids, skip_special_tokens=True)
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens as they are written."""
+        return self._fast.decode(ids, skip_special_tokens=False)
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary spells it; empty for an id that only the model's padding has."""
+        return [self._fast.id_to_token(token) or "" for token in ids]
 
     def _check_room(self, text: str, room: int | None) -> None:
         at_least = -(-len(text) // self._longest)

@@ -11,12 +11,12 @@ from fastapi.routing import APIRoute
 
 from api.live_server import LiveServer, Serve
 from api.peft_files import make_adapter
-from livery.api import adapters, openai, status
+from livery.api import adapters, openai, status, tokens
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 ROUTES = {
     (method, route.path): route
-    for router in (openai.router, adapters.router, status.router)
+    for router in (openai.router, tokens.router, adapters.router, status.router)
     for route in router.routes
     if isinstance(route, APIRoute) and route.include_in_schema
     for method in route.methods
@@ -70,6 +70,12 @@ def test_answers_look_as_described(serve: Serve, tmp_path: Path) -> None:
         ("DELETE", "/v1/aliases/{name:path}", "both", None),
         ("DELETE", "/v1/adapters/{name:path}", "two", None),
         ("DELETE", "/v1/models/{model:path}", "one", None),
+        ("POST", "/tokenize", "", {"prompt": "one", "return_token_strs": True}),
+        ("POST", "/tokenize", "", {"messages": CHAT["messages"]}),
+        ("POST", "/detokenize", "", {"tokens": [1, 2]}),
+        ("GET", "/tokenizer_info", "", None),
+        ("GET", "/load", "", None),
+        ("POST", "/ping", "", None),
         ("GET", "/health", "", None),
         ("GET", "/ready", "", None),
         ("GET", "/ping", "", None),

@@ -84,8 +84,12 @@ def test_routes_that_take_a_model_are_all_known_here(server: LiveServer) -> None
         "/health",
         "/ready",
         "/ping",
+        "/load",
         "/version",
         "/metrics",
+        "/tokenize",
+        "/detokenize",
+        "/tokenizer_info",
     }
 
 
@@ -106,11 +110,46 @@ def test_unknown_urls_and_methods(server: LiveServer, method: str, path: str, st
     assert check_shape(answer)["code"] == code
 
 
-@pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/"])
-def test_an_unknown_url_with_a_namesake_here_is_told_so(server: LiveServer, path: str) -> None:
-    answer = post(server, path, {"model": BASE, "input": "Hi"})
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "; use POST /v1/chat/completions."),
+        ("/v1/v1/chat/completions", "; use POST /v1/chat/completions."),
+        ("/openai/v1/completions/", "; use POST /v1/completions."),
+        ("/v1//models", "; use GET /v1/models."),
+        ("/v1/tokenize", "; use POST /tokenize."),
+        ("/v1/chat/completion", "; did you mean POST /v1/chat/completions?"),
+        ("/v1/images/generations", "generates text"),
+        ("/api/chat", "; use POST /v1/chat/completions."),
+        ("/", "GET /openapi.json"),
+        ("/v1/" + "x/" * 50_00, "GET /openapi.json"),
+    ],
+)
+def test_an_unknown_url_is_told_the_nearest_route(server: LiveServer, path: str, hint: str) -> None:
+    answer = post(server, path, {"model": BASE})
     assert answer.status_code == 404
-    assert "/v1/chat/completions" in check_shape(answer)["message"]
+    message = check_shape(answer)["message"]
+    assert hint in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/models/pirate", "DELETE, GET"),
+        ("GET", "/v1/completions", "POST"),
+        ("PUT", "/ping", "GET, HEAD, POST"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(server: LiveServer, method: str, path: str, allowed: str) -> None:
+    answer = httpx.request(method, server.url + path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert allowed.replace(", ", " and ") in check_shape(answer)["message"]
+
+
+def test_a_route_behind_a_prefix_is_found_without_it(serve: Serve) -> None:
+    server = serve(Setup(root_path="/llm"))
+    assert "; use POST /v1/chat/completions." in check_shape(post(server, "/llm/chat/completions", CHAT))["message"]
 
 
 def test_the_schema_describes_the_errors_that_are_answered(server: LiveServer) -> None:

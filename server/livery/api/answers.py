@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from livery.api.adapter_bodies import CheckBody
 
@@ -248,3 +248,34 @@ class ServerVersion(BaseModel):
     """Which Livery this is."""
 
     version: str
+
+
+class ServerLoad(BaseModel):
+    """Answers under way or waiting."""
+
+    server_load: int
+
+
+class TokenizedPrompt(BaseModel):
+    """What a prompt is computed from."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: Annotated[list[str] | None, Field(description="As the vocabulary spells them, where asked for")]
+
+
+class DetokenizedText(BaseModel):
+    """What token ids stand for."""
+
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """What `tokenizer_config.json` says of special tokens, each by its name, and the chat template."""
+
+    model_config = ConfigDict(extra="allow")
+
+    tokenizer_class: str
+    model_max_length: int
+    chat_template: str | None

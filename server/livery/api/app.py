@@ -8,9 +8,10 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from livery import __version__
-from livery.api import adapters, errors, openai, status
+from livery.api import adapters, errors, openai, status, tokens
 from livery.api.boundary import Boundary
 from livery.api.context import Context
+from livery.api.routes import Routes
 from livery.api.sse import KEEP_ALIVE_S
 from livery.api.unknown_fields import UnknownFields
 from livery.management import AdapterManagement
@@ -47,9 +48,10 @@ def create_app(
         responses={status: {"model": errors.ErrorAnswer, "description": "Refused or failed"} for status in ERRORS},
     )
     app.state.context = Context(service, management, keep_alive_s, UnknownFields(service.metrics, strict=strict_params))
-    for router in (openai.router, adapters.router, status.router):
+    routers = (openai.router, tokens.router, adapters.router, status.router)
+    for router in routers:
         app.include_router(router)
-    errors.install(app)
+    errors.install(app, Routes([*app.routes, *(route for router in routers for route in router.routes)]))
     app.add_middleware(Boundary, doors=doors, metrics=service.metrics, root_path=root_path)
     if cors_origins:  # outside the boundary: a browser asks without a key whether it may ask
         app.add_middleware(

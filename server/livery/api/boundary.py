@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe
+from livery.api.routes import route_path
 from livery.api.uploads import is_upload, takes_uploads
 from livery.engine.base import DEFAULT_TENANT
 from livery.metrics import Metrics
@@ -90,7 +91,7 @@ class Boundary:
             self._close(record, scope)
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, reply: Send) -> None:
-        path = _route_path(scope)
+        path = route_path(scope)
         if not path.isprintable():  # a router may well drop a line end and take the rest for a name
             raise UnknownUrl(ascii(path)[1:-1])
         if path not in OPEN_PATHS:
@@ -115,7 +116,7 @@ class Boundary:
     def _close(self, record: RequestRecord, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.http(route, _method(scope), record.status)
-        quiet = _route_path(scope) in PROBE_PATHS and record.status < 400  # every few seconds, with nothing to say
+        quiet = route_path(scope) in PROBE_PATHS and record.status < 400  # every few seconds, with nothing to say
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %s status=%d served_by=%s prompt=%d completion=%d outcome=%s first_token=%s total=%.3fs",
@@ -137,11 +138,6 @@ def _settle_path(scope: Scope, root_path: str) -> None:
     if scope["path"] != root_path and not scope["path"].startswith(f"{root_path}/"):
         scope["path"] = root_path + scope["path"]
     scope["root_path"] = root_path
-
-
-def _route_path(scope: Scope) -> str:
-    """The path that the router goes by: without the prefix under which a proxy shows this server."""
-    return str(scope["path"])[len(scope["root_path"]) :]
 
 
 def _manages(method: str, path: str) -> bool:

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from livery import refusals, tenancy
 from livery.api.responses import json_response
+from livery.api.routes import MAX_PATH, USUAL, Routes, route_path
 from livery.chat_template import InvalidMessages
 from livery.engine import base as engine
 from livery_adapters import registry
@@ -32,10 +33,6 @@ SERVER = "server_error"
 MAX_ISSUES = 5
 MAX_MESSAGE = 300
 RETRY_AFTER_S = 1
-
-
-# Paths clients try because other servers have them, and what to use here.
-INSTEAD = {"/v1/responses": "POST /v1/chat/completions"}
 
 
 class ErrorFacts(BaseModel):
@@ -54,16 +51,18 @@ class ErrorAnswer(BaseModel):
 
 
 class UnknownUrl(Exception):
-    """No route at this path."""
+    """No route at this path; `hint` says what to do instead."""
 
-    def __init__(self, path: str) -> None:
-        instead = INSTEAD.get(path.rstrip("/"))
-        hint = f"use {instead}" if instead else "the API is under /v1, see GET /v1/models"
-        super().__init__(f"Unknown URL {path[:128]}; {hint}.")
+    def __init__(self, path: str, hint: str = USUAL) -> None:
+        super().__init__(f"Unknown URL {path[:MAX_PATH]}; {hint.removesuffix('?')}{'?' if hint.endswith('?') else '.'}")
 
 
 class MethodNotAllowed(Exception):
-    """The route exists and doesn't take this method."""
+    """The route exists and takes only the methods `allowed`."""
+
+    def __init__(self, method: str, path: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"{path[:MAX_PATH]} doesn't take {method[:16]}; it takes {' and '.join(allowed)}.")
+        self.allowed = allowed
 
 
 class BodyTooLarge(Exception):
@@ -193,12 +192,15 @@ def error_body(message: str, failure: Failure, param: str | None = None) -> dict
     return {"error": {"message": _writable(message), "type": failure.type, "param": shown, "code": failure.code}}
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of the application take this module's shape."""
+def install(app: FastAPI, routes: Routes) -> None:
+    """Make every error of the application, which has these routes, take this module's shape."""
 
     async def answer(request: Request, error: Exception) -> Response:
+        path = route_path(request.scope)
         if isinstance(error, StarletteHTTPException) and error.status_code == 404:
-            error = UnknownUrl(request.url.path)
+            error = UnknownUrl(request.url.path, routes.hint(path))
+        elif isinstance(error, StarletteHTTPException) and error.status_code == 405:
+            error = MethodNotAllowed(request.method, request.url.path, routes.allowed(path))
         return describe(error).response()
 
     for kind in (RequestValidationError, StarletteHTTPException, *TABLE):
@@ -213,6 +215,8 @@ def _writable(text: str) -> str:
 def _headers(error: Exception, failure: Failure) -> dict[str, str]:
     if failure.status == 401:
         return {"www-authenticate": "Bearer"}
+    if isinstance(error, MethodNotAllowed):
+        return {"allow": ", ".join(error.allowed)}
     if failure.status == 409:  # the official client repeats these, and the answer would stay the same
         return {"x-should-retry": "false"}
     if failure.status in (429, 503):
@@ -221,12 +225,9 @@ def _headers(error: Exception, failure: Failure) -> dict[str, str]:
 
 
 def _http_error(error: StarletteHTTPException) -> ApiError:
-    """What the framework raises by itself: wrong methods, bodies that aren't JSON."""
-    if error.status_code == 405:
-        failure, message = TABLE[MethodNotAllowed], "This URL doesn't take this method."
-    else:
-        failure = Failure(error.status_code, INVALID, "invalid_request")
-        message = str(error.detail)[:MAX_MESSAGE]
+    """What the framework raises by itself, as for bodies that aren't JSON."""
+    failure = Failure(error.status_code, INVALID, "invalid_request")
+    message = str(error.detail)[:MAX_MESSAGE]
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     return ApiError(failure.status, error_body(message, failure), headers)
 

@@ -15,7 +15,7 @@ from livery.api.body import Body, WholeBody
 from livery.api.chat_messages import ChatMessage, message_of
 from livery.api.ignored import IgnoredFields, ignored
 from livery.api.unsupported import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS, Rule, refuse_unsupported
-from livery.jobs import ChatPrompt, Options, Prompt
+from livery.jobs import BareText, ChatPrompt, Options, Prompt
 from livery.refusals import InvalidParameter
 
 MAX_ANSWERS = 8  # n
@@ -152,17 +152,22 @@ class CompletionBody(GenerationBody):
     unsupported = UNSUPPORTED_IN_COMPLETIONS
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    add_special_tokens: bool | None = None  # those that the model expects around a text, such as BOS; true by default
 
     def to_options(self) -> Options:
         return self.options(self.max_tokens, COMPLETION_MAX_TOKENS)
 
     def to_prompts(self) -> list[Prompt]:
         """One prompt per answer group. Raises InvalidParameter."""
+        bare = self.add_special_tokens is False
+        return [BareText(prompt) if isinstance(prompt, str) and bare else prompt for prompt in self._prompts()]
+
+    def _prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
         if not self.prompt:
             raise InvalidParameter("prompt is an empty list.", "prompt")
-        prompts: list[Prompt] = []
+        prompts: list[str | list[int]] = []
         ids: list[int] = []
         for item in self.prompt:
             if isinstance(item, int):

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from livery import __version__
-from livery.api.answers import Alive, ServerVersion, Standing, answers, plain
+from livery.api.answers import Alive, ServerLoad, ServerVersion, Standing, answers, plain
 from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.engine.base import EngineDead
@@ -45,8 +45,16 @@ async def ready(context: ContextDep) -> Response:
 
 @router.get("/ping", responses=answers(Alive))
 @router.head("/ping", include_in_schema=False)
+@router.post("/ping", name="ping_by_post", responses=answers(Alive))
 async def ping() -> Response:
+    """Is anybody there? As SageMaker asks it."""
     return json_response({})
+
+
+@router.get("/load", responses=answers(ServerLoad))
+async def load(context: ContextDep) -> Response:
+    """Answers under way or waiting, under vLLM's name."""
+    return json_response({"server_load": context.service.open_sequences})
 
 
 @router.get("/version", responses=answers(ServerVersion))

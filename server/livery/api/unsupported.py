@@ -81,12 +81,11 @@ UNSUPPORTED = (
     Rule("merged_adapters", _only(), "Name several in `model`, as in a+0.5*b."),
 )
 
-# What the two routes take by default differs here: chat templates write special tokens themselves.
-UNSUPPORTED_IN_CHAT = (*UNSUPPORTED, Rule("add_special_tokens", _only(False)))
+# Chat templates write special tokens themselves.
+UNSUPPORTED_IN_CHAT = (*UNSUPPORTED, Rule("add_special_tokens", _only(False), "The chat template writes them."))
 IN_CHAT = "POST /v1/chat/completions takes it."
 UNSUPPORTED_IN_COMPLETIONS = (
     *UNSUPPORTED,
-    Rule("add_special_tokens", _only(True)),
     Rule("documents", _only([]), IN_CHAT),
     Rule("chat_template_kwargs", _only({}), IN_CHAT),
     Rule("add_generation_prompt", _only(True), IN_CHAT),

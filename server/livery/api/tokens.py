@@ -1,0 +1,105 @@
+"""Text to tokens and back, as vLLM's routes do it: what a prompt becomes, what it costs, and what ids stand for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Discriminator, Field, Tag
+
+from livery.api.answers import DetokenizedText, TokenizedPrompt, TokenizerInfo, answers
+from livery.api.body import WholeBody
+from livery.api.boundary import RequestRecord
+from livery.api.context import Context, ContextDep
+from livery.api.responses import json_response
+from livery.api.schemas import ChatCompletionBody, ModelName, TokenId
+from livery.jobs import BareText, Job, Options, Prompt
+from livery.lease import Caller
+
+router = APIRouter()
+
+
+class TokenizeTextBody(WholeBody):
+    """A prompt as text. `add_special_tokens`, true by default: those the model expects around it, such as BOS."""
+
+    model: ModelName | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    def to_prompt(self) -> Prompt:
+        return BareText(self.prompt) if self.add_special_tokens is False else self.prompt
+
+
+class TokenizeChatBody(ChatCompletionBody):
+    """A conversation, with all that a chat completion's template is given."""
+
+    return_token_strs: bool | None = None
+
+    def to_prompt(self) -> Prompt:
+        return self.to_prompts()[0]
+
+
+class DetokenizeBody(WholeBody):
+    """Token ids of one text."""
+
+    model: ModelName | None = None
+    tokens: list[TokenId]
+
+
+def _kind(value: Any) -> str:  # noqa: ANN401  (any JSON)
+    return "chat-body" if isinstance(value, dict) and value.get("messages") is not None else "text-body"
+
+
+# The tags have a hyphen, by which they don't pass for fields in the messages of errors.
+TokenizeBody = Annotated[
+    Annotated[TokenizeTextBody, Tag("text-body")] | Annotated[TokenizeChatBody, Tag("chat-body")],
+    Discriminator(_kind),
+    Field(description="A prompt, or messages"),
+]
+
+
+@router.post("/tokenize", responses=answers(TokenizedPrompt))
+async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) -> Response:
+    """The ids that a request with this prompt would be computed from."""
+    if isinstance(body, TokenizeChatBody):
+        body.check()
+        context.unknown_fields.met(body.unknown_fields)
+        model, param = body.model_name, "messages"
+    else:
+        context.unknown_fields.met(body.model_extra or {})
+        model, param = body.model or "", "prompt"
+    record: RequestRecord = request.state.record
+    job = Job(model, [body.to_prompt()], Options(), record.id, param, Caller(None, record.key, record.tenant))
+    tokens = await context.service.tokenize(job, strings=bool(body.return_token_strs))
+    return json_response(
+        {
+            "count": len(tokens.ids),
+            "max_model_len": context.service.info.max_model_len,
+            "tokens": tokens.ids,
+            "token_strs": tokens.strings,
+        }
+    )
+
+
+@router.post("/detokenize", responses=answers(DetokenizedText))
+async def detokenize(body: DetokenizeBody, context: ContextDep) -> Response:
+    """The text that ids stand for, special tokens included."""
+    context.unknown_fields.met(body.model_extra or {})
+    return json_response({"prompt": await context.service.detokenize(body.model or "", body.tokens)})
+
+
+@router.get("/tokenizer_info", responses=answers(TokenizerInfo))
+async def tokenizer_info(context: ContextDep, model: Annotated[str, Query(max_length=8 * 256)] = "") -> Response:
+    """Special tokens by name and the chat template, under the names of a `tokenizer_config.json`."""
+    return json_response(await _info(context, model))
+
+
+async def _info(context: Context, model: str) -> dict[str, object]:
+    facts = await context.service.tokenizer_facts(model)
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # what any `tokenizer.json` is loaded with
+        "model_max_length": context.service.info.max_model_len,
+        **facts.named_tokens,
+        "chat_template": facts.chat_template,
+    }
