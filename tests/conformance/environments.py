@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
-from livery_loadtest.peers import EnvironmentFailed, peers_folder, telling_lines
+from livery_loadtest.peers import peers_folder, telling_lines
 
 HERE = Path(__file__).parent
 TABLE = HERE / "environments.toml"
@@ -54,17 +55,17 @@ class Suite:
         return peers_folder().parent / "conformance" / f"{(self.python + self.npm)[0].replace('/', '-')}-{digest}"
 
     def ensure(self, console: Console) -> None:
-        """Build the environment unless it is there. Raises PartMissing and EnvironmentFailed."""
+        """Build the environment unless it is there. Raises PartMissing and peers.EnvironmentFailed."""
         self.program()  # also where the environment is there: programs get uninstalled
         if (self.folder / MARKER).is_file():
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        with console.status(f"{self.name}: building its environment in {self.folder}") as status:
+        console.print(f"{self.name}: building its environment in {self.folder} (once)", soft_wrap=True)
+        with console.status(self.name) as status:
             for line in self._build():
-                status.update(f"{self.name}: [dim]{line[:100]}[/]")
+                status.update(f"{self.name}: [dim]{escape(line[:100])}[/]")
         (self.folder / MARKER).touch()
-        console.print(f"{self.name}: its environment is in {self.folder}")
 
     def program(self) -> str:
         """What its tests are run by. Raises PartMissing."""
@@ -131,6 +132,3 @@ def _found(program: str, remedy: str) -> str:
     if found is None or subprocess.run([found, "--version"], capture_output=True, timeout=60).returncode:
         raise PartMissing(f"{program} isn't on this machine: {remedy}")
     return found
-
-
-__all__ = ["EnvironmentFailed", "PartMissing", "Suite", "suites"]

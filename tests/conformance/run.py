@@ -24,9 +24,10 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from conformance.environments import CLIENTS, EnvironmentFailed, PartMissing, Suite, suites
+from conformance.environments import CLIENTS, PartMissing, Suite, suites
 from conformance.results import Result, markdown, reasons, succeeded, table
 from conformance.servers import serving
+from livery_loadtest.peers import EnvironmentFailed
 
 LIMIT_S = 1200  # for one suite; a client that hangs must not hang the rest
 BEGIN, END = "<!-- conformance -->", "<!-- /conformance -->"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from conformance.environments import CLIENTS, MARKER, EnvironmentFailed, PartMissing, Suite, suites
+from conformance.environments import CLIENTS, MARKER, PartMissing, Suite, suites
 from conformance.results import Result, markdown, reasons, succeeded
+from livery_loadtest.peers import EnvironmentFailed
 
 QUIET = Console(quiet=True)
 REPORT = """<testsuites><testsuite>
