@@ -14,7 +14,7 @@ PACKAGES = {
 }
 
 DECIDED_BY = (
-    *("ahead", "base", "plan", "scheduler", "sequence", "speculation"),
+    *("ahead", "base", "constraint", "plan", "scheduler", "sequence", "speculation"),
     *("blocks", "prefix", "prefix_keys"),
     *("eviction", "pages", "reads", "residency"),
 )
@@ -28,6 +28,9 @@ FACTS = {"livery.refusals", "livery.chat_template", "livery.jobs"}  # plain data
 TEXT = {"livery.text", "livery.chat_template", "livery.tokenizer_files"}
 ALLOWED: dict[str, set[str]] = {
     "livery.models": set(),
+    "livery.grammars": SEAM,
+    "livery.grammar_process": SEAM | {"livery.grammars", "livery_adapters"},
+    "livery.grammar_check": SEAM | FACTS | {"livery.grammars", "livery.grammar_process"},
     "livery.refusals": set(),
     "livery.chat_template": set(),
     "livery.settings": set(),
@@ -59,7 +62,10 @@ ALLOWED: dict[str, set[str]] = {
     | FACTS
     | {
         f"livery.{part}"
-        for part in ("generation", "lease", "metrics", "profiles", "prompts", "sampling", "served", "text")
+        for part in (
+            *("generation", "grammar_check", "lease", "metrics"),
+            *("profiles", "prompts", "sampling", "served", "text"),
+        )
     }
     | {"livery_adapters"},
     "livery.assembly": SEAM
@@ -70,7 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     | FACTS
     | {f"livery.{part}" for part in ("api", "generation", "lease", "management", "metrics", "service", "tenancy")}
     | {"livery_adapters"},
-    "livery.engine": {"livery.engine", "livery.models", "livery_adapters"},
+    "livery.engine": {"livery.engine", "livery.grammars", "livery.models", "livery_adapters"},
     "livery.bench": {"livery.engine", "livery_adapters", "livery_loadtest"},
     "livery.commands": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.cli": {"livery", "livery_adapters", "livery_loadtest"},
@@ -92,6 +98,7 @@ BROAD_EXCEPT = {
     ("livery.bench.suite", "_in_part"),  # what fails in one part of a run is no reason to lose the others
     ("livery.api.boundary", "__call__"),  # what nobody expected becomes a 500 of the usual shape
     ("livery.intakes", "_settle"),  # a thread's failure is its waiter's
+    ("livery.grammar_process", "_tried"),  # a grammar that breaks the compiler is a refused grammar
     ("livery.api.sse", "_pump"),  # once a stream has begun, any failure is an event in it
 }
 

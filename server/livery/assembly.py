@@ -52,6 +52,7 @@ class ServerParts:
         if self.folder is not None:
             await self.folder.stop()
         await self.service.adapters.stop()
+        await self.service.grammars.stop()
         await asyncio.to_thread(self.registry.close)
 
 

@@ -43,6 +43,7 @@ class Options:
     ignore_eos: bool = False
     n: int = 1
     grammar: Grammar | None = None  # what each answer must match
+    grammar_param: str = "response_format"  # what the client calls that, for messages
     cache_salt: str = ""  # what is computed for a prompt is shared only with requests of the same salt
 
 

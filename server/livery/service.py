@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest
 from livery.generation import Generation, Usage
+from livery.grammar_check import GrammarCheck
 from livery.jobs import Job
 from livery.lease import ANYONE, Caller, Lease
 from livery.metrics import Metrics, Snapshot
@@ -89,6 +90,7 @@ class GenerationService:
         self.base_name = base_name
         self.adapters = adapters
         self.metrics = Metrics(base_name, info, metrics_max_adapters)
+        self.grammars = GrammarCheck(tokenizer.to_json, info)
         self._engine = engine
         self._tokenizer = tokenizer
         self._created = created
@@ -239,6 +241,9 @@ class GenerationService:
     async def _requests(self, job: Job, lease: Lease | None) -> tuple[list[GenerationRequest], int]:
         """What the engine is asked for, and the tokens of all prompts."""
         info = self.info
+        if job.options.grammar is not None:
+            grammar = await self.grammars.check(job.options.grammar, job.options.grammar_param)
+            job = replace(job, options=replace(job.options, grammar=grammar))
         prompts = [
             await encode(prompt, job, self._tokenizer_of(lease), info.max_model_len, info.vocab_size)
             for prompt in job.prompts

@@ -100,6 +100,10 @@ class Tokenizer:
             return list(self._fast.encode(rendered, add_special_tokens=False).ids)
         return self._encode_apart(rendered, hidden)
 
+    def to_json(self) -> str:
+        """The text of a `tokenizer.json` that says the same."""
+        return str(self._fast.to_str())
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, without special tokens."""
         return self._fast.decode(ids, skip_special_tokens=True)

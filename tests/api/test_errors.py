@@ -202,7 +202,7 @@ def test_probes_may_ask_for_the_status_alone(server: LiveServer, path: str) -> N
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
         ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
         ({"tools": []}, "tools", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"lora_path": "x"}, "lora_path", "unsupported_parameter"),
         ({"chat_template": "{{ messages }}"}, "chat_template", "unsupported_parameter"),
     ],

@@ -14,6 +14,7 @@ from pydantic.config import JsonDict
 from livery.api.body import Body, WholeBody
 from livery.api.chat_messages import ChatMessage, message_of
 from livery.api.ignored import IgnoredFields, ignored
+from livery.api.structured import StructuredFields
 from livery.api.unsupported import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS, Rule, refuse_unsupported
 from livery.jobs import BareText, ChatPrompt, Options, Prompt
 from livery.refusals import InvalidParameter
@@ -47,7 +48,7 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = ignored("chunks aren't padded")
 
 
-class GenerationBody(IgnoredFields):
+class GenerationBody(IgnoredFields, StructuredFields):
     """What both routes share. Ranges are OpenAI's; fields that OpenAI doesn't have are vLLM's."""
 
     model: ModelName | None = None
@@ -96,6 +97,7 @@ class GenerationBody(IgnoredFields):
             raise InvalidParameter("stream_options is only allowed when stream is true.", "stream_options")
 
     def options(self, max_tokens: int | None, default_max_tokens: int | None) -> Options:
+        held = self.held()
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Options(
             max_tokens=max_tokens,
@@ -110,6 +112,8 @@ class GenerationBody(IgnoredFields):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             n=self.n or 1,
+            grammar=held.grammar if held else None,
+            grammar_param=held.param if held else "response_format",
             cache_salt=self.cache_salt or "",
         )
 

@@ -56,12 +56,6 @@ UNSUPPORTED = (
     Rule("tool_choice", _only("none")),
     Rule("functions", _only(), "Describe the functions in the system message instead."),
     Rule("function_call", _only("none")),
-    Rule("response_format", _only({"type": "text"}), "Ask for the format in the messages instead."),
-    Rule("structured_outputs", _only({}), "Ask for the format in the messages instead."),
-    *(
-        Rule(f"guided_{kind}", _only(), "Ask for the format in the messages instead.")
-        for kind in ("json", "regex", "choice", "grammar")
-    ),
     Rule("modalities", _only(["text"])),
     Rule("audio", _only()),
     Rule("web_search_options", _only()),

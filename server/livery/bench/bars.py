@@ -50,6 +50,7 @@ COLD_TTFT = Bar(1.15, 1.03, lower=True)
 LOADS_BESIDE = Bar(1.15, 1.03, lower=True)
 OVERSUBSCRIBED = Bar(2.0, 1.1, lower=True)
 MANY_KNOWN = Bar(0.95, 0.99)
+CONSTRAINED = Bar(0.90, 0.97)
 AS_MERGED = Bar(1.0, 1.0)
 ROOFLINE = Bar(0.75, 0.90)
 

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 
 from livery.bench.alternate import Timed, alternate
-from livery.bench.bars import Measured, Row, settled
+from livery.bench.bars import CONSTRAINED, Measured, Row, settled
 from livery.bench.decode import median, ratio
 from livery.bench.physics import Base, Peak, Work
 from livery.bench.sizes import Sizes
-from livery.bench.workbench import Workbench
+from livery.bench.workbench import BenchFailed, Workbench
+from livery.engine.base import Grammar
 
 DRAFTS = 8  # tokens guessed at a time
+# Of a medium size, and never complete within an answer: enums, numbers in bounds, a pattern, a union, lists, nesting.
+TEXT = {"type": "string", "minLength": 3, "maxLength": 40}
+PLACE = {
+    "street": TEXT,
+    "code": {"type": "string", "pattern": "^[A-Z]{2}[0-9]{4}$"},
+    "country": {"enum": ["DE", "FR", "PT"]},
+}
+RECORD = {
+    "id": {"type": "integer", "minimum": 1, "maximum": 999999},
+    "name": TEXT,
+    "state": {"enum": ["new", "paid", "sent", "lost", "returned"]},
+    "price": {"type": "number", "minimum": 0, "maximum": 10000},
+    "tags": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 4},
+    "note": {"anyOf": [TEXT, {"type": "null"}]},
+    "place": {"type": "object", "properties": PLACE, "required": list(PLACE), "additionalProperties": False},
+    "paid": {"type": "boolean"},
+}
+RECORDS = Grammar(
+    "json_schema",
+    json.dumps(
+        {
+            "type": "array",
+            "minItems": 100,
+            "items": {"type": "object", "properties": RECORD, "required": list(RECORD), "additionalProperties": False},
+        }
+    ),
+)
 LAYOUTS = ("fp32", "bf16", "int8", "int4")
 
 Opened = Callable[..., AbstractContextManager[Workbench]]
@@ -80,6 +109,32 @@ class OptionRows:
                 ratio(times["seen"], times["new"]),
                 note="blocks of the prompt are found by what they depend on",
                 facts={name: median(values) for name, values in times.items()},
+            )
+        )
+
+    def constrained(self) -> Iterator[Measured]:
+        """Answers held to a schema that is longer than they are, beside as many tokens of answers that are free.
+
+        Nothing where the model has no tokenizer to hold answers with. Raises BenchFailed where one ended early.
+        """
+        if not self._plain.core.takes_grammars:
+            return
+        sizes, tokens = self._sizes, self._sizes.held_tokens
+
+        def run(grammar: Grammar | None) -> None:
+            asked = [(self._plain.tokens(sizes.passage), tokens, None) for _ in range(sizes.held_rows)]
+            lengths = {len(answer.tokens) for answer in self._plain.run(asked, grammar)}
+            if lengths != {tokens}:
+                raise BenchFailed(f"answers of {sorted(lengths)} tokens in place of {tokens}")
+
+        times = alternate({"free": lambda: run(None), "held": lambda: run(RECORDS)}, sizes.option_rounds)
+        yield settled(
+            Row(
+                f"held to a JSON schema / free, {sizes.held_rows} rows: speed",
+                ratio(times["free"], times["held"]),
+                CONSTRAINED,
+                f"{tokens} tokens an answer, prompts of {sizes.passage}; a schema of {len(RECORDS.source)} bytes",
+                {name: median(values) for name, values in times.items()},
             )
         )
 

@@ -45,6 +45,8 @@ class Sizes:
     passage: int = 32  # tokens, `repeats` times in the prompt
     repeats: int = 3
     copied: int = 64
+    held_rows: int = 16
+    held_tokens: int = 96  # of each answer that is held to a schema
 
     def with_rounds(self, rounds: int) -> Sizes:
         """The same with as many rounds in every group."""

@@ -162,6 +162,7 @@ class Suite:
             rows = OptionRows(plain, self._engine, self._sizes)
             self._note(rows.speculation(), "speculation")
             self._note(rows.prefix_cache(), "prefix cache")
+            self._note(rows.constrained(), "answers held to a schema")
             self._note(rows.deterministic(), "deterministic")
             self._note(rows.weights(), "weights")
 

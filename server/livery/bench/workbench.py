@@ -18,6 +18,7 @@ from livery.engine.base import (
     EngineConfig,
     EngineInfo,
     GenerationRequest,
+    Grammar,
     SamplingParams,
 )
 from livery.engine.core import EngineCore
@@ -115,11 +116,17 @@ class Workbench:
 
     # -- requests --------------------------------------------------------------------------------------
 
-    def submit(self, prompt: Sequence[int], max_tokens: int, adapter: AdapterRef | None = None) -> str:
-        """Queue a greedy request that never stops early; returns its id."""
+    def submit(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        adapter: AdapterRef | None = None,
+        grammar: Grammar | None = None,
+    ) -> str:
+        """Queue a greedy request that never stops before its grammar is complete; returns its id."""
         name = f"bench-{next(self._numbers)}"
         self.answers[name] = Answer(time.perf_counter())
-        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, grammar=grammar)
         self.core.add(GenerationRequest(name, list(prompt), params, adapter))
         return name
 
@@ -142,9 +149,11 @@ class Workbench:
         if not deltas and self.core.is_idle:
             self._woken.wait(IDLE_WAIT)
 
-    def run(self, requests: Iterable[tuple[Sequence[int], int, AdapterRef | None]]) -> list[Answer]:
-        """Submit all at once, run to the end, and return the answers in order."""
-        names = [self.submit(*request) for request in requests]
+    def run(
+        self, requests: Iterable[tuple[Sequence[int], int, AdapterRef | None]], grammar: Grammar | None = None
+    ) -> list[Answer]:
+        """Submit all at once, all held to one grammar, run to the end, and return the answers in order."""
+        names = [self.submit(*request, grammar) for request in requests]
         self.settle()
         return [self.answers.pop(name) for name in names]
 

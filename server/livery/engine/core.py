@@ -20,6 +20,8 @@ from livery.engine.base import (
     TokenDelta,
 )
 from livery.engine.blocks import BlockPool
+from livery.engine.constraint import Constraints
+from livery.engine.host import cores
 from livery.engine.images import AdapterImage
 from livery.engine.loader import Done, Worker
 from livery.engine.lora.bank import PackedAdapter
@@ -55,7 +57,7 @@ class EngineCore:
     """Everything of one engine but its borders. Not thread-safe: one caller steps it."""
 
     def __init__(self, runner: ModelRunner, wake: Callable[[], None]) -> None:
-        """`wake` is called from the threads beside the step loop when a load or a copy is done."""
+        """`wake` is called from the threads beside the step loop when what it does without is done."""
         self._runner = runner
         info = runner.info
         self._pool = BlockPool(info.num_blocks, info.block_size)
@@ -75,6 +77,9 @@ class EngineCore:
         )
         self._loader = Worker("adapter-loader", runner.read_adapter, wake)
         self._copier = Worker[_Copy, PackedAdapter]("adapter-copier", lambda copy: copy.work(), wake)
+        self._constraints = Constraints(
+            runner.tokenizer, info.vocab_size, info.eos_token_ids, max(2, cores() // 2), wake
+        )
         self._images: dict[str, AdapterImage] = {}  # in host memory
         self._load_results: list[LoadOutcome] = []
         self._failed_in_a_row = 0
@@ -97,15 +102,19 @@ class EngineCore:
         """Whether only a message or a finished load can change anything: stepping on would spin."""
         return self._idle
 
+    @property
+    def takes_grammars(self) -> bool:
+        """Whether answers can be held to grammars: where the model has a tokenizer that is fit for it."""
+        return self._constraints.can_hold
+
     # -- verbs ---------------------------------------------------------------------------------------
 
     def add(self, request: GenerationRequest) -> None:
         """Queue a request. Raises RequestRefused."""
         if any(not 0 <= token < self.info.vocab_size for token in request.prompt_token_ids):
             raise RequestRefused(f"a prompt token id is outside the model's vocabulary of {self.info.vocab_size}")
-        if request.sampling.grammar is not None:
-            raise RequestRefused("this engine can't hold an answer to a grammar")
-        self._scheduler.add(request)
+        grammar = request.sampling.grammar
+        self._scheduler.add(request, self._constraints.of(grammar) if grammar is not None else None)
 
     def abort(self, request_id: str) -> bool:
         return self._scheduler.abort(request_id)
@@ -166,6 +175,7 @@ class EngineCore:
     def stop(self) -> None:
         self._loader.stop()
         self._copier.stop()
+        self._constraints.stop()
 
     # -- the loop's body -----------------------------------------------------------------------------
 
@@ -174,6 +184,8 @@ class EngineCore:
         deltas = self._settle_adapters()
         if self._ahead is not None:
             plan, pending = self._ahead
+            if isinstance(pending, PendingStep):  # its masks come from the tokens of the step before it
+                pending = self._attempt(plan, pending.chosen)
         else:
             plan = self._scheduler.schedule()
             made_room = self._settle_residency()

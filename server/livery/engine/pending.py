@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from livery.engine.masks import StepMasks, apply_masks, take_masks
 from livery.engine.plan import UNKNOWN, SampleSpec, SequenceSlice, StepResult
 from livery.engine.sampler import NOT_FINITE, UNSETTLED, choose, settle
+
+NOTHING_ALLOWED = "no token is allowed here by the answer's grammar and the request's other fields together"
 
 
 class PendingStep:
@@ -26,14 +29,25 @@ class PendingStep:
         self._slices = slices
         self._specs: list[SampleSpec] = [spec for part in slices for spec in part.samples]
         self.unsettled: frozenset[str] = frozenset()  # known with the result: whose device token was none
+        self._one_by_one = one_by_one
         rows = logits[: len(self._specs)]
         draws = any(spec.temperature > 0 for spec in self._specs)
         self._logits = rows.clone() if keep_logits and draws else rows
-        if one_by_one and self._specs:
-            each = [choose(self._logits[row : row + 1], [spec]) for row, spec in enumerate(self._specs)]
+        self._masks: StepMasks | None = None
+
+    @torch.inference_mode()
+    def chosen(self) -> PendingStep:
+        """Choose the tokens, once, and go on; masks that are still under way are waited for, but not for long."""
+        if self._masks is not None:
+            return self
+        self._masks = take_masks(self._specs)
+        self._specs = self._masks.specs
+        self._allowed = apply_masks(self._logits, self._masks.banned)
+        if self._one_by_one and self._specs:
+            each = [choose(self._allowed[row : row + 1], [spec]) for row, spec in enumerate(self._specs)]
             self._chosen = torch.cat(each)
         else:
-            self._chosen = choose(self._logits, self._specs)
+            self._chosen = choose(self._allowed, self._specs)
         self._copied: torch.cuda.Event | None = None
         self._host = self._chosen
         if self._chosen.is_cuda:
@@ -42,6 +56,7 @@ class PendingStep:
             self._host.copy_(self._chosen, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
+        return self
 
     def tokens_of(self, slices: Sequence[SequenceSlice]) -> tuple[Tensor, Tensor] | None:
         """Places of the unknown tokens among `slices`, one row each, and the tokens: int64, on the device.
@@ -61,24 +76,29 @@ class PendingStep:
 
     @torch.inference_mode()
     def result(self) -> StepResult:
-        """Wait for the tokens."""
+        """Wait for the tokens, which must have been chosen."""
+        assert self._masks is not None
         if self._copied is not None:
             self._copied.synchronize()
         codes = self._host.tolist()
-        self.unsettled = self._requests_of([row for row, code in enumerate(codes) if code == UNSETTLED])
-        chosen = iter(settle(codes, self._logits, self._specs))
+        unsettled = [row for row, code in enumerate(codes) if code == UNSETTLED]
+        late = self._requests_of(self._masks.late)
+        self.unsettled = self._requests_of(unsettled) | late
+        chosen = iter(settle(codes, self._allowed, self._specs))
         tokens: dict[str, tuple[int, ...]] = {}
         failed = {}
         for part in self._slices:
             if part.samples:
                 found = _finite(list(islice(chosen, len(part.samples))))
+                if part.request_id in late:
+                    continue
                 if found:
                     tokens[part.request_id] = found
                 else:
-                    failed[part.request_id] = NOT_FINITE
+                    failed[part.request_id] = NOT_FINITE if part.samples[0].mask is None else NOTHING_ALLOWED
         return StepResult(tokens, failed)
 
-    def _requests_of(self, rows: list[int]) -> frozenset[str]:
+    def _requests_of(self, rows: Collection[int]) -> frozenset[str]:
         owners = [part.request_id for part in self._slices for _ in part.samples]
         return frozenset(owners[row] for row in rows)
 

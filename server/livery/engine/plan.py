@@ -7,6 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMask:
+    """What a grammar rules out for one row: `banned`, bool [vocabulary]. `ends_only`: all that it allows is to end."""
+
+    banned: NDArray[np.bool_]
+    ends_only: bool
+
+
+class MaskUnderWay(Protocol):
+    """A mask that is worked out while the step computes."""
+
+    def mask(self, seconds: float) -> TokenMask | None:
+        """Wait at most so long; None where it isn't there then, or never will be."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +35,7 @@ class SampleSpec:
 
     `draw` is the uniform number in [0, 1) that decides a random choice: the scheduler derives it from the
     request's seed and the token's index, so neither batch company nor preemption changes it.
-    `forbidden` token ids get no probability.
+    `forbidden` token ids get no probability, nor does what `mask` rules out, asked for when the token is chosen.
     """
 
     temperature: float
@@ -24,6 +44,7 @@ class SampleSpec:
     min_p: float
     draw: float
     forbidden: tuple[int, ...] = ()
+    mask: MaskUnderWay | None = None
 
 
 UNKNOWN = -1  # in place of a token that the step under way chooses
@@ -67,7 +88,8 @@ class StepPlan:
 class StepResult:
     """The token chosen after each sampled row, by request; `failed` names requests whose own rows went wrong.
 
-    A request's tokens end before its first row that is not finite; with none left it has failed.
+    A request's tokens end before its first row that is not finite; with none left it has failed. A request whose mask
+    wasn't there in time is in neither.
     """
 
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

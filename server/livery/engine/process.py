@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 
 import msgspec
 import zmq
@@ -36,10 +37,11 @@ class EngineProcess:
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
         self._socket.connect(address)
-        # The loader's thread wakes an idle loop through a socket of its own: zmq sockets aren't shared by threads.
+        # Other threads wake an idle loop through a socket of their own, one at a time: zmq sockets aren't shared.
         self._wake_in = self._context.socket(zmq.PULL)
         self._wake_in.bind("inproc://wake")
         self._wake_out: zmq.Socket[bytes] | None = None
+        self._waking = threading.Lock()
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(m.ToEngine)
         self._poller = zmq.Poller()
@@ -107,11 +109,12 @@ class EngineProcess:
         self._socket.send(self._encoder.encode(message))
 
     def _wake(self) -> None:
-        """Called on the loader's thread, which alone uses this end."""
-        if self._wake_out is None:
-            self._wake_out = self._context.socket(zmq.PUSH)
-            self._wake_out.connect("inproc://wake")
-        self._wake_out.send(WAKE)
+        """Called on threads beside the step loop."""
+        with self._waking:
+            if self._wake_out is None:
+                self._wake_out = self._context.socket(zmq.PUSH)
+                self._wake_out.connect("inproc://wake")
+            self._wake_out.send(WAKE)
 
 
 def main() -> None:

@@ -60,6 +60,7 @@ class ModelRunner:
         self._stepped = 0.0  # when somebody's request was last computed
         self._device, self._dtype = compute.device, compute.dtype
         self._deterministic = config.deterministic
+        self._tokenizer = Path(config.model_path) / "tokenizer.json"
         if self._device.type == "cpu":
             torch.set_num_threads(self._threads)
         progress("preparing kernels (compiled on first use)")
@@ -221,6 +222,11 @@ class ModelRunner:
         return self._device
 
     @property
+    def tokenizer(self) -> Path:
+        """Where the model's `tokenizer.json` is, if it has one."""
+        return self._tokenizer
+
+    @property
     def weights(self) -> HeldWeights:
         """The base's weights, as conversions and merges ask for them."""
         return self._weights
@@ -267,12 +273,16 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, after: PendingStep | None = None) -> PendingStep:
-        """Begin a step; what it chooses can be waited for. Unknown tokens of the plan are what `after` chooses."""
+        """Begin a step; what it chooses can be waited for. Unknown tokens of the plan are what `after` chooses.
+
+        A step launched on another one's tokens chooses its own when it is told to: masks need those tokens.
+        """
         slices = sorted(plan.slices, key=lambda part: part.adapter or "")
         if not all(part.request_id.startswith(CANARY) for part in slices):
             self._stepped = time.monotonic()
         self._incoming = after.tokens_of(slices) if after is not None else None
-        return PendingStep(slices, self.forward(slices), self._graphs is not None, self._deterministic)
+        step = PendingStep(slices, self.forward(slices), self._graphs is not None, self._deterministic)
+        return step if after is not None else step.chosen()
 
     @torch.inference_mode()
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:

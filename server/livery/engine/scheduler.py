@@ -23,6 +23,7 @@ from itertools import takewhile
 from livery.engine.ahead import plan_ahead
 from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.blocks import BlockPool
+from livery.engine.constraint import Constraint
 from livery.engine.plan import SequenceSlice, StepPlan, StepResult
 from livery.engine.prefix import PrefixCache
 from livery.engine.prefix_keys import KVIdentity
@@ -78,8 +79,8 @@ class Scheduler:
 
     # -- requests ------------------------------------------------------------------------------------
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queue a request. Raises RequestRefused when it could never run."""
+    def add(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
+        """Queue a request, its answer held to a grammar. Raises RequestRefused when it could never run."""
         length = len(request.prompt_token_ids)
         if request.request_id in self._sequences:
             raise RequestRefused(f"request id {request.request_id!r} is already in use")
@@ -90,7 +91,7 @@ class Scheduler:
         if request.adapter_start < 0:
             raise RequestRefused(f"adapter_start is {request.adapter_start}; it must be a position, 0 or more")
         seed = request.sampling.seed
-        sequence = Sequence.of(request, secrets.randbits(63) if seed is None else seed)
+        sequence = Sequence.of(request, secrets.randbits(63) if seed is None else seed, constraint)
         self._sequences[request.request_id] = sequence
         self._waiting.append(sequence)
 
@@ -138,6 +139,9 @@ class Scheduler:
             sequence = self._sequences.get(part.request_id)
             if sequence is None or sequence.num_computed != part.start:  # planned ahead for one that is gone
                 continue
+            if sequence.constraint is not None and sequence.constraint.failure:
+                deltas.append(self._fail(sequence, sequence.constraint.failure))
+                continue
             if reason := result.failed.get(part.request_id):
                 if part.drafts:  # they may be to blame: it is computed again without
                     sequence.drafter.silence()
@@ -148,7 +152,9 @@ class Scheduler:
                 continue
             sequence.num_computed += len(part.token_ids) - len(part.drafts)
             self._count_prompt(sequence, part)
-            if part.samples:
+            if part.samples and part.request_id not in result.tokens:
+                sequence.num_computed -= 1  # its newest token is computed again once its mask is there
+            elif part.samples:
                 deltas.append(self._append(sequence, self._checked(sequence, part.drafts, result)))
         return deltas
 
@@ -237,6 +243,8 @@ class Scheduler:
         for sequence in sorted(self._running, key=lambda seq: seq.num_uncomputed > 1):
             if sequence not in self._running:  # preempted for the sake of an earlier one
                 continue
+            if sequence.constraint is not None and sequence.constraint.is_held:
+                continue
             count = min(sequence.num_uncomputed, budget)
             if count == 0:
                 continue
@@ -300,7 +308,8 @@ class Scheduler:
         sampled = [sequence for sequence in sequences if sequence.num_uncomputed == planned[sequence.request_id]]
         wishes = []
         for sequence in sampled:
-            most = min(self._speculate, sequence.room(self._max_model_len) - 1)
+            # A grammar's masks are worked out for one token after the other.
+            most = 0 if sequence.constraint else min(self._speculate, sequence.room(self._max_model_len) - 1)
             wishes.append(sequence.drafter.propose(sequence.tokens, most, sequence.stops(self._eos)))
         drafts = {}
         for sequence, wish, share in zip(sampled, wishes, deal(list(map(len, wishes)), spare), strict=True):
@@ -351,6 +360,8 @@ class Scheduler:
             self.generated_tokens += 1
             if reason := sequence.finish_reason(self._eos, self._max_model_len):
                 break
+            if sequence.constraint is not None:
+                sequence.constraint.advance(token)
         self.prefix.publish(sequence)
         self._trim(sequence)
         if reason is not None:

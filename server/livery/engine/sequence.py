@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from livery.engine.base import FinishReason, GenerationRequest
+from livery.engine.constraint import Constraint
 from livery.engine.plan import UNKNOWN, SampleSpec, SequenceSlice
 from livery.engine.prefix_keys import KeyChain
 from livery.engine.speculation import Drafter
@@ -34,11 +35,12 @@ class Sequence:
     cached_tokens: int | None = None  # of its prompt, found when it first ran
     prompt_counted: int = 0  # position in its prompt up to which computed tokens are counted
     drafter: Drafter = field(default_factory=Drafter)
+    constraint: Constraint | None = None  # its place in its grammar, which is never computed again
     in_flight: int = 0  # positions past its newest token that a step under way computes
 
     @classmethod
-    def of(cls, request: GenerationRequest, seed: int) -> Sequence:
-        return cls(request=request, seed=seed, tokens=list(request.prompt_token_ids))
+    def of(cls, request: GenerationRequest, seed: int, constraint: Constraint | None = None) -> Sequence:
+        return cls(request=request, seed=seed, tokens=list(request.prompt_token_ids), constraint=constraint)
 
     @property
     def request_id(self) -> str:
@@ -72,7 +74,8 @@ class Sequence:
         if index < params.min_tokens:
             forbidden = params.stop_token_ids + eos_token_ids
         draw = uniform(self.seed, index) if params.temperature > 0 else 0.0
-        return SampleSpec(params.temperature, params.top_p, params.top_k, params.min_p, draw, forbidden)
+        mask = self.constraint
+        return SampleSpec(params.temperature, params.top_p, params.top_k, params.min_p, draw, forbidden, mask)
 
     def slice_ahead(self, eos_token_ids: tuple[int, ...]) -> SequenceSlice:
         """The position after its newest token, for the token that a step under way chooses there."""
@@ -91,9 +94,10 @@ class Sequence:
         return min(self.request.sampling.max_tokens - self.num_generated, max_model_len - self.num_tokens)
 
     def stops(self, eos_token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Tokens that end it."""
+        """Tokens that end it. Nothing can follow a finished grammar, so that it ends whatever is ignored."""
         params = self.request.sampling
-        return params.stop_token_ids if params.ignore_eos else params.stop_token_ids + eos_token_ids
+        ignored = params.ignore_eos and self.constraint is None
+        return params.stop_token_ids if ignored else params.stop_token_ids + eos_token_ids
 
     def finish_reason(self, eos_token_ids: tuple[int, ...], max_model_len: int) -> FinishReason | None:
         """Why the newest token ends the sequence, if it does."""

@@ -1,0 +1,152 @@
+"""Answers held to grammars: which tokens may come next is worked out beside the step loop, while the step computes.
+
+A sequence's matcher takes its newest token and computes the mask for the next one on a thread of its own pool
+(llguidance lets go of the interpreter), from the moment the token is known until a token is to be chosen. A mask that
+isn't there then holds up nobody: its sequence sits steps out until it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from livery.engine.base import Grammar, RequestRefused
+from livery.engine.plan import TokenMask
+from livery.grammars import GrammarCompiler, GrammarRefused, TokenizerUnfit, shortened
+from livery_adapters.background import step_back
+
+log = logging.getLogger(__name__)
+
+CACHED_GRAMMARS = 32  # compiled ones that are kept
+BROKEN = "the answer can't go on under its grammar: {}; simplify the schema or the grammar"
+
+
+class Constraint:
+    """One sequence's place in its grammar. Used by the step loop; its matcher by one thread at a time."""
+
+    def __init__(
+        self,
+        compiled: Future[LLMatcher],
+        masks: ThreadPoolExecutor,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        wake: Callable[[], None],
+    ) -> None:
+        self._masks = masks
+        self._vocab_size = vocab_size
+        self._eos = list(eos_token_ids)
+        self._wake = wake
+        self._matcher: LLMatcher | None = None
+        self._mask: Future[TokenMask] = Future()
+        self._late = False
+        self.failure: str | None = None  # why the sequence can't go on
+        compiled.add_done_callback(self._begin)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its mask was late and isn't there yet: the sequence had better sit steps out."""
+        return self._late and not self._mask.done()
+
+    def mask(self, seconds: float) -> TokenMask | None:
+        """The tokens that may come next, waited for at most so long; None when there is none, `failure` says why."""
+        try:
+            mask = self._mask.result(seconds)
+        except TimeoutError:
+            self._late = True
+            waited_for = self._mask
+            waited_for.add_done_callback(lambda _: self._wake())
+            return None
+        except (GrammarRefused, CancelledError) as error:
+            self.failure = BROKEN.format(error)
+            return None
+        self._late = False
+        return mask
+
+    def advance(self, token: int) -> None:
+        """Take the sequence's newest token, which its last mask allowed."""
+        self._mask = self._masks.submit(self._next, token)
+
+    def _begin(self, compiled: Future[LLMatcher]) -> None:
+        """On the thread that compiled, or on the caller's where that was done before."""
+        mask = self._mask
+        if compiled.cancelled():
+            mask.cancel()
+            return
+        error = compiled.exception()
+        if error is not None:
+            mask.set_exception(error)
+            return
+        self._matcher = compiled.result().deep_copy()
+
+        def settle(first: Future[TokenMask]) -> None:
+            if (failed := first.exception()) is not None:
+                mask.set_exception(failed)
+            else:
+                mask.set_result(first.result())
+
+        self._masks.submit(self._allowed).add_done_callback(settle)
+
+    def _next(self, token: int) -> TokenMask:
+        assert self._matcher is not None
+        self._matcher.consume_token(token)
+        return self._allowed()
+
+    def _allowed(self) -> TokenMask:
+        """Which tokens the matcher takes next. Raises GrammarRefused where the grammar has become too much."""
+        assert self._matcher is not None
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():
+            raise GrammarRefused(shortened(self._matcher.get_error()))
+        allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little")
+        ends_only = int(allowed.sum()) == int(allowed[self._eos].sum())
+        banned: NDArray[np.bool_] = allowed == 0
+        return TokenMask(banned, ends_only)
+
+
+class Constraints:
+    """Makes constraints for one model; compiled grammars are kept by their content."""
+
+    def __init__(
+        self, tokenizer: Path, vocab_size: int, eos_token_ids: Sequence[int], threads: int, wake: Callable[[], None]
+    ) -> None:
+        """`tokenizer` is a `tokenizer.json`; without one no request can have a grammar. `wake` is called on threads."""
+        self._vocab_size, self._eos, self._wake = vocab_size, eos_token_ids, wake
+        self._compiler: GrammarCompiler | None = None
+        self._unfit = "this model has no tokenizer.json to hold answers to grammars with"
+        self._masks = ThreadPoolExecutor(threads, "grammar-masks")
+        self._compiling = ThreadPoolExecutor(1, "grammar-compiler", initializer=step_back)
+        self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
+        try:
+            self._compiler = GrammarCompiler(tokenizer.read_text(encoding="utf-8"), vocab_size, eos_token_ids)
+        except FileNotFoundError:
+            log.info("no grammars: %s is not there", tokenizer)
+        except (OSError, UnicodeDecodeError, TokenizerUnfit) as error:
+            self._unfit = str(error)
+            log.info("no grammars: %s", error)
+
+    @property
+    def can_hold(self) -> bool:
+        return self._compiler is not None
+
+    def of(self, grammar: Grammar) -> Constraint:
+        """A constraint at the grammar's beginning; compiling goes on beside the caller. Raises RequestRefused."""
+        if self._compiler is None:
+            raise RequestRefused(self._unfit)
+        compiled = self._compiled.get(grammar)
+        if compiled is None:
+            compiled = self._compiled[grammar] = self._compiling.submit(self._compiler.compile, grammar)
+        self._compiled.move_to_end(grammar)
+        while len(self._compiled) > CACHED_GRAMMARS:
+            self._compiled.popitem(last=False)
+        return Constraint(compiled, self._masks, self._vocab_size, self._eos, self._wake)
+
+    def stop(self) -> None:
+        for pool in (self._masks, self._compiling):
+            pool.shutdown(wait=False, cancel_futures=True)
