@@ -104,10 +104,12 @@ class Constraint:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise GrammarRefused(shortened(self._matcher.get_error()))
-        allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little")
-        ends_only = int(allowed.sum()) == int(allowed[self._eos].sum())
-        banned: NDArray[np.bool_] = allowed == 0
-        return TokenMask(banned, ends_only)
+        allowed: NDArray[np.bool_] = np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
+        count = np.count_nonzero(allowed)
+        if count > self._vocab_size // 2:
+            return TokenMask(np.flatnonzero(~allowed), allows=False, ends_only=False)
+        ends_only = bool(count == np.count_nonzero(allowed[self._eos]))
+        return TokenMask(np.flatnonzero(allowed), allows=True, ends_only=ends_only)
 
 
 class Constraints:

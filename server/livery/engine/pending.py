@@ -42,7 +42,7 @@ class PendingStep:
             return self
         self._masks = take_masks(self._specs)
         self._specs = self._masks.specs
-        self._allowed = apply_masks(self._logits, self._masks.banned)
+        self._allowed = apply_masks(self._logits, self._masks.found)
         if self._one_by_one and self._specs:
             each = [choose(self._allowed[row : row + 1], [spec]) for row, spec in enumerate(self._specs)]
             self._chosen = torch.cat(each)

@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class TokenMask:
-    """What a grammar rules out for one row: `banned`, bool [vocabulary]. `ends_only`: all that it allows is to end."""
+    """What a grammar says of one row: all tokens that it allows, or all that it bans, whichever are fewer; int64.
 
-    banned: NDArray[np.bool_]
+    `ends_only`: all that it allows is to end.
+    """
+
+    tokens: NDArray[np.int64]
+    allows: bool
     ends_only: bool
 
 
