@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.generation": SEAM | FACTS | {"livery.metrics", "livery.text"},
     "livery.data_folder": {"livery_adapters"},
     "livery.proving": SEAM | {"livery_adapters"},
-    "livery.lease": SEAM | {"livery_adapters"},
+    "livery.lease": SEAM | {"livery.refusals", "livery_adapters"},
     "livery.standing": {"livery_adapters"},
     "livery.holds": SEAM | {"livery_adapters"},
     "livery.served": SEAM
@@ -57,6 +57,10 @@ ALLOWED: dict[str, set[str]] = {
     "livery.jobs": SEAM | {"livery.chat_template", "livery.lease"},
     "livery.prompts": FACTS | {"livery.lease", "livery.text"},
     "livery.profiles": SEAM | FACTS | {"livery.lease", "livery_adapters"},
+    "livery.pooling": SEAM
+    | FACTS
+    | {f"livery.{part}" for part in ("generation", "lease", "metrics", "prompts", "text")}
+    | {"livery_adapters"},
     "livery.sampling": SEAM | FACTS | {"livery.prompts"},
     "livery.service": SEAM
     | FACTS
@@ -64,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
         f"livery.{part}"
         for part in (
             *("generation", "grammar_check", "lease", "metrics"),
-            *("profiles", "prompts", "sampling", "served", "text"),
+            *("pooling", "profiles", "prompts", "sampling", "served", "text"),
         )
     }
     | {"livery_adapters"},

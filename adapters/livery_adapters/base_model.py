@@ -42,13 +42,17 @@ class BaseShapes:
 
     `plain` are modules that work on one token's row at a time and are neither linear nor an embedding (norms): the
     shapes of their parameters by name. `experts` are keyed by the path of the parameter itself, such as
-    `model.layers.0.mlp.experts.gate_up_proj`. `tied` maps a head to the embedding whose weight it shares.
+    `model.layers.0.mlp.experts.gate_up_proj`. `tied` maps a head to the embedding whose weight it shares. `backbone` is
+    the path of the model without its language head (AutoModel), whose last hidden state is `hidden_size` wide; empty
+    and 0 where they aren't known.
     """
 
     modules: Mapping[str, ModuleShape]
     plain: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     experts: Mapping[str, ExpertsShape] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
+    backbone: str = ""
+    hidden_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

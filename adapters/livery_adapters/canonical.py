@@ -139,8 +139,9 @@ class CanonicalAdapter:
     """What one adapter version does to the base model, keyed by the base's module paths.
 
     `experts` is keyed by the path of the parameter, `plain` holds replaced parameters of other modules (norms) by
-    module path and parameter name. `errors` gives the relative error ‖ΔW - applied‖/‖ΔW‖ of every module that was
-    approximated; without any the adapter is exact: applying it gives PEFT's own forward up to rounding.
+    module path and parameter name, `head` is a classifier's, [labels, hidden]. `errors` gives the relative error
+    ‖ΔW - applied‖/‖ΔW‖ of every module that was approximated; without any the adapter is exact: applying it gives
+    PEFT's own forward up to rounding.
     """
 
     digest: str
@@ -148,6 +149,7 @@ class CanonicalAdapter:
     embeddings: Mapping[str, EmbeddingChange] = field(default_factory=dict)
     experts: Mapping[str, ExpertsChange] = field(default_factory=dict)
     plain: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    head: Tensor | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
 
     @property

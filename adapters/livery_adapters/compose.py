@@ -24,6 +24,7 @@ from livery_adapters.canonical import (
 from livery_adapters.composition import added_up
 from livery_adapters.measure import delta_norm, low_rank_norm, wide
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.tasks import HEAD
 
 _HELD = {
     "transform": "an input transform",
@@ -80,6 +81,8 @@ def check_additive(adapter: CanonicalAdapter) -> None:
             raise _not_additive(adapter, path, " and ".join(held))
     for path, parameters in adapter.plain.items():
         raise _not_additive(adapter, path, f"replaced parameters ({', '.join(parameters)})")
+    if adapter.head is not None:
+        raise _not_additive(adapter, HEAD, "a classifier's head")
 
 
 def _not_additive(adapter: CanonicalAdapter, path: str, held: str) -> AdapterRefused:

@@ -11,8 +11,9 @@ from statistics import median
 
 from livery_adapters.base_model import BaseModel, ModuleShape
 from livery_adapters.effect import AdapterEffect
-from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors
+from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors, Task
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
+from livery_adapters.tasks import check_head
 from livery_adapters.types import type_of
 from livery_adapters.types.base import untargeted, vocabulary_of
 
@@ -43,7 +44,8 @@ class CoverageReport:
 
     `modules_by_path` has one entry per changed module or parameter. What follows it is None until an engine has
     measured the adapter (`with_effect`): the spread of the modules' ‖ΔW‖/‖W‖, whether the form that is served is
-    PEFT's exactly, and the largest error of a module if not.
+    PEFT's exactly, and the largest error of a module if not. `task` is what the adapter was trained to give,
+    `num_labels` how many classes its head tells apart; 0 for one that doesn't classify.
     """
 
     digest: str
@@ -61,6 +63,8 @@ class CoverageReport:
     largest_effect: float | None = None
     exact: bool | None = None
     error: float | None = None
+    task: Task = "generate"
+    num_labels: int = 0
 
     def with_effect(self, effect: AdapterEffect) -> CoverageReport:
         """The report with what an engine measured, per module and in sum.
@@ -121,6 +125,8 @@ def check_against(
         kind.check_settings(manifest.settings, base.shapes)
     for full in manifest.full:
         _check_full(full, base, hint)
+    if manifest.head is not None:
+        check_head(manifest.head, base)
     _check_saved(manifest, base)
     return _report(manifest, base)
 
@@ -205,7 +211,7 @@ def _check_full(full: FullTensor, base: BaseModel, hint: str) -> None:
         raise AdapterRefused(
             "unknown_tensor",
             f"{full.entry.name} is a complete parameter of {full.module}, which is not among what adapters may replace "
-            f"in this base: a classification head or a router, for example, can't be served. {hint}",
+            f"in this base: a router, for example, can't be served. {hint}",
         )
     expected = _expected(full, base)
     if expected is None:
@@ -282,6 +288,8 @@ def _report(manifest: AdapterManifest, base: BaseModel) -> CoverageReport:
         nbytes=manifest.nbytes,
         warnings=_warnings(manifest, base),
         modules_by_path=modules,
+        task=manifest.task,
+        num_labels=manifest.head.entry.shape[0] if manifest.head else 0,
     )
 
 
@@ -290,7 +298,7 @@ def _modules(manifest: AdapterManifest) -> dict[str, ModuleCoverage]:
         target.path: ModuleCoverage(target.kind, target.rank, target.dtype, target.nbytes)
         for target in manifest.targets
     }
-    for full in manifest.full:
+    for full in (*manifest.full, *([manifest.head] if manifest.head else [])):
         nbytes = full.entry.end - full.entry.begin
         known = found.get(full.module) or ModuleCoverage("full", 0, full.entry.dtype, 0)
         found[full.module] = replace(known, nbytes=known.nbytes + nbytes)

@@ -11,7 +11,9 @@ from livery_adapters.base_model import BaseModel
 from livery_adapters.coverage import CoverageReport, check_against
 from livery_adapters.finite import check_finite
 from livery_adapters.manifest import AdapterManifest, read_manifest
+from livery_adapters.profile import Profile
 from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.tasks import placed
 
 NOT_YET = "0" * 64  # the digest of files that are still being hashed
 
@@ -46,7 +48,7 @@ def check_headers(
 ) -> CheckedFiles:
     """As `check_directory`, but for the numbers themselves. `digest` may be NOT_YET."""
     with _readable(directory):
-        manifest = read_manifest(directory, limits, digest=digest)
+        manifest = placed(read_manifest(directory, limits, digest=digest), base)
         return CheckedFiles(manifest, check_against(manifest, base, limits, approximate))
 
 
@@ -54,6 +56,16 @@ def check_numbers(directory: Path, manifest: AdapterManifest) -> None:
     """Raises AdapterRefused where a number is NaN or infinite."""
     with _readable(directory):
         check_finite(directory, manifest)
+
+
+def check_labels(profile: Profile, classes: int) -> None:
+    """Does each class of the adapter's head get one name, or none of them? Raises AdapterRefused (bad_profile)."""
+    if profile.labels and len(profile.labels) != classes:
+        raise AdapterRefused(
+            "bad_profile",
+            f"labels has {len(profile.labels)} names and the adapter's head {classes} classes; name each of them, in "
+            "the head's order, or leave labels out",
+        )
 
 
 @contextmanager

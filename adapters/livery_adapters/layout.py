@@ -11,6 +11,7 @@ from livery_adapters.peft_config import CommonSettings
 from livery_adapters.tensor_file import TensorEntry
 
 Kind = Literal["linear", "embedding", "experts", "plain", "rows"]
+Task = Literal["generate", "embed", "classify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ class AdapterManifest:
 
     `settings` is what the type made of its own configuration fields, `shared` are tensors of no single module by
     role (VeRA's projections), `full` complete parameters. `invocation` are the token ids that switch the adapter on
-    (activated LoRA); empty: it is always on.
+    (activated LoRA); empty: it is always on. `task` is what it was trained to give, `head` a classifier's own [labels,
+    hidden] (see livery_adapters.tasks).
     """
 
     digest: str
@@ -93,6 +95,8 @@ class AdapterManifest:
     facts: Mapping[str, object]
     invocation: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
+    task: Task = "generate"
+    head: FullTensor | None = None
 
     @property
     def base_name(self) -> str | None:

@@ -27,7 +27,7 @@ from typing import Protocol, TypeVar
 from livery_adapters.base_model import BaseModel
 from livery_adapters.coverage import CoverageReport
 from livery_adapters.effect import AdapterEffect
-from livery_adapters.examine import NOT_YET, CheckedFiles, check_headers, check_numbers
+from livery_adapters.examine import NOT_YET, CheckedFiles, check_headers, check_labels, check_numbers
 from livery_adapters.fetching import copy_directory
 from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.incoming import Incoming
@@ -147,6 +147,7 @@ class AdapterLibrary:
             async with _beside(incoming.sync) as synced:
                 headers, weights = await self._complete(incoming, intake.approximate)
                 profile = await asyncio.to_thread(_profile, incoming, intake.profile)
+                check_labels(profile, headers.coverage.num_labels)
                 known = await self._known(weights, intake.approximate, profile)
                 if known is not None:
                     return await self._record(name, incoming, known, origin, intake, "ready")
@@ -207,7 +208,10 @@ class AdapterLibrary:
         return await asyncio.to_thread(self.registry.rollback, name, expected_generation, base)
 
     async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> AdapterRecord:
-        """Serve the active version's weights with another profile. Raises RegistryError."""
+        """Serve the active version's weights with another profile. Raises RegistryError, AdapterRefused."""
+        record = await asyncio.to_thread(self.registry.get, name)
+        if record.active is not None:
+            check_labels(profile, int(str(record.active.facts.coverage.get("num_labels") or 0)))
         return await asyncio.to_thread(self.registry.set_profile, name, profile.to_json(), expected_generation)
 
     async def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:

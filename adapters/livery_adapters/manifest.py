@@ -20,6 +20,7 @@ from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors, d
 from livery_adapters.peft_config import CommonSettings, check_fields, common_settings
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.strict_json import parse_object
+from livery_adapters.tasks import taken_out, task_of
 from livery_adapters.tensor_file import (
     CONFIG_NAME,
     FILE_NAMES,
@@ -73,6 +74,7 @@ def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS, digest: str 
     targets = tuple(_target(module, roles, kind, common, settings) for module, roles in found.modules.items())
     if not targets and not found.full:
         raise AdapterRefused("no_matching_module", f"{WEIGHTS_NAME} holds nothing but tensors that all modules share")
+    head, full = taken_out(found.full)
     invocation = kind.invocation(settings) if kind.invocation else ()
     _check_late_start(invocation, targets, found)
     return AdapterManifest(
@@ -82,12 +84,14 @@ def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS, digest: str 
         settings=settings,
         targets=targets,
         shared=found.shared,
-        full=tuple(found.full.values()),
+        full=full,
         tensors=entries,
         nbytes=size + len(data),
         facts={name: config[name] for name in _SHOWN_FIELDS if name in config},
         invocation=invocation,
         warnings=kind.warn(targets, settings) if kind.warn else (),
+        task=task_of(config.get("task_type"), head),
+        head=head,
     )
 
 

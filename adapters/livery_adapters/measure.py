@@ -31,6 +31,7 @@ from livery_adapters.canonical import (
 )
 from livery_adapters.effect import AdapterEffect, ModuleEffect
 from livery_adapters.sums import PairSums, Sums, TorchSums
+from livery_adapters.tasks import HEAD
 
 _CHUNK = 1 << 17  # values widened at a time: they stay in the cache
 _BLOCK = 1 << 20  # values of an adapted weight formed at a time
@@ -217,6 +218,8 @@ def measure(adapter: CanonicalAdapter, base: BaseWeights, norms: BaseNorms, sums
         )
         size = math.hypot(*(norms.parameter(f"{path}.{name}") for name in parameters))
         modules[path] = ModuleEffect(0, _relative(distance, size), errors.get(path, 0.0))
+    if adapter.head is not None:
+        modules[HEAD] = ModuleEffect(0, 1.0 if squared_norm(adapter.head) else 0.0)  # the base has none
     return AdapterEffect(modules, adapter.nbytes)
 
 

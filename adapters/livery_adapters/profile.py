@@ -36,6 +36,7 @@ Temperature = Annotated[float, Meta(ge=0, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Words = Annotated[str, Meta(min_length=1, max_length=32 << 10)]
 Stop = Annotated[str, Meta(min_length=1, max_length=256)]
+Label = Annotated[str, Meta(min_length=1, max_length=256)]
 Template = Annotated[str, Meta(min_length=1, max_length=64 << 10)]
 ParserName = Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,64}\Z")]
 
@@ -102,7 +103,8 @@ class Profile(_Strict, frozen=True):
 
     `system_prompt_mode`: "default" is used where a client sends no system message of its own, "always" is put before
     the client's, "only" refuses the client's. `chat_template` "adapter" and `tokenizer` "adapter" ask for what lies
-    beside the weights; a version keeps what was found there (the template's text, `added_tokens`).
+    beside the weights; a version keeps what was found there (the template's text, `added_tokens`). `pooling` makes one
+    embedding of all tokens' (see engine.base.Pooling), `labels` name the classes of a classifier, one each.
     """
 
     system_prompt: Words | None = None
@@ -121,6 +123,8 @@ class Profile(_Strict, frozen=True):
     tool_parser: ParserName | None = None
     reasoning_parser: ParserName | None = None
     response_format: dict[str, Any] | UnsetType = UNSET
+    pooling: Literal["last", "mean"] | None = None
+    labels: Annotated[tuple[Label, ...], Meta(max_length=4096)] = ()
 
     @property
     def schema(self) -> str | None:
@@ -142,7 +146,7 @@ class Profile(_Strict, frozen=True):
 
 EMPTY = Profile()
 FIELDS = Profile.__struct_fields__
-TEXTS = ("system_prompt", "examples", "chat_template", "added_tokens", "response_format")
+TEXTS = ("system_prompt", "examples", "chat_template", "added_tokens", "response_format", "labels")
 """The fields that may be long: for one adapter, never for a list of them."""
 
 

@@ -21,6 +21,7 @@ def version_json(version: NamedVersion, *, active: bool, whole: bool = True) -> 
         "active": active,
         "proven": version.state == "ready",
         "peft_type": facts.peft_type,
+        "task": facts.coverage.get("task", "generate"),
         "bytes": facts.nbytes,
         "created": int(version.added),
         "approximate": facts.approximate or None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from livery.chat_template import Conversation
 from livery.engine.base import Grammar
@@ -60,3 +61,29 @@ class Job:
     request_id: str
     prompt_param: str = "messages"  # what the client calls the prompt, for messages
     caller: Caller = ANYONE
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingJob:
+    """A request for a vector per prompt as a client put it, or, with "score", for a number per pair of prompts.
+
+    `kind` None is the adapter's own way to pool, else the last token. Of an embedding the first `dimensions` numbers
+    (None: all) are wanted, scaled to length 1 with `normalize`.
+    """
+
+    model: str
+    purpose: Literal["embed", "classify", "score"]
+    prompts: Sequence[str | list[int]]
+    request_id: str
+    prompt_param: str = "input"
+    pairs: Sequence[tuple[int, int]] = ()  # places of prompts, both of them texts
+    kind: Literal["last", "mean"] | None = None
+    dimensions: int | None = None
+    normalize: bool = True
+    cache_salt: str = ""
+    caller: Caller = ANYONE
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The prompts where they are texts."""
+        return [prompt if isinstance(prompt, str) else "" for prompt in self.prompts]

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from livery.engine.base import DEFAULT_TENANT, AdapterRef
+from livery.refusals import InvalidParameter
 from livery_adapters.composition import added_up, composition_digest
-from livery_adapters.registry import Alias, AliasTarget, VersionFacts
+from livery_adapters.layout import Task
+from livery_adapters.registry import Alias, AliasTarget, NamedVersion, VersionFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +34,58 @@ class Lease:
     `name` is the adapter's own, whatever alias led there; `digest` that of its version, `ref` the engine's view.
     """
 
-    __slots__ = ("_release", "digest", "facts", "name", "ref")
+    __slots__ = ("_release", "digest", "facts", "name", "ref", "task")
 
     def __init__(
-        self, name: str, digest: str, ref: AdapterRef, facts: VersionFacts | None, release: Callable[[], None]
+        self,
+        name: str,
+        digest: str,
+        ref: AdapterRef,
+        facts: VersionFacts | None,
+        release: Callable[[], None],
+        task: Task = "generate",
     ) -> None:
         self.name = name
         self.digest = digest
         self.ref = ref
         self.facts = facts  # None for a composition
+        self.task = task  # what it was trained for
         self._release: Callable[[], None] | None = release
+
+    @property
+    def num_labels(self) -> int:
+        """How many classes it tells apart; 0 where it doesn't classify."""
+        return int(str(self.facts.coverage.get("num_labels") or 0)) if self.facts else 0
 
     def release(self) -> None:
         if self._release is not None:
             done, self._release = self._release, None
             done()
+
+
+def task_of(facts: VersionFacts) -> Task:
+    """What a version was trained for; those taken in before this was asked generate."""
+    task = facts.coverage.get("task")
+    return "embed" if task == "embed" else "classify" if task == "classify" else "generate"
+
+
+def common_task(versions: Sequence[NamedVersion]) -> Task:
+    """What versions that are to be added up were trained for. Raises InvalidParameter where they have no sum."""
+    late = next((version for version in versions if version.facts.invocation), None)
+    if late is not None:
+        raise InvalidParameter(
+            f"{late.name} is an activated adapter (aLoRA): it acts on part of a prompt and can't be added to others; "
+            "ask for it alone.",
+            "model",
+        )
+    tasks = {task_of(version.facts): version.name for version in versions}
+    if len(tasks) > 1:
+        raise InvalidParameter(
+            f"{' and '.join(tasks.values())} were trained for different tasks ({', '.join(tasks)}) and can't be added "
+            "up; ask for one of them.",
+            "model",
+        )
+    return next(iter(tasks))
 
 
 def target_of(alias: Alias, targets: Sequence[AliasTarget], caller: Caller) -> str:

@@ -227,6 +227,11 @@ class RequestMeter:
             last = max(self._last.values())
             self._metrics.decoding.observe(last - self._started - self.first_token_s)
 
+    def pooled(self, sequences: int) -> None:
+        """All vectors of a request came; there is no token to count."""
+        self.outcome = "stop"
+        self._metrics.success["stop"].inc(sequences)
+
     def close(self, prompt_tokens: int, generated: int, unfinished: Literal["abort", "error"]) -> None:
         """The request is over; `unfinished` says why if its sequences didn't all reach their end."""
         metrics = self._metrics

@@ -19,12 +19,13 @@ from dataclasses import replace
 
 from livery.engine.base import AdapterRef, Engine, EngineDead, EngineError, EngineInfo
 from livery.holds import Holds
-from livery.lease import ANYONE, Caller, Lease, summed, target_of
+from livery.lease import ANYONE, Caller, Lease, common_task, summed, target_of, task_of
 from livery.proving import EngineProver, reference
 from livery.refusals import AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
 from livery.standing import Standing, look_up
 from livery_adapters.base_model import BaseModel
 from livery_adapters.composition import parse_composition
+from livery_adapters.layout import Task
 from livery_adapters.library import AdapterLibrary
 from livery_adapters.names import LONGEST_NAME, MIN_DIGEST_PREFIX
 from livery_adapters.refusal import AdapterRefused, Limits
@@ -272,23 +273,18 @@ class ServedAdapters:
 
     def _hold_version(self, version: NamedVersion) -> Lease:
         """Raises FileNotFoundError when its files are gone."""
-        return self._hold(version.name, version.facts.digest, self._reference(version), version.facts, [version.name])
+        facts, names = version.facts, [version.name]
+        return self._hold(version.name, facts.digest, self._reference(version), facts, names, task=task_of(facts))
 
     def _hold_composition(self, name: str, chosen: Sequence[tuple[NamedVersion, float]]) -> Lease:
-        for version, _ in chosen:
-            if version.facts.invocation:
-                raise InvalidParameter(
-                    f"{version.name} is an activated adapter (aLoRA): it acts on part of a prompt and can't be added "
-                    "to others; ask for it alone.",
-                    "model",
-                )
+        task = common_task([version for version, _ in chosen])
         found = summed([(self._reference(version), weight) for version, weight in chosen])
         if found is None:
             raise InvalidParameter(f"The weights of {name[:200]} come to nothing; the base answers that.", "model")
         ref, composed = found
         names = [version.name for version, _ in chosen]
         try:
-            return self._hold(name, ref.digest, ref, None, names, composed=composed)
+            return self._hold(name, ref.digest, ref, None, names, composed=composed, task=task)
         except FileNotFoundError:
             self._forget_names(names)
             raise UnknownModel(name, "one of its adapters was deleted just now") from None
@@ -302,6 +298,7 @@ class ServedAdapters:
         names: Sequence[str],
         *,
         composed: bool = False,
+        task: Task = "generate",
     ) -> Lease:
         self._holds.keep(ref, composed=composed)
         self._by_name.update(names)
@@ -313,7 +310,7 @@ class ServedAdapters:
                 if not self._by_name[one]:
                     del self._by_name[one]
 
-        return Lease(name, digest, ref, facts, release)
+        return Lease(name, digest, ref, facts, release, task)
 
     # -- following changes -----------------------------------------------------------------------------
 

@@ -14,22 +14,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest
+from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
 from livery.generation import Generation, Usage
 from livery.grammar_check import GrammarCheck
-from livery.jobs import Job
-from livery.lease import ANYONE, Caller, Lease
+from livery.jobs import Job, PoolingJob
+from livery.lease import ANYONE, Caller, Lease, task_of
 from livery.metrics import Metrics, Snapshot
+from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
 from livery.profiles import dressed, profile_of
 from livery.prompts import activation, check_ids, encode, off_loop, token_ids
 from livery.refusals import Draining, NotReady, Overloaded, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
 from livery.text import Tokenizer, TokenizerFacts
+from livery_adapters.layout import Task
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.profile import Profile
 from livery_adapters.registry import NamedVersion, RegistryError
@@ -53,6 +55,15 @@ class OpenedJob:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenedPooling:
+    """An admitted request for vectors, what serves it (NAME@DIGEST) and the names of that one's classes."""
+
+    answer: PooledAnswer
+    served_by: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """One name that requests may use. `parent` is None for the base. `created` is a Unix time."""
 
@@ -61,6 +72,7 @@ class ModelCard:
     digest: str
     parent: str | None
     max_model_len: int
+    task: Task | None = None  # None in lists, which don't look at what an adapter holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,29 +129,15 @@ class GenerationService:
         Raises Draining, Overloaded, UnknownModel, AdapterNotReady, AdapterUnusable, InvalidMessages,
         InvalidParameter, ContextLengthExceeded.
         """
-        if self._draining:
-            raise Draining
-        if self._open >= self._max_open:
-            raise Overloaded(self._open)
-        count = len(job.prompts) * job.options.n
-        self._open += count  # before anything is waited for, so that no other request takes the same room
-        lease: Lease | None = None
-
-        def release() -> None:
-            self._open -= count
-            if lease:
-                lease.release()
-
+        lease, release = await self._admit(job.model, len(job.prompts) * job.options.n, job.caller)
         try:
-            name = job.model or self.base_name
-            lease = await self._lease(name, job.caller)
+            check_task(lease, "generate")
             profile = profile_of(lease)
             job = dressed(job, profile)
             requests, prompt_tokens = await self._requests(job, lease)
         except BaseException:
             release()
             raise
-        name, digest = (lease.name, lease.digest) if lease else (self.base_name, self.info.base_digest)
         generation = Generation(
             self._engine,
             self._tokenizer_of(lease),
@@ -150,8 +148,42 @@ class GenerationService:
             release,
             answers_each=job.options.n,
         )
-        short = digest[:DIGEST_SHOWN]
+        name, short = self._server_of(lease)
         return OpenedJob(generation, f"{name}@{short}", f"livery-{self.info.base_digest[:8]}-{short}", profile)
+
+    async def pool(self, job: PoolingJob) -> OpenedPooling:
+        """Admit a request for vectors, as `open` does one for text."""
+        lease, release = await self._admit(job.model, min(len(job.prompts), AT_ONCE), job.caller)
+        try:
+            check_task(lease, job.purpose)
+            profile = profile_of(lease)
+            pooling = pooling_of(job, lease, profile, self.info.shapes.hidden_size)
+            inputs = await asyncio.to_thread(
+                encode_inputs, job, self._tokenizer_of(lease), self.info, as_pairs=bool(job.pairs) and pooling.head
+            )
+            if pooling.head:
+                inputs = [without_padding(ids, self.info.pad_token_id) for ids in inputs]
+            starts = [activation(ids, lease, job.prompt_param) for ids in inputs]
+        except BaseException:
+            release()
+            raise
+        requests = [
+            GenerationRequest(
+                f"{job.request_id}-{index}",
+                ids,
+                SamplingParams(max_tokens=1),
+                lease.ref if lease else None,
+                start,
+                job.caller.tenant,
+                job.cache_salt,
+                pooling,
+            )
+            for index, (ids, start) in enumerate(zip(inputs, starts, strict=True))
+        ]
+        meter = self.metrics.begin(lease.name if lease else None)
+        answer = PooledAnswer(self._engine, requests, meter, Usage(prompt_tokens=sum(map(len, inputs))), release)
+        name, short = self._server_of(lease)
+        return OpenedPooling(answer, f"{name}@{short}", labels_of(lease, profile))
 
     async def tokenize(self, job: Job, *, strings: bool) -> Tokens:
         """What the engine would be asked to read for the job's only prompt. Raises as `open` does, but for room."""
@@ -238,6 +270,32 @@ class GenerationService:
             raise UnknownModel(name, f"the base model served here is {plain}{at}{digest[:DIGEST_SHOWN]}")
         return True
 
+    async def _admit(self, model: str, count: int, caller: Caller) -> tuple[Lease | None, Callable[[], None]]:
+        """Take room for so many sequences and hold what serves them; and how to let go of both."""
+        if self._draining:
+            raise Draining
+        if self._open >= self._max_open:
+            raise Overloaded(self._open)
+        self._open += count  # before anything is waited for, so that no other request takes the same room
+        lease: Lease | None = None
+
+        def release() -> None:
+            self._open -= count
+            if lease:
+                lease.release()
+
+        try:
+            lease = await self._lease(model or self.base_name, caller)
+        except BaseException:
+            release()
+            raise
+        return lease, release
+
+    def _server_of(self, lease: Lease | None) -> tuple[str, str]:
+        """The name and the beginning of the digest of what serves a request."""
+        name, digest = (lease.name, lease.digest) if lease else (self.base_name, self.info.base_digest)
+        return name, digest[:DIGEST_SHOWN]
+
     async def _requests(self, job: Job, lease: Lease | None) -> tuple[list[GenerationRequest], int]:
         """What the engine is asked for, and the tokens of all prompts."""
         info = self.info
@@ -266,8 +324,10 @@ class GenerationService:
 
     def _base_card(self) -> ModelCard:
         info = self.info
-        return ModelCard(self.base_name, self._created, info.base_digest, None, info.max_model_len)
+        return ModelCard(self.base_name, self._created, info.base_digest, None, info.max_model_len, "generate")
 
     def _adapter_card(self, name: str, version: NamedVersion) -> ModelCard:
         facts = version.facts
-        return ModelCard(name, int(version.added), facts.digest, self.base_name, self.info.max_model_len)
+        return ModelCard(
+            name, int(version.added), facts.digest, self.base_name, self.info.max_model_len, task_of(facts)
+        )

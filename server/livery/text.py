@@ -104,6 +104,11 @@ class Tokenizer:
         """The text of a `tokenizer.json` that says the same."""
         return str(self._fast.to_str())
 
+    def encode_pair(self, first: str, second: str, room: int | None = None) -> list[int]:
+        """Token ids of two texts as the model's tokenizer joins them. Raises PromptTooLong as `encode` does."""
+        self._check_room(first + second, room)
+        return list(self._fast.encode(first, second).ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, without special tokens."""
         return self._fast.decode(ids, skip_special_tokens=True)

@@ -184,10 +184,13 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
         "low-rank pairs",
     ),
     "a classification head": (
-        lambda f: edit_tensors(f, **{"base_model.model.score.weight": torch.ones(2, 32)}),
-        "unknown_tensor",
+        lambda f: (
+            _config(task_type="CAUSAL_LM")(f),
+            edit_tensors(f, **{"base_model.model.score.weight": torch.ones(2, 32)}),
+        ),
+        "unsupported_combination",
         "base_model.model.score.weight",
-        "classification head",
+        "correct task_type",
     ),
     "a norm of another width": (lambda f: _norm(f, 31), "wrong_shape", "[31]", "use an adapter trained on it"),
     "a larger vocabulary": (

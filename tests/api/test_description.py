@@ -11,12 +11,12 @@ from fastapi.routing import APIRoute
 
 from api.live_server import LiveServer, Serve
 from api.peft_files import make_adapter
-from livery.api import adapters, openai, status, tokens
+from livery.api import adapters, openai, pooling, status, tokens
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 ROUTES = {
     (method, route.path): route
-    for router in (openai.router, tokens.router, adapters.router, status.router)
+    for router in (openai.router, pooling.router, tokens.router, adapters.router, status.router)
     for route in router.routes
     if isinstance(route, APIRoute) and route.include_in_schema
     for method in route.methods
@@ -51,6 +51,8 @@ def test_answers_look_as_described(serve: Serve, tmp_path: Path) -> None:
     asked: list[tuple[str, str, str, Any]] = [
         ("POST", "/v1/chat/completions", "", CHAT),
         ("POST", "/v1/completions", "", {"prompt": "one"}),
+        ("POST", "/v1/embeddings", "", {"input": ["one", "two"]}),
+        ("POST", "/v1/score", "", {"text_1": "one", "text_2": ["two", "three"]}),
         ("GET", "/v1/models", "", None),
         ("GET", "/v1/models/{model:path}", "one", None),
         ("POST", "/v1/adapters:check", "", source),

@@ -54,6 +54,9 @@ def test_an_unknown_model_is_the_same_404_everywhere(server: LiveServer) -> None
         post(server, "/v1/chat/completions", {**CHAT, "model": name, "stream": True}),
         post(server, "/v1/completions", {**TEXT, "model": name}),
         httpx.get(f"{server.url}/v1/models/no%2Fsuch:model"),
+        post(server, "/v1/embeddings", {"model": name, "input": "a"}),
+        post(server, "/classify", {"model": name, "input": "a"}),
+        post(server, "/v1/score", {"model": name, "text_1": "a", "text_2": "b"}),
     ]
     assert {answer.status_code for answer in answers} == {404}
     first = check_shape(answers[0])
@@ -90,6 +93,9 @@ def test_routes_that_take_a_model_are_all_known_here(server: LiveServer) -> None
         "/tokenize",
         "/detokenize",
         "/tokenizer_info",
+        "/v1/embeddings",
+        "/v1/score",
+        "/classify",
     }
 
 
@@ -97,7 +103,7 @@ def test_routes_that_take_a_model_are_all_known_here(server: LiveServer) -> None
     ("method", "path", "status", "code"),
     [
         ("GET", "/", 404, "unknown_url"),
-        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("POST", "/v1/rerank", 404, "unknown_url"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("GET", "/v1/models/", 404, "model_not_found"),
         ("POST", "/v1/models", 405, "method_not_allowed"),

@@ -12,6 +12,7 @@ from peft import HiraConfig, IA3Config, LoKrConfig, LoraConfig, PeftConfig
 
 from adapters.peft_types import TARGETS, base, make
 from cli.conftest import Livery
+from engine.pooled import save_classifier, save_embedding_adapter
 
 LORA: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": TARGETS["llama"]}
 
@@ -83,6 +84,23 @@ def test_the_engines_logits_are_compared_with_pefts(
     assert peft["difference"] < 1e-4
     assert peft["moves_base"] > 1e-2
     assert answer["coverage"]["exact"] is True
+
+
+@pytest.mark.parametrize(("labels", "words"), [(0, "embeddings"), (3, "classification, 3 classes")])
+def test_vectors_and_classes_are_compared_with_pefts(
+    labels: int, words: str, model: Path, tmp_path: Path, livery: Livery
+) -> None:
+    folder, fields = tmp_path / "made", {"target_modules": TARGETS["llama"]}
+    if labels:
+        save_classifier(model, folder, 1, labels, **fields)
+    else:
+        save_embedding_adapter(model, folder, 1, **fields)
+    check = ["adapters", "check", folder, "--model", model, "--verify-with-peft"]
+    peft = livery(*check, "--json").json()["peft"]
+    assert peft["ok"] is True
+    assert peft["difference"] < 1e-4
+    assert peft["moves_base"] > 1e-2
+    assert words in livery(*check).out
 
 
 def test_what_differs_from_peft_fails(model: Path, tmp_path: Path, livery: Livery) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from livery.engine.arena import Arena
-from livery.engine.base import AdapterRef, EngineConfig, GenerationRequest, SamplingParams, TokenDelta
+from livery.engine.base import AdapterRef, EngineConfig, GenerationRequest, Pooling, SamplingParams, TokenDelta
 from livery.engine.core import EngineCore
 from livery.engine.images import AdapterImage
 from livery.engine.plan import SequenceSlice
@@ -73,6 +73,7 @@ class Recorded:
     finish: str | None = None
     error: str | None = None
     cached: int = 0  # prompt tokens found in the prefix cache
+    pooled: Tensor | None = None  # the vector of a pooled request
 
 
 class RecordingRunner(ModelRunner):
@@ -123,6 +124,11 @@ class Bench:
         self.results[name] = Recorded()
         self.core.add(GenerationRequest(name, prompt, params, adapter, adapter_start))
 
+    def pool(self, name: str, prompt: list[int], adapter: AdapterRef | None, pooling: Pooling) -> None:
+        """Ask for a vector in place of tokens."""
+        self.results[name] = Recorded()
+        self.core.add(GenerationRequest(name, prompt, SamplingParams(max_tokens=1), adapter, pooling=pooling))
+
     def step(self) -> list[TokenDelta]:
         deltas = self.core.step()
         for delta in deltas:
@@ -130,6 +136,8 @@ class Bench:
             result.tokens += delta.token_ids
             result.finish, result.error = delta.finish_reason, delta.error
             result.cached += delta.cached_tokens
+            if delta.pooled:
+                result.pooled = torch.frombuffer(bytearray(delta.pooled), dtype=torch.float32)
         return deltas
 
     def run(self) -> dict[str, Recorded]:

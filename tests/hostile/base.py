@@ -71,7 +71,7 @@ def base() -> BaseModel:
             modules[path] = ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
         elif own := {name: tuple(value.shape) for name, value in module.named_parameters(recurse=False)}:
             plain[path] = own
-    return BaseModel(NAME, "0" * 64, BaseShapes(modules, plain))
+    return BaseModel(NAME, "0" * 64, BaseShapes(modules, plain, backbone="model", hidden_size=HIDDEN))
 
 
 class Weights:

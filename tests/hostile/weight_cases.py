@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,22 @@ def _drop(name: str) -> Callable[[Tensors], object]:
 
 def _put(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Callable[[Tensors], object]:
     return lambda found: found.update({name: torch.full(shape, 0.25, dtype=dtype)})
+
+
+_SCORE = "base_model.model.score.weight"
+
+
+def _head(*shape: int) -> Build:
+    """A classifier's head of this shape beside a good adapter."""
+    return tensors(_put(_SCORE, *shape), modules_to_save=["score"], task_type="SEQ_CLS")
+
+
+def _nan_head(found: Tensors) -> None:
+    found[_SCORE] = torch.full((2, 32), math.nan)
+
+
+def _with_bias(found: Tensors) -> None:
+    found[_SCORE], found["base_model.model.score.bias"] = torch.ones(2, 32), torch.ones(2)
 
 
 def _rank(size: int) -> Callable[[Tensors], object]:
@@ -169,11 +186,39 @@ BASE = (
         "base_model.model.model.layers.0",
         "check",
     ),
+    _case("a router", tensors(_put("base_model.model.gate.weight", 2, 32)), "unknown_tensor", "a router", "check"),
     _case(
-        "a classification head",
-        tensors(_put("base_model.model.score.weight", 2, 32), modules_to_save=["score"]),
+        "a head in an adapter for text",
+        tensors(_put(_SCORE, 2, 32), modules_to_save=["score"], task_type="CAUSAL_LM"),
+        "unsupported_combination",
+        "the head of a classifier",
+    ),
+    _case(
+        "a classifier without its head", tensors(lambda found: None, task_type="SEQ_CLS"), "missing_tensor", "SEQ_CLS"
+    ),
+    _case(
+        "a class per token",
+        tensors(_put(_SCORE, 2, 32), modules_to_save=["score"], task_type="TOKEN_CLS"),
+        "unsupported_task",
+        "a class for every token",
+    ),
+    _case("a task that is none", tensors(lambda found: None, task_type=[1]), "bad_field", "task_type is [1]"),
+    _case("a head of another width", _head(2, 48), "wrong_shape", "is [2, 48]", "check"),
+    _case("a head of one axis", _head(32), "wrong_shape", "is [32]", "check"),
+    _case("a head without classes", _head(0, 32), "wrong_shape", "is [0, 32]", "check"),
+    _case("a head of too many classes", _head(4097, 32), "wrong_shape", "4097 labels", "check"),
+    _case(
+        "a head with a NaN",
+        tensors(_nan_head, modules_to_save=["score"], task_type="SEQ_CLS"),
+        "nonfinite_weights",
+        "score.weight",
+        "finite",
+    ),
+    _case(
+        "a head with a bias",
+        tensors(_with_bias, modules_to_save=["score"], task_type="SEQ_CLS"),
         "unknown_tensor",
-        "a classification head or a router, for example",
+        "score.bias",
         "check",
     ),
     _case("a norm of another width", tensors(_put(_NORM, 48), "saved norm"), "wrong_shape", "weight is [32]", "check"),

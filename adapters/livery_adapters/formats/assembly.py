@@ -127,6 +127,7 @@ class Assembly:
             embeddings=self._embeddings,
             experts=self._experts,
             plain=self._plain,
+            head=None if self._manifest.head is None else self._tensors[self._manifest.head.entry.name],
             errors=self._errors,
         )
 

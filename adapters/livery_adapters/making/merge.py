@@ -36,6 +36,7 @@ from livery_adapters.making.combine import Method, combined
 from livery_adapters.making.lora_writer import LoraWriter, Target
 from livery_adapters.measure import BaseNorms, as_low_rank, dense, effective, joined, low_rank_norm, rank_of, wide
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.tasks import HEAD
 
 Change = LinearChange | EmbeddingChange | ExpertsChange
 Progress = Callable[[int, int], None]  # modules done, modules in all
@@ -220,6 +221,8 @@ def _plan(parts: Sequence[MergePart], base: BaseWeights) -> list[_Module]:
         adapter = part.adapter
         for path, parameters in adapter.plain.items():
             raise _not_mergeable(adapter, path, f"replaces parameters ({', '.join(parameters)})")
+        if adapter.head is not None:
+            raise _not_mergeable(adapter, HEAD, "is a classifier and brings the head")
         for path, linear in adapter.linears.items():
             if linear.bias is not None:
                 raise _not_mergeable(adapter, path, "changes the bias")

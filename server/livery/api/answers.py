@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from livery.api.adapter_bodies import CheckBody
+from livery_adapters.layout import Task
 
 Responses = dict[int | str, dict[str, Any]]
 Digest = Annotated[str, Field(description="SHA-256 in hexadecimal")]
@@ -120,6 +121,59 @@ class Model(BaseModel):
     parent: Annotated[str | None, Field(description="An adapter's base model")]
     max_model_len: Annotated[int, Field(description="Tokens of prompt and answer together")]
     digest: Digest | None
+    task: Annotated[Task | None, Field(description="What it was trained for; left out in lists")] = None
+
+
+class PromptUsage(BaseModel):
+    """Tokens of a request that generates none."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class _Pooled(BaseModel):
+    id: str
+    object: Literal["list"]
+    created: Time
+    model: Annotated[str, Field(description="The name that the request used")]
+    usage: PromptUsage
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: Annotated[list[float] | str, Field(description="Numbers, or fp32 ones as base64, little-endian")]
+
+
+class Embeddings(_Pooled):
+    """A vector per input, in their order."""
+
+    data: list[Embedding]
+
+
+class Classified(BaseModel):
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class Classes(_Pooled):
+    """The likeliest class of every input, and the probabilities of all."""
+
+    data: list[Classified]
+
+
+class Score(BaseModel):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class Scores(_Pooled):
+    """How close the texts of each pair are."""
+
+    data: list[Score]
 
 
 class ModelList(BaseModel):

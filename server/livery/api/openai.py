@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -18,7 +16,7 @@ from livery.api.context import Context, ContextDep
 from livery.api.responses import json_response
 from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
 from livery.api.shapes import Answer, Envelope, Shape, model_json, usage_json
-from livery.api.sse import EventStream, disconnected, event
+from livery.api.sse import EventStream, event, unless_gone
 from livery.api.text_shape import TextShape
 from livery.generation import Generation
 from livery.jobs import Job
@@ -97,7 +95,7 @@ async def _answer(
         chunks = _chunks(shape, generation, body)
         return EventStream(chunks, headers, close, context.keep_alive_s)
     try:
-        answers = await _unless_gone(request, _collect(generation))
+        answers = await unless_gone(request, _collect(generation))
     finally:
         close()
     if answers is None:
@@ -127,16 +125,3 @@ async def _collect(generation: Generation) -> list[Answer]:
             answer.text += delta.text
             answer.finish_reason = delta.finish_reason or answer.finish_reason
     return answers
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[Answer]]) -> list[Answer] | None:
-    """The result of the work, or None, with the work cancelled, once the client has left."""
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(disconnected(request.receive))
-    try:
-        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
-        return await working if working.done() else None
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)

@@ -18,6 +18,9 @@ INSTEAD = {
     "/api/generate": "use POST /v1/completions",
     "/api/chat": "use POST /v1/chat/completions",
     "/generate": "use POST /v1/completions",
+    "/v1/rerank": "use POST /v1/score",
+    "/rerank": "use POST /v1/score",
+    "/pooling": "use POST /v1/embeddings",
     "/invocations": "use POST /v1/chat/completions",
     "/v1/engines": "use POST /v1/completions with the field model",
     "/v1/responses/": "responses aren't stored; POST /v1/responses answers at once",
@@ -25,7 +28,7 @@ INSTEAD = {
     "/v1/files": "files aren't kept here; PUT /v1/adapters/NAME adds an adapter",
     **{
         f"/v1/{family}": "this server generates text, by POST /v1/chat/completions and POST /v1/completions"
-        for family in ("images", "audio", "videos", "realtime", "moderations", "embeddings", "rerank", "score")
+        for family in ("images", "audio", "videos", "realtime", "moderations")
     },
     **{
         f"/v1/{family}": "nothing is stored here; use POST /v1/chat/completions"

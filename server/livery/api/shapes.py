@@ -90,4 +90,4 @@ def model_json(card: ModelCard) -> Json:
         "max_model_len": card.max_model_len,
         "permission": [],
         "digest": card.digest,
-    }
+    } | ({} if card.task is None else {"task": card.task})

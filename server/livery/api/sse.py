@@ -8,15 +8,18 @@ stream closes without `[DONE]`. Knows bytes and errors, no models.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
+from typing import Any, TypeVar
 
 import orjson
-from fastapi import Response
+from fastapi import Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from livery.api.errors import describe
 from livery.refusals import Draining
+
+T = TypeVar("T")
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -34,6 +37,19 @@ async def disconnected(receive: Receive) -> None:
     message: Message = {"type": ""}
     while message["type"] != "http.disconnect":
         message = await receive()
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of the work, or None, with the work cancelled, once the client has left."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(disconnected(request.receive))
+    try:
+        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 class ClientTooSlow(Exception):

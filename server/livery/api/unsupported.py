@@ -85,3 +85,10 @@ UNSUPPORTED_IN_COMPLETIONS = (
     Rule("add_generation_prompt", _only(True), IN_CHAT),
     Rule("continue_final_message", _only(False), IN_CHAT),
 )
+
+UNSUPPORTED_IN_POOLING = (
+    Rule("truncate_prompt_tokens", _only(), "Shorten the input."),
+    Rule("messages", _only(), "Send text or token ids."),
+    Rule("embed_dtype", _only("float32")),
+    Rule("mm_processor_kwargs", _only()),
+)

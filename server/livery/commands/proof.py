@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from livery.engine.base import EngineConfig
-from livery.engine.plan import SampleSpec, SequenceSlice
+from livery.engine.base import EngineConfig, Pooling
+from livery.engine.plan import PoolSpec, SampleSpec, SequenceSlice, StepPlan
 from livery.engine.runner import ModelRunner
 from livery.proving import reference
 from livery_adapters.effect import AdapterEffect
@@ -67,6 +67,16 @@ class OfflineProver:
             part = SequenceSlice("probe", tuple(tokens[begin:end]), begin, blocks, digest, (_GREEDY,), start)
             rows.append(runner.forward([part])[0].float().cpu())
         return torch.stack(rows)
+
+    def vector(self, digest: str | None, tokens: list[int], pooling: Pooling) -> Tensor:
+        """What the base, or an adapter, makes of a prompt in place of text, fp32. Raises AdapterRefused."""
+        runner = self.runner
+        blocks = tuple(range(-(-len(tokens) // runner.info.block_size)))
+        part = SequenceSlice("probe", tuple(tokens), 0, blocks, digest, (), 0, PoolSpec(pooling, last=True))
+        result = runner.execute(StepPlan((part,)))
+        if "probe" in result.failed:
+            raise AdapterRefused("canary_failed", f"a first run under this adapter failed: {result.failed['probe']}")
+        return torch.frombuffer(bytearray(result.pooled["probe"]), dtype=torch.float32)
 
     def probe(self, length: int, avoid: tuple[int, ...] = ()) -> list[int]:
         """Token ids, the same each time, without those of `avoid`."""

@@ -185,6 +185,7 @@ def _version(answer: Json) -> Json:
 
 def _coverage(coverage: Json) -> Json:
     return {
+        "trained for": _task(coverage),
         "modules": _modules(coverage),
         "ranks": _ranks(coverage["ranks"]),
         "numbers": ", ".join(coverage["dtypes"]),
@@ -202,6 +203,11 @@ def _peft(found: Json | None) -> Json:
         f"(allowed {found['tolerance']:.0e})",
         "moves the base": f"by {found['moves_base']:.2g} of the largest logit",
     }
+
+
+def _task(coverage: Json) -> str:
+    task, labels = coverage.get("task", "generate"), coverage.get("num_labels", 0)
+    return {"generate": "text", "embed": "embeddings"}.get(task, f"classification, {labels} classes")
 
 
 def _modules(coverage: Json) -> str:

@@ -1,4 +1,7 @@
-"""Does the engine compute what PEFT computes? Both run one probe prompt under the same files. Needs torch and PEFT."""
+"""Does the engine compute what PEFT computes? Both run one probe prompt under the same files. Needs torch and PEFT.
+
+What is compared is what the adapter was trained to give: logits of tokens, a hidden state, or logits of classes.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,14 @@ from torch import Tensor
 from livery.adapter_views import Json
 from livery.commands.backends import CommandFailed
 from livery.commands.proof import OfflineProver
+from livery.engine.base import Pooling
+from livery.engine.reading import ANY_RANK
 from livery.engine.rope import freeze_rope
+from livery_adapters.base_model import BaseModel
+from livery_adapters.layout import Task
 from livery_adapters.library import Candidate
+from livery_adapters.manifest import read_manifest
+from livery_adapters.tasks import placed
 
 PROBE_TOKENS = 24
 TOLERANCE = 1e-3  # max |Δ| / max |logit|, fp32
@@ -27,7 +36,10 @@ def verify_with_peft(prover: OfflineProver, candidate: Candidate) -> Json:
     Differences are relative to the largest logit. Blocks. Raises CommandFailed when PEFT isn't installed or can't
     load the files.
     """
+    task, labels = _trained_for(prover, candidate)
     tokens = prover.probe(PROBE_TOKENS, candidate.invocation)
+    if task != "generate":
+        return _verified_vector(prover, candidate, tokens, labels)
     start = 0
     if candidate.invocation:  # an activated adapter acts from its invocation tokens on
         start = len(tokens) // 2
@@ -36,26 +48,64 @@ def verify_with_peft(prover: OfflineProver, candidate: Candidate) -> Json:
     adapted = prover.logits(candidate.digest, tokens, start)
     base = prover.logits(None, tokens)
     expected = peft_logits(prover.model, candidate.path, tokens, prover.runner.info.max_model_len)[-len(adapted) :]
-    difference = _relative(adapted, expected)
-    return {
-        "ok": difference <= TOLERANCE,
-        "difference": difference,
-        "tolerance": TOLERANCE,
-        "moves_base": _relative(adapted, base),
-        "tokens": len(tokens),
-    }
+    return _told(adapted, expected, _relative(adapted, base), len(tokens))
 
 
 def peft_logits(model: Path, directory: Path, tokens: list[int], max_model_len: int) -> Tensor:
     """What PEFT's own forward gives, [tokens, vocabulary], fp32. Raises CommandFailed."""
+    logits: Tensor = _peft_output(model, directory, tokens, max_model_len, "AutoModelForCausalLM").logits[0]
+    return logits.float()
+
+
+def _verified_vector(prover: OfflineProver, candidate: Candidate, tokens: list[int], labels: int) -> Json:
+    """The same for an adapter for embeddings (`labels` 0) or classification."""
+    prover.install(candidate)
+    model, limit, state = prover.model, prover.runner.info.max_model_len, Pooling(normalize=False)
+    if labels:
+        found = _peft_output(
+            model, candidate.path, tokens, limit, "AutoModelForSequenceClassification", num_labels=labels
+        )
+        expected: Tensor = found.logits[0]
+    else:
+        expected = _peft_output(model, candidate.path, tokens, limit, "AutoModel").last_hidden_state[0, -1]
+    computed = prover.vector(candidate.digest, tokens, Pooling(head=True) if labels else state)
+    adapted, base = prover.vector(candidate.digest, tokens, state), prover.vector(None, tokens, state)
+    return _told(computed, expected.float(), _relative(adapted, base), len(tokens))
+
+
+def _trained_for(prover: OfflineProver, candidate: Candidate) -> tuple[Task, int]:
+    """What the adapter is for, and how many classes it has."""
+    base = BaseModel(prover.model.name, "", prover.runner.info.shapes)
+    manifest = placed(read_manifest(candidate.path, ANY_RANK, digest=candidate.weights), base)
+    return manifest.task, manifest.head.entry.shape[0] if manifest.head else 0
+
+
+def _told(computed: Tensor, expected: Tensor, moved: float, tokens: int) -> Json:
+    difference = _relative(computed, expected)
+    return {
+        "ok": difference <= TOLERANCE,
+        "difference": difference,
+        "tolerance": TOLERANCE,
+        "moves_base": moved,
+        "tokens": tokens,
+    }
+
+
+def _peft_output(model: Path, directory: Path, tokens: list[int], max_model_len: int, kind: str, **fields: int) -> Any:  # noqa: ANN401  (each kind of model has an output of its own)
+    """The output of transformers' model of this kind under PEFT, fp32. Raises CommandFailed."""
     try:
         from peft import PeftModel
     except ImportError:
         raise CommandFailed('--verify-with-peft needs PEFT, which isn\'t here: pip install "livery[train]"') from None
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    base: Any = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
+    base: Any = getattr(transformers, kind).from_pretrained(
+        model,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        local_files_only=True,
+        trust_remote_code=False,
+        **fields,
     )
     freeze_rope(base, max_model_len)
     try:
@@ -63,12 +113,11 @@ def peft_logits(model: Path, directory: Path, tokens: list[int], max_model_len: 
             warnings.simplefilter("ignore")
             adapted = PeftModel.from_pretrained(base, str(directory), torch_device="cpu").eval()
             with torch.no_grad():
-                logits: Tensor = adapted(input_ids=torch.tensor([tokens])).logits[0]
+                return adapted(input_ids=torch.tensor([tokens]))
     except PEFT_ERRORS as error:
         raise CommandFailed(
             f"PEFT can't run {directory.name}, so nothing can be compared: {error!r}; a newer peft may know it"
         ) from error
-    return logits.float()
 
 
 def _relative(one: Tensor, other: Tensor) -> float:

@@ -77,11 +77,26 @@ class SamplingParams(msgspec.Struct, frozen=True):
     grammar: Grammar | None = None  # only tokens that it can go on with are chosen
 
 
+class Pooling(msgspec.Struct, frozen=True):
+    """What a request gets in place of tokens: one vector, from what the model's last layer says of its prompt.
+
+    That is the hidden state after the final norm: of the last token, or the mean over all. With `head` the adapter's
+    own head makes logits of it, one per class. Otherwise its first `dimensions` numbers (0: all) are the embedding,
+    scaled to length 1 with `normalize`.
+    """
+
+    kind: Literal["last", "mean"] = "last"
+    head: bool = False
+    dimensions: int = 0
+    normalize: bool = True
+
+
 class GenerationRequest(msgspec.Struct, frozen=True):
     """One sequence to generate. `request_id` is unique among the requests an engine holds.
 
     Tokens before position `adapter_start` run on the base (activated LoRA), the others under `adapter`. What has
     been computed for a prompt is used again only for requests of the same `tenant` with the same `cache_salt`.
+    With `pooling` nothing is generated: the only delta carries the vector, and finish_reason "stop".
     """
 
     request_id: str
@@ -91,6 +106,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     adapter_start: int = 0
     tenant: str = DEFAULT_TENANT
     cache_salt: str = ""
+    pooling: Pooling | None = None
 
 
 # How the ids of an adapter's first, proving run begin: nobody's request.
@@ -102,7 +118,8 @@ class TokenDelta(msgspec.Struct, frozen=True):
 
     With `finish_reason == "error"`, `error` says what went wrong, in words fit for the client.
     A stop token ends the sequence and is included as its last token. The first delta with tokens says how many of
-    the prompt's tokens were not computed but found in the prefix cache.
+    the prompt's tokens were not computed but found in the prefix cache. `pooled` are fp32 numbers in the machine's
+    own order of bytes.
     """
 
     request_id: str
@@ -110,6 +127,7 @@ class TokenDelta(msgspec.Struct, frozen=True):
     finish_reason: FinishReason | None = None
     error: str | None = None
     cached_tokens: int = 0
+    pooled: bytes = b""
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -139,6 +157,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     decoder: str = "none"  # whose forward computes: "fused" or "transformers"
     weights: str = ""  # how the linear modules' weights are held, and what rounding them lost
     threads: int = 0  # on a CPU
+    pad_token_id: int | None = None  # which classifiers look past at the end of a text
 
 
 class EngineStats(msgspec.Struct, frozen=True):

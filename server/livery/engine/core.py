@@ -113,6 +113,8 @@ class EngineCore:
         """Queue a request. Raises RequestRefused."""
         if any(not 0 <= token < self.info.vocab_size for token in request.prompt_token_ids):
             raise RequestRefused(f"a prompt token id is outside the model's vocabulary of {self.info.vocab_size}")
+        if request.pooling is not None and not self.info.shapes.backbone:
+            raise RequestRefused(f"{self.info.architecture} shows no hidden state apart from its head, to be pooled")
         grammar = request.sampling.grammar
         self._scheduler.add(request, self._constraints.of(grammar) if grammar is not None else None)
 

@@ -4,6 +4,9 @@ By default a request with the prompt [3, 4] and no adapter answers 7, 8, 9, …:
 the prompt plus, with an adapter, the first byte of its digest, and each next token is one more, all modulo the
 vocabulary. So the prompt [3, 4] on an adapter whose digest starts with `0a` answers 17, 18, 19, ….
 
+A pooled request gets the numbers first, first + 1, …: as many as it wants dimensions, or 2 logits where it asks for a
+head. They aren't scaled, whatever it asks for.
+
 Of a prompt, the blocks of 16 tokens that an earlier one of the same tenant, adapter and salt began with are reported as
 cached, but never its last token's.
 
@@ -14,6 +17,7 @@ tokens, and ask what was aborted. Nothing here sleeps: everything waits for an e
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -66,6 +70,7 @@ class FakeEngine:
         max_model_len: int = 256,
         eos_token_ids: tuple[int, ...] = (),
         modules: Mapping[str, ModuleShape] | None = None,
+        hidden_size: int = 16,
     ) -> None:
         self.behaviour = behaviour or Behaviour()
         self.requests: list[GenerationRequest] = []  # every request ever taken
@@ -94,7 +99,7 @@ class FakeEngine:
             max_running=8,
             adapter_memory_bytes=1 << 20,
             weight_bytes=0,
-            shapes=BaseShapes(modules or {}),
+            shapes=BaseShapes(modules or {}, backbone="model", hidden_size=hidden_size),
         )
 
     async def start(self) -> EngineInfo:
@@ -123,6 +128,11 @@ class FakeEngine:
         finished = False
         cached = self._cached_tokens(request)
         try:
+            if request.pooling is not None:
+                await self._turn()
+                finished = True
+                yield self._pooled(request, cached)
+                return
             tokens = self._tokens(request)
             pending: list[int] = []
             for index, token in enumerate(tokens):
@@ -228,10 +238,21 @@ class FakeEngine:
         limit = request.sampling.max_tokens
         if self.behaviour.script is not None:
             return list(self.behaviour.script(request))[:limit]
-        first = sum(request.prompt_token_ids)
-        if request.adapter is not None:
-            first += int(request.adapter.digest[:2], 16)
+        first = self._first(request)
         return [(first + index) % self._info.vocab_size for index in range(limit)]
+
+    def _first(self, request: GenerationRequest) -> int:
+        """The number that everything about a request starts with."""
+        return sum(request.prompt_token_ids) + (int(request.adapter.digest[:2], 16) if request.adapter else 0)
+
+    def _pooled(self, request: GenerationRequest, cached: int) -> TokenDelta:
+        if self.behaviour.fail_after == 0:
+            return TokenDelta(request.request_id, [], "error", "the fake engine was told to fail")
+        pooling, first = request.pooling, self._first(request)
+        assert pooling is not None
+        count = 2 if pooling.head else pooling.dimensions or self._info.shapes.hidden_size
+        numbers = array("f", range(first, first + count))
+        return TokenDelta(request.request_id, [], "stop", cached_tokens=cached, pooled=numbers.tobytes())
 
     def _stops(self, request: GenerationRequest, token: int, index: int) -> bool:
         sampling = request.sampling

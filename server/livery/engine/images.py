@@ -22,6 +22,7 @@ from torch import Tensor
 from livery.engine.kernels.group import ALIGNMENT, AdapterGroup
 from livery.engine.lora.bank import PackedAdapter, Unit
 from livery_adapters.effect import AdapterEffect
+from livery_adapters.tasks import HEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def _parts(packed: PackedAdapter) -> dict[Unit, tuple[object, ...]]:
     }
     for others in (packed.embeddings, packed.plain, packed.experts):
         parts |= {path: (part,) for path, part in others.items()}
-    return parts
+    return parts if packed.head is None else {**parts, HEAD: (packed.head,)}
 
 
 def _layer(path: str) -> int:

@@ -41,6 +41,7 @@ class LoadedModel:
     trained_len: int  # positions the model was trained for
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None = None
 
     @property
     def architecture(self) -> str:
@@ -75,6 +76,7 @@ def load_model(config: EngineConfig, device: torch.device, dtype: torch.dtype) -
         trained_len=int(getattr(text, "max_position_embeddings", 0) or 4096),
         vocab_size=int(text.vocab_size),
         eos_token_ids=_eos_ids(model),
+        pad_token_id=getattr(text, "pad_token_id", None),
     )
 
 

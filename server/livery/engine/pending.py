@@ -10,6 +10,7 @@ from torch import Tensor
 
 from livery.engine.masks import StepMasks, apply_masks, take_masks
 from livery.engine.plan import UNKNOWN, SampleSpec, SequenceSlice, StepResult
+from livery.engine.pooling import PooledRows, results
 from livery.engine.sampler import NOT_FINITE, UNSETTLED, choose, settle
 
 NOTHING_ALLOWED = "no token is allowed here by the answer's grammar and the request's other fields together"
@@ -19,14 +20,20 @@ class PendingStep:
     """What a launched step chooses. The next step may be launched on it before `result` is asked for."""
 
     def __init__(
-        self, slices: Sequence[SequenceSlice], logits: Tensor, keep_logits: bool = False, one_by_one: bool = False
+        self,
+        slices: Sequence[SequenceSlice],
+        logits: Tensor,
+        keep_logits: bool = False,
+        one_by_one: bool = False,
+        pooled: Sequence[PooledRows] = (),
     ) -> None:
-        """`logits` [sampled rows, vocabulary] as the slices' samples come.
+        """`logits` [sampled rows, vocabulary] as the slices' samples come, `pooled` what pooled slices come to.
 
         They are copied with `keep_logits`, for logits that the next step overwrites. `one_by_one`: each row's token is
         chosen by itself, where torch's order of sums mustn't show.
         """
         self._slices = slices
+        self._pooled = pooled
         self._specs: list[SampleSpec] = [spec for part in slices for spec in part.samples]
         self.unsettled: frozenset[str] = frozenset()  # known with the result: whose device token was none
         self._one_by_one = one_by_one
@@ -86,7 +93,8 @@ class PendingStep:
         self.unsettled = self._requests_of(unsettled) | late
         chosen = iter(settle(codes, self._allowed, self._specs))
         tokens: dict[str, tuple[int, ...]] = {}
-        failed = {}
+        pooled, lost = results(self._pooled)
+        failed = dict(lost)
         for part in self._slices:
             if part.samples:
                 found = _finite(list(islice(chosen, len(part.samples))))
@@ -96,7 +104,7 @@ class PendingStep:
                     tokens[part.request_id] = found
                 else:
                     failed[part.request_id] = NOT_FINITE if part.samples[0].mask is None else NOTHING_ALLOWED
-        return StepResult(tokens, failed)
+        return StepResult(tokens, failed, pooled)
 
     def _requests_of(self, rows: Collection[int]) -> frozenset[str]:
         owners = [part.request_id for part in self._slices for _ in part.samples]

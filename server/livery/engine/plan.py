@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from livery.engine.base import Pooling
+
 
 @dataclass(frozen=True, slots=True)
 class TokenMask:
@@ -51,6 +53,18 @@ class SampleSpec:
     mask: MaskUnderWay | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """What a slice's rows add to the vector of a pooled request.
+
+    `before` is what its earlier slices came to, as the runner gave it; with `last` the prompt ends here.
+    """
+
+    pooling: Pooling
+    before: bytes = b""
+    last: bool = False
+
+
 UNKNOWN = -1  # in place of a token that the step under way chooses
 
 
@@ -60,7 +74,8 @@ class SequenceSlice:
 
     `block_table` covers every position up to the last one. The logits of the last `len(samples)` rows each choose
     the token after their own, by their own spec; none do while a prompt is read. Positions before `adapter_start`
-    run on the base. A slice whose one token is UNKNOWN goes on with what the step before it chooses.
+    run on the base. Rows of a slice with `pool` are pooled and none is sampled. A slice whose one token is UNKNOWN goes
+    on with what the step before it chooses.
     """
 
     request_id: str
@@ -70,6 +85,7 @@ class SequenceSlice:
     adapter: str | None
     samples: tuple[SampleSpec, ...]
     adapter_start: int = 0
+    pool: PoolSpec | None = None
 
     @property
     def drafts(self) -> tuple[int, ...]:
@@ -93,8 +109,9 @@ class StepResult:
     """The token chosen after each sampled row, by request; `failed` names requests whose own rows went wrong.
 
     A request's tokens end before its first row that is not finite; with none left it has failed. A request whose mask
-    wasn't there in time is in neither.
+    wasn't there in time is in neither. `pooled` is what each pooled slice came to.
     """
 
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    pooled: Mapping[str, bytes] = field(default_factory=dict)

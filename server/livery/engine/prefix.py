@@ -18,8 +18,8 @@ STEP_SHARE = 8
 class PrefixCache:
     """Finds what a waiting sequence can share and publishes what a running one has computed.
 
-    A block is published once a finite token was sampled from what it holds, so that one bad step never becomes
-    every later request's. `identity` None: nothing is shared.
+    A block is published once a finite token was sampled, or a finite vector pooled, from what it holds, so that one bad
+    step never becomes every later request's. `identity` None: nothing is shared.
     """
 
     def __init__(self, pool: BlockPool, identity: KVIdentity | None, max_batch_tokens: int) -> None:
@@ -41,7 +41,7 @@ class PrefixCache:
         would get no more of the token budget than the other leaves in its last step: waiting costs at most one
         step, which is worth it for the tokens that it saves.
         """
-        if self._identity is None:
+        if self._identity is None or sequence.needs_every_row:
             return []
         if sequence.awaited in self._underway:
             return None

@@ -24,6 +24,7 @@ from livery_adapters.manifest import AdapterManifest, Limits, check_against, rea
 from livery_adapters.measure import BaseNorms, measure
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.sums import Sums
+from livery_adapters.tasks import placed
 
 ANY_RANK = Limits(max_rank=1 << 20)  # how high a rank may be was decided when the adapter was taken in
 
@@ -55,7 +56,7 @@ class HeldWeights:
 
 def stored_manifest(part: AdapterPart, base: BaseModel) -> AdapterManifest:
     """What a stored version is, hashed again unless that was done when it came in. Raises AdapterRefused."""
-    manifest = read_manifest(Path(part.path), ANY_RANK, digest=part.digest if part.verified else None)
+    manifest = placed(read_manifest(Path(part.path), ANY_RANK, digest=part.digest if part.verified else None), base)
     if manifest.digest != part.digest:
         raise AdapterRefused(
             "activation_failed",

@@ -36,6 +36,7 @@ from livery.engine.memory import plan_memory
 from livery.engine.model import CANARY_LENGTHS, Canary, LoadedModel, Progress, load_model, prepare, verify
 from livery.engine.pending import PendingStep
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
+from livery.engine.pooling import PooledRows, pool
 from livery.engine.reading import AdapterReader, HeldWeights
 from livery.engine.threads import choose_threads
 from livery_adapters.base_model import BaseModel
@@ -89,6 +90,8 @@ class ModelRunner:
         progress("checking the paged forward against the plain one")
         canary, rope = prepare(loaded, memory.max_model_len)
         self._model: Any = loaded.model
+        self._backbone = loaded.model.get_submodule(loaded.structure.shapes.backbone)
+        self._pooled: list[PooledRows] = []  # of the step being launched
         self._attach(loaded, layouts, holder)
         log.info("weights of linear modules: %s", holder.describe())
         self._block_size = config.block_size
@@ -130,6 +133,7 @@ class ModelRunner:
             decoder=decoder,
             weights=holder.describe(),
             threads=threads,
+            pad_token_id=loaded.pad_token_id,
         )
 
     def _choose_threads(self, asked: int, ids: Sequence[int]) -> int:
@@ -281,7 +285,8 @@ class ModelRunner:
         if not all(part.request_id.startswith(CANARY) for part in slices):
             self._stepped = time.monotonic()
         self._incoming = after.tokens_of(slices) if after is not None else None
-        step = PendingStep(slices, self.forward(slices), self._graphs is not None, self._deterministic)
+        logits = self.forward(slices)
+        step = PendingStep(slices, logits, self._graphs is not None, self._deterministic, self._pooled)
         return step if after is not None else step.chosen()
 
     @torch.inference_mode()
@@ -290,6 +295,7 @@ class ModelRunner:
 
         Slices of one adapter are best neighbours: their rows are one segment then.
         """
+        self._pooled = []
         if self._graphs is not None and (replayed := self._graphs.run(slices, self._incoming)) is not None:
             return replayed
         tokens: list[int] = []
@@ -314,17 +320,28 @@ class ModelRunner:
         ids, places = torch.tensor(tokens, device=device), torch.tensor(positions, device=device)
         if self._incoming is not None:  # steps with unknown tokens have one row per sequence
             ids.index_copy_(0, *self._incoming)
-        return self._compute_rows(ids, places, torch.tensor(kept or [0], device=device), batch)
+        logits, hidden = self._states(ids, places, torch.tensor(kept or [0], device=device), batch)
+        self._pooled = pool(slices, hidden, self._bank.head)
+        return logits
 
     def _compute_rows(self, ids: Tensor, places: Tensor, kept_rows: Tensor, batch: AttentionBatch) -> Tensor:
         """Logits of the kept rows for token ids and positions, int64 [rows] each; the bank has the step's adapters."""
+        return self._states(ids, places, kept_rows, batch)[0]
+
+    def _states(self, ids: Tensor, places: Tensor, kept_rows: Tensor, batch: AttentionBatch) -> tuple[Tensor, Tensor]:
+        """Logits of the kept rows, [kept, vocabulary], and the state after the final norm of all, [rows, hidden]."""
         if self._decoder is not None:
-            return self._decoder.forward(ids, places, kept_rows, batch)
-        output = self._model(
-            input_ids=ids[None], position_ids=places[None], use_cache=False, logits_to_keep=kept_rows, livery=batch
-        )
-        logits: Tensor = output.logits[0]
-        return logits
+            hidden = self._decoder.hidden(ids, places, batch)
+            return self._decoder.logits(hidden[kept_rows]), hidden
+        seen: list[Tensor] = []
+        hook = self._backbone.register_forward_hook(lambda *called: seen.append(called[-1][0]))
+        try:
+            output = self._model(
+                input_ids=ids[None], position_ids=places[None], use_cache=False, logits_to_keep=kept_rows, livery=batch
+            )
+        finally:
+            hook.remove()
+        return output.logits[0], seen[0][0]
 
     # -- inside --------------------------------------------------------------------------------------
 

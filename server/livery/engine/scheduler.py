@@ -24,11 +24,11 @@ from livery.engine.ahead import plan_ahead
 from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.blocks import BlockPool
 from livery.engine.constraint import Constraint
-from livery.engine.plan import SequenceSlice, StepPlan, StepResult
+from livery.engine.plan import PoolSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.prefix import PrefixCache
 from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
-from livery.engine.sequence import Sequence
+from livery.engine.sequence import Sequence, check_request
 from livery.engine.speculation import deal
 
 # Tokens that each sequence of an adapter gets before the adapter may have to make room for another's: for sequences
@@ -81,15 +81,9 @@ class Scheduler:
 
     def add(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
         """Queue a request, its answer held to a grammar. Raises RequestRefused when it could never run."""
-        length = len(request.prompt_token_ids)
         if request.request_id in self._sequences:
             raise RequestRefused(f"request id {request.request_id!r} is already in use")
-        if not 0 < length < self._max_model_len:
-            raise RequestRefused(f"the prompt has {length} tokens; 1 to {self._max_model_len - 1} are possible")
-        if request.sampling.max_tokens < 1:
-            raise RequestRefused(f"max_tokens is {request.sampling.max_tokens}; it must be at least 1")
-        if request.adapter_start < 0:
-            raise RequestRefused(f"adapter_start is {request.adapter_start}; it must be a position, 0 or more")
+        check_request(request, self._max_model_len)
         seed = request.sampling.seed
         sequence = Sequence.of(request, secrets.randbits(63) if seed is None else seed, constraint)
         self._sequences[request.request_id] = sequence
@@ -151,8 +145,10 @@ class Scheduler:
                     deltas.append(self._fail(sequence, reason))
                 continue
             sequence.num_computed += len(part.token_ids) - len(part.drafts)
-            self._count_prompt(sequence, part)
-            if part.samples and part.request_id not in result.tokens:
+            self.prompt_tokens += sequence.count_prompt(part)
+            if part.pool is not None:
+                deltas += self._pool_on(sequence, part.pool, result.pooled[part.request_id])
+            elif part.samples and part.request_id not in result.tokens:
                 sequence.num_computed -= 1  # its newest token is computed again once its mask is there
             elif part.samples:
                 deltas.append(self._append(sequence, self._checked(sequence, part.drafts, result)))
@@ -305,7 +301,7 @@ class Scheduler:
         if spare <= 0:
             return {}
         sequences = [self._sequences[request_id] for request_id in planned]
-        sampled = [sequence for sequence in sequences if sequence.num_uncomputed == planned[sequence.request_id]]
+        sampled = [sequence for sequence in sequences if sequence.is_sampled_after(planned[sequence.request_id])]
         wishes = []
         for sequence in sampled:
             # A grammar's masks are worked out for one token after the other.
@@ -320,7 +316,7 @@ class Scheduler:
 
     def _slice(self, sequence: Sequence, count: int, drafts: list[int]) -> SequenceSlice:
         start, end = sequence.num_computed, sequence.num_computed + count
-        rows = 1 + len(drafts) if end == sequence.num_tokens else 0
+        rows = 1 + len(drafts) if sequence.is_sampled_after(count) else 0
         return SequenceSlice(
             request_id=sequence.request_id,
             token_ids=(*sequence.tokens[start:end], *drafts),
@@ -329,6 +325,7 @@ class Scheduler:
             adapter=sequence.adapter,
             samples=tuple(sequence.sample_spec(self._eos, ahead) for ahead in range(rows)),
             adapter_start=sequence.request.adapter_start,
+            pool=sequence.pool_spec(end),
         )
 
     def _checked(self, sequence: Sequence, drafts: tuple[int, ...], result: StepResult) -> tuple[int, ...]:
@@ -342,12 +339,6 @@ class Scheduler:
         kept = tokens[: right + 1]
         sequence.num_computed += len(kept) - 1
         return kept
-
-    def _count_prompt(self, sequence: Sequence, part: SequenceSlice) -> None:
-        """Count the prompt tokens of a step, but none again that is computed again."""
-        end = min(part.start + len(part.token_ids), len(sequence.request.prompt_token_ids))
-        self.prompt_tokens += max(0, end - max(part.start, sequence.prompt_counted))
-        sequence.prompt_counted = max(end, sequence.prompt_counted)
 
     def _append(self, sequence: Sequence, tokens: tuple[int, ...]) -> TokenDelta:
         """Take new tokens up to the one that ends the sequence, if one does."""
@@ -367,6 +358,16 @@ class Scheduler:
         if reason is not None:
             self._remove(sequence)
         return TokenDelta(sequence.request_id, appended, reason, cached_tokens=cached)
+
+    def _pool_on(self, sequence: Sequence, spec: PoolSpec, vector: bytes) -> list[TokenDelta]:
+        """Keep what a prompt came to so far, or end with it."""
+        sequence.pooled = vector
+        if not spec.last:
+            return []
+        self.prefix.publish(sequence)
+        self._remove(sequence)
+        cached = sequence.cached_tokens or 0
+        return [TokenDelta(sequence.request_id, [], "stop", cached_tokens=cached, pooled=vector)]
 
     def _trim(self, sequence: Sequence) -> None:
         """Give back what only drafts needed, so that they never take a block that another sequence asks for."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from livery.engine.base import FinishReason, GenerationRequest
+from livery.engine.base import FinishReason, GenerationRequest, RequestRefused
 from livery.engine.constraint import Constraint
-from livery.engine.plan import UNKNOWN, SampleSpec, SequenceSlice
+from livery.engine.plan import UNKNOWN, PoolSpec, SampleSpec, SequenceSlice
 from livery.engine.prefix_keys import KeyChain
 from livery.engine.speculation import Drafter
 
@@ -36,6 +36,7 @@ class Sequence:
     prompt_counted: int = 0  # position in its prompt up to which computed tokens are counted
     drafter: Drafter = field(default_factory=Drafter)
     constraint: Constraint | None = None  # its place in its grammar, which is never computed again
+    pooled: bytes = b""  # what the rows computed so far come to
     in_flight: int = 0  # positions past its newest token that a step under way computes
 
     @classmethod
@@ -66,6 +67,29 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt_token_ids)
+
+    @property
+    def needs_every_row(self) -> bool:
+        """Whether it takes rows that others have computed as well: the prefix cache keeps none."""
+        return self.request.pooling is not None and self.request.pooling.kind == "mean"
+
+    def is_sampled_after(self, count: int) -> bool:
+        """Whether the next `count` positions end with its newest token, which another one is to follow."""
+        return count == self.num_uncomputed and self.request.pooling is None
+
+    def pool_spec(self, end: int) -> PoolSpec | None:
+        """What the rows from the first uncomputed one to `end` are pooled to, if they are."""
+        pooling, last = self.request.pooling, end == self.num_tokens
+        if pooling is None or not (last or self.needs_every_row):
+            return None
+        return PoolSpec(pooling, self.pooled if self.num_computed else b"", last)
+
+    def count_prompt(self, part: SequenceSlice) -> int:
+        """The prompt tokens that a step computed, but none again that is computed again."""
+        end = min(part.start + len(part.token_ids), len(self.request.prompt_token_ids))
+        new = max(0, end - max(part.start, self.prompt_counted))
+        self.prompt_counted = max(end, self.prompt_counted)
+        return new
 
     def sample_spec(self, eos_token_ids: tuple[int, ...], ahead: int = 0) -> SampleSpec:
         """How the token after the newest one and `ahead` more is chosen."""
@@ -104,6 +128,18 @@ class Sequence:
         if self.tokens[-1] in self.stops(eos_token_ids):
             return "stop"
         return "length" if self.room(max_model_len) <= 0 else None
+
+
+def check_request(request: GenerationRequest, max_model_len: int) -> None:
+    """Raise RequestRefused for a request that could never run."""
+    length = len(request.prompt_token_ids)
+    most = max_model_len - (request.pooling is None)  # an answer needs room for a token
+    if not 0 < length <= most:
+        raise RequestRefused(f"the prompt has {length} tokens; 1 to {most} are possible")
+    if request.sampling.max_tokens < 1:
+        raise RequestRefused(f"max_tokens is {request.sampling.max_tokens}; it must be at least 1")
+    if request.adapter_start < 0:
+        raise RequestRefused(f"adapter_start is {request.adapter_start}; it must be a position, 0 or more")
 
 
 def uniform(seed: int, index: int) -> float:

@@ -192,12 +192,25 @@ def _structure(model: nn.Module, probes: Sequence[_Probe]) -> ModelStructure:
     plain = {path: _parameters(named[path]) for path in probes[0].plain}
     plain = {path: own for path, own in plain.items() if all(_is_plain(probe, path, own) for probe in probes)}
     return ModelStructure(
-        shapes=BaseShapes(modules, plain, _experts(named, probes), _tied(named, modules)),
+        shapes=BaseShapes(
+            modules,
+            plain,
+            _experts(named, probes),
+            _tied(named, modules),
+            backbone=_backbone(model),
+            hidden_size=int(model.config.get_text_config().hidden_size),  # type: ignore[union-attr, operator]
+        ),
         groups=tuple(tuple(paths) for paths in by_input.values()),
         head=head,
         kv=tuple(probes[0].kv[layer] for layer in range(_layers_of(model))),
         attention=tuple(probes[0].attention[layer] for layer in range(_layers_of(model))),
     )
+
+
+def _backbone(model: nn.Module) -> str:
+    """The path of the model without its head, as transformers names it; empty where it has none of its own."""
+    name = str(getattr(model, "base_model_prefix", ""))
+    return name if isinstance(getattr(model, name, None), nn.Module) else ""
 
 
 def _sees_rows(probe: _Probe, path: str, is_head: bool) -> bool:

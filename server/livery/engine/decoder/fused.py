@@ -32,8 +32,8 @@ class FusedDecoder:
         width, kv_width = parts.heads * parts.dim, parts.kv_heads * parts.dim
         self._cuts = [width, kv_width, kv_width]
 
-    def forward(self, tokens: Tensor, positions: Tensor, kept: Tensor, batch: AttentionBatch) -> Tensor:
-        """Logits of the kept rows, [kept, vocabulary], for tokens and positions, int64 [rows] each.
+    def hidden(self, tokens: Tensor, positions: Tensor, batch: AttentionBatch) -> Tensor:
+        """The state after the final norm, [rows, hidden], for tokens and positions, int64 [rows] each.
 
         The bank has been told the step's segments.
         """
@@ -46,7 +46,11 @@ class FusedDecoder:
         else:
             for index, layer in enumerate(parts.layers):
                 residual = self._layer(index, layer, x, residual, cos, sin, batch)
-        return parts.head.product(self._norm(parts.norm, x, residual)[kept])
+        return self._norm(parts.norm, x, residual)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, vocabulary] of the kept rows' states, [rows, hidden]."""
+        return self._parts.head.product(hidden)
 
     def _layer(
         self,

@@ -27,6 +27,7 @@ from livery_adapters.canonical import (
     SharedBasis,
 )
 from livery_adapters.effect import AdapterEffect
+from livery_adapters.tasks import HEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class PackedAdapter:
     experts: Mapping[str, ExpertsChange]  # by path of the parameter
     plain: Mapping[str, Mapping[str, Tensor]]
     effect: AdapterEffect
+    head: Tensor | None = None  # a classifier's, [labels, hidden]
     arrival: Arrival | None = None  # while its weights are still being copied
 
 
@@ -120,6 +122,7 @@ def pack(
         experts={path: _experts(change, packer) for path, change in adapter.experts.items()},
         plain={path: {name: packer.tensor(t) for name, t in new.items()} for path, new in adapter.plain.items()},
         effect=effect,
+        head=None if adapter.head is None else packer.tensor(adapter.head, torch.float32),
     )
 
 
@@ -209,6 +212,11 @@ class AdapterBank:
 
     def effect(self, digest: str) -> AdapterEffect:
         return self._adapters[digest].effect
+
+    def head(self, digest: str) -> Tensor | None:
+        """A version's own head for classification, [labels, hidden]."""
+        self._await(HEAD)
+        return self._adapters[digest].head
 
     def activate(self, rows: Sequence[Segment], head_rows: Sequence[Segment]) -> None:
         """Say which rows of the coming forward run under which adapter; the head sees only the kept rows."""

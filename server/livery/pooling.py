@@ -1,0 +1,150 @@
+"""Vectors in place of text: embeddings, the classes of an adapter's own head, and scores of pairs.
+
+One admitted request is many prompts, of which some are on the engine at a time, so that a long list takes its turns
+with other requests. Knows no HTTP and no admission rules; `service` makes these and `api` consumes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Literal, cast
+
+from livery.engine.base import Engine, EngineInfo, GenerationRequest, Pooling, TokenDelta
+from livery.generation import Usage
+from livery.jobs import PoolingJob
+from livery.lease import Lease
+from livery.metrics import RequestMeter
+from livery.prompts import check_ids
+from livery.refusals import ContextLengthExceeded, GenerationFailed, InvalidParameter
+from livery.text import PromptTooLong, Tokenizer
+from livery_adapters.profile import Profile
+
+AT_ONCE = 32  # prompts of one request that are on the engine together
+
+ROUTES = {
+    "generate": "POST /v1/chat/completions or /v1/completions",
+    "embed": "POST /v1/embeddings",
+    "classify": "POST /classify",
+    "score": "POST /v1/score",
+}
+_TRAINED = {"embed": "embeddings", "classify": "classification", "generate": "text"}
+
+
+def check_task(lease: Lease | None, wanted: Literal["generate", "embed", "classify", "score"]) -> None:
+    """Was the adapter trained for what is asked of it? Raises InvalidParameter, which names the route that is right.
+
+    Hidden states of an adapter for text are as good as the base's, so they may be asked for.
+    """
+    task, labels = (lease.task, lease.num_labels) if lease else ("generate", 0)
+    if task == wanted or (wanted in ("embed", "score") and task in ("embed", "generate")):
+        return
+    if wanted == "score" and labels == 1:
+        return
+    if lease is None:
+        raise InvalidParameter(
+            "The base model has no classes; name an adapter that was trained for classification.", "model"
+        )
+    many = f" with {labels} classes, where a score takes one" if wanted == "score" else ""
+    raise InvalidParameter(
+        f"{lease.name} is an adapter for {_TRAINED[task]}{many}: ask {ROUTES[task]} instead of "
+        f"{ROUTES[wanted].removeprefix('POST ')}.",
+        "model",
+    )
+
+
+def labels_of(lease: Lease | None, profile: Profile) -> tuple[str, ...]:
+    """The names of an adapter's classes: its profile's, else transformers' own; none where it doesn't classify."""
+    return profile.labels or tuple(f"LABEL_{at}" for at in range(lease.num_labels if lease else 0))
+
+
+def pooling_of(job: PoolingJob, lease: Lease | None, profile: Profile, hidden_size: int) -> Pooling:
+    """The engine's view of what is asked for. Raises InvalidParameter."""
+    if lease is not None and lease.task == "classify":
+        return Pooling(head=True)
+    if (job.dimensions or 0) > hidden_size:
+        raise InvalidParameter(f"This model's embeddings have {hidden_size} dimensions.", "dimensions")
+    return Pooling(job.kind or profile.pooling or "last", False, job.dimensions or 0, job.normalize)
+
+
+def encode_inputs(job: PoolingJob, tokenizer: Tokenizer, info: EngineInfo, *, as_pairs: bool) -> list[list[int]]:
+    """Token ids of every prompt, or with `as_pairs` of every pair as one text. Blocks.
+
+    Raises InvalidParameter or ContextLengthExceeded.
+    """
+    limit, param = info.max_model_len, job.prompt_param
+    found = []
+    try:
+        if as_pairs:
+            found = [tokenizer.encode_pair(job.texts[one], job.texts[other], limit) for one, other in job.pairs]
+        else:
+            found = [tokenizer.encode(one, limit) if isinstance(one, str) else one for one in job.prompts]
+    except PromptTooLong as long:
+        raise ContextLengthExceeded(limit, long.at_least, None, param, uncounted=True) from None
+    for place, ids in enumerate(found):
+        check_ids(ids, info.vocab_size, param)
+        if not ids:
+            raise InvalidParameter(f"Number {place} of {param} is empty: it encodes to no tokens.", param)
+        if len(ids) > limit:
+            raise ContextLengthExceeded(limit, len(ids), None, param)
+    return found
+
+
+def without_padding(ids: list[int], pad: int | None) -> list[int]:
+    """The ids up to the last that isn't padding, whose state transformers' classifiers go by; at least the first."""
+    end = len(ids)
+    while end > 1 and ids[end - 1] == pad:
+        end -= 1
+    return ids[:end]
+
+
+class PooledAnswer:
+    """One request for vectors being answered. Await `vectors` once; `close` in any case."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        requests: Sequence[GenerationRequest],
+        meter: RequestMeter,
+        usage: Usage,
+        release: Callable[[], None],
+    ) -> None:
+        self.usage = usage
+        self.meter = meter
+        self._engine = engine
+        self._requests = requests
+        self._release = release
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._unfinished: Literal["abort", "error"] = "abort"
+        self._closed = False
+
+    async def vectors(self) -> list[bytes]:
+        """Each prompt's vector, fp32, in order. Raises GenerationFailed, EngineDead or RequestRefused."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._vector(request)) for request in self._requests]
+        except BaseExceptionGroup as failed:
+            self._unfinished = "error"
+            raise failed.exceptions[0] from None
+        self.meter.pooled(len(tasks))
+        return [task.result() for task in tasks]
+
+    def close(self) -> None:
+        """Let go of the adapter version and close the books; safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self.meter.close(self.usage.prompt_tokens, 0, self._unfinished)
+            self._release()
+
+    async def _vector(self, request: GenerationRequest) -> bytes:
+        async with self._turns:
+            # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
+            source = cast(AsyncGenerator[TokenDelta], self._engine.generate(request))
+            async with aclosing(source):
+                async for delta in source:
+                    if delta.finish_reason != "stop":
+                        raise GenerationFailed(delta.error or "The engine dropped this request.")
+                    self.usage.cached_tokens += delta.cached_tokens
+                    return delta.pooled
+        raise GenerationFailed("The engine ended this request without a reason.")
