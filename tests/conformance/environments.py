@@ -6,6 +6,7 @@ other's packages that exclude one another.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -57,15 +58,18 @@ class Suite:
     def ensure(self, console: Console) -> None:
         """Build the environment unless it is there. Raises PartMissing and peers.EnvironmentFailed."""
         self.program()  # also where the environment is there: programs get uninstalled
-        if (self.folder / MARKER).is_file():
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        console.print(f"{self.name}: building its environment in {self.folder} (once)", soft_wrap=True)
-        with console.status(self.name) as status:
-            for line in self._build():
-                status.update(f"{self.name}: [dim]{escape(line[:100])}[/]")
-        (self.folder / MARKER).touch()
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self.folder.with_name(f"{self.folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be building the very same
+            if (self.folder / MARKER).is_file():
+                return
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            console.print(f"{self.name}: building its environment in {self.folder} (once)", soft_wrap=True)
+            with console.status(self.name) as status:
+                for line in self._build():
+                    status.update(f"{self.name}: [dim]{escape(line[:100])}[/]")
+            (self.folder / MARKER).touch()
 
     def program(self) -> str:
         """What its tests are run by. Raises PartMissing."""

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 from rich.table import Table
 
+SHOWN = 120  # characters of a reason in the README
+
 
 @dataclass
 class Result:
@@ -75,7 +77,8 @@ def markdown(results: Sequence[Result]) -> str:
     for result in results:
         grouped: dict[str, int] = {}
         for _, why in (*result.failures, *result.expected, *result.left_out):
-            grouped[why] = grouped.get(why, 0) + 1
+            shown = why if len(why) <= SHOWN else why[:SHOWN] + "…"
+            grouped[shown] = grouped.get(shown, 0) + 1
         rest = "; ".join(f"{count}: {why}" for why, count in grouped.items()).replace("|", "\\|")
         lines.append(f"| {result.suite} | {result.packages} | {result.passed} | {result.missing or rest or '–'} |")
     for result in results:

@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder, serving(kind, flags, Path(folder)) as facts:
             for suite, result in group:
                 _run(suite, result, facts, Path(folder), console)
+                _save(results, options.json)  # also what there is when a run is interrupted
     console.print(table(results))
     for line in reasons(results):
         console.print(line, markup=False, highlight=False)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    _save(results, options.json)
     if options.write:
         _write(options.write, markdown(results))
     return int(not succeeded(results, all_must_run=os.environ.get("CI") == "true"))
@@ -97,6 +97,11 @@ def _run(suite: Suite, result: Result, facts: dict[str, str], folder: Path, cons
         result.read(report)
     if (status and not result.failures) or not result.passed:
         result.failures.append(("the run", f"{ended}, {result.passed} tests passed; what it said stands above"))
+
+
+def _save(results: Sequence[Result], file: Path | None) -> None:
+    if file is not None:
+        file.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
 
 
 def _write(file: Path, text: str) -> None:

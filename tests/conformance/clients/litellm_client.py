@@ -60,7 +60,7 @@ def test_the_asynchronous_call(way: str) -> None:
 
 def test_text_completion() -> None:
     answer = litellm.text_completion(
-        f"text-completion-openai/{BASE}", prompt="The sky is", api_base=V1, api_key="none", max_tokens=4
+        model=f"text-completion-openai/{BASE}", prompt="The sky is", api_base=V1, api_key="none", max_tokens=4
     )
     assert answer.choices[0].text
 
