@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -43,7 +44,7 @@ class Result:
 
 def _reason(element: ElementTree.Element) -> str:
     words = (element.get("message") or element.text or "").strip()
-    return " ".join(words.split())[:400]
+    return " ".join(unescape(words).split())[:400]  # Node escapes twice
 
 
 def succeeded(results: Iterable[Result], *, all_must_run: bool) -> bool:
@@ -73,17 +74,23 @@ def reasons(results: Iterable[Result]) -> Iterable[str]:
 
 def markdown(results: Sequence[Result]) -> str:
     """For the README: counts, and the reason for each test that didn't pass, alike ones together."""
-    lines = ["| suite | client | passed | not passed, and why |", "|---|---|---|---|"]
+    lines = ["| suite | client | passed | failed | known not to pass, or left out |", "|---|---|---|---|---|"]
     for result in results:
-        grouped: dict[str, int] = {}
-        for _, why in (*result.failures, *result.expected, *result.left_out):
-            shown = why if len(why) <= SHOWN else why[:SHOWN] + "…"
-            grouped[shown] = grouped.get(shown, 0) + 1
-        rest = "; ".join(f"{count}: {why}" for why, count in grouped.items()).replace("|", "\\|")
-        lines.append(f"| {result.suite} | {result.packages} | {result.passed} | {result.missing or rest or '–'} |")
+        failed = result.missing or _grouped(result.failures)
+        known = _grouped([*result.expected, *result.left_out])
+        lines.append(f"| {result.suite} | {result.packages} | {result.passed} | {failed} | {known} |")
     for result in results:
         lines += _measured(result)
     return "\n".join(lines)
+
+
+def _grouped(cases: Iterable[tuple[str, str]]) -> str:
+    """How many tests for which reason."""
+    counts: dict[str, int] = {}
+    for _, why in cases:
+        shown = why if len(why) <= SHOWN else why[:SHOWN] + "…"
+        counts[shown] = counts.get(shown, 0) + 1
+    return "; ".join(f"{count}: {why}" for why, count in counts.items()).replace("|", "\\|") or "–"
 
 
 def _measured(result: Result) -> list[str]:

@@ -79,7 +79,7 @@ def test_results_are_counted_with_their_reasons(tmp_path: Path) -> None:
         "made-up: known: known: no images",
         "made-up: left out: skipped: no audio",
     ]
-    assert "| made-up | a==1 | 2 | 1: 404 is not 200; 1: no fixture; 1: no images; 1: no audio |" in markdown([result])
+    assert "| made-up | a==1 | 2 | 1: 404 is not 200; 1: no fixture | 1: no images; 1: no audio |" in markdown([result])
     assert markdown([result]).endswith("| made-up: model | score |\n|---|---|\n| a | 0.5 |")
 
 
