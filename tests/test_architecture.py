@@ -37,7 +37,10 @@ ALLOWED: dict[str, set[str]] = {
     "livery.listening": {"livery.settings"},
     "livery.tenancy": set(),
     "livery.tokenizer_files": {"livery.models"},
-    "livery.text": TEXT | FACTS,
+    "livery.template_worker": FACTS,
+    "livery.foreign_templates": FACTS | {"livery.template_worker"},
+    "livery.text": TEXT | FACTS | {"livery.foreign_templates", "livery_adapters"},
+    "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery_adapters"},
     "livery.metrics": SEAM,
     "livery.generation": SEAM | FACTS | {"livery.metrics", "livery.text"},
     "livery.data_folder": {"livery_adapters"},
@@ -71,10 +74,11 @@ ALLOWED: dict[str, set[str]] = {
             *("pooling", "profiles", "prompts", "sampling", "served", "text"),
         )
     }
-    | {"livery_adapters"},
+    | {"livery.adapter_text", "livery_adapters"},
     "livery.assembly": SEAM
     | TEXT
-    | {f"livery.{part}" for part in ("data_folder", "followed", "management", "served", "service")}
+    | {f"livery.{part}" for part in ("adapter_text", "data_folder", "followed", "foreign_templates")}
+    | {f"livery.{part}" for part in ("management", "served", "service")}
     | {"livery_adapters"},
     "livery.api": SEAM
     | FACTS

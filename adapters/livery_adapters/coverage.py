@@ -46,6 +46,7 @@ class CoverageReport:
     measured the adapter (`with_effect`): the spread of the modules' ‖ΔW‖/‖W‖, whether the form that is served is
     PEFT's exactly, and the largest error of a module if not. `task` is what the adapter was trained to give,
     `num_labels` how many classes its head tells apart; 0 for one that doesn't classify.
+    `beside` is what lies beside the adapter's files and differs from the base's (`livery_adapters.beside.compare`).
     """
 
     digest: str
@@ -65,6 +66,7 @@ class CoverageReport:
     error: float | None = None
     task: Task = "generate"
     num_labels: int = 0
+    beside: Mapping[str, object] = field(default_factory=dict)
 
     def with_effect(self, effect: AdapterEffect) -> CoverageReport:
         """The report with what an engine measured, per module and in sum.

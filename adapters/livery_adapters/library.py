@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,10 +31,11 @@ from livery_adapters.examine import NOT_YET, CheckedFiles, check_headers, check_
 from livery_adapters.fetching import copy_directory
 from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.incoming import Incoming
-from livery_adapters.profile import PROFILE_NAME, Profile, ProfileInvalid, parse_profile
+from livery_adapters.profile import Profile
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import AdapterRecord, NamedVersion, Registry, VersionFacts, VersionState
 from livery_adapters.store import BlobStore
+from livery_adapters.text_side import NoText, TextSide, profile_beside
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +113,10 @@ class AdapterLibrary:
         prover: Prover | None = None,
         *,
         keep_versions: int = 0,
+        text: TextSide | None = None,
     ) -> None:
         """Without a prover, versions are registered unproven. `keep_versions`: history kept per name, 0 for all."""
+        self._text: TextSide = text or NoText()
         self.registry = registry
         self.store = store
         self.base = base
@@ -129,9 +132,10 @@ class AdapterLibrary:
         async with self._incoming() as incoming:
             await fill(incoming)
             headers, weights = await self._complete(incoming, approximate)
-            await asyncio.to_thread(_profile, incoming, None)
+            found = await asyncio.to_thread(self._text.look, incoming.beside)
+            await self._text.settle(await asyncio.to_thread(profile_beside, incoming.beside, None), found)
             async with self._examined(incoming, headers, weights, approximate) as files:
-                return files.coverage
+                return replace(files.coverage, beside=found)
 
     async def add(self, name: str, fill: Fill, intake: Intake) -> AdapterRecord:
         """Take a version in for `name` and, unless told otherwise, make it the active one.
@@ -146,13 +150,16 @@ class AdapterLibrary:
             origin = await fill(incoming)
             async with _beside(incoming.sync) as synced:
                 headers, weights = await self._complete(incoming, intake.approximate)
-                profile = await asyncio.to_thread(_profile, incoming, intake.profile)
+                found = await asyncio.to_thread(self._text.look, incoming.beside)
+                profile = await asyncio.to_thread(profile_beside, incoming.beside, intake.profile)
+                profile = await self._text.settle(profile, found)
                 check_labels(profile, headers.coverage.num_labels)
-                known = await self._known(weights, intake.approximate, profile)
+                known = await self._known(weights, intake.approximate, profile, found)
                 if known is not None:
                     return await self._record(name, incoming, known, origin, intake, "ready")
                 async with self._examined(incoming, headers, weights, intake.approximate) as files:
-                    facts = self._new(weights, intake, profile, files)
+                    report = replace(files.coverage, beside=found)
+                    facts = self._new(weights, intake, profile, replace(files, coverage=report))
                     state: VersionState = "ready" if self._proves else "registered"
                     await asyncio.shield(synced)
                     return await self._record(name, incoming, facts, origin, intake, state)
@@ -209,9 +216,12 @@ class AdapterLibrary:
 
     async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> AdapterRecord:
         """Serve the active version's weights with another profile. Raises RegistryError, AdapterRefused."""
-        record = await asyncio.to_thread(self.registry.get, name)
-        if record.active is not None:
-            check_labels(profile, int(str(record.active.facts.coverage.get("num_labels") or 0)))
+        active = (await asyncio.to_thread(self.registry.get, name)).active
+        report = active.facts.coverage if active else {}
+        if active is not None:
+            check_labels(profile, int(str(report.get("num_labels") or 0)))
+        beside = report.get("beside")
+        profile = await self._text.settle(profile, beside if isinstance(beside, Mapping) else {})
         return await asyncio.to_thread(self.registry.set_profile, name, profile.to_json(), expected_generation)
 
     async def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
@@ -228,14 +238,18 @@ class AdapterLibrary:
 
     # -- inside --------------------------------------------------------------------------------------
 
-    async def _known(self, weights: str, approximate: int, profile: Profile) -> VersionFacts | None:
+    async def _known(
+        self, weights: str, approximate: int, profile: Profile, found: Mapping[str, object]
+    ) -> VersionFacts | None:
         """A version of what was run on this base before, whichever name and profile it had: nothing is proven anew."""
         known = await asyncio.to_thread(self.registry.proven_facts, weights, approximate, self.base.digest)
         if known is None or not await asyncio.to_thread(self._held, weights):
             return None
         given = profile.to_json()
         digest = version_digest(weights, approximate, given)
-        return known if known.digest == digest else replace(known, digest=digest, profile=given, created=time.time())
+        created = known.created if known.digest == digest else time.time()
+        coverage = {**known.coverage, "beside": found}
+        return replace(known, digest=digest, profile=given, coverage=coverage, created=created)
 
     def _new(self, weights: str, intake: Intake, profile: Profile, files: CheckedFiles) -> VersionFacts:
         manifest, given = files.manifest, profile.to_json()
@@ -346,16 +360,6 @@ class AdapterLibrary:
             yield await _to_its_end(intake.__enter__)
         finally:
             await _to_its_end(lambda: intake.__exit__(None, None, None))
-
-
-def _profile(incoming: Incoming, given: Profile | None) -> Profile:
-    """The profile given, or that of the profile.yaml that came along. Raises AdapterRefused (bad_profile)."""
-    if given is not None:
-        return given
-    try:
-        return parse_profile(incoming.beside.get(PROFILE_NAME, b""))
-    except ProfileInvalid as invalid:
-        raise AdapterRefused("bad_profile", str(invalid)) from None
 
 
 async def _to_its_end(work: Callable[[], _Result]) -> _Result:

@@ -30,6 +30,7 @@ from msgspec import UNSET, Meta, UnsetType
 PROFILE_NAME = "profile.yaml"
 MAX_PROFILE_BYTES = 256 << 10
 MAX_EXAMPLE_CHARS = 64 << 10  # of all examples together
+MAX_ADDED_TOKENS = 1024
 MAX_DEPTH = 32
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -97,6 +98,10 @@ class AddedToken(_Strict, frozen=True):
     single_word: bool = False
     normalized: bool = True
 
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
+
 
 class Profile(_Strict, frozen=True):
     """All of it optional; what is left out is the base's, or nothing.
@@ -119,7 +124,7 @@ class Profile(_Strict, frozen=True):
     bounds: Bounds = Bounds()
     chat_template: Template | None = None
     tokenizer: Literal["base", "adapter"] = "base"
-    added_tokens: Annotated[tuple[AddedToken, ...], Meta(max_length=1024)] = ()
+    added_tokens: Annotated[tuple[AddedToken, ...], Meta(max_length=MAX_ADDED_TOKENS)] = ()
     tool_parser: ParserName | None = None
     reasoning_parser: ParserName | None = None
     response_format: dict[str, Any] | UnsetType = UNSET

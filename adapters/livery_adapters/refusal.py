@@ -16,7 +16,8 @@ class AdapterRefused(Exception):
     outside_root, bad_source, source_not_allowed, source_not_found, source_forbidden, source_unreachable,
     resized_vocabulary, missing_tensor, unsupported_combination, unfused_experts, overflow, no_exact_form,
     bad_composition, bad_merge, canary_failed, not_additive, not_mergeable, not_safetensors, output_exists,
-    zero_effect, token_out_of_range, bad_profile, unsupported_task.
+    zero_effect, token_out_of_range, bad_profile, unsupported_task, bad_template, template_not_allowed,
+    unusable_tokenizer.
     """
 
     def __init__(self, code: str, message: str) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from livery_adapters.beside import unused
+from livery_adapters.coverage import CoverageReport
 from livery_adapters.profile import TEXTS
 from livery_adapters.registry import Alias, NamedVersion
 
 Json = dict[str, Any]
-PER_MODULE = ("modules_by_path",)  # hundreds of entries: for one adapter, never for a list of them
+LONG = ("modules_by_path", "beside")  # hundreds of entries, and texts: for one adapter, never for a list of them
 
 
 def version_json(version: NamedVersion, *, active: bool, whole: bool = True) -> Json:
     """`whole` False leaves out what the coverage report says module by module, and a profile's texts."""
     facts = version.facts
-    left_out = () if whole else PER_MODULE
+    left_out = () if whole else LONG
     return {
         "version": version.number,
         "digest": facts.digest,
@@ -27,8 +30,19 @@ def version_json(version: NamedVersion, *, active: bool, whole: bool = True) -> 
         "approximate": facts.approximate or None,
         "parents": [{"digest": digest, "weight": weight} for digest, weight in facts.parents],
         "profile": {name: value for name, value in facts.profile.items() if whole or name not in TEXTS},
+        "unused": unused(_beside(facts.coverage), facts.profile),
         "coverage": {name: value for name, value in facts.coverage.items() if name not in left_out},
     }
+
+
+def report_json(report: CoverageReport) -> Json:
+    """The answer to a check that was passed."""
+    return {"ok": True, "coverage": report.to_dict(), "unused": unused(report.beside, {})}
+
+
+def _beside(coverage: Mapping[str, object]) -> Mapping[str, object]:
+    found = coverage.get("beside")
+    return found if isinstance(found, Mapping) else {}
 
 
 def alias_json(alias: Alias) -> Json:

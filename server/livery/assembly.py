@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from livery.adapter_text import AdapterText
 from livery.data_folder import DataFolder
 from livery.engine.base import Engine, EngineInfo
 from livery.followed import FollowedFolder
+from livery.foreign_templates import TemplateWorkers
 from livery.management import AdapterManagement
 from livery.served import ServedAdapters
 from livery.service import GenerationService
@@ -36,6 +38,7 @@ class Assembly:
     limits: Limits = DEFAULT_LIMITS
     max_open: int = 1024
     metrics_max_adapters: int = 200
+    adapter_templates: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class ServerParts:
     management: AdapterManagement
     folder: FollowedFolder | None
     registry: Registry
+    text: AdapterText
 
     async def stop(self) -> None:
         """Stop following folder and registry; requests must have ended."""
@@ -53,6 +57,7 @@ class ServerParts:
             await self.folder.stop()
         await self.service.adapters.stop()
         await self.service.grammars.stop()
+        self.text.close()
         await asyncio.to_thread(self.registry.close)
 
 
@@ -66,7 +71,10 @@ async def assemble(
     )
     store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits)
     base = BaseModel(plan.base_name, info.base_digest, info.shapes)
-    adapters = ServedAdapters(engine, info, base, registry, store, plan.limits, keep_versions=plan.keep_versions)
+    text = AdapterText(tokenizer, info.vocab_size, TemplateWorkers(), allow_templates=plan.adapter_templates)
+    adapters = ServedAdapters(
+        engine, info, base, registry, store, plan.limits, keep_versions=plan.keep_versions, text=text
+    )
     root = plan.root.resolve() if plan.root is not None else None
     management = AdapterManagement(
         adapters.library,
@@ -76,7 +84,7 @@ async def assemble(
     )
     service = GenerationService(
         engine,
-        tokenizer,
+        text,
         adapters,
         info,
         base_name=plan.base_name,
@@ -85,7 +93,7 @@ async def assemble(
         metrics_max_adapters=plan.metrics_max_adapters,
     )
     folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll) if root is not None else None
-    parts = ServerParts(service, management, folder, registry)
+    parts = ServerParts(service, management, folder, registry, text)
     try:
         await adapters.start()
         if folder is not None:

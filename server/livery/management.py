@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from livery.adapter_views import Json, alias_json, version_json
+from livery.adapter_views import Json, alias_json, report_json, version_json
 from livery.intakes import Intakes
 from livery.live import Live, Offline
 from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound, InvalidParameter
 from livery_adapters.fetching import DirectorySource, SourcePolicy, fetch, parse_source
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
-from livery_adapters.profile import Profile
+from livery_adapters.profile import PROFILE_NAME, Profile, recorded_profile, write_profile
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import AdapterRecord, AliasTarget, UnknownAdapter
 
@@ -262,7 +262,7 @@ class AdapterManagement:
         return {"versions_dropped": len(trimmed), "blobs_removed": removed}
 
     async def export(self, name: str, version: str | None, out: Path) -> Json:
-        """Copy a version's two files into a new directory. Raises FileExistsError when `out` isn't empty."""
+        """Copy a version's files and profile into a new directory. Raises FileExistsError when `out` isn't empty."""
         record = await asyncio.to_thread(self._registry.get, name)
         if version is not None:
             chosen = await asyncio.to_thread(self._registry.version, name, version)
@@ -271,6 +271,9 @@ class AdapterManagement:
         else:
             chosen = await asyncio.to_thread(self._registry.version, name, "1")
         await self.library.export(chosen.facts.weights, out)
+        if chosen.facts.profile:
+            written = write_profile(recorded_profile(chosen.facts.profile))
+            await asyncio.to_thread((out / PROFILE_NAME).write_text, written, "utf-8")
         return {"name": name, "digest": chosen.facts.digest, "directory": str(out)}
 
     # -- inside ----------------------------------------------------------------------------------------
@@ -309,7 +312,7 @@ class AdapterManagement:
     async def _report(self, fill: Fill, approximate: int) -> Json:
         with self._intakes.claim():
             report = await self.library.check(fill, approximate=approximate)
-        return {"ok": True, "coverage": report.to_dict()}
+        return report_json(report)
 
     async def _record(self, record: AdapterRecord) -> Json:
         resident = record.name in await self._live.resident()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from livery.jobs import BareText, ChatPrompt, Job, Prompt
@@ -33,7 +34,11 @@ async def token_ids(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, 
     """As `encode`, and none for an empty text. What can't possibly fit `limit` tokens is refused uncounted."""
     try:
         if isinstance(prompt, ChatPrompt):
-            ids = await _off_loop(_size(prompt), tokenizer.encode_chat, prompt, limit)
+            foreign = tokenizer.foreign_template
+            if foreign is None:
+                ids = await _off_loop(_size(prompt), tokenizer.encode_chat, prompt, limit)
+            else:
+                ids = await foreign.apart(partial(tokenizer.encode_chat, prompt, limit))
         elif isinstance(prompt, str):
             ids = await _off_loop(len(prompt), tokenizer.encode, prompt, limit)
         elif isinstance(prompt, BareText):

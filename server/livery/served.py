@@ -31,6 +31,7 @@ from livery_adapters.names import LONGEST_NAME, MIN_DIGEST_PREFIX
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import AdapterRecord, Alias, Card, NamedVersion, Registry, RegistryError, VersionFacts
 from livery_adapters.store import BlobStore, StoreBusy
+from livery_adapters.text_side import TextSide
 
 log = logging.getLogger("livery.adapters")
 
@@ -46,7 +47,7 @@ class ServedAdapters:
 
     def __init__(
         self, engine: Engine, info: EngineInfo, base: BaseModel, registry: Registry, store: BlobStore, limits: Limits,
-        *, keep_versions: int = 0,
+        *, keep_versions: int = 0, text: TextSide | None = None,
     ) -> None:  # fmt: skip
         self.base = base
         self.registry = registry
@@ -65,7 +66,7 @@ class ServedAdapters:
         self._unproven: OrderedDict[str, tuple[float, str]] = OrderedDict()  # digest -> not again before, why
         self._tasks: list[asyncio.Task[None]] = []
         prover = EngineProver(engine, info, lambda ref: self._holds.keep(ref, stored=False), self._holds.let_go)
-        self.library = AdapterLibrary(registry, store, base, limits, prover, keep_versions=keep_versions)
+        self.library = AdapterLibrary(registry, store, base, limits, prover, keep_versions=keep_versions, text=text)
 
     async def start(self) -> None:
         """Note where the registry stands and follow changes from then on; pinned adapters are loaded meanwhile."""

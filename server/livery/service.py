@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from livery.adapter_text import AdapterText
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
 from livery.generation import Generation, Usage
 from livery.grammar_check import GrammarCheck
@@ -27,13 +28,14 @@ from livery.metrics import Metrics, Snapshot
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
 from livery.profiles import dressed, profile_of
 from livery.prompts import activation, check_ids, encode, off_loop, token_ids
-from livery.refusals import Draining, NotReady, Overloaded, UnknownModel
+from livery.refusals import AdapterUnusable, Draining, NotReady, Overloaded, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
 from livery.text import Tokenizer, TokenizerFacts
 from livery_adapters.layout import Task
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.profile import Profile
+from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import NamedVersion, RegistryError
 
 log = logging.getLogger("livery.service")
@@ -89,7 +91,7 @@ class GenerationService:
     def __init__(
         self,
         engine: Engine,
-        tokenizer: Tokenizer,
+        text: AdapterText,
         adapters: ServedAdapters,
         info: EngineInfo,
         *,
@@ -102,9 +104,9 @@ class GenerationService:
         self.base_name = base_name
         self.adapters = adapters
         self.metrics = Metrics(base_name, info, metrics_max_adapters)
-        self.grammars = GrammarCheck(tokenizer.to_json, info)
+        self.grammars = GrammarCheck(text.base.to_json, info)
         self._engine = engine
-        self._tokenizer = tokenizer
+        self._text = text
         self._created = created
         self._max_open = max_open
         self._open = 0
@@ -134,13 +136,14 @@ class GenerationService:
             check_task(lease, "generate")
             profile = profile_of(lease)
             job = dressed(job, profile)
-            requests, prompt_tokens = await self._requests(job, lease)
+            tokenizer = await self._tokenizer_of(lease)
+            requests, prompt_tokens = await self._requests(job, lease, tokenizer)
         except BaseException:
             release()
             raise
         generation = Generation(
             self._engine,
-            self._tokenizer_of(lease),
+            tokenizer,
             requests,
             job.options.stop,
             self.metrics.begin(lease.name if lease else None),
@@ -159,7 +162,11 @@ class GenerationService:
             profile = profile_of(lease)
             pooling = pooling_of(job, lease, profile, self.info.shapes.hidden_size)
             inputs = await asyncio.to_thread(
-                encode_inputs, job, self._tokenizer_of(lease), self.info, as_pairs=bool(job.pairs) and pooling.head
+                encode_inputs,
+                job,
+                await self._tokenizer_of(lease),
+                self.info,
+                as_pairs=bool(job.pairs) and pooling.head,
             )
             if pooling.head:
                 inputs = [without_padding(ids, self.info.pad_token_id) for ids in inputs]
@@ -188,7 +195,7 @@ class GenerationService:
     async def tokenize(self, job: Job, *, strings: bool) -> Tokens:
         """What the engine would be asked to read for the job's only prompt. Raises as `open` does, but for room."""
         async with self._held(job.model, job.caller) as lease:
-            job, tokenizer = dressed(job, profile_of(lease)), self._tokenizer_of(lease)
+            job, tokenizer = dressed(job, profile_of(lease)), await self._tokenizer_of(lease)
             ids = await token_ids(job.prompts[0], job, tokenizer, self.info.max_model_len, self.info.vocab_size)
             return Tokens(ids, await off_loop(len(ids), tokenizer.strings, ids) if strings else None)
 
@@ -196,12 +203,13 @@ class GenerationService:
         """The text of ids, special tokens included. Raises UnknownModel or InvalidParameter, as `open` does."""
         check_ids(ids, self.info.vocab_size, "tokens")
         async with self._held(model) as lease:
-            return await off_loop(len(ids), self._tokenizer_of(lease).decode_all, ids)
+            tokenizer = await self._tokenizer_of(lease)
+            return await off_loop(len(ids), tokenizer.decode_all, ids)
 
     async def tokenizer_facts(self, model: str) -> TokenizerFacts:
         """Special tokens and chat template of a model. Raises UnknownModel, as `open` does."""
         async with self._held(model) as lease:
-            return self._tokenizer_of(lease).facts
+            return (await self._tokenizer_of(lease)).facts
 
     async def models(self) -> list[ModelCard]:
         """The base first, then adapters and aliases by name."""
@@ -256,10 +264,6 @@ class GenerationService:
             if lease:
                 lease.release()
 
-    def _tokenizer_of(self, lease: Lease | None) -> Tokenizer:
-        """What turns text into tokens and back for requests that run on this."""
-        return self._tokenizer
-
     def _is_base(self, name: str) -> bool:
         """Whether the base model is meant, by its name or pinned by its digest. Raises UnknownModel."""
         plain, at, prefix = name.rpartition("@")
@@ -296,16 +300,22 @@ class GenerationService:
         name, digest = (lease.name, lease.digest) if lease else (self.base_name, self.info.base_digest)
         return name, digest[:DIGEST_SHOWN]
 
-    async def _requests(self, job: Job, lease: Lease | None) -> tuple[list[GenerationRequest], int]:
+    async def _tokenizer_of(self, lease: Lease | None) -> Tokenizer:
+        """What the text of requests to a model is encoded and decoded with. Raises AdapterUnusable."""
+        try:
+            return await self._text.tokenizer(profile_of(lease))
+        except AdapterRefused as refused:
+            raise AdapterUnusable(lease.name if lease else self.base_name, refused.message) from None
+
+    async def _requests(
+        self, job: Job, lease: Lease | None, tokenizer: Tokenizer
+    ) -> tuple[list[GenerationRequest], int]:
         """What the engine is asked for, and the tokens of all prompts."""
         info = self.info
         if job.options.grammar is not None:
             grammar = await self.grammars.check(job.options.grammar, job.options.grammar_param)
             job = replace(job, options=replace(job.options, grammar=grammar))
-        prompts = [
-            await encode(prompt, job, self._tokenizer_of(lease), info.max_model_len, info.vocab_size)
-            for prompt in job.prompts
-        ]
+        prompts = [await encode(prompt, job, tokenizer, info.max_model_len, info.vocab_size) for prompt in job.prompts]
         single = len(prompts) * job.options.n == 1
         requests = [
             GenerationRequest(

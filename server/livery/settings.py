@@ -132,6 +132,9 @@ class Settings(BaseModel):
     )
     deterministic: bool = Field(False, description="Same bits for a request whatever runs beside it; CPU, float32")
     strict_params: bool = Field(False, description="Refuse requests with unknown fields instead of ignoring those")
+    adapter_templates: bool = Field(
+        True, description="Render the chat templates that profiles of adapters ask for, each in a process shut in"
+    )
     poll_adapters: bool = Field(False, description="Look at the adapter folder instead of waiting for events")
     drain_timeout: int = Field(30, ge=0, description="Seconds that requests may still take after SIGTERM")
     metrics_max_adapters: int = Field(200, ge=0, description="Adapters with metrics of their own; the rest add up")

@@ -6,6 +6,7 @@ process stays small. Knows no HTTP, no engine and no adapter; chat templates are
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import secrets
@@ -13,10 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokenizers import AddedToken as FastAddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
 from livery.chat_template import ChatTemplate, Conversation, InvalidMessages, Message
+from livery.foreign_templates import ForeignTemplate
 from livery.tokenizer_files import TokenizerFiles, load_tokenizer_files
+from livery_adapters.profile import AddedToken
 
 __all__ = ["Detokenizer", "InvalidMessages", "PromptTooLong", "StopBuffer", "Tokenizer"]
 
@@ -43,13 +47,19 @@ class TokenizerFacts:
     chat_template: str | None
 
 
+class TokensDiffer(ValueError):
+    """Added tokens that don't fit behind the base's; the message says which."""
+
+
 class Tokenizer:
     """Text to ids and back for one model. Safe to share between threads: nothing changes after the start."""
 
-    def __init__(self, files: TokenizerFiles) -> None:
-        self._fast = _load(files.tokenizer)
+    def __init__(self, files: TokenizerFiles, added: Sequence[AddedToken] = ()) -> None:
+        """`added` are tokens beyond the files', by id. Raises TokensDiffer where they can't have the ids they say."""
+        self.files = files
+        self._fast = _load(files.tokenizer, added)
         # The same tokenizer reading special tokens as plain text.
-        self._literal = _load(files.tokenizer)
+        self._literal = _load(files.tokenizer, added)
         self._literal.encode_special_tokens = True
         specials = sorted(
             (token.content for token in self._fast.get_added_tokens_decoder().values() if token.special),
@@ -59,12 +69,30 @@ class Tokenizer:
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
         self._longest = max(map(len, self._fast.get_vocab(with_added_tokens=True)))
         self.facts = TokenizerFacts(files.named_tokens, files.chat_template)
-        self._template = ChatTemplate(files.chat_template, files.named_tokens) if files.chat_template else None
+        self._template: ChatTemplate | ForeignTemplate | None = None
+        if files.chat_template:
+            self._template = ChatTemplate(files.chat_template, files.named_tokens)
 
     @classmethod
     def from_directory(cls, directory: Path) -> Tokenizer:
         """Load from a model directory. Raises TokenizerRefused."""
         return cls(load_tokenizer_files(directory))
+
+    def with_template(self, template: ForeignTemplate) -> Tokenizer:
+        """The same tokens, and an adapter's chat template."""
+        other = copy.copy(self)
+        other._template = template
+        other.facts = TokenizerFacts(self.files.named_tokens, template.source)
+        return other
+
+    def with_tokens(self, added: Sequence[AddedToken]) -> Tokenizer:
+        """The same with tokens added, by id; takes a moment. Raises TokensDiffer."""
+        return Tokenizer(self.files, added)
+
+    @property
+    def foreign_template(self) -> ForeignTemplate | None:
+        """The template where it is an adapter's: rendering blocks, see its `apart`."""
+        return self._template if isinstance(self._template, ForeignTemplate) else None
 
     def encode(self, text: str, room: int | None = None) -> list[int]:
         """Token ids of a raw prompt, with the special tokens (such as BOS) the model expects around it.
@@ -265,8 +293,18 @@ def _overlap(text: str, stop: str) -> int:
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
 
 
-def _load(content: bytes) -> FastTokenizer:
+def _load(content: bytes, added: Sequence[AddedToken] = ()) -> FastTokenizer:
+    """Raises TokensDiffer."""
     tokenizer = FastTokenizer.from_buffer(content)
+    for token in added:
+        flags = {name: getattr(token, name) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
+        tokenizer.add_tokens([FastAddedToken(token.content, **flags)])
+        found = tokenizer.token_to_id(token.content)
+        if found != token.id:
+            raise TokensDiffer(
+                f"the added token {token.content!r} has id {token.id}, and beside the base's it would have {found}; "
+                "added tokens follow the base's without a gap"
+            )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -48,6 +48,8 @@ class Setup:
     drain_s: int = 5
     root_path: str = ""
     cors_origins: tuple[str, ...] = ()
+    vocab_size: int = VOCAB
+    adapter_templates: bool = True
     strict_params: bool = False
 
 
@@ -106,7 +108,7 @@ class LiveServer:
         try:
             self.engine = FakeEngine(
                 setup.behaviour,
-                vocab_size=VOCAB,
+                vocab_size=setup.vocab_size,
                 max_model_len=setup.max_model_len,
                 eos_token_ids=setup.eos_token_ids,
                 modules=MODULES,
@@ -118,6 +120,7 @@ class LiveServer:
                 root=self.adapter_root,
                 limits=Limits(max_rank=8),
                 max_open=setup.max_open,
+                adapter_templates=setup.adapter_templates,
             )
             plan.data.make()
             parts = await assemble(self.engine, info, self._tokenizer, plan, lambda _: None)

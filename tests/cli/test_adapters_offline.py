@@ -76,8 +76,18 @@ def test_a_profile_is_kept_with_the_version_and_checked_as_the_server_would(
     file.write_text("temperature: 0.2\nmax_tokens: 64\n")
     add = ["adapters", "add", "calm", made[0], "--data", data, "--profile", file]
     assert livery(*add, "--json").json()["profile"] == {"temperature": 0.2, "max_tokens": 64}
+    out = tmp_path / "out"
+    assert livery("adapters", "export", "calm", out, "--data", data).code == 0
+    assert (out / "profile.yaml").read_text() == file.read_text()
     plain = livery("adapters", "add", "calm", made[0], "--data", data, "--json").json()
     assert plain["version"] == 2  # the same weights, another version
+    again = livery("adapters", "profile", "calm", file, "--data", data, "--json").json()
+    assert (again["version"], again["profile"]) == (1, {"temperature": 0.2, "max_tokens": 64})
+    assert livery("adapters", "profile", "calm", "--data", data).out == file.read_text()
+    late = livery("adapters", "profile", "calm", file, "--expected-generation", 1, "--data", data)
+    assert (late.code, "generation" in late.err) == (1, True)
+    file.write_text("chat_template: adapter\n")
+    assert livery("adapters", "profile", "calm", file, "--data", data).code == 1  # there is none
     for content, words in (
         ("temprature: 1", "temprature"),
         ("temperature: hot", "temperature"),

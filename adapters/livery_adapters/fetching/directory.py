@@ -16,8 +16,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from livery_adapters.beside import BESIDE_NAMES
+from livery_adapters.beside import BESIDE_LIMITS, is_wanted
 from livery_adapters.fetching.interrupt import Sink
+from livery_adapters.profile import PROFILE_NAME
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import FILE_NAMES, kind_of, missing_file, not_regular
 
@@ -41,7 +42,7 @@ def copy_directory(directory: Path, incoming: Sink, roots: Sequence[Path]) -> No
 
 @contextmanager
 def open_adapter_files(directory: Path, roots: Sequence[Path]) -> Iterator[Mapping[str, BinaryIO]]:
-    """Both files of a directory and what of BESIDE_NAMES is there, open for reading, by name.
+    """Both files of a directory and what lies beside them (`livery_adapters.beside`), open for reading, by name.
 
     All are regular files below one of `roots`.
 
@@ -52,8 +53,14 @@ def open_adapter_files(directory: Path, roots: Sequence[Path]) -> Iterator[Mappi
     allowed = [Path(os.path.realpath(root)) for root in roots]
     with ExitStack() as held:
         files = {}
-        for name in (*FILE_NAMES, *(name for name in BESIDE_NAMES if os.path.lexists(directory / name))):
+        for name in FILE_NAMES:
             files[name] = held.enter_context(os.fdopen(_open(directory, name, allowed), "rb"))
+        for name in _beside(directory):
+            try:
+                files[name] = held.enter_context(os.fdopen(_open(directory, name, allowed), "rb"))
+            except AdapterRefused:
+                if name == PROFILE_NAME:  # the others are only looked at
+                    raise
         before = {name: _signature(os.fstat(stream.fileno())) for name, stream in files.items()}
         yield files
         for name, stream in files.items():
@@ -61,6 +68,19 @@ def open_adapter_files(directory: Path, roots: Sequence[Path]) -> Iterator[Mappi
                 raise AdapterRefused(
                     "incomplete", f"the files of {directory.name!r} changed while they were read; it is tried again"
                 )
+
+
+def _beside(directory: Path) -> list[str]:
+    """What lies there beside an adapter's files and is to be taken along."""
+    sizes = {name: _size(directory / name) for name in BESIDE_LIMITS if os.path.lexists(directory / name)}
+    return [name for name, size in sizes.items() if is_wanted(name, size)]
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _open(directory: Path, name: str, roots: Sequence[Path]) -> int:

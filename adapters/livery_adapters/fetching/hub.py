@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import httpx
 
-from livery_adapters.beside import BESIDE_NAMES
+from livery_adapters.beside import BESIDE_NAMES, is_wanted
 from livery_adapters.fetching.interrupt import Interrupt, Sink
 from livery_adapters.fetching.network import (
     NetworkLimits,
@@ -106,7 +106,9 @@ class _Hub:
         here = {name: files[path] for name in wanted if (path := self._path(name)) in files}
         self._check_files(here)
         return commit, {
-            name: size if type(size) is int else None for name, size in here.items() if name not in _PICKLES
+            name: known
+            for name, size in here.items()
+            if name not in _PICKLES and is_wanted(name, known := size if type(size) is int else None)
         }
 
     def _check_files(self, here: Mapping[str, object]) -> None:

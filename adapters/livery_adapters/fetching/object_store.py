@@ -23,7 +23,7 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from livery_adapters.beside import BESIDE_NAMES
+from livery_adapters.beside import BESIDE_NAMES, is_wanted
 from livery_adapters.fetching.interrupt import Sink
 from livery_adapters.fetching.network import (
     NetworkLimits,
@@ -118,6 +118,8 @@ def _look(store: _Store, source: ObjectSource) -> dict[str, _State]:
                 meta = obstore.head(store, name)
             except FileNotFoundError:
                 continue
+        if not is_wanted(name, meta["size"]):
+            continue
         found[name] = _State(meta["size"], meta["e_tag"], meta["version"], meta["last_modified"].isoformat())
     if not found:
         raise not_found(source, "check the bucket and the prefix, which must hold the two files themselves")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -84,6 +85,7 @@ def _seen_before(connection: Connection, row: Row[Any], facts: VersionFacts, arr
             versions.c.name == row.name, versions.c.weights == facts.weights
         )
     ).all()
+    _note_beside(connection, row.name, facts)
     stale = any(found.base_digest != facts.base_digest or found.state != arrival.state for found in known)
     if stale:
         _measure_again(connection, row.name, facts, arrival.state)
@@ -297,6 +299,7 @@ def _remember(connection: Connection, row: Row[Any], facts: VersionFacts, state:
         values = {"name": row.name, "number": number, "added": time.time(), "state": state} | columns_of(facts)
         connection.execute(insert(versions).values(values))
         return number, True
+    _note_beside(connection, row.name, facts)
     if known.base_digest != facts.base_digest or (state == "ready" and known.state != state):
         _measure_again(connection, row.name, facts, state)
     return known.number, False
@@ -310,6 +313,16 @@ def _measure_again(connection: Connection, name: str, facts: VersionFacts, state
     connection.execute(update(versions).where(same & other_base).values(measured(facts) | {"state": state}))
     if state == "ready":
         connection.execute(update(versions).where(same).values(state=state))
+
+
+def _note_beside(connection: Connection, name: str, facts: VersionFacts) -> None:
+    """What lies beside a version's files and isn't used may change while the version stays the same."""
+    match = (versions.c.name == name) & (versions.c.digest == facts.digest)
+    written = connection.execute(select(versions.c.coverage).where(match)).scalar_one_or_none()
+    found = facts.coverage.get("beside")
+    if written is None or found is None or (report := json.loads(written)).get("beside") == found:
+        return
+    connection.execute(update(versions).where(match).values(coverage=json.dumps({**report, "beside": found})))
 
 
 def _may_replace(connection: Connection, row: Row[Any], number: int) -> bool:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec import structs
 
 from livery.commands import shown
-from livery.commands.backends import CommandFailed
+from livery.commands.backends import CommandFailed, is_remote
 from livery.commands.offline import Need
 from livery.commands.reach import Reach, reaches
 from livery.management import AddOptions
-from livery_adapters.profile import MAX_PROFILE_BYTES, Profile, ProfileInvalid, parse_profile
+from livery_adapters.profile import EMPTY, MAX_PROFILE_BYTES, PROFILE_NAME, Profile, ProfileInvalid, parse_profile
 from livery_adapters.refusal import Limits
 from livery_adapters.registry import Sticky
 
@@ -52,6 +53,12 @@ def add(
     profile: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Its profile, instead of the profile.yaml beside it.")
     ] = None,
+    use_template: Annotated[
+        bool, typer.Option("--use-template", help="Render conversations with the chat template beside the weights.")
+    ] = False,
+    use_tokenizer: Annotated[
+        bool, typer.Option("--use-tokenizer", help="Know the tokens that the tokenizer beside the weights adds.")
+    ] = False,
     prove: Annotated[
         bool, typer.Option("--prove", help="With --data: try it on the model here, as a server would.")
     ] = False,
@@ -68,7 +75,7 @@ def add(
         expected_generation,
         approximate or 0,
         not no_activate,
-        read_profile(profile) if profile else None,
+        _wanted_profile(source, profile, use_template, use_tokenizer),
     )
     reach.run(
         lambda backend: backend.add(name, source, options),
@@ -189,6 +196,27 @@ def profile(
     else:
         wanted = read_profile(file)
         reach.run(lambda backend: backend.set_profile(name, wanted, expected_generation), shown.record)
+
+
+def _wanted_profile(source: str, file: Path | None, use_template: bool, use_tokenizer: bool) -> Profile | None:
+    """The profile that the flags ask for, over the one that lies beside the weights; None where they ask for none.
+
+    Raises CommandFailed.
+    """
+    if not use_template and not use_tokenizer:
+        return read_profile(file) if file else None
+    if file is None:
+        if is_remote(source):
+            raise CommandFailed(
+                "--use-template and --use-tokenizer change a profile, and that of a URL isn't read here; give the "
+                "whole profile with --profile FILE, with chat_template: adapter or tokenizer: adapter in it"
+            )
+        beside = Path(source) / PROFILE_NAME
+        file = beside if beside.is_file() else None
+    found = read_profile(file) if file else EMPTY
+    if use_template:
+        found = structs.replace(found, chat_template="adapter")
+    return structs.replace(found, tokenizer="adapter") if use_tokenizer else found
 
 
 def read_profile(file: Path) -> Profile:

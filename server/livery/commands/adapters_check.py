@@ -28,6 +28,7 @@ from livery_adapters.finite import check_finite
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.store import BlobStore
+from livery_adapters.text_side import profile_beside
 
 CHECKED = "checked"  # the one name in the registry of a check
 NO_BASE = "not checked against a base; add --model, --data or --url"
@@ -125,6 +126,7 @@ def _files(path: Path, limits: Limits) -> Json:
             copy_directory(path, incoming, [EVERYWHERE])
             manifest = read_manifest(incoming.path, limits, digest=incoming.seal())
             check_finite(incoming.path, manifest)
+            profile_beside(incoming.beside, None)
     except REFUSALS as refused:
         raise CommandFailed(words(refused)) from refused
     return {

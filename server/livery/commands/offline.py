@@ -7,7 +7,7 @@ a base that no server has written down yet.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,25 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from livery.adapter_views import Json
+from livery.adapter_text import AdapterText
+from livery.adapter_views import Json, report_json
 from livery.commands.backends import EVERYWHERE, CommandFailed, is_remote, local_directory
 from livery.commands.serve import without_password
 from livery.commands.shown import stage
 from livery.data_folder import DataFolder, KnownBase
+from livery.foreign_templates import TemplateWorkers
 from livery.management import AdapterManagement, AddOptions
-from livery.models import base_digest, resolve_model
+from livery.models import ModelNotFound, base_digest, resolve_model
+from livery.text import Tokenizer
+from livery.tokenizer_files import TokenizerRefused
 from livery_adapters.base_model import BaseModel, BaseShapes
 from livery_adapters.fetching import SourcePolicy
 from livery_adapters.library import AdapterLibrary, Fill, from_directory
+from livery_adapters.profile import PROFILE_NAME, Profile
 from livery_adapters.refusal import DEFAULT_LIMITS, Limits
 from livery_adapters.registry import Registry
 from livery_adapters.store import BlobStore
+from livery_adapters.types.base import vocabulary_of
 
 if TYPE_CHECKING:
     from livery.commands.proof import OfflineProver
@@ -72,7 +78,7 @@ class LocalBackend(AdapterManagement):
         if is_remote(source):
             return await self.check(source, approximate=approximate)
         report = await self.library.check(directory_fill(source), approximate=approximate)
-        return {"ok": True, "coverage": report.to_dict()}
+        return report_json(report)
 
     async def add(self, name: str, source: str, options: AddOptions) -> Json:
         """Take in a directory, or what a URL holds."""
@@ -86,6 +92,40 @@ class LocalBackend(AdapterManagement):
             f"prefetch {name} asks a running server to read it, and --data asks none; use --url, or `pin`, which has "
             "it loaded whenever a server starts"
         )
+
+
+class OfflineText:
+    """The text of a base by its name, read when something is to be compared with it."""
+
+    def __init__(self, known: KnownBase) -> None:
+        self._known = known
+        self._text: AdapterText | None = None
+
+    def close(self) -> None:
+        if self._text is not None:
+            self._text.close()
+
+    def look(self, beside: Mapping[str, bytes]) -> Mapping[str, object]:
+        """See livery_adapters.text_side.TextSide; where the base isn't to be found, nothing is compared."""
+        if not beside.keys() - {PROFILE_NAME}:
+            return {}
+        try:
+            return self._opened().look(beside)
+        except (ModelNotFound, TokenizerRefused, OSError):
+            return {}
+
+    async def settle(self, profile: Profile, found: Mapping[str, object]) -> Profile:
+        """See livery_adapters.text_side.TextSide."""
+        if profile.chat_template is None and profile.tokenizer == "base" and not profile.added_tokens:
+            return profile
+        return await (await asyncio.to_thread(self._opened)).settle(profile, found)
+
+    def _opened(self) -> AdapterText:
+        """Raises ModelNotFound, TokenizerRefused."""
+        if self._text is None:
+            tokenizer = Tokenizer.from_directory(resolve_model(self._known.model).path)
+            self._text = AdapterText(tokenizer, vocabulary_of(self._known.shapes) or 0, TemplateWorkers())
+        return self._text
 
 
 def directory_fill(source: str) -> Fill:
@@ -105,12 +145,17 @@ async def open_local(
     url = place.registry or folder.registry_url()
     reserved = frozenset({known.name}) if known else frozenset()
     registry = await asyncio.to_thread(Registry.open, url, reserved)
+    text: OfflineText | None = None
     try:
         store = await asyncio.to_thread(BlobStore, folder.adapters, limits)
         base = known.as_base() if known else NOTHING
         prover = await asyncio.to_thread(_prover, known) if known and need.proves else None
-        yield LocalBackend(AdapterLibrary(registry, store, base, limits, prover), SourcePolicy(ALL_SOURCES), prover)
+        text = OfflineText(known) if known else None
+        library = AdapterLibrary(registry, store, base, limits, prover, text=text)
+        yield LocalBackend(library, SourcePolicy(ALL_SOURCES), prover)
     finally:
+        if text:
+            text.close()
         await asyncio.to_thread(registry.close)
 
 

@@ -161,6 +161,7 @@ async def _parts(
         limits=Limits(max_rank=settings.max_rank),
         max_open=settings.max_open,
         metrics_max_adapters=settings.metrics_max_adapters,
+        adapter_templates=settings.adapter_templates,
     )
     return await assemble(engine, info, tokenizer, plan, progress)
 

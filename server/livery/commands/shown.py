@@ -47,7 +47,7 @@ def record(answer: Json) -> None:
         "changed": _time(answer["updated"]),
     }
     print_facts(facts | (_version(answer) if "digest" in answer else {}))
-    _warn(answer.get("coverage", {}))
+    _warn((*answer.get("coverage", {}).get("warnings", ()), *answer.get("unused", ())))
 
 
 def report(answer: Json) -> None:
@@ -60,7 +60,7 @@ def report(answer: Json) -> None:
         print_facts({**found, "note": answer["note"]})
         return
     print_facts({"type": coverage["peft_type"], **_coverage(coverage), **_peft(answer.get("peft"))})
-    _warn(coverage)
+    _warn((*coverage.get("warnings", ()), *answer.get("unused", ())))
 
 
 def history(answer: Json) -> None:
@@ -236,9 +236,9 @@ def _effect(coverage: Json) -> str | None:
     return "min {:.2g}, median {:.2g}, max {:.2g}".format(*spread)
 
 
-def _warn(coverage: Json) -> None:
+def _warn(warnings: Iterable[str]) -> None:
     console = Console(soft_wrap=True)
-    for warning in coverage.get("warnings", ()):
+    for warning in warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
 
 

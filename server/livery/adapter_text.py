@@ -1,0 +1,141 @@
+"""What adapters bring of their own for turning conversations into tokens and back: chat templates and added tokens.
+
+    text = AdapterText(tokenizer, vocab_size, workers, allow_templates=True)
+    tokenizer = await text.tokenizer(profile)     # the base's own, or with the profile's template and tokens
+
+Also what an adapter's folder is compared with when it is taken in. Templates are rendered apart (`foreign_templates`);
+of tokenizers nothing but added tokens is ever used, which are plain data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from msgspec import structs
+
+from livery.chat_template import Conversation, InvalidMessages
+from livery.foreign_templates import ForeignTemplate, TemplateStopped, TemplateWorkers
+from livery.text import Tokenizer, TokensDiffer
+from livery_adapters.beside import BaseText, compare
+from livery_adapters.profile import AddedToken, Profile, read_profile
+from livery_adapters.refusal import AdapterRefused
+
+TOKENIZERS_KEPT = 8  # beside the base's; each holds its vocabulary
+HELLO = Conversation([{"role": "user", "content": "Hello"}])
+
+
+class AdapterText:
+    """The base's tokenizer, and those that adapters make of it. Use from one event loop."""
+
+    def __init__(
+        self, base: Tokenizer, vocab_size: int, workers: TemplateWorkers, *, allow_templates: bool = True
+    ) -> None:
+        """`vocab_size` is how many ids the model has rows for."""
+        self.base = base
+        self._vocab_size = vocab_size
+        self._workers = workers
+        self._allow_templates = allow_templates
+        self._text = BaseText(base.files.tokenizer, base.files.chat_template)
+        self._tokenizers: OrderedDict[tuple[AddedToken, ...], Tokenizer] = OrderedDict()
+
+    def close(self) -> None:
+        self._workers.close()
+
+    async def tokenizer(self, profile: Profile) -> Tokenizer:
+        """What requests under a profile are encoded and decoded with. Raises AdapterRefused."""
+        if profile.chat_template is not None and not self._allow_templates:
+            raise AdapterRefused(
+                "template_not_allowed",
+                "this server renders no chat templates but the base's; start it without --no-adapter-templates, or "
+                "take chat_template out of the profile",
+            )
+        tokenizer = await self._with_tokens(profile.added_tokens)
+        if profile.chat_template is None:
+            return tokenizer
+        named = self.base.files.named_tokens
+        return tokenizer.with_template(ForeignTemplate(profile.chat_template, named, self._workers))
+
+    def look(self, beside: Mapping[str, bytes]) -> Mapping[str, object]:
+        """See livery_adapters.text_side.TextSide."""
+        return compare(beside, self._text)
+
+    async def settle(self, profile: Profile, found: Mapping[str, object]) -> Profile:
+        """See livery_adapters.text_side.TextSide. A template is rendered once."""
+        settled = structs.replace(
+            profile,
+            chat_template=_template(profile, found),
+            tokenizer="base",
+            added_tokens=_tokens(profile, found),
+        )
+        await self._try(settled)
+        return settled
+
+    async def _try(self, profile: Profile) -> None:
+        """Raises AdapterRefused."""
+        await self.tokenizer(profile)
+        if profile.chat_template is None:
+            return
+        template = ForeignTemplate(profile.chat_template, self.base.files.named_tokens, self._workers)
+        try:
+            await template.apart(lambda: template.render(HELLO))
+        except TemplateStopped as stopped:
+            raise AdapterRefused("bad_template", str(stopped)) from None
+        except InvalidMessages:
+            return  # it wants other messages than these
+
+    async def _with_tokens(self, added: tuple[AddedToken, ...]) -> Tokenizer:
+        if not added:
+            return self.base
+        if added not in self._tokenizers:
+            beyond = next((token for token in added if token.id >= self._vocab_size), None)
+            if beyond is not None:
+                raise AdapterRefused(
+                    "resized_vocabulary",
+                    f"the added token {beyond.content!r} has id {beyond.id} and the base has {self._vocab_size} rows: "
+                    "vocabularies grown per adapter can't be served beside others; train with tokens that the base has "
+                    "spare rows for, or leave tokenizer: adapter out",
+                )
+            try:
+                made = await asyncio.to_thread(self.base.with_tokens, added)
+            except TokensDiffer as differ:
+                raise AdapterRefused("unusable_tokenizer", str(differ)) from None
+            self._tokenizers[added] = made
+            if len(self._tokenizers) > TOKENIZERS_KEPT:
+                self._tokenizers.popitem(last=False)
+        self._tokenizers.move_to_end(added)
+        return self._tokenizers[added]
+
+
+def _template(profile: Profile, found: Mapping[str, object]) -> str | None:
+    """The template's text; None for the base's. Raises AdapterRefused."""
+    if profile.chat_template == "base":
+        return None
+    if profile.chat_template != "adapter":
+        return profile.chat_template
+    text = found.get("chat_template")
+    if not isinstance(text, str):
+        raise AdapterRefused(
+            "bad_profile",
+            "chat_template is adapter and no template lies beside the weights (chat_template.jinja, or chat_template "
+            "in tokenizer_config.json); put it there, or its text into the profile",
+        )
+    return text or None
+
+
+def _tokens(profile: Profile, found: Mapping[str, object]) -> tuple[AddedToken, ...]:
+    """Raises AdapterRefused."""
+    if profile.tokenizer != "adapter":
+        return profile.added_tokens
+    if found.get("tokenizer"):
+        raise AdapterRefused(
+            "unusable_tokenizer",
+            f"tokenizer is adapter, and the one beside the weights isn't the base's with tokens added: "
+            f"{found['tokenizer']}; leave tokenizer out of the profile, or save it from the base's tokenizer",
+        )
+    if "added_tokens" not in found:
+        raise AdapterRefused(
+            "bad_profile", "tokenizer is adapter and no tokenizer.json lies beside the weights; put it there"
+        )
+    return read_profile({"added_tokens": found["added_tokens"]}).added_tokens

@@ -1,0 +1,205 @@
+"""Chat templates that adapters bring, rendered beside this process: one that runs wild costs its own request alone.
+
+    workers = TemplateWorkers()
+    template = ForeignTemplate(source, named_tokens, workers)
+    text = await template.apart(lambda: template.render(conversation))     # InvalidMessages where it was stopped
+    workers.close()
+
+A rendering has a limit of processor time, of memory and of length, held by the system in a process of its own
+(`livery.template_worker`), which is killed when it goes over one and started again. Renderings of one template wait for
+each other, so that a slow one takes one worker at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import Empty, LifoQueue
+from typing import TypeVar
+
+import msgspec
+
+from livery.chat_template import Conversation, InvalidMessages
+from livery.template_worker import LENGTH, Order, Rendered
+
+T = TypeVar("T")
+
+# What a worker needs of the environment to find its code and the time zone; nothing else reaches it.
+ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
+REMEDY = "change it with `livery adapters profile`, or shorten the messages"
+
+
+@dataclass(frozen=True, slots=True)
+class RenderLimits:
+    """What one rendering may take: seconds of a processor, bytes of address space, characters of text.
+
+    `wall_s` bounds the wait for a worker that gets no processor at all.
+    """
+
+    cpu_s: float = 1.0
+    memory_bytes: int = 512 << 20
+    max_chars: int = 4 << 20
+    wall_s: float = 30.0
+
+
+class TemplateStopped(InvalidMessages):
+    """The template itself is at fault: it isn't one, or went over a limit."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"this adapter's chat template {message}; {REMEDY}")
+
+
+class TemplateWorkers:
+    """Processes that render, started when they are needed, and threads that wait for them."""
+
+    def __init__(self, count: int = 2, limits: RenderLimits | None = None) -> None:
+        self.limits = limits or RenderLimits()
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="livery-template")
+        self._idle: LifoQueue[_Worker] = LifoQueue()
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._closed = False
+
+    async def run(self, key: str, work: Callable[[], T]) -> T:
+        """Run in a thread of these workers, one at a time of the same key."""
+        turn = self._turns.setdefault(key, asyncio.Lock())
+        async with turn:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def render(self, source: str, named_tokens: Mapping[str, str], chat: Conversation) -> str:
+        """Blocks, within the limits. Raises InvalidMessages."""
+        order = Order(source, dict(named_tokens), msgspec.to_builtins(chat), self.limits.max_chars)
+        worker = self._worker()
+        try:
+            rendered = worker.ask(msgspec.msgpack.encode(order))
+        except BaseException:
+            worker.kill()
+            raise
+        self._idle.put(worker)
+        if self._closed:
+            self.close()
+        if rendered.fault:
+            raise TemplateStopped(rendered.fault)
+        if rendered.error:
+            raise InvalidMessages(rendered.error, rendered.param or "messages")
+        return rendered.text
+
+    def close(self) -> None:
+        """End the workers; a rendering under way still ends within its limits."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        while True:
+            try:
+                self._idle.get_nowait().kill()
+            except Empty:
+                return
+
+    def _worker(self) -> _Worker:
+        while True:
+            try:
+                worker = self._idle.get_nowait()
+            except Empty:
+                return _Worker(self.limits)
+            if worker.alive:
+                return worker
+            worker.kill()
+
+
+class ForeignTemplate:
+    """One adapter's template, as a tokenizer renders with it."""
+
+    def __init__(self, source: str, named_tokens: Mapping[str, str], workers: TemplateWorkers) -> None:
+        self.source = source
+        self._named_tokens = dict(named_tokens)
+        self._workers = workers
+
+    async def apart(self, work: Callable[[], T]) -> T:
+        """Work that renders blocks, so it has a thread of the workers', after that of the same template."""
+        return await self._workers.run(self.source, work)
+
+    def render(self, chat: Conversation) -> str:
+        """Blocks. Raises InvalidMessages."""
+        return self._workers.render(self.source, self._named_tokens, chat)
+
+
+class _Worker:
+    """One process, used by one thread at a time."""
+
+    def __init__(self, limits: RenderLimits) -> None:
+        self._limits = limits
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "livery.template_worker", str(limits.memory_bytes), str(limits.cpu_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+            cwd="/",
+            start_new_session=True,  # no Ctrl-C arrives there
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        for pipe in (self._to, self._from):
+            os.set_blocking(pipe, False)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, order: bytes) -> Rendered:
+        """Raises InvalidMessages where the worker came to its end or answers what it can't have been asked for."""
+        deadline = time.monotonic() + self._limits.wall_s
+        try:
+            self._send(len(order).to_bytes(LENGTH, "big") + order, deadline)
+            size = int.from_bytes(self._receive(LENGTH, deadline), "big")
+            if size > 4 * self._limits.max_chars + 4096:
+                raise ConnectionError
+            return msgspec.msgpack.decode(self._receive(size, deadline), type=Rendered)
+        except (OSError, msgspec.DecodeError):
+            self.kill()
+            raise TemplateStopped(f"was stopped: {self._why()}") from None
+
+    def kill(self) -> None:
+        """End it and let go of its pipes; more than once does nothing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None and not pipe.closed:
+                pipe.close()
+
+    def _why(self) -> str:
+        if self._process.returncode == -signal.SIGPROF:
+            return f"it took over {self._limits.cpu_s:g} s of processor time"
+        return "it broke the process that renders it"
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        left = memoryview(data)
+        while left:
+            _wait(self._to, select.POLLOUT, deadline)
+            left = left[os.write(self._to, left) :]
+
+    def _receive(self, size: int, deadline: float) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            _wait(self._from, select.POLLIN, deadline)
+            piece = os.read(self._from, min(size - len(data), 1 << 20))
+            if not piece:
+                raise ConnectionError
+            data += piece
+        return bytes(data)
+
+
+def _wait(pipe: int, event: int, deadline: float) -> None:
+    """Raises TimeoutError. A poll: descriptors may be beyond what select takes."""
+    poll = select.poll()
+    poll.register(pipe, event)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError

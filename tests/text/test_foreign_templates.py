@@ -1,0 +1,122 @@
+"""Templates that adapters bring: rendered as any other, and stopped when they run wild."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from livery.chat_template import ChatTemplate, Conversation, InvalidMessages
+from livery.foreign_templates import ForeignTemplate, RenderLimits, TemplateStopped, TemplateWorkers
+from livery.models import resolve_model
+
+HI = Conversation([{"role": "user", "content": "hi"}])
+LIMITS = RenderLimits(cpu_s=0.5, memory_bytes=256 << 20, max_chars=100_000)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[TemplateWorkers]:
+    workers = TemplateWorkers(2, LIMITS)
+    yield workers
+    workers.close()
+
+
+def test_it_renders_as_the_same_template_does_here(workers: TemplateWorkers) -> None:
+    folder = resolve_model("smollm2-135m-instruct").path
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    file = folder / "chat_template.jinja"
+    source = file.read_text() if file.is_file() else config["chat_template"]
+    named = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    chat = Conversation(
+        [{"role": "system", "content": "é \U0001f3f4"}, {"role": "user", "content": "hi"}],
+        template_kwargs={"date": "today"},
+    )
+    assert workers.render(source, named, chat) == ChatTemplate(source, named).render(chat)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "processor time"),
+        ("{% set x = 10 ** (10 ** 9) %}", "processor time"),
+        ("{{ 'a' * 10 ** 9 }}", "memory"),
+        ("{{ 'a' | center(10 ** 9) }}", "memory"),
+        ("{{ [1] * 10 ** 9 }}", "memory"),
+        ("{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}", ""),
+        ("{{ 'a' * 200000 }}", "writes over 100000 characters"),
+        ("{% if a %}" * 20000, "nested too deeply"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
+        ("{% for %}", "is no Jinja template (line 1"),
+        ("{{ messages[0].content.encode('rot13') }}", "stopped"),
+    ],
+    ids=lambda value: value[:24],
+)  # fmt: skip
+def test_one_that_runs_wild_is_stopped_and_the_next_renders(workers: TemplateWorkers, source: str, says: str) -> None:
+    with pytest.raises(TemplateStopped) as stopped:
+        workers.render(source, {}, HI)
+    assert says in str(stopped.value)
+    assert "livery adapters profile" in str(stopped.value)
+    assert workers.render("{{ messages[0].content }}", {}, HI) == "hi"
+
+
+def test_what_it_says_of_messages_is_the_clients_to_read(workers: TemplateWorkers) -> None:
+    for source, says in (
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ nobody.knows }}", "undefined"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "can't render"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "can't render"),
+    ):
+        with pytest.raises(InvalidMessages, match=says) as refused:
+            workers.render(source, {}, HI)
+        assert not isinstance(refused.value, TemplateStopped)
+
+
+ESCAPED = """
+import socket, sys
+from livery import template_worker
+template_worker._shut_in(512 << 20)
+tried = []
+def attempt(name, work):
+    try: work()
+    except (OSError, MemoryError): tried.append(name)
+attempt("read", lambda: open("/etc/hostname"))
+attempt("connect", lambda: socket.socket())
+attempt("memory", lambda: bytearray(1 << 30))
+sys.stdout.write(" ".join(tried))
+"""
+
+
+async def test_even_code_that_got_out_of_jinja_reaches_nothing() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ESCAPED, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
+    )
+    said, _ = await process.communicate()
+    assert said.decode() == "read connect memory"
+
+
+async def test_renderings_of_one_template_wait_for_each_other_and_others_do_not(workers: TemplateWorkers) -> None:
+    """A template that takes its whole time, asked for again and again, holds one worker; the other one is free."""
+    slow = ForeignTemplate(
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", {}, workers
+    )
+    quick = ForeignTemplate("{{ messages[0].content }}", {}, workers)
+    done: list[str] = []
+
+    async def render(name: str, template: ForeignTemplate) -> None:
+        try:
+            await template.apart(lambda: template.render(HI))
+        except TemplateStopped:
+            name = f"{name} stopped"
+        done.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(render("slow", slow))
+        await asyncio.sleep(0)
+        group.create_task(render("quick", quick))
+    assert done.index("quick") < 3
+    assert done.count("slow stopped") == 4
