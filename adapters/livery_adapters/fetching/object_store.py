@@ -110,24 +110,29 @@ def _open(source: ObjectSource, limits: NetworkLimits) -> _Store:
 
 
 def _look(store: _Store, source: ObjectSource) -> dict[str, _State]:
-    """What the two objects are now. Raises AdapterRefused, naming what isn't there."""
-    found = {}
-    for name in (*FILE_NAMES, *BESIDE_NAMES):
-        with _explained(source):
-            try:
-                meta = obstore.head(store, name)
-            except FileNotFoundError:
-                continue
-        if not is_wanted(name, meta["size"]):
-            continue
-        found[name] = _State(meta["size"], meta["e_tag"], meta["version"], meta["last_modified"].isoformat())
+    """What the objects are now. Raises AdapterRefused, naming which of the two files isn't there."""
+    found = {name: state for name in FILE_NAMES if (state := _state(store, source, name)) is not None}
     if not found:
         raise not_found(source, "check the bucket and the prefix, which must hold the two files themselves")
     for name in FILE_NAMES:
         if name not in found:
             code = "missing_config" if name == CONFIG_NAME else "missing_weights"
             raise AdapterRefused(code, f"no {name} in {source}; upload the directory PEFT's save_pretrained made")
+    for name in BESIDE_NAMES:
+        state = _state(store, source, name)
+        if state is not None and is_wanted(name, state.size):
+            found[name] = state
     return found
+
+
+def _state(store: _Store, source: ObjectSource, name: str) -> _State | None:
+    """What one object is now, None where it isn't. Raises AdapterRefused."""
+    with _explained(source):
+        try:
+            meta = obstore.head(store, name)
+        except FileNotFoundError:
+            return None
+    return _State(meta["size"], meta["e_tag"], meta["version"], meta["last_modified"].isoformat())
 
 
 def _parts(store: _Store, source: ObjectSource, name: str, state: _State) -> Iterator[memoryview]:
