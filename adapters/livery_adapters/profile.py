@@ -199,7 +199,7 @@ def parse_profile(data: bytes, what: str = PROFILE_NAME) -> Profile:
 
 def write_profile(profile: Profile) -> str:
     """The profile as a file that `parse_profile` reads."""
-    text: str = yaml.safe_dump(profile.to_json(), sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.dump(profile.to_json(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return text
 
 
@@ -261,6 +261,17 @@ def _known_at(at: str) -> Sequence[str]:
         return Range.__struct_fields__ if rest else Bounds.__struct_fields__
     inner = {"examples": Example, "added_tokens": AddedToken}.get(first, Profile)
     return inner.__struct_fields__
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as such: a template in one line is nothing for people."""
+
+
+def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text.strip() else None)
+
+
+_Dumper.add_representer(str, _text_node)
 
 
 # -- YAML from strangers -----------------------------------------------------------------------------------------

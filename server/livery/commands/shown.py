@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from livery.adapter_views import Json
+from livery_adapters.profile import read_profile, write_profile
 
 RANKS_SHOWN = 4
 MODULES_SHOWN = 12  # adapters name a handful of kinds of modules; a list of hundreds is for --json
@@ -81,7 +81,7 @@ def history(answer: Json) -> None:
 
 def profile(answer: Json) -> None:
     """As a file that `adapters profile NAME FILE` takes."""
-    print(yaml.safe_dump(answer["profile"], sort_keys=False, allow_unicode=True), end="")
+    print(write_profile(read_profile(answer["profile"])), end="")
 
 
 def aliases(answer: Json) -> None:
