@@ -116,11 +116,16 @@ def test_a_request_beyond_a_bound_is_refused_and_defaults_stay_within(live: Live
 
 
 def test_a_response_format_holds_where_the_request_has_none(live: LiveServer) -> None:
+    put(live, "plain", {})
     put(live, "json", {"response_format": {"type": "json_object"}})
-    live.client().chat.completions.create(model="json", messages=HI, **SHORT)
-    grammar = live.engine.requests[-1].sampling.grammar
-    assert grammar is not None
-    assert (grammar.kind, grammar.source) == ("json_schema", '{"type": "object"}')
+    wanted: Any = {"response_format": {"type": "json_object"}}
+    grammars = []
+    for name, more in (("plain", {}), ("plain", wanted), ("json", {})):
+        live.client().chat.completions.create(model=name, messages=HI, **SHORT, **more)
+        grammars.append(live.engine.requests[-1].sampling.grammar)
+    assert grammars[0] is None
+    assert grammars[1] is not None
+    assert grammars[2] == grammars[1]
 
 
 def test_another_profile_is_another_version_of_the_same_weights(live: LiveServer, saved: Path) -> None:
