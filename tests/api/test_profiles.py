@@ -28,7 +28,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def live(serve: Serve, saved: Path, tokenizer: Tokenizer, tmp_path: Path) -> LiveServer:
     shutil.copytree(saved, tmp_path / "adapters" / ".pool" / "one")
-    return serve(Setup(behaviour=saying(tokenizer, "one two three four")), folder=tmp_path)
+    return serve(Setup(behaviour=saying(tokenizer, "one two three four"), eos_token_ids=(2,)), folder=tmp_path)
 
 
 def put(live: LiveServer, name: str, profile: dict[str, Any]) -> dict[str, Any]:
