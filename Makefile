@@ -16,7 +16,7 @@ help:
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
 	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
 	@echo "make check          linters and types only"
-	@echo "make bench          the engine against its bars and floors, then a server: under 15 minutes"
+	@echo "make bench          the engine against its bars and floors, then servers: under 15 minutes"
 	@echo "make bench-peers    Livery beside vLLM and llama.cpp, in one run; builds both once"
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
@@ -66,6 +66,7 @@ format: $(VENV)/.installed
 bench: setup
 	$(BIN)/livery bench engine --profile --out bench-engine.json --plot bench-engine.svg
 	$(BIN)/livery bench peers --server livery --rounds 3 --check --out bench.json
+	$(BIN)/livery bench http --out bench-http.json
 
 bench-peers: setup
 	$(BIN)/livery bench install-peers

@@ -41,8 +41,10 @@ ALLOWED: dict[str, set[str]] = {
     "livery.foreign_templates": FACTS | {"livery.template_worker"},
     "livery.text": TEXT | FACTS | {"livery.foreign_templates", "livery_adapters"},
     "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery_adapters"},
+    "livery.stops": set(),
+    "livery.beside": set(),
     "livery.metrics": SEAM,
-    "livery.generation": SEAM | FACTS | {"livery.metrics", "livery.text"},
+    "livery.generation": SEAM | FACTS | {"livery.metrics", "livery.stops", "livery.text"},
     "livery.data_folder": {"livery_adapters"},
     "livery.proving": SEAM | {"livery_adapters"},
     "livery.lease": SEAM | {"livery.refusals", "livery_adapters"},
@@ -58,8 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     "livery.intakes": FACTS | {"livery_adapters"},
     "livery.management": FACTS | {"livery.adapter_views", "livery.intakes", "livery.live", "livery_adapters"},
     "livery.jobs": SEAM | {"livery.chat_template", "livery.lease"},
-    "livery.prompts": FACTS | {"livery.lease", "livery.text"},
     "livery.profiles": SEAM | FACTS | {"livery.lease", "livery_adapters"},
+    "livery.prompts": FACTS | {"livery.beside", "livery.lease", "livery.text"},
     "livery.pooling": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("generation", "lease", "metrics", "prompts", "text")}
@@ -70,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     | {
         f"livery.{part}"
         for part in (
-            *("generation", "grammar_check", "lease", "metrics"),
+            *("beside", "generation", "grammar_check", "lease", "metrics"),
             *("pooling", "profiles", "prompts", "sampling", "served", "text"),
         )
     }
@@ -82,10 +84,14 @@ ALLOWED: dict[str, set[str]] = {
     | {"livery_adapters"},
     "livery.api": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("api", "generation", "lease", "management", "metrics", "service", "tenancy")}
+    | {
+        f"livery.{part}"
+        for part in ("api", "beside", "generation", "lease", "management", "metrics", "service", "tenancy")
+    }
     | {"livery_adapters"},
     "livery.engine": {"livery.engine", "livery.grammars", "livery.models", "livery_adapters"},
     "livery.bench": {"livery.engine", "livery_adapters", "livery_loadtest"},
+    "livery.bench.http": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.commands": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.cli": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.__main__": {"livery.cli"},

@@ -76,7 +76,9 @@ def main() -> None:
 def _mount_bench() -> None:
     """The benchmarks load only when they are asked for: no other command needs them."""
     from livery.commands.bench_engine import engine
+    from livery.commands.bench_http import http
     from livery_loadtest.cli import app as bench
 
     bench.command("engine")(engine)
+    bench.command("http")(http)
     app.add_typer(bench, name="bench")

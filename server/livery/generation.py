@@ -15,7 +15,8 @@ from typing import Literal, cast
 from livery.engine.base import Engine, EngineError, GenerationRequest, TokenDelta
 from livery.metrics import RequestMeter
 from livery.refusals import GenerationFailed
-from livery.text import Detokenizer, StopBuffer, Tokenizer
+from livery.stops import StopBuffer, StopSearch
+from livery.text import Detokenizer, Tokenizer
 
 StopReason = Literal["stop", "length"]
 
@@ -61,7 +62,8 @@ class Generation:
         self._answers_each = answers_each
         self._engine = engine
         self._requests = list(requests)
-        self._texts = [_SequenceText(tokenizer, request, stops) for request in requests]
+        search = StopSearch(stops)
+        self._texts = [_SequenceText(tokenizer, request, search) for request in requests]
         self.meter = meter
         self._release = release
         self._closed = False
@@ -151,7 +153,7 @@ async def _raise_first(task: asyncio.Task[None]) -> None:
 class _SequenceText:
     """Text, stops and token count of one sequence."""
 
-    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, stops: StopSearch) -> None:
         self._detokenizer = Detokenizer(tokenizer, request.prompt_token_ids)
         self._stops = StopBuffer(stops)
         self._min_tokens = request.sampling.min_tokens

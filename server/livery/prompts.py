@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
 
+from livery.beside import ENCODING, beside, weight
 from livery.jobs import BareText, ChatPrompt, Job, Prompt
 from livery.lease import Lease
 from livery.refusals import ContextLengthExceeded, InvalidParameter
 from livery.text import PromptTooLong, Tokenizer
-
-# Characters above which encoding leaves the event loop; below it, a thread costs more than the work.
-ENCODE_INLINE_LIMIT = 8192
-
-A = TypeVar("A")
-R = TypeVar("R")
 
 
 async def encode(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, vocab_size: int) -> list[int]:
@@ -36,13 +29,13 @@ async def token_ids(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, 
         if isinstance(prompt, ChatPrompt):
             foreign = tokenizer.foreign_template
             if foreign is None:
-                ids = await _off_loop(_size(prompt), tokenizer.encode_chat, prompt, limit)
+                ids = await beside(ENCODING, _size(job), tokenizer.encode_chat, prompt, limit)
             else:
                 ids = await foreign.apart(partial(tokenizer.encode_chat, prompt, limit))
         elif isinstance(prompt, str):
-            ids = await _off_loop(len(prompt), tokenizer.encode, prompt, limit)
+            ids = await beside(ENCODING, _size(job), tokenizer.encode, prompt, limit)
         elif isinstance(prompt, BareText):
-            ids = await _off_loop(len(prompt.text), tokenizer.encode_bare, prompt.text, limit)
+            ids = await beside(ENCODING, _size(job), tokenizer.encode_bare, prompt.text, limit)
         else:
             ids = prompt
             check_ids(ids, vocab_size, job.prompt_param)
@@ -52,10 +45,23 @@ async def token_ids(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, 
     return ids
 
 
+def _size(job: Job) -> int:
+    """What there is to render and encode in all prompts together: many short ones take as long as a long one."""
+    return sum(map(_prompt_size, job.prompts))
+
+
+def _prompt_size(prompt: Prompt) -> int:
+    if isinstance(prompt, ChatPrompt):
+        return weight((prompt.messages, prompt.tools, prompt.documents, prompt.template_kwargs))
+    text = prompt.text if isinstance(prompt, BareText) else prompt
+    return len(text) if isinstance(text, str) else 0
+
+
 def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
     """Ids index the logits: one out of range must never reach the engine. Raises InvalidParameter."""
-    wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
-    if wrong is not None:
+    low, high = min(ids, default=0), max(ids, default=0)  # a million of them may come
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
         raise InvalidParameter(f"Token id {wrong} is outside the vocabulary of {vocab_size}.", param)
 
 
@@ -77,19 +83,3 @@ def activation(ids: list[int], lease: Lease | None, param: str) -> int:
         "text it was trained to be invoked by.",
         param,
     )
-
-
-def _size(chat: ChatPrompt) -> int:
-    """About how many characters a template is given to render."""
-    given = (*chat.messages, chat.tools or (), chat.documents or (), chat.template_kwargs)
-    return sum(len(str(part)) for part in given)
-
-
-async def _off_loop(size: int, work: Callable[[A, int], list[int]], argument: A, room: int) -> list[int]:
-    """Run quick work here and long work (by characters) in a thread; tokenizers let go of the GIL."""
-    return work(argument, room) if size <= ENCODE_INLINE_LIMIT else await asyncio.to_thread(work, argument, room)
-
-
-async def off_loop(size: int, work: Callable[[A], R], argument: A) -> R:
-    """The same for work without a limit of its own."""
-    return work(argument) if size <= ENCODE_INLINE_LIMIT else await asyncio.to_thread(work, argument)

@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from livery.adapter_text import AdapterText
+from livery.beside import ENCODING, beside
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
 from livery.generation import Generation, Usage
 from livery.grammar_check import GrammarCheck
@@ -27,7 +28,7 @@ from livery.lease import ANYONE, Caller, Lease, task_of
 from livery.metrics import Metrics, Snapshot
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
 from livery.profiles import dressed, profile_of
-from livery.prompts import activation, check_ids, encode, off_loop, token_ids
+from livery.prompts import activation, check_ids, encode, token_ids
 from livery.refusals import AdapterUnusable, Draining, NotReady, Overloaded, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
@@ -197,14 +198,14 @@ class GenerationService:
         async with self._held(job.model, job.caller) as lease:
             job, tokenizer = dressed(job, profile_of(lease)), await self._tokenizer_of(lease)
             ids = await token_ids(job.prompts[0], job, tokenizer, self.info.max_model_len, self.info.vocab_size)
-            return Tokens(ids, await off_loop(len(ids), tokenizer.strings, ids) if strings else None)
+            return Tokens(ids, await beside(ENCODING, len(ids), tokenizer.strings, ids) if strings else None)
 
     async def detokenize(self, model: str, ids: list[int]) -> str:
         """The text of ids, special tokens included. Raises UnknownModel or InvalidParameter, as `open` does."""
         check_ids(ids, self.info.vocab_size, "tokens")
         async with self._held(model) as lease:
             tokenizer = await self._tokenizer_of(lease)
-            return await off_loop(len(ids), tokenizer.decode_all, ids)
+            return await beside(ENCODING, len(ids), tokenizer.decode_all, ids)
 
     async def tokenizer_facts(self, model: str) -> TokenizerFacts:
         """Special tokens and chat template of a model. Raises UnknownModel, as `open` does."""

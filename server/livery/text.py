@@ -1,7 +1,8 @@
-"""Between text and token ids: encoding, incremental decoding and stop strings.
+"""Between text and token ids: encoding and incremental decoding.
 
 Reads the `tokenizers` files of a model directory and needs neither torch nor transformers, so that the API
-process stays small. Knows no HTTP, no engine and no adapter; chat templates are in `chat_template`.
+process stays small. Knows no HTTP, no engine and no adapter; chat templates are in `chat_template`, stop strings in
+`stops`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from livery.foreign_templates import ForeignTemplate
 from livery.tokenizer_files import TokenizerFiles, load_tokenizer_files
 from livery_adapters.profile import AddedToken
 
-__all__ = ["Detokenizer", "InvalidMessages", "PromptTooLong", "StopBuffer", "Tokenizer"]
+__all__ = ["Detokenizer", "InvalidMessages", "PromptTooLong", "Tokenizer"]
 
 # Prompt tokens decoded along with the first generated ones, so that a leading space survives.
 CONTEXT_TOKENS = 6
 # An incomplete character is at most three bytes, so this many undecodable tokens are simply bad bytes.
 MAX_UNDECODED_TOKENS = 8
 REPLACEMENT = "\ufffd"
+# Characters above which encoding is called as for many texts: tokenizers keeps the interpreter's lock otherwise.
+LONG_TEXT = 8192
 
 
 class PromptTooLong(Exception):
@@ -61,11 +64,9 @@ class Tokenizer:
         # The same tokenizer reading special tokens as plain text.
         self._literal = _load(files.tokenizer, added)
         self._literal.encode_special_tokens = True
-        specials = sorted(
-            (token.content for token in self._fast.get_added_tokens_decoder().values() if token.special),
-            key=len,
-            reverse=True,
-        )
+        special = {id: token.content for id, token in self._fast.get_added_tokens_decoder().items() if token.special}
+        self._special_ids = frozenset(special)
+        specials = sorted(special.values(), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
         self._longest = max(map(len, self._fast.get_vocab(with_added_tokens=True)))
         self.facts = TokenizerFacts(files.named_tokens, files.chat_template)
@@ -100,12 +101,12 @@ class Tokenizer:
         Raises PromptTooLong without encoding it when `room`, in tokens, can't hold that many characters.
         """
         self._check_room(text, room)
-        return list(self._fast.encode(text).ids)
+        return _encode(self._fast, text, add_special_tokens=True)
 
     def encode_bare(self, text: str, room: int | None = None) -> list[int]:
         """As `encode`, without special tokens around the text."""
         self._check_room(text, room)
-        return list(self._fast.encode(text, add_special_tokens=False).ids)
+        return _encode(self._fast, text, add_special_tokens=False)
 
     def encode_chat(self, chat: Conversation | Sequence[Message], room: int | None = None) -> list[int]:
         """Token ids of a conversation, or of bare messages, ending where the assistant is to speak or to go on.
@@ -125,7 +126,7 @@ class Tokenizer:
         # Only here, because templates may leave out parts of what they are given.
         self._check_room(hidden.reveal(rendered), room)
         if not hidden.count:
-            return list(self._fast.encode(rendered, add_special_tokens=False).ids)
+            return _encode(self._fast, rendered, add_special_tokens=False)
         return self._encode_apart(rendered, hidden)
 
     def to_json(self) -> str:
@@ -149,6 +150,10 @@ class Tokenizer:
         """Each token as the vocabulary spells it; empty for an id that only the model's padding has."""
         return [self._fast.id_to_token(token) or "" for token in ids]
 
+    def says_nothing(self, token_id: int) -> bool:
+        """Whether a token is no text wherever it stands: a special one, or an id without a token."""
+        return token_id in self._special_ids or self._fast.id_to_token(token_id) is None
+
     def _check_room(self, text: str, room: int | None) -> None:
         at_least = -(-len(text) // self._longest)
         if room is not None and at_least > room:
@@ -168,7 +173,7 @@ class Tokenizer:
         return ids + self._encode_literal(hidden.reveal(rendered[position:]))
 
     def _encode_literal(self, text: str) -> list[int]:
-        return list(self._literal.encode(text, add_special_tokens=False).ids) if text else []
+        return _encode(self._literal, text, add_special_tokens=False) if text else []
 
 
 class _Hidden:
@@ -238,6 +243,8 @@ class Detokenizer:
         self._ids.append(token_id)
         text = self._tokenizer.decode(self._ids)
         if len(text) <= len(self._sent_text):
+            if self._tokenizer.says_nothing(token_id):
+                self._ids.pop()  # or a thousand of them would be decoded with each one more
             return ""
         if not text.endswith(REPLACEMENT):
             return self._take(text, len(self._ids))
@@ -263,34 +270,10 @@ class Detokenizer:
         return piece
 
 
-class StopBuffer:
-    """Finds stop strings in a stream of text pieces and holds back what may become one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-
-    def push(self, piece: str) -> tuple[str, bool]:
-        """Text safe to send, and whether a stop string was met. The stop string itself is dropped."""
-        text = self._held + piece
-        found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
-
-    def flush(self) -> str:
-        """What was held back when the sequence ended otherwise."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
+def _encode(tokenizer: FastTokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    if len(text) <= LONG_TEXT:
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+    return list(tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
 
 def _load(content: bytes, added: Sequence[AddedToken] = ()) -> FastTokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livery.text import StopBuffer
+from livery.stops import StopBuffer, StopSearch
 
 # Two letters, so that beginnings of stop strings are everywhere.
 WORDS = st.text("ab", max_size=30)
@@ -80,3 +80,33 @@ def test_a_false_alarm_is_sent() -> None:
     buffer = StopBuffer(["END"])
     assert buffer.push("the EN") == ("the ", False)
     assert buffer.push("tity") == ("ENtity", False)
+
+
+class Counted(list[int]):
+    """Counts how often it is looked into."""
+
+    looks = 0
+
+    def __getitem__(self, at: int) -> int:  # type: ignore[override]
+        self.looks += 1
+        return super().__getitem__(at)
+
+
+def test_each_character_is_read_once_whatever_is_held_back() -> None:
+    """Counted, not timed: stop strings that nearly match everywhere cost no more than their sum, spread out."""
+    search = StopSearch(["a" * length + "b" for length in range(100, 256, 10)])
+    search._shorter = steps = Counted(search._shorter)
+    buffer = StopBuffer(search)
+    for _ in range(200):
+        assert not buffer.push("aaaa")[1]
+    assert not buffer.push("c" * 4)[1]
+    assert steps.looks < 2 * 804
+    assert buffer.push("a" * 100 + "b") == ("", True)
+
+
+def test_sequences_share_a_search_and_hold_back_apart() -> None:
+    search = StopSearch(["END"])
+    one, other = StopBuffer(search), StopBuffer(search)
+    assert one.push("E") == ("", False)
+    assert other.push("ND") == ("ND", False)
+    assert one.push("ND") == ("", True)

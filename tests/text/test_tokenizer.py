@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from livery.models import resolve_model
-from livery.text import Detokenizer, InvalidMessages, PromptTooLong, Tokenizer, _Hidden
+from livery.text import LONG_TEXT, Detokenizer, InvalidMessages, PromptTooLong, Tokenizer, _Hidden
 from livery.tokenizer_files import TokenizerFiles, TokenizerRefused, load_tokenizer_files
 
 MODEL = resolve_model("smollm2-135m-instruct").path
@@ -38,6 +38,18 @@ def with_template(template: str) -> Tokenizer:
 @pytest.mark.parametrize("text", ["Hello, world!", "  spaces  ", "<|im_start|>user\nhi<|im_end|>", "日本語 👩‍👩‍👧", ""])
 def test_raw_prompts_encode_as_in_transformers(reference: AutoTokenizer, text: str) -> None:
     assert TOKENIZER.encode(text) == reference(text).input_ids
+
+
+@pytest.mark.parametrize("piece", ["fish and chips ", "ab<|im_end|>é ", "魚", "x"])
+def test_long_texts_encode_as_in_transformers(reference: AutoTokenizer, piece: str) -> None:
+    text = piece * (LONG_TEXT // len(piece) + 1)
+    assert TOKENIZER.encode(text) == reference(text).input_ids
+    [message] = messages = [{"role": "user", "content": text}]
+    ids = TOKENIZER.encode_chat(messages)
+    if "<|" in piece:  # plain text here, and not in transformers
+        assert message["content"] in TOKENIZER._fast.decode(ids, skip_special_tokens=False)
+    else:
+        assert ids == reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
 
 @pytest.mark.parametrize(
@@ -173,11 +185,22 @@ def test_pieces_join_to_the_whole_text(text: str) -> None:
     assert "\ufffd" in whole or not any("\ufffd" in piece for piece in pieces)
 
 
-@given(st.lists(st.integers(0, 49151), max_size=60))
+@given(st.lists(st.integers(0, 49200) | st.integers(0, 16), max_size=60))  # special ones and ids of no token too
 def test_pieces_of_any_tokens_join_to_the_whole_text(ids: list[int]) -> None:
     detokenizer = Detokenizer(TOKENIZER)
     joined = "".join(map(detokenizer.push, ids)) + detokenizer.flush()
     assert joined == TOKENIZER.decode(ids)
+
+
+def test_tokens_that_are_no_text_are_not_kept() -> None:
+    """As a client may ask for without end: each would be decoded again with every later one."""
+    end, nobody = TOKENIZER.encode("<|im_end|>")[0], 10**6
+    before, after = TOKENIZER.encode("Hello"), TOKENIZER.encode(" there 🦜")
+    detokenizer = Detokenizer(TOKENIZER, before)
+    pieces = [detokenizer.push(token) for token in [end, nobody] * 500]
+    assert len(detokenizer._ids) == len(before)
+    pieces += [piece for token in after for piece in (detokenizer.push(token), detokenizer.push(end))]
+    assert "".join(pieces) + detokenizer.flush() == " there 🦜"
 
 
 def test_a_character_cut_short_shows_as_one_replacement() -> None:

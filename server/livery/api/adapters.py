@@ -35,6 +35,7 @@ from livery.api.answers import (
     plain,
 )
 from livery.api.context import ContextDep
+from livery.api.reading import BodyRoute
 from livery.api.responses import json_response
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
 from livery.api.uploads import is_upload, uploaded
@@ -42,7 +43,7 @@ from livery.management import MAX_DRAIN_S, MAX_PAGE, AddOptions
 from livery.refusals import AdapterFieldEmpty, UnsupportedParameter
 from livery_adapters.registry import State
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 ACCEPTED = 202
 

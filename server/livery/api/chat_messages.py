@@ -6,7 +6,7 @@ import json
 from typing import Any, Literal
 
 from livery.api.body import Body
-from livery.api.plain_json import check_plain
+from livery.api.plain_json import check_count, check_plain
 from livery.chat_template import Message
 from livery.refusals import InvalidParameter, UnsupportedParameter
 
@@ -62,6 +62,7 @@ def _tool_call(call: dict[str, Any], at: str) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
+    check_count(function["arguments"].encode(), param)
     try:
         arguments = json.loads(function["arguments"])
     except ValueError:

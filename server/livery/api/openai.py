@@ -13,6 +13,7 @@ from livery.api.answers import ChatCompletion, Model, ModelList, TextCompletion,
 from livery.api.boundary import CLIENT_GONE, RequestRecord
 from livery.api.chat_shape import ChatShape
 from livery.api.context import Context, ContextDep
+from livery.api.reading import BodyRoute, beside_body
 from livery.api.responses import json_response
 from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
 from livery.api.shapes import Answer, Envelope, Shape, model_json, usage_json
@@ -23,23 +24,21 @@ from livery.jobs import Job
 from livery.lease import Caller
 from livery.service import OpenedJob
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 SERVICE_TIER = "default"
 
 
 @router.post("/v1/chat/completions", responses=answers(ChatCompletion, streamed=True))
 async def chat_completions(body: ChatCompletionBody, request: Request, context: ContextDep) -> Response:
-    _check(body, context)
-    job = _job(body, _id("chatcmpl"), "messages", request)
+    job = await _job(body, _id("chatcmpl"), "messages", request, context)
     opened = await context.service.open(job)
     return await _answer(ChatShape(_envelope(job, opened, body, context)), opened, body, request, context)
 
 
 @router.post("/v1/completions", responses=answers(TextCompletion, streamed=True))
 async def completions(body: CompletionBody, request: Request, context: ContextDep) -> Response:
-    _check(body, context)
-    job = _job(body, _id("cmpl"), "prompt", request)
+    job = await _job(body, _id("cmpl"), "prompt", request, context)
     opened = await context.service.open(job)
     return await _answer(TextShape(_envelope(job, opened, body, context)), opened, body, request, context)
 
@@ -54,15 +53,19 @@ async def retrieve_model(model: str, context: ContextDep) -> Response:
     return json_response(model_json(await context.service.model(model)))
 
 
-def _check(body: GenerationBody, context: Context) -> None:
-    body.check()
-    context.unknown_fields.met(body.unknown_fields)
-
-
-def _job(body: ChatCompletionBody | CompletionBody, request_id: str, param: str, request: Request) -> Job:
+async def _job(
+    body: ChatCompletionBody | CompletionBody, request_id: str, param: str, request: Request, context: Context
+) -> Job:
     record: RequestRecord = request.state.record
     caller = Caller(body.user, record.key, record.tenant)
-    return Job(body.model_name, body.to_prompts(), body.to_options(), request_id, param, caller)
+
+    def make() -> Job:
+        body.check()
+        return Job(body.model_name, body.to_prompts(), body.to_options(), request_id, param, caller)
+
+    job = await beside_body(request, make)
+    context.unknown_fields.met(body.unknown_fields)
+    return job
 
 
 def _id(prefix: str) -> str:

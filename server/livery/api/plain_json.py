@@ -1,4 +1,4 @@
-"""What any JSON body must be before its fields are looked at: not too deep, and text that can be encoded.
+"""What any JSON body must be before its fields are looked at: not too many parts, not too deep, text that is text.
 
 JSON may spell half of a surrogate pair (`"\\ud83d"`), which is no text: it breaks tokenizers and writers alike.
 Knows no field and no route.
@@ -6,17 +6,30 @@ Knows no field and no route.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from livery.refusals import InvalidParameter
 
 MAX_DEPTH = 100
+MAX_PARTS = 1 << 16  # lists, objects and fields: parsing and validating hold the interpreter's lock all the while
+PART_SIGNS = (b"[", b"{", b":")
+# A string to its end, or to the end of all: where it didn't match, each quote in it would be tried again.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+', re.DOTALL)
 SHOWN_PARTS = 8
 SHOWN_CHARACTERS = 300
 
 # Where a value stands: its container's place and its key. Put into words only when there is something to say,
 # because a long key with many values under it would be copied for each.
 Place = tuple["Place", str | int] | None
+
+
+def check_count(content: bytes, param: str | None = None) -> None:
+    """Count the parts of JSON that isn't parsed yet. Raises InvalidParameter above MAX_PARTS."""
+    if _parts(content) > MAX_PARTS and (parts := _parts(_STRING.sub(b"", content))) > MAX_PARTS:
+        raise InvalidParameter(
+            f"{param or 'The body'} has {parts} lists, objects and fields; at most {MAX_PARTS} are read.", param
+        )
 
 
 def check_plain(value: object, at: str = "") -> None:
@@ -31,6 +44,10 @@ def check_plain(value: object, at: str = "") -> None:
             raise InvalidParameter(f"{param or 'The body'} is nested deeper than {MAX_DEPTH} levels.", param)
         else:
             waiting += [(inner, (place, key), depth + 1) for key, inner in _inside(item, place)]
+
+
+def _parts(content: bytes) -> int:
+    return sum(map(content.count, PART_SIGNS))
 
 
 def _inside(item: object, place: Place) -> Iterator[tuple[str | int, object]]:

@@ -17,12 +17,13 @@ from livery.api.answers import Classes, Embeddings, Scores, answers
 from livery.api.boundary import CLIENT_GONE, RequestRecord
 from livery.api.context import Context, ContextDep
 from livery.api.pooling_bodies import ClassifyBody, EmbeddingBody, PoolingBody, ScoreBody
+from livery.api.reading import BodyRoute
 from livery.api.sse import unless_gone
 from livery.jobs import PoolingJob
 from livery.lease import Caller
 from livery.service import OpenedPooling
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 Items = Iterator[bytes]  # the JSON of each entry of an answer's data
 Numbers = np.ndarray[Any, np.dtype[np.float32]]

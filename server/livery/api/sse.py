@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -24,7 +24,7 @@ T = TypeVar("T")
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE_S = 15.0
-SEND_TIMEOUT_S = 30.0  # a client that takes nothing for so long is treated as gone
+SEND_TIMEOUT_S = 30.0  # a client that takes nothing for so long (and up to one silence more) is treated as gone
 HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -52,10 +52,6 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | Non
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-class ClientTooSlow(Exception):
-    """The client took nothing for too long."""
-
-
 class EventStream(Response):
     """A response that pumps `chunks` and closes them, whatever happens."""
 
@@ -65,18 +61,21 @@ class EventStream(Response):
         headers: Mapping[str, str],
         on_close: Callable[[], None],
         keep_alive_s: float = KEEP_ALIVE_S,
+        send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> None:
         super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]
         self._chunks = chunks
         self._on_close = on_close  # a generator that never started runs no `finally` of its own
         self._keep_alive_s = keep_alive_s
+        self._send_timeout_s = send_timeout_s
         self._started = False
         self._silent_since = 0.0
+        self._sending_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump = asyncio.create_task(self._pump(send))
-        helpers = [asyncio.create_task(disconnected(receive)), asyncio.create_task(self._keep_alive(send))]
+        helpers = [asyncio.create_task(disconnected(receive)), asyncio.create_task(self._watch(send))]
         try:
             await asyncio.wait([pump, *helpers], return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
@@ -84,7 +83,9 @@ class EventStream(Response):
         except asyncio.CancelledError:  # the server has waited long enough: say that this isn't the end
             await _end([pump, *helpers])
             if self._started:
-                await self._fail(send, Draining())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._send_timeout_s):
+                        await self._fail(send, Draining())
             raise
         finally:
             await _end([pump, *helpers])
@@ -97,8 +98,6 @@ class EventStream(Response):
                 async for chunk in chunks:
                     await self._send(send, chunk)
             await self._send(send, DONE)
-        except ClientTooSlow:
-            return
         except Exception as error:
             if not self._started:
                 raise
@@ -110,26 +109,36 @@ class EventStream(Response):
         await self._send(send, event(describe(error).body))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _keep_alive(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        self._silent_since = loop.time()
+    async def _watch(self, send: Send) -> None:
+        """Fill silence with comments; return when the client has taken nothing for too long.
+
+        One clock looks after all events of a stream: a timeout around each took longer than making its JSON.
+        """
+        now = asyncio.get_running_loop().time
+        self._silent_since = now()
         while True:
-            wait = self._silent_since + self._keep_alive_s - loop.time()
-            if wait > 0:
-                await asyncio.sleep(wait)
+            if self._sending_since is not None:
+                wait = self._sending_since + self._send_timeout_s - now()
+                if wait <= 0:
+                    return
             else:
-                await self._send(send, KEEP_ALIVE)
+                wait = self._silent_since + self._keep_alive_s - now()
+                if wait <= 0:
+                    try:
+                        async with asyncio.timeout(self._send_timeout_s):
+                            await self._send(send, KEEP_ALIVE)
+                    except TimeoutError:
+                        return
+            await asyncio.sleep(max(0.0, wait))
 
     async def _send(self, send: Send, chunk: bytes) -> None:
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                if not self._started:
-                    self._started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except TimeoutError:
-            raise ClientTooSlow from None
-        self._silent_since = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time
+        self._sending_since = now()
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._sending_since, self._silent_since = None, now()
 
 
 async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:

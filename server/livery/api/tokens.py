@@ -11,12 +11,13 @@ from livery.api.answers import DetokenizedText, TokenizedPrompt, TokenizerInfo, 
 from livery.api.body import WholeBody
 from livery.api.boundary import RequestRecord
 from livery.api.context import Context, ContextDep
+from livery.api.reading import BodyRoute
 from livery.api.responses import json_response
 from livery.api.schemas import ChatCompletionBody, ModelName, TokenId
 from livery.jobs import BareText, Job, Options, Prompt
 from livery.lease import Caller
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 class TokenizeTextBody(WholeBody):
@@ -48,7 +49,9 @@ class DetokenizeBody(WholeBody):
 
 
 def _kind(value: Any) -> str:  # noqa: ANN401  (any JSON)
-    return "chat-body" if isinstance(value, dict) and value.get("messages") is not None else "text-body"
+    """Of JSON, or of the body that was made of it beside the event loop."""
+    chat = value.get("messages") is not None if isinstance(value, dict) else isinstance(value, TokenizeChatBody)
+    return "chat-body" if chat else "text-body"
 
 
 # The tags have a hyphen, by which they don't pass for fields in the messages of errors.

@@ -27,11 +27,12 @@ class UnknownFields:
 
     def met(self, names: Iterable[str]) -> None:
         """A request had these. Raises UnknownParameter where fields must be known."""
-        for name in names:
-            self._metrics.unknown_fields.inc()
+        met = list(names)
+        self._metrics.unknown_fields.inc(len(met))
+        if met and self._strict:
+            raise UnknownParameter(met[0][:MAX_NAME])
+        for name in met[:MAX_LOGGED]:
             shown = name[:MAX_NAME]
-            if self._strict:
-                raise UnknownParameter(shown)
             if shown not in self._logged and len(self._logged) < MAX_LOGGED:
                 self._logged.add(shown)
                 log.info("a request has the field %s, which is unknown and ignored; said once", ascii(shown))

@@ -26,12 +26,8 @@ if TYPE_CHECKING:
     from livery.engine.base import EngineConfig
     from livery.engine.devices import Compute
 
-PACKAGES = ("torch", "transformers", "tokenizers", "triton", "fastapi", "uvicorn", "uvloop", "httptools")
-OPTIONAL = {
-    "triton": "optional: computes on CUDA devices only",
-    "uvloop": "optional: HTTP is a little slower without",
-    "httptools": "optional: HTTP is a little slower without",
-}
+PACKAGES = ("torch", "transformers", "tokenizers", "triton", "fastapi", "uvicorn")
+OPTIONAL = {"triton": "optional: computes on CUDA devices only"}
 COMPILERS = ("c++", "g++", "clang++")
 
 

@@ -179,6 +179,7 @@ class _Server(uvicorn.Server):
                 root_path=settings.root_path,
                 strict_params=settings.strict_params,
             ),
+            http="h11",  # whatever is installed: the other one bounds no header
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -77,7 +77,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.loaded: dict[str, AdapterRef] = {}
         self.kept: tuple[str, ...] = ()
-        self._seen: set[tuple[object, ...]] = set()  # beginnings of prompts, whole blocks
+        self._seen: set[int] = set()  # beginnings of prompts, whole blocks, each by a hash over the one before it
         self._open: dict[str, GenerationRequest] = {}
         self._permits = asyncio.Semaphore(0)
         self._changed = asyncio.Event()
@@ -228,10 +228,14 @@ class FakeEngine:
     def _cached_tokens(self, request: GenerationRequest) -> int:
         """How much of the prompt earlier ones began with; from now on this one is an earlier one."""
         size, ids = self._info.block_size, request.prompt_token_ids
-        whose = (request.tenant, request.adapter and request.adapter.digest, request.adapter_start, request.cache_salt)
-        begun = [(whose, *ids[:end]) for end in range(size, len(ids) + 1, size)]
-        cached = sum(size for beginning in begun if beginning in self._seen and len(beginning) <= len(ids))
-        self._seen.update(begun)
+        begun = hash((request.tenant, request.adapter and request.adapter.digest, request.adapter_start))
+        begun = hash((begun, request.cache_salt))
+        cached, known = 0, True
+        for end in range(size, len(ids) + 1, size):
+            begun = hash((begun, *ids[end - size : end]))
+            known = known and begun in self._seen
+            cached += size if known and end < len(ids) else 0
+            self._seen.add(begun)
         return cached
 
     def _tokens(self, request: GenerationRequest) -> list[int]:

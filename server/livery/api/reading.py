@@ -1,0 +1,87 @@
+"""How a body becomes what its route is given: long ones beside the event loop, and none of more parts than a limit.
+
+Parsing and validating take the framework's place, because it does both on the loop: a body within the limit of bytes
+can take them a long time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from email.message import Message
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from livery.api.plain_json import check_count
+from livery.beside import READING, beside
+
+T = TypeVar("T")
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class BodyRoute(APIRoute):
+    """A route whose body, if it has one, is a model, or one of several that are told apart as models too."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+        info = self.body_field.field_info
+        # As the framework makes it; no type checker can say what it is.
+        model: TypeAdapter[BaseModel] = TypeAdapter(Annotated[info.annotation, info])  # type: ignore[arg-type]
+
+        async def read_first(plain: Request) -> Response:
+            request = _ReadRequest(plain.scope, plain.receive)
+            await request.read(model)
+            return await handle(request)
+
+        return read_first
+
+
+async def beside_body(request: Request, work: Callable[[], T]) -> T:
+    """Do work on what a body holds where the body was read: here if it is short."""
+    return await beside(READING, len(await request.body()), work)
+
+
+class _ReadRequest(Request):
+    """A request whose JSON has been read: to the framework it is the model that the route wants."""
+
+    async def read(self, model: TypeAdapter[BaseModel]) -> None:
+        """Raises RequestValidationError, InvalidParameter or HTTPException."""
+        content = await self.body()
+        self._read: object = None
+        if content and _is_json(self.headers.get("content-type", "")):
+            self._read = await beside(READING, len(content), _parse, content, model)
+
+    async def json(self) -> Any:  # noqa: ANN401 - as in the framework
+        return self._read
+
+
+def _parse(content: bytes, model: TypeAdapter[BaseModel]) -> BaseModel | None:
+    check_count(content)
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        issue = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error", "input": {}}
+        raise RequestValidationError([issue]) from None
+    except (RecursionError, ValueError) as error:  # too deep, no Unicode, a number of too many digits
+        raise StarletteHTTPException(400, "There was an error parsing the body") from error
+    if value is None:
+        return None
+    try:
+        return model.validate_python(value)
+    except ValidationError as error:
+        issues = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**issue, "loc": ("body", *issue["loc"])} for issue in issues]) from None
+
+
+def _is_json(content_type: str) -> bool:
+    message = Message()
+    message["content-type"] = content_type
+    subtype = message.get_content_subtype()
+    return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))
