@@ -11,12 +11,20 @@ from fastapi.routing import APIRoute
 
 from api.live_server import LiveServer, Serve
 from api.peft_files import make_adapter
-from livery.api import adapters, openai, pooling, status, tokens
+from livery.api import adapters, anthropic_route, openai, pooling, responses_route, status, tokens
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 ROUTES = {
     (method, route.path): route
-    for router in (openai.router, pooling.router, tokens.router, adapters.router, status.router)
+    for router in (
+        openai.router,
+        responses_route.router,
+        anthropic_route.router,
+        pooling.router,
+        tokens.router,
+        adapters.router,
+        status.router,
+    )
     for route in router.routes
     if isinstance(route, APIRoute) and route.include_in_schema
     for method in route.methods
@@ -72,6 +80,9 @@ def test_answers_look_as_described(serve: Serve, tmp_path: Path) -> None:
         ("DELETE", "/v1/aliases/{name:path}", "both", None),
         ("DELETE", "/v1/adapters/{name:path}", "two", None),
         ("DELETE", "/v1/models/{model:path}", "one", None),
+        ("POST", "/v1/responses", "", {"input": "Hi", "max_output_tokens": 2}),
+        ("POST", "/v1/messages", "", {**CHAT, "max_tokens": 2}),
+        ("POST", "/v1/messages/count_tokens", "", {"messages": CHAT["messages"]}),
         ("POST", "/tokenize", "", {"prompt": "one", "return_token_strs": True}),
         ("POST", "/tokenize", "", {"messages": CHAT["messages"]}),
         ("POST", "/detokenize", "", {"tokens": [1, 2]}),

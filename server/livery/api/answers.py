@@ -47,6 +47,10 @@ class CachedTokens(BaseModel):
     cached_tokens: int
 
 
+class ReasoningTokens(BaseModel):
+    reasoning_tokens: int
+
+
 class TokenUsage(BaseModel):
     """Tokens of a request, and how many of its prompt's the prefix cache had."""
 
@@ -54,6 +58,7 @@ class TokenUsage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens | None = None
+    completion_tokens_details: ReasoningTokens | None = None
 
 
 class _Generated(BaseModel):
@@ -333,3 +338,34 @@ class TokenizerInfo(BaseModel):
     tokenizer_class: str
     model_max_length: int
     chat_template: str | None
+
+
+class ResponseObject(BaseModel):
+    """A response, as OpenAI's newer API has it."""
+
+    id: str
+    object: Literal["response"]
+    created_at: Time
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any]
+
+
+class AnthropicMessage(BaseModel):
+    """A message, as Anthropic's API has it."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
+    usage: dict[str, Any]
+
+
+class InputTokens(BaseModel):
+    """What a message would read."""
+
+    input_tokens: int

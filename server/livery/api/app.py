@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from livery import __version__
-from livery.api import adapters, errors, openai, pooling, status, tokens
+from livery.api import adapters, anthropic_route, errors, openai, pooling, responses_route, status, tokens
 from livery.api.boundary import Boundary
 from livery.api.context import Context
 from livery.api.routes import Routes
@@ -48,7 +48,15 @@ def create_app(
         responses={status: {"model": errors.ErrorAnswer, "description": "Refused or failed"} for status in ERRORS},
     )
     app.state.context = Context(service, management, keep_alive_s, UnknownFields(service.metrics, strict=strict_params))
-    routers = (openai.router, pooling.router, tokens.router, adapters.router, status.router)
+    routers = (
+        openai.router,
+        responses_route.router,
+        anthropic_route.router,
+        pooling.router,
+        tokens.router,
+        adapters.router,
+        status.router,
+    )
     for router in routers:
         app.include_router(router)
     errors.install(app, Routes([*app.routes, *(route for router in routers for route in router.routes)]))

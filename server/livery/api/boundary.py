@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe
+from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe_at
 from livery.api.routes import route_path
 from livery.api.uploads import is_upload, takes_uploads
 from livery.engine.base import DEFAULT_TENANT
@@ -76,7 +76,10 @@ class Boundary:
         async def reply(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status, record.responding = message["status"], True
-                MutableHeaders(scope=message)["x-request-id"] = record.id
+                own = MutableHeaders(scope=message)
+                own["x-request-id"] = own["request-id"] = (
+                    record.id
+                )  # OpenAI's clients read the one, Anthropic's the other
             await send(message)
 
         try:
@@ -96,9 +99,7 @@ class Boundary:
             raise UnknownUrl(ascii(path)[1:-1])
         if path not in OPEN_PATHS:
             record = scope["state"]["record"]
-            record.key = self._doors.check_key(
-                headers.get("authorization", "").encode("latin-1")
-            )  # the bytes that came
+            record.key = self._doors.check_key(_key(headers))
         if _manages(scope["method"], path):
             client, host = scope.get("client"), headers.get("host", "")
             forwarded = any(name in headers for name in FORWARDING_HEADERS)
@@ -108,7 +109,7 @@ class Boundary:
         await self._app(scope, receive if streams else await _with_body(headers, receive), reply)
 
     async def _fail(self, error: Exception, record: RequestRecord, scope: Scope, receive: Receive, reply: Send) -> None:
-        answer = describe(error)
+        answer = describe_at(error, route_path(scope))
         record.outcome = "error"
         if not record.responding:
             await answer.response()(scope, receive, reply)
@@ -151,6 +152,14 @@ def _request_id(headers: Headers) -> str:
     """The client's own id where it is harmless, or a new one."""
     given = headers.get("x-request-id", "")
     return given if _SANE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+def _key(headers: Headers) -> bytes:
+    """The bytes of the Authorization header, or Anthropic's header of a bare key in its place."""
+    given = headers.get("authorization")
+    if given is None and "x-api-key" in headers:
+        given = f"Bearer {headers['x-api-key']}"
+    return (given or "").encode("latin-1")
 
 
 def _method(scope: Scope) -> str:

@@ -26,8 +26,10 @@ class ChatShape:
             found.append(self._chunk(delta.index, {}, delta.finish_reason))
         return found
 
-    def usage_chunk(self, usage: Usage) -> Json:
-        return {**self.envelope.wrap("chat.completion.chunk", []), "usage": usage_json(usage)}
+    def closing(self, usage: Usage) -> list[Json]:
+        if not self.envelope.include_usage:
+            return []
+        return [{**self.envelope.wrap("chat.completion.chunk", []), "usage": usage_json(usage)}]
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
         choices: list[Json] = [

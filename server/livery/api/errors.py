@@ -164,6 +164,32 @@ class ApiError:
         return json_response(self.body, self.status, self.headers)
 
 
+# What Anthropic calls the kinds of errors, by status.
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+ANTHROPIC_PATH = "/v1/messages"
+
+
+def in_anthropic_words(error: ApiError) -> ApiError:
+    """The same error in the shape that Anthropic's clients read, which has no place for the field but the message."""
+    facts = error.body["error"]
+    kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else INVALID)
+    message = f"{facts['param']}: {facts['message']}" if facts["param"] else facts["message"]
+    return ApiError(error.status, {"type": "error", "error": {"type": kind, "message": message}}, error.headers)
+
+
+def describe_at(error: Exception, path: str) -> ApiError:
+    """The answer for any exception in the words of the API that has this path."""
+    told = describe(error)
+    return in_anthropic_words(told) if path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/") else told
+
+
 def describe(error: Exception) -> ApiError:
     """The answer for any exception; one that nobody expected is logged here with its traceback."""
     if isinstance(error, RequestValidationError):
@@ -201,7 +227,7 @@ def install(app: FastAPI, routes: Routes) -> None:
             error = UnknownUrl(request.url.path, routes.hint(path))
         elif isinstance(error, StarletteHTTPException) and error.status_code == 405:
             error = MethodNotAllowed(request.method, request.url.path, routes.allowed(path))
-        return describe(error).response()
+        return describe_at(error, path).response()
 
     for kind in (RequestValidationError, StarletteHTTPException, *TABLE):
         app.add_exception_handler(kind, answer)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
@@ -17,9 +18,9 @@ from livery.api.reading import BodyRoute, beside_body
 from livery.api.responses import json_response
 from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
 from livery.api.shapes import Answer, Envelope, Shape, model_json, usage_json
-from livery.api.sse import EventStream, event, unless_gone
+from livery.api.sse import OPENAI, Dialect, EventStream, unless_gone
 from livery.api.text_shape import TextShape
-from livery.generation import Generation
+from livery.generation import Generation, Usage
 from livery.jobs import Job
 from livery.lease import Caller
 from livery.service import OpenedJob
@@ -27,6 +28,8 @@ from livery.service import OpenedJob
 router = APIRouter(route_class=BodyRoute)
 
 SERVICE_TIER = "default"
+
+S = TypeVar("S", bound=Shape)
 
 
 @router.post("/v1/chat/completions", responses=answers(ChatCompletion, streamed=True))
@@ -51,6 +54,31 @@ async def list_models(context: ContextDep) -> Response:
 @router.get("/v1/models/{model:path}", responses=answers(Model))
 async def retrieve_model(model: str, context: ContextDep) -> Response:
     return json_response(model_json(await context.service.model(model)))
+
+
+async def retell(
+    chat: ChatCompletionBody,
+    prefix: str,
+    make: Callable[[ChatShape, Usage], S],
+    dialect: Callable[[S], Dialect],
+    request: Request,
+    context: Context,
+) -> Response:
+    """Answer a chat completion in another API's words.
+
+    `make` gives the shape of the answer, from the chat's and the usage that grows with it.
+    """
+    job = await _job(chat, _id(prefix), "messages", request, context)
+    opened = await context.service.open(job)
+    shape = make(ChatShape(_envelope(job, opened, chat, context)), opened.generation.usage)
+    return await _answer(shape, opened, chat, request, context, dialect(shape))
+
+
+async def count(chat: ChatCompletionBody, request: Request, context: Context) -> int:
+    """Tokens that a chat completion would read."""
+    job = await _job(chat, _id("count"), "messages", request, context)
+    tokens = await context.service.tokenize(job, strings=False)
+    return len(tokens.ids)
 
 
 async def _job(
@@ -79,7 +107,12 @@ def _envelope(job: Job, opened: OpenedJob, body: GenerationBody, context: Contex
 
 
 async def _answer(
-    shape: Shape, opened: OpenedJob, body: GenerationBody, request: Request, context: Context
+    shape: Shape,
+    opened: OpenedJob,
+    body: GenerationBody,
+    request: Request,
+    context: Context,
+    dialect: Dialect = OPENAI,
 ) -> Response:
     """Stream or collect an opened job; it is closed whatever happens."""
     generation = opened.generation
@@ -95,8 +128,8 @@ async def _answer(
         record.outcome = generation.meter.outcome or "-"
 
     if body.stream:
-        chunks = _chunks(shape, generation, body)
-        return EventStream(chunks, headers, close, context.keep_alive_s)
+        chunks = _chunks(shape, generation, body, dialect)
+        return EventStream(chunks, headers, close, context.keep_alive_s, dialect)
     try:
         answers = await unless_gone(request, _collect(generation))
     finally:
@@ -106,7 +139,9 @@ async def _answer(
     return json_response(shape.whole(answers, generation.usage), headers=headers)
 
 
-async def _chunks(shape: Shape, generation: Generation, body: GenerationBody) -> AsyncGenerator[bytes]:
+async def _chunks(
+    shape: Shape, generation: Generation, body: GenerationBody, dialect: Dialect
+) -> AsyncGenerator[bytes]:
     """The events of a stream, up to but without `[DONE]`."""
     opened = False
     async with aclosing(generation.deltas()) as deltas:
@@ -115,9 +150,8 @@ async def _chunks(shape: Shape, generation: Generation, body: GenerationBody) ->
             opened = True
             if body.continuous_usage:
                 parts = [{**part, "usage": usage_json(generation.usage)} for part in parts]
-            yield b"".join(map(event, parts))
-    if body.include_usage:
-        yield event(shape.usage_chunk(generation.usage))
+            yield b"".join(map(dialect.event, parts))
+    yield b"".join(map(dialect.event, shape.closing(generation.usage)))
 
 
 async def _collect(generation: Generation) -> list[Answer]:

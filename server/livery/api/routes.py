@@ -23,7 +23,7 @@ INSTEAD = {
     "/pooling": "use POST /v1/embeddings",
     "/invocations": "use POST /v1/chat/completions",
     "/v1/engines": "use POST /v1/completions with the field model",
-    "/v1/responses/": "responses aren't stored; POST /v1/responses answers at once",
+    "/v1/responses": "responses aren't stored; POST /v1/responses answers at once",
     "/v1/fine_tuning": "training isn't done here; PUT /v1/adapters/NAME adds an adapter that was trained elsewhere",
     "/v1/files": "files aren't kept here; PUT /v1/adapters/NAME adds an adapter",
     **{

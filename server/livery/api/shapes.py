@@ -31,8 +31,8 @@ class Shape(Protocol):
         """Chunks for one piece of text."""
         ...
 
-    def usage_chunk(self, usage: Usage) -> Json:
-        """The last chunk where the client asked for usage."""
+    def closing(self, usage: Usage) -> list[Json]:
+        """Chunks that come after all text, as the usage where the client asked for it."""
         ...
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
@@ -75,6 +75,7 @@ def usage_json(usage: Usage) -> Json:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 

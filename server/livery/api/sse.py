@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from livery.api.errors import describe
+from livery.api.errors import ApiError, describe
 from livery.refusals import Draining
 
 T = TypeVar("T")
@@ -30,6 +31,23 @@ HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-
 
 def event(data: object) -> bytes:
     return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def named_event(data: Mapping[str, Any]) -> bytes:
+    """An event that says its type twice, as clients of the newer APIs expect."""
+    return b"event: " + str(data["type"]).encode() + b"\n" + event(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a route writes its stream: an event, what follows the last one, and a failure on the way."""
+
+    event: Callable[[Mapping[str, Any]], bytes]
+    done: bytes
+    failed: Callable[[ApiError], bytes]
+
+
+OPENAI = Dialect(event, DONE, lambda error: event(error.body))
 
 
 async def disconnected(receive: Receive) -> None:
@@ -62,6 +80,7 @@ class EventStream(Response):
         on_close: Callable[[], None],
         keep_alive_s: float = KEEP_ALIVE_S,
         send_timeout_s: float = SEND_TIMEOUT_S,
+        dialect: Dialect = OPENAI,
     ) -> None:
         super().__init__(headers={**HEADERS, **headers})
         del self.headers["content-length"]
@@ -69,6 +88,7 @@ class EventStream(Response):
         self._on_close = on_close  # a generator that never started runs no `finally` of its own
         self._keep_alive_s = keep_alive_s
         self._send_timeout_s = send_timeout_s
+        self._dialect = dialect
         self._started = False
         self._silent_since = 0.0
         self._sending_since: float | None = None
@@ -97,7 +117,7 @@ class EventStream(Response):
             async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
                     await self._send(send, chunk)
-            await self._send(send, DONE)
+            await self._send(send, self._dialect.done)
         except Exception as error:
             if not self._started:
                 raise
@@ -106,7 +126,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _fail(self, send: Send, error: Exception) -> None:
-        await self._send(send, event(describe(error).body))
+        await self._send(send, self._dialect.failed(describe(error)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _watch(self, send: Send) -> None:

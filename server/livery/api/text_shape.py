@@ -22,8 +22,10 @@ class TextShape:
         choice = _text_choice(delta.index, delta.text, delta.finish_reason)
         return [self.envelope.chunk("text_completion", choice)]
 
-    def usage_chunk(self, usage: Usage) -> Json:
-        return {**self.envelope.wrap("text_completion", []), "usage": usage_json(usage)}
+    def closing(self, usage: Usage) -> list[Json]:
+        if not self.envelope.include_usage:
+            return []
+        return [{**self.envelope.wrap("text_completion", []), "usage": usage_json(usage)}]
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
         choices = [_text_choice(index, answer.text, answer.finish_reason) for index, answer in enumerate(answers)]

@@ -1,0 +1,89 @@
+"""The JSON of /v1/messages: a message as a whole, and its events."""
+
+from __future__ import annotations
+
+import json
+
+from livery.api.chat_shape import ChatShape
+from livery.api.retold import Block, Retold
+from livery.api.shapes import Json
+from livery.generation import Usage
+
+STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class AnthropicShape(Retold):
+    """POST /v1/messages. `usage` is the answer's own, and grows with it."""
+
+    def __init__(self, chat: ChatShape, usage: Usage) -> None:
+        super().__init__(chat)
+        self._envelope = chat.envelope
+        self._usage = usage
+
+    def begin(self) -> None:
+        self.say({"type": "message_start", "message": self._message([], None, self._usage)})
+        self.say({"type": "ping"})
+
+    def open(self, block: Block) -> None:
+        self.say({"type": "content_block_start", "index": block.index, "content_block": _content(block)})
+
+    def add(self, block: Block, piece: str) -> None:
+        delta = {
+            "text": {"type": "text_delta", "text": piece},
+            "reasoning": {"type": "thinking_delta", "thinking": piece},
+            "call": {"type": "input_json_delta", "partial_json": piece},
+        }[block.kind]
+        self.say({"type": "content_block_delta", "index": block.index, "delta": delta})
+
+    def close(self, block: Block) -> None:
+        self.say({"type": "content_block_stop", "index": block.index})
+
+    def end(self, usage: Usage) -> None:
+        delta = {"stop_reason": self._stop_reason(), "stop_sequence": None}
+        self.say({"type": "message_delta", "delta": delta, "usage": usage_json(usage)})
+        self.say({"type": "message_stop"})
+
+    def answer(self, usage: Usage) -> Json:
+        return self._message([_content(block) for block in self.blocks], self._stop_reason(), usage)
+
+    def _stop_reason(self) -> str:
+        return STOP_REASONS.get(self.finish_reason, "end_turn")
+
+    def _message(self, content: list[Json], stop_reason: str | None, usage: Usage) -> Json:
+        return {
+            "id": self._envelope.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._envelope.model,
+            "content": content,
+            "stop_reason": stop_reason,
+            "stop_sequence": None,
+            "usage": usage_json(usage),
+        }
+
+
+def usage_json(usage: Usage) -> Json:
+    """What was found in the cache is counted apart from the rest of the prompt."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _content(block: Block) -> Json:
+    if block.kind == "text":
+        return {"type": "text", "text": block.text}
+    if block.kind == "reasoning":
+        return {"type": "thinking", "thinking": block.text, "signature": ""}
+    return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": _input(block.text)}
+
+
+def _input(arguments: str) -> Json:
+    """Arguments as an object; those that a model wrote wrong, or that were cut off, stay readable as text."""
+    try:
+        found = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"arguments": arguments}

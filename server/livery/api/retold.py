@@ -1,0 +1,173 @@
+"""A chat completion told in the words of another API: the same request to the engine, another shape around it.
+
+A body of that API becomes a `ChatCompletionBody`, and what `ChatShape` says, chunk by chunk or as a whole, is taken
+apart again into blocks (thoughts, text, calls of functions), which a subclass words its own way.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from livery.api.schemas import ChatCompletionBody
+from livery.api.shapes import Answer, Json, Shape
+from livery.generation import ChoiceDelta, Usage
+from livery.refusals import ContextLengthExceeded, InvalidParameter
+
+Kind = Literal["reasoning", "text", "call"]
+
+
+@dataclass(slots=True)
+class Block:
+    """One stretch of an answer; `text` of a call is its arguments."""
+
+    kind: Kind
+    index: int  # among the blocks of the answer
+    text: str = ""
+    call_id: str = ""
+    name: str = ""
+
+
+class Retold(ABC):
+    """A `Shape` over a chat's, for one answer. Use for one request."""
+
+    def __init__(self, chat: Shape) -> None:
+        self.blocks: list[Block] = []
+        self.finish_reason = ""
+        self._chat = chat
+        self._block: Block | None = None  # the one being told
+        self._call = -1  # its index among the calls
+        self._told: list[Json] = []
+
+    def opening(self, choices: int) -> list[Json]:
+        self.begin()
+        for chunk in self._chat.opening(choices):
+            self._take_chunk(chunk)
+        return self._said()
+
+    def chunks(self, delta: ChoiceDelta) -> list[Json]:
+        for chunk in self._chat.chunks(delta):
+            self._take_chunk(chunk)
+        return self._said()
+
+    def closing(self, usage: Usage) -> list[Json]:
+        self._end(usage)
+        return self._said()
+
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
+        choice = self._chat.whole(answers, usage)["choices"][0]
+        self.begin()
+        self._take(choice["message"])
+        self.finish_reason = choice["finish_reason"]
+        self._end(usage)
+        return self.answer(usage)
+
+    def say(self, event: Json) -> None:
+        """The next event of the stream."""
+        self._told.append(event)
+
+    @abstractmethod
+    def begin(self) -> None:
+        """The answer begins."""
+
+    @abstractmethod
+    def open(self, block: Block) -> None:
+        """A block begins."""
+
+    @abstractmethod
+    def add(self, block: Block, piece: str) -> None:
+        """A block goes on; its text has the piece already."""
+
+    @abstractmethod
+    def close(self, block: Block) -> None:
+        """A block is complete."""
+
+    @abstractmethod
+    def end(self, usage: Usage) -> None:
+        """The answer is complete."""
+
+    @abstractmethod
+    def answer(self, usage: Usage) -> Json:
+        """All of it, once it is complete."""
+
+    def _said(self) -> list[Json]:
+        said, self._told = self._told, []
+        return said
+
+    def _take_chunk(self, chunk: Json) -> None:
+        for choice in chunk["choices"]:
+            self._take(choice["delta"])
+            self.finish_reason = choice["finish_reason"] or self.finish_reason
+
+    def _take(self, delta: Mapping[str, Any]) -> None:
+        if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+            self._go_on("reasoning", thought)
+        if text := delta.get("content"):
+            self._go_on("text", text)
+        for position, call in enumerate(delta.get("tool_calls") or ()):
+            self._take_call(call.get("index", position), call)
+
+    def _take_call(self, index: int, call: Mapping[str, Any]) -> None:
+        function = call.get("function") or {}
+        if index != self._call:
+            self._call = index
+            self._start(Block("call", len(self.blocks), "", call.get("id") or "", function.get("name") or ""))
+        self._go_on("call", function.get("arguments") or "")
+
+    def _go_on(self, kind: Kind, piece: str) -> None:
+        if self._block is None or self._block.kind != kind:
+            self._start(Block(kind, len(self.blocks)))
+        assert self._block is not None
+        if piece:
+            self._block.text += piece
+            self.add(self._block, piece)
+
+    def _start(self, block: Block) -> None:
+        self._stop()
+        self.blocks.append(block)
+        self._block = block
+        self.open(block)
+
+    def _stop(self) -> None:
+        if self._block is not None:
+            block, self._block = self._block, None
+            self.close(block)
+
+    def _end(self, usage: Usage) -> None:
+        if not self.blocks:  # an answer without a word is still an answer
+            self._start(Block("text", 0))
+        self._stop()
+        self.end(usage)
+
+
+def chat_body(fields: Mapping[str, object]) -> ChatCompletionBody:
+    """A chat completion with these fields, those that are None left out. Raises InvalidParameter."""
+    try:
+        return ChatCompletionBody.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        issue = error.errors()[0]
+        path = [str(part) for part in issue["loc"] if isinstance(part, int) or part.isidentifier()]
+        raise InvalidParameter(str(issue["msg"])[:300], ".".join(path)) from None
+
+
+@contextmanager
+def params_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Let refusals name fields as the client called them.
+
+    `names` maps beginnings of dotted paths, the first that fits; of one that ends in `.*` nothing more is said.
+    """
+    try:
+        yield
+    except (InvalidParameter, ContextLengthExceeded) as error:
+        param = error.param or ""
+        for ours, theirs in names.items():
+            plain = ours.removesuffix(".*")
+            if param == plain or param.startswith(f"{plain}."):
+                error.param = theirs if plain != ours else theirs + param.removeprefix(ours)
+                break
+        raise
