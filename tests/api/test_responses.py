@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 from openai.types.responses import Response as OpenAIResponse
+from pydantic import BaseModel
 
 from api.live_server import BASE, LiveServer, Serve, Setup, saying
 from livery.api.responses_body import ResponsesBody
@@ -189,6 +190,25 @@ def test_what_is_refused_is_named_as_the_client_named_it(
     shown = caught.value.param
     assert (shown or "").startswith(param) if param == "text.format" and shown else shown == param
     assert code is None or caught.value.code == code
+
+
+class Place(BaseModel):
+    city: str
+
+
+def test_a_format_holds_the_engine_and_is_parsed(serve: Serve, tokenizer: Tokenizer) -> None:
+    said = [*tokenizer.encode('{"city": "Paris"}'), EOS]
+    server = serve(Setup(Behaviour(script=lambda _: said), eos_token_ids=(EOS,)))
+    answer = client(server).responses.parse(model=BASE, input="Where?", text_format=Place)
+    assert answer.output_parsed == Place(city="Paris")
+    grammar = server.engine.requests[-1].sampling.grammar
+    assert grammar and grammar.kind == "json_schema" and '"city"' in grammar.source
+    bad = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        server.client().responses.create(model=BASE, input="Where?", text=bad)  # type: ignore[arg-type]
+    assert caught.value.param == "text.format.schema"
+    client(server).responses.create(model=BASE, input="Where?", text={"format": {"type": "json_object"}})
+    assert server.engine.requests[-1].sampling.grammar
 
 
 def test_a_failure_in_the_middle_is_the_last_event(serve: Serve, tokenizer: Tokenizer) -> None:
