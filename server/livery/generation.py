@@ -34,14 +34,12 @@ class ChoiceDelta:
 class Usage:
     """Tokens of one request: prompts once each, completions over all choices.
 
-    `cached_tokens` of the prompts' were not computed for this request; `reasoning_tokens` of the completions' are
-    thoughts, where these are told apart from answers.
+    `cached_tokens` of the prompts' were not computed for this request.
     """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    reasoning_tokens: int = 0
 
 
 class Generation:

@@ -46,7 +46,7 @@ def events(answer: httpx.Response) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_message_is_answered(speaking: LiveServer) -> None:
+def test_a_message_is_answered(speaking: LiveServer, tokenizer: Tokenizer) -> None:
     system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     extra = {"system": system, "temperature": 0.5, "top_k": 7, "stop_sequences": ["xyz"], "metadata": {"user_id": "me"}}
     answer = post(speaking, {**BODY, **extra})
@@ -56,12 +56,16 @@ def test_a_message_is_answered(speaking: LiveServer) -> None:
     assert (message["type"], message["role"], message["model"]) == ("message", "assistant", BASE)
     assert message["content"] == [{"type": "text", "text": TEXT}]
     assert (message["stop_reason"], message["stop_sequence"]) == ("end_turn", None)
-    assert post(speaking, {**BODY, "max_tokens": 2}).json()["stop_reason"] == "max_tokens"
     request = speaking.engine.requests[-1]
     usage = message["usage"]
     assert usage["input_tokens"] + usage["cache_read_input_tokens"] == len(request.prompt_token_ids)
     assert (request.sampling.temperature, request.sampling.top_k, request.sampling.max_tokens) == (0.5, 7, 64)
-    assert "system\nBe brief." in speaking.service._tokenizer.decode_all(request.prompt_token_ids)
+    assert "system\nBe brief." in tokenizer.decode_all(request.prompt_token_ids)
+
+
+def test_an_answer_that_is_cut_says_so(speaking: LiveServer) -> None:
+    message = post(speaking, {**BODY, "max_tokens": 2}).json()
+    assert (message["stop_reason"], message["usage"]["output_tokens"]) == ("max_tokens", 2)
 
 
 def test_a_stream_has_every_event_in_order(speaking: LiveServer) -> None:
@@ -118,9 +122,9 @@ def test_calls_results_and_thoughts_find_their_messages() -> None:
     assert messages[2].tool_call_id == "t1"
 
 
-def test_what_the_assistant_began_it_goes_on_with(speaking: LiveServer) -> None:
+def test_what_the_assistant_began_it_goes_on_with(speaking: LiveServer, tokenizer: Tokenizer) -> None:
     post(speaking, {**BODY, "messages": [*BODY["messages"], {"role": "assistant", "content": "Once upon"}]})
-    prompt = speaking.service._tokenizer.decode_all(speaking.engine.requests[-1].prompt_token_ids)
+    prompt = tokenizer.decode_all(speaking.engine.requests[-1].prompt_token_ids)
     assert prompt.endswith("Once upon")
 
 

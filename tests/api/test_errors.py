@@ -129,6 +129,7 @@ def test_unknown_urls_and_methods(server: LiveServer, method: str, path: str, st
         ("/v1/tokenize", "; use POST /tokenize."),
         ("/v1/chat/completion", "; did you mean POST /v1/chat/completions?"),
         ("/v1/images/generations", "generates text"),
+        ("/v1/responses/resp_1", "responses aren't stored"),
         ("/api/chat", "; use POST /v1/chat/completions."),
         ("/", "GET /openapi.json"),
         ("/v1/" + "x/" * 50_00, "GET /openapi.json"),

@@ -15,13 +15,15 @@ from livery.refusals import InvalidParameter, UnsupportedParameter
 
 # What a chat completion calls what a client of this route wrote.
 NAMES = {
-    "messages.*": "messages",
-    "max_completion_tokens": "max_tokens",
-    "stop": "stop_sequences",
-    "response_format.json_schema.schema": "output_config.format.schema",
-    "response_format": "output_config.format",
-    "reasoning_effort": "output_config.effort",
-    "user": "metadata.user_id",
+    r"messages.*": "messages",
+    r"max_completion_tokens": "max_tokens",
+    r"stop": "stop_sequences",
+    r"response_format(\.json_schema)?": "output_config.format",
+    r"reasoning_effort": "output_config.effort",
+    r"user": "metadata.user_id",
+    r"tools\.(\d+)\.function\.parameters": r"tools.\1.input_schema",
+    r"tools\.(\d+)\.function": r"tools.\1",
+    r"tool_choice\.function": "tool_choice",
 }
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}  # of tools: Anthropic's words and OpenAI's
 
@@ -86,7 +88,7 @@ class CountTokensBody(WholeBody):
 
     def to_chat(self) -> ChatCompletionBody:
         """The chat completion asked for. Raises InvalidParameter or UnsupportedParameter."""
-        return chat_body(self._fields())
+        return chat_body(self._fields(), NAMES)
 
     def _fields(self) -> dict[str, object]:
         system = [] if self.system is None else [{"role": "system", "content": _text(self.system, "system")}]

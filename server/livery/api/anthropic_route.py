@@ -29,12 +29,14 @@ DIALECT = Dialect(named_event, b"", _failed)
 async def create_message(body: MessagesBody, request: Request, context: ContextDep) -> Response:
     body.check()
     context.unknown_fields.met(body.model_extra or {})
+    chat = body.to_chat()
     with params_named(NAMES):
-        return await retell(body.to_chat(), "msg", AnthropicShape, lambda _: DIALECT, request, context)
+        return await retell(chat, "msg", AnthropicShape, lambda _: DIALECT, request, context)
 
 
 @router.post("/v1/messages/count_tokens", responses=answers(InputTokens))
 async def count_tokens(body: CountTokensBody, request: Request, context: ContextDep) -> Response:
     context.unknown_fields.met(body.model_extra or {})
+    chat = body.to_chat()
     with params_named(NAMES):
-        return json_response({"input_tokens": await count(body.to_chat(), request, context)})
+        return json_response({"input_tokens": await count(chat, request, context)})

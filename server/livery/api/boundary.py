@@ -77,9 +77,8 @@ class Boundary:
             if message["type"] == "http.response.start":
                 record.status, record.responding = message["status"], True
                 own = MutableHeaders(scope=message)
-                own["x-request-id"] = own["request-id"] = (
-                    record.id
-                )  # OpenAI's clients read the one, Anthropic's the other
+                # OpenAI's clients read the one, Anthropic's the other.
+                own["x-request-id"] = own["request-id"] = record.id
             await send(message)
 
         try:

@@ -21,13 +21,13 @@ TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refu
 SEND_AGAIN = "Send the whole conversation in input; nothing is stored here."
 # What a chat completion calls what a client of this route wrote.
 NAMES = {
-    "messages.*": "input",
-    "max_completion_tokens": "max_output_tokens",
-    "max_tokens": "max_output_tokens",
-    "response_format.json_schema": "text.format",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-    "logprobs": "include",
+    r"messages.*": "input",
+    r"max_(completion_)?tokens": "max_output_tokens",
+    r"response_format(\.json_schema)?": "text.format",
+    r"reasoning_effort": "reasoning.effort",
+    r"logprobs": "include",
+    r"tools\.(\d+)\.function": r"tools.\1",
+    r"tool_choice\.function": "tool_choice",
 }
 # Fields of vLLM and LoRAX that mean here what they mean for a chat completion.
 PASSED_ON = (
@@ -151,13 +151,14 @@ class ResponsesBody(WholeBody):
                 "top_logprobs": self.top_logprobs if logprobs else None,
                 "stream": self.stream,
                 "tools": [_tool(tool, at) for at, tool in enumerate(self.tools)] if self.tools else None,
-                "tool_choice": _tool_choice(self.tool_choice),
+                "tool_choice": _tool_choice(self.tool_choice) if self.tools or self.tool_choice != "auto" else None,
                 "parallel_tool_calls": self.parallel_tool_calls if self.tools else None,
                 "response_format": self._response_format(),
                 "reasoning_effort": self.reasoning.effort if self.reasoning else None,
                 "user": self.user,
                 **{name: (self.model_extra or {}).get(name) for name in PASSED_ON},
-            }
+            },
+            NAMES,
         )
 
     def _messages(self) -> list[dict[str, Any]]:

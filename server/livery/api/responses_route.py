@@ -20,10 +20,9 @@ router = APIRouter(route_class=BodyRoute)
 async def create_response(body: ResponsesBody, request: Request, context: ContextDep) -> Response:
     body.check()
     context.unknown_fields.met(body.unknown_fields)
+    chat = body.to_chat()
     with params_named(NAMES):
-        return await retell(
-            body.to_chat(), "resp", lambda chat, _: ResponsesShape(chat, body), _dialect, request, context
-        )
+        return await retell(chat, "resp", lambda shape, _: ResponsesShape(shape, body), _dialect, request, context)
 
 
 def _dialect(shape: ResponsesShape) -> Dialect:

@@ -121,7 +121,7 @@ class ResponsesShape(Retold):
             "temperature": 1.0 if body.temperature is None else body.temperature,
             "text": {"format": text.format.model_dump() if text and text.format else {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
-            "tools": [_told_tool(tool.model_dump()) for tool in body.tools or ()],
+            "tools": [tool.model_dump() for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
@@ -140,17 +140,12 @@ def _part(block: Block) -> Json:
     return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
 
 
-def _told_tool(tool: Json) -> Json:
-    """Strict by default, as OpenAI says it back."""
-    return {**tool, "strict": tool.get("strict") is not False}
-
-
 def _usage(usage: Usage) -> Json:
     return {
         "input_tokens": usage.prompt_tokens,
         # Nobody pays for writing to the cache here, so nothing is counted as written.
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "output_tokens_details": {"reasoning_tokens": 0},  # thoughts count as output
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

@@ -6,6 +6,7 @@ apart again into blocks (thoughts, text, calls of functions), which a subclass w
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,29 +146,35 @@ class Retold(ABC):
         self.end(usage)
 
 
-def chat_body(fields: Mapping[str, object]) -> ChatCompletionBody:
-    """A chat completion with these fields, those that are None left out. Raises InvalidParameter."""
+def chat_body(fields: Mapping[str, object], names: Mapping[str, str]) -> ChatCompletionBody:
+    """A chat completion with these fields, those that are None left out.
+
+    Raises InvalidParameter, which says fields by `names`, as in `params_named`.
+    """
     try:
         return ChatCompletionBody.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
         issue = error.errors()[0]
         path = [str(part) for part in issue["loc"] if isinstance(part, int) or part.isidentifier()]
-        raise InvalidParameter(str(issue["msg"])[:300], ".".join(path)) from None
+        raise InvalidParameter(str(issue["msg"])[:300], _renamed(".".join(path), names)) from None
 
 
 @contextmanager
 def params_named(names: Mapping[str, str]) -> Iterator[None]:
     """Let refusals name fields as the client called them.
 
-    `names` maps beginnings of dotted paths, the first that fits; of one that ends in `.*` nothing more is said.
+    `names` maps regular expressions for the beginning of a dotted path to what stands there instead; the first that
+    fits counts.
     """
     try:
         yield
     except (InvalidParameter, ContextLengthExceeded) as error:
-        param = error.param or ""
-        for ours, theirs in names.items():
-            plain = ours.removesuffix(".*")
-            if param == plain or param.startswith(f"{plain}."):
-                error.param = theirs if plain != ours else theirs + param.removeprefix(ours)
-                break
+        error.param = _renamed(error.param, names)
         raise
+
+
+def _renamed(param: str | None, names: Mapping[str, str]) -> str | None:
+    for ours, theirs in names.items():
+        if found := re.match(rf"{ours}(?=\.|$)", param or ""):
+            return found.expand(theirs) + found.string[found.end() :]
+    return param

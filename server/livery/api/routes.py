@@ -68,7 +68,7 @@ class Routes:
                 return f"use {'|'.join(methods)} {guess}"
         served = {known.path: known for known in self._known if known.shown}
         for beginning, words in INSTEAD.items():
-            if f"{plain}/".startswith(f"{beginning.rstrip('/')}/") and beginning not in served:
+            if f"{plain}/".startswith(f"{beginning}/"):
                 return words
         for close in difflib.get_close_matches(plain, served, n=1, cutoff=LIKENESS):
             return f"did you mean {'|'.join(self.allowed(close))} {close}?"
