@@ -47,10 +47,6 @@ class CachedTokens(BaseModel):
     cached_tokens: int
 
 
-class ReasoningTokens(BaseModel):
-    reasoning_tokens: int
-
-
 class TokenUsage(BaseModel):
     """Tokens of a request, and how many of its prompt's the prefix cache had."""
 
@@ -58,7 +54,6 @@ class TokenUsage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens | None = None
-    completion_tokens_details: ReasoningTokens | None = None
 
 
 class _Generated(BaseModel):

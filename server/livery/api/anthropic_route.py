@@ -10,7 +10,7 @@ from livery.api.anthropic_shape import AnthropicShape
 from livery.api.context import ContextDep
 from livery.api.errors import ApiError, in_anthropic_words
 from livery.api.openai import count, retell
-from livery.api.reading import BodyRoute
+from livery.api.reading import BodyRoute, beside_body
 from livery.api.responses import json_response
 from livery.api.retold import params_named
 from livery.api.sse import Dialect, named_event
@@ -29,7 +29,7 @@ DIALECT = Dialect(named_event, b"", _failed)
 async def create_message(body: MessagesBody, request: Request, context: ContextDep) -> Response:
     body.check()
     context.unknown_fields.met(body.model_extra or {})
-    chat = body.to_chat()
+    chat = await beside_body(request, body.to_chat)
     with params_named(NAMES):
         return await retell(chat, "msg", AnthropicShape, lambda _: DIALECT, request, context)
 
@@ -37,6 +37,6 @@ async def create_message(body: MessagesBody, request: Request, context: ContextD
 @router.post("/v1/messages/count_tokens", responses=answers(InputTokens))
 async def count_tokens(body: CountTokensBody, request: Request, context: ContextDep) -> Response:
     context.unknown_fields.met(body.model_extra or {})
-    chat = body.to_chat()
+    chat = await beside_body(request, body.to_chat)
     with params_named(NAMES):
         return json_response({"input_tokens": await count(chat, request, context)})

@@ -129,7 +129,7 @@ async def _answer(
 
     if body.stream:
         chunks = _chunks(shape, generation, body, dialect)
-        return EventStream(chunks, headers, close, context.keep_alive_s, dialect)
+        return EventStream(chunks, headers, close, context.keep_alive_s, dialect=dialect)
     try:
         answers = await unless_gone(request, _collect(generation))
     finally:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from livery.api.answers import ResponseObject, answers
 from livery.api.context import ContextDep
 from livery.api.openai import retell
-from livery.api.reading import BodyRoute
+from livery.api.reading import BodyRoute, beside_body
 from livery.api.responses_body import NAMES, ResponsesBody
 from livery.api.responses_shape import ResponsesShape
 from livery.api.retold import params_named
@@ -20,7 +20,7 @@ router = APIRouter(route_class=BodyRoute)
 async def create_response(body: ResponsesBody, request: Request, context: ContextDep) -> Response:
     body.check()
     context.unknown_fields.met(body.unknown_fields)
-    chat = body.to_chat()
+    chat = await beside_body(request, body.to_chat)
     with params_named(NAMES):
         return await retell(chat, "resp", lambda shape, _: ResponsesShape(shape, body), _dialect, request, context)
 
