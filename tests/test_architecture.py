@@ -14,7 +14,7 @@ PACKAGES = {
 }
 
 DECIDED_BY = (
-    *("ahead", "base", "constraint", "plan", "scheduler", "sequence", "speculation"),
+    *("adjust", "ahead", "base", "constraint", "plan", "scheduler", "sequence", "speculation"),
     *("blocks", "prefix", "prefix_keys"),
     *("eviction", "pages", "reads", "residency"),
 )
@@ -39,12 +39,14 @@ ALLOWED: dict[str, set[str]] = {
     "livery.tokenizer_files": {"livery.models"},
     "livery.template_worker": FACTS,
     "livery.foreign_templates": FACTS | {"livery.template_worker"},
-    "livery.text": TEXT | FACTS | {"livery.foreign_templates", "livery_adapters"},
+    "livery.token_text": set(),
+    "livery.text": TEXT | FACTS | {"livery.foreign_templates", "livery.token_text", "livery_adapters"},
     "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery_adapters"},
     "livery.stops": set(),
     "livery.beside": set(),
     "livery.metrics": SEAM,
-    "livery.generation": SEAM | FACTS | {"livery.metrics", "livery.stops", "livery.text"},
+    "livery.answer_text": SEAM | FACTS | {"livery.stops", "livery.text"},
+    "livery.generation": SEAM | FACTS | {"livery.answer_text", "livery.metrics", "livery.stops", "livery.text"},
     "livery.data_folder": {"livery_adapters"},
     "livery.proving": SEAM | {"livery_adapters"},
     "livery.lease": SEAM | {"livery.refusals", "livery_adapters"},
@@ -86,7 +88,17 @@ ALLOWED: dict[str, set[str]] = {
     | FACTS
     | {
         f"livery.{part}"
-        for part in ("api", "beside", "generation", "lease", "management", "metrics", "service", "tenancy")
+        for part in (
+            "answer_text",
+            "api",
+            "beside",
+            "generation",
+            "lease",
+            "management",
+            "metrics",
+            "service",
+            "tenancy",
+        )
     }
     | {"livery_adapters"},
     "livery.engine": {"livery.engine", "livery.grammars", "livery.models", "livery_adapters"},

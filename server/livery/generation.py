@@ -12,22 +12,30 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from livery.answer_text import AnswerText, StopReason, TokenEntry
 from livery.engine.base import Engine, EngineError, GenerationRequest, TokenDelta
+from livery.jobs import Options
 from livery.metrics import RequestMeter
 from livery.refusals import GenerationFailed
-from livery.stops import StopBuffer, StopSearch
-from livery.text import Detokenizer, Tokenizer
-
-StopReason = Literal["stop", "length"]
+from livery.stops import StopSearch
+from livery.text import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """New text of one choice. The last delta of a choice carries `finish_reason`."""
+    """New text of one choice. The last delta of a choice carries `finish_reason`.
+
+    `entries` are the tokens whose text begins in this one, and with the last delta all that are left; `scores` those of
+    the prompt apart from the text. Both only for requests that ask for them. The first delta of a choice says what its
+    prompt is.
+    """
 
     index: int
     text: str
     finish_reason: StopReason | None = None
+    entries: tuple[TokenEntry, ...] = ()
+    scores: tuple[TokenEntry, ...] = ()
+    prompt_token_ids: Sequence[int] | None = None
 
 
 @dataclass(slots=True)
@@ -50,20 +58,21 @@ class Generation:
         engine: Engine,
         tokenizer: Tokenizer,
         requests: Sequence[GenerationRequest],
-        stops: Sequence[str],
+        options: Options,
         meter: RequestMeter,
         usage: Usage,
         release: Callable[[], None],
-        *,
-        answers_each: int = 1,
+        texts: Sequence[str | None],
     ) -> None:
-        """`requests` come prompt by prompt, `answers_each` of each."""
+        """`requests` come prompt by prompt, as many of each as answers are made. `texts` are the prompts as text."""
         self.usage = usage
-        self._answers_each = answers_each
+        self._answers_each = options.answers_made
         self._engine = engine
         self._requests = list(requests)
-        search = StopSearch(stops)
-        self._texts = [_SequenceText(tokenizer, request, search) for request in requests]
+        stops = StopSearch(options.stop)
+        self._texts = [
+            AnswerText(tokenizer, request, options, stops, text) for request, text in zip(requests, texts, strict=True)
+        ]
         self.meter = meter
         self._release = release
         self._closed = False
@@ -99,17 +108,19 @@ class Generation:
         text = self._texts[index]
         # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
         async with aclosing(cast(AsyncGenerator[TokenDelta], self._engine.generate(self._requests[index]))) as source:
+            prompt: Sequence[int] | None = self._requests[index].prompt_token_ids
             async for tokens in source:
                 before = text.count
-                piece, reason = text.push(tokens)
+                piece = text.push(tokens)
                 self.usage.completion_tokens += text.count - before
                 if index % self._answers_each == 0:  # the others find what the first answer's run has computed
                     self.usage.cached_tokens += tokens.cached_tokens
                 self.meter.tokens(index, text.count - before)
-                if piece or reason:
-                    yield ChoiceDelta(index, piece, reason)
-                if reason:
-                    self.meter.sequence_finished(reason, text.count)
+                if piece.text or piece.reason or piece.entries or piece.scores:
+                    yield ChoiceDelta(index, piece.text, piece.reason, piece.entries, piece.scores, prompt)
+                    prompt = None
+                if piece.reason:
+                    self.meter.sequence_finished(piece.reason, text.count)
                     return
         raise GenerationFailed("The engine ended this request without a reason.")
 
@@ -148,44 +159,3 @@ async def _raise_first(task: asyncio.Task[None]) -> None:
         await task
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
-
-
-class _SequenceText:
-    """Text, stops and token count of one sequence."""
-
-    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, stops: StopSearch) -> None:
-        self._detokenizer = Detokenizer(tokenizer, request.prompt_token_ids)
-        self._stops = StopBuffer(stops)
-        self._min_tokens = request.sampling.min_tokens
-        self.count = 0
-
-    def push(self, delta: TokenDelta) -> tuple[str, StopReason | None]:
-        """Text to send and why the sequence ended, if it did. Raises GenerationFailed."""
-        if delta.finish_reason == "error":
-            raise GenerationFailed(delta.error or "The engine failed this request.")
-        if delta.finish_reason == "abort":
-            raise GenerationFailed("The engine dropped this request.")
-        pieces: list[str] = []
-        last = len(delta.token_ids) - 1
-        for position, token in enumerate(delta.token_ids):
-            self.count += 1
-            if delta.finish_reason == "stop" and position == last:
-                break  # the stop token itself is counted, not shown
-            piece, hit = self._visible(self._detokenizer.push(token))
-            pieces.append(piece)
-            if hit:
-                return "".join(pieces), "stop"
-        if delta.finish_reason is None:
-            return "".join(pieces), None
-        piece, hit = self._visible(self._detokenizer.flush())
-        pieces.append(piece)
-        if not hit:
-            pieces.append(self._stops.flush())
-        return "".join(pieces), "stop" if hit else delta.finish_reason
-
-    def _visible(self, piece: str) -> tuple[str, bool]:
-        if not piece:
-            return "", False
-        if self.count <= self._min_tokens:
-            return self._stops.flush() + piece, False
-        return self._stops.push(piece)

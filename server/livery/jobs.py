@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from livery.chat_template import Conversation
@@ -25,10 +25,12 @@ Prompt = ChatPrompt | BareText | str | list[int]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to answer. `n` answers for each prompt.
+    """How to answer. `n` answers for each prompt, the likeliest of `best_of`.
 
     What is None is taken from the adapter's profile (livery.profiles), and where that is silent from
-    DEFAULT_SAMPLING. `max_tokens` None everywhere: `default_max_tokens` or what the context leaves, whichever is less.
+    DEFAULT_SAMPLING. `max_tokens` None everywhere: `default_max_tokens` or what the context leaves, whichever is less;
+    0: the prompt is read, and nothing answered. Log-probabilities: `logprobs` of the answer's tokens (and with `echo`
+    of the prompt's), with so many of the likeliest; `prompt_logprobs` of the prompt's tokens apart from the text.
     """
 
     max_tokens: int | None = None
@@ -37,18 +39,51 @@ class Options:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
     seed: int | None = None
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    include_stop: bool = False  # the stop string or token that ends an answer is part of its text
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None  # so many of the prompt's last tokens are read; -1: what fits
     n: int = 1
+    best_of: int | None = None  # answers made for each prompt
+    echo: bool = False  # the text begins with the prompt's
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    token_ids: bool = False  # the client wants them as well
+    named_by_id: bool = False  # in log-probabilities tokens are told by id, not as text
     grammar: Grammar | None = None  # what each answer must match
     grammar_param: str = "response_format"  # what the client calls that, for messages
     cache_salt: str = ""  # what is computed for a prompt is shared only with requests of the same salt
 
+    @property
+    def answers_made(self) -> int:
+        """For each prompt."""
+        return self.best_of or self.n
 
-DEFAULT_SAMPLING: Mapping[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's own tokens get log-probabilities."""
+        return self.prompt_logprobs is not None or (self.echo and self.logprobs is not None)
+
+
+DEFAULT_SAMPLING: Mapping[str, float] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from livery.beside import ENCODING, beside, weight
-from livery.jobs import BareText, ChatPrompt, Job, Prompt
+from livery.jobs import BareText, ChatPrompt, Job, Options, Prompt
 from livery.lease import Lease
 from livery.refusals import ContextLengthExceeded, InvalidParameter
 from livery.text import PromptTooLong, Tokenizer
@@ -42,7 +42,7 @@ async def token_ids(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, 
     except PromptTooLong as long:
         answer = job.options.max_tokens
         raise ContextLengthExceeded(limit, long.at_least, answer, job.prompt_param, uncounted=True) from None
-    return ids
+    return truncated(ids, job.options, limit)
 
 
 def _size(job: Job) -> int:
@@ -57,7 +57,21 @@ def _prompt_size(prompt: Prompt) -> int:
     return len(text) if isinstance(text, str) else 0
 
 
-def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
+def truncated(ids: list[int], options: Options, limit: int) -> list[int]:
+    """The last tokens of a prompt, where its client wants no more of them; -1: what leaves room for the answer."""
+    kept = options.truncate_prompt_tokens
+    if kept is None:
+        return ids
+    return ids[-(kept if kept > 0 else max(1, limit - (options.max_tokens or 1))) :]
+
+
+def bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """Words as token ids, each as it stands at the beginning of a text and after a space."""
+    found = {tuple(tokenizer.encode_plain(before + word.strip())) for word in words for before in ("", " ")}
+    return tuple(sorted(found - {()}))
+
+
+def check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
     """Ids index the logits: one out of range must never reach the engine. Raises InvalidParameter."""
     low, high = min(ids, default=0), max(ids, default=0)  # a million of them may come
     if low < 0 or high >= vocab_size:

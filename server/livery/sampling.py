@@ -8,8 +8,16 @@ from livery.prompts import check_ids
 from livery.refusals import ContextLengthExceeded, InvalidParameter
 
 
-def sampling_params(prompt_tokens: int, copy: int, job: Job, info: EngineInfo) -> SamplingParams:
+def sampling_params(
+    prompt_tokens: int,
+    copy: int,
+    job: Job,
+    info: EngineInfo,
+    bad_words: tuple[tuple[int, ...], ...] = (),
+) -> SamplingParams:
     """The engine's view of the options for the answer number `copy` to a prompt of so many tokens.
+
+    `bad_words` are those of the options as tokens.
 
     Raises InvalidParameter or ContextLengthExceeded when it can't fit or can't be met.
     """
@@ -21,17 +29,39 @@ def sampling_params(prompt_tokens: int, copy: int, job: Job, info: EngineInfo) -
     if room < 1 or (options.max_tokens or 0) > room:
         raise ContextLengthExceeded(limit, prompt_tokens, options.max_tokens, job.prompt_param)
     max_tokens = options.max_tokens or min(options.default_max_tokens or room, room)
+    if options.max_tokens == 0:
+        max_tokens = 1  # which nobody sees: the prompt alone is wanted
     if options.min_tokens > max_tokens:
         raise InvalidParameter(
             f"min_tokens is {options.min_tokens} and the answer may have at most {max_tokens}.", "min_tokens"
         )
     check_ids(options.stop_token_ids, info.vocab_size, "stop_token_ids")
+    check_ids(options.logit_bias, info.vocab_size, "logit_bias")
+    check_ids(options.allowed_token_ids, info.vocab_size, "allowed_token_ids")
+    stops = {*options.stop_token_ids, *info.eos_token_ids}
+    if options.min_tokens and options.allowed_token_ids and stops.issuperset(options.allowed_token_ids):
+        raise InvalidParameter(
+            f"All of allowed_token_ids end the answer, and min_tokens is {options.min_tokens}.", "allowed_token_ids"
+        )
+    logprobs = options.logprobs
+    if logprobs is None and options.answers_made > options.n:
+        logprobs = 0  # the best answers are to be found
+    echoed = options.logprobs if options.echo else None
+    scored = [count for count in (options.prompt_logprobs, echoed) if count is not None]
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=float(str(chosen["temperature"])),
         top_p=float(str(chosen["top_p"])),
         top_k=max(0, int(str(chosen["top_k"]))),  # -1 and 0 both mean off
         min_p=float(str(chosen["min_p"])),
+        presence_penalty=float(str(chosen["presence_penalty"])),
+        frequency_penalty=float(str(chosen["frequency_penalty"])),
+        repetition_penalty=float(str(chosen["repetition_penalty"])),
+        logit_bias=dict(options.logit_bias),
+        allowed_token_ids=options.allowed_token_ids,
+        bad_words=bad_words,
+        logprobs=logprobs,
+        prompt_logprobs=max(scored, default=None),
         # Answers to one prompt differ from each other and stay reproducible.
         seed=None if options.seed is None else options.seed + copy,
         min_tokens=options.min_tokens,

@@ -28,7 +28,7 @@ from livery.lease import ANYONE, Caller, Lease, task_of
 from livery.metrics import Metrics, Snapshot
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
 from livery.profiles import dressed, profile_of
-from livery.prompts import activation, check_ids, encode, token_ids
+from livery.prompts import activation, bad_words, check_ids, encode, token_ids
 from livery.refusals import AdapterUnusable, Draining, NotReady, Overloaded, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
@@ -132,7 +132,7 @@ class GenerationService:
         Raises Draining, Overloaded, UnknownModel, AdapterNotReady, AdapterUnusable, InvalidMessages,
         InvalidParameter, ContextLengthExceeded.
         """
-        lease, release = await self._admit(job.model, len(job.prompts) * job.options.n, job.caller)
+        lease, release = await self._admit(job.model, len(job.prompts) * job.options.answers_made, job.caller)
         try:
             check_task(lease, "generate")
             profile = profile_of(lease)
@@ -142,15 +142,16 @@ class GenerationService:
         except BaseException:
             release()
             raise
+        each = job.options.answers_made
         generation = Generation(
             self._engine,
             tokenizer,
             requests,
-            job.options.stop,
+            job.options,
             self.metrics.begin(lease.name if lease else None),
             Usage(prompt_tokens=prompt_tokens),
             release,
-            answers_each=job.options.n,
+            [prompt if isinstance(prompt, str) else None for prompt in job.prompts for _ in range(each)],
         )
         name, short = self._server_of(lease)
         return OpenedJob(generation, f"{name}@{short}", f"livery-{self.info.base_digest[:8]}-{short}", profile)
@@ -317,19 +318,20 @@ class GenerationService:
             grammar = await self.grammars.check(job.options.grammar, job.options.grammar_param)
             job = replace(job, options=replace(job.options, grammar=grammar))
         prompts = [await encode(prompt, job, tokenizer, info.max_model_len, info.vocab_size) for prompt in job.prompts]
-        single = len(prompts) * job.options.n == 1
+        each, words = job.options.answers_made, bad_words(job.options.bad_words, tokenizer)
+        single = len(prompts) * each == 1
         requests = [
             GenerationRequest(
                 job.request_id if single else f"{job.request_id}-{index}-{copy}",
                 ids,
-                sampling_params(len(ids), copy, job, info),
+                sampling_params(len(ids), copy, job, info, words),
                 lease.ref if lease else None,
                 activation(ids, lease, job.prompt_param),
                 job.caller.tenant,
                 job.options.cache_salt,
             )
             for index, ids in enumerate(prompts)
-            for copy in range(job.options.n)
+            for copy in range(each)
         ]
         return requests, sum(map(len, prompts))
 

@@ -57,13 +57,15 @@ class StopBuffer:
     The first one to end counts; of several that end there, the longest.
     """
 
-    def __init__(self, stops: Sequence[str] | StopSearch) -> None:
+    def __init__(self, stops: Sequence[str] | StopSearch, *, keep: bool = False) -> None:
+        """`keep`: a stop string that is met is text as well."""
+        self._keep = keep
         self._search = stops if isinstance(stops, StopSearch) else StopSearch(stops)
         self._state = 0
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
-        """Text safe to send, and whether a stop string was met. The stop string itself is dropped."""
+        """Text safe to send, and whether a stop string was met, which is dropped unless it is to be kept."""
         search, state = self._search, self._state
         if not state and not search.may_begin_in(piece):
             return piece, False
@@ -72,7 +74,7 @@ class StopBuffer:
             state = search.step(state, character)
             if search.ending[state]:
                 self._state, self._held = 0, ""
-                return text[: at - search.ending[state]], True
+                return text[: at if self._keep else at - search.ending[state]], True
         self._state = state
         sent = len(text) - search.lengths[state]
         self._held = text[sent:]

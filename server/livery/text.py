@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from livery.chat_template import ChatTemplate, Conversation, InvalidMessages, Message
 from livery.foreign_templates import ForeignTemplate
+from livery.token_text import TokenBytes
 from livery.tokenizer_files import TokenizerFiles, load_tokenizer_files
 from livery_adapters.profile import AddedToken
 
@@ -68,6 +69,7 @@ class Tokenizer:
         self._special_ids = frozenset(special)
         specials = sorted(special.values(), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
+        self._token_bytes = TokenBytes(self._fast)
         self._longest = max(map(len, self._fast.get_vocab(with_added_tokens=True)))
         self.facts = TokenizerFacts(files.named_tokens, files.chat_template)
         self._template: ChatTemplate | ForeignTemplate | None = None
@@ -138,9 +140,17 @@ class Tokenizer:
         self._check_room(first + second, room)
         return list(self._fast.encode(first, second).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids, without special tokens."""
-        return self._fast.decode(ids, skip_special_tokens=True)
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text by itself, nothing added; special tokens' characters are text."""
+        return self._encode_literal(text)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of some ids, without special tokens or with them."""
+        return self._fast.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for, which may be a piece of a character; nothing for an id that isn't known."""
+        return self._token_bytes.of(token_id)
 
     def decode_all(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens as they are written."""
@@ -232,16 +242,19 @@ class Detokenizer:
     The pieces returned by `push` and `flush` joined are the text of the whole sequence after its prompt.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
         self._ids = list(prompt_ids[-CONTEXT_TOKENS:])
         self._sent = len(self._ids)  # ids[:_sent] are in text already returned, kept as context
-        self._sent_text = tokenizer.decode(self._ids)
+        self._sent_text = self._decode(self._ids)
 
     def push(self, token_id: int) -> str:
         """The text that is complete with this token; empty while a character is still in pieces."""
         self._ids.append(token_id)
-        text = self._tokenizer.decode(self._ids)
+        text = self._decode(self._ids)
         if len(text) <= len(self._sent_text):
             if self._tokenizer.says_nothing(token_id):
                 self._ids.pop()  # or a thousand of them would be decoded with each one more
@@ -252,22 +265,25 @@ class Detokenizer:
             return ""
         # Bad bytes, then: they go, but for the last ones, which may begin a character that still gets whole.
         for kept in (3, 2, 1):
-            head = self._tokenizer.decode(self._ids[:-kept])
+            head = self._decode(self._ids[:-kept])
             if len(head) > len(self._sent_text) and text.startswith(head):
                 return self._take(head, len(self._ids) - kept)
         return ""
 
     def flush(self) -> str:
         """What is left at the end of the sequence: replacement characters for a character cut short."""
-        return self._take(self._tokenizer.decode(self._ids), len(self._ids))
+        return self._take(self._decode(self._ids), len(self._ids))
 
     def _take(self, text: str, count: int) -> str:
         """Return what `text`, decoded from the first `count` ids, has beyond what was sent."""
         piece = text[len(self._sent_text) :]
         del self._ids[: self._sent]
         self._sent = count - self._sent
-        self._sent_text = self._tokenizer.decode(self._ids[: self._sent])
+        self._sent_text = self._decode(self._ids[: self._sent])
         return piece
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, self._skip)
 
 
 def _encode(tokenizer: FastTokenizer, text: str, *, add_special_tokens: bool) -> list[int]:

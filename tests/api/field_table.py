@@ -67,7 +67,7 @@ def _bounds(field: Mapping[str, Any]) -> Iterator[str]:
         low, high = kind.get("minimum"), kind.get("maximum")
         if kind.get("type") in ("integer", "number") and abs(high or 0) < 1 << 31 and abs(low or 0) < 1 << 31:
             if high is not None:
-                yield f"{low:g} to {high:g}"
+                yield f"above {kind['exclusiveMinimum']:g} to {high:g}" if low is None else f"{low:g} to {high:g}"
             elif low is not None:
                 yield f"at least {low:g}"
         elif kind.get("type") == "array" and "maxItems" in kind:

@@ -103,7 +103,7 @@ def _id(prefix: str) -> str:
 def _envelope(job: Job, opened: OpenedJob, body: GenerationBody, context: Context) -> Envelope:
     name = job.model or context.service.base_name
     tier = None if body.service_tier is None else SERVICE_TIER
-    return Envelope(job.request_id, int(time.time()), name, opened.fingerprint, body.include_usage, tier)
+    return Envelope(job.request_id, int(time.time()), name, opened.fingerprint, body.include_usage, job.options, tier)
 
 
 async def _answer(
@@ -158,7 +158,5 @@ async def _collect(generation: Generation) -> list[Answer]:
     answers = [Answer() for _ in range(generation.choices)]
     async with aclosing(generation.deltas()) as deltas:
         async for delta in deltas:
-            answer = answers[delta.index]
-            answer.text += delta.text
-            answer.finish_reason = delta.finish_reason or answer.finish_reason
+            answers[delta.index].take(delta)
     return answers

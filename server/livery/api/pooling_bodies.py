@@ -11,7 +11,8 @@ from pydantic import ConfigDict, Field
 
 from livery.api.body import WholeBody
 from livery.api.ignored import Metadata, Name, ignored
-from livery.api.schemas import ModelName, TokenId
+from livery.api.sampling_fields import TokenId
+from livery.api.schemas import ModelName
 from livery.api.unsupported import UNSUPPORTED_IN_POOLING, refuse_unsupported
 from livery.jobs import PoolingJob
 from livery.lease import Caller

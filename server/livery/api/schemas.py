@@ -6,6 +6,7 @@ Turns bodies into the service's `Job`; knows no route and no response.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -14,6 +15,7 @@ from pydantic.config import JsonDict
 from livery.api.body import Body, WholeBody
 from livery.api.chat_messages import ChatMessage, message_of
 from livery.api.ignored import IgnoredFields, ignored
+from livery.api.sampling_fields import Likeliest, SamplingFields, TokenId
 from livery.api.structured import StructuredFields
 from livery.api.unsupported import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS, Rule, refuse_unsupported
 from livery.jobs import BareText, ChatPrompt, Options, Prompt
@@ -39,7 +41,6 @@ COMPLETION_EXAMPLE: JsonDict = {
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 ModelName = Annotated[str, Field(max_length=8 * 256)]  # a composition names up to 8 adapters
-TokenId = Annotated[int, Field(ge=0)]
 
 
 class StreamOptions(Body):
@@ -48,17 +49,13 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = ignored("chunks aren't padded")
 
 
-class GenerationBody(IgnoredFields, StructuredFields):
+class GenerationBody(IgnoredFields, SamplingFields, StructuredFields):
     """What both routes share. Ranges are OpenAI's; fields that OpenAI doesn't have are vLLM's."""
 
     model: ModelName | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)  # 0 keeps the best token alone
-    top_k: int | None = Field(None, ge=-1, le=1 << 31)
-    min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(1 << 63), lt=(1 << 63) - MAX_ANSWERS)
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
@@ -95,6 +92,10 @@ class GenerationBody(IgnoredFields, StructuredFields):
         refuse_unsupported(self.model_extra or {}, self.unsupported)
         if self.stream_options is not None and not self.stream:
             raise InvalidParameter("stream_options is only allowed when stream is true.", "stream_options")
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidParameter("prompt_logprobs don't come in streams; leave out stream.", "prompt_logprobs")
+        if self.truncate_prompt_tokens == 0:
+            raise InvalidParameter("truncate_prompt_tokens is 0: nothing would be read.", "truncate_prompt_tokens")
 
     def options(self, max_tokens: int | None, default_max_tokens: int | None) -> Options:
         held = self.held()
@@ -106,6 +107,18 @@ class GenerationBody(IgnoredFields, StructuredFields):
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=self.biases,
+            allowed_token_ids=tuple(self.allowed_token_ids or ()),
+            bad_words=tuple(self.bad_words or ()),
+            prompt_logprobs=self.prompt_logprobs,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
+            include_stop=bool(self.include_stop_str_in_output),
+            skip_special_tokens=self.skip_special_tokens is not False,
+            token_ids=bool(self.return_token_ids),
+            named_by_id=bool(self.return_tokens_as_token_ids),
             seed=self.seed,
             min_tokens=self.min_tokens or 0,
             stop=stop,
@@ -130,9 +143,17 @@ class ChatCompletionBody(GenerationBody):
     chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=MAX_TEMPLATE_KWARGS)
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: Likeliest | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidParameter("top_logprobs is only allowed when logprobs is true.", "top_logprobs")
 
     def to_options(self) -> Options:
-        return self.options(self.max_completion_tokens or self.max_tokens, None)
+        options = self.options(self.max_completion_tokens or self.max_tokens, None)
+        return replace(options, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
     def to_prompts(self) -> list[Prompt]:
         continued = bool(self.continue_final_message)
@@ -157,9 +178,24 @@ class CompletionBody(GenerationBody):
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     add_special_tokens: bool | None = None  # those that the model expects around a text, such as BOS; true by default
+    max_tokens: int | None = Field(None, ge=0)
+    logprobs: Likeliest | None = None
+    echo: bool | None = None
+    best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+
+    def check(self) -> None:
+        super().check()
+        made, wanted = self.best_of or self.n or 1, self.n or 1
+        if made < wanted:
+            raise InvalidParameter(f"best_of is {made} and n {wanted}: no more are answered than made.", "best_of")
+        if made > wanted and self.stream:
+            raise InvalidParameter("best_of can't be streamed: the best are known at the end.", "best_of")
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise InvalidParameter("max_tokens is 0: nothing would be answered; echo gives the prompt.", "max_tokens")
 
     def to_options(self) -> Options:
-        return self.options(self.max_tokens, COMPLETION_MAX_TOKENS)
+        options = self.options(self.max_tokens, COMPLETION_MAX_TOKENS)
+        return replace(options, logprobs=self.logprobs, echo=bool(self.echo), best_of=self.best_of)
 
     def to_prompts(self) -> list[Prompt]:
         """One prompt per answer group. Raises InvalidParameter."""

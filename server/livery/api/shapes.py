@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from livery.generation import ChoiceDelta, StopReason, Usage
+from livery.answer_text import StopReason, TokenEntry
+from livery.generation import ChoiceDelta, Usage
+from livery.jobs import Options
 from livery.service import ModelCard
 
 Json = dict[str, Any]
@@ -14,10 +16,36 @@ Json = dict[str, Any]
 
 @dataclass(slots=True)
 class Answer:
-    """All text of one choice."""
+    """All of one choice."""
 
     text: str = ""
     finish_reason: StopReason | None = None
+    entries: list[TokenEntry] = field(default_factory=list)
+    scores: list[TokenEntry] = field(default_factory=list)
+    prompt_token_ids: Sequence[int] = ()
+
+    def take(self, delta: ChoiceDelta) -> None:
+        self.text += delta.text
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        self.entries += delta.entries
+        self.scores += delta.scores
+        self.prompt_token_ids = delta.prompt_token_ids or self.prompt_token_ids
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of the answer's tokens; every answer has one."""
+        own = [entry.own.logprob or 0.0 for entry in self.entries if not entry.of_prompt]
+        return sum(own) / max(1, len(own))
+
+
+def best(answers: Sequence[Answer], options: Options) -> Sequence[Answer]:
+    """Of the answers made for each prompt those with the highest log-probability per token, the best first."""
+    made, wanted = options.answers_made, options.n
+    if made == wanted:
+        return answers
+    groups = [answers[start : start + made] for start in range(0, len(answers), made)]
+    ranked = [sorted(group, key=lambda answer: -answer.mean_logprob) for group in groups]
+    return [answer for group in ranked for answer in group[:wanted]]
 
 
 class Shape(Protocol):
@@ -49,6 +77,7 @@ class Envelope:
     model: str
     fingerprint: str
     include_usage: bool
+    options: Options
     service_tier: str | None = None  # said where the client asked for one
 
     def wrap(self, kind: str, choices: list[Json]) -> Json:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from livery.api.shapes import Answer, Envelope, Json, usage_json
-from livery.generation import ChoiceDelta, StopReason, Usage
+from livery.answer_text import StopReason, TokenEntry
+from livery.api.logprobs_shape import prompt_logprobs, text_logprobs, token_ids
+from livery.api.shapes import Answer, Envelope, Json, best, usage_json
+from livery.generation import ChoiceDelta, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,9 @@ class TextShape:
         return []
 
     def chunks(self, delta: ChoiceDelta) -> list[Json]:
-        choice = _text_choice(delta.index, delta.text, delta.finish_reason)
+        choice = self._choice(delta.index, delta.text, delta.finish_reason, delta.entries)
+        if self.envelope.options.token_ids and delta.prompt_token_ids is not None:
+            choice["prompt_token_ids"] = list(delta.prompt_token_ids)
         return [self.envelope.chunk("text_completion", choice)]
 
     def closing(self, usage: Usage) -> list[Json]:
@@ -28,9 +32,19 @@ class TextShape:
         return [{**self.envelope.wrap("text_completion", []), "usage": usage_json(usage)}]
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
-        choices = [_text_choice(index, answer.text, answer.finish_reason) for index, answer in enumerate(answers)]
+        choices = [self._whole(index, answer) for index, answer in enumerate(best(answers, self.envelope.options))]
         return {**self.envelope.wrap("text_completion", choices), "usage": usage_json(usage)}
 
+    def _whole(self, index: int, answer: Answer) -> Json:
+        choice = self._choice(index, answer.text, answer.finish_reason, answer.entries)
+        options = self.envelope.options
+        if options.token_ids:
+            choice["prompt_token_ids"] = list(answer.prompt_token_ids)
+        if options.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(answer.scores)
+        return choice
 
-def _text_choice(index: int, text: str, reason: StopReason | None) -> Json:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+    def _choice(self, index: int, text: str, reason: StopReason | None, entries: Sequence[TokenEntry]) -> Json:
+        options = self.envelope.options
+        choice = {"index": index, "text": text, "logprobs": text_logprobs(entries, options), "finish_reason": reason}
+        return {**choice, "token_ids": token_ids(entries)} if options.token_ids else choice

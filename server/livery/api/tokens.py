@@ -13,7 +13,8 @@ from livery.api.boundary import RequestRecord
 from livery.api.context import Context, ContextDep
 from livery.api.reading import BodyRoute
 from livery.api.responses import json_response
-from livery.api.schemas import ChatCompletionBody, ModelName, TokenId
+from livery.api.sampling_fields import TokenId
+from livery.api.schemas import ChatCompletionBody, ModelName
 from livery.jobs import BareText, Job, Options, Prompt
 from livery.lease import Caller
 

@@ -35,23 +35,13 @@ def refuse_unsupported(extra: Mapping[str, Any], rules: Sequence[Rule]) -> None:
 
 
 UNSUPPORTED = (
-    Rule("logprobs", _only(False)),
-    Rule("top_logprobs", _only(0)),
-    Rule("prompt_logprobs", _only()),
-    Rule("logit_bias", _only({})),
-    Rule("presence_penalty", _only(0)),
-    Rule("frequency_penalty", _only(0)),
-    Rule("repetition_penalty", _only(1)),
     Rule("length_penalty", _only(1)),
-    Rule("bad_words", _only([])),
     Rule("logprob_token_ids", _only()),
-    Rule("return_tokens_as_token_ids", _only(False)),
     Rule("watermarking", _only(False)),
     Rule("repetition_detection", _only()),
     Rule("thinking_token_budget", _only(-1)),
     Rule("truncation_side", _only()),
     Rule("return_prompt_text", _only(False), "POST /tokenize shows what a prompt becomes."),
-    Rule("allowed_token_ids", _only()),
     Rule("tools", _only(), "Describe the tools in the system message instead."),
     Rule("tool_choice", _only("none")),
     Rule("functions", _only(), "Describe the functions in the system message instead."),
@@ -60,23 +50,22 @@ UNSUPPORTED = (
     Rule("audio", _only()),
     Rule("web_search_options", _only()),
     Rule("moderation", _only()),
-    Rule("echo", _only(False)),
-    Rule("best_of", _only(1), "Use n instead."),
     Rule("suffix", _only("")),
     Rule("use_beam_search", _only(False)),
     Rule("chat_template", _only(), "The model's own template is used."),
-    Rule("truncate_prompt_tokens", _only()),
     Rule("prompt_embeds", _only()),
-    Rule("include_stop_str_in_output", _only(False)),
-    Rule("skip_special_tokens", _only(True)),
-    Rule("return_token_ids", _only(False)),
     Rule("lora_path", _only(), "Name the adapter in `model`."),
     Rule("adapter_source", _only("local"), "Add the adapter with PUT /v1/adapters/NAME first."),
     Rule("merged_adapters", _only(), "Name several in `model`, as in a+0.5*b."),
 )
 
 # Chat templates write special tokens themselves.
-UNSUPPORTED_IN_CHAT = (*UNSUPPORTED, Rule("add_special_tokens", _only(False), "The chat template writes them."))
+UNSUPPORTED_IN_CHAT = (
+    *UNSUPPORTED,
+    Rule("add_special_tokens", _only(False), "The chat template writes them."),
+    Rule("echo", _only(False), "/v1/completions has it; prompt_logprobs scores a conversation."),
+    Rule("best_of", _only(1), "/v1/completions has it."),
+)
 IN_CHAT = "POST /v1/chat/completions takes it."
 UNSUPPORTED_IN_COMPLETIONS = (
     *UNSUPPORTED,
@@ -84,6 +73,7 @@ UNSUPPORTED_IN_COMPLETIONS = (
     Rule("chat_template_kwargs", _only({}), IN_CHAT),
     Rule("add_generation_prompt", _only(True), IN_CHAT),
     Rule("continue_final_message", _only(False), IN_CHAT),
+    Rule("top_logprobs", _only(0), "Here logprobs is the number of them."),
 )
 
 UNSUPPORTED_IN_POOLING = (

@@ -20,8 +20,9 @@ def plan_ahead(
 ) -> StepPlan | None:
     """The step after `plan`, in which each of its sequences goes on by one unknown token.
 
-    None where that can't be said: a running sequence isn't in the plan, a prompt goes on, blocks run out. A sequence
-    that turns out to have ended is passed over when the result comes; it took nobody's blocks.
+    None where that can't be said: a running sequence isn't in the plan, a prompt goes on, blocks run out, a sequence's
+    next row depends on the token under way. A sequence that turns out to have ended is passed over when the result
+    comes; it took nobody's blocks.
     """
     if len(plan.slices) < len(running):
         return None
@@ -32,7 +33,7 @@ def plan_ahead(
             return None
         if sequence.room(max_model_len) == 1:  # ends with the token under way, whichever it is
             continue
-        if not reserve(sequence, end + 1):
+        if sequence.depends_on_newest or not reserve(sequence, end + 1):
             return None
         ahead.append(sequence)
     for sequence in ahead:

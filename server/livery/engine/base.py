@@ -59,10 +59,20 @@ class Grammar(msgspec.Struct, frozen=True):
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
-    """How tokens are chosen. `temperature == 0` is greedy and ignores the other shaping fields.
+    """How tokens are chosen. `temperature == 0` is greedy and ignores `top_p`, `top_k`, `min_p` and `seed`.
 
     `seed` fixes the draw of each token independently of the batch; `None` lets the engine pick one.
     `stop_token_ids` come on top of the model's own end-of-sequence ids unless `ignore_eos`.
+
+    Before a token is chosen, a row's logits get `logit_bias` added; then those of tokens in prompt or answer are
+    divided by `repetition_penalty` where positive, else multiplied (Keskar et al., "CTRL", 2019), and those of
+    answered tokens lose `frequency_penalty` for each time and `presence_penalty` once (OpenAI's). Then only
+    `allowed_token_ids` stay, where some are given, without those that would complete one of `bad_words`, each the
+    tokens of a word.
+
+    `logprobs` asks for the log-probability of each token and so many of the likeliest ones at its place,
+    `prompt_logprobs` for those of the prompt's tokens but the first: log_softmax of the model's own logits in fp32,
+    whatever changes them afterwards.
     """
 
     max_tokens: int
@@ -75,6 +85,26 @@ class SamplingParams(msgspec.Struct, frozen=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     grammar: Grammar | None = None  # only tokens that it can go on with are chosen
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """How likely one token was: its log-probability, its place among all (1: likeliest), and the likeliest there.
+
+    `top` are ids and log-probabilities in falling order, as many as were asked for; the token itself may be among them.
+    Probabilities of nothing come as -9999: JSON has no infinity.
+    """
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Pooling(msgspec.Struct, frozen=True):
@@ -119,7 +149,8 @@ class TokenDelta(msgspec.Struct, frozen=True):
     With `finish_reason == "error"`, `error` says what went wrong, in words fit for the client.
     A stop token ends the sequence and is included as its last token. The first delta with tokens says how many of
     the prompt's tokens were not computed but found in the prefix cache. `pooled` are fp32 numbers in the machine's
-    own order of bytes.
+    own order of bytes. `logprobs` are those of `token_ids`, where they were asked for; `prompt_logprobs` are of the
+    prompt's next tokens, from its second on, and come before or with the first token of the answer.
     """
 
     request_id: str
@@ -128,6 +159,8 @@ class TokenDelta(msgspec.Struct, frozen=True):
     error: str | None = None
     cached_tokens: int = 0
     pooled: bytes = b""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class EngineInfo(msgspec.Struct, frozen=True):

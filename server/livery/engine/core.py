@@ -36,6 +36,7 @@ from livery_adapters.refusal import AdapterRefused
 
 log = logging.getLogger(__name__)
 
+SCORED_BYTES = 64 << 20  # of logits of prompts' tokens in a step, in fp32
 MAX_FAILED_STEPS = 3  # in a row; beyond that the device is taken to be lost
 UNLOADED = "the adapter was unloaded while it was loading"
 LOAD_FAILED = "activation_failed"  # for what no check foresaw
@@ -74,6 +75,7 @@ class EngineCore:
             shared=kv_identity(info),
             speculate=info.speculate,
             draft_rows=info.draft_rows,
+            scored_rows=max(1, SCORED_BYTES // (4 * info.vocab_size)),
         )
         self._loader = Worker("adapter-loader", runner.read_adapter, wake)
         self._copier = Worker[_Copy, PackedAdapter]("adapter-copier", lambda copy: copy.work(), wake)

@@ -4,6 +4,10 @@ By default a request with the prompt [3, 4] and no adapter answers 7, 8, 9, …:
 the prompt plus, with an adapter, the first byte of its digest, and each next token is one more, all modulo the
 vocabulary. So the prompt [3, 4] on an adapter whose digest starts with `0a` answers 17, 18, 19, ….
 
+Log-probabilities can be computed by hand too: that of token t is -1/4 - t % 4, and the likeliest tokens at its place
+are t itself and the ids after it, one less likely each; but where t is a multiple of 5, the ids after it are likelier,
+from -1/8 on, and t isn't among them.
+
 A pooled request gets the numbers first, first + 1, …: as many as it wants dimensions, or 2 logits where it asks for a
 head. They aren't scaled, whatever it asks for.
 
@@ -32,6 +36,7 @@ from livery.engine.base import (
     GenerationRequest,
     RequestRefused,
     TokenDelta,
+    TokenLogprobs,
 )
 from livery_adapters.base_model import BaseShapes, ModuleShape
 from livery_adapters.effect import AdapterEffect
@@ -135,6 +140,9 @@ class FakeEngine:
                 return
             tokens = self._tokens(request)
             pending: list[int] = []
+            logprobs: list[TokenLogprobs] = []
+            wished = request.sampling.prompt_logprobs
+            scores = [] if wished is None else [logprobs_of(token, wished) for token in request.prompt_token_ids[1:]]
             for index, token in enumerate(tokens):
                 await self._turn()
                 if index == self.behaviour.fail_after:
@@ -149,10 +157,19 @@ class FakeEngine:
                 reason: FinishReason | None = "stop" if stops else "length" if index == len(tokens) - 1 else None
                 finished = reason is not None
                 pending.append(token)
+                if request.sampling.logprobs is not None:
+                    logprobs.append(logprobs_of(token, request.sampling.logprobs))
                 if not finished and len(pending) < self.behaviour.together:
                     continue
-                yield TokenDelta(request.request_id, pending, reason, cached_tokens=cached)
-                pending, cached = [], 0
+                yield TokenDelta(
+                    request.request_id,
+                    pending,
+                    reason,
+                    cached_tokens=cached,
+                    logprobs=tuple(logprobs),
+                    prompt_logprobs=tuple(scores),
+                )
+                pending, logprobs, scores, cached = [], [], [], 0
                 if finished:
                     return
         finally:
@@ -270,3 +287,11 @@ class FakeEngine:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def logprobs_of(token: int, count: int) -> TokenLogprobs:
+    """What the fake engine says of a token and `count` of the likeliest at its place."""
+    own = -0.25 - token % 4
+    if token % 5 == 0:
+        return TokenLogprobs(own, 100, tuple((token + 1 + place, -0.125 - place) for place in range(count)))
+    return TokenLogprobs(own, 1, tuple((token + place, own - place) for place in range(count)))

@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from livery.engine.logprobs import StepLogprobs, finite, to_host
 from livery.engine.masks import StepMasks, apply_masks, take_masks
 from livery.engine.plan import UNKNOWN, SampleSpec, SequenceSlice, StepResult
 from livery.engine.pooling import PooledRows, results
@@ -27,7 +28,9 @@ class PendingStep:
         one_by_one: bool = False,
         pooled: Sequence[PooledRows] = (),
     ) -> None:
-        """`logits` [sampled rows, vocabulary] as the slices' samples come, `pooled` what pooled slices come to.
+        """`logits` [rows, vocabulary] as the slices' samples come, and then as the slices' scored tokens do.
+
+        `pooled` is what pooled slices come to.
 
         They are copied with `keep_logits`, for logits that the next step overwrites. `one_by_one`: each row's token is
         chosen by itself, where torch's order of sums mustn't show.
@@ -40,6 +43,8 @@ class PendingStep:
         rows = logits[: len(self._specs)]
         draws = any(spec.temperature > 0 for spec in self._specs)
         self._logits = rows.clone() if keep_logits and draws else rows
+        self._scored = logits[len(self._specs) :]
+        self._logprobs: StepLogprobs | None = None
         self._masks: StepMasks | None = None
 
     @torch.inference_mode()
@@ -55,12 +60,11 @@ class PendingStep:
             self._chosen = torch.cat(each)
         else:
             self._chosen = choose(self._allowed, self._specs)
+        if any(part.scored for part in self._slices) or any(spec.logprobs is not None for spec in self._specs):
+            self._logprobs = StepLogprobs(self._slices, self._logits, self._chosen, self._scored, self._one_by_one)
         self._copied: torch.cuda.Event | None = None
-        self._host = self._chosen
+        self._host = to_host(self._chosen)
         if self._chosen.is_cuda:
-            # Copied at once: a copy asked for later would wait for the step launched in between.
-            self._host = torch.empty(self._chosen.shape, dtype=self._chosen.dtype, pin_memory=True)
-            self._host.copy_(self._chosen, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
         return self
@@ -91,31 +95,35 @@ class PendingStep:
         unsettled = [row for row, code in enumerate(codes) if code == UNSETTLED]
         late = self._requests_of(self._masks.late)
         self.unsettled = self._requests_of(unsettled) | late
-        chosen = iter(settle(codes, self._allowed, self._specs))
-        tokens: dict[str, tuple[int, ...]] = {}
+        chosen = settle(codes, self._allowed, self._specs)
         pooled, lost = results(self._pooled)
-        failed = dict(lost)
+        tokens, failed = self._sampled(chosen, late)
+        failed |= lost
+        if self._logprobs is None:
+            return StepResult(tokens, failed, pooled)
+        scored = self._logprobs.scored()
+        failed |= {request_id: NOT_FINITE for request_id, found in scored.items() if None in found}
+        logprobs = self._logprobs.sampled({row: chosen[row] or 0 for row in unsettled})
+        return StepResult(tokens, failed, pooled, logprobs, {name: finite(found) for name, found in scored.items()})
+
+    def _sampled(
+        self, chosen: Sequence[int | None], late: Collection[str]
+    ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+        """Each request's tokens, and why others have none; those whose mask came too late are in neither."""
+        tokens: dict[str, tuple[int, ...]] = {}
+        failed: dict[str, str] = {}
+        rows = iter(chosen)
         for part in self._slices:
             if part.samples:
-                found = _finite(list(islice(chosen, len(part.samples))))
+                found = finite(list(islice(rows, len(part.samples))))
                 if part.request_id in late:
                     continue
                 if found:
                     tokens[part.request_id] = found
                 else:
                     failed[part.request_id] = NOT_FINITE if part.samples[0].mask is None else NOTHING_ALLOWED
-        return StepResult(tokens, failed, pooled)
+        return tokens, failed
 
     def _requests_of(self, rows: Collection[int]) -> frozenset[str]:
         owners = [part.request_id for part in self._slices for _ in part.samples]
         return frozenset(owners[row] for row in rows)
-
-
-def _finite(chosen: Sequence[int | None]) -> tuple[int, ...]:
-    """The tokens before the first row that has no finite maximum."""
-    found = []
-    for token in chosen:
-        if token is None:
-            break
-        found.append(token)
-    return tuple(found)

@@ -291,7 +291,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
-        """Logits of the slices' sampled rows in order, [sampled (at least 1), vocabulary].
+        """Logits of the slices' sampled rows in order and then of their scored rows, [rows (at least 1), vocabulary].
 
         Slices of one adapter are best neighbours: their rows are one segment then.
         """
@@ -314,6 +314,7 @@ class ModelRunner:
                 first_kept += max(0, part.adapter_start - (end - len(part.samples)))
                 _extend(rows, part.adapter, first, len(tokens))
                 _extend(head_rows, part.adapter, first_kept, len(kept))
+        _keep_scored(slices, kept, head_rows)
         device = self._device
         self._bank.activate(rows, head_rows)
         batch = AttentionBatch.of(slices, self._caches, self._kernels, self._block_size, device)
@@ -372,6 +373,18 @@ class ModelRunner:
 
 
 _GREEDY = SampleSpec(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, draw=0.0)
+
+
+def _keep_scored(slices: Sequence[SequenceSlice], kept: list[int], head_rows: list[Segment]) -> None:
+    """Let the head compute the rows before scored tokens as well, behind all sampled ones."""
+    first = 0
+    for part in slices:
+        if part.scored:
+            under_adapter = len(kept) + max(0, part.adapter_start - part.start)
+            kept += range(first, first + len(part.scored))
+            if part.adapter is not None:
+                _extend(head_rows, part.adapter, under_adapter, len(kept))
+        first += len(part.token_ids)
 
 
 def _extend(segments: list[Segment], digest: str, start: int, end: int) -> None:

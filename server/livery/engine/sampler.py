@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from livery.engine.adjusting import adjusted, upload
 from livery.engine.plan import SampleSpec
 
 LIKELIEST = 256  # tokens that mostly settle a draw; sorting a whole vocabulary takes as long as a small model's step
@@ -28,11 +29,11 @@ def sample(logits: Tensor, specs: Sequence[SampleSpec]) -> list[int | None]:
 
 def choose(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
     """`sample` without waiting for the device: int64 [rows] there, UNSETTLED or NOTHING in place of some tokens."""
-    logits = _permitted(logits.float(), specs)
+    logits = adjusted(logits.float(), specs)
     best, tokens = logits.max(dim=-1)
     drawn = [row for row, spec in enumerate(specs) if spec.temperature >= COLDEST]
     if drawn:
-        rows = _upload(drawn, logits, torch.int64)
+        rows = upload(drawn, logits, torch.int64)
         drawn_specs = [specs[row] for row in drawn]
         tokens = tokens.index_put((rows,), _draw(logits[rows], drawn_specs, min(LIKELIEST, logits.shape[-1])))
     return tokens.masked_fill(~torch.isfinite(best), NOTHING)
@@ -41,18 +42,9 @@ def choose(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
 def settle(chosen: list[int], logits: Tensor, specs: Sequence[SampleSpec]) -> list[int | None]:
     """What `choose` gave, with the draws that fall beyond the likeliest tokens made among all."""
     for row in [row for row, token in enumerate(chosen) if token == UNSETTLED]:
-        whole = _draw(_permitted(logits[row : row + 1].float(), [specs[row]]), [specs[row]], logits.shape[-1])
+        whole = _draw(adjusted(logits[row : row + 1].float(), [specs[row]]), [specs[row]], logits.shape[-1])
         chosen[row] = int(whole[0])
     return [None if token == NOTHING else token for token in chosen]
-
-
-def _permitted(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
-    """The logits with those of forbidden tokens at minus infinity."""
-    places = [(row, token) for row, spec in enumerate(specs) for token in spec.forbidden]
-    if not places:
-        return logits
-    rows, tokens = _upload(places, logits, torch.int64).unbind(1)
-    return logits.index_put((rows, tokens), logits.new_tensor(float("-inf")))
 
 
 def _draw(logits: Tensor, specs: Sequence[SampleSpec], count: int) -> Tensor:
@@ -61,7 +53,7 @@ def _draw(logits: Tensor, specs: Sequence[SampleSpec], count: int) -> Tensor:
     A row that isn't finite gives anything.
     """
     best = logits.max(dim=-1, keepdim=True).values  # at 0: dividing by a small temperature can't overflow upwards
-    temperature = _upload([spec.temperature for spec in specs], logits)[:, None]
+    temperature = upload([spec.temperature for spec in specs], logits)[:, None]
     probs = torch.softmax((logits - best) / temperature.to(logits.dtype), dim=-1)
     if count < logits.shape[-1]:
         ids = logits.topk(count, dim=-1).indices
@@ -79,7 +71,7 @@ def _choose(probs: Tensor, vocabulary: int, specs: Sequence[SampleSpec]) -> tupl
     probs = probs.double()
     tokens = probs.shape[-1]
     fields = [(min(spec.top_k or vocabulary, vocabulary), spec.top_p, spec.min_p, spec.draw) for spec in specs]
-    top_k, top_p, min_p, draw = _upload(fields, probs)[:, :, None].unbind(1)
+    top_k, top_p, min_p, draw = upload(fields, probs)[:, :, None].unbind(1)
     rank = torch.arange(tokens, device=probs.device)[None]
     probs = probs.masked_fill(rank >= top_k, 0.0)
     # All of what top_k leaves; the whole vocabulary's probabilities add up to 1 already.
@@ -99,8 +91,3 @@ def _choose(probs: Tensor, vocabulary: int, specs: Sequence[SampleSpec]) -> tupl
     # The last token with any probability bounds the search: rounding may put the target on the far edge.
     chosen = torch.searchsorted(cumulative, target, right=True).minimum(count - 1).clamp(min=0)
     return chosen, settled[:, 0]
-
-
-def _upload(values: Sequence[object], like: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A small table beside `like`, without waiting for what the device is busy with."""
-    return torch.tensor(values, dtype=dtype, pin_memory=like.is_cuda).to(like.device, non_blocking=True)

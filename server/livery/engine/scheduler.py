@@ -21,10 +21,10 @@ from collections import Counter
 from itertools import takewhile
 
 from livery.engine.ahead import plan_ahead
-from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, TokenDelta
+from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, TokenDelta, TokenLogprobs
 from livery.engine.blocks import BlockPool
 from livery.engine.constraint import Constraint
-from livery.engine.plan import PoolSpec, SequenceSlice, StepPlan, StepResult
+from livery.engine.plan import PoolSpec, StepPlan, StepResult
 from livery.engine.prefix import PrefixCache
 from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
@@ -36,6 +36,7 @@ from livery.engine.speculation import deal
 TURN, SHORT_TURN = 16, 4
 MAX_SKIPS = 64  # rounds without room for its adapter before a sequence holds up those behind it
 PREFETCH = 8  # waiting sequences whose adapters are fetched before there is a place for the sequence
+Told = tuple[TokenLogprobs, ...]
 
 
 class Scheduler:
@@ -53,10 +54,12 @@ class Scheduler:
         shared: KVIdentity | None = None,
         speculate: int = 0,
         draft_rows: int = 0,
+        scored_rows: int = 1 << 30,
     ) -> None:
         """`shared`: what blocks in the prefix cache have in common; None turns it off.
 
-        `speculate`: most drafts of a sequence in a step; `draft_rows`: rows up to which drafts fill a step.
+        `speculate`: most drafts of a sequence in a step; `draft_rows`: rows up to which drafts fill a step;
+        `scored_rows`: most rows of a step that give log-probabilities of prompts' tokens.
         """
         self._pool = pool
         self.prefix = PrefixCache(pool, shared, max_batch_tokens)
@@ -67,6 +70,7 @@ class Scheduler:
         self._eos = eos_token_ids
         self._speculate = speculate
         self._draft_rows = draft_rows
+        self._scored_rows = self._scored_left = scored_rows
         self._sequences: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []  # in order of arrival; preempted ones return to the front
         self._running: list[Sequence] = []  # in order of admission
@@ -107,13 +111,13 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Choose the tokens of the next step and allocate their blocks."""
         self._take_turns()
+        self._scored_left = self._scored_rows
         planned: dict[str, int] = {}  # request id -> tokens of this step
         budget = self._plan_running(planned, self._max_batch_tokens)
         self._admit_waiting(planned, budget)
         drafts = self._plan_drafts(planned)
-        plan = StepPlan(
-            tuple(self._slice(self._sequences[rid], count, drafts.get(rid, [])) for rid, count in planned.items())
-        )
+        parts = ((self._sequences[request_id], count) for request_id, count in planned.items())
+        plan = StepPlan(tuple(seq.slice_of(count, drafts.get(seq.request_id, []), self._eos) for seq, count in parts))
         assert plan.num_tokens <= self._max_batch_tokens, "a step over its token budget"
         assert len(self._running) <= self._max_running, "more running sequences than allowed"
         return plan
@@ -144,6 +148,7 @@ class Scheduler:
                     self.prefix.distrust(sequence)
                     deltas.append(self._fail(sequence, reason))
                 continue
+            scores = sequence.take_scores(part.start, result.scored.get(part.request_id, ()))
             sequence.num_computed += len(part.token_ids) - len(part.drafts)
             self.prompt_tokens += sequence.count_prompt(part)
             if part.pool is not None:
@@ -151,7 +156,12 @@ class Scheduler:
             elif part.samples and part.request_id not in result.tokens:
                 sequence.num_computed -= 1  # its newest token is computed again once its mask is there
             elif part.samples:
-                deltas.append(self._append(sequence, self._checked(sequence, part.drafts, result)))
+                tokens = self._checked(sequence, part.drafts, result)
+                logprobs = result.logprobs.get(part.request_id, ())
+                deltas.append(self._append(sequence, tokens, logprobs, scores))
+                continue
+            if scores:
+                deltas.append(TokenDelta(part.request_id, [], prompt_logprobs=scores))
         return deltas
 
     # -- how things stand ----------------------------------------------------------------------------
@@ -213,7 +223,8 @@ class Scheduler:
         left: dict[str, int] = {}  # adapter -> tokens that one of its sequences still has to get
         for sequence in self._running:
             if sequence.adapter is not None:
-                left[sequence.adapter] = max(left.get(sequence.adapter, -(1 << 60)), self._left(sequence, turn))
+                rest = sequence.left_of_turn(turn, recomputed=not self.prefix.is_on)
+                left[sequence.adapter] = max(left.get(sequence.adapter, rest), rest)
         ended = sorted((adapter for adapter in left if left[adapter] <= 0), key=left.__getitem__)
         count = next((n for n in range(len(ended) + 1) if self._residency.frees_enough(digest, ended[:n])), 0)
         for adapter in ended[:count]:
@@ -225,15 +236,6 @@ class Scheduler:
             self._residency.evict(adapter)  # or they would come back at once
             self.turns += 1
 
-    def _left(self, sequence: Sequence, turn: int) -> int:
-        """Tokens of its turn that a sequence still has to get, 0 or less where it is over.
-
-        A turn must be worth what it takes to come back: without the prefix cache, computing everything again.
-        """
-        if not self.prefix.is_on:
-            turn = max(turn, sequence.turn_began)
-        return sequence.turn_began + turn - sequence.num_tokens
-
     def _plan_running(self, planned: dict[str, int], budget: int) -> int:
         """Give running sequences their share; returns what is left of the budget."""
         for sequence in sorted(self._running, key=lambda seq: seq.num_uncomputed > 1):
@@ -241,7 +243,7 @@ class Scheduler:
                 continue
             if sequence.constraint is not None and sequence.constraint.is_held:
                 continue
-            count = min(sequence.num_uncomputed, budget)
+            count = self._share(sequence, budget)
             if count == 0:
                 continue
             while not self._reserve(sequence, sequence.num_computed + count):
@@ -253,7 +255,13 @@ class Scheduler:
             else:
                 planned[sequence.request_id] = count
                 budget -= count
+                self._scored_left -= min(count, sequence.num_unscored)
         return budget
+
+    def _share(self, sequence: Sequence, budget: int) -> int:
+        """Positions that a sequence gets of a step's budget, and of its rows to be scored."""
+        count = min(sequence.num_uncomputed, budget)
+        return min(count, self._scored_left) if sequence.num_unscored > self._scored_left else count
 
     def _admit_waiting(self, planned: dict[str, int], budget: int) -> None:
         for sequence in self._waiting[:PREFETCH]:
@@ -270,7 +278,7 @@ class Scheduler:
                     return
                 continue
             cached = self.prefix.find(sequence)
-            if cached is None:
+            if cached is None or (sequence.num_unscored and not self._scored_left):
                 continue
             # The whole sequence must fit, not only its first chunk: admitting more would end in preemptions.
             if self._pool.blocks_for(sequence.num_tokens) - len(cached) > self._pool.free_beside(cached):
@@ -281,7 +289,8 @@ class Scheduler:
             if adapter is not None:
                 self._residency.pin(adapter.digest)
             self.prefix.enter(sequence, cached)
-            count = min(sequence.num_uncomputed, budget)
+            count = self._share(sequence, budget)
+            self._scored_left -= min(count, sequence.num_unscored)
             reserved = self._reserve(sequence, sequence.num_computed + count)
             assert reserved, "blocks were counted as free"
             planned[sequence.request_id] = count
@@ -314,20 +323,6 @@ class Scheduler:
             drafts[sequence.request_id] = wish[:share]
         return drafts
 
-    def _slice(self, sequence: Sequence, count: int, drafts: list[int]) -> SequenceSlice:
-        start, end = sequence.num_computed, sequence.num_computed + count
-        rows = 1 + len(drafts) if sequence.is_sampled_after(count) else 0
-        return SequenceSlice(
-            request_id=sequence.request_id,
-            token_ids=(*sequence.tokens[start:end], *drafts),
-            start=start,
-            block_table=tuple(sequence.blocks),
-            adapter=sequence.adapter,
-            samples=tuple(sequence.sample_spec(self._eos, ahead) for ahead in range(rows)),
-            adapter_start=sequence.request.adapter_start,
-            pool=sequence.pool_spec(end),
-        )
-
     def _checked(self, sequence: Sequence, drafts: tuple[int, ...], result: StepResult) -> tuple[int, ...]:
         """The tokens of a step that would have come without drafts as well; at least one."""
         tokens = result.tokens[sequence.request_id]
@@ -340,7 +335,7 @@ class Scheduler:
         sequence.num_computed += len(kept) - 1
         return kept
 
-    def _append(self, sequence: Sequence, tokens: tuple[int, ...]) -> TokenDelta:
+    def _append(self, sequence: Sequence, tokens: tuple[int, ...], logprobs: Told, scores: Told) -> TokenDelta:
         """Take new tokens up to the one that ends the sequence, if one does."""
         cached = 0 if sequence.num_generated else sequence.cached_tokens or 0
         appended = []
@@ -357,7 +352,9 @@ class Scheduler:
         self._trim(sequence)
         if reason is not None:
             self._remove(sequence)
-        return TokenDelta(sequence.request_id, appended, reason, cached_tokens=cached)
+        told = logprobs[: len(appended)]
+        name = sequence.request_id
+        return TokenDelta(name, appended, reason, cached_tokens=cached, logprobs=told, prompt_logprobs=scores)
 
     def _pool_on(self, sequence: Sequence, spec: PoolSpec, vector: bytes) -> list[TokenDelta]:
         """Keep what a prompt came to so far, or end with it."""

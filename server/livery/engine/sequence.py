@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from livery.engine.base import FinishReason, GenerationRequest, RequestRefused
+from livery.engine.adjust import Adjuster
+from livery.engine.base import FinishReason, GenerationRequest, RequestRefused, TokenLogprobs
 from livery.engine.constraint import Constraint
 from livery.engine.plan import UNKNOWN, PoolSpec, SampleSpec, SequenceSlice
 from livery.engine.prefix_keys import KeyChain
@@ -38,10 +39,14 @@ class Sequence:
     constraint: Constraint | None = None  # its place in its grammar, which is never computed again
     pooled: bytes = b""  # what the rows computed so far come to
     in_flight: int = 0  # positions past its newest token that a step under way computes
+    adjuster: Adjuster | None = None  # where its own tokens say something about the next one
+    num_scored: int = 0  # prompt tokens, from the second on, whose log-probabilities its client has
 
     @classmethod
     def of(cls, request: GenerationRequest, seed: int, constraint: Constraint | None = None) -> Sequence:
-        return cls(request=request, seed=seed, tokens=list(request.prompt_token_ids), constraint=constraint)
+        tokens = list(request.prompt_token_ids)
+        adjuster = Adjuster.of(request.sampling, tokens)
+        return cls(request=request, seed=seed, tokens=tokens, constraint=constraint, adjuster=adjuster)
 
     @property
     def request_id(self) -> str:
@@ -68,10 +73,33 @@ class Sequence:
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt_token_ids)
 
+    def left_of_turn(self, turn: int, *, recomputed: bool) -> int:
+        """Tokens that it still has to get of a turn of so many, 0 or less where it is over.
+
+        A turn must be worth what it takes to come back: computing everything again where that is `recomputed`.
+        """
+        if recomputed:
+            turn = max(turn, self.turn_began)
+        return self.turn_began + turn - self.num_tokens
+
+    @property
+    def num_unscored(self) -> int:
+        """Positions to be computed whose next token is one of the prompt that has to be scored."""
+        last = len(self.request.prompt_token_ids) - 1
+        if self.request.sampling.prompt_logprobs is None or self.num_scored >= last:
+            return 0
+        return max(0, last - self.num_computed)
+
+    @property
+    def depends_on_newest(self) -> bool:
+        """Whether its next row can't be planned before its newest token is known."""
+        return self.adjuster is not None and self.adjuster.depends_on_newest
+
     @property
     def needs_every_row(self) -> bool:
         """Whether it takes rows that others have computed as well: the prefix cache keeps none."""
-        return self.request.pooling is not None and self.request.pooling.kind == "mean"
+        mean = self.request.pooling is not None and self.request.pooling.kind == "mean"
+        return mean or self.num_unscored > 0
 
     def is_sampled_after(self, count: int) -> bool:
         """Whether the next `count` positions end with its newest token, which another one is to follow."""
@@ -80,7 +108,7 @@ class Sequence:
     def pool_spec(self, end: int) -> PoolSpec | None:
         """What the rows from the first uncomputed one to `end` are pooled to, if they are."""
         pooling, last = self.request.pooling, end == self.num_tokens
-        if pooling is None or not (last or self.needs_every_row):
+        if pooling is None or not (last or pooling.kind == "mean"):
             return None
         return PoolSpec(pooling, self.pooled if self.num_computed else b"", last)
 
@@ -91,15 +119,54 @@ class Sequence:
         self.prompt_counted = max(end, self.prompt_counted)
         return new
 
-    def sample_spec(self, eos_token_ids: tuple[int, ...], ahead: int = 0) -> SampleSpec:
-        """How the token after the newest one and `ahead` more is chosen."""
+    def sample_spec(
+        self, eos_token_ids: tuple[int, ...], ahead: int = 0, drafts: list[int] | None = None
+    ) -> SampleSpec:
+        """How the token after the newest one and `ahead` more is chosen; those are the first of `drafts`, if known."""
         params, index = self.request.sampling, self.num_generated + ahead
         forbidden: tuple[int, ...] = ()
+        adjustments = None
         if index < params.min_tokens:
             forbidden = params.stop_token_ids + eos_token_ids
+        if self.adjuster is not None:
+            before = (drafts or [])[:ahead]
+            forbidden += self.adjuster.forbidden(self.tokens, before)
+            adjustments = self.adjuster.adjustments(self.tokens, before)
         draw = uniform(self.seed, index) if params.temperature > 0 else 0.0
-        mask = self.constraint
-        return SampleSpec(params.temperature, params.top_p, params.top_k, params.min_p, draw, forbidden, mask)
+        return SampleSpec(
+            params.temperature,
+            params.top_p,
+            params.top_k,
+            params.min_p,
+            draw,
+            forbidden,
+            self.constraint,
+            adjustments,
+            params.logprobs,
+        )
+
+    def slice_of(self, count: int, drafts: list[int], eos_token_ids: tuple[int, ...]) -> SequenceSlice:
+        """Its next `count` positions, and those of drafts of what follows its newest token."""
+        start, end = self.num_computed, self.num_computed + count
+        rows = 1 + len(drafts) if self.is_sampled_after(count) else 0
+        return SequenceSlice(
+            request_id=self.request_id,
+            token_ids=(*self.tokens[start:end], *drafts),
+            start=start,
+            block_table=tuple(self.blocks),
+            adapter=self.adapter,
+            samples=tuple(self.sample_spec(eos_token_ids, ahead, drafts) for ahead in range(rows)),
+            adapter_start=self.request.adapter_start,
+            pool=self.pool_spec(end),
+            scored=tuple(self.tokens[start + 1 : start + 1 + min(count, self.num_unscored)]),
+            scored_top=self.request.sampling.prompt_logprobs or 0,
+        )
+
+    def take_scores(self, start: int, scores: tuple[TokenLogprobs, ...]) -> tuple[TokenLogprobs, ...]:
+        """Those of the prompt's tokens after `start` that its client has not got yet."""
+        new = scores[self.num_scored - start :]
+        self.num_scored += len(new)
+        return new
 
     def slice_ahead(self, eos_token_ids: tuple[int, ...]) -> SequenceSlice:
         """The position after its newest token, for the token that a step under way chooses there."""
