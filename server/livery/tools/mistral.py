@@ -1,0 +1,42 @@
+"""Mistral: `[TOOL_CALLS] [{"name": ..., "arguments": {...}}]`, and since its eleventh tokenizer
+`[TOOL_CALLS]NAME[ARGS]{...}` for each call.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Mapping, Sequence
+
+from livery.tools.events import TextParser
+from livery.tools.marked import MarkedCalls, Marks
+from livery.tools.telling import called, described
+
+MARKS = Marks(("[TOOL_CALLS]",), named=True, argument_mark="[ARGS]")
+ID_LENGTH = 9  # its templates take ids of exactly so many letters and digits
+
+
+class Mistral:
+    """See `events.ToolFormat`."""
+
+    name: str = "mistral"
+    markers: tuple[str, ...] = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
+
+    def recognises(self, template: str) -> bool:
+        return "[TOOL_CALLS]" in template
+
+    def parser(self, functions: frozenset[str]) -> TextParser:
+        return MarkedCalls(MARKS, functions)
+
+    def call_id(self) -> str:
+        return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(ID_LENGTH))
+
+    def preamble(self, tools: Sequence[Mapping[str, object]]) -> str:
+        return (
+            f"You have these functions:\n{described(tools)}\n\n"
+            "To call them, answer with [TOOL_CALLS] and a JSON list of calls: "
+            '[TOOL_CALLS] [{"name": "FUNCTION", "arguments": {"ARGUMENT": "VALUE"}}]'
+        )
+
+    def call_text(self, calls: Sequence[Mapping[str, object]]) -> str:
+        return f"[TOOL_CALLS] [{', '.join(called(call, 'arguments') for call in calls)}]"
