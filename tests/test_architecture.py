@@ -46,7 +46,9 @@ ALLOWED: dict[str, set[str]] = {
     "livery.beside": set(),
     "livery.metrics": SEAM,
     "livery.answer_text": SEAM | FACTS | {"livery.stops", "livery.text"},
-    "livery.generation": SEAM | FACTS | {"livery.answer_text", "livery.metrics", "livery.stops", "livery.text"},
+    "livery.generation": SEAM
+    | FACTS
+    | {f"livery.{part}" for part in ("answer_text", "metrics", "reading", "stops", "text")},
     "livery.data_folder": {"livery_adapters"},
     "livery.proving": SEAM | {"livery_adapters"},
     "livery.lease": SEAM | {"livery.refusals", "livery_adapters"},
@@ -61,7 +63,9 @@ ALLOWED: dict[str, set[str]] = {
     "livery.adapter_views": {"livery_adapters"},
     "livery.intakes": FACTS | {"livery_adapters"},
     "livery.management": FACTS | {"livery.adapter_views", "livery.intakes", "livery.live", "livery_adapters"},
-    "livery.jobs": SEAM | {"livery.chat_template", "livery.lease"},
+    "livery.tools": SEAM | {"livery.tools"},
+    "livery.jobs": SEAM | {"livery.chat_template", "livery.lease", "livery.tools"},
+    "livery.reading": FACTS | {"livery.tools", "livery_adapters"},
     "livery.profiles": SEAM | FACTS | {"livery.lease", "livery_adapters"},
     "livery.prompts": FACTS | {"livery.beside", "livery.lease", "livery.text"},
     "livery.pooling": SEAM
@@ -75,29 +79,22 @@ ALLOWED: dict[str, set[str]] = {
         f"livery.{part}"
         for part in (
             *("beside", "generation", "grammar_check", "lease", "metrics"),
-            *("pooling", "profiles", "prompts", "sampling", "served", "text"),
+            *("pooling", "profiles", "prompts", "reading", "sampling", "served", "text"),
         )
     }
     | {"livery.adapter_text", "livery_adapters"},
     "livery.assembly": SEAM
     | TEXT
     | {f"livery.{part}" for part in ("adapter_text", "data_folder", "followed", "foreign_templates")}
-    | {f"livery.{part}" for part in ("management", "served", "service")}
+    | {f"livery.{part}" for part in ("management", "reading", "served", "service")}
     | {"livery_adapters"},
     "livery.api": SEAM
     | FACTS
     | {
         f"livery.{part}"
         for part in (
-            "answer_text",
-            "api",
-            "beside",
-            "generation",
-            "lease",
-            "management",
-            "metrics",
-            "service",
-            "tenancy",
+            *("answer_text", "api", "beside", "generation", "lease", "management", "metrics"),
+            *("reading", "service", "tenancy", "tools"),
         )
     }
     | {"livery_adapters"},

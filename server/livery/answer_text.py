@@ -7,7 +7,7 @@ beginning. Its entry waits with it, and comes out exactly once: with the text th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,8 +64,12 @@ class AnswerText:
         options: Options,
         stops: StopSearch,
         prompt: str | None,
+        shown: Mapping[int, str] | None = None,
     ) -> None:
-        """`stops` finds those of the options; `prompt` is the prompt as its client put it, None for token ids."""
+        """`stops` finds those of the options; `prompt` is the prompt as its client put it, None for token ids.
+
+        `shown` are special tokens that belong to the text in any case.
+        """
         self._tokenizer = tokenizer
         self._options = options
         self._prompt = request.prompt_token_ids
@@ -73,7 +77,7 @@ class AnswerText:
         self._scores_echo = options.echo and options.logprobs is not None
         # An echoed prompt is text like the answer's: what the answer begins with may complete its last character.
         context = () if self._scores_echo else self._prompt
-        self._detokenizer = Detokenizer(tokenizer, context, skip_special_tokens=options.skip_special_tokens)
+        self._detokenizer = Detokenizer(tokenizer, context, shown, skip_special_tokens=options.skip_special_tokens)
         self._stops = StopBuffer(stops, keep=options.include_stop)
         self._min_tokens = options.min_tokens
         self._with_entries = options.logprobs is not None or options.token_ids

@@ -14,6 +14,7 @@ from livery.engine.base import Engine, EngineInfo
 from livery.followed import FollowedFolder
 from livery.foreign_templates import TemplateWorkers
 from livery.management import AdapterManagement
+from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.served import ServedAdapters
 from livery.service import GenerationService
 from livery.text import Tokenizer
@@ -39,6 +40,7 @@ class Assembly:
     max_open: int = 1024
     metrics_max_adapters: int = 200
     adapter_templates: bool = True
+    parsers: ParserNames = AS_THE_TEMPLATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ async def assemble(
         created=int(time.time()),
         max_open=plan.max_open,
         metrics_max_adapters=plan.metrics_max_adapters,
+        parsers=plan.parsers,
     )
     folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll) if root is not None else None
     parts = ServerParts(service, management, folder, registry, text)

@@ -63,7 +63,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         self._template = environment.from_string(source)
         self._named_tokens = dict(named_tokens)
-        self._source = source
+        self.source = source
         self._reads = meta.find_undeclared_variables(environment.parse(source))
         self._knows_developer = "developer" in source
 

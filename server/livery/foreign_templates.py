@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import select
 import signal
 import subprocess
@@ -120,6 +121,10 @@ class ForeignTemplate:
         self.source = source
         self._named_tokens = dict(named_tokens)
         self._workers = workers
+
+    def reads(self, variable: str) -> bool:
+        """Whether its text has the name of a variable in it: nothing of it is parsed in this process."""
+        return re.search(rf"\b{re.escape(variable)}\b", self.source) is not None
 
     async def apart(self, work: Callable[[], T]) -> T:
         """Work that renders blocks, so it has a thread of the workers', after that of the same template."""

@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
-from livery.answer_text import AnswerText, StopReason, TokenEntry
+from livery.answer_text import AnswerText, Piece, StopReason, TokenEntry
 from livery.engine.base import Engine, EngineError, GenerationRequest, TokenDelta
 from livery.jobs import Options
 from livery.metrics import RequestMeter
+from livery.reading import TAIL_TOKENS, AnswerReader, CallDelta, Reading
 from livery.refusals import GenerationFailed
 from livery.stops import StopSearch
 from livery.text import Tokenizer
 
+EndReason = StopReason | Literal["tool_calls"]
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """New text of one choice. The last delta of a choice carries `finish_reason`.
+    """What is new in one choice: content is `text`. The last delta of a choice carries `finish_reason`.
 
     `entries` are the tokens whose text begins in this one, and with the last delta all that are left; `scores` those of
     the prompt apart from the text. Both only for requests that ask for them. The first delta of a choice says what its
@@ -32,10 +35,12 @@ class ChoiceDelta:
 
     index: int
     text: str
-    finish_reason: StopReason | None = None
+    finish_reason: EndReason | None = None
     entries: tuple[TokenEntry, ...] = ()
     scores: tuple[TokenEntry, ...] = ()
     prompt_token_ids: Sequence[int] | None = None
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(slots=True)
@@ -63,16 +68,23 @@ class Generation:
         usage: Usage,
         release: Callable[[], None],
         texts: Sequence[str | None],
+        reading: Reading | None = None,
     ) -> None:
-        """`requests` come prompt by prompt, as many of each as answers are made. `texts` are the prompts as text."""
+        """`requests` come prompt by prompt, as many of each as answers are made. `texts` are the prompts as text.
+
+        Without `reading` all text is content.
+        """
         self.usage = usage
         self._answers_each = options.answers_made
         self._engine = engine
         self._requests = list(requests)
         stops = StopSearch(options.stop)
+        shown = tokenizer.special_tokens(reading.markers) if reading else {}
         self._texts = [
-            AnswerText(tokenizer, request, options, stops, text) for request, text in zip(requests, texts, strict=True)
+            AnswerText(tokenizer, request, options, stops, text, shown)
+            for request, text in zip(requests, texts, strict=True)
         ]
+        self._readers = [_reader(tokenizer, request, reading) for request in requests]
         self.meter = meter
         self._release = release
         self._closed = False
@@ -116,8 +128,8 @@ class Generation:
                 if index % self._answers_each == 0:  # the others find what the first answer's run has computed
                     self.usage.cached_tokens += tokens.cached_tokens
                 self.meter.tokens(index, text.count - before)
-                if piece.text or piece.reason or piece.entries or piece.scores:
-                    yield ChoiceDelta(index, piece.text, piece.reason, piece.entries, piece.scores, prompt)
+                for delta in _deltas(index, piece, self._readers[index]):
+                    yield replace(delta, prompt_token_ids=prompt)
                     prompt = None
                 if piece.reason:
                     self.meter.sequence_finished(piece.reason, text.count)
@@ -159,3 +171,25 @@ async def _raise_first(task: asyncio.Task[None]) -> None:
         await task
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
+
+
+def _reader(tokenizer: Tokenizer, request: GenerationRequest, reading: Reading | None) -> AnswerReader | None:
+    return reading.reader(tokenizer.decode_all(request.prompt_token_ids[-TAIL_TOKENS:])) if reading else None
+
+
+def _deltas(index: int, piece: Piece, reader: AnswerReader | None) -> list[ChoiceDelta]:
+    """What there is to say of a piece; its entries come with the first of it, whatever their text is read as."""
+    found: list[ChoiceDelta] = []
+    if reader is None:
+        if piece.text or piece.reason:
+            found.append(ChoiceDelta(index, piece.text, piece.reason))
+    else:
+        for read in reader.read(piece.text, last=piece.reason is not None):
+            found.append(ChoiceDelta(index, read.text, reasoning=read.reasoning, calls=read.calls))
+        if piece.reason:
+            called = piece.reason == "stop" and reader.called
+            found.append(ChoiceDelta(index, "", "tool_calls" if called else piece.reason))
+    if piece.entries or piece.scores:
+        first = found[0] if found else ChoiceDelta(index, "")
+        found[:1] = [replace(first, entries=piece.entries, scores=piece.scores)]
+    return found

@@ -56,7 +56,9 @@ class GrammarCheck:
         else:
             verdict = await self._try(grammar)
         if verdict.grammar is None:
-            what = INVALID if grammar.kind == "json_schema" else f"Invalid {grammar.kind} for {param}"
+            what = f"Invalid {grammar.kind} for {param}"
+            if grammar.kind == "json_schema":
+                what = "Invalid schema for tools" if param == "tools" else INVALID
             raise InvalidParameter(f"{what}: {verdict.refusal}", param)
         return verdict.grammar
 

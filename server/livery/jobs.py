@@ -9,6 +9,7 @@ from typing import Literal
 from livery.chat_template import Conversation
 from livery.engine.base import Grammar
 from livery.lease import ANYONE, Caller
+from livery.tools.use import ToolUse
 
 ChatPrompt = Conversation  # for the chat template
 
@@ -62,6 +63,8 @@ class Options:
     named_by_id: bool = False  # in log-probabilities tokens are told by id, not as text
     grammar: Grammar | None = None  # what each answer must match
     grammar_param: str = "response_format"  # what the client calls that, for messages
+    tools: ToolUse | None = None  # what the answer may or must call
+    include_reasoning: bool = True
     cache_salt: str = ""  # what is computed for a prompt is shared only with requests of the same salt
 
     @property

@@ -29,6 +29,7 @@ from livery.metrics import Metrics, Snapshot
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
 from livery.profiles import dressed, profile_of
 from livery.prompts import activation, bad_words, check_ids, encode, token_ids
+from livery.reading import AS_THE_TEMPLATE, ParserNames, reading_of, told_of_tools
 from livery.refusals import AdapterUnusable, Draining, NotReady, Overloaded, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
@@ -100,6 +101,7 @@ class GenerationService:
         created: int,
         max_open: int = 1024,
         metrics_max_adapters: int = 200,
+        parsers: ParserNames = AS_THE_TEMPLATE,
     ) -> None:
         self.info = info
         self.base_name = base_name
@@ -110,6 +112,7 @@ class GenerationService:
         self._text = text
         self._created = created
         self._max_open = max_open
+        self._parsers = parsers
         self._open = 0
         self._draining = False
 
@@ -138,6 +141,8 @@ class GenerationService:
             profile = profile_of(lease)
             job = dressed(job, profile)
             tokenizer = await self._tokenizer_of(lease)
+            reading = reading_of(job, profile, self._parsers, tokenizer.template)
+            job = told_of_tools(job, reading, tokenizer.template)
             requests, prompt_tokens = await self._requests(job, lease, tokenizer)
         except BaseException:
             release()
@@ -152,6 +157,7 @@ class GenerationService:
             Usage(prompt_tokens=prompt_tokens),
             release,
             [prompt if isinstance(prompt, str) else None for prompt in job.prompts for _ in range(each)],
+            reading,
         )
         name, short = self._server_of(lease)
         return OpenedJob(generation, f"{name}@{short}", f"livery-{self.info.base_digest[:8]}-{short}", profile)
@@ -197,7 +203,10 @@ class GenerationService:
     async def tokenize(self, job: Job, *, strings: bool) -> Tokens:
         """What the engine would be asked to read for the job's only prompt. Raises as `open` does, but for room."""
         async with self._held(job.model, job.caller) as lease:
-            job, tokenizer = dressed(job, profile_of(lease)), await self._tokenizer_of(lease)
+            profile, tokenizer = profile_of(lease), await self._tokenizer_of(lease)
+            job = dressed(job, profile)
+            reading = reading_of(job, profile, self._parsers, tokenizer.template)
+            job = told_of_tools(job, reading, tokenizer.template)
             ids = await token_ids(job.prompts[0], job, tokenizer, self.info.max_model_len, self.info.vocab_size)
             return Tokens(ids, await beside(ENCODING, len(ids), tokenizer.strings, ids) if strings else None)
 

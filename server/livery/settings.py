@@ -137,6 +137,14 @@ class Settings(BaseModel):
     )
     poll_adapters: bool = Field(False, description="Look at the adapter folder instead of waiting for events")
     drain_timeout: int = Field(30, ge=0, description="Seconds that requests may still take after SIGTERM")
+    tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "phi4_mini_json"] = Field(
+        "auto",
+        description="How the model writes tool calls; auto: as its chat template does. A name also tells models whose "
+        "template has no place for tools, in the system message",
+    )
+    reasoning_parser: Literal["auto", "none", "think", "mistral"] = Field(
+        "auto", description="How the model marks its reasoning; auto: as its chat template does"
+    )
     metrics_max_adapters: int = Field(200, ge=0, description="Adapters with metrics of their own; the rest add up")
     log_level: Annotated[Level, BeforeValidator(_lower)] = Field("info", description="debug, info, warning or error")
 

@@ -65,16 +65,16 @@ class Tokenizer:
         # The same tokenizer reading special tokens as plain text.
         self._literal = _load(files.tokenizer, added)
         self._literal.encode_special_tokens = True
-        special = {id: token.content for id, token in self._fast.get_added_tokens_decoder().items() if token.special}
-        self._special_ids = frozenset(special)
-        specials = sorted(special.values(), key=len, reverse=True)
+        added_tokens = self._fast.get_added_tokens_decoder().items()
+        self._special_ids = {id: token.content for id, token in added_tokens if token.special}
+        specials = sorted(self._special_ids.values(), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
         self._token_bytes = TokenBytes(self._fast)
         self._longest = max(map(len, self._fast.get_vocab(with_added_tokens=True)))
         self.facts = TokenizerFacts(files.named_tokens, files.chat_template)
-        self._template: ChatTemplate | ForeignTemplate | None = None
+        self.template: ChatTemplate | ForeignTemplate | None = None
         if files.chat_template:
-            self._template = ChatTemplate(files.chat_template, files.named_tokens)
+            self.template = ChatTemplate(files.chat_template, files.named_tokens)
 
     @classmethod
     def from_directory(cls, directory: Path) -> Tokenizer:
@@ -84,7 +84,7 @@ class Tokenizer:
     def with_template(self, template: ForeignTemplate) -> Tokenizer:
         """The same tokens, and an adapter's chat template."""
         other = copy.copy(self)
-        other._template = template
+        other.template = template
         other.facts = TokenizerFacts(self.files.named_tokens, template.source)
         return other
 
@@ -95,7 +95,7 @@ class Tokenizer:
     @property
     def foreign_template(self) -> ForeignTemplate | None:
         """The template where it is an adapter's: rendering blocks, see its `apart`."""
-        return self._template if isinstance(self._template, ForeignTemplate) else None
+        return self.template if isinstance(self.template, ForeignTemplate) else None
 
     def encode(self, text: str, room: int | None = None) -> list[int]:
         """Token ids of a raw prompt, with the special tokens (such as BOS) the model expects around it.
@@ -117,12 +117,12 @@ class Tokenizer:
         plain text they are. Raises InvalidMessages when the template can't render the conversation, and
         PromptTooLong as `encode` does.
         """
-        if self._template is None:
+        if self.template is None:
             raise InvalidMessages(
                 "this model has no chat template; send a prompt to /v1/completions instead", param="messages"
             )
         hidden = _Hidden(self._specials)
-        rendered = self._template.render(
+        rendered = self.template.render(
             hidden.conversation(chat if isinstance(chat, Conversation) else Conversation(chat))
         )
         # Only here, because templates may leave out parts of what they are given.
@@ -163,6 +163,10 @@ class Tokenizer:
     def says_nothing(self, token_id: int) -> bool:
         """Whether a token is no text wherever it stands: a special one, or an id without a token."""
         return token_id in self._special_ids or self._fast.id_to_token(token_id) is None
+
+    def special_tokens(self, texts: Sequence[str]) -> dict[int, str]:
+        """Those of the texts that are special tokens, by their ids."""
+        return {id: text for id, text in self._special_ids.items() if text in texts}
 
     def _check_room(self, text: str, room: int | None) -> None:
         at_least = -(-len(text) // self._longest)
@@ -243,9 +247,16 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] = (),
+        shown: Mapping[int, str] | None = None,
+        *,
+        skip_special_tokens: bool = True,
     ) -> None:
+        """`shown` are the special tokens that belong to the text in any case, by their ids."""
         self._tokenizer = tokenizer
+        self._shown = shown or {}
         self._skip = skip_special_tokens
         self._ids = list(prompt_ids[-CONTEXT_TOKENS:])
         self._sent = len(self._ids)  # ids[:_sent] are in text already returned, kept as context
@@ -253,6 +264,10 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that is complete with this token; empty while a character is still in pieces."""
+        if token_id in self._shown:
+            piece = self.flush() + self._shown[token_id]
+            self._ids, self._sent, self._sent_text = [], 0, ""
+            return piece
         self._ids.append(token_id)
         text = self._decode(self._ids)
         if len(text) <= len(self._sent_text):

@@ -18,6 +18,7 @@ from livery.assembly import Assembly, assemble
 from livery.data_folder import DataFolder
 from livery.engine.fake import Behaviour, FakeEngine
 from livery.management import AdapterManagement
+from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.service import GenerationService
 from livery.tenancy import Doors
 from livery.text import Tokenizer
@@ -50,6 +51,7 @@ class Setup:
     cors_origins: tuple[str, ...] = ()
     vocab_size: int = VOCAB
     adapter_templates: bool = True
+    parsers: ParserNames = AS_THE_TEMPLATE
     strict_params: bool = False
 
 
@@ -121,6 +123,7 @@ class LiveServer:
                 limits=Limits(max_rank=8),
                 max_open=setup.max_open,
                 adapter_templates=setup.adapter_templates,
+                parsers=setup.parsers,
             )
             plan.data.make()
             parts = await assemble(self.engine, info, self._tokenizer, plan, lambda _: None)

@@ -13,6 +13,7 @@ from server.running import livery_serve, tiny_model
 DEMO_MODEL = "smollm2-135m-instruct"
 DEMO_ADAPTERS = Path(__file__).parents[2] / "adapters" / "demo"
 TINY_NAME = "tiny"
+TOOLS = ("--tool-parser", "hermes")  # the demo model's template has no place for tools
 MAX_LEN = "1024"  # clients that set no limit to an answer get one all the same
 
 
@@ -20,7 +21,7 @@ MAX_LEN = "1024"  # clients that set no limit to an answer get one all the same
 def serving(kind: str, flags: tuple[str, ...], folder: Path) -> Iterator[dict[str, str]]:
     """Start a server of a kind (a column of environments.toml); yields what its clients find in their environment."""
     name, model, adapters = _demo() if kind == "demo" else _tiny(folder)
-    more = ("--served-model-name", name, "--max-model-len", MAX_LEN if kind == "demo" else "0", *flags)
+    more = ("--served-model-name", name, "--max-model-len", MAX_LEN if kind == "demo" else "0", *TOOLS, *flags)
     with livery_serve(model, adapters, folder, *more) as server:
         names = sorted(file.parent.name for file in adapters.glob("*/adapter_config.json"))
         yield {

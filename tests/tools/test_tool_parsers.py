@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from livery.settings import Settings
 from livery.tools.events import Part, merged
-from livery.tools.formats import FORMATS, format_of
+from livery.tools.formats import FORMATS, NAMES, format_of
+from livery.tools.reasoning import REASONING_NAMES
 
 FUNCTIONS = frozenset({"weather", "now"})
 
@@ -202,3 +204,8 @@ def test_formats_are_recognised_by_the_template(template: str | None, name: str 
     assert (found.name if found else None) == name
     assert format_of("none", template) is None
     assert format_of("mistral", template) is FORMATS["mistral"]
+
+
+def test_the_settings_know_every_format() -> None:
+    assert get_args(Settings.model_fields["tool_parser"].annotation) == NAMES
+    assert get_args(Settings.model_fields["reasoning_parser"].annotation) == REASONING_NAMES

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from livery.answer_text import StopReason, TokenEntry
+from livery.answer_text import TokenEntry
 from livery.api.logprobs_shape import chat_logprobs, prompt_logprobs, token_ids
 from livery.api.shapes import Answer, Envelope, Json, usage_json
-from livery.generation import ChoiceDelta, Usage
+from livery.generation import ChoiceDelta, EndReason, Usage
+from livery.reading import CallDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +22,24 @@ class ChatShape:
         return [self._chunk(index, {"role": "assistant", "content": ""}, None) for index in range(choices)]
 
     def chunks(self, delta: ChoiceDelta) -> list[Json]:
-        found = []
-        entries = delta.entries
-        if delta.text or (entries and not delta.finish_reason):
-            found.append(self._chunk(delta.index, {"content": delta.text}, None, entries))
+        said: list[Json] = []
+        if delta.reasoning:
+            said.append(_reasoning(delta.reasoning))
+        if delta.text:
+            said.append({"content": delta.text})
+        if calls := [_call_delta(call) for call in delta.calls if not call.broken]:
+            said.append({"tool_calls": calls})
+        prompt = delta.prompt_token_ids if self.envelope.options.token_ids else None
+        if not said and not delta.finish_reason and (delta.entries or prompt is not None):
+            said.append({"content": ""})
+        found, entries = [], delta.entries
+        for one in said:
+            found.append(self._chunk(delta.index, one, None, entries))
             entries = ()
         if delta.finish_reason:
             found.append(self._chunk(delta.index, {}, delta.finish_reason, entries))
-        if self.envelope.options.token_ids and delta.prompt_token_ids is not None:
-            found[0]["prompt_token_ids"] = list(delta.prompt_token_ids)
+        if prompt is not None:
+            found[0]["prompt_token_ids"] = list(prompt)
         return found
 
     def closing(self, usage: Usage) -> list[Json]:
@@ -48,13 +58,43 @@ class ChatShape:
         return found
 
     def _whole(self, index: int, answer: Answer) -> Json:
-        message: Json = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
-        return self._choice(index, {"message": message}, answer.finish_reason, answer.entries)
+        return self._choice(index, {"message": _message(answer)}, answer.finish_reason, answer.entries)
 
-    def _chunk(self, index: int, delta: Json, reason: StopReason | None, entries: Sequence[TokenEntry] = ()) -> Json:
+    def _chunk(self, index: int, delta: Json, reason: EndReason | None, entries: Sequence[TokenEntry] = ()) -> Json:
         return self.envelope.chunk("chat.completion.chunk", self._choice(index, {"delta": delta}, reason, entries))
 
-    def _choice(self, index: int, said: Json, reason: StopReason | None, entries: Sequence[TokenEntry]) -> Json:
+    def _choice(self, index: int, said: Json, reason: EndReason | None, entries: Sequence[TokenEntry]) -> Json:
         options = self.envelope.options
         choice = {"index": index, **said, "logprobs": chat_logprobs(entries, options), "finish_reason": reason}
         return {**choice, "token_ids": token_ids(entries)} if options.token_ids else choice
+
+
+def _message(answer: Answer) -> Json:
+    """What the assistant said. Content is null only beside calls or reasoning that stand alone."""
+    beside = answer.calls or answer.reasoning
+    message: Json = {
+        "role": "assistant",
+        "content": None if beside and not answer.text else answer.text,
+        "refusal": None,
+        "annotations": [],
+    }
+    if answer.reasoning:
+        message |= _reasoning(answer.reasoning)
+    if answer.calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in answer.calls.values()
+        ]
+    return message
+
+
+def _reasoning(text: str) -> Json:
+    """Under the name that vLLM gives it now, and the one that it gave before and most clients read."""
+    return {"reasoning": text, "reasoning_content": text}
+
+
+def _call_delta(call: CallDelta) -> Json:
+    if call.name:
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"index": call.index, "id": call.id, "type": "function", "function": function}
+    return {"index": call.index, "function": {"arguments": call.arguments}}

@@ -14,7 +14,8 @@ from pydantic.config import JsonDict
 
 from livery.api.body import Body, WholeBody
 from livery.api.chat_messages import ChatMessage, message_of
-from livery.api.ignored import IgnoredFields, ignored
+from livery.api.chat_tools import ToolChoice, Tools, template_tools, tool_use
+from livery.api.ignored import IgnoredFields, Word, ignored
 from livery.api.sampling_fields import Likeliest, SamplingFields, TokenId
 from livery.api.structured import StructuredFields
 from livery.api.unsupported import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS, Rule, refuse_unsupported
@@ -141,6 +142,11 @@ class ChatCompletionBody(GenerationBody):
     max_completion_tokens: int | None = Field(None, ge=1)
     documents: list[dict[str, Any]] | None = Field(None, max_length=MAX_DOCUMENTS)
     chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=MAX_TEMPLATE_KWARGS)
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = Field(None, description="false leaves it out of the answer")
+    reasoning_effort: Word | None = Field(None, description="for chat templates that read it")
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     logprobs: bool | None = None
@@ -153,15 +159,27 @@ class ChatCompletionBody(GenerationBody):
 
     def to_options(self) -> Options:
         options = self.options(self.max_completion_tokens or self.max_tokens, None)
-        return replace(options, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+        tools = tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
+        calls = tools.grammar if tools else None
+        return replace(
+            options,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            tools=tools,
+            # An answer that must be calls has nothing that another format could apply to.
+            grammar=calls or options.grammar,
+            grammar_param="tools" if calls else options.grammar_param,
+            include_reasoning=self.include_reasoning is not False,
+        )
 
     def to_prompts(self) -> list[Prompt]:
         continued = bool(self.continue_final_message)
+        effort = {"reasoning_effort": self.reasoning_effort} if self.reasoning_effort else {}
         return [
             ChatPrompt(
                 [message_of(message, at) for at, message in enumerate(self.messages)],
+                tools=template_tools(self.tools),
                 documents=self.documents,
-                template_kwargs=self.chat_template_kwargs or {},
+                template_kwargs={**effort, **(self.chat_template_kwargs or {})},
                 add_generation_prompt=not continued
                 if self.add_generation_prompt is None
                 else self.add_generation_prompt,

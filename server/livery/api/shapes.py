@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from livery.answer_text import StopReason, TokenEntry
-from livery.generation import ChoiceDelta, Usage
+from livery.answer_text import TokenEntry
+from livery.generation import ChoiceDelta, EndReason, Usage
 from livery.jobs import Options
+from livery.reading import CallDelta
 from livery.service import ModelCard
 
 Json = dict[str, Any]
@@ -16,20 +17,32 @@ Json = dict[str, Any]
 
 @dataclass(slots=True)
 class Answer:
-    """All of one choice."""
+    """All of one choice. `calls` by their index, arguments whole."""
 
     text: str = ""
-    finish_reason: StopReason | None = None
+    finish_reason: EndReason | None = None
     entries: list[TokenEntry] = field(default_factory=list)
     scores: list[TokenEntry] = field(default_factory=list)
     prompt_token_ids: Sequence[int] = ()
+    reasoning: str = ""
+    calls: dict[int, CallDelta] = field(default_factory=dict)
 
     def take(self, delta: ChoiceDelta) -> None:
+        """Take in what is new. A call that broke is taken back: its text came as content."""
         self.text += delta.text
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.entries += delta.entries
         self.scores += delta.scores
         self.prompt_token_ids = delta.prompt_token_ids or self.prompt_token_ids
+        self.reasoning += delta.reasoning
+        for call in delta.calls:
+            if call.broken:
+                self.calls.pop(call.index, None)
+            elif call.index in self.calls:
+                begun = self.calls[call.index]
+                self.calls[call.index] = replace(begun, arguments=begun.arguments + call.arguments)
+            else:
+                self.calls[call.index] = call
 
     @property
     def mean_logprob(self) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from livery.answer_text import StopReason, TokenEntry
+from livery.answer_text import TokenEntry
 from livery.api.logprobs_shape import prompt_logprobs, text_logprobs, token_ids
 from livery.api.shapes import Answer, Envelope, Json, best, usage_json
-from livery.generation import ChoiceDelta, Usage
+from livery.generation import ChoiceDelta, EndReason, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class TextShape:
             choice["prompt_logprobs"] = prompt_logprobs(answer.scores)
         return choice
 
-    def _choice(self, index: int, text: str, reason: StopReason | None, entries: Sequence[TokenEntry]) -> Json:
+    def _choice(self, index: int, text: str, reason: EndReason | None, entries: Sequence[TokenEntry]) -> Json:
         options = self.envelope.options
         choice = {"index": index, "text": text, "logprobs": text_logprobs(entries, options), "finish_reason": reason}
         return {**choice, "token_ids": token_ids(entries)} if options.token_ids else choice

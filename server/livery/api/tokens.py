@@ -69,12 +69,12 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
     if isinstance(body, TokenizeChatBody):
         body.check()
         context.unknown_fields.met(body.unknown_fields)
-        model, param = body.model_name, "messages"
+        model, param, options = body.model_name, "messages", Options(tools=body.to_options().tools)
     else:
         context.unknown_fields.met(body.model_extra or {})
-        model, param = body.model or "", "prompt"
+        model, param, options = body.model or "", "prompt", Options()
     record: RequestRecord = request.state.record
-    job = Job(model, [body.to_prompt()], Options(), record.id, param, Caller(None, record.key, record.tenant))
+    job = Job(model, [body.to_prompt()], options, record.id, param, Caller(None, record.key, record.tenant))
     tokens = await context.service.tokenize(job, strings=bool(body.return_token_strs))
     return json_response(
         {

@@ -42,10 +42,8 @@ UNSUPPORTED = (
     Rule("thinking_token_budget", _only(-1)),
     Rule("truncation_side", _only()),
     Rule("return_prompt_text", _only(False), "POST /tokenize shows what a prompt becomes."),
-    Rule("tools", _only(), "Describe the tools in the system message instead."),
-    Rule("tool_choice", _only("none")),
-    Rule("functions", _only(), "Describe the functions in the system message instead."),
-    Rule("function_call", _only("none")),
+    Rule("functions", _only(), "It is deprecated: use tools."),
+    Rule("function_call", _only("none"), "It is deprecated: use tool_choice."),
     Rule("modalities", _only(["text"])),
     Rule("audio", _only()),
     Rule("web_search_options", _only()),
@@ -69,6 +67,8 @@ UNSUPPORTED_IN_CHAT = (
 IN_CHAT = "POST /v1/chat/completions takes it."
 UNSUPPORTED_IN_COMPLETIONS = (
     *UNSUPPORTED,
+    Rule("tools", _only(), IN_CHAT),
+    Rule("tool_choice", _only("none"), IN_CHAT),
     Rule("documents", _only([]), IN_CHAT),
     Rule("chat_template_kwargs", _only({}), IN_CHAT),
     Rule("add_generation_prompt", _only(True), IN_CHAT),

@@ -23,6 +23,7 @@ from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineDead, EngineInfo
 from livery.listening import Listener, listen
 from livery.models import ResolvedModel, resolve_model
+from livery.reading import ParserNames
 from livery.settings import Settings, SettingsError
 from livery.tenancy import Doors, check_binding
 from livery.text import Tokenizer
@@ -162,6 +163,7 @@ async def _parts(
         max_open=settings.max_open,
         metrics_max_adapters=settings.metrics_max_adapters,
         adapter_templates=settings.adapter_templates,
+        parsers=ParserNames(settings.tool_parser, settings.reasoning_parser),
     )
     return await assemble(engine, info, tokenizer, plan, progress)
 

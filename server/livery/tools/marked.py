@@ -78,7 +78,7 @@ class MarkedCalls:
         self._buffer = ""
         if self._marks.bare and not self._said and not self._calls:
             stripped = text.lstrip(WHITESPACE)
-            if stripped.startswith("{"):
+            if stripped.startswith("{" if self._marks.starts else ("{", "[")):
                 self._space += text[: len(text) - len(stripped)]
                 self._open("")
                 return stripped
@@ -87,7 +87,7 @@ class MarkedCalls:
             self._say(text[: found.start()])
             self._open(found.group())
             return text[found.end() :]
-        keep = max((_overlap(text, start) for start in self._marks.starts), default=0)
+        keep = max((overlap(text, start) for start in self._marks.starts), default=0)
         self._buffer = text[len(text) - keep :]
         self._say(text[: len(text) - keep])
         return ""
@@ -219,7 +219,7 @@ def _any(_name: str) -> bool:
     return True
 
 
-def _overlap(text: str, mark: str) -> int:
+def overlap(text: str, mark: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `mark`."""
     longest = min(len(text), len(mark) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(mark[:size])), 0)

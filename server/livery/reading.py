@@ -1,0 +1,222 @@
+"""How an answer's text is read: reasoning apart from content, and calls apart from both. And how a model whose chat
+template has no place for tools is told of them.
+
+The format of calls and the style of reasoning are named by the adapter's profile or the server's settings, and with
+"auto" recognised from the chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from livery.chat_template import InvalidMessages, Message
+from livery.jobs import ChatPrompt, Job, Options, Prompt
+from livery.refusals import AdapterUnusable
+from livery.tools.events import Part, TextParser, ToolFormat
+from livery.tools.formats import NAMES, format_of
+from livery.tools.reasoning import REASONING_NAMES, STYLES, ReasoningSplit, reasoning_style
+from livery.tools.use import call_id
+from livery_adapters.profile import Profile
+
+SYSTEM_ROLES = ("system", "developer")
+# A prompt that ends in the mark that opens reasoning ends in few tokens after it.
+TAIL_TOKENS = 16
+
+
+class Template(Protocol):
+    """A chat template, the base's or an adapter's."""
+
+    source: str
+
+    def reads(self, variable: str) -> bool:
+        """Whether it looks at a variable that it is given."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ParserNames:
+    """Which format of calls and which style of reasoning are asked for: names, "auto" or "none"."""
+
+    tools: str = "auto"
+    reasoning: str = "auto"
+
+
+AS_THE_TEMPLATE = ParserNames()
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """New text of one call. The first one of a call has its `id` and the function's `name`; then come `arguments`.
+
+    `broken`: the call turned out to be none and its text comes as content.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    broken: bool = False
+
+
+@dataclass(slots=True)
+class Read:
+    """What a piece of text holds, in this order: reasoning, content, calls."""
+
+    reasoning: str = ""
+    text: str = ""
+    calls: tuple[CallDelta, ...] = ()
+
+
+class AnswerReader:
+    """Reads the text of one answer. `called` once a call is whole. Of calls only the first `most_calls` are told."""
+
+    def __init__(
+        self, stages: Sequence[TextParser], new_id: Callable[[], str], *, show_reasoning: bool, most_calls: int | None
+    ) -> None:
+        self._stages = list(stages)
+        self._new_id = new_id
+        self._show_reasoning = show_reasoning
+        self._most_calls = most_calls
+        self.called = False
+
+    def read(self, text: str, *, last: bool) -> list[Read]:
+        """What is certain with this piece of text, or at the end of the answer."""
+        parts = [Part("content", text)] if text else []
+        for stage in self._stages:
+            through: list[Part] = []
+            for part in parts:
+                through += stage.feed(part.text) if part.kind == "content" else [part]
+            parts = through + (stage.finish() if last else [])
+        return self._grouped(parts)
+
+    def _grouped(self, parts: Sequence[Part]) -> list[Read]:
+        found: list[Read] = []
+        rank = 0
+        for part in parts:
+            kind = {"reasoning": 0, "content": 1}.get(part.kind, 2)
+            if not found or kind < rank:
+                found.append(Read())
+            rank = kind
+            if part.kind == "content":
+                found[-1].text += part.text
+            elif part.kind == "reasoning":
+                found[-1].reasoning += part.text if self._show_reasoning else ""
+            else:
+                found[-1].calls += self._call(part)
+        return [read for read in found if read.text or read.reasoning or read.calls]
+
+    def _call(self, part: Part) -> tuple[CallDelta, ...]:
+        if self._most_calls is not None and part.index >= self._most_calls:
+            return ()
+        if part.kind == "call":
+            return (CallDelta(part.index, self._new_id(), part.text),)
+        if part.kind == "arguments":
+            return (CallDelta(part.index, arguments=part.text),) if part.text else ()
+        self.called = self.called or part.kind == "complete"
+        return (CallDelta(part.index, broken=True),) if part.kind == "broken" else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the answers to one request are read. `shown` are special tokens that parsers have to see."""
+
+    options: Options
+    form: ToolFormat | None
+    style: str | None
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What parsers look for, which special tokens may be."""
+        tools = self.form.markers if self.form and self.options.tools else ()
+        return (*tools, *(STYLES[self.style] if self.style else ()))
+
+    def reader(self, prompt_tail: str) -> AnswerReader | None:
+        """For one answer to a prompt that ends like this; None where its text is all content."""
+        stages: list[TextParser] = []
+        if self.style and self.options.grammar is None:  # what follows a grammar begins with the answer itself
+            opened = prompt_tail.rstrip().endswith(STYLES[self.style][0])
+            stages.append(ReasoningSplit(self.style, opened=opened))
+        parser = self.options.tools.parser(self.form) if self.options.tools else None
+        if parser is not None:
+            stages.append(parser)
+        if not stages:
+            return None
+        new_id = self.form.call_id if self.form else call_id
+        alone = self.options.tools is not None and not self.options.tools.parallel
+        return AnswerReader(
+            stages, new_id, show_reasoning=self.options.include_reasoning, most_calls=1 if alone else None
+        )
+
+
+def reading_of(job: Job, profile: Profile, asked: ParserNames, template: Template | None) -> Reading | None:
+    """How the answers to a conversation are read, as the profile asks or else the server; None for other prompts.
+
+    Raises AdapterUnusable where the profile names a parser that isn't there.
+    """
+    if not any(isinstance(prompt, ChatPrompt) for prompt in job.prompts):
+        return None
+    for kind, named, known in (
+        ("tool", profile.tool_parser, NAMES),
+        ("reasoning", profile.reasoning_parser, REASONING_NAMES),
+    ):
+        if named is not None and named not in known:
+            known_ones = ", ".join(known)
+            raise AdapterUnusable(job.model, f"its profile's {kind}_parser is {named!r}; set it to one of {known_ones}")
+    source = template.source if template else None
+    return Reading(
+        job.options,
+        format_of(profile.tool_parser or asked.tools, source),
+        reasoning_style(profile.reasoning_parser or asked.reasoning, source),
+    )
+
+
+def told_of_tools(job: Job, reading: Reading | None, template: Template | None) -> Job:
+    """The request with tools and calls where its template shows them: in its own place for them, or in messages as the
+    format has it. Raises InvalidMessages where neither is known.
+    """
+    if reading is None or template is None:
+        return job
+    return replace(job, prompts=[_told(prompt, reading, template) for prompt in job.prompts])
+
+
+def _told(prompt: Prompt, reading: Reading, template: Template) -> Prompt:
+    if not isinstance(prompt, ChatPrompt):
+        return prompt
+    if prompt.tools and not template.reads("tools"):
+        messages = prompt.messages
+        if reading.options.tools is not None:
+            messages = _with_system(messages, _form(reading, "tools").preamble(prompt.tools))
+        prompt = replace(prompt, tools=None, messages=messages)
+    if "tool_calls" not in template.source and any(message.get("tool_calls") for message in prompt.messages):
+        prompt = replace(prompt, messages=[_calls_in_content(message, reading) for message in prompt.messages])
+    return prompt
+
+
+def _form(reading: Reading, param: Literal["tools", "messages"]) -> ToolFormat:
+    if reading.form is None:
+        raise InvalidMessages(
+            "the model's chat template has no place for tools; describe them in the system message, or let the "
+            "operator name a format with --tool-parser (hermes fits most models) or in the adapter's profile",
+            param,
+        )
+    return reading.form
+
+
+def _with_system(messages: Sequence[Message], words: str) -> list[Message]:
+    """The words at the end of the system message, or as one."""
+    first = messages[0]
+    if first["role"] not in SYSTEM_ROLES:
+        return [{"role": "system", "content": words}, *messages]
+    return [{**first, "content": f"{first['content']}\n\n{words}"}, *messages[1:]]
+
+
+def _calls_in_content(message: Message, reading: Reading) -> Message:
+    calls: Any = message.get("tool_calls")
+    if not calls:
+        return message
+    functions: list[Mapping[str, object]] = [call.get("function") or {} for call in calls]
+    text = _form(reading, "messages").call_text(functions)
+    content = str(message.get("content") or "")
+    return {**message, "content": f"{content}\n{text}" if content else text}
