@@ -22,7 +22,7 @@ MAX_SOURCE = 128 << 10  # bytes
 SHOWN = 300  # characters of a reason
 # At most one line break and its indentation, or one space, between two parts of a JSON text: a model that likes blank
 # lines would else write them for ever.
-JSON_WHITESPACE: JsonCompileOptions = {"whitespace_pattern": r"\n[ \t]{0,24}| "}
+JSON_WHITESPACE: JsonCompileOptions = {"whitespace_pattern": r"\n {0,16}| "}
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,  # 20 ms
     step_lexer_fuel=200_000,  # 15 ms of one mask
