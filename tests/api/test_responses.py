@@ -154,6 +154,25 @@ def test_sampling_is_passed_on(speaking: LiveServer) -> None:
     assert (sampling.seed, sampling.ignore_eos) == (11, True)
 
 
+def test_log_probabilities_are_told_where_they_are_asked_for(serve: Serve, tokenizer: Tokenizer) -> None:
+    server = serve(ending(tokenizer))
+    ask: dict[str, Any] = {"model": BASE, "input": "Hi", "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    whole: Any = client(server).responses.create(**ask)
+    told = whole.output[0].content[0].logprobs
+    assert b"".join(bytes(one.bytes) for one in told).decode() == TEXT + tokenizer.decode_all([EOS])
+    assert all(one.top_logprobs for one in told)
+    chat = server.client().chat.completions.create(
+        model=BASE, messages=[{"role": "user", "content": "Hi"}], logprobs=True, top_logprobs=2
+    )
+    assert [one.model_dump() for one in told] == [one.model_dump() for one in chat.choices[0].logprobs.content]  # type: ignore
+    events: list[Any] = list(client(server).responses.create(**ask, stream=True))
+    pieces = [one for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    assert [one.token for one in pieces] == [one.token for one in done.logprobs] == [one.token for one in told]
+    assert events[-1].response.output[0].content[0].logprobs == told
+    assert not client(server).responses.create(model=BASE, input="Hi").output[0].content[0].logprobs  # type: ignore
+
+
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [

@@ -27,7 +27,7 @@ class AnthropicShape(Retold):
     def open(self, block: Block) -> None:
         self.say({"type": "content_block_start", "index": block.index, "content_block": _content(block)})
 
-    def add(self, block: Block, piece: str) -> None:
+    def add(self, block: Block, piece: str, _logprobs: list[Json]) -> None:
         delta = {
             "text": {"type": "text_delta", "text": piece},
             "reasoning": {"type": "thinking_delta", "thinking": piece},

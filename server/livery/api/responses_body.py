@@ -17,6 +17,7 @@ from livery.api.schemas import ChatCompletionBody, ModelName
 from livery.refusals import InvalidParameter, UnsupportedParameter
 
 MAX_ITEMS = 4096
+LOGPROBS = "message.output_text.logprobs"
 TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 SEND_AGAIN = "Send the whole conversation in input; nothing is stored here."
 # What a chat completion calls what a client of this route wrote.
@@ -139,7 +140,7 @@ class ResponsesBody(WholeBody):
 
     def to_chat(self) -> ChatCompletionBody:
         """The chat completion asked for. Raises InvalidParameter or UnsupportedParameter."""
-        logprobs = "message.output_text.logprobs" in (self.include or ())
+        logprobs = LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
         return chat_body(
             {
                 "model": self.model,

@@ -37,11 +37,11 @@ class ResponsesShape(Retold):
         if block.kind != "call":
             self._within("response.content_part.added", block, content_index=0, part=_part(block))
 
-    def add(self, block: Block, piece: str) -> None:
+    def add(self, block: Block, piece: str, logprobs: list[Json]) -> None:
         if block.kind == "call":
             self._within("response.function_call_arguments.delta", block, delta=piece)
         elif block.kind == "text":
-            self._within("response.output_text.delta", block, content_index=0, delta=piece, logprobs=[])
+            self._within("response.output_text.delta", block, content_index=0, delta=piece, logprobs=logprobs)
         else:
             self._within("response.reasoning_text.delta", block, content_index=0, delta=piece)
 
@@ -49,7 +49,7 @@ class ResponsesShape(Retold):
         if block.kind == "call":
             self._within("response.function_call_arguments.done", block, name=block.name, arguments=block.text)
         elif block.kind == "text":
-            self._within("response.output_text.done", block, content_index=0, text=block.text, logprobs=[])
+            self._within("response.output_text.done", block, content_index=0, text=block.text, logprobs=block.logprobs)
         else:
             self._within("response.reasoning_text.done", block, content_index=0, text=block.text)
         if block.kind != "call":
@@ -137,7 +137,7 @@ class ResponsesShape(Retold):
 def _part(block: Block) -> Json:
     if block.kind == "reasoning":
         return {"type": "reasoning_text", "text": block.text}
-    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": block.logprobs}
 
 
 def _usage(usage: Usage) -> Json:

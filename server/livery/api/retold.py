@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -25,13 +25,14 @@ Kind = Literal["reasoning", "text", "call"]
 
 @dataclass(slots=True)
 class Block:
-    """One stretch of an answer; `text` of a call is its arguments."""
+    """One stretch of an answer; `text` of a call is its arguments. `logprobs` as a chat tells them."""
 
     kind: Kind
     index: int  # among the blocks of the answer
     text: str = ""
     call_id: str = ""
     name: str = ""
+    logprobs: list[Json] = field(default_factory=list)
 
 
 class Retold(ABC):
@@ -63,7 +64,7 @@ class Retold(ABC):
     def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
         choice = self._chat.whole(answers, usage)["choices"][0]
         self.begin()
-        self._take(choice["message"])
+        self._take(choice["message"], _logprobs(choice))
         self.finish_reason = choice["finish_reason"]
         self._end(usage)
         return self.answer(usage)
@@ -81,8 +82,8 @@ class Retold(ABC):
         """A block begins."""
 
     @abstractmethod
-    def add(self, block: Block, piece: str) -> None:
-        """A block goes on; its text has the piece already."""
+    def add(self, block: Block, piece: str, logprobs: list[Json]) -> None:
+        """A block goes on; it has the piece and its tokens' log-probabilities already."""
 
     @abstractmethod
     def close(self, block: Block) -> None:
@@ -102,14 +103,15 @@ class Retold(ABC):
 
     def _take_chunk(self, chunk: Json) -> None:
         for choice in chunk["choices"]:
-            self._take(choice["delta"])
+            self._take(choice["delta"], _logprobs(choice))
             self.finish_reason = choice["finish_reason"] or self.finish_reason
 
-    def _take(self, delta: Mapping[str, Any]) -> None:
+    def _take(self, delta: Mapping[str, Any], logprobs: list[Json]) -> None:
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):
             self._go_on("reasoning", thought)
-        if text := delta.get("content"):
-            self._go_on("text", text)
+        text = delta.get("content") or ""
+        if text or (logprobs and self._block and self._block.kind == "text"):
+            self._go_on("text", text, logprobs)
         for position, call in enumerate(delta.get("tool_calls") or ()):
             self._take_call(call.get("index", position), call)
 
@@ -120,13 +122,14 @@ class Retold(ABC):
             self._start(Block("call", len(self.blocks), "", call.get("id") or "", function.get("name") or ""))
         self._go_on("call", function.get("arguments") or "")
 
-    def _go_on(self, kind: Kind, piece: str) -> None:
+    def _go_on(self, kind: Kind, piece: str, logprobs: Sequence[Json] = ()) -> None:
         if self._block is None or self._block.kind != kind:
             self._start(Block(kind, len(self.blocks)))
         assert self._block is not None
-        if piece:
+        if piece or logprobs:
             self._block.text += piece
-            self.add(self._block, piece)
+            self._block.logprobs += logprobs
+            self.add(self._block, piece, list(logprobs))
 
     def _start(self, block: Block) -> None:
         self._stop()
@@ -144,6 +147,10 @@ class Retold(ABC):
             self._start(Block("text", 0))
         self._stop()
         self.end(usage)
+
+
+def _logprobs(choice: Json) -> list[Json]:
+    return (choice["logprobs"] or {}).get("content") or []
 
 
 def chat_body(fields: Mapping[str, object], names: Mapping[str, str]) -> ChatCompletionBody:
