@@ -1,0 +1,155 @@
+"""Calls of functions and thoughts through /v1/responses and /v1/messages: the chat's, in each API's own words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from api.live_server import BASE, LiveServer, Setup
+from livery.engine.fake import Behaviour
+from livery.models import resolve_model
+from livery.text import Tokenizer
+from livery.tokenizer_files import TokenizerFiles, load_tokenizer_files
+from text.template_styles import HERMES
+
+CITY = '{"city": "Zürich"}'
+WEATHER = f'<tool_call>\n{{"name": "weather", "arguments": {CITY}}}\n</tool_call>'
+SAID = f'Let me look.\n{WEATHER}<tool_call>{{"name": "now"}}</tool_call>'
+THOUGHT = f"<think>It may rain.</think>{SAID}"
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS: list[Any] = [{"type": "function", "name": "weather", "parameters": SCHEMA}, {"type": "function", "name": "now"}]
+THEIRS: list[Any] = [{"name": "weather", "input_schema": SCHEMA}, {"name": "now", "input_schema": {"type": "object"}}]
+BODY: dict[str, Any] = {"model": BASE, "max_tokens": 128, "messages": [{"role": "user", "content": "Weather?"}]}
+
+
+class Speaking:
+    """A server whose engine says what it is told, with a template that knows tools and thoughts."""
+
+    def __init__(self, folder: Any) -> None:
+        files = load_tokenizer_files(resolve_model("smollm2-135m-instruct").path)
+        template = HERMES + "{# </think> #}"  # by which the reasoning's style is known
+        self.tokenizer = Tokenizer(TokenizerFiles(files.tokenizer, template, files.named_tokens))
+        self.says = THOUGHT
+        behaviour = Behaviour(script=lambda _: [*self.tokenizer.encode(self.says), 0])
+        self.server = LiveServer(Setup(behaviour, max_model_len=2048, eos_token_ids=(0,)), self.tokenizer, folder)
+        self.server.start()
+
+    @property
+    def read(self) -> str:
+        """What the engine was asked to read last, as text."""
+        return self.tokenizer.decode_all(self.server.engine.requests[-1].prompt_token_ids)
+
+    def responses(self, **fields: Any) -> Any:
+        client = openai.OpenAI(
+            base_url=f"{self.server.url}/v1", api_key="none", max_retries=0, _strict_response_validation=True
+        )
+        return client.responses.create(**{"model": BASE, "input": "Weather?", "tools": TOOLS, **fields})
+
+    def messages(self, **fields: Any) -> httpx.Response:
+        body = {**BODY, "tools": THEIRS, **fields}
+        return httpx.post(f"{self.server.url}/v1/messages", json=body, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Speaking]:
+    made = Speaking(tmp_path_factory.mktemp("says"))
+    yield made
+    made.server.stop()
+
+
+def test_a_response_has_thoughts_text_and_calls(speaking: Speaking) -> None:
+    answer = speaking.responses()
+    thought, text, weather, now = answer.output
+    assert (thought.type, thought.content[0].text) == ("reasoning", "It may rain.")
+    assert (text.type, text.content[0].text.strip()) == ("message", "Let me look.")
+    assert (weather.type, weather.name, json.loads(weather.arguments)) == ("function_call", "weather", json.loads(CITY))
+    assert (now.name, json.loads(now.arguments)) == ("now", {})
+    assert weather.call_id and weather.call_id != now.call_id
+    assert (answer.status, weather.status) == ("completed", "completed")
+    assert '"name": "weather"' in speaking.read
+
+
+def test_a_streamed_response_tells_each_call_as_an_item(speaking: Speaking) -> None:
+    events = list(speaking.responses(stream=True))
+    output = events[-1].response.output
+    assert [item.type for item in output] == ["reasoning", "message", "function_call", "function_call"]
+    for index, item in enumerate(output):
+        own = [event for event in events if getattr(event, "output_index", None) == index]
+        assert own[0].type == "response.output_item.added" and own[-1].type == "response.output_item.done"
+        assert own[-1].item == item
+        if item.type == "function_call":
+            pieces = [event.delta for event in own if event.type == "response.function_call_arguments.delta"]
+            (done,) = [event for event in own if event.type == "response.function_call_arguments.done"]
+            assert "".join(pieces) == done.arguments == item.arguments
+            assert (own[0].item.name, own[0].item.call_id) == (item.name, item.call_id)
+    assert json.loads(output[2].arguments) == json.loads(CITY)
+
+
+def test_a_message_has_thoughts_text_and_calls(speaking: Speaking) -> None:
+    message = speaking.messages().json()
+    thought, text, weather, now = message["content"]
+    assert (thought["type"], thought["thinking"]) == ("thinking", "It may rain.")
+    assert (text["type"], text["text"].strip()) == ("text", "Let me look.")
+    assert (weather["type"], weather["name"], weather["input"]) == ("tool_use", "weather", json.loads(CITY))
+    assert (now["name"], now["input"]) == ("now", {})
+    assert weather["id"] and weather["id"] != now["id"]
+    assert message["stop_reason"] == "tool_use"
+    assert '"name": "weather"' in speaking.read
+
+
+def test_a_streamed_message_tells_each_call_as_a_block(speaking: Speaking) -> None:
+    lines = speaking.messages(stream=True).text.split("\n")
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    started = [event["content_block"] for event in events if event["type"] == "content_block_start"]
+    assert [block["type"] for block in started] == ["thinking", "text", "tool_use", "tool_use"]
+    assert (started[2]["name"], started[2]["input"]) == ("weather", {})
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta" and event["index"] == 2]
+    assert {delta["type"] for delta in deltas} == {"input_json_delta"}
+    assert json.loads("".join(delta["partial_json"] for delta in deltas)) == json.loads(CITY)
+    (end,) = [event for event in events if event["type"] == "message_delta"]
+    assert end["delta"]["stop_reason"] == "tool_use"
+
+
+def test_what_came_of_a_call_is_read(speaking: Speaking) -> None:
+    call = {"type": "function_call", "call_id": "a", "name": "weather", "arguments": CITY}
+    output = {"type": "function_call_output", "call_id": "a", "output": "sun"}
+    speaking.responses(input=[{"role": "user", "content": "Weather?"}, call, output])
+    responses = speaking.read
+    use = {"type": "tool_use", "id": "a", "name": "weather", "input": json.loads(CITY)}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "sun"}
+    history = [{"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
+    speaking.messages(messages=[*BODY["messages"], *history])
+    for read in (responses, speaking.read):
+        assert '{"name": "weather"' in read[read.index("Weather?") :]
+        assert "sun" in read[read.index("Weather?") :]
+
+
+def test_a_call_can_be_demanded(speaking: Speaking) -> None:
+    speaking.says = CITY
+    try:
+        (item,) = speaking.responses(tool_choice={"type": "function", "name": "weather"}).output
+        assert (item.type, item.name, item.arguments) == ("function_call", "weather", CITY)
+        assert speaking.server.engine.requests[-1].sampling.grammar
+        message = speaking.messages(tool_choice={"type": "tool", "name": "weather"}).json()
+        assert [(block["type"], block["input"]) for block in message["content"]] == [("tool_use", json.loads(CITY))]
+        assert speaking.server.engine.requests[-1].sampling.grammar
+    finally:
+        speaking.says = THOUGHT
+
+
+def test_what_is_wrong_in_a_tool_is_named_as_the_client_named_it(speaking: Speaking) -> None:
+    wrong = {"type": "string"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        speaking.responses(tools=[{"type": "function", "name": "weather", "parameters": wrong}])
+    assert caught.value.param == "tools.0.parameters"
+    with pytest.raises(openai.BadRequestError) as caught:
+        speaking.responses(tools=[{"type": "function", "name": "we ather"}])
+    assert caught.value.param == "tools.0.name"
+    answer = speaking.messages(tools=[{"name": "weather", "input_schema": wrong}])
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("tools.0.input_schema: ")
