@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from livery.chat_template import InvalidMessages, Message
 from livery.jobs import ChatPrompt, Job, Options, Prompt
-from livery.refusals import AdapterUnusable
+from livery.refusals import AdapterUnusable, UnsupportedParameter
 from livery.tools.events import Part, TextParser, ToolFormat
 from livery.tools.formats import NAMES, format_of
 from livery.tools.reasoning import REASONING_NAMES, STYLES, ReasoningSplit, reasoning_style
@@ -179,6 +179,30 @@ def told_of_tools(job: Job, reading: Reading | None, template: Template | None) 
     if reading is None or template is None:
         return job
     return replace(job, prompts=[_told(prompt, reading, template) for prompt in job.prompts])
+
+
+def held_to_strict(job: Job, reading: Reading | None, special: Callable[[Sequence[str]], Mapping[int, str]]) -> Job:
+    """The request with the calls of strict functions held to their schemas also where none must be made. `special`
+    tells which marks are special tokens, by id.
+
+    An answer that is held to a format of its own is no call. Raises UnsupportedParameter where calls have no marks.
+    """
+    options = job.options
+    if reading is None or reading.form is None or options.tools is None or options.grammar is not None:
+        return job
+    at = options.tools.strict
+    if at is None:
+        return job
+    if reading.form.around is None:
+        raise UnsupportedParameter(
+            f"Function {options.tools.functions[at].name!r} is strict, and calls in the form {reading.form.name!r} are "
+            "held to a schema only where they must be made: send tool_choice 'required' or the function's name, or "
+            "leave strict out.",
+            f"tools.{at}.function.strict",
+        )
+    tokens = {text: token for token, text in special(reading.form.around).items()}
+    grammar = options.tools.strict_grammar(reading.form.around, tokens)
+    return replace(job, options=replace(options, grammar=grammar, grammar_param="tools"))
 
 
 def _told(prompt: Prompt, reading: Reading, template: Template) -> Prompt:

@@ -29,7 +29,7 @@ from livery.metrics import Metrics, Snapshot
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
 from livery.profiles import dressed, profile_of
 from livery.prompts import activation, bad_words, check_ids, encode, token_ids
-from livery.reading import AS_THE_TEMPLATE, ParserNames, reading_of, told_of_tools
+from livery.reading import AS_THE_TEMPLATE, ParserNames, held_to_strict, reading_of, told_of_tools
 from livery.refusals import AdapterUnusable, Draining, NotReady, Overloaded, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
@@ -142,7 +142,7 @@ class GenerationService:
             job = dressed(job, profile)
             tokenizer = await self._tokenizer_of(lease)
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
-            job = told_of_tools(job, reading, tokenizer.template)
+            job = held_to_strict(told_of_tools(job, reading, tokenizer.template), reading, tokenizer.special_tokens)
             requests, prompt_tokens = await self._requests(job, lease, tokenizer)
         except BaseException:
             release()

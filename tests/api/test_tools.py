@@ -10,61 +10,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai.types.chat import ChatCompletionMessage
 
-from api.live_server import BASE, LiveServer, Setup
+from api.live_server import BASE
 from api.peft_files import make_adapter
+from api.scripted import ASK, CITY, FILES, NOW, SAID, STRICT, THOUGHT, TOOLS, WEATHER, Scripted, calls_of
 from livery.chat_template import Conversation
-from livery.engine.base import GenerationRequest
-from livery.engine.fake import Behaviour
-from livery.models import resolve_model
 from livery.reading import ParserNames
 from livery.text import Tokenizer
-from livery.tokenizer_files import TokenizerFiles, load_tokenizer_files
+from livery.tokenizer_files import TokenizerFiles
 from text.template_styles import HERMES, STYLES
-
-FILES = load_tokenizer_files(resolve_model("smollm2-135m-instruct").path)
-ASK: list[Any] = [{"role": "user", "content": "Weather in Zürich?"}]
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather of a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
-TOOLS: list[Any] = [WEATHER, NOW]
-STRICT: Any = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
-CITY = '{"city": "Zürich"}'
-
-
-class Scripted:
-    """A server whose engine says what it is told, over a chat template of one's choice."""
-
-    def __init__(self, template: str | None, folder: Path, parsers: ParserNames) -> None:
-        self.tokenizer = Tokenizer(TokenizerFiles(FILES.tokenizer, template, FILES.named_tokens))
-        self.says = ""
-        behaviour = Behaviour(script=self._script)
-        setup = Setup(behaviour, max_model_len=2048, eos_token_ids=(0,), parsers=parsers)
-        self.server = LiveServer(setup, self.tokenizer, folder)
-        self.server.start()
-
-    def _script(self, _request: GenerationRequest) -> list[int]:
-        return [*self.tokenizer.encode(self.says), 0]  # the end of the sequence
-
-    @property
-    def last(self) -> GenerationRequest:
-        return self.server.engine.requests[-1]
-
-    def whole(self, says: str, **fields: Any) -> Any:
-        self.says = says
-        return self.server.client().chat.completions.create(model=BASE, messages=ASK, **fields).choices[0]
-
-    def streamed(self, says: str, **fields: Any) -> list[Any]:
-        self.says = says
-        chunks = self.server.client().chat.completions.create(model=BASE, messages=ASK, stream=True, **fields)
-        return [chunk.choices[0] for chunk in chunks]
 
 
 @pytest.fixture(scope="module")
@@ -89,18 +43,6 @@ def demo_told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
     scripted = Scripted(FILES.chat_template, tmp_path_factory.mktemp("told"), ParserNames(tools="hermes"))
     yield scripted
     scripted.server.stop()
-
-
-def calls_of(message: ChatCompletionMessage) -> list[tuple[str, Any]]:
-    return [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls or []]  # type: ignore[union-attr]
-
-
-SAID = {
-    "hermes": f'Let me look.\n<tool_call>\n{{"name": "weather", "arguments": {CITY}}}\n</tool_call>',
-    "llama3": f'{{"name": "weather", "parameters": {CITY}}}',
-    "mistral": f'[TOOL_CALLS] [{{"name": "weather", "arguments": {CITY}}}]',
-    "phi": f'<|tool_call|>[{{"name": "weather", "arguments": {CITY}}}]<|/tool_call|>',
-}
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -138,15 +80,45 @@ def test_streamed_calls_have_openais_shape(hermes: Scripted) -> None:
 
 
 def test_the_clients_own_helper_puts_a_stream_together(hermes: Scripted) -> None:
-    hermes.says = f'[{{"name": "weather", "arguments": {CITY}}}]'
-    ways = hermes.server.client().chat.completions
-    with ways.stream(model=BASE, messages=ASK, tools=[STRICT], tool_choice="required") as stream:
+    hermes.says = SAID["hermes"]
+    with hermes.server.client().chat.completions.stream(model=BASE, messages=ASK, tools=[STRICT]) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_completion().choices[0]
     assert "tool_calls.function.arguments.delta" in kinds
     assert "tool_calls.function.arguments.done" in kinds
     assert calls_of(final.message) == [("weather", {"city": "Zürich"})]
     assert final.finish_reason == "tool_calls"
+    assert final.message.content == "Let me look."
+
+
+def test_strict_functions_are_held_to_their_schemas_though_they_need_not_be_called(hermes: Scripted) -> None:
+    choice = hermes.whole(THOUGHT.removesuffix("Grey.") + SAID["hermes"], tools=[NOW, STRICT])
+    assert calls_of(choice.message) == [("weather", {"city": "Zürich"})]
+    assert choice.message.model_extra["reasoning"] == "It rains\noften."
+    grammar = hermes.last.sampling.grammar
+    assert grammar is not None and grammar.kind == "lark"
+    bad: Any = {"name": "x", "strict": True, "parameters": {"properties": {"y": {"type": "strin"}}}}
+    with pytest.raises(openai.BadRequestError, match="Invalid type: strin") as refused:
+        hermes.whole("x", tools=[{"type": "function", "function": bad}])
+    assert refused.value.param == "tools"
+    hermes.whole(SAID["hermes"], tools=TOOLS)
+    assert hermes.last.sampling.grammar is None
+    own: Any = {"type": "json_object"}
+    hermes.whole("{}", tools=[STRICT], response_format=own)
+    grammar = hermes.last.sampling.grammar
+    assert grammar is not None and grammar.kind == "json_schema"
+
+
+def test_strict_functions_of_other_formats_have_to_be_called(tmp_path: Path) -> None:
+    scripted = Scripted(STYLES["llama3"], tmp_path, ParserNames())
+    try:
+        with pytest.raises(openai.BadRequestError, match="tool_choice 'required'") as refused:
+            scripted.whole("x", tools=[NOW, STRICT])
+        assert refused.value.param == "tools.1.function.strict"
+        says = f'[{{"name": "weather", "arguments": {CITY}}}]'
+        assert calls_of(scripted.whole(says, tools=[NOW, STRICT], tool_choice="required").message)
+    finally:
+        scripted.server.stop()
 
 
 def test_only_the_first_of_calls_is_told_where_they_must_not_be_parallel(hermes: Scripted) -> None:
@@ -322,8 +294,6 @@ BIG: Any = {"type": "function", "function": {"name": "big", "description": "x" *
             {"tools": [{"type": "function", "function": {"name": "x", "parameters": {"type": "array"}}}]},
             "tools.0.function.parameters",
         ),
-        ({"tools": [NOW, STRICT]}, "tools.1.function.strict"),
-        ({"tools": [STRICT], "tool_choice": "auto"}, "tools.0.function.strict"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
@@ -341,54 +311,3 @@ def test_what_can_not_be_asked_for(hermes: Scripted, fields: dict[str, Any], par
     assert refused.value.param.startswith(param)
     if "function" in param.split(".")[0]:
         assert "deprecated" in refused.value.message
-
-
-THOUGHT = "<think>\nIt rains\noften.\n</think>\n\nGrey."
-
-
-@pytest.mark.parametrize("streamed", [True, False])
-def test_reasoning_comes_apart_from_content(hermes: Scripted, streamed: bool) -> None:
-    def read(**fields: Any) -> tuple[str, str]:
-        if not streamed:
-            message = hermes.whole(THOUGHT, **fields).message
-            extra = message.model_extra or {}
-            assert extra.get("reasoning") == extra.get("reasoning_content")
-            return extra.get("reasoning") or "", message.content
-        deltas = [choice.delta for choice in hermes.streamed(THOUGHT, **fields)]
-        extras = [delta.model_extra or {} for delta in deltas]
-        assert all(extra.get("reasoning") == extra.get("reasoning_content") for extra in extras)
-        return "".join(extra.get("reasoning", "") for extra in extras), "".join(one.content or "" for one in deltas)
-
-    assert read() == ("It rains\noften.", "Grey.")
-    assert read(extra_body={"include_reasoning": False}) == ("", "Grey.")
-    both = THOUGHT.removesuffix("Grey.") + SAID["hermes"]
-    choice = hermes.whole(both, tools=TOOLS)
-    assert choice.message.model_extra["reasoning"] == "It rains\noften."
-    assert calls_of(choice.message) == [("weather", {"city": "Zürich"})]
-
-
-def test_reasoning_that_the_prompt_opens(tmp_path: Path) -> None:
-    template = HERMES.replace("{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n<think>\\n' }}")
-    assert template != HERMES
-    scripted = Scripted(template, tmp_path, ParserNames())
-    try:
-        message = scripted.whole("It rains.\n</think>\nGrey.").message
-        assert (message.model_extra["reasoning"], message.content) == ("It rains.", "Grey.")
-        message = scripted.whole("It rains, and so").message
-        assert (message.model_extra["reasoning"], message.content) == ("It rains, and so", None)
-        # Where the template closes it again, all is content.
-        off = {"chat_template_kwargs": {"enable_thinking": False}}
-        message = scripted.whole("Grey.", extra_body=off).message
-        assert message.content == "Grey."
-    finally:
-        scripted.server.stop()
-
-
-def test_effort_reaches_templates_that_read_it(tmp_path: Path) -> None:
-    template = HERMES + "{{ reasoning_effort }}"
-    scripted = Scripted(template, tmp_path, ParserNames())
-    try:
-        scripted.whole("x", reasoning_effort="high")
-        assert scripted.tokenizer.decode_all(scripted.last.prompt_token_ids).endswith("high")
-    finally:
-        scripted.server.stop()

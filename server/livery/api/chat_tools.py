@@ -79,10 +79,7 @@ def tool_use(tools: Sequence[ToolBody] | None, choice: ToolChoice | None, parall
     several = parallel is not False
     if isinstance(choice, ToolChoiceBody):
         return ToolUse(functions, "named", _chosen(choice, functions), several)
-    if choice == "required":
-        return ToolUse(functions, "required", parallel=several)
-    _check_not_strict(functions)
-    return ToolUse(functions, parallel=several)
+    return ToolUse(functions, choice or "auto", parallel=several)
 
 
 def _function(tool: ToolBody, at: int) -> Function:
@@ -99,17 +96,6 @@ def _function(tool: ToolBody, at: int) -> Function:
             f"tools.{at}.function.parameters",
         )
     return Function(tool.function.name, parameters, bool(tool.function.strict))
-
-
-def _check_not_strict(functions: Sequence[Function]) -> None:
-    """What may be called isn't constrained, so that nobody is promised arguments that fit."""
-    at = next((at for at, function in enumerate(functions) if function.strict), None)
-    if at is not None:
-        raise UnsupportedParameter(
-            f"Function {functions[at].name!r} is strict, and its calls are held to its schema only where they must be "
-            "made: send tool_choice 'required' or the function's name, or leave strict out.",
-            f"tools.{at}.function.strict",
-        )
 
 
 def _chosen(choice: ToolChoiceBody, functions: Sequence[Function]) -> str:

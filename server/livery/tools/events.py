@@ -42,6 +42,7 @@ class ToolFormat(Protocol):
 
     name: str
     markers: tuple[str, ...]  # may be special tokens, which are hidden from text that nobody parses
+    around: tuple[str, str] | None  # what one call stands between wherever one is made; None: it isn't so simple
 
     def recognises(self, template: str) -> bool:
         """Whether a chat template is of this family."""

@@ -20,6 +20,7 @@ class Hermes:
 
     name: str = "hermes"
     markers: tuple[str, ...] = ("<tool_call>", "</tool_call>")
+    around: tuple[str, str] | None = ("<tool_call>", "</tool_call>")
 
     def recognises(self, template: str) -> bool:
         return "<tool_call>" in template

@@ -19,6 +19,7 @@ class Llama3:
 
     name: str = "llama3_json"
     markers: tuple[str, ...] = ("<|python_tag|>",)
+    around: tuple[str, str] | None = None
 
     def recognises(self, template: str) -> bool:
         return "<|python_tag|>" in template or ("<|start_header_id|>" in template and '"parameters": ' in template)

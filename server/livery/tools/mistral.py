@@ -21,6 +21,7 @@ class Mistral:
 
     name: str = "mistral"
     markers: tuple[str, ...] = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
+    around: tuple[str, str] | None = None
 
     def recognises(self, template: str) -> bool:
         return "[TOOL_CALLS]" in template

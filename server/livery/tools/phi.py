@@ -17,6 +17,7 @@ class Phi:
 
     name: str = "phi4_mini_json"
     markers: tuple[str, ...] = ("<|tool_call|>", "<|/tool_call|>")
+    around: tuple[str, str] | None = None
 
     def recognises(self, template: str) -> bool:
         return "<|tool_call|>" in template or "<|tool|>" in template

@@ -12,6 +12,7 @@ from livery.engine.base import Grammar
 from livery.tools.events import Part, TextParser, ToolFormat
 from livery.tools.json_reader import JsonReader, NotJson
 from livery.tools.marked import MarkedCalls, Marks
+from livery.tools.strict import marked_calls_grammar
 
 MAX_CALLS = 16  # in an answer that must be calls; a small model would go on and on
 # What says in a schema that there may be properties it doesn't list itself.
@@ -53,16 +54,25 @@ class ToolUse:
         if self.choice == "named":
             function = next(function for function in self.functions if function.name == self.named)
             return Grammar("json_schema", json.dumps(_closed(function.parameters)))
-        schemas = {f"f{at}": _moved(_closed(each.parameters), f"f{at}") for at, each in enumerate(self.functions)}
-        calls = [_call_schema(each.name, f"#/$defs/f{at}") for at, each in enumerate(self.functions)]
-        schema = {
-            "$defs": schemas,
-            "type": "array",
-            "minItems": 1,
-            "maxItems": MAX_CALLS if self.parallel else 1,
-            "items": {"anyOf": calls} if len(calls) > 1 else calls[0],
-        }
+        places, call = _a_call({each.name: _closed(each.parameters) for each in self.functions})
+        most = MAX_CALLS if self.parallel else 1
+        schema = {"$defs": places, "type": "array", "minItems": 1, "maxItems": most, "items": call}
         return Grammar("json_schema", json.dumps(schema))
+
+    @property
+    def strict(self) -> int | None:
+        """Where the first function stands whose calls are to fit its schema although none must be made."""
+        if self.choice != "auto":
+            return None
+        return next((at for at, function in enumerate(self.functions) if function.strict), None)
+
+    def strict_grammar(self, around: tuple[str, str], special: Mapping[str, int]) -> Grammar:
+        """What an answer must match that may hold calls between these marks; `special` are those that are tokens."""
+        loose = {"type": "object"}
+        places, call = _a_call(
+            {each.name: _closed(each.parameters) if each.strict else loose for each in self.functions}
+        )
+        return marked_calls_grammar(around, {"$defs": places, **call}, special, parallel=self.parallel)
 
     def parser(self, form: ToolFormat | None) -> TextParser | None:
         """For one answer; None where calls can't be told from text, because no format is known."""
@@ -112,13 +122,19 @@ def call_id() -> str:
     return f"call_{secrets.token_hex(12)}"
 
 
-def _call_schema(name: str, arguments: str) -> dict[str, object]:
-    return {
-        "type": "object",
-        "properties": {"name": {"const": name}, "arguments": {"$ref": arguments}},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
+def _a_call(functions: Mapping[str, Mapping[str, object]]) -> tuple[dict[str, object], dict[str, object]]:
+    """The schema of a call of one of the functions, whose arguments have these schemas, and what it refers to."""
+    places = {f"f{at}": _moved(arguments, f"f{at}") for at, arguments in enumerate(functions.values())}
+    calls: list[dict[str, object]] = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/f{at}"}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for at, name in enumerate(functions)
+    ]
+    return dict(places), {"anyOf": calls} if len(calls) > 1 else calls[0]
 
 
 def _closed(parameters: Mapping[str, object] | None) -> dict[str, object]:
