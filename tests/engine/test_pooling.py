@@ -70,6 +70,9 @@ def test_vectors_and_tokens_of_a_mixed_batch_are_those_of_each_request_alone(
     if path != "auto" and base.name not in FUSED:
         pytest.skip("its own forward, in torch, is what runs by default")
     mixed, oracle = bench(base, **PATHS[path]), Oracle(base, MAX_LEN)
+    for name, adapter in adapters.items():  # in memory before the batch begins, so that all come at once
+        mixed.pool(f"first {name}", [5, 6], ref(adapter), LAST)
+    mixed.run()
     asked: dict[str, tuple[list[int], Path | None, Pooling | None]] = {}
     for index, prompt in enumerate(prompts(30)):
         name, pooling = [
