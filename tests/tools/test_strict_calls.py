@@ -7,7 +7,9 @@ import json
 import pytest
 
 from livery.grammars import GrammarCompiler
+from livery.jobs import Job, Options
 from livery.models import resolve_model
+from livery.reading import Reading, held_to_strict
 from livery.text import Tokenizer
 from livery.tokenizer_files import TokenizerFiles, load_tokenizer_files
 from livery.tools.hermes import Hermes
@@ -43,10 +45,12 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 def takes(tokenizer: Tokenizer, ids: list[int], *, parallel: bool = True) -> tuple[bool, bool]:
     """Whether an answer may begin with these tokens, and whether it may end there."""
-    around = Hermes.around
-    assert around is not None
-    special = {text: token for token, text in tokenizer.special_tokens(around).items()}
-    grammar = ToolUse(FUNCTIONS, parallel=parallel).strict_grammar(around, special)
+    options = Options(tools=ToolUse(FUNCTIONS, parallel=parallel))
+    held = held_to_strict(
+        Job("m", [], options, "id", "messages"), Reading(options, Hermes(), None), tokenizer.special_tokens
+    )
+    grammar = held.options.grammar
+    assert grammar is not None
     matcher = GrammarCompiler(tokenizer.to_json(), VOCAB, [END]).compile(grammar)
     return matcher.try_consume_tokens(ids) == len(ids), matcher.is_accepting()
 
