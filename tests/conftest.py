@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 
@@ -34,3 +38,27 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI") == "true":
     settings.load_profile("ci")
+
+
+MUCH_MEMORY = 1 << 30
+STATM = Path("/proc/self/statm")
+
+
+def resident_bytes() -> int:
+    """Of this process; 0 where the system doesn't tell."""
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if STATM.exists() else 0
+
+
+@pytest.fixture(scope="session")
+def after_collection() -> list[int]:
+    """Bytes that were in use when garbage was collected last."""
+    return [0]
+
+
+@pytest.fixture(autouse=True)
+def models_go_with_their_tests(after_collection: list[int]) -> Iterator[None]:
+    """Models lie in cycles of references, which Python collects by their number and not by their size."""
+    yield
+    if resident_bytes() > after_collection[0] + MUCH_MEMORY:
+        gc.collect()
+        after_collection[0] = resident_bytes()
