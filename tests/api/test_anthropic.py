@@ -120,6 +120,7 @@ def test_calls_results_and_thoughts_find_their_messages() -> None:
         {"id": "t1", "type": "function", "function": {"name": "look", "arguments": '{"at": "Köln"}'}}
     ]
     assert messages[2].tool_call_id == "t1"
+    assert [message.reasoning_content for message in messages] == [None, "Look.", None, None]
 
 
 def test_what_the_assistant_began_it_goes_on_with(speaking: LiveServer, tokenizer: Tokenizer) -> None:

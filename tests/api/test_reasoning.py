@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
-from api.scripted import SAID, THOUGHT, TOOLS, Scripted, calls_of
+from api.live_server import BASE
+from api.scripted import ASK, SAID, THOUGHT, TOOLS, Scripted, calls_of
 from livery.reading import ParserNames
 from text.template_styles import HERMES
 
@@ -39,6 +41,22 @@ def test_reasoning_comes_apart_from_content(hermes: Scripted, streamed: bool) ->
     choice = hermes.whole(both, tools=TOOLS)
     assert choice.message.model_extra["reasoning"] == "It rains\noften."
     assert calls_of(choice.message) == [("weather", {"city": "Zürich"})]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_the_reasoning_of_earlier_turns_is_read(hermes: Scripted, name: str) -> None:
+    turns: list[Any] = [
+        {"role": "assistant", "content": "Grey.", name: "It rains."},
+        {"role": "user", "content": "Now?"},
+    ]
+    hermes.says = "Blue."
+    client = hermes.server.client().chat.completions
+    client.create(model=BASE, messages=[*ASK, *turns])
+    prompt = hermes.tokenizer.decode_all(hermes.last.prompt_token_ids)
+    assert "<think>\nIt rains.\n</think>\nGrey." in prompt
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.create(model=BASE, messages=[*ASK, {**turns[0], name: 5}])
+    assert caught.value.param == f"messages.1.{name}"
 
 
 def test_reasoning_that_the_prompt_opens(tmp_path: Path) -> None:

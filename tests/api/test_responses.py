@@ -146,6 +146,22 @@ def test_calls_and_their_outputs_become_one_assistants_message_each() -> None:
     assert [(message.tool_call_id, message.content) for message in messages[2:]] == [("a", "sun"), ("b", "rain")]
 
 
+def test_thoughts_belong_to_what_the_assistant_does_next() -> None:
+    def thought(text: str) -> dict[str, Any]:
+        return {"type": "reasoning", "content": [{"type": "reasoning_text", "text": text}]}
+
+    call = {"type": "function_call", "call_id": "a", "name": "look", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "a", "output": "sun"}
+    items = [
+        {"role": "user", "content": "Weather?"}, thought("One."), {"role": "assistant", "content": "I look."},
+        thought("Two."), call, output, thought("Three."), {**call, "call_id": "b"}, {**output, "call_id": "b"},
+    ]  # fmt: skip
+    messages = ResponsesBody.model_validate({"input": items}).to_chat().messages
+    assert [(message.role, message.reasoning_content) for message in messages] == [
+        ("user", None), ("assistant", "One.Two."), ("tool", None), ("assistant", "Three."), ("tool", None),
+    ]  # fmt: skip
+
+
 def test_sampling_is_passed_on(speaking: LiveServer) -> None:
     extra = {"top_k": 5, "min_p": 0.25, "seed": 11, "ignore_eos": True, "stop": ["xyz"]}
     client(speaking).responses.create(model=BASE, input="Hi", temperature=0.5, top_p=0.75, extra_body=extra)

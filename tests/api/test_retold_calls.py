@@ -129,6 +129,18 @@ def test_what_came_of_a_call_is_read(speaking: Speaking) -> None:
         assert "sun" in read[read.index("Weather?") :]
 
 
+def test_what_was_thought_is_read(speaking: Speaking) -> None:
+    item = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "It may rain."}]}
+    said = {"role": "assistant", "content": "Take a coat."}
+    question, again = {"role": "user", "content": "Weather?"}, {"role": "user", "content": "Sure?"}
+    speaking.responses(input=[question, item, said, again])
+    responses = speaking.read
+    blocks = [{"type": "thinking", "thinking": "It may rain."}, {"type": "text", "text": "Take a coat."}]
+    speaking.messages(messages=[question, {"role": "assistant", "content": blocks}, again])
+    for read in (responses, speaking.read):
+        assert "<think>\nIt may rain.\n</think>\nTake a coat." in read
+
+
 def test_a_call_can_be_demanded(speaking: Speaking) -> None:
     speaking.says = CITY
     try:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from livery.api.body import Body
 from livery.api.plain_json import check_count, check_plain
-from livery.chat_template import Message
+from livery.chat_template import REASONING, Message
 from livery.refusals import InvalidParameter, UnsupportedParameter
+
+Thought = Annotated[str, Field(max_length=1 << 22)]
 
 
 class TextPart(Body):
@@ -22,15 +26,18 @@ class ChatMessage(Body):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    # What the model thought before it said this, under any name that clients send it by.
+    reasoning_content: Thought | None = None
+    reasoning: Thought | None = None
+    thinking: Thought | None = None
 
 
 def message_of(message: ChatMessage, at: int) -> Message:
     """One message as the template sees it: plain data, text content only."""
     plain: dict[str, object] = {"role": message.role, "content": _content(message, at)}
-    if message.name is not None:
-        plain["name"] = message.name
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
+    for name in ("name", "tool_call_id", *REASONING):
+        if (value := getattr(message, name)) is not None:
+            plain[name] = value
     if message.tool_calls:
         calls = enumerate(message.tool_calls)
         plain["tool_calls"] = [_tool_call(call, f"messages.{at}.tool_calls.{index}") for index, call in calls]

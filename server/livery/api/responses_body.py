@@ -219,6 +219,9 @@ class _Conversation:
             raise InvalidParameter("A function_call needs call_id, name and arguments.", at)
         if not self.messages or self.messages[-1]["role"] != "assistant":
             self._add("assistant", {"content": None})
+        elif self._thought:  # it thought again between its words and this call
+            own = self.messages[-1]
+            own["reasoning_content"], self._thought = own.get("reasoning_content", "") + self._thought, ""
         function = {"name": item.name, "arguments": item.arguments}
         calls = self.messages[-1].setdefault("tool_calls", [])
         calls.append({"id": item.call_id, "type": "function", "function": function})
