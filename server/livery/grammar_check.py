@@ -23,7 +23,7 @@ log = logging.getLogger("livery.grammars")
 KEPT_VERDICTS = 1024
 KEPT_BYTES = 8 << 20  # of grammars whose verdicts are kept
 MAX_WAITING = 64  # grammars that wait for their trial
-LINE = 2 * MAX_SOURCE + 4096  # bytes of a verdict, which may hold the grammar in other words
+LINE = 6 * MAX_SOURCE + 4096  # bytes of a verdict, which may hold the grammar again, control characters as \u0001
 START_S = 60.0  # for the process to read a tokenizer, on a busy machine
 
 # What LangChain and others look for in the message.
@@ -91,7 +91,7 @@ class GrammarCheck:
                 verdict = msgspec.json.decode(await process.stdout.readline(), type=Verdict)
                 self._keep(grammar, verdict)
                 return verdict
-        except (TimeoutError, OSError, msgspec.DecodeError) as error:
+        except (TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:  # ValueError: a line too long
             log.error("the process that tries grammars out doesn't answer and is started anew: %r", error)
             await self.stop()
             raise Overloaded(self._waiting) from None

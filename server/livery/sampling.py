@@ -7,6 +7,8 @@ from livery.jobs import DEFAULT_SAMPLING, Job
 from livery.prompts import check_ids
 from livery.refusals import ContextLengthExceeded, InvalidParameter
 
+MOST_TOLD = 200_000  # log-probabilities of prompts in one answer, which is put together at one go
+
 
 def sampling_params(
     prompt_tokens: int,
@@ -48,6 +50,13 @@ def sampling_params(
         logprobs = 0  # the best answers are to be found
     echoed = options.logprobs if options.echo else None
     scored = [count for count in (options.prompt_logprobs, echoed) if count is not None]
+    told = sum((count + 1) * prompt_tokens for count in scored) * options.answers_made * len(job.prompts)
+    if told > MOST_TOLD:
+        raise InvalidParameter(
+            f"{told} log-probabilities of prompts would be told, at most {MOST_TOLD} are: ask for fewer of the "
+            "likeliest tokens, for fewer answers, or send fewer or shorter prompts.",
+            "prompt_logprobs" if options.prompt_logprobs is not None else "logprobs",
+        )
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=float(str(chosen["temperature"])),

@@ -23,7 +23,7 @@ from livery.beside import ENCODING, beside
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
 from livery.generation import Generation, Usage
 from livery.grammar_check import GrammarCheck
-from livery.jobs import Job, PoolingJob
+from livery.jobs import Job, PoolingJob, Prompt
 from livery.lease import ANYONE, Caller, Lease, task_of
 from livery.metrics import Metrics, Snapshot
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
@@ -156,7 +156,7 @@ class GenerationService:
             self.metrics.begin(lease.name if lease else None),
             Usage(prompt_tokens=prompt_tokens),
             release,
-            [prompt if isinstance(prompt, str) else None for prompt in job.prompts for _ in range(each)],
+            [_echoed(prompt, job) for prompt in job.prompts for _ in range(each)],
             reading,
         )
         name, short = self._server_of(lease)
@@ -353,3 +353,8 @@ class GenerationService:
         return ModelCard(
             name, int(version.added), facts.digest, self.base_name, self.info.max_model_len, task_of(facts)
         )
+
+
+def _echoed(prompt: Prompt, job: Job) -> str | None:
+    """A prompt as its client put it; None where that isn't a text, or not all of it is read."""
+    return prompt if isinstance(prompt, str) and job.options.truncate_prompt_tokens is None else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -21,10 +20,17 @@ class TokenBytes:
         self._added = tokenizer.get_added_tokens_decoder()
         decoder: dict[str, Any] = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
         self._steps: list[dict[str, Any]] = decoder.get("decoders", [decoder])
-        self.of = lru_cache(REMEMBERED)(self._of)
+        self._known: dict[int, bytes] = {}  # no cache around a method of its own: that would be a cycle of references
 
-    def _of(self, token_id: int) -> bytes:
+    def of(self, token_id: int) -> bytes:
         """The bytes of one token; none for an id that the tokenizer doesn't know."""
+        if token_id not in self._known:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[token_id] = self._read(token_id)
+        return self._known[token_id]
+
+    def _read(self, token_id: int) -> bytes:
         if token_id in self._added:
             return self._added[token_id].content.encode()
         token = self._tokenizer.id_to_token(token_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 from openai.types.chat import ChatCompletionTokenLogprob
 
@@ -50,3 +51,11 @@ def test_a_chat_tells_every_token_once_whole_and_streamed(serve: Serve, tokenize
     assert streamed == told and text == SPLIT
     none = client.create(model=BASE, messages=HELLO).choices[0]
     assert none.logprobs is None
+
+
+def test_more_scores_than_an_answer_can_hold_are_refused(serve: Serve, tokenizer: Tokenizer) -> None:
+    server, _ = saying(serve, tokenizer, "Hi")
+    body = {"model": BASE, "prompt": [[7] * 100] * 32, "prompt_logprobs": 20, "n": 8, "max_tokens": 1}
+    refused = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    assert refused.status_code == 400
+    assert (refused.json()["error"]["param"], refused.json()["error"]["message"][:6]) == ("prompt_logprobs", "537600")

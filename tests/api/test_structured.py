@@ -134,6 +134,7 @@ def nasty() -> list[dict[str, Any]]:
     regexes = ["(a{1,1000}){1,1000}", "|".join(f"w{n * 7919}" for n in range(10000)), "(.*a.{200}b.*){3}"]
     regexes += ["a" * 130_000, "(" * 30_000 + "a" + ")" * 30_000, "[^\\s\\S]", "((((a*)*)*)*)*"]
     grammars = ["start: start", 'start: e\ne: e e | "a"', "start: " + " | ".join(f'"w{n}"' for n in range(9000))]
+    grammars += ['start: "a"\n//' + "\x01" * 60_000]  # a verdict that holds it again is six times as long
     return [
         *(formatted(schema) for schema in schemas),
         *({"guided_regex": regex} for regex in regexes),

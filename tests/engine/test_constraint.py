@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llguidance import LLMatcher
 from engine.oracle import Bench, Oracle, Recorded, ref
 from livery.engine import masks
 from livery.engine.base import EngineConfig, Grammar, RequestRefused
+from livery.engine.constraint import Constraint
 from livery.grammars import GrammarCompiler
 from livery.models import resolve_model
 from livery.text import Tokenizer
@@ -269,3 +271,18 @@ def test_a_model_without_a_tokenizer_refuses_grammars(tiny: Path, bench: Any, tm
     with pytest.raises(RequestRefused, match="no tokenizer"):
         plain.add("a", PROMPTS[0], None, 5, grammar=schema("flat"))
     plain.core.stop()
+
+
+class Panic(BaseException):
+    """As compiled code raises it: no Exception."""
+
+
+def test_whatever_goes_wrong_in_a_grammars_thread_is_its_own_requests_affair() -> None:
+    compiled: Future[LLMatcher] = Future()
+    with ThreadPoolExecutor(1) as pool:
+        constraint = Constraint(compiled, pool, 100, (2,), lambda: None)
+        assert constraint.mask(0.0) is None and constraint.is_held and constraint.failure is None
+        compiled.set_exception(Panic("index out of bounds"))
+    assert not constraint.is_held
+    assert constraint.mask(0.0) is None
+    assert "index out of bounds" in (constraint.failure or "")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import FrameType
 
@@ -216,6 +218,19 @@ def test_the_prompt_is_context_and_never_repeated(prompt: str, answer: str) -> N
     ids = TOKENIZER.encode(answer)
     detokenizer = Detokenizer(TOKENIZER, TOKENIZER.encode(prompt))
     assert "".join(map(detokenizer.push, ids)) + detokenizer.flush() == TOKENIZER.decode(ids)
+
+
+def test_a_tokenizer_goes_with_its_last_reference() -> None:
+    """Its tables lie where Python's collector doesn't see how large they are."""
+    tokenizer = Tokenizer.from_directory(MODEL)
+    assert tokenizer.token_bytes(400)
+    gone = weakref.ref(tokenizer)
+    gc.disable()
+    try:
+        del tokenizer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_tokenizer_without_its_fast_file_is_converted_once(

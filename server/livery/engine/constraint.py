@@ -56,18 +56,21 @@ class Constraint:
 
     def mask(self, seconds: float) -> TokenMask | None:
         """The tokens that may come next, waited for at most so long; None when there is none, `failure` says why."""
+        error: BaseException | None
         try:
-            mask = self._mask.result(seconds)
+            error = self._mask.exception(seconds)
         except TimeoutError:
             self._late = True
             waited_for = self._mask
             waited_for.add_done_callback(lambda _: self._wake())
             return None
-        except (GrammarRefused, CancelledError) as error:
-            self.failure = BROKEN.format(error)
+        except CancelledError as cancelled:
+            error = cancelled
+        if error is not None:  # whatever it is, a panic of compiled code included: it is this request's affair alone
+            self.failure = BROKEN.format(shortened(error))
             return None
         self._late = False
-        return mask
+        return self._mask.result()
 
     def advance(self, token: int) -> None:
         """Take the sequence's newest token, which its last mask allowed."""
@@ -76,22 +79,23 @@ class Constraint:
     def _begin(self, compiled: Future[LLMatcher]) -> None:
         """On the thread that compiled, or on the caller's where that was done before."""
         mask = self._mask
-        if compiled.cancelled():
-            mask.cancel()
-            return
-        error = compiled.exception()
-        if error is not None:
-            mask.set_exception(error)
-            return
-        self._matcher = compiled.result().deep_copy()
 
         def settle(first: Future[TokenMask]) -> None:
-            if (failed := first.exception()) is not None:
+            if first.cancelled():
+                mask.cancel()
+            elif (failed := first.exception()) is not None:
                 mask.set_exception(failed)
             else:
                 mask.set_result(first.result())
 
-        self._masks.submit(self._allowed).add_done_callback(settle)
+        try:
+            self._masks.submit(self._first, compiled).add_done_callback(settle)
+        except RuntimeError:  # stopped meanwhile
+            mask.cancel()
+
+    def _first(self, compiled: Future[LLMatcher]) -> TokenMask:
+        self._matcher = compiled.result().deep_copy()
+        return self._allowed()
 
     def _next(self, token: int) -> TokenMask:
         assert self._matcher is not None
@@ -142,7 +146,7 @@ class Constraints:
         if self._compiler is None:
             raise RequestRefused(self._unfit)
         compiled = self._compiled.get(grammar)
-        if compiled is None:
+        if compiled is None or (compiled.done() and compiled.exception() is not None):
             compiled = self._compiled[grammar] = self._compiling.submit(self._compiler.compile, grammar)
         self._compiled.move_to_end(grammar)
         while len(self._compiled) > CACHED_GRAMMARS:
