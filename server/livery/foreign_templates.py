@@ -6,8 +6,9 @@
     workers.close()
 
 A rendering has a limit of processor time, of memory and of length, held by the system in a process of its own
-(`livery.template_worker`), which is killed when it goes over one and started again. Renderings of one template wait for
-each other, so that a slow one takes one worker at most.
+(`livery.template_worker`), which is killed when it goes over one and started again. That process never renders another
+template: whatever a template leaves behind in it meets no conversation of another adapter. Renderings of one template
+wait for each other, so that a slow one takes one worker at most.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, LifoQueue
 from typing import TypeVar
 
 import msgspec
@@ -36,6 +38,7 @@ T = TypeVar("T")
 
 # What a worker needs of the environment to find its code and the time zone; nothing else reaches it.
 ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
+KEPT = 8  # idle workers that have rendered, each for a template of its own, in some 15 MB
 REMEDY = "change it with `livery adapters profile`, or shorten the messages"
 
 
@@ -60,12 +63,16 @@ class TemplateStopped(InvalidMessages):
 
 
 class TemplateWorkers:
-    """Processes that render, started when they are needed, and threads that wait for them."""
+    """Processes that render, each one template, and threads that wait for them.
+
+    One that has rendered nothing yet stands by, so that a template's first rendering needn't wait for a start.
+    """
 
     def __init__(self, count: int = 2, limits: RenderLimits | None = None) -> None:
         self.limits = limits or RenderLimits()
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="livery-template")
-        self._idle: LifoQueue[_Worker] = LifoQueue()
+        self._idle: list[_Worker] = []  # the latest used last
+        self._idle_lock = threading.Lock()
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._closed = False
 
@@ -78,15 +85,14 @@ class TemplateWorkers:
     def render(self, source: str, named_tokens: Mapping[str, str], chat: Conversation) -> str:
         """Blocks, within the limits. Raises InvalidMessages."""
         order = Order(source, dict(named_tokens), msgspec.to_builtins(chat), self.limits.max_chars)
-        worker = self._worker()
+        worker = self._worker(source)
         try:
             rendered = worker.ask(msgspec.msgpack.encode(order))
         except BaseException:
             worker.kill()
             raise
-        self._idle.put(worker)
-        if self._closed:
-            self.close()
+        finally:
+            self._put_back(worker)
         if rendered.fault:
             raise TemplateStopped(rendered.fault)
         if rendered.error:
@@ -95,23 +101,46 @@ class TemplateWorkers:
 
     def close(self) -> None:
         """End the workers; a rendering under way still ends within its limits."""
-        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        while True:
-            try:
-                self._idle.get_nowait().kill()
-            except Empty:
-                return
-
-    def _worker(self) -> _Worker:
-        while True:
-            try:
-                worker = self._idle.get_nowait()
-            except Empty:
-                return _Worker(self.limits)
-            if worker.alive:
-                return worker
+        with self._idle_lock:
+            self._closed = True
+            ended, self._idle = self._idle, []
+        for worker in ended:
             worker.kill()
+
+    def _worker(self, source: str) -> _Worker:
+        """A process that has rendered this template, or nothing yet."""
+        for renders in (source, None):
+            while (worker := self._take_idle(renders)) is not None:
+                if worker.alive:
+                    worker.renders = source
+                    return worker
+                worker.kill()
+        worker = _Worker(self.limits)
+        worker.renders = source
+        return worker
+
+    def _take_idle(self, renders: str | None) -> _Worker | None:
+        with self._idle_lock:
+            for index in reversed(range(len(self._idle))):
+                if self._idle[index].renders == renders:
+                    return self._idle.pop(index)
+        return None
+
+    def _put_back(self, worker: _Worker) -> None:
+        """Keep it for its template while there is room, and have a fresh one stand by."""
+        with self._idle_lock:
+            fresh = [idle for idle in self._idle if idle.renders is None]
+            used = [idle for idle in (*self._idle, worker) if idle.renders is not None and idle.alive]
+            ended = [idle for idle in (*self._idle, worker) if idle not in fresh and idle not in used[-KEPT:]]
+            if self._closed:
+                ended, fresh, used = [*self._idle, worker], [], []
+            elif not fresh:
+                with suppress(OSError):  # no process or descriptor left: the rendering that needs one says so
+                    fresh = [_Worker(self.limits)]
+            self._idle = [*fresh, *used[-KEPT:]]
+        for idle in ended:
+            idle.kill()
 
 
 class ForeignTemplate:
@@ -139,6 +168,7 @@ class _Worker:
     """One process, used by one thread at a time."""
 
     def __init__(self, limits: RenderLimits) -> None:
+        self.renders: str | None = None  # the only template it is ever given
         self._limits = limits
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "livery.template_worker", str(limits.memory_bytes), str(limits.cpu_s)],
@@ -154,6 +184,10 @@ class _Worker:
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         for pipe in (self._to, self._from):
             os.set_blocking(pipe, False)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:

@@ -4,7 +4,7 @@ Run as `python -m livery.template_worker` by `livery.foreign_templates`: request
 standard output, each a message in msgpack after its length in four bytes. Jinja's sandbox is no border by itself (its
 escapes are a long list), so this process is one: it has no environment worth reading, opens no file and no connection,
 starts no process, and its memory and the processor time of each rendering are limited by the system. What goes over
-the time ends it, in the middle of whatever it does.
+the time ends it, in the middle of whatever it does. It is given one template in its life, whatever that does to it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from jinja2 import TemplateSyntaxError
 from livery.chat_template import ChatTemplate, Conversation, InvalidMessages
 
 LENGTH = 4  # bytes before each message
-COMPILED = 32  # templates kept compiled
 
 
 class Order(msgspec.Struct, array_like=True):
@@ -78,7 +77,7 @@ def _render(order: Order) -> Rendered:
     return Rendered(text)
 
 
-@lru_cache(maxsize=COMPILED)
+@lru_cache(maxsize=1)  # the process is given no other
 def _compiled(source: str, named_tokens: str) -> ChatTemplate:
     return ChatTemplate(source, json.loads(named_tokens))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Iterator
 
 import pytest
 
 from livery.chat_template import ChatTemplate, Conversation, InvalidMessages
-from livery.foreign_templates import ForeignTemplate, RenderLimits, TemplateStopped, TemplateWorkers
+from livery.foreign_templates import KEPT, ForeignTemplate, RenderLimits, TemplateStopped, TemplateWorkers
 from livery.models import resolve_model
 
 HI = Conversation([{"role": "user", "content": "hi"}])
@@ -120,3 +121,37 @@ async def test_renderings_of_one_template_wait_for_each_other_and_others_do_not(
         group.create_task(render("quick", quick))
     assert done.index("quick") < 3
     assert done.count("slow stopped") == 4
+
+
+def test_a_process_that_has_rendered_one_template_never_renders_another() -> None:
+    """Jinja's sandbox is no border: code that got out of it stays in its process, and must meet no one else's text."""
+    workers = TemplateWorkers(1, LIMITS)
+    try:
+        served: dict[str, set[int]] = {}
+        for name in ("a", "b", "a", "c", "b", "a"):
+            source = name + "{{ messages[0].content }}"
+            before = {worker.pid: worker.renders for worker in workers._idle}
+            assert workers.render(source, {}, HI) == name + "hi"
+            by = workers._idle[-1].pid  # the latest used
+            assert before.get(by) in (None, source)
+            served.setdefault(name, set()).add(by)
+        assert all(len(pids) == 1 for pids in served.values())  # kept for its own
+        assert len(set.union(*served.values())) == len(served)  # and for no other
+    finally:
+        workers.close()
+
+
+def test_few_processes_are_kept_and_none_once_closed() -> None:
+    workers = TemplateWorkers(1, LIMITS)
+    first = "first {{ messages[0].content }}"
+    workers.render(first, {}, HI)
+    pids = {worker.pid for worker in workers._idle}
+    for number in range(KEPT):
+        workers.render(f"{number}", {}, HI)
+        pids |= {worker.pid for worker in workers._idle}
+    assert first not in {worker.renders for worker in workers._idle}  # the longest unused has ended
+    assert len(workers._idle) == KEPT + 1  # and one stands by
+    workers.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
