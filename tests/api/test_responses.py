@@ -208,6 +208,12 @@ def test_log_probabilities_are_told_where_they_are_asked_for(serve: Serve, token
         ),
         ({"input": [{"role": "user"}]}, "input.0", "invalid_value"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input.0", "invalid_value"),
+        # The demo's template has no place for calls.
+        (
+            {"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}]},
+            "input",
+            "invalid_value",
+        ),
         ({"input": []}, "input", "invalid_value"),
         ({"input": None}, "input", "invalid_value"),
         ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from livery.api.schemas import ChatCompletionBody
 from livery.api.shapes import Answer, Json, Shape
+from livery.chat_template import InvalidMessages
 from livery.generation import ChoiceDelta, Usage
 from livery.refusals import ContextLengthExceeded, InvalidParameter
 
@@ -175,13 +176,14 @@ def params_named(names: Mapping[str, str]) -> Iterator[None]:
     """
     try:
         yield
-    except (InvalidParameter, ContextLengthExceeded) as error:
-        error.param = _renamed(error.param, names)
+    except (InvalidParameter, ContextLengthExceeded, InvalidMessages) as error:
+        if error.param is not None:
+            error.param = _renamed(error.param, names)
         raise
 
 
-def _renamed(param: str | None, names: Mapping[str, str]) -> str | None:
+def _renamed(param: str, names: Mapping[str, str]) -> str:
     for ours, theirs in names.items():
-        if found := re.match(rf"{ours}(?=\.|$)", param or ""):
+        if found := re.match(rf"{ours}(?=\.|$)", param):
             return found.expand(theirs) + found.string[found.end() :]
     return param
