@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 MODEL ?= smollm2-135m-instruct
 ADAPTERS ?= adapters/demo
 PORT ?= 8000
+# The demo model's template has no place for tools; another MODEL's may have: SERVE= leaves that to it.
+SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres conformance check format bench bench-peers bench-adapters peft-table
 .PHONY: field-table chaos clean
@@ -40,7 +42,7 @@ setup: $(VENV)/.installed
 	@$(BIN)/python -c "from livery.models import resolve_model; resolve_model('$(MODEL)')"
 
 serve: setup
-	$(BIN)/livery serve --model $(MODEL) --adapters $(ADAPTERS) --port $(PORT)
+	$(BIN)/livery serve --model $(MODEL) --adapters $(ADAPTERS) --port $(PORT) $(SERVE)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
