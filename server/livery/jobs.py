@@ -63,6 +63,7 @@ class Options:
     named_by_id: bool = False  # in log-probabilities tokens are told by id, not as text
     grammar: Grammar | None = None  # what each answer must match
     grammar_param: str = "response_format"  # what the client calls that, for messages
+    free_form: bool = False  # the client asks for plain text: a format of the adapter's profile doesn't apply
     tools: ToolUse | None = None  # what the answer may or must call
     include_reasoning: bool = True
     cache_salt: str = ""  # what is computed for a prompt is shared only with requests of the same salt

@@ -89,14 +89,20 @@ def _options(given: Options, profile: Profile) -> Options:
     most = profile.max_tokens or given.default_max_tokens
     if longest is not None:
         most = int(longest) if most is None else min(most, int(longest))
-    schema = profile.schema
     return replace(
         given,
         **chosen,
         default_max_tokens=most,
         stop=tuple(dict.fromkeys((*given.stop, *profile.stop))),
-        grammar=given.grammar or (Grammar("json_schema", schema) if schema else None),
+        grammar=given.grammar or _format(given, profile),
     )
+
+
+def _format(given: Options, profile: Profile) -> Grammar | None:
+    """What the profile holds an answer to that the client lets be anything: held to it, none could call a tool."""
+    if profile.schema is None or given.tools is not None or given.free_form:
+        return None
+    return Grammar("json_schema", profile.schema)
 
 
 def _check_bounds(given: Options, profile: Profile) -> None:

@@ -128,6 +128,17 @@ def test_a_response_format_holds_where_the_request_has_none(live: LiveServer) ->
     assert grammars[2] == grammars[1]
 
 
+def test_a_client_that_asks_for_text_gets_text(live: LiveServer) -> None:
+    put(live, "json", {"response_format": {"type": "json_object"}})
+    client = live.client()
+    text: Any = {"type": "text"}
+    client.chat.completions.create(model="json", messages=HI, response_format=text, **SHORT)
+    client.responses.create(model="json", input="hi", text={"format": text})
+    assert [request.sampling.grammar for request in live.engine.requests] == [None, None]
+    client.responses.create(model="json", input="hi")
+    assert live.engine.requests[-1].sampling.grammar is not None
+
+
 def test_another_profile_is_another_version_of_the_same_weights(live: LiveServer, saved: Path) -> None:
     first = put(live, "pirate", {"temperature": 0.1})
     answers = []

@@ -266,6 +266,26 @@ def test_a_profile_names_the_format_of_calls(demo: Scripted) -> None:
     assert calls_of(choice.message) == [("weather", {"city": "Zürich"})]
 
 
+def test_a_profiles_format_is_for_answers_and_never_in_the_way_of_calls(demo: Scripted) -> None:
+    profile = {"tool_parser": "hermes", "response_format": {"type": "json_object"}}
+    put = {"source": ".pool/one", "profile": profile}
+    answer = httpx.put(f"{demo.server.url}/v1/adapters/formed", json=put, timeout=30)
+    assert answer.status_code == 200, answer.text
+    demo.says = SAID["hermes"]
+    create = demo.server.client().chat.completions.create
+    choice = create(model="formed", messages=ASK, tools=TOOLS).choices[0]
+    assert calls_of(choice.message) == [("weather", {"city": "Zürich"})]
+    assert demo.last.sampling.grammar is None
+    create(model="formed", messages=ASK, tools=[STRICT])
+    grammar = demo.last.sampling.grammar
+    assert grammar is not None and grammar.kind == "lark", "strict calls are held to their schemas"
+    own: Any = {"type": "json_object"}
+    for more in ({}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": TOOLS, "response_format": own}):
+        create(model="formed", messages=ASK, **more)
+        grammar = demo.last.sampling.grammar
+        assert grammar is not None and grammar.kind == "json_schema", more
+
+
 def test_a_schema_that_no_answer_can_be_held_to_is_refused_by_its_own_name(hermes: Scripted) -> None:
     bad: Any = {"type": "function", "function": {"name": "x", "parameters": {"properties": {"y": {"type": "strin"}}}}}
     with pytest.raises(openai.BadRequestError, match="Invalid schema for tools: Invalid type: strin") as refused:

@@ -175,7 +175,7 @@ class ResponsesBody(WholeBody):
 
     def _response_format(self) -> dict[str, Any] | None:
         """A chat completion has one level more for schemas."""
-        if self.text is None or self.text.format is None or self.text.format.type == "text":
+        if self.text is None or self.text.format is None:
             return None
         fields = self.text.format.model_dump(exclude={"type"})
         kind = self.text.format.type

@@ -128,6 +128,7 @@ class GenerationBody(IgnoredFields, SamplingFields, StructuredFields):
             n=self.n or 1,
             grammar=held.grammar if held else None,
             grammar_param=held.param if held else "response_format",
+            free_form=self.response_format is not None and self.response_format.type == "text",
             cache_salt=self.cache_salt or "",
         )
 
