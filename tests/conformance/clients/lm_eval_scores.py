@@ -28,7 +28,8 @@ import examples
 TASKS = Path(__file__).parent / "tasks"
 ITEMS = 12
 LIKELIHOOD_TOLERANCE = 0.02  # of a whole answer's log likelihood, which is a sum of rounded floats
-SERVED = f"model={{model}},base_url={V1}/{{route}},tokenizer={MODEL_FOLDER},tokenizer_backend=huggingface,num_concurrent=1,max_retries=1"
+SERVED = f"model={{model}},base_url={V1}/{{route}},num_concurrent=1,max_retries=1,"
+SERVED += f"tokenizer={MODEL_FOLDER},tokenizer_backend=huggingface"
 LOCAL = f"pretrained={MODEL_FOLDER},dtype=float32,device=cpu"
 HELD_OUT = {
     "json": lambda: examples.from_chat(0, examples.as_json),
