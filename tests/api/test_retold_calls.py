@@ -54,6 +54,14 @@ class Speaking:
         body = {**BODY, "tools": THEIRS, **fields}
         return httpx.post(f"{self.server.url}/v1/messages", json=body, timeout=30)
 
+    def message_events(self, **fields: Any) -> list[Any]:
+        lines = self.messages(stream=True, **fields).text.split("\n")
+        return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+    def cut_in_the_call(self) -> int:
+        """Tokens of what it says up to the middle of the first call's arguments."""
+        return len(self.tokenizer.encode(THOUGHT[: THOUGHT.index("rich")]))
+
 
 @pytest.fixture(scope="module")
 def speaking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Speaking]:
@@ -90,6 +98,31 @@ def test_a_streamed_response_tells_each_call_as_an_item(speaking: Speaking) -> N
     assert json.loads(output[2].arguments) == json.loads(CITY)
 
 
+def test_a_call_that_is_cut_is_no_item_of_a_response(speaking: Speaking) -> None:
+    cut = speaking.cut_in_the_call()
+    events = list(speaking.responses(stream=True, max_output_tokens=cut))
+    kinds = [event.type for event in events]
+    (added,) = [event for event in events if event.type == "response.output_item.added" and event.output_index == 2]
+    (done,) = [event for event in events if event.type == "response.output_item.done" and event.output_index == 2]
+    assert (added.item.type, added.item.name, done.item.status) == ("function_call", "weather", "incomplete")
+    assert "response.function_call_arguments.delta" in kinds
+    assert "response.function_call_arguments.done" not in kinds
+    final = events[-1].response
+    assert (final.status, [item.type for item in final.output]) == ("incomplete", ["reasoning", "message", "message"])
+    whole = speaking.responses(max_output_tokens=cut)
+    assert (whole.status, [item.type for item in whole.output]) == ("incomplete", ["reasoning", "message"])
+    assert final.output_text == whole.output_text
+
+
+def test_a_whole_call_before_the_cut_is_complete(speaking: Speaking) -> None:
+    cut = len(speaking.tokenizer.encode(THOUGHT[: THOUGHT.index("</tool_call>")]))
+    for output in (
+        list(speaking.responses(stream=True, max_output_tokens=cut))[-1].response.output,
+        speaking.responses(max_output_tokens=cut).output,
+    ):
+        assert [(item.type, item.status) for item in output[2:]] == [("function_call", "completed")]
+
+
 def test_a_message_has_thoughts_text_and_calls(speaking: Speaking) -> None:
     message = speaking.messages().json()
     thought, text, weather, now = message["content"]
@@ -103,8 +136,7 @@ def test_a_message_has_thoughts_text_and_calls(speaking: Speaking) -> None:
 
 
 def test_a_streamed_message_tells_each_call_as_a_block(speaking: Speaking) -> None:
-    lines = speaking.messages(stream=True).text.split("\n")
-    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    events = speaking.message_events()
     started = [event["content_block"] for event in events if event["type"] == "content_block_start"]
     assert [block["type"] for block in started] == ["thinking", "text", "tool_use", "tool_use"]
     assert (started[2]["name"], started[2]["input"]) == ("weather", {})
@@ -113,6 +145,19 @@ def test_a_streamed_message_tells_each_call_as_a_block(speaking: Speaking) -> No
     assert json.loads("".join(delta["partial_json"] for delta in deltas)) == json.loads(CITY)
     (end,) = [event for event in events if event["type"] == "message_delta"]
     assert end["delta"]["stop_reason"] == "tool_use"
+
+
+def test_a_call_that_is_cut_is_never_told_as_whole_in_a_message(speaking: Speaking) -> None:
+    events = speaking.message_events(max_tokens=speaking.cut_in_the_call())
+    (call,) = [
+        event["index"]
+        for event in events
+        if event["type"] == "content_block_start" and event["content_block"]["type"] == "tool_use"
+    ]
+    stopped = [event["index"] for event in events if event["type"] == "content_block_stop"]
+    assert stopped == [index for index in range(4) if index != call]
+    (end,) = [event for event in events if event["type"] == "message_delta"]
+    assert end["delta"]["stop_reason"] == "max_tokens"
 
 
 def test_what_came_of_a_call_is_read(speaking: Speaking) -> None:

@@ -36,6 +36,8 @@ class AnthropicShape(Retold):
         self.say({"type": "content_block_delta", "index": block.index, "delta": delta})
 
     def close(self, block: Block) -> None:
+        if block.broken:  # it stays open: where a block of a call stops, clients make the call
+            return
         self.say({"type": "content_block_stop", "index": block.index})
 
     def end(self, usage: Usage) -> None:

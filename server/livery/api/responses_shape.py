@@ -46,6 +46,10 @@ class ResponsesShape(Retold):
             self._within("response.reasoning_text.delta", block, content_index=0, delta=piece)
 
     def close(self, block: Block) -> None:
+        if block.broken:  # no item of the response: its text is the next one's
+            item = self._item(block, "incomplete")
+            self._event("response.output_item.done", output_index=block.index, item=item)
+            return
         if block.kind == "call":
             self._within("response.function_call_arguments.done", block, name=block.name, arguments=block.text)
         elif block.kind == "text":
@@ -54,7 +58,8 @@ class ResponsesShape(Retold):
             self._within("response.reasoning_text.done", block, content_index=0, text=block.text)
         if block.kind != "call":
             self._within("response.content_part.done", block, content_index=0, part=_part(block))
-        item = self._item(block, "incomplete" if self.finish_reason == "length" else "completed")
+        cut = self.finish_reason == "length" and block.kind != "call"  # a call is whole, or it is broken
+        item = self._item(block, "incomplete" if cut else "completed")
         self._items.append(item)
         self._event("response.output_item.done", output_index=block.index, item=item)
 

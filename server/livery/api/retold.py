@@ -26,7 +26,10 @@ Kind = Literal["reasoning", "text", "call"]
 
 @dataclass(slots=True)
 class Block:
-    """One stretch of an answer; `text` of a call is its arguments. `logprobs` as a chat tells them."""
+    """One stretch of an answer; `text` of a call is its arguments. `logprobs` as a chat tells them.
+
+    `broken`: a call that was cut off or turned out to be none; all its text follows as text.
+    """
 
     kind: Kind
     index: int  # among the blocks of the answer
@@ -34,6 +37,7 @@ class Block:
     call_id: str = ""
     name: str = ""
     logprobs: list[Json] = field(default_factory=list)
+    broken: bool = False
 
 
 class Retold(ABC):
@@ -56,6 +60,9 @@ class Retold(ABC):
     def chunks(self, delta: ChoiceDelta) -> list[Json]:
         for chunk in self._chat.chunks(delta):
             self._take_chunk(chunk)
+        for call in delta.calls:  # which a chat doesn't take back: its clients see text after the call
+            if call.broken and call.index == self._call:
+                self._break()
         return self._said()
 
     def closing(self, usage: Usage) -> list[Json]:
@@ -88,7 +95,7 @@ class Retold(ABC):
 
     @abstractmethod
     def close(self, block: Block) -> None:
-        """A block is complete."""
+        """A block is complete, or broken."""
 
     @abstractmethod
     def end(self, usage: Usage) -> None:
@@ -142,6 +149,11 @@ class Retold(ABC):
         if self._block is not None:
             block, self._block = self._block, None
             self.close(block)
+
+    def _break(self) -> None:
+        if self._block is not None:
+            self._block.broken = True
+            self._stop()
 
     def _end(self, usage: Usage) -> None:
         if not self.blocks:  # an answer without a word is still an answer
