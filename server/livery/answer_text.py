@@ -80,7 +80,8 @@ class AnswerText:
         self._detokenizer = Detokenizer(tokenizer, context, shown, skip_special_tokens=options.skip_special_tokens)
         self._stops = StopBuffer(stops, keep=options.include_stop)
         self._min_tokens = options.min_tokens
-        self._with_entries = options.logprobs is not None or options.token_ids
+        ranked = options.answers_made > options.n  # the best are found by their tokens' log-probabilities
+        self._with_entries = options.logprobs is not None or options.token_ids or ranked
         self._waiting: deque[TokenEntry] = deque()  # in order; what has come out is gone
         self._scored = 0  # prompt tokens with an entry
         self._begun = False

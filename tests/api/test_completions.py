@@ -49,7 +49,7 @@ def test_string_prompts_in_a_list(server: LiveServer, tokenizer: Tokenizer) -> N
     assert [choice.text for choice in answer.choices] == [counting(tokenizer, first, 2) for first in firsts]
 
 
-def test_the_sampling_fields_reach_the_engine(serve: Serve) -> None:
+def test_the_sampling_fields_reach_the_engine(serve: Serve, tokenizer: Tokenizer) -> None:
     server = serve()
     server.client().completions.create(
         model=BASE,
@@ -59,12 +59,28 @@ def test_the_sampling_fields_reach_the_engine(serve: Serve) -> None:
         top_p=0.9,
         seed=11,
         n=2,
-        extra_body={"top_k": 40, "min_p": 0.05, "min_tokens": 2, "stop_token_ids": [9], "ignore_eos": True},
+        frequency_penalty=0.25,
+        presence_penalty=-0.5,
+        logit_bias={"7": -100, "49151": 1.5},
+        extra_body={
+            "top_k": 40,
+            "min_p": 0.05,
+            "min_tokens": 2,
+            "stop_token_ids": [9],
+            "ignore_eos": True,
+            "repetition_penalty": 1.25,
+            "allowed_token_ids": [8, 9, 10],
+            "bad_words": [" grey ", "Zürich"],
+        },
     )
     first, second = (request.sampling for request in server.engine.requests)
     assert (first.max_tokens, first.temperature, first.top_p, first.top_k) == (5, 0.5, 0.9, 40)
     assert (first.min_p, first.min_tokens, first.stop_token_ids, first.ignore_eos) == (0.05, 2, (9,), True)
     assert {first.seed, second.seed} == {11, 12}
+    assert (first.frequency_penalty, first.presence_penalty, first.repetition_penalty) == (0.25, -0.5, 1.25)
+    assert (first.logit_bias, first.allowed_token_ids) == ({7: -100, 49151: 1.5}, (8, 9, 10))
+    words = {tuple(tokenizer.encode(text)) for text in ("grey", " grey", "Zürich", " Zürich")}
+    assert set(first.bad_words) == words and len(words) == 4
 
 
 def test_a_stop_token_ends_the_text_and_is_counted_but_not_shown(serve: Serve, tokenizer: Tokenizer) -> None:
