@@ -24,18 +24,22 @@ async def encode(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, voc
 
 
 async def token_ids(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, vocab_size: int) -> list[int]:
-    """As `encode`, and none for an empty text. What can't possibly fit `limit` tokens is refused uncounted."""
+    """As `encode`, and none for an empty text. What can't possibly fit `limit` tokens is refused uncounted.
+
+    Not so where only its last tokens are wanted: which these are is known once all is encoded, and bodies are bounded.
+    """
+    room = limit if job.options.truncate_prompt_tokens is None else None
     try:
         if isinstance(prompt, ChatPrompt):
             foreign = tokenizer.foreign_template
             if foreign is None:
-                ids = await beside(ENCODING, _size(job), tokenizer.encode_chat, prompt, limit)
+                ids = await beside(ENCODING, _size(job), tokenizer.encode_chat, prompt, room)
             else:
-                ids = await foreign.apart(partial(tokenizer.encode_chat, prompt, limit))
+                ids = await foreign.apart(partial(tokenizer.encode_chat, prompt, room))
         elif isinstance(prompt, str):
-            ids = await beside(ENCODING, _size(job), tokenizer.encode, prompt, limit)
+            ids = await beside(ENCODING, _size(job), tokenizer.encode, prompt, room)
         elif isinstance(prompt, BareText):
-            ids = await beside(ENCODING, _size(job), tokenizer.encode_bare, prompt.text, limit)
+            ids = await beside(ENCODING, _size(job), tokenizer.encode_bare, prompt.text, room)
         else:
             ids = prompt
             check_ids(ids, vocab_size, job.prompt_param)

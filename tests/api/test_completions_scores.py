@@ -229,3 +229,63 @@ def test_the_likeliest_answers_are_the_ones_given(
         assert [one["index"] for one in answer["choices"]] == list(range(2 * n))
         assert all((one["logprobs"] is None) is (logprobs is None) for one in answer["choices"])
         assert answer["usage"]["completion_tokens"] == 2 * sum(map(len, BY_SEED)), "all that were made"
+
+
+# -- the end of a long prompt -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    server = LiveServer(Setup(max_model_len=32), tokenizer, tmp_path_factory.mktemp("small"))
+    server.start()
+    yield server
+    server.stop()
+
+
+LONG = "grey rain. " * 4000  # far more characters than the context could hold
+MESSAGES = [{"role": "user", "content": LONG}]
+
+
+def last_prompt(server: LiveServer) -> list[int]:
+    return server.engine.requests[-1].prompt_token_ids
+
+
+def test_a_prompt_that_is_too_long_can_be_cut(small: LiveServer, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(LONG)
+    for kept, max_tokens, left in ((5, 4, 5), (-1, 4, 28), (-1, None, 31)):
+        for prompt in (LONG, ids):
+            body = {"prompt": prompt, "truncate_prompt_tokens": kept, "max_tokens": max_tokens}
+            assert complete(small, **body)["usage"]["prompt_tokens"] == left
+            assert last_prompt(small) == ids[-left:]
+            told = httpx.post(f"{small.url}/tokenize", json=body | {"prompt": LONG}, timeout=30).json()
+            assert told["tokens"] == ids[-left:]
+    bare = {"prompt": LONG, "truncate_prompt_tokens": 6, "add_special_tokens": False}
+    complete(small, **bare, max_tokens=1)
+    assert last_prompt(small) == ids[-6:]
+
+
+def test_a_conversation_that_is_too_long_can_be_cut(small: LiveServer, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode_chat(MESSAGES)
+    for kept, left in ((9, 9), (-1, 28)):
+        body = {"model": BASE, "messages": MESSAGES, "truncate_prompt_tokens": kept, "max_tokens": 4}
+        answer = httpx.post(f"{small.url}/v1/chat/completions", json=body, timeout=30)
+        assert answer.status_code == 200, answer.text
+        assert last_prompt(small) == ids[-left:]
+        assert httpx.post(f"{small.url}/tokenize", json=body, timeout=30).json()["tokens"] == ids[-left:]
+
+
+def test_only_what_was_read_of_a_cut_prompt_is_echoed(small: LiveServer, tokenizer: Tokenizer) -> None:
+    for logprobs in (None, 0):
+        found = choice(small, prompt=LONG, truncate_prompt_tokens=4, echo=True, logprobs=logprobs, max_tokens=0)
+        assert found["text"] == tokenizer.decode(tokenizer.encode(LONG)[-4:])
+
+
+@pytest.mark.parametrize("body", [{"prompt": LONG}, {"messages": MESSAGES}])
+def test_without_a_cut_that_fits_it_stays_too_long(small: LiveServer, body: dict[str, Any]) -> None:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    for kept in (None, 33, 1 << 31):
+        answer = httpx.post(small.url + path, json={**body, "truncate_prompt_tokens": kept}, timeout=30)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    for asked in (path, "/tokenize"):
+        answer = httpx.post(small.url + asked, json={**body, "truncate_prompt_tokens": 0}, timeout=30)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "truncate_prompt_tokens")

@@ -16,6 +16,13 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 BadWord = Annotated[str, Field(min_length=1, max_length=256)]
 Likeliest = Annotated[int, Field(ge=0, le=MOST_LOGPROBS)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+KeptTokens = Annotated[int, Field(ge=-1, le=1 << 31)]  # of the prompt's last; -1: what leaves room for the answer
+
+
+def check_kept(kept: int | None) -> None:
+    """Raises InvalidParameter for a `truncate_prompt_tokens` that leaves nothing."""
+    if kept == 0:
+        raise InvalidParameter("truncate_prompt_tokens is 0: nothing would be read.", "truncate_prompt_tokens")
 
 
 class SamplingFields(Body):
@@ -32,7 +39,7 @@ class SamplingFields(Body):
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1, max_length=1024)
     bad_words: list[BadWord] | None = Field(None, max_length=64)
     prompt_logprobs: Likeliest | None = None
-    truncate_prompt_tokens: int | None = Field(None, ge=-1, le=1 << 31)
+    truncate_prompt_tokens: KeptTokens | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None

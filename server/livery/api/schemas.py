@@ -16,7 +16,7 @@ from livery.api.body import Body, WholeBody
 from livery.api.chat_messages import ChatMessage, message_of
 from livery.api.chat_tools import ToolChoice, Tools, template_tools, tool_use
 from livery.api.ignored import IgnoredFields, Word, ignored
-from livery.api.sampling_fields import Likeliest, SamplingFields, TokenId
+from livery.api.sampling_fields import Likeliest, SamplingFields, TokenId, check_kept
 from livery.api.structured import StructuredFields
 from livery.api.unsupported import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS, Rule, refuse_unsupported
 from livery.jobs import BareText, ChatPrompt, Options, Prompt
@@ -95,8 +95,7 @@ class GenerationBody(IgnoredFields, SamplingFields, StructuredFields):
             raise InvalidParameter("stream_options is only allowed when stream is true.", "stream_options")
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidParameter("prompt_logprobs don't come in streams; leave out stream.", "prompt_logprobs")
-        if self.truncate_prompt_tokens == 0:
-            raise InvalidParameter("truncate_prompt_tokens is 0: nothing would be read.", "truncate_prompt_tokens")
+        check_kept(self.truncate_prompt_tokens)
 
     def options(self, max_tokens: int | None, default_max_tokens: int | None) -> Options:
         held = self.held()

@@ -13,7 +13,7 @@ from livery.api.boundary import RequestRecord
 from livery.api.context import Context, ContextDep
 from livery.api.reading import BodyRoute
 from livery.api.responses import json_response
-from livery.api.sampling_fields import TokenId
+from livery.api.sampling_fields import KeptTokens, TokenId, check_kept
 from livery.api.schemas import ChatCompletionBody, ModelName
 from livery.jobs import BareText, Job, Options, Prompt
 from livery.lease import Caller
@@ -22,12 +22,22 @@ router = APIRouter(route_class=BodyRoute)
 
 
 class TokenizeTextBody(WholeBody):
-    """A prompt as text. `add_special_tokens`, true by default: those the model expects around it, such as BOS."""
+    """A prompt as text. `add_special_tokens`, true by default: those the model expects around it, such as BOS.
+
+    `truncate_prompt_tokens` is a completion's, and -1 leaves room for `max_tokens`.
+    """
 
     model: ModelName | None = None
     prompt: str
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
+    truncate_prompt_tokens: KeptTokens | None = None
+    max_tokens: int | None = Field(None, ge=0)
+
+    def to_options(self) -> Options:
+        """Raises InvalidParameter."""
+        check_kept(self.truncate_prompt_tokens)
+        return Options(max_tokens=self.max_tokens, truncate_prompt_tokens=self.truncate_prompt_tokens)
 
     def to_prompt(self) -> Prompt:
         return BareText(self.prompt) if self.add_special_tokens is False else self.prompt
@@ -69,10 +79,14 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
     if isinstance(body, TokenizeChatBody):
         body.check()
         context.unknown_fields.met(body.unknown_fields)
-        model, param, options = body.model_name, "messages", Options(tools=body.to_options().tools)
+        asked = body.to_options()
+        options = Options(
+            max_tokens=asked.max_tokens, truncate_prompt_tokens=asked.truncate_prompt_tokens, tools=asked.tools
+        )
+        model, param = body.model_name, "messages"
     else:
         context.unknown_fields.met(body.model_extra or {})
-        model, param, options = body.model or "", "prompt", Options()
+        model, param, options = body.model or "", "prompt", body.to_options()
     record: RequestRecord = request.state.record
     job = Job(model, [body.to_prompt()], options, record.id, param, Caller(None, record.key, record.tenant))
     tokens = await context.service.tokenize(job, strings=bool(body.return_token_strs))
