@@ -111,7 +111,7 @@ def test_an_echoed_prompt_is_scored_like_the_answer(
 def test_offsets_count_characters_from_the_beginning_of_the_text(france: LiveServer, tokenizer: Tokenizer) -> None:
     alone = choice(france, max_tokens=4, logprobs=0)["logprobs"]
     assert alone["text_offset"] == [0, *accumulate(map(len, alone["tokens"][:-1]))]
-    prompt = "日本 né"  # tokens that are pieces of characters
+    prompt = "日本 👩 né"  # tokens that are pieces of characters, or a character and a piece
     found = choice(france, prompt=prompt, echo=True, max_tokens=2, logprobs=0)
     told, ids = found["logprobs"], tokenizer.encode(prompt)
     # A token's text begins where that of the bytes before it ends, a character cut short not counted.
