@@ -112,6 +112,9 @@ def test_the_coverage_report_counts_what_is_adapted(tmp_path: Path) -> None:
         "largest_effect": None,
         "exact": None,
         "error": None,
+        "task": "generate",
+        "num_labels": 0,
+        "beside": {},
     }
 
 

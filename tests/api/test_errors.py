@@ -224,7 +224,7 @@ def test_probes_may_ask_for_the_status_alone(server: LiveServer, path: str) -> N
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "invalid_value"),
         ({"echo": True}, "echo", "unsupported_parameter"),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
-        ({"tools": []}, "tools", "unsupported_parameter"),
+        ({"tools": []}, "tools", "invalid_value"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"lora_path": "x"}, "lora_path", "unsupported_parameter"),
         ({"chat_template": "{{ messages }}"}, "chat_template", "unsupported_parameter"),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from api.live_server import BASE, LiveServer
+from api.live_server import BASE, LiveServer, Setup
 from livery.api.errors import UNEXPECTED, ApiError, error_body
 from livery.api.plain_json import MAX_DEPTH, check_plain
+from livery.reading import ParserNames
 from livery.refusals import InvalidParameter
+from livery.text import Tokenizer
 
 HALF = "hello \ud83d"
 USER = {"role": "user", "content": "Hi"}
@@ -83,15 +86,24 @@ def test_an_error_that_repeats_half_a_character_can_be_written() -> None:
     assert json.loads(bytes(answer.body))["error"]["message"] == "hello ?"
 
 
+@pytest.fixture(scope="module")
+def calling(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server that takes conversations with calls in them."""
+    server = LiveServer(Setup(parsers=ParserNames(tools="hermes")), tokenizer, tmp_path_factory.mktemp("calling"))
+    server.start()
+    yield server
+    server.stop()
+
+
 @pytest.mark.parametrize("depth", [MAX_DEPTH, 300, 900, 100_000])
 @pytest.mark.parametrize("inside_text", [True, False])
-def test_deep_nesting_is_refused(server: LiveServer, depth: int, inside_text: bool) -> None:
+def test_deep_nesting_is_refused(calling: LiveServer, depth: int, inside_text: bool) -> None:
     deep = "[" * depth + "]" * depth
     arguments = json.dumps(deep) if inside_text else deep
     call = f'{{"role": "assistant", "tool_calls": [{{"function": {{"name": "f", "arguments": {arguments}}}}}]}}'
-    answer = post(server, "/v1/chat/completions", f'{{"messages": [{call}], "max_tokens": 2}}'.encode())
+    answer = post(calling, "/v1/chat/completions", f'{{"messages": [{call}], "max_tokens": 2}}'.encode())
     if inside_text and depth == MAX_DEPTH:
-        assert answer.status_code == 200  # an argument may be as deep as a body
+        assert answer.status_code == 200, answer.text  # an argument may be as deep as a body
         return
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import sys
 from types import ModuleType
 from typing import Any, dataclass_transform
@@ -13,7 +14,13 @@ from typing import Any, dataclass_transform
 class Struct:
     """A frozen dataclass. Messages' tags matter only to the process border, which isn't used here."""
 
-    def __init_subclass__(cls, frozen: bool = False, tag: bool = False, **options: Any) -> None:
+    def __init_subclass__(
+        cls, frozen: bool = False, tag: bool = False, array_like: bool = False, **options: Any
+    ) -> None:
+        for name in inspect.get_annotations(cls):
+            default = cls.__dict__.get(name)
+            if isinstance(default, dict | list):  # of which msgspec gives each instance its own
+                setattr(cls, name, dataclasses.field(default_factory=default.copy))
         dataclasses.dataclass(frozen=frozen, **options)(cls)
 
 
