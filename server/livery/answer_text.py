@@ -46,12 +46,16 @@ class TokenEntry:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What can be sent by now. `scores` are the prompt's tokens apart from the text."""
+    """What can be sent by now.
+
+    `scores` are the prompt's tokens apart from the text, `stop` the string that ended it.
+    """
 
     text: str
     reason: StopReason | None
     entries: tuple[TokenEntry, ...] = ()
     scores: tuple[TokenEntry, ...] = ()
+    stop: str | None = None
 
 
 class AnswerText:
@@ -103,7 +107,7 @@ class AnswerText:
         entries = []
         while self._waiting and (reason or self._waiting[0].offset < self._sent):
             entries.append(self._waiting.popleft())
-        return Piece(text, reason, tuple(entries), scores)
+        return Piece(text, reason, tuple(entries), scores, self._stops.met)
 
     # -- inside --------------------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ EndReason = StopReason | Literal["tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """What is new in one choice: content is `text`. The last delta of a choice carries `finish_reason`.
+    """What is new in one choice: content is `text`. The last delta of a choice carries `finish_reason`,
+    and the stop string where it was one.
 
     `entries` are the tokens whose text begins in this one, and with the last delta all that are left; `scores` those of
     the prompt apart from the text. Both only for requests that ask for them. The first delta of a choice says what its
@@ -41,6 +42,7 @@ class ChoiceDelta:
     prompt_token_ids: Sequence[int] | None = None
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
+    stop_string: str | None = None
 
 
 @dataclass(slots=True)
@@ -182,13 +184,14 @@ def _deltas(index: int, piece: Piece, reader: AnswerReader | None) -> list[Choic
     found: list[ChoiceDelta] = []
     if reader is None:
         if piece.text or piece.reason:
-            found.append(ChoiceDelta(index, piece.text, piece.reason))
+            found.append(ChoiceDelta(index, piece.text, piece.reason, stop_string=piece.stop))
     else:
         for read in reader.read(piece.text, last=piece.reason is not None):
             found.append(ChoiceDelta(index, read.text, reasoning=read.reasoning, calls=read.calls))
         if piece.reason:
             called = piece.reason == "stop" and reader.called
-            found.append(ChoiceDelta(index, "", "tool_calls" if called else piece.reason))
+            reason = "tool_calls" if called else piece.reason
+            found.append(ChoiceDelta(index, "", reason, stop_string=piece.stop))
     if piece.entries or piece.scores:
         first = found[0] if found else ChoiceDelta(index, "")
         found[:1] = [replace(first, entries=piece.entries, scores=piece.scores)]

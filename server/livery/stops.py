@@ -63,6 +63,7 @@ class StopBuffer:
         self._search = stops if isinstance(stops, StopSearch) else StopSearch(stops)
         self._state = 0
         self._held = ""
+        self.met: str | None = None  # the stop string that ended the text
 
     def push(self, piece: str) -> tuple[str, bool]:
         """Text safe to send, and whether a stop string was met, which is dropped unless it is to be kept."""
@@ -74,6 +75,7 @@ class StopBuffer:
             state = search.step(state, character)
             if search.ending[state]:
                 self._state, self._held = 0, ""
+                self.met = text[at - search.ending[state] : at]
                 return text[: at if self._keep else at - search.ending[state]], True
         self._state = state
         sent = len(text) - search.lengths[state]

@@ -68,6 +68,17 @@ def test_an_answer_that_is_cut_says_so(speaking: LiveServer) -> None:
     assert (message["stop_reason"], message["usage"]["output_tokens"]) == ("max_tokens", 2)
 
 
+@pytest.mark.parametrize(("sequences", "met"), [(["xyz", "wörld"], "wörld"), (["xyz"], None)])
+def test_the_stop_sequence_that_ended_it_is_said(speaking: LiveServer, sequences: list[str], met: str | None) -> None:
+    body = {**BODY, "stop_sequences": sequences}
+    wanted = {"stop_reason": "stop_sequence" if met else "end_turn", "stop_sequence": met}
+    message = post(speaking, body).json()
+    assert {name: message[name] for name in wanted} == wanted
+    assert message["content"] == [{"type": "text", "text": "Ahoy, " if met else TEXT}]
+    told = events(post(speaking, {**body, "stream": True}))
+    assert told[-2]["delta"] == wanted
+
+
 def test_a_stream_has_every_event_in_order(speaking: LiveServer) -> None:
     told = events(post(speaking, {**BODY, "stream": True}))
     kinds = [event["type"] for event in told]

@@ -160,6 +160,14 @@ def test_a_call_that_is_cut_is_never_told_as_whole_in_a_message(speaking: Speaki
     assert end["delta"]["stop_reason"] == "max_tokens"
 
 
+def test_a_stop_sequence_is_said_where_no_call_was_made(speaking: Speaking) -> None:
+    for stop, wanted in (("look", ("stop_sequence", "look")), ('"now"', ("tool_use", None))):
+        message = speaking.messages(stop_sequences=[stop]).json()
+        assert (message["stop_reason"], message["stop_sequence"]) == wanted
+        (end,) = [one for one in speaking.message_events(stop_sequences=[stop]) if one["type"] == "message_delta"]
+        assert (end["delta"]["stop_reason"], end["delta"]["stop_sequence"]) == wanted
+
+
 def test_what_came_of_a_call_is_read(speaking: Speaking) -> None:
     call = {"type": "function_call", "call_id": "a", "name": "weather", "arguments": CITY}
     output = {"type": "function_call_output", "call_id": "a", "output": "sun"}

@@ -72,14 +72,22 @@ def test_a_stop_over_three_pieces() -> None:
     buffer = StopBuffer(["\n\nUser:"])
     assert buffer.push("Hi.\n") == ("Hi.", False)
     assert buffer.push("\nUs") == ("", False)
+    assert buffer.met is None
     assert buffer.push("er: more") == ("", True)
-    assert buffer.flush() == ""
+    assert (buffer.flush(), buffer.met) == ("", "\n\nUser:")
 
 
 def test_a_false_alarm_is_sent() -> None:
     buffer = StopBuffer(["END"])
     assert buffer.push("the EN") == ("the ", False)
     assert buffer.push("tity") == ("ENtity", False)
+
+
+def test_of_those_that_end_together_the_longest_was_met() -> None:
+    for keep, text in ((False, "a"), (True, "a stop")):
+        buffer = StopBuffer(["p", "stop", " stop"], keep=keep)
+        assert buffer.push("a stops, p") == (text, True)
+        assert buffer.met == " stop"
 
 
 class Counted(list[int]):

@@ -21,7 +21,12 @@ class AnthropicShape(Retold):
         self._usage = usage
 
     def begin(self) -> None:
-        self.say({"type": "message_start", "message": self._message([], None, self._usage)})
+        self.say(
+            {
+                "type": "message_start",
+                "message": self._message([], {"stop_reason": None, "stop_sequence": None}, self._usage),
+            }
+        )
         self.say({"type": "ping"})
 
     def open(self, block: Block) -> None:
@@ -41,25 +46,25 @@ class AnthropicShape(Retold):
         self.say({"type": "content_block_stop", "index": block.index})
 
     def end(self, usage: Usage) -> None:
-        delta = {"stop_reason": self._stop_reason(), "stop_sequence": None}
-        self.say({"type": "message_delta", "delta": delta, "usage": usage_json(usage)})
+        self.say({"type": "message_delta", "delta": self._stopped(), "usage": usage_json(usage)})
         self.say({"type": "message_stop"})
 
     def answer(self, usage: Usage) -> Json:
-        return self._message([_content(block) for block in self.blocks], self._stop_reason(), usage)
+        return self._message([_content(block) for block in self.blocks], self._stopped(), usage)
 
-    def _stop_reason(self) -> str:
-        return STOP_REASONS.get(self.finish_reason, "end_turn")
+    def _stopped(self) -> Json:
+        if self.finish_reason == "stop" and self.stop_string is not None:
+            return {"stop_reason": "stop_sequence", "stop_sequence": self.stop_string}
+        return {"stop_reason": STOP_REASONS.get(self.finish_reason, "end_turn"), "stop_sequence": None}
 
-    def _message(self, content: list[Json], stop_reason: str | None, usage: Usage) -> Json:
+    def _message(self, content: list[Json], stopped: Json, usage: Usage) -> Json:
         return {
             "id": self._envelope.id,
             "type": "message",
             "role": "assistant",
             "model": self._envelope.model,
             "content": content,
-            "stop_reason": stop_reason,
-            "stop_sequence": None,
+            **stopped,
             "usage": usage_json(usage),
         }
 

@@ -46,6 +46,7 @@ class Retold(ABC):
     def __init__(self, chat: Shape) -> None:
         self.blocks: list[Block] = []
         self.finish_reason = ""
+        self.stop_string: str | None = None  # that ended the answer
         self._chat = chat
         self._block: Block | None = None  # the one being told
         self._call = -1  # its index among the calls
@@ -58,6 +59,7 @@ class Retold(ABC):
         return self._said()
 
     def chunks(self, delta: ChoiceDelta) -> list[Json]:
+        self.stop_string = delta.stop_string or self.stop_string
         for chunk in self._chat.chunks(delta):
             self._take_chunk(chunk)
         for call in delta.calls:  # which a chat doesn't take back: its clients see text after the call
@@ -73,7 +75,7 @@ class Retold(ABC):
         choice = self._chat.whole(answers, usage)["choices"][0]
         self.begin()
         self._take(choice["message"], _logprobs(choice))
-        self.finish_reason = choice["finish_reason"]
+        self.finish_reason, self.stop_string = choice["finish_reason"], answers[0].stop_string
         self._end(usage)
         return self.answer(usage)
 

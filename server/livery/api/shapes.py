@@ -26,11 +26,13 @@ class Answer:
     prompt_token_ids: Sequence[int] = ()
     reasoning: str = ""
     calls: dict[int, CallDelta] = field(default_factory=dict)
+    stop_string: str | None = None
 
     def take(self, delta: ChoiceDelta) -> None:
         """Take in what is new. A call that broke is taken back: its text came as content."""
         self.text += delta.text
         self.finish_reason = delta.finish_reason or self.finish_reason
+        self.stop_string = delta.stop_string or self.stop_string
         self.entries += delta.entries
         self.scores += delta.scores
         self.prompt_token_ids = delta.prompt_token_ids or self.prompt_token_ids
