@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 import msgspec
@@ -16,13 +16,14 @@ import msgspec
 from livery.engine.base import EngineInfo, Grammar
 from livery.grammar_process import WALL_S, GrammarHost, Verdict
 from livery.grammars import MAX_SOURCE
-from livery.refusals import InvalidParameter, Overloaded
+from livery.refusals import GrammarUntried, InvalidParameter
 
 log = logging.getLogger("livery.grammars")
 
 KEPT_VERDICTS = 1024
 KEPT_BYTES = 8 << 20  # of grammars whose verdicts are kept
 MAX_WAITING = 64  # grammars that wait for their trial
+MAX_WAITING_EACH = 4  # of these of one tenant: they may take a second each
 LINE = 6 * MAX_SOURCE + 4096  # bytes of a verdict, which may hold the grammar again, control characters as \u0001
 START_S = 60.0  # for the process to read a tokenizer, on a busy machine
 
@@ -33,20 +34,21 @@ INVALID = "Invalid schema for response_format"
 class GrammarCheck:
     """The asyncio side of the process that tries grammars. Use from one event loop."""
 
-    def __init__(self, tokenizer: Callable[[], str], info: EngineInfo) -> None:
-        """`tokenizer` gives the text of the model's `tokenizer.json`."""
-        self._tokenizer, self._info = tokenizer, info
+    def __init__(self, tokenizer: Callable[[], str], info: EngineInfo, wall_s: float = WALL_S) -> None:
+        """`tokenizer` gives the text of the model's `tokenizer.json`; one trial is waited for `wall_s` seconds."""
+        self._tokenizer, self._info, self._wall_s = tokenizer, info, wall_s
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
         self._verdicts: OrderedDict[Grammar, Verdict] = OrderedDict()
         self._kept_bytes = 0
-        self._trials: set[asyncio.Task[Verdict]] = set()
+        self._trials: dict[Grammar, asyncio.Task[Verdict]] = {}
 
-    async def check(self, grammar: Grammar, param: str) -> Grammar:
+    async def check(self, grammar: Grammar, param: str, tenant: str) -> Grammar:
         """The grammar as the engine is to take it.
 
-        Raises InvalidParameter where no answer can be held to it, Overloaded where too many wait for their trial.
+        Raises InvalidParameter where no answer can be held to it, GrammarUntried where that isn't found out: too many
+        wait for their trial, of this tenant's or in all, or the machine has no time for it.
         """
         if len(grammar.source) > MAX_SOURCE:
             verdict = Verdict(f"it has {len(grammar.source)} characters; at most {MAX_SOURCE} bytes are taken")
@@ -54,7 +56,9 @@ class GrammarCheck:
             self._verdicts.move_to_end(grammar)
             verdict = self._verdicts[grammar]
         else:
-            verdict = await self._try(grammar)
+            verdict = await self._try(grammar, tenant)
+            if verdict.late:
+                raise GrammarUntried(f"the server had no time for it within {self._wall_s:g} s", retry_after=5)
         if verdict.grammar is None:
             what = f"Invalid {grammar.kind} for {param}"
             if grammar.kind == "json_schema":
@@ -69,34 +73,40 @@ class GrammarCheck:
             process.kill()
             await process.wait()
 
-    async def _try(self, grammar: Grammar) -> Verdict:
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded(self._waiting)
-        trial = asyncio.create_task(self._ask(grammar))
-        self._trials.add(trial)
-        trial.add_done_callback(self._trials.discard)
+    async def _try(self, grammar: Grammar, tenant: str) -> Verdict:
+        trial = self._trials.get(grammar)
+        if trial is None:
+            if self._waiting[tenant] >= MAX_WAITING_EACH:
+                raise GrammarUntried(f"{MAX_WAITING_EACH} others of yours wait to be tried")
+            if len(self._trials) >= MAX_WAITING:
+                raise GrammarUntried(f"{MAX_WAITING} others wait to be tried")
+            trial = self._trials[grammar] = asyncio.create_task(self._ask(grammar))
+            self._waiting[tenant] += 1
+            trial.add_done_callback(lambda _: self._tried(grammar, tenant))
         return await asyncio.shield(trial)  # who asked may leave; the process goes on for the others
+
+    def _tried(self, grammar: Grammar, tenant: str) -> None:
+        del self._trials[grammar]
+        self._waiting[tenant] -= 1
+        if not self._waiting[tenant]:
+            del self._waiting[tenant]
 
     async def _ask(self, grammar: Grammar) -> Verdict:
         """One line out, one line back, one grammar at a time."""
-        self._waiting += 1
         try:
-            async with self._turn, asyncio.timeout(START_S + WALL_S):
-                if grammar in self._verdicts:  # tried while this one waited
-                    return self._verdicts[grammar]
+            async with self._turn, asyncio.timeout(START_S + self._wall_s):
                 process = await self._running()
                 assert process.stdin is not None and process.stdout is not None
                 process.stdin.write(msgspec.json.encode(grammar) + b"\n")
                 await process.stdin.drain()
                 verdict = msgspec.json.decode(await process.stdout.readline(), type=Verdict)
-                self._keep(grammar, verdict)
+                if not verdict.late:
+                    self._keep(grammar, verdict)
                 return verdict
         except (TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:  # ValueError: a line too long
             log.error("the process that tries grammars out doesn't answer and is started anew: %r", error)
             await self.stop()
-            raise Overloaded(self._waiting) from None
-        finally:
-            self._waiting -= 1
+            raise GrammarUntried("the process that tries them doesn't answer and is started anew") from None
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
@@ -109,7 +119,7 @@ class GrammarCheck:
             )
             assert self._process.stdin is not None
             tokenizer = await asyncio.to_thread(self._tokenizer)
-            host = GrammarHost(tokenizer, self._info.vocab_size, self._info.eos_token_ids)
+            host = GrammarHost(tokenizer, self._info.vocab_size, self._info.eos_token_ids, self._wall_s)
             self._process.stdin.write(msgspec.json.encode(host) + b"\n")
         return self._process
 

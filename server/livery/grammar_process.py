@@ -30,18 +30,26 @@ TOO_MUCH = "it takes too much memory to compile; make it simpler"
 
 
 class GrammarHost(msgspec.Struct, frozen=True):
-    """A model as grammars see it: the text of its `tokenizer.json`, the logits' width, its end-of-sequence ids."""
+    """A model as grammars see it: the text of its `tokenizer.json`, the logits' width, its end-of-sequence ids.
+
+    `wall_s` is how many seconds one grammar is waited for.
+    """
 
     tokenizer: str
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    wall_s: float = WALL_S
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Why no answer can be held to a grammar, or what the engine is to hold it to: Lark in place of other notations."""
+    """Why no answer can be held to a grammar, or what the engine is to hold it to: Lark in place of other notations.
+
+    `late`: neither is known, for the machine had no time for it.
+    """
 
     refusal: str = ""
     grammar: Grammar | None = None
+    late: bool = False
 
 
 def main() -> None:
@@ -55,12 +63,12 @@ def main() -> None:
         compiler = str(error)
     while line := lines.readline():
         grammar = msgspec.json.decode(line, type=Grammar)
-        answer = Verdict(compiler) if isinstance(compiler, str) else verdict(compiler, grammar)
+        answer = Verdict(compiler) if isinstance(compiler, str) else verdict(compiler, grammar, host.wall_s)
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.buffer.flush()
 
 
-def verdict(compiler: GrammarCompiler, grammar: Grammar) -> Verdict:
+def verdict(compiler: GrammarCompiler, grammar: Grammar, wall_s: float = WALL_S) -> Verdict:
     """Try a grammar out in a fork."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -73,11 +81,13 @@ def verdict(compiler: GrammarCompiler, grammar: Grammar) -> Verdict:
             os._exit(0)
     os.close(writing)
     try:
-        said = _read(reading, time.monotonic() + WALL_S)
+        said = _read(reading, time.monotonic() + wall_s)
     finally:
         os.close(reading)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
+    if said is None:
+        return Verdict(late=True)
     if said:
         return msgspec.json.decode(said, type=Verdict)
     slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
@@ -112,15 +122,15 @@ def _write(pipe: int, said: bytes) -> None:
         out.write(said)
 
 
-def _read(pipe: int, deadline: float) -> bytes:
-    """All that comes until the other end is closed, or nothing where that takes longer."""
+def _read(pipe: int, deadline: float) -> bytes | None:
+    """All that comes until the other end is closed; None where that takes longer."""
     said = b""
-    while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+    while (left := deadline - time.monotonic()) > 0 and select.select([pipe], [], [], left)[0]:
         piece = os.read(pipe, 1 << 16)
         if not piece:
             return said
         said += piece
-    return b""
+    return None
 
 
 if __name__ == "__main__":

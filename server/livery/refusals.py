@@ -7,6 +7,7 @@ ServiceRefusal
 │   └── UnknownParameter       the field is unknown, and fields must be known
 ├── ContextLengthExceeded   prompt and answer don't fit the model
 ├── Overloaded              too many requests are open
+├── GrammarUntried          whether an answer can be held to a grammar isn't found out now
 ├── Draining                the server is stopping
 ├── TooManyIntakes          too many adapters are on their way in
 ├── NotReady                the engine doesn't answer in time
@@ -84,6 +85,16 @@ class Overloaded(ServiceRefusal):
 
     def __init__(self, open_requests: int, retry_after: int = 1) -> None:
         super().__init__(f"The server already has {open_requests} requests open. Please retry shortly.")
+        self.retry_after = retry_after
+
+
+class GrammarUntried(ServiceRefusal):
+    """Whether an answer can be held to a grammar isn't found out now; `retry_after` is in seconds."""
+
+    def __init__(self, reason: str, retry_after: int = 1) -> None:
+        super().__init__(
+            f"The schema or grammar is new here and couldn't be tried out: {reason}. Please retry shortly."
+        )
         self.retry_after = retry_after
 
 

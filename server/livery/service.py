@@ -133,7 +133,7 @@ class GenerationService:
         """Admit a request: bind its adapter version, encode its prompts, check that the answer can fit.
 
         Raises Draining, Overloaded, UnknownModel, AdapterNotReady, AdapterUnusable, InvalidMessages,
-        InvalidParameter, ContextLengthExceeded.
+        InvalidParameter, GrammarUntried, ContextLengthExceeded.
         """
         lease, release = await self._admit(job.model, len(job.prompts) * job.options.answers_made, job.caller)
         try:
@@ -324,7 +324,7 @@ class GenerationService:
         """What the engine is asked for, and the tokens of all prompts."""
         info = self.info
         if job.options.grammar is not None:
-            grammar = await self.grammars.check(job.options.grammar, job.options.grammar_param)
+            grammar = await self.grammars.check(job.options.grammar, job.options.grammar_param, job.caller.tenant)
             job = replace(job, options=replace(job.options, grammar=grammar))
         prompts = [await encode(prompt, job, tokenizer, info.max_model_len, info.vocab_size) for prompt in job.prompts]
         each, words = job.options.answers_made, bad_words(job.options.bad_words, tokenizer)

@@ -17,7 +17,7 @@ import pytest
 
 from api.live_server import BASE, VOCAB, LiveServer, Setup
 from livery.engine.base import Grammar
-from livery.grammar_process import BROKE, TOO_LONG, TOO_MUCH, verdict
+from livery.grammar_process import BROKE, TOO_LONG, TOO_MUCH, Verdict, verdict
 from livery.grammars import GrammarCompiler
 from livery.text import Tokenizer
 
@@ -143,7 +143,7 @@ def nasty() -> list[dict[str, Any]]:
 
 
 def test_nasty_grammars_hurt_nobody_beside_them(held: LiveServer) -> None:
-    """Each is answered, by a 400 or by an answer, and so is everybody else meanwhile."""
+    """Each is answered, by a refusal or by an answer, and so is everybody else meanwhile."""
     beside = 0
     with ThreadPoolExecutor(4) as clients:
         asked = [clients.submit(post, held, {**CHAT, **change}) for change in nasty()]
@@ -152,7 +152,9 @@ def test_nasty_grammars_hurt_nobody_beside_them(held: LiveServer) -> None:
             beside += 1
     answers = [answer.result() for answer in asked]
     refused = [answer.json()["error"] for answer in answers if answer.status_code == 400]
-    assert len(refused) + sum(answer.status_code == 200 for answer in answers) == len(answers)
+    assert {answer.status_code for answer in answers} <= {200, 400, 503}
+    untried = [answer.json()["error"]["code"] for answer in answers if answer.status_code == 503]
+    assert set(untried) <= {"grammar_untried"}  # a machine that is busy enough has no time for some
     assert {error["param"] for error in refused} == {"response_format", "guided_regex", "guided_grammar"}
     assert beside and post(held, {**CHAT, **formatted(SCHEMA)}).status_code == 200
 
@@ -169,9 +171,12 @@ class Broken(GrammarCompiler):
                 bytearray(1 << 40)
             case "crash":
                 os.kill(os.getpid(), signal.SIGTERM)
+            case "idle":
+                signal.pause()
 
 
 def test_what_a_grammar_does_to_the_compiler_ends_with_its_trial(tokenizer: Tokenizer) -> None:
     broken = Broken(tokenizer.to_json(), VOCAB, (2,))
     said = {source: verdict(broken, Grammar("regex", source)).refusal for source in ("loop", "memory", "crash", "fine")}
     assert said == {"loop": TOO_LONG, "memory": TOO_MUCH, "crash": BROKE, "fine": ""}
+    assert verdict(broken, Grammar("regex", "idle"), wall_s=0.01) == Verdict(late=True)

@@ -1,0 +1,66 @@
+"""Grammars on their way to their trial: whose wait, and what is remembered of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from api.live_server import VOCAB
+from livery.api.errors import describe
+from livery.engine.base import Grammar
+from livery.engine.fake import FakeEngine
+from livery.grammar_check import MAX_WAITING_EACH, GrammarCheck
+from livery.refusals import GrammarUntried, InvalidParameter
+from livery.text import Tokenizer
+
+MISSING = Grammar("lark", "start: missing")
+
+
+async def check_of(tokenizer: Tokenizer, **settings: float) -> GrammarCheck:
+    info = await FakeEngine(vocab_size=VOCAB, eos_token_ids=(2,)).start()
+    return GrammarCheck(tokenizer.to_json, info, **settings)
+
+
+async def test_one_tenants_grammars_fill_nobody_elses_queue(tokenizer: Tokenizer) -> None:
+    check = await check_of(tokenizer)
+    try:
+        new = [Grammar("regex", f"a{{{index + 1}}}") for index in range(MAX_WAITING_EACH + 1)]
+        theirs, same = Grammar("regex", "b"), new[0]
+        *taken, refused, shared, other = await asyncio.gather(
+            *(check.check(grammar, "guided_regex", "first") for grammar in new),
+            check.check(same, "guided_regex", "first"),  # waits already, so it takes no more room
+            check.check(theirs, "guided_regex", "second"),
+            return_exceptions=True,
+        )
+        assert [*taken, shared, other] == [*new[:-1], same, theirs]
+        assert isinstance(refused, GrammarUntried)
+        answer = describe(refused)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert answer.body["error"]["code"] == "grammar_untried"
+        assert await check.check(new[-1], "guided_regex", "first") == new[-1]  # there is room again
+    finally:
+        await check.stop()
+
+
+async def test_what_the_machine_had_no_time_for_is_no_verdict(tokenizer: Tokenizer) -> None:
+    check = await check_of(tokenizer, wall_s=0.0)
+    try:
+        for _ in range(2):
+            with pytest.raises(GrammarUntried) as refused:
+                await check.check(MISSING, "guided_grammar", "anyone")
+            assert describe(refused.value).headers["retry-after"] == "5"
+        assert not check._verdicts
+    finally:
+        await check.stop()
+
+
+async def test_a_verdict_is_kept(tokenizer: Tokenizer) -> None:
+    check = await check_of(tokenizer)
+    try:
+        for _ in range(2):
+            with pytest.raises(InvalidParameter, match="missing"):
+                await check.check(MISSING, "guided_grammar", "anyone")
+        assert list(check._verdicts) == [MISSING]
+    finally:
+        await check.stop()
