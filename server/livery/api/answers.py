@@ -32,9 +32,15 @@ def answers(model: type[BaseModel], *also: int, streamed: bool = False) -> Respo
     told: dict[str, Any] = {"model": model, "description": " ".join((model.__doc__ or "").split())}
     if streamed:
         chunks = 'data: {"id": …}\n\ndata: {"id": …}\n\ndata: [DONE]\n\n'
-        told["content"] = {"text/event-stream": {"schema": {"type": "string"}, "example": chunks}}
+        told["content"] = {"text/event-stream": {"schema": {}, "example": chunks}}  # events have names on some routes
         told["description"] += " With `stream`: server-sent events, one chunk each, and [DONE] at the end."
     return {status: dict(told) for status in (200, *also)}
+
+
+def in_anthropics_words(told: Responses) -> Responses:
+    """The same for a route whose errors have Anthropic's shape."""
+    failed = {"model": AnthropicError, "description": " ".join((AnthropicError.__doc__ or "").split())}
+    return {**told, **{status: dict(failed) for status in ("4XX", "5XX")}}
 
 
 def plain(description: str, example: str) -> Responses:
@@ -366,3 +372,15 @@ class InputTokens(BaseModel):
     """What a message would read."""
 
     input_tokens: int
+
+
+class AnthropicErrorFacts(BaseModel):
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """What went wrong, in Anthropic's shape."""
+
+    type: Literal["error"]
+    error: AnthropicErrorFacts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from livery.api.answers import AnthropicMessage, InputTokens, answers
+from livery.api.answers import AnthropicMessage, InputTokens, answers, in_anthropics_words
 from livery.api.anthropic_body import NAMES, CountTokensBody, MessagesBody
 from livery.api.anthropic_shape import AnthropicShape
 from livery.api.context import ContextDep
@@ -25,7 +25,7 @@ def _failed(error: ApiError) -> bytes:
 DIALECT = Dialect(named_event, b"", _failed)
 
 
-@router.post("/v1/messages", responses=answers(AnthropicMessage, streamed=True))
+@router.post("/v1/messages", responses=in_anthropics_words(answers(AnthropicMessage, streamed=True)))
 async def create_message(body: MessagesBody, request: Request, context: ContextDep) -> Response:
     body.check()
     context.unknown_fields.met(body.model_extra or {})
@@ -34,7 +34,7 @@ async def create_message(body: MessagesBody, request: Request, context: ContextD
         return await retell(chat, "msg", AnthropicShape, lambda _: DIALECT, request, context)
 
 
-@router.post("/v1/messages/count_tokens", responses=answers(InputTokens))
+@router.post("/v1/messages/count_tokens", responses=in_anthropics_words(answers(InputTokens)))
 async def count_tokens(body: CountTokensBody, request: Request, context: ContextDep) -> Response:
     context.unknown_fields.met(body.model_extra or {})
     chat = await beside_body(request, body.to_chat)

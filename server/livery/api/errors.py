@@ -181,7 +181,9 @@ def in_anthropic_words(error: ApiError) -> ApiError:
     """The same error in the shape that Anthropic's clients read, which has no place for the field but the message."""
     facts = error.body["error"]
     kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else INVALID)
-    message = f"{facts['param']}: {facts['message']}" if facts["param"] else facts["message"]
+    message = str(facts["message"])
+    if facts["param"] and not message.startswith(f"{facts['param']}: "):
+        message = f"{facts['param']}: {message}"
     return ApiError(error.status, {"type": "error", "error": {"type": kind, "message": message}}, error.headers)
 
 
