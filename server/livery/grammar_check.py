@@ -16,7 +16,7 @@ import msgspec
 from livery.engine.base import EngineInfo, Grammar
 from livery.grammar_process import WALL_S, GrammarHost, Verdict
 from livery.grammars import MAX_SOURCE
-from livery.refusals import GrammarUntried, InvalidParameter
+from livery.refusals import Draining, GrammarUntried, InvalidParameter
 
 log = logging.getLogger("livery.grammars")
 
@@ -42,13 +42,14 @@ class GrammarCheck:
         self._waiting: Counter[str] = Counter()
         self._verdicts: OrderedDict[Grammar, Verdict] = OrderedDict()
         self._kept_bytes = 0
+        self._stopped = False
         self._trials: dict[Grammar, asyncio.Task[Verdict]] = {}
 
     async def check(self, grammar: Grammar, param: str, tenant: str) -> Grammar:
         """The grammar as the engine is to take it.
 
         Raises InvalidParameter where no answer can be held to it, GrammarUntried where that isn't found out: too many
-        wait for their trial, of this tenant's or in all, or the machine has no time for it.
+        wait for their trial, of this tenant's or in all, or the machine has no time for it. Draining once stopped.
         """
         if len(grammar.source) > MAX_SOURCE:
             verdict = Verdict(f"it has {len(grammar.source)} characters; at most {MAX_SOURCE} bytes are taken")
@@ -67,7 +68,15 @@ class GrammarCheck:
         return verdict.grammar
 
     async def stop(self) -> None:
-        """End the process."""
+        """End the process for good, and the trials that wait for it: those who asked get Draining."""
+        self._stopped = True
+        trials = list(self._trials.values())
+        for trial in trials:
+            trial.cancel()
+        await asyncio.gather(*trials, return_exceptions=True)
+        await self._end()
+
+    async def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
             process.kill()
@@ -83,7 +92,12 @@ class GrammarCheck:
             trial = self._trials[grammar] = asyncio.create_task(self._ask(grammar))
             self._waiting[tenant] += 1
             trial.add_done_callback(lambda _: self._tried(grammar, tenant))
-        return await asyncio.shield(trial)  # who asked may leave; the process goes on for the others
+        try:
+            return await asyncio.shield(trial)  # who asked may leave; the process goes on for the others
+        except asyncio.CancelledError:
+            if self._stopped and trial.cancelled():
+                raise Draining from None
+            raise
 
     def _tried(self, grammar: Grammar, tenant: str) -> None:
         del self._trials[grammar]
@@ -105,10 +119,13 @@ class GrammarCheck:
                 return verdict
         except (TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:  # ValueError: a line too long
             log.error("the process that tries grammars out doesn't answer and is started anew: %r", error)
-            await self.stop()
+            await self._end()
             raise GrammarUntried("the process that tries them doesn't answer and is started anew") from None
 
     async def _running(self) -> asyncio.subprocess.Process:
+        """Raises Draining once stopped."""
+        if self._stopped:
+            raise Draining
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "livery.grammar_process"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,7 @@ from livery.api.errors import describe
 from livery.engine.base import Grammar
 from livery.engine.fake import FakeEngine
 from livery.grammar_check import MAX_WAITING_EACH, GrammarCheck
-from livery.refusals import GrammarUntried, InvalidParameter
+from livery.refusals import Draining, GrammarUntried, InvalidParameter
 from livery.text import Tokenizer
 
 MISSING = Grammar("lark", "start: missing")
@@ -64,3 +66,38 @@ async def test_a_verdict_is_kept(tokenizer: Tokenizer) -> None:
         assert list(check._verdicts) == [MISSING]
     finally:
         await check.stop()
+
+
+def processes() -> set[int]:
+    """Children of this one that try grammars."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"livery.grammar_process" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("started", [True, False])
+async def test_no_process_outlives_the_stop_whoever_waits(tokenizer: Tokenizer, *, started: bool) -> None:
+    check = await check_of(tokenizer)
+    before = processes()
+    if started:
+        await check.check(Grammar("regex", "a"), "guided_regex", "anyone")
+        assert processes() - before
+    waiting = [
+        asyncio.create_task(check.check(Grammar("regex", f"b{{{index + 1}}}"), "guided_regex", "anyone"))
+        for index in range(MAX_WAITING_EACH)
+    ]
+    while len(check._trials) < len(waiting):
+        await asyncio.sleep(0)
+    await check.stop()
+    said = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(each) for each in said] == [Draining] * len(waiting)
+    with pytest.raises(Draining):
+        await check.check(Grammar("regex", "c"), "guided_regex", "anyone")
+    assert processes() == before
