@@ -13,6 +13,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from api.field_table import HONOURED, IGNORES, README, REFUSED, between_marks, fields, table
 from api.live_server import BASE, LiveServer, Serve, Setup
+from livery.api.body import MAX_UNKNOWN
 from livery.api.schemas import ChatCompletionBody, CompletionBody
 
 CHAT: dict[str, Any] = {"model": BASE, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
@@ -130,6 +131,70 @@ def test_unknown_fields_are_ignored_counted_and_logged_once(serve: Serve, caplog
     assert len(said) == 2
     assert "'temprature'" in said[0]
     assert len(said[1]) < 200
+
+
+def test_fields_inside_objects_are_unknown_too(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve(Setup(eos_token_ids=(2,)))
+    caplog.set_level("INFO", logger="livery.api")
+    said = {"role": "assistant", "content": "Hi", "mood": 1, "refusal": None, "annotations": [], "function_call": None}
+    parts = [{"type": "text", "text": "Hi", "colour": "red"}]
+    tool = {"type": "function", "function": {"name": "f", "seen": "by the template"}}
+    body = {
+        **CHAT,
+        "messages": [said, said, {"role": "user", "content": parts}],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": {"type": "object"}, "strikt": True},
+        },
+        "tools": [tool],
+        "tool_choice": "none",
+        "temprature": None,
+    }
+    answer = post(server, body)
+    assert answer.status_code == 200, answer.text
+    assert "livery_unknown_fields_total 4.0" in httpx.get(f"{server.url}/metrics").text
+    told = " ".join(record.getMessage() for record in caplog.records if record.name == "livery.api")
+    for name in ("messages.N.mood", "messages.N.content.N.colour", "response_format.json_schema.strikt"):
+        assert told.count(f"'{name}'") == 1, told
+
+
+def test_unknown_fields_of_one_request_are_bounded() -> None:
+    messages = [{"role": "user", "content": "Hi", "a": 1, "b": 2}] * (MAX_UNKNOWN // 2 + 1)
+    body = ChatCompletionBody.model_validate({"messages": messages})
+    assert len(body.unknown_fields) == MAX_UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern"),
+        (
+            {"structured_outputs": {"json": {}, "disable_any_whitespace": True}},
+            "structured_outputs.disable_any_whitespace",
+        ),
+        (
+            {"structured_outputs": {"json": {}, "disable_additional_properties": True}},
+            "structured_outputs.disable_additional_properties",
+        ),
+        (
+            {"messages": [*CHAT["messages"], {"role": "assistant", "function_call": {"name": "f", "arguments": ""}}]},
+            "messages.1.function_call",
+        ),
+    ],
+)
+def test_what_is_refused_inside_objects_is_named(server: LiveServer, fields: dict[str, Any], param: str) -> None:
+    error = post(server, {**CHAT, **fields}).json()["error"]
+    assert (error["param"], error["code"]) == (param, "unsupported_parameter")
+    assert error["message"].startswith(f"{param} is not supported.")
+
+
+def test_strict_servers_refuse_unknown_fields_inside_objects_and_take_harmless_ones(serve: Serve) -> None:
+    server = serve(Setup(strict_params=True, eos_token_ids=(2,)))
+    fields = {"regex": "a", "disable_any_whitespace": False, "disable_fallback": True, "whitespace_pattern": None}
+    answer = post(server, {**CHAT, "structured_outputs": fields})
+    assert answer.status_code == 200, answer.text
+    error = post(server, {**CHAT, "messages": [{**CHAT["messages"][0], "mood": 1}]}).json()["error"]
+    assert (error["param"], error["code"]) == ("messages.0.mood", "unrecognized_request_argument")
 
 
 def test_strict_servers_refuse_unknown_fields(serve: Serve) -> None:

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from livery.api.body import Body
+from livery.api.ignored import ignored
 from livery.api.plain_json import check_count, check_plain
+from livery.api.unsupported import UNSUPPORTED_IN_MESSAGES, refuse_unsupported
 from livery.chat_template import REASONING, Message
 from livery.refusals import InvalidParameter, UnsupportedParameter
 
@@ -18,6 +20,7 @@ Thought = Annotated[str, Field(max_length=1 << 22)]
 class TextPart(Body):
     type: str
     text: str | None = None
+    refusal: Any = None
 
 
 class ChatMessage(Body):
@@ -30,10 +33,16 @@ class ChatMessage(Body):
     reasoning_content: Thought | None = None
     reasoning: Thought | None = None
     thinking: Thought | None = None
+    # Of answers that come back as history:
+    refusal: Any = ignored("a refusal is told as a part of content")
+    annotations: Any = ignored("text only")
+
+    unsupported = UNSUPPORTED_IN_MESSAGES
 
 
 def message_of(message: ChatMessage, at: int) -> Message:
     """One message as the template sees it: plain data, text content only."""
+    refuse_unsupported(message.model_extra or {}, message.unsupported, f"messages.{at}.")
     plain: dict[str, object] = {"role": message.role, "content": _content(message, at)}
     for name in ("name", "tool_call_id", *REASONING):
         if (value := getattr(message, name)) is not None:
@@ -56,7 +65,7 @@ def _content(message: ChatMessage, at: int) -> str:
         param = f"messages.{at}.content.{index}"
         if part.type not in ("text", "refusal"):
             raise UnsupportedParameter(f"Content parts of type {part.type[:64]!r} are not supported; send text.", param)
-        text = part.text if part.type == "text" else (part.model_extra or {}).get("refusal")
+        text = part.text if part.type == "text" else part.refusal
         if not isinstance(text, str):
             raise InvalidParameter("A text part needs text.", f"{param}.{part.type}")
         texts.append(text)

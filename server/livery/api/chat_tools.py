@@ -20,6 +20,8 @@ Schema = dict[str, Any]
 
 
 class FunctionBody(Body):
+    handed_on = True
+
     name: FunctionName
     description: str | None = None
     parameters: Schema | None = None
@@ -27,6 +29,8 @@ class FunctionBody(Body):
 
 
 class ToolBody(Body):
+    handed_on = True  # to the chat template
+
     type: Annotated[str, Field(max_length=64)]
     function: FunctionBody | None = None
 

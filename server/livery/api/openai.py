@@ -87,12 +87,13 @@ async def _job(
     record: RequestRecord = request.state.record
     caller = Caller(body.user, record.key, record.tenant)
 
-    def make() -> Job:
+    def make() -> tuple[Job, list[str]]:
         body.check()
-        return Job(body.model_name, body.to_prompts(), body.to_options(), request_id, param, caller)
+        job = Job(body.model_name, body.to_prompts(), body.to_options(), request_id, param, caller)
+        return job, body.unknown_fields
 
-    job = await beside_body(request, make)
-    context.unknown_fields.met(body.unknown_fields)
+    job, unknown = await beside_body(request, make)
+    context.unknown_fields.met(unknown)
     return job
 
 

@@ -29,6 +29,8 @@ Input = str | Texts | Ids | Annotated[list[Ids], Field(fail_fast=True)]
 class PoolingBody(WholeBody):
     """What these routes share."""
 
+    unsupported = UNSUPPORTED_IN_POOLING
+
     model: ModelName | None = None
     user: str | None = Field(None, max_length=512)
     cache_salt: str | None = Field(None, min_length=1, max_length=512)
@@ -42,15 +44,9 @@ class PoolingBody(WholeBody):
         """The adapter where LoRAX's field names one, else the model."""
         return self.adapter_id or self.model or ""
 
-    @property
-    def unknown_fields(self) -> list[str]:
-        """Fields that are neither in the schema nor known to be unsupported."""
-        known = {rule.name for rule in UNSUPPORTED_IN_POOLING}
-        return [name for name in self.model_extra or {} if name not in known]
-
     def check(self) -> None:
         """Raises UnsupportedParameter for fields that would change the answer and aren't implemented."""
-        refuse_unsupported(self.model_extra or {}, UNSUPPORTED_IN_POOLING)
+        refuse_unsupported(self.model_extra or {}, self.unsupported)
 
     def job(self, request_id: str, caller: Caller) -> PoolingJob:
         """What the service is asked for. Raises InvalidParameter."""

@@ -7,7 +7,7 @@ Turns bodies into the service's `Job`; knows no route and no response.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
@@ -18,7 +18,7 @@ from livery.api.chat_tools import ToolChoice, Tools, template_tools, tool_use
 from livery.api.ignored import IgnoredFields, Word, ignored
 from livery.api.sampling_fields import Likeliest, SamplingFields, TokenId, check_kept
 from livery.api.structured import StructuredFields
-from livery.api.unsupported import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS, Rule, refuse_unsupported
+from livery.api.unsupported import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS, refuse_unsupported
 from livery.jobs import BareText, ChatPrompt, Options, Prompt
 from livery.refusals import InvalidParameter
 
@@ -67,8 +67,6 @@ class GenerationBody(IgnoredFields, SamplingFields, StructuredFields):
     cache_salt: str | None = Field(None, min_length=1, max_length=512)
     adapter_id: ModelName | None = None  # LoRAX's name for what stands in `model` here
 
-    unsupported: ClassVar[tuple[Rule, ...]]
-
     @property
     def model_name(self) -> str:
         """The adapter where LoRAX's field names one, else the model."""
@@ -81,12 +79,6 @@ class GenerationBody(IgnoredFields, SamplingFields, StructuredFields):
     @property
     def continuous_usage(self) -> bool:
         return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
-
-    @property
-    def unknown_fields(self) -> list[str]:
-        """Fields that are neither in the schema nor known to be unsupported."""
-        known = {rule.name for rule in self.unsupported}
-        return [name for name in self.model_extra or {} if name not in known]
 
     def check(self) -> None:
         """Raises UnsupportedParameter or InvalidParameter for what the schema alone can't say."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from livery.api.body import Body
+from livery.api.unsupported import UNSUPPORTED_IN_STRUCTURED_OUTPUTS, refuse_unsupported
 from livery.engine.base import Grammar
 from livery.refusals import InvalidParameter, UnsupportedParameter
 
@@ -48,6 +49,8 @@ class ResponseFormat(Body):
 class StructuredOutputs(Body):
     """vLLM's field: one of these."""
 
+    unsupported = UNSUPPORTED_IN_STRUCTURED_OUTPUTS
+
     json_: Schema | str | None = Field(None, alias="json")
     regex: str | None = None
     choice: Choices | None = None
@@ -69,6 +72,7 @@ class StructuredFields(Body):
     def held(self) -> Held | None:
         """What the answer is held to. Raises InvalidParameter where several fields say so, UnsupportedParameter."""
         vllm = self.structured_outputs or StructuredOutputs.model_validate({})
+        refuse_unsupported(vllm.model_extra or {}, vllm.unsupported, "structured_outputs.")
         if vllm.structural_tag is not None:
             param = "structured_outputs.structural_tag"
             raise UnsupportedParameter(f"{param} is not supported; say the same with `grammar`.", param)

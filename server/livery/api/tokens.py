@@ -85,7 +85,7 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
         )
         model, param = body.model_name, "messages"
     else:
-        context.unknown_fields.met(body.model_extra or {})
+        context.unknown_fields.met(body.unknown_fields)
         model, param, options = body.model or "", "prompt", body.to_options()
     record: RequestRecord = request.state.record
     job = Job(model, [body.to_prompt()], options, record.id, param, Caller(None, record.key, record.tenant))
@@ -103,7 +103,7 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
 @router.post("/detokenize", responses=answers(DetokenizedText))
 async def detokenize(body: DetokenizeBody, context: ContextDep) -> Response:
     """The text that ids stand for, special tokens included."""
-    context.unknown_fields.met(body.model_extra or {})
+    context.unknown_fields.met(body.unknown_fields)
     return json_response({"prompt": await context.service.detokenize(body.model or "", body.tokens)})
 
 

@@ -6,6 +6,7 @@ A misspelt field changes nothing and says nothing; `livery_unknown_fields` and t
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 
 from livery.metrics import Metrics
@@ -15,6 +16,7 @@ log = logging.getLogger("livery.api")
 
 MAX_LOGGED = 100  # different names; after that only the count grows
 MAX_NAME = 64  # characters shown of one
+PLACE = re.compile(r"\.\d+\.")  # in a list
 
 
 class UnknownFields:
@@ -32,7 +34,7 @@ class UnknownFields:
         if met and self._strict:
             raise UnknownParameter(met[0][:MAX_NAME])
         for name in met[:MAX_LOGGED]:
-            shown = name[:MAX_NAME]
+            shown = PLACE.sub(".N.", name[:MAX_NAME])
             if shown not in self._logged and len(self._logged) < MAX_LOGGED:
                 self._logged.add(shown)
                 log.info("a request has the field %s, which is unknown and ignored; said once", ascii(shown))

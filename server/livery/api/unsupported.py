@@ -26,12 +26,15 @@ class Rule(NamedTuple):
     remedy: str = ""
 
 
-def refuse_unsupported(extra: Mapping[str, Any], rules: Sequence[Rule]) -> None:
-    """Raises UnsupportedParameter for the first of `extra`, fields outside the schema, that asks for something."""
+def refuse_unsupported(extra: Mapping[str, Any], rules: Sequence[Rule], at: str = "") -> None:
+    """Raises UnsupportedParameter for the first of `extra`, fields outside the schema, that asks for something. `at`:
+    the dotted path of the object that has them, with its last dot.
+    """
     for rule in rules:
         value = extra.get(rule.name)
         if value is not None and not rule.harmless(value):
-            raise UnsupportedParameter(f"{rule.name} is not supported. {rule.remedy}".rstrip(), rule.name)
+            param = at + rule.name
+            raise UnsupportedParameter(f"{param} is not supported. {rule.remedy}".rstrip(), param)
 
 
 UNSUPPORTED = (
@@ -74,6 +77,14 @@ UNSUPPORTED_IN_COMPLETIONS = (
     Rule("add_generation_prompt", _only(True), IN_CHAT),
     Rule("continue_final_message", _only(False), IN_CHAT),
     Rule("top_logprobs", _only(0), "Here logprobs is the number of them."),
+)
+
+UNSUPPORTED_IN_MESSAGES = (Rule("function_call", _only(), "It is deprecated: use tool_calls."),)
+UNSUPPORTED_IN_STRUCTURED_OUTPUTS = (
+    Rule("whitespace_pattern", _only(), "Say the same with `regex` or `grammar`."),
+    Rule("disable_any_whitespace", _only(False), "Say the same with `regex` or `grammar`."),
+    Rule("disable_additional_properties", _only(False), 'Write "additionalProperties": false into the schema.'),
+    Rule("disable_fallback", _only(True, False)),  # there is nothing to fall back to
 )
 
 UNSUPPORTED_IN_POOLING = (
