@@ -167,12 +167,13 @@ def test_the_schema_describes_the_errors_that_are_answered(server: LiveServer) -
     parts = schema["components"]["schemas"]
     assert not {"HTTPValidationError", "ValidationError"} & set(parts)
     assert set(parts["ErrorFacts"]["required"]) == {"message", "type", "param", "code"}
-    for methods in schema["paths"].values():
+    for path, methods in schema["paths"].items():
+        shape = "AnthropicError" if path.startswith("/v1/messages") else "ErrorAnswer"
         for operation in methods.values():
             assert "422" not in operation["responses"]
             for status in ("4XX", "5XX"):
                 content = operation["responses"][status]["content"]["application/json"]
-                assert content["schema"] == {"$ref": "#/components/schemas/ErrorAnswer"}
+                assert content["schema"] == {"$ref": f"#/components/schemas/{shape}"}
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/ping"])
