@@ -5,31 +5,24 @@ SmolLM2 writes a list of calls between the same tags.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 
-from livery.tools.events import TextParser
-from livery.tools.marked import MarkedCalls, Marks
+from livery.tools.marked import MarkedFormat, Marks
 from livery.tools.telling import called, described
 
 MARKS = Marks(("<tool_call>",), end="</tool_call>")
 
 
-class Hermes:
+class Hermes(MarkedFormat):
     """See `events.ToolFormat`."""
 
+    marks = MARKS
     name: str = "hermes"
     markers: tuple[str, ...] = ("<tool_call>", "</tool_call>")
     around: tuple[str, str] | None = ("<tool_call>", "</tool_call>")
 
     def recognises(self, template: str) -> bool:
         return "<tool_call>" in template
-
-    def parser(self, functions: frozenset[str]) -> TextParser:
-        return MarkedCalls(MARKS, functions)
-
-    def call_id(self) -> str:
-        return f"call_{secrets.token_hex(12)}"
 
     def preamble(self, tools: Sequence[Mapping[str, object]]) -> str:
         return (

@@ -4,31 +4,24 @@ it; several stand between semicolons.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 
-from livery.tools.events import TextParser
-from livery.tools.marked import MarkedCalls, Marks
+from livery.tools.marked import MarkedFormat, Marks
 from livery.tools.telling import called, described
 
 MARKS = Marks(("<|python_tag|>",), bare=True, separator=";")
 
 
-class Llama3:
+class Llama3(MarkedFormat):
     """See `events.ToolFormat`."""
 
+    marks = MARKS
     name: str = "llama3_json"
     markers: tuple[str, ...] = ("<|python_tag|>",)
     around: tuple[str, str] | None = None
 
     def recognises(self, template: str) -> bool:
         return "<|python_tag|>" in template or ("<|start_header_id|>" in template and '"parameters": ' in template)
-
-    def parser(self, functions: frozenset[str]) -> TextParser:
-        return MarkedCalls(MARKS, functions)
-
-    def call_id(self) -> str:
-        return f"call_{secrets.token_hex(12)}"
 
     def preamble(self, tools: Sequence[Mapping[str, object]]) -> str:
         return (

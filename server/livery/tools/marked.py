@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from livery.tools.call_reader import CallReader
-from livery.tools.events import Part
+from livery.tools.events import Part, TextParser
 from livery.tools.json_reader import WHITESPACE, NotJson
 
 _NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
@@ -223,3 +224,15 @@ def overlap(text: str, mark: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `mark`."""
     longest = min(len(text), len(mark) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(mark[:size])), 0)
+
+
+class MarkedFormat:
+    """What formats of calls between marks have in common."""
+
+    marks: ClassVar[Marks]
+
+    def parser(self, functions: frozenset[str]) -> TextParser:
+        return MarkedCalls(self.marks, functions)
+
+    def call_id(self) -> str:
+        return f"call_{secrets.token_hex(12)}"

@@ -8,26 +8,23 @@ import secrets
 import string
 from collections.abc import Mapping, Sequence
 
-from livery.tools.events import TextParser
-from livery.tools.marked import MarkedCalls, Marks
+from livery.tools.marked import MarkedFormat, Marks
 from livery.tools.telling import called, described
 
 MARKS = Marks(("[TOOL_CALLS]",), named=True, argument_mark="[ARGS]")
 ID_LENGTH = 9  # its templates take ids of exactly so many letters and digits
 
 
-class Mistral:
+class Mistral(MarkedFormat):
     """See `events.ToolFormat`."""
 
+    marks = MARKS
     name: str = "mistral"
     markers: tuple[str, ...] = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
     around: tuple[str, str] | None = None
 
     def recognises(self, template: str) -> bool:
         return "[TOOL_CALLS]" in template
-
-    def parser(self, functions: frozenset[str]) -> TextParser:
-        return MarkedCalls(MARKS, functions)
 
     def call_id(self) -> str:
         return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(ID_LENGTH))

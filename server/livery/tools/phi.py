@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 
-from livery.tools.events import TextParser
-from livery.tools.marked import MarkedCalls, Marks
+from livery.tools.marked import MarkedFormat, Marks
 from livery.tools.telling import called, described
 
 MARKS = Marks(("<|tool_call|>", "functools"), end="<|/tool_call|>")
 
 
-class Phi:
+class Phi(MarkedFormat):
     """See `events.ToolFormat`."""
 
+    marks = MARKS
     name: str = "phi4_mini_json"
     markers: tuple[str, ...] = ("<|tool_call|>", "<|/tool_call|>")
     around: tuple[str, str] | None = None
 
     def recognises(self, template: str) -> bool:
         return "<|tool_call|>" in template or "<|tool|>" in template
-
-    def parser(self, functions: frozenset[str]) -> TextParser:
-        return MarkedCalls(MARKS, functions)
-
-    def call_id(self) -> str:
-        return f"call_{secrets.token_hex(12)}"
 
     def preamble(self, tools: Sequence[Mapping[str, object]]) -> str:
         return (
