@@ -5,14 +5,14 @@ Fields that OpenAI doesn't have are vLLM's, but for `pooling`, which is ours.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from livery.api.body import WholeBody
 from livery.api.ignored import Metadata, Name, ignored
 from livery.api.sampling_fields import TokenId
-from livery.api.schemas import ModelName
+from livery.api.schemas import NamingBody, prompts_in
 from livery.api.unsupported import UNSUPPORTED_IN_POOLING, refuse_unsupported
 from livery.jobs import PoolingJob
 from livery.lease import Caller
@@ -26,31 +26,22 @@ Ids = Annotated[list[TokenId], Field(fail_fast=True)]
 Input = str | Texts | Ids | Annotated[list[Ids], Field(fail_fast=True)]
 
 
-class PoolingBody(WholeBody):
+class PoolingBody(NamingBody):
     """What these routes share."""
 
     unsupported = UNSUPPORTED_IN_POOLING
 
-    model: ModelName | None = None
-    user: str | None = Field(None, max_length=512)
-    cache_salt: str | None = Field(None, min_length=1, max_length=512)
-    adapter_id: ModelName | None = None  # LoRAX's name for what stands in `model` here
     metadata: Metadata | None = ignored("nothing is stored")
     priority: int | None = ignored("requests are served as they come")
     request_id: Name | None = ignored("send the header `x-request-id`")
-
-    @property
-    def model_name(self) -> str:
-        """The adapter where LoRAX's field names one, else the model."""
-        return self.adapter_id or self.model or ""
 
     def check(self) -> None:
         """Raises UnsupportedParameter for fields that would change the answer and aren't implemented."""
         refuse_unsupported(self.model_extra or {}, self.unsupported)
 
+    @abstractmethod
     def job(self, request_id: str, caller: Caller) -> PoolingJob:
         """What the service is asked for. Raises InvalidParameter."""
-        raise NotImplementedError
 
 
 class EmbeddingBody(PoolingBody):
@@ -125,17 +116,9 @@ class ScoreBody(PoolingBody):
 
 def prompts_of(value: str | list[str] | list[int] | list[list[int]], param: str) -> list[str | list[int]]:
     """One prompt per text or list of ids. Raises InvalidParameter."""
-    if isinstance(value, str):
-        return [value]
-    prompts: list[str | list[int]] = []
-    ids: list[int] = []
-    for item in value:
-        if isinstance(item, int):
-            ids.append(item)
-        else:
-            prompts.append(item)
-    prompts = prompts or ([ids] if ids else [])
-    _check_count(prompts, param)
+    prompts = prompts_in(value)
+    if not isinstance(value, str):
+        _check_count(prompts, param)
     return prompts
 
 

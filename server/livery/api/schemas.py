@@ -50,10 +50,23 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = ignored("chunks aren't padded")
 
 
-class GenerationBody(IgnoredFields, SamplingFields, StructuredFields):
-    """What both routes share. Ranges are OpenAI's; fields that OpenAI doesn't have are vLLM's."""
+class NamingBody(WholeBody):
+    """What says which model answers, for whom, and with whom what was computed may be shared."""
 
     model: ModelName | None = None
+    user: str | None = Field(None, max_length=512)
+    cache_salt: str | None = Field(None, min_length=1, max_length=512)
+    adapter_id: ModelName | None = None  # LoRAX's name for what stands in `model` here
+
+    @property
+    def model_name(self) -> str:
+        """The adapter where LoRAX's field names one, else the model."""
+        return self.adapter_id or self.model or ""
+
+
+class GenerationBody(NamingBody, IgnoredFields, SamplingFields, StructuredFields):
+    """What both routes share. Ranges are OpenAI's; fields that OpenAI doesn't have are vLLM's."""
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -63,14 +76,6 @@ class GenerationBody(IgnoredFields, SamplingFields, StructuredFields):
     min_tokens: int | None = Field(None, ge=0)
     ignore_eos: bool | None = None
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
-    user: str | None = Field(None, max_length=512)
-    cache_salt: str | None = Field(None, min_length=1, max_length=512)
-    adapter_id: ModelName | None = None  # LoRAX's name for what stands in `model` here
-
-    @property
-    def model_name(self) -> str:
-        """The adapter where LoRAX's field names one, else the model."""
-        return self.adapter_id or self.model or ""
 
     @property
     def include_usage(self) -> bool:
@@ -213,20 +218,26 @@ class CompletionBody(GenerationBody):
         return [BareText(prompt) if isinstance(prompt, str) and bare else prompt for prompt in self._prompts()]
 
     def _prompts(self) -> list[str | list[int]]:
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if not self.prompt:
+        prompts = prompts_in(self.prompt)
+        if not prompts:
             raise InvalidParameter("prompt is an empty list.", "prompt")
-        prompts: list[str | list[int]] = []
-        ids: list[int] = []
-        for item in self.prompt:
-            if isinstance(item, int):
-                ids.append(item)
-            else:
-                prompts.append(item)
         if len(prompts) > MAX_PROMPTS:
             raise InvalidParameter(f"{len(prompts)} prompts in one request; at most {MAX_PROMPTS}.", "prompt")
-        return prompts or [ids]
+        return prompts
+
+
+def prompts_in(value: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """One prompt per text or list of ids; none in an empty list."""
+    if isinstance(value, str):
+        return [value]
+    prompts: list[str | list[int]] = []
+    ids: list[int] = []
+    for item in value:
+        if isinstance(item, int):
+            ids.append(item)
+        else:
+            prompts.append(item)
+    return prompts or ([ids] if ids else [])
 
 
 class LoadLoraBody(WholeBody):
