@@ -7,7 +7,7 @@ import torch
 
 import engine.triton_under_test  # noqa: F401 (skips where there is no Triton)
 from engine.test_kernels_attention import Paged
-from livery.engine.kernels.cuda import TritonKernels
+from livery.engine.kernels.cuda import TritonKernels, attention
 from livery.engine.kernels.cuda import varlen as varlen_module
 from livery.engine.kernels.cuda.varlen import Shape, probe, varlen
 from livery.engine.kernels.reference import TorchKernels
@@ -19,7 +19,7 @@ SHAPE = Shape(heads=4, kv_heads=2, dim=16, block_size=16, dtype=torch.float16, w
 @pytest.mark.parametrize("windowed", [False, True])
 def test_without_torchs_kernel_our_own_reads_prompts_and_the_reason_is_told(windowed: bool) -> None:
     shape = Shape(4, 2, 16, 16, torch.float16, windowed)
-    chosen, why = probe(shape, CPU, TritonKernels()._own_attention)
+    chosen, why = probe(shape, CPU, attention.paged_attention)
     assert not chosen
     assert why.startswith("varlen_attn can't be called here: ")
     assert "CPU" in why
@@ -29,13 +29,13 @@ def test_a_kernel_that_says_something_else_is_not_taken(monkeypatch: pytest.Monk
     """With our own in both places nothing differs; with keys and values exchanged in one, everything does."""
 
     def other(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: object) -> torch.Tensor:
-        return TritonKernels()._own_attention(q, v, k, *rest)  # type: ignore[arg-type]
+        return attention.paged_attention(q, v, k, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(varlen_module, "PROBE_TOKENS", 8)  # the interpreter is slow
     monkeypatch.setattr(varlen_module, "PROBE_CONTEXT", 8)
     small = Shape(2, 1, 16, 16, torch.float16, False)
-    assert probe(small, CPU, other, TritonKernels()._own_attention)[1].startswith("varlen_attn differs by ")
-    _, why = probe(small, CPU, TritonKernels()._own_attention, TritonKernels()._own_attention)
+    assert probe(small, CPU, other, attention.paged_attention)[1].startswith("varlen_attn differs by ")
+    _, why = probe(small, CPU, attention.paged_attention, attention.paged_attention)
     assert "of our own kernel's time" in why
 
 

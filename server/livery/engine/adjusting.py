@@ -32,6 +32,11 @@ def upload(values: Sequence[object], like: Tensor, dtype: torch.dtype = torch.fl
     return torch.tensor(values, dtype=dtype, pin_memory=like.is_cuda).to(like.device, non_blocking=True)
 
 
+def moved(host: Tensor, like: Tensor) -> Tensor:
+    """A tensor of the host beside `like`, without waiting either; itself where that is on the host as well."""
+    return host.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else host
+
+
 def _biased(logits: Tensor, biases: Sequence[tuple[int, int, float]]) -> Tensor:
     if not biases:
         return logits
@@ -81,5 +86,4 @@ def _joined(parts: Sequence[array[int]], like: Tensor) -> Tensor:
     whole = array("q")
     for part in parts:
         whole.extend(part)
-    found = torch.frombuffer(whole, dtype=torch.int64)
-    return (found.pin_memory() if like.is_cuda else found).to(like.device, non_blocking=True)
+    return moved(torch.frombuffer(whole, dtype=torch.int64), like)

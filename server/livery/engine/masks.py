@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from livery.engine.adjusting import moved
 from livery.engine.plan import SampleSpec, TokenMask
 
 GRACE_S = 0.02  # how long all masks of a step together may hold up what doesn't need them
@@ -56,7 +56,7 @@ def apply_masks(logits: Tensor, masks: Mapping[int, TokenMask]) -> Tensor:
     held = logits.clone(memory_format=torch.contiguous_format)
     few = {row: mask for row, mask in masks.items() if mask.allows}
     if few:
-        held.index_fill_(0, _upload(np.fromiter(few, np.int64), logits), -math.inf)
+        held.index_fill_(0, moved(torch.from_numpy(np.fromiter(few, np.int64)), logits), -math.inf)
         kept = _places(few, logits)
         held.view(-1).index_copy_(0, kept, logits.reshape(-1)[kept])
     many = {row: mask for row, mask in masks.items() if not mask.allows}
@@ -68,10 +68,4 @@ def apply_masks(logits: Tensor, masks: Mapping[int, TokenMask]) -> Tensor:
 def _places(masks: Mapping[int, TokenMask], logits: Tensor) -> Tensor:
     """Where the masks' tokens stand in the flattened logits."""
     places = [row * logits.shape[-1] + mask.tokens for row, mask in masks.items()]
-    return _upload(np.concatenate(places), logits)
-
-
-def _upload(values: NDArray[np.int64], like: Tensor) -> Tensor:
-    """Beside `like`, without waiting for what the device is busy with."""
-    host = torch.from_numpy(values)
-    return host.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else host
+    return moved(torch.from_numpy(np.concatenate(places)), logits)

@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from livery.engine.adjusting import upload
 from livery.engine.logprobs import StepLogprobs, finite, to_host
 from livery.engine.masks import StepMasks, apply_masks, take_masks
 from livery.engine.plan import UNKNOWN, SampleSpec, SequenceSlice, StepResult
@@ -82,7 +83,7 @@ class PendingStep:
             last += len(part.samples)
             rows[part.request_id] = last
         pairs = [(place, rows[slices[place].request_id]) for place in places]
-        uploaded = torch.tensor(pairs, pin_memory=self._chosen.is_cuda).to(self._chosen.device, non_blocking=True)
+        uploaded = upload(pairs, self._chosen, torch.int64)
         return uploaded[:, 0], self._chosen[uploaded[:, 1]].clamp(min=0)
 
     @torch.inference_mode()

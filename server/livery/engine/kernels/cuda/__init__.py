@@ -21,7 +21,7 @@ class TritonKernels(TritonRows):
     reads_tables = True
 
     def __init__(self) -> None:
-        self._prompts = varlen.PromptAttention(self._own_attention)
+        self._prompts = varlen.PromptAttention(attention.paged_attention)
 
     def grouped_lora(self, x: Tensor, y: Tensor, segments: GroupSegments) -> None:
         if not isinstance(segments, DeviceSegments):
@@ -46,21 +46,6 @@ class TritonKernels(TritonRows):
             return found if out is None else out.copy_(found)
         return attention.paged_attention(
             q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, window, softcap, out
-        )
-
-    @staticmethod
-    def _own_attention(
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        context_lens: Tensor,
-        scale: float,
-        window: int,
-    ) -> Tensor:
-        return attention.paged_attention(
-            q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, window, 0.0, None
         )
 
     def pack(self, weight: Tensor, layout: Layout | Literal["exact"] = "fp32") -> Weight:

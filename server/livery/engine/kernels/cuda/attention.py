@@ -25,9 +25,9 @@ def paged_attention(
     query_starts: Tensor | None,
     context_lens: Tensor,
     scale: float,
-    window: int,
-    softcap: float,
-    out: Tensor | None,
+    window: int = 0,
+    softcap: float = 0.0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """As reference.py says, for any mix of contexts; nothing is read back from the device."""
     rows, heads, width = q.shape
