@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.chat_template": set(),
     "livery.settings": set(),
     "livery.listening": {"livery.settings"},
-    "livery.tenancy": set(),
+    "livery.tenancy": SEAM | {"livery.tenancy"},
     "livery.tokenizer_files": {"livery.models"},
     "livery.template_worker": FACTS,
     "livery.foreign_templates": FACTS | {"livery.template_worker"},
@@ -51,12 +51,12 @@ ALLOWED: dict[str, set[str]] = {
     | {f"livery.{part}" for part in ("answer_text", "metrics", "reading", "stops", "text")},
     "livery.data_folder": {"livery_adapters"},
     "livery.proving": SEAM | {"livery_adapters"},
-    "livery.lease": SEAM | {"livery.refusals", "livery_adapters"},
+    "livery.lease": SEAM | {"livery.refusals", "livery.tenancy", "livery_adapters"},
     "livery.standing": {"livery_adapters"},
     "livery.holds": SEAM | {"livery_adapters"},
     "livery.served": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("holds", "lease", "proving", "standing")}
+    | {f"livery.{part}" for part in ("holds", "lease", "proving", "standing", "tenancy")}
     | {"livery_adapters"},
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
     "livery.live": {"livery_adapters"},

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from livery.engine.base import DEFAULT_TENANT, AdapterRef
+from livery.engine.base import AdapterRef
 from livery.refusals import InvalidParameter
+from livery.tenancy import OPERATOR, Principal
 from livery_adapters.composition import added_up, composition_digest
 from livery_adapters.layout import Task
 from livery_adapters.registry import Alias, AliasTarget, NamedVersion, VersionFacts
@@ -18,11 +19,20 @@ from livery_adapters.registry import Alias, AliasTarget, NamedVersion, VersionFa
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the client's `user` field, its API key's digest, and the tenant that the key belongs to."""
+    """Who asks: the client's `user` field, and whose key it brings."""
 
     user: str | None = None
-    key: str | None = None
-    tenant: str = DEFAULT_TENANT
+    principal: Principal = OPERATOR
+
+    @property
+    def key(self) -> str | None:
+        """What the key is known by, None where no key is asked for."""
+        return self.principal.key
+
+    @property
+    def tenant(self) -> str:
+        """Whom the key belongs to."""
+        return self.principal.tenant
 
 
 ANYONE = Caller()

@@ -23,6 +23,7 @@ from livery.lease import ANYONE, Caller, Lease, common_task, summed, target_of, 
 from livery.proving import EngineProver, reference
 from livery.refusals import AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
 from livery.standing import Standing, look_up
+from livery.tenancy import Principal
 from livery_adapters.base_model import BaseModel
 from livery_adapters.composition import parse_composition
 from livery_adapters.layout import Task
@@ -111,7 +112,7 @@ class ServedAdapters:
     async def version(self, name: str) -> NamedVersion:
         """The version a request for `name` would get now; of an alias the first target's. Raises UnknownModel."""
         try:
-            return await self._choose(await self._plain(name, Caller(user="", key="")))
+            return await self._choose(await self._plain(name, Caller("", Principal(key=""))))
         except (AdapterNotReady, AdapterUnusable):
             raise UnknownModel(name) from None
 

@@ -17,10 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe_at
 from livery.api.routes import route_path
 from livery.api.uploads import is_upload, takes_uploads
-from livery.engine.base import DEFAULT_TENANT
 from livery.metrics import Metrics
 from livery.refusals import Draining
-from livery.tenancy import Doors
+from livery.tenancy import OPERATOR, Doors, Principal
 
 log = logging.getLogger("livery.access")
 
@@ -51,8 +50,7 @@ class RequestRecord:
     completion_tokens: int = 0
     first_token_s: float | None = None
     outcome: str = "-"
-    key: str | None = None  # what the API key is known by; never the key
-    tenant: str = DEFAULT_TENANT  # whom it belongs to
+    principal: Principal = OPERATOR  # whose key it brought
 
 
 class Boundary:
@@ -98,7 +96,7 @@ class Boundary:
             raise UnknownUrl(ascii(path)[1:-1])
         if path not in OPEN_PATHS:
             record = scope["state"]["record"]
-            record.key = self._doors.check_key(_key(headers))
+            record.principal = self._doors.check_key(_key(headers))
         if _manages(scope["method"], path):
             client, host = scope.get("client"), headers.get("host", "")
             forwarded = any(name in headers for name in FORWARDING_HEADERS)

@@ -85,7 +85,7 @@ async def _job(
     body: ChatCompletionBody | CompletionBody, request_id: str, param: str, request: Request, context: Context
 ) -> Job:
     record: RequestRecord = request.state.record
-    caller = Caller(body.user, record.key, record.tenant)
+    caller = Caller(body.user, record.principal)
 
     def make() -> tuple[Job, list[str]]:
         body.check()

@@ -102,7 +102,7 @@ async def _answer(
     body.check()
     context.unknown_fields.met(body.unknown_fields)
     record: RequestRecord = request.state.record
-    job = body.job(f"{prefix}-{uuid.uuid4().hex}", Caller(body.user, record.key, record.tenant))
+    job = body.job(f"{prefix}-{uuid.uuid4().hex}", Caller(body.user, record.principal))
     opened = await context.service.pool(job)
     record.served_by, usage = opened.served_by, opened.answer.usage
     try:

@@ -88,7 +88,7 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
         context.unknown_fields.met(body.unknown_fields)
         model, param, options = body.model or "", "prompt", body.to_options()
     record: RequestRecord = request.state.record
-    job = Job(model, [body.to_prompt()], options, record.id, param, Caller(None, record.key, record.tenant))
+    job = Job(model, [body.to_prompt()], options, record.id, param, Caller(None, record.principal))
     tokens = await context.service.tokenize(job, strings=bool(body.return_token_strs))
     return json_response(
         {

@@ -1,4 +1,4 @@
-"""Who may use what: for now one API key for everything, and doors that open to this machine only.
+"""The doors: one API key for everything so far, and routes that open to this machine only.
 
 Knows no HTTP beyond the words a request carries: an authorization value, an address, a host name.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from dataclasses import replace
+
+from livery.tenancy.records import OPERATOR, Principal
 
 
 class InvalidApiKey(Exception):
@@ -62,18 +65,18 @@ class Doors:
         # Digests are compared, so that neither time nor length says anything about the key.
         self._digest = _digest(api_key.encode()) if api_key is not None else None
 
-    def check_key(self, authorization: bytes) -> str | None:
-        """`authorization` is the header's value, empty where there is none. Raises InvalidApiKey.
+    def check_key(self, authorization: bytes) -> Principal:
+        """Whom a key belongs to. `authorization` is the header's value, empty where there is none.
 
-        Returns what the key is known by, None where no key is asked for.
+        Raises InvalidApiKey.
         """
         if self._digest is None:
-            return None
+            return OPERATOR
         scheme, _, key = authorization.partition(b" ")
         same = hmac.compare_digest(_digest(key.strip()), self._digest)
         if scheme.lower() != b"bearer" or not same:
             raise InvalidApiKey
-        return self._digest.hex()[:16]
+        return replace(OPERATOR, key=self._digest.hex()[:16])
 
     def check_local(self, client: str | None, host: str, *, forwarded: bool) -> None:
         """For management routes. Raises NotLocal.
