@@ -34,6 +34,12 @@ class Caller:
         """Whom the key belongs to."""
         return self.principal.tenant
 
+    @property
+    def resident_bytes(self) -> int:
+        """The most device memory that its tenant's adapters may take, as the engine takes it: 0 is no limit."""
+        limit = self.principal.tenant_limits.resident_bytes
+        return 0 if limit is None else max(1, limit)
+
 
 ANYONE = Caller()
 

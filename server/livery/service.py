@@ -192,6 +192,8 @@ class GenerationService:
                 job.caller.tenant,
                 job.cache_salt,
                 pooling,
+                weight=job.caller.principal.weight,
+                resident_bytes=job.caller.resident_bytes,
             )
             for index, (ids, start) in enumerate(zip(inputs, starts, strict=True))
         ]
@@ -338,6 +340,8 @@ class GenerationService:
                 activation(ids, lease, job.prompt_param),
                 job.caller.tenant,
                 job.options.cache_salt,
+                weight=job.caller.principal.weight,
+                resident_bytes=job.caller.resident_bytes,
             )
             for index, ids in enumerate(prompts)
             for copy in range(each)

@@ -127,6 +127,10 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     Tokens before position `adapter_start` run on the base (activated LoRA), the others under `adapter`. What has
     been computed for a prompt is used again only for requests of the same `tenant` with the same `cache_salt`.
     With `pooling` nothing is generated: the only delta carries the vector, and finish_reason "stop".
+
+    `weight` is the tenant's share of the engine beside others' that wait as well, `resident_bytes` the most device
+    memory that its adapters may take (0: as much as there is), `deadline_s` the time within which the request has to
+    be done, in seconds from when the engine takes it (0: any).
     """
 
     request_id: str
@@ -137,16 +141,24 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     tenant: str = DEFAULT_TENANT
     cache_salt: str = ""
     pooling: Pooling | None = None
+    weight: float = 1.0
+    resident_bytes: int = 0
+    deadline_s: float = 0.0
 
 
 # How the ids of an adapter's first, proving run begin: nobody's request.
 CANARY = "canary-"
 
 
+# The code of a request that ended because its time was up.
+DEADLINE_EXCEEDED = "deadline_exceeded"
+
+
 class TokenDelta(msgspec.Struct, frozen=True):
     """New tokens of one request. The last delta of a request carries `finish_reason`.
 
-    With `finish_reason == "error"`, `error` says what went wrong, in words fit for the client.
+    With `finish_reason == "error"`, `error` says what went wrong, in words fit for the client, and `code` in one word
+    where programs have to tell it from other errors (DEADLINE_EXCEEDED).
     A stop token ends the sequence and is included as its last token. The first delta with tokens says how many of
     the prompt's tokens were not computed but found in the prefix cache. `pooled` are fp32 numbers in the machine's
     own order of bytes. `logprobs` are those of `token_ids`, where they were asked for; `prompt_logprobs` are of the
@@ -161,6 +173,7 @@ class TokenDelta(msgspec.Struct, frozen=True):
     pooled: bytes = b""
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    code: str = ""
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
