@@ -35,20 +35,21 @@ ALLOWED: dict[str, set[str]] = {
     "livery.chat_template": set(),
     "livery.settings": set(),
     "livery.listening": {"livery.settings"},
-    "livery.tenancy": SEAM | {"livery.tenancy"},
+    "livery.tenancy": SEAM | {"livery.refusals", "livery.tenancy", "livery_adapters"},
     "livery.tokenizer_files": {"livery.models"},
     "livery.template_worker": FACTS,
     "livery.foreign_templates": FACTS | {"livery.template_worker"},
     "livery.token_text": set(),
     "livery.text": TEXT | FACTS | {"livery.foreign_templates", "livery.token_text", "livery_adapters"},
-    "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery.tools", "livery_adapters"},
+    "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery_adapters"},
     "livery.stops": set(),
     "livery.beside": set(),
     "livery.metrics": SEAM,
     "livery.answer_text": SEAM | FACTS | {"livery.stops", "livery.text"},
+    "livery.admission": FACTS | {"livery.beside", "livery.lease", "livery.tenancy"},
     "livery.generation": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("answer_text", "metrics", "reading", "stops", "text")},
+    | {f"livery.{part}" for part in ("admission", "answer_text", "metrics", "reading", "stops", "text")},
     "livery.data_folder": {"livery_adapters"},
     "livery.proving": SEAM | {"livery_adapters"},
     "livery.lease": SEAM | {"livery.refusals", "livery.tenancy", "livery_adapters"},
@@ -70,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.prompts": FACTS | {"livery.beside", "livery.lease", "livery.text"},
     "livery.pooling": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("generation", "lease", "metrics", "prompts", "text")}
+    | {f"livery.{part}" for part in ("admission", "generation", "lease", "metrics", "prompts", "text")}
     | {"livery_adapters"},
     "livery.sampling": SEAM | FACTS | {"livery.prompts"},
     "livery.service": SEAM
@@ -78,8 +79,8 @@ ALLOWED: dict[str, set[str]] = {
     | {
         f"livery.{part}"
         for part in (
-            *("beside", "generation", "grammar_check", "lease", "metrics"),
-            *("pooling", "profiles", "prompts", "reading", "sampling", "served", "text"),
+            *("admission", "beside", "generation", "grammar_check", "lease", "metrics"),
+            *("pooling", "profiles", "prompts", "reading", "sampling", "served", "tenancy", "text"),
         )
     }
     | {"livery.adapter_text", "livery_adapters"},

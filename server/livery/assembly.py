@@ -38,6 +38,7 @@ class Assembly:
     keep_versions: int = 10
     limits: Limits = DEFAULT_LIMITS
     max_open: int = 1024
+    max_queued_tokens: int = 0
     metrics_max_adapters: int = 200
     adapter_templates: bool = True
     parsers: ParserNames = AS_THE_TEMPLATE
@@ -92,6 +93,7 @@ async def assemble(
         base_name=plan.base_name,
         created=int(time.time()),
         max_open=plan.max_open,
+        max_queued_tokens=plan.max_queued_tokens,
         metrics_max_adapters=plan.metrics_max_adapters,
         parsers=plan.parsers,
     )

@@ -7,11 +7,12 @@ admission rules; `service` makes these and `api` consumes them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from livery.admission import Admitted
 from livery.answer_text import AnswerText, Piece, StopReason, TokenEntry
 from livery.engine.base import Engine, EngineError, GenerationRequest, TokenDelta
 from livery.jobs import Options
@@ -68,7 +69,7 @@ class Generation:
         options: Options,
         meter: RequestMeter,
         usage: Usage,
-        release: Callable[[], None],
+        admitted: Admitted,
         texts: Sequence[str | None],
         reading: Reading | None = None,
     ) -> None:
@@ -88,7 +89,7 @@ class Generation:
         ]
         self._readers = [_reader(tokenizer, request, reading) for request in requests]
         self.meter = meter
-        self._release = release
+        self._admitted = admitted
         self._closed = False
         self._unfinished: Literal["abort", "error"] = "abort"
 
@@ -115,17 +116,21 @@ class Generation:
             return
         self._closed = True
         self.meter.close(self.usage.prompt_tokens, self.usage.completion_tokens, self._unfinished)
-        self._release()
+        self._admitted.release()
 
     async def _sequence(self, index: int) -> AsyncGenerator[ChoiceDelta]:
         """One sequence's text. Leaving early, as at a stop string, closes the engine's side: an abort."""
         text = self._texts[index]
+        waits = index % self._answers_each == 0  # a prompt is one, however many answers it gets
         # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
         async with aclosing(cast(AsyncGenerator[TokenDelta], self._engine.generate(self._requests[index]))) as source:
             prompt: Sequence[int] | None = self._requests[index].prompt_token_ids
             async for tokens in source:
                 before = text.count
                 piece = text.push(tokens)
+                if waits and (tokens.token_ids or piece.reason):
+                    waits = False
+                    self._admitted.begun(len(self._requests[index].prompt_token_ids))
                 self.usage.completion_tokens += text.count - before
                 if index % self._answers_each == 0:  # the others find what the first answer's run has computed
                     self.usage.cached_tokens += tokens.cached_tokens

@@ -7,10 +7,11 @@ with other requests. Knows no HTTP and no admission rules; `service` makes these
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Literal, cast
 
+from livery.admission import Admitted
 from livery.engine.base import Engine, EngineInfo, GenerationRequest, Pooling, TokenDelta
 from livery.generation import Usage
 from livery.jobs import PoolingJob
@@ -108,13 +109,13 @@ class PooledAnswer:
         requests: Sequence[GenerationRequest],
         meter: RequestMeter,
         usage: Usage,
-        release: Callable[[], None],
+        admitted: Admitted,
     ) -> None:
         self.usage = usage
         self.meter = meter
         self._engine = engine
         self._requests = requests
-        self._release = release
+        self._admitted = admitted
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._unfinished: Literal["abort", "error"] = "abort"
         self._closed = False
@@ -135,7 +136,7 @@ class PooledAnswer:
         if not self._closed:
             self._closed = True
             self.meter.close(self.usage.prompt_tokens, 0, self._unfinished)
-            self._release()
+            self._admitted.release()
 
     async def _vector(self, request: GenerationRequest) -> bytes:
         async with self._turns:
@@ -146,5 +147,6 @@ class PooledAnswer:
                     if delta.finish_reason != "stop":
                         raise GenerationFailed(delta.error or "The engine dropped this request.")
                     self.usage.cached_tokens += delta.cached_tokens
+                    self._admitted.begun(len(request.prompt_token_ids))
                     return delta.pooled
         raise GenerationFailed("The engine ended this request without a reason.")

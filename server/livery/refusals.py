@@ -6,7 +6,7 @@ ServiceRefusal
 │   ├── UnsupportedParameter   the field asks for something this server doesn't do
 │   └── UnknownParameter       the field is unknown, and fields must be known
 ├── ContextLengthExceeded   prompt and answer don't fit the model
-├── Overloaded              too many requests are open
+├── Overloaded              the server has no room now
 ├── GrammarUntried          whether an answer can be held to a grammar isn't found out now
 ├── Draining                the server is stopping
 ├── TooManyIntakes          too many adapters are on their way in
@@ -81,10 +81,10 @@ class ContextLengthExceeded(ServiceRefusal):
 
 
 class Overloaded(ServiceRefusal):
-    """Too many requests are open; `retry_after` is in seconds."""
+    """The server has no room for more of `what`, of which it holds so many; `retry_after` is in seconds."""
 
-    def __init__(self, open_requests: int, retry_after: int = 1) -> None:
-        super().__init__(f"The server already has {open_requests} requests open. Please retry shortly.")
+    def __init__(self, held: int, what: str, retry_after: int) -> None:
+        super().__init__(f"The server is full: {held} {what} are open or waiting. Please retry in {retry_after} s.")
         self.retry_after = retry_after
 
 

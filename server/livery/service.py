@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from livery.adapter_text import AdapterText
+from livery.admission import Admission, Asked, asked_by, guessed_tokens, within_limits
 from livery.beside import ENCODING, beside
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
 from livery.generation import Generation, Usage
@@ -30,9 +29,10 @@ from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, lab
 from livery.profiles import dressed, profile_of
 from livery.prompts import activation, bad_words, check_ids, encode, token_ids
 from livery.reading import AS_THE_TEMPLATE, ParserNames, held_to_strict, reading_of, told_of_tools
-from livery.refusals import AdapterUnusable, Draining, NotReady, Overloaded, UnknownModel
+from livery.refusals import AdapterUnusable, NotReady, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
+from livery.tenancy import Meter, RateLimiter, Room
 from livery.text import Tokenizer, TokenizerFacts
 from livery_adapters.layout import Task
 from livery_adapters.names import MIN_DIGEST_PREFIX
@@ -43,6 +43,8 @@ from livery_adapters.registry import NamedVersion, RegistryError
 log = logging.getLogger("livery.service")
 
 DIGEST_SHOWN = 12
+# How many steps full of prompts may wait, unless --max-queued-tokens says otherwise.
+QUEUED_STEPS = 256
 # An engine that answers no question for so long isn't ready. A step of many tokens takes seconds on a busy CPU.
 PROGRESS_TIMEOUT_S = 10.0
 REGISTRY_TIMEOUT_S = 5.0  # scrapers give up after 10 seconds as a rule
@@ -100,6 +102,7 @@ class GenerationService:
         base_name: str,
         created: int,
         max_open: int = 1024,
+        max_queued_tokens: int = 0,
         metrics_max_adapters: int = 200,
         parsers: ParserNames = AS_THE_TEMPLATE,
     ) -> None:
@@ -111,60 +114,65 @@ class GenerationService:
         self._engine = engine
         self._text = text
         self._created = created
-        self._max_open = max_open
         self._parsers = parsers
-        self._open = 0
-        self._draining = False
+        room = Room(max_open, max_queued_tokens or QUEUED_STEPS * info.max_batch_tokens)
+        self.admission = Admission(self._lease, room, RateLimiter(), Meter())
 
     @property
     def open_sequences(self) -> int:
         """Answers under way or waiting."""
-        return self._open
+        return self.admission.room.sequences.held
 
     @property
     def draining(self) -> bool:
-        return self._draining
+        return self.admission.draining
 
     def drain(self) -> None:
         """Take nothing new from now on; what is open runs to its end."""
-        self._draining = True
+        self.admission.drain()
 
     async def open(self, job: Job) -> OpenedJob:
         """Admit a request: bind its adapter version, encode its prompts, check that the answer can fit.
 
-        Raises Draining, Overloaded, UnknownModel, AdapterNotReady, AdapterUnusable, InvalidMessages,
-        InvalidParameter, GrammarUntried, ContextLengthExceeded.
+        Raises Draining, Overloaded, OverShare, LimitExceeded, UnknownModel, AdapterNotReady, AdapterUnusable,
+        InvalidMessages, InvalidParameter, GrammarUntried, ContextLengthExceeded.
         """
-        lease, release = await self._admit(job.model, len(job.prompts) * job.options.answers_made, job.caller)
+        asked = asked_by(job, self.info.max_model_len)
+        admitted = await self.admission.admit(job.model, job.caller, asked)
+        lease = admitted.lease
         try:
             check_task(lease, "generate")
             profile = profile_of(lease)
-            job = dressed(job, profile)
+            job = within_limits(dressed(job, profile))
             tokenizer = await self._tokenizer_of(lease)
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
             job = held_to_strict(told_of_tools(job, reading, tokenizer.template), reading, tokenizer.special_tokens)
             requests, prompt_tokens = await self._requests(job, lease, tokenizer)
+            admitted.encoded(prompt_tokens, sum(request.sampling.max_tokens for request in requests))
         except BaseException:
-            release()
+            admitted.release()
             raise
-        each = job.options.answers_made
+        name, digest = self._server_of(lease)
+        short, usage, each = digest[:DIGEST_SHOWN], Usage(prompt_tokens=prompt_tokens), job.options.answers_made
+        admitted.answered(name, digest, job.caller.principal, usage)
         generation = Generation(
             self._engine,
             tokenizer,
             requests,
             job.options,
             self.metrics.begin(lease.name if lease else None),
-            Usage(prompt_tokens=prompt_tokens),
-            release,
+            usage,
+            admitted,
             [_echoed(prompt, job) for prompt in job.prompts for _ in range(each)],
             reading,
         )
-        name, short = self._server_of(lease)
         return OpenedJob(generation, f"{name}@{short}", f"livery-{self.info.base_digest[:8]}-{short}", profile)
 
     async def pool(self, job: PoolingJob) -> OpenedPooling:
         """Admit a request for vectors, as `open` does one for text."""
-        lease, release = await self._admit(job.model, min(len(job.prompts), AT_ONCE), job.caller)
+        asked = Asked(min(len(job.prompts), AT_ONCE), guessed_tokens(job.prompts, self.info.max_model_len))
+        admitted = await self.admission.admit(job.model, job.caller, asked)
+        lease = admitted.lease
         try:
             check_task(lease, job.purpose)
             profile = profile_of(lease)
@@ -179,8 +187,9 @@ class GenerationService:
             if pooling.head:
                 inputs = [without_padding(ids, self.info.pad_token_id) for ids in inputs]
             starts = [activation(ids, lease, job.prompt_param) for ids in inputs]
+            admitted.encoded(sum(map(len, inputs)), 0)
         except BaseException:
-            release()
+            admitted.release()
             raise
         requests = [
             GenerationRequest(
@@ -197,14 +206,15 @@ class GenerationService:
             )
             for index, (ids, start) in enumerate(zip(inputs, starts, strict=True))
         ]
-        meter = self.metrics.begin(lease.name if lease else None)
-        answer = PooledAnswer(self._engine, requests, meter, Usage(prompt_tokens=sum(map(len, inputs))), release)
-        name, short = self._server_of(lease)
-        return OpenedPooling(answer, f"{name}@{short}", labels_of(lease, profile))
+        meter, usage = self.metrics.begin(lease.name if lease else None), Usage(prompt_tokens=sum(map(len, inputs)))
+        name, digest = self._server_of(lease)
+        admitted.answered(name, digest, job.caller.principal, usage)
+        answer = PooledAnswer(self._engine, requests, meter, usage, admitted)
+        return OpenedPooling(answer, f"{name}@{digest[:DIGEST_SHOWN]}", labels_of(lease, profile))
 
     async def tokenize(self, job: Job, *, strings: bool) -> Tokens:
-        """What the engine would be asked to read for the job's only prompt. Raises as `open` does, but for room."""
-        async with self._held(job.model, job.caller) as lease:
+        """What the engine would be asked to read for the job's only prompt. Raises as `open` does."""
+        async with self.admission.visit(job.model, job.caller) as lease:
             profile, tokenizer = profile_of(lease), await self._tokenizer_of(lease)
             job = dressed(job, profile)
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
@@ -212,16 +222,16 @@ class GenerationService:
             ids = await token_ids(job.prompts[0], job, tokenizer, self.info.max_model_len, self.info.vocab_size)
             return Tokens(ids, await beside(ENCODING, len(ids), tokenizer.strings, ids) if strings else None)
 
-    async def detokenize(self, model: str, ids: list[int]) -> str:
-        """The text of ids, special tokens included. Raises UnknownModel or InvalidParameter, as `open` does."""
-        check_ids(ids, self.info.vocab_size, "tokens")
-        async with self._held(model) as lease:
+    async def detokenize(self, model: str, ids: list[int], caller: Caller = ANYONE) -> str:
+        """The text of ids, special tokens included. Raises as `open` does."""
+        async with self.admission.visit(model, caller) as lease:
+            check_ids(ids, self.info.vocab_size, "tokens")
             tokenizer = await self._tokenizer_of(lease)
             return await beside(ENCODING, len(ids), tokenizer.decode_all, ids)
 
-    async def tokenizer_facts(self, model: str) -> TokenizerFacts:
-        """Special tokens and chat template of a model. Raises UnknownModel, as `open` does."""
-        async with self._held(model) as lease:
+    async def tokenizer_facts(self, model: str, caller: Caller = ANYONE) -> TokenizerFacts:
+        """Special tokens and chat template of a model. Raises as `open` does."""
+        async with self.admission.visit(model, caller) as lease:
             return (await self._tokenizer_of(lease)).facts
 
     async def models(self) -> list[ModelCard]:
@@ -265,17 +275,8 @@ class GenerationService:
 
     async def _lease(self, name: str, caller: Caller) -> Lease | None:
         """A hold on what `name` stands for, None for the base. Raises as `ServedAdapters.lease` does."""
+        name = name or self.base_name
         return None if self._is_base(name) else await self.adapters.lease(name, caller)
-
-    @asynccontextmanager
-    async def _held(self, model: str, caller: Caller = ANYONE) -> AsyncIterator[Lease | None]:
-        """A hold on a model for as long as the block lasts."""
-        lease = await self._lease(model or self.base_name, caller)
-        try:
-            yield lease
-        finally:
-            if lease:
-                lease.release()
 
     def _is_base(self, name: str) -> bool:
         """Whether the base model is meant, by its name or pinned by its digest. Raises UnknownModel."""
@@ -287,31 +288,9 @@ class GenerationService:
             raise UnknownModel(name, f"the base model served here is {plain}{at}{digest[:DIGEST_SHOWN]}")
         return True
 
-    async def _admit(self, model: str, count: int, caller: Caller) -> tuple[Lease | None, Callable[[], None]]:
-        """Take room for so many sequences and hold what serves them; and how to let go of both."""
-        if self._draining:
-            raise Draining
-        if self._open >= self._max_open:
-            raise Overloaded(self._open)
-        self._open += count  # before anything is waited for, so that no other request takes the same room
-        lease: Lease | None = None
-
-        def release() -> None:
-            self._open -= count
-            if lease:
-                lease.release()
-
-        try:
-            lease = await self._lease(model or self.base_name, caller)
-        except BaseException:
-            release()
-            raise
-        return lease, release
-
     def _server_of(self, lease: Lease | None) -> tuple[str, str]:
-        """The name and the beginning of the digest of what serves a request."""
-        name, digest = (lease.name, lease.digest) if lease else (self.base_name, self.info.base_digest)
-        return name, digest[:DIGEST_SHOWN]
+        """The name and the digest of what serves a request."""
+        return (lease.name, lease.digest) if lease else (self.base_name, self.info.base_digest)
 
     async def _tokenizer_of(self, lease: Lease | None) -> Tokenizer:
         """What the text of requests to a model is encoded and decoded with. Raises AdapterUnusable."""

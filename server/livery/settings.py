@@ -111,6 +111,9 @@ class Settings(BaseModel):
     max_batch_tokens: int = Field(0, ge=0, description="Most tokens computed in one step; 0: chosen")
     max_running: int = Field(64, ge=1, le=4096, description="Most sequences computed together")
     max_open: int = Field(1024, ge=1, description="Most sequences running and waiting; more are answered 503")
+    max_queued_tokens: int = Field(
+        0, ge=0, description="Most prompt tokens waiting for their answers to begin; more are answered 503; 0: chosen"
+    )
     max_rank: int = Field(256, ge=1, description="Highest rank an adapter may have")
     speculate: int = Field(
         0, ge=0, le=64, description="Most tokens guessed ahead per answer and step, from its own text; 0: none"

@@ -45,6 +45,7 @@ class Setup:
     keep_alive_s: float = 15.0
     max_model_len: int = 256
     max_open: int = 1024
+    max_queued_tokens: int = 0
     eos_token_ids: tuple[int, ...] = ()
     drain_s: int = 5
     root_path: str = ""
@@ -122,6 +123,7 @@ class LiveServer:
                 root=self.adapter_root,
                 limits=Limits(max_rank=8),
                 max_open=setup.max_open,
+                max_queued_tokens=setup.max_queued_tokens,
                 adapter_templates=setup.adapter_templates,
                 parsers=setup.parsers,
             )

@@ -365,8 +365,6 @@ class AnthropicMessage(BaseModel):
     content: list[dict[str, Any]]
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
-    stop_details: None
-    container: None
     usage: dict[str, Any]
 
 

@@ -18,6 +18,9 @@ from livery.management import AdapterManagement
 from livery.service import GenerationService
 from livery.tenancy import Doors
 
+RATE_HEADERS = tuple(
+    f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
+)
 ERRORS: tuple[int | str, ...] = ("4XX", "5XX")
 
 
@@ -60,13 +63,15 @@ def create_app(
     for router in routers:
         app.include_router(router)
     errors.install(app, Routes([*app.routes, *(route for router in routers for route in router.routes)]))
-    app.add_middleware(Boundary, doors=doors, metrics=service.metrics, root_path=root_path)
+    app.add_middleware(
+        Boundary, doors=doors, metrics=service.metrics, limiter=service.admission.limiter, root_path=root_path
+    )
     if cors_origins:  # outside the boundary: a browser asks without a key whether it may ask
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-livery-adapter", "retry-after"],
+            expose_headers=["x-request-id", "x-livery-adapter", "retry-after", *RATE_HEADERS],
         )
     return app

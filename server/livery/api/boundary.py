@@ -19,7 +19,7 @@ from livery.api.routes import route_path
 from livery.api.uploads import is_upload, takes_uploads
 from livery.metrics import Metrics
 from livery.refusals import Draining
-from livery.tenancy import OPERATOR, Doors, Principal
+from livery.tenancy import OPERATOR, Doors, Principal, RateLimiter
 
 log = logging.getLogger("livery.access")
 
@@ -56,8 +56,9 @@ class RequestRecord:
 class Boundary:
     """ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, doors: Doors, metrics: Metrics, root_path: str = "") -> None:
+    def __init__(self, app: ASGIApp, doors: Doors, metrics: Metrics, limiter: RateLimiter, root_path: str = "") -> None:
         self._app = app
+        self._limiter = limiter
         self._doors = doors
         self._metrics = metrics
         self._root_path = root_path
@@ -77,6 +78,7 @@ class Boundary:
                 own = MutableHeaders(scope=message)
                 # OpenAI's clients read the one, Anthropic's the other.
                 own["x-request-id"] = own["request-id"] = record.id
+                self._tell_rates(own, record.principal)
             await send(message)
 
         try:
@@ -110,6 +112,13 @@ class Boundary:
         record.outcome = "error"
         if not record.responding:
             await answer.response()(scope, receive, reply)
+
+    def _tell_rates(self, headers: MutableHeaders, principal: Principal) -> None:
+        """What is left of the caller's limits per minute, under OpenAI's names."""
+        for kind, rate in self._limiter.rates(principal).items():
+            headers[f"x-ratelimit-limit-{kind}"] = str(rate.limit)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(rate.remaining)
+            headers[f"x-ratelimit-reset-{kind}"] = f"{rate.reset_s:.3f}s"
 
     def _close(self, record: RequestRecord, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "unknown")

@@ -28,6 +28,7 @@ from livery_adapters.refusal import AdapterRefused
 log = logging.getLogger("livery.api")
 
 INVALID = "invalid_request_error"
+LIMITED = "rate_limit_error"
 SERVER = "server_error"
 # A client's own input comes back in validation messages; both bounds keep the answer small.
 MAX_ISSUES = 5
@@ -125,6 +126,8 @@ TABLE: dict[type[Exception], Failure] = {
         500, SERVER, "registry_too_new", "The registry of adapters can't be read; the server's log says why."
     ),
     tenancy.InvalidApiKey: Failure(401, INVALID, "invalid_api_key"),
+    tenancy.LimitExceeded: Failure(429, LIMITED, "rate_limit_exceeded"),
+    tenancy.OverShare: Failure(429, LIMITED, "rate_limit_exceeded"),
     tenancy.NotLocal: Failure(403, "permission_error", "loopback_only"),
     engine.EngineError: Failure(500, SERVER, "internal_error", "The engine failed."),
     engine.ModelRefused: Failure(500, SERVER, "internal_error", "The engine failed."),

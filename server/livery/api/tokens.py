@@ -88,7 +88,7 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
         context.unknown_fields.met(body.unknown_fields)
         model, param, options = body.model or "", "prompt", body.to_options()
     record: RequestRecord = request.state.record
-    job = Job(model, [body.to_prompt()], options, record.id, param, Caller(None, record.principal))
+    job = Job(model, [body.to_prompt()], options, record.id, param, _caller(request))
     tokens = await context.service.tokenize(job, strings=bool(body.return_token_strs))
     return json_response(
         {
@@ -101,20 +101,28 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
 
 
 @router.post("/detokenize", responses=answers(DetokenizedText))
-async def detokenize(body: DetokenizeBody, context: ContextDep) -> Response:
+async def detokenize(body: DetokenizeBody, request: Request, context: ContextDep) -> Response:
     """The text that ids stand for, special tokens included."""
     context.unknown_fields.met(body.unknown_fields)
-    return json_response({"prompt": await context.service.detokenize(body.model or "", body.tokens)})
+    text = await context.service.detokenize(body.model or "", body.tokens, _caller(request))
+    return json_response({"prompt": text})
 
 
 @router.get("/tokenizer_info", responses=answers(TokenizerInfo))
-async def tokenizer_info(context: ContextDep, model: Annotated[str, Query(max_length=8 * 256)] = "") -> Response:
+async def tokenizer_info(
+    request: Request, context: ContextDep, model: Annotated[str, Query(max_length=8 * 256)] = ""
+) -> Response:
     """Special tokens by name and the chat template, under the names of a `tokenizer_config.json`."""
-    return json_response(await _info(context, model))
+    return json_response(await _info(context, model, _caller(request)))
 
 
-async def _info(context: Context, model: str) -> dict[str, object]:
-    facts = await context.service.tokenizer_facts(model)
+def _caller(request: Request) -> Caller:
+    record: RequestRecord = request.state.record
+    return Caller(None, record.principal)
+
+
+async def _info(context: Context, model: str, caller: Caller) -> dict[str, object]:
+    facts = await context.service.tokenizer_facts(model, caller)
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",  # what any `tokenizer.json` is loaded with
         "model_max_length": context.service.info.max_model_len,

@@ -189,6 +189,10 @@ class HttpBackend:
     async def delete_alias(self, name: str) -> Json:
         return await self._change("DELETE", _alias(name), {"name", "deleted"})
 
+    async def usage(self, words: Json) -> Json:
+        """A page of what was used; the words are the parameters of GET /v1/usage."""
+        return await self._ask("GET", "/v1/usage", {"by", "data"}, params=words)
+
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _upload(self, path: str, source: str, params: Json, fields: set[str], profile: str | None = None) -> Json:

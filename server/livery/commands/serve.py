@@ -161,6 +161,7 @@ async def _parts(
         keep_versions=settings.keep_versions,
         limits=Limits(max_rank=settings.max_rank),
         max_open=settings.max_open,
+        max_queued_tokens=settings.max_queued_tokens,
         metrics_max_adapters=settings.metrics_max_adapters,
         adapter_templates=settings.adapter_templates,
         parsers=ParserNames(settings.tool_parser, settings.reasoning_parser),

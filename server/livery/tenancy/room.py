@@ -1,0 +1,190 @@
+"""The waiting room: how many sequences and prompt tokens the server takes in, and how much of that is each tenant's.
+
+    room = Room(max_sequences=1024, max_tokens=1 << 17)
+    place = room.enter("acme", 1.0, sequences=2, tokens=400)    # Overloaded, OverShare
+    place.resize(380)                                           # once the prompts are counted
+    place.begun(190)                                            # an answer began: its prompt waits no longer
+    place.leave()                                               # once at least; more calls do nothing
+
+Neither bound is passed. A request larger than half of one counts as half, so that one large request shuts nobody out.
+While the room would be over half full, a tenant may hold at most its share by weight, among the tenants that are in the
+room and one newcomer of an eighth of the usual weight: so nobody fills the room for others, a place is left for whoever
+comes next, and a tenant by itself has eight ninths of the room. A tenant that holds nothing is let in whatever its
+share is.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from livery.refusals import Overloaded
+
+NEWCOMER = 0.125  # weight of whoever may come next, beside the usual 1
+LATELY_S = 10.0  # how quickly it is forgotten how fast things went
+LONGEST_WAIT_S = 60  # the longest that OpenAI's clients honour
+UNKNOWN_WAIT_S = 2.0  # where nothing went yet
+
+Clock = Callable[[], float]
+
+
+class OverShare(Exception):
+    """A tenant holds its share of a room that others want as well; `retry_after` is in seconds."""
+
+    def __init__(self, tenant: str, held: int, share: int, what: str, retry_after: int) -> None:
+        super().__init__(
+            f"The server is busy, and {held} {what} of tenant '{tenant}' are open or waiting, where its share is "
+            f"{share} as long as others come too. Please retry in {retry_after} s, or send fewer requests at a time."
+        )
+        self.retry_after = retry_after
+
+
+class Drain:
+    """How much of something goes per second: an average that fades over LATELY_S."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._gone = 0.0
+        self._at = clock()
+
+    def went(self, amount: float) -> None:
+        self._fade()
+        self._gone += amount
+
+    def retry_after(self, amount: float) -> int:
+        """Whole seconds until so much has gone at the rate of late, and up to half as long again.
+
+        All who are refused at once don't come back at once.
+        """
+        self._fade()
+        wait = min(amount * LATELY_S / self._gone, LONGEST_WAIT_S) if self._gone else UNKNOWN_WAIT_S
+        return min(LONGEST_WAIT_S, max(1, math.ceil(wait * random.uniform(1, 1.5))))
+
+    def _fade(self) -> None:
+        now = self._clock()
+        self._gone *= math.exp((self._at - now) / LATELY_S)
+        self._at = now
+
+
+class Stock:
+    """One thing that there is only so much of: `what` it is called, in the plural, and how much of it."""
+
+    def __init__(self, what: str, most: int, clock: Clock) -> None:
+        self.what = what
+        self.most = most
+        self.held = 0
+        self._by: Counter[str] = Counter()
+        self._drain = Drain(clock)
+
+    def counted(self, amount: int) -> int:
+        """What so much counts as."""
+        return min(amount, (self.most + 1) // 2)
+
+    def check(self, tenant: str, amount: int, share: float, had: int = 0) -> None:
+        """May a tenant with this share, 0 to 1, hold so much in place of the `had`? Raises Overloaded, OverShare."""
+        if not amount:
+            return
+        held, own = self.held - had, self._by[tenant] - had
+        lacking = held + amount - self.most
+        if lacking > 0:
+            raise Overloaded(self.held, self.what, self._drain.retry_after(lacking))
+        above = own + amount - share * self.most
+        if own > 0 and above > 0 and 2 * (held + amount) > self.most:
+            wait = self._drain.retry_after(above)
+            raise OverShare(tenant, self._by[tenant], int(share * self.most), self.what, wait)
+
+    def add(self, tenant: str, amount: int) -> None:
+        self.held += amount
+        self._by[tenant] += amount
+
+    def remove(self, tenant: str, amount: int, *, drained: bool = True) -> None:
+        """`drained`: it is done with, not just counted anew."""
+        self.held -= amount
+        self._by[tenant] -= amount
+        if self._by[tenant] <= 0:
+            del self._by[tenant]
+        if drained:
+            self._drain.went(amount)
+
+
+class Room:
+    """All that is open or waits. Use from one event loop."""
+
+    def __init__(self, max_sequences: int, max_tokens: int, clock: Clock = time.monotonic) -> None:
+        self.sequences = Stock("sequences", max_sequences, clock)  # under way or waiting
+        self.tokens = Stock("prompt tokens", max_tokens, clock)  # of answers that haven't begun
+        self._weights: dict[str, float] = {}  # of the tenants in the room
+        self._places: Counter[str] = Counter()
+
+    def enter(self, tenant: str, weight: float, sequences: int, tokens: int, *, alone: bool = False) -> Place:
+        """A place for a request of `tenant`. `alone`: there is no other tenant, so the whole room is its.
+
+        Raises Overloaded, OverShare.
+        """
+        share = self.share(tenant, weight, alone=alone)
+        self.sequences.check(tenant, max(1, self.sequences.counted(sequences)), share)
+        self.tokens.check(tenant, self.tokens.counted(tokens), share)
+        self._weights[tenant] = weight
+        self._places[tenant] += 1
+        return Place(self, tenant, self.sequences.counted(sequences), tokens, alone=alone)
+
+    def share(self, tenant: str, weight: float | None = None, *, alone: bool = False) -> float:
+        """How much of a busy room a tenant may hold, 0 to 1."""
+        own = self._weights.get(tenant, 1.0) if weight is None else weight
+        others = sum(self._weights.values()) - self._weights.get(tenant, 0.0)
+        return own / (own + others + (0.0 if alone else NEWCOMER))
+
+    def left(self, tenant: str) -> None:
+        """One of a tenant's places is free."""
+        self._places[tenant] -= 1
+        if not self._places[tenant]:
+            del self._places[tenant], self._weights[tenant]
+
+    def __len__(self) -> int:
+        """How many tenants are in the room."""
+        return len(self._weights)
+
+
+class Place:
+    """What one request holds of the room."""
+
+    __slots__ = ("_alone", "_held", "_room", "_sequences", "_tenant", "_tokens")
+
+    def __init__(self, room: Room, tenant: str, sequences: int, tokens: int, *, alone: bool) -> None:
+        self._room = room
+        self._tenant = tenant
+        self._alone = alone
+        self._sequences = sequences
+        self._tokens = tokens  # that wait
+        self._held = room.tokens.counted(tokens)
+        room.sequences.add(tenant, sequences)
+        room.tokens.add(tenant, self._held)
+
+    def resize(self, tokens: int) -> None:
+        """So many prompt tokens it really is. Raises Overloaded or OverShare where these don't fit."""
+        stock = self._room.tokens
+        share = self._room.share(self._tenant, alone=self._alone)
+        stock.check(self._tenant, stock.counted(tokens), share, self._held)
+        self._wait(tokens, drained=False)
+
+    def begun(self, tokens: int) -> None:
+        """So many of its prompt tokens wait no longer."""
+        self._wait(self._tokens - tokens)
+
+    def leave(self) -> None:
+        if self._sequences:
+            self._wait(0)
+            self._room.sequences.remove(self._tenant, self._sequences)
+            self._room.left(self._tenant)
+            self._sequences = 0
+
+    def _wait(self, tokens: int, *, drained: bool = True) -> None:
+        """So many tokens wait from now on."""
+        stock = self._room.tokens
+        held = stock.counted(tokens)
+        stock.add(self._tenant, held)
+        stock.remove(self._tenant, self._held, drained=drained)
+        self._tokens, self._held = tokens, held

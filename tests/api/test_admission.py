@@ -1,0 +1,209 @@
+"""The one way in: what is refused there, what it costs, and that everything taken is given back on every way out."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from api.live_server import BASE, LiveServer, Serve, Setup
+from livery.engine.base import EngineError
+from livery.engine.fake import Behaviour
+from livery.jobs import Job, Options, PoolingJob
+from livery.lease import Caller
+from livery.refusals import InvalidParameter, Overloaded, ServiceRefusal
+from livery.service import GenerationService
+from livery.tenancy import LimitExceeded, Limits, OverShare, Principal
+
+PAYING = Principal(
+    "acme",
+    "user",
+    "k1",
+    limits=Limits(concurrent_requests=4, queued_tokens=60),
+    tenant_limits=Limits(requests_per_minute=10_000, tokens_per_minute=10_000_000, max_tokens=50, n=3),
+)
+FREE = Principal("other", "user", "k2")
+FLOOD = Principal("flood", "user", "k3")
+
+
+NUMBERS = itertools.count()
+
+
+def job(principal: Principal = FREE, *prompts: list[int], model: str = BASE, **options: Any) -> Job:
+    chosen = Options(**{"max_tokens": 3, **options})
+    return Job(model, prompts or [[3, 4]], chosen, f"req_{next(NUMBERS)}", "prompt", Caller(None, principal))
+
+
+async def finish(service: GenerationService, principal: Principal) -> None:
+    opened = await service.open(job(principal, [3, 4], [5] * 20, n=2))
+    try:
+        async for _ in opened.generation.deltas():
+            pass
+    finally:
+        opened.generation.close()
+
+
+async def leave_at_once(service: GenerationService, principal: Principal) -> None:
+    opened = await service.open(job(principal, [5] * 40))
+    opened.generation.close()
+    opened.generation.close()
+
+
+async def leave_begun(service: GenerationService, principal: Principal) -> None:
+    opened = await service.open(job(principal, [3, 4], [5] * 20))
+    deltas = opened.generation.deltas()
+    try:
+        await anext(deltas)
+    finally:
+        await deltas.aclose()
+        opened.generation.close()
+
+
+async def too_long(service: GenerationService, principal: Principal) -> None:
+    await service.open(job(principal, [5] * 300))
+
+
+async def nobody(service: GenerationService, principal: Principal) -> None:
+    await service.open(job(principal, model="nobody"))
+
+
+async def given_up(service: GenerationService, principal: Principal) -> None:
+    """Cancelled while its adapter is looked for."""
+    opening = asyncio.create_task(service.open(job(principal, model="nobody")))
+    await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+
+
+async def vectors(service: GenerationService, principal: Principal) -> None:
+    asked = PoolingJob(BASE, "embed", [[3], [4, 5]], job().request_id, caller=Caller(None, principal))
+    opened = await service.pool(asked)
+    try:
+        await opened.answer.vectors()
+    finally:
+        opened.answer.close()
+
+
+async def no_vectors(service: GenerationService, principal: Principal) -> None:
+    await service.pool(PoolingJob(BASE, "classify", [[3]], job().request_id, caller=Caller(None, principal)))
+
+
+async def tokens(service: GenerationService, principal: Principal) -> None:
+    await service.tokenize(job(principal), strings=True)
+    await service.tokenizer_facts("", Caller(None, principal))
+    await service.detokenize("", [1 << 30], Caller(None, principal))
+
+
+WAYS: list[Callable[[GenerationService, Principal], Awaitable[None]]] = [
+    *(finish, leave_at_once, leave_begun, too_long, nobody, given_up, vectors, no_vectors, tokens),
+]
+
+
+@pytest.fixture(scope="module")
+def narrow(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    server = LiveServer(Setup(max_open=16, max_queued_tokens=200), tokenizer, tmp_path_factory.mktemp("narrow"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ways=st.lists(st.tuples(st.sampled_from(range(len(WAYS))), st.booleans()), min_size=1, max_size=12),
+    fails=st.booleans(),
+)
+def test_everything_is_given_back_on_every_way_out(
+    narrow: LiveServer, ways: list[tuple[int, bool]], fails: bool
+) -> None:
+    service = narrow.service
+
+    async def together() -> list[object]:
+        narrow.engine.behaviour.fail_after = 1 if fails else None
+        asked = (WAYS[way](service, PAYING if pays else FREE) for way, pays in ways)
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    known = (ServiceRefusal, EngineError, LimitExceeded, OverShare, type(None))
+    found = narrow.call(together())
+    assert all(isinstance(one, known) for one in found), found
+    room = service.admission.room
+    assert (room.sequences.held, room.tokens.held, len(room)) == (0, 0, 0)
+    for account in service.admission.limiter._accounts.values():
+        assert (account.concurrent, account.queued, account.tokens.reserved) == (0, 0, 0)
+    assert not service.admission._open
+
+
+def test_what_one_request_may_ask_is_bounded_by_the_lower_limit(narrow: LiveServer) -> None:
+    for options, param in (({"max_tokens": 51}, "max_tokens"), ({"n": 4}, "n"), ({"best_of": 4}, "best_of")):
+        with pytest.raises(InvalidParameter, match="the tenant 'acme' may ask for at most") as refused:
+            narrow.call(narrow.service.open(job(PAYING, **options)))
+        assert refused.value.param == param
+    before = len(narrow.engine.requests)
+    narrow.engine.behaviour.fail_after = None
+    narrow.call(_run(narrow.service, job(PAYING, max_tokens=None)))
+    assert narrow.engine.requests[before].sampling.max_tokens == 50, "a default is nobody's wish: it is moved within"
+
+
+async def _run(service: GenerationService, asked: Job) -> None:
+    opened = await service.open(asked)
+    async for _ in opened.generation.deltas():
+        pass
+    opened.generation.close()
+
+
+def test_a_flood_fills_the_room_for_nobody_else(serve: Serve) -> None:
+    server = serve(Setup(behaviour=Behaviour(stepped=True), max_open=18))
+
+    async def flood() -> list[Any]:
+        asked = (server.service.open(job(FLOOD)) for _ in range(30))
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    found = server.call(flood())
+    assert [type(one) for one in found[16:]] == [OverShare] * 14
+    calm = [server.call(server.service.open(job(FREE))) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        server.call(server.service.open(job(FREE)))
+    found[0].generation.close()
+    with pytest.raises(OverShare):
+        server.call(server.service.open(job(FLOOD)))
+    calm.append(server.call(server.service.open(job(FREE))))
+
+
+def test_refusing_asks_nobody_and_encodes_nothing(serve: Serve) -> None:
+    server = serve(Setup(max_open=0))
+    asked: list[str] = []
+    server.service.adapters.lease = lambda name, caller: asked.append(name)  # type: ignore[assignment,method-assign,func-returns-value]
+    body = {"model": "some-adapter", "messages": [{"role": "user", "content": "word " * 300_000}]}
+    for path in ("/v1/chat/completions", "/tokenize"):
+        answer = httpx.post(f"{server.url}{path}", json=body, timeout=30)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
+    assert asked == []
+
+
+def test_prompts_wait_until_their_answers_begin(serve: Serve) -> None:
+    server = serve(Setup(behaviour=Behaviour(stepped=True)))
+    waiting = server.service.admission.room.tokens
+
+    async def watched() -> list[int]:
+        opened = await server.service.open(job(FREE, [3] * 30, [4] * 20, n=2, max_tokens=1))
+        deltas = opened.generation.deltas()
+        found = [waiting.held]
+        first = asyncio.ensure_future(anext(deltas))
+        await server.engine.wait_until(lambda engine: engine.open_requests == 4)
+        server.engine.step()  # for the first answer to the first prompt
+        await first
+        found.append(waiting.held)
+        server.engine.step(3)
+        async for _ in deltas:
+            pass
+        found.append(waiting.held)
+        opened.generation.close()
+        return found
+
+    assert server.call(watched()) == [50, 20, 0]
