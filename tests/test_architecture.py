@@ -86,7 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"livery.adapter_text", "livery_adapters"},
     "livery.assembly": SEAM
     | TEXT
-    | {f"livery.{part}" for part in ("adapter_text", "data_folder", "followed", "foreign_templates")}
+    | {f"livery.{part}" for part in ("adapter_text", "data_folder", "followed", "foreign_templates", "grammar_check")}
     | {f"livery.{part}" for part in ("management", "reading", "served", "service")}
     | {"livery_adapters"},
     "livery.api": SEAM

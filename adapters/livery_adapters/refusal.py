@@ -12,7 +12,7 @@ class AdapterRefused(Exception):
     bad_header, unsupported_peft_type, unsupported_field, unknown_field, bad_field, unsafe_pattern,
     unconverted_init, unknown_tensor, duplicate_tensor, untargeted_tensor, missing_half, bad_dtype, wrong_shape,
     rank_mismatch, rank_over_limit, no_matching_module, wrong_base, replaced_weight, nonfinite_weights,
-    invalid_name, activation_failed, storage_failed, storage_full, unexpected_file, duplicate_file,
+    invalid_name, activation_failed, format_untried, storage_failed, storage_full, unexpected_file, duplicate_file,
     outside_root, bad_source, source_not_allowed, source_not_found, source_forbidden, source_unreachable,
     resized_vocabulary, missing_tensor, unsupported_combination, unfused_experts, overflow, no_exact_form,
     bad_composition, bad_merge, canary_failed, not_additive, not_mergeable, not_safetensors, output_exists,

@@ -41,7 +41,7 @@ SOURCE = "folder"
 Signature = tuple[tuple[int, int, int, int] | None, ...]  # size, mtime, ctime (ns) and inode of each file
 
 # Refusals that are about this machine at this moment rather than about the files.
-TRANSIENT = frozenset({"activation_failed", "storage_full", "storage_failed", "unreadable"})
+TRANSIENT = frozenset({"activation_failed", "format_untried", "storage_full", "storage_failed", "unreadable"})
 LONGEST_WAIT_S = 300.0
 
 _TEMPORARY = (".tmp", ".part", ".partial", "~")

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from msgspec import structs
 
 from livery.chat_template import Conversation, InvalidMessages
 from livery.foreign_templates import ForeignTemplate, TemplateStopped, TemplateWorkers
+from livery.refusals import Draining, GrammarUntried, InvalidParameter
 from livery.text import Tokenizer, TokensDiffer
 from livery_adapters.beside import BaseText, compare
 from livery_adapters.profile import AddedToken, Profile, read_profile
@@ -30,9 +31,18 @@ class AdapterText:
     """The base's tokenizer, and those that adapters make of it. Use from one event loop."""
 
     def __init__(
-        self, base: Tokenizer, vocab_size: int, workers: TemplateWorkers, *, allow_templates: bool = True
+        self,
+        base: Tokenizer,
+        vocab_size: int,
+        workers: TemplateWorkers,
+        *,
+        allow_templates: bool = True,
+        try_schema: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """`vocab_size` is how many ids the model has rows for."""
+        """`vocab_size` is how many ids the model has rows for. `try_schema` raises InvalidParameter for a JSON schema
+        that no answer can be held to; without it the first request finds out.
+        """
+        self._try_schema = try_schema
         self.base = base
         self._vocab_size = vocab_size
         self._workers = workers
@@ -70,7 +80,19 @@ class AdapterText:
             added_tokens=_tokens(profile, found),
         )
         await self._try(settled)
+        await self._try_format(settled)
         return settled
+
+    async def _try_format(self, profile: Profile) -> None:
+        """Raises AdapterRefused: format_untried where there is no time to find out."""
+        if self._try_schema is None or profile.schema is None:
+            return
+        try:
+            await self._try_schema(profile.schema)
+        except InvalidParameter as invalid:
+            raise AdapterRefused("bad_profile", f"response_format: {invalid}") from None
+        except (GrammarUntried, Draining) as untried:
+            raise AdapterRefused("format_untried", f"response_format: {untried}") from None
 
     async def _try(self, profile: Profile) -> None:
         """Raises AdapterRefused."""

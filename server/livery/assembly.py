@@ -13,6 +13,7 @@ from livery.data_folder import DataFolder
 from livery.engine.base import Engine, EngineInfo
 from livery.followed import FollowedFolder
 from livery.foreign_templates import TemplateWorkers
+from livery.grammar_check import GrammarCheck
 from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.served import ServedAdapters
@@ -74,7 +75,14 @@ async def assemble(
     )
     store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits)
     base = BaseModel(plan.base_name, info.base_digest, info.shapes)
-    text = AdapterText(tokenizer, info.vocab_size, TemplateWorkers(), allow_templates=plan.adapter_templates)
+    grammars = GrammarCheck(tokenizer.to_json, info)
+    text = AdapterText(
+        tokenizer,
+        info.vocab_size,
+        TemplateWorkers(),
+        allow_templates=plan.adapter_templates,
+        try_schema=grammars.check_schema,
+    )
     adapters = ServedAdapters(
         engine, info, base, registry, store, plan.limits, keep_versions=plan.keep_versions, text=text
     )
@@ -89,6 +97,7 @@ async def assemble(
         engine,
         text,
         adapters,
+        grammars,
         info,
         base_name=plan.base_name,
         created=int(time.time()),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from livery.engine.base import EngineInfo, Grammar
+from livery.engine.base import DEFAULT_TENANT, EngineInfo, Grammar
 from livery.grammar_process import WALL_S, GrammarHost, Verdict
 from livery.grammars import MAX_SOURCE
 from livery.refusals import Draining, GrammarUntried, InvalidParameter
@@ -66,6 +66,10 @@ class GrammarCheck:
                 what = "Invalid schema for tools" if param == "tools" else INVALID
             raise InvalidParameter(f"{what}: {verdict.refusal}", param)
         return verdict.grammar
+
+    async def check_schema(self, schema: str) -> None:
+        """Whether answers can be held to the JSON schema of an adapter's profile. Raises as `check` does."""
+        await self.check(Grammar("json_schema", schema), "response_format", DEFAULT_TENANT)
 
     async def stop(self) -> None:
         """End the process for good, and the trials that wait for it: those who asked get Draining."""

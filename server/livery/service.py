@@ -97,6 +97,7 @@ class GenerationService:
         engine: Engine,
         text: AdapterText,
         adapters: ServedAdapters,
+        grammars: GrammarCheck,
         info: EngineInfo,
         *,
         base_name: str,
@@ -110,7 +111,7 @@ class GenerationService:
         self.base_name = base_name
         self.adapters = adapters
         self.metrics = Metrics(base_name, info, metrics_max_adapters)
-        self.grammars = GrammarCheck(text.base.to_json, info)
+        self.grammars = grammars
         self._engine = engine
         self._text = text
         self._created = created

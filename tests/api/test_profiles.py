@@ -115,6 +115,15 @@ def test_a_request_beyond_a_bound_is_refused_and_defaults_stay_within(live: Live
     assert live.engine.requests[-1].sampling.max_tokens == 3
 
 
+def test_a_response_format_that_no_answer_can_be_held_to_is_refused_when_it_is_set(live: LiveServer) -> None:
+    put(live, "pirate", {})
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    answer = set_profile(live, "pirate", {"response_format": wanted})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_profile")
+    assert "Invalid schema" in answer.json()["error"]["message"]
+
+
 def test_a_response_format_holds_where_the_request_has_none(live: LiveServer) -> None:
     put(live, "plain", {})
     put(live, "json", {"response_format": {"type": "json_object"}})

@@ -150,6 +150,7 @@ ADAPTER_STATUS = {
     "source_not_found": 404,
     "too_large": 413,
     "source_unreachable": 502,
+    "format_untried": 503,
     "storage_failed": 507,
     "storage_full": 507,
 }
