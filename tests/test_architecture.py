@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.grammar_check": SEAM | FACTS | {"livery.grammars", "livery.grammar_process"},
     "livery.refusals": set(),
     "livery.chat_template": set(),
-    "livery.settings": set(),
+    "livery.settings": {"livery.tenancy"},
     "livery.listening": {"livery.settings"},
     "livery.tenancy": SEAM | {"livery.refusals", "livery.tenancy", "livery_adapters"},
     "livery.tokenizer_files": {"livery.models"},
@@ -87,7 +87,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.assembly": SEAM
     | TEXT
     | {f"livery.{part}" for part in ("adapter_text", "data_folder", "followed", "foreign_templates", "grammar_check")}
-    | {f"livery.{part}" for part in ("management", "reading", "served", "service")}
+    | {f"livery.{part}" for part in ("management", "reading", "served", "service", "tenancy")}
     | {"livery_adapters"},
     "livery.api": SEAM
     | FACTS

@@ -11,25 +11,23 @@ those of one moment, and blobs never change. It is whole when `registry.jsonl` i
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
 
-from sqlalchemy import Connection, MetaData, func, insert, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, func, select
 
 from livery_adapters.refusal import AdapterRefused, Limits
-from livery_adapters.registry import Registry, RegistryError, RegistryTooNew, migrations
+from livery_adapters.registry import Registry, RegistryError, migrations
 from livery_adapters.registry import changes as change_log
-from livery_adapters.registry.database import Database
 from livery_adapters.registry.schema import adapters, aliases, changes, metadata, versions
+from livery_adapters.row_file import BackupError, RowFile, put
 from livery_adapters.store import BlobStore, StoreBusy
+
+__all__ = ["BackupError", "Summary", "backup", "restore"]
 
 Progress = Callable[[int, int], None]
 """Called with the number of blobs done and of all blobs."""
@@ -37,17 +35,10 @@ Progress = Callable[[int, int], None]
 FORMAT = "livery registry 1"
 ROWS = "registry.jsonl"
 BLOBS = "blobs"
-_BATCH = 500
 _ATTEMPTS = 5
 
 # What is in a store was within limits when it came.
 _UNLIMITED = Limits(max_weight_bytes=sys.maxsize, max_config_bytes=sys.maxsize)
-
-
-class BackupError(RegistryError):
-    """A backup can't be made, or isn't one that can be restored here."""
-
-    code: ClassVar[str] = "backup_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +51,15 @@ class Summary:
 
 
 def backup(
-    registry: Registry, blobs_root: Path, out_dir: Path, progress: Progress = lambda done, all_: None
+    registry: Registry,
+    blobs_root: Path,
+    out_dir: Path,
+    progress: Progress = lambda done, all_: None,
+    beside: Callable[[Path], None] = lambda out_dir: None,
 ) -> Summary:
     """Write a backup into `out_dir`, which is made or must be empty. Blocks.
+
+    `beside` puts what else belongs to it into the directory, before it counts as whole.
 
     Raises BackupError (not empty, a blob missing or damaged), RegistryError, OSError.
     """
@@ -86,6 +83,7 @@ def backup(
     else:
         raise BackupError("adapters were deleted faster than they could be copied; try again when fewer are")
     copies.collect_garbage(wanted, grace_s=0)
+    beside(out_dir)
     unfinished.rename(out_dir / ROWS)
     _sync_directory(out_dir)
     return Summary(counts["adapters"], counts["versions"], len(wanted))
@@ -101,7 +99,7 @@ def restore(
     Raises BackupError (targets not empty, a backup that is no whole one), RegistryTooNew, RegistryError, OSError.
     """
     with tempfile.TemporaryDirectory(prefix="livery-restore-") as folder:
-        staged = _stage(in_dir, Path(folder) / "staged.db")
+        staged = _row_file().stage(in_dir / ROWS, Path(folder) / "staged.db")
         registry = Registry.open(registry_url)
         try:
             with staged.read() as source:
@@ -114,30 +112,16 @@ def restore(
 # -- out -----------------------------------------------------------------------------------------------
 
 
+def _row_file() -> RowFile:
+    """The log of changes is the database's own."""
+    return RowFile(FORMAT, migrations.own(), metadata, (changes,))
+
+
 def _write_rows(registry: Registry, path: Path) -> tuple[dict[str, int], set[str]]:
     """Write all rows of one moment; how many each table has, and the digests of their blobs."""
-    counts, wanted = dict.fromkeys(metadata.tables, 0), set()
-    with registry.database.read() as connection, path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"format": FORMAT, "schema": migrations.newest()}) + "\n")
-        for name, row in _rows(connection):
-            file.write(json.dumps([name, row]) + "\n")
-            counts[name] += 1
-            if name == versions.name:
-                wanted.add(row["weights"])
-        file.write(json.dumps({"rows": sum(counts.values())}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return counts, wanted
-
-
-def _rows(connection: Connection) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row with its table's name, tables that others refer to first; the log of changes is the database's own."""
-    for table in metadata.sorted_tables:
-        if table is changes:
-            continue
-        query = select(table).order_by(*table.primary_key.columns).execution_options(yield_per=_BATCH)
-        for row in connection.execute(query):
-            yield table.name, dict(row._mapping)
+    with registry.database.read() as connection:
+        counts = _row_file().write(connection, path)
+        return counts, set(connection.execute(select(versions.c.weights).distinct()).scalars())
 
 
 def _copy_blobs(store: BlobStore, copies: BlobStore, wanted: set[str], progress: Progress) -> set[str]:
@@ -166,71 +150,6 @@ def _sync_directory(folder: Path) -> None:
 # -- in ------------------------------------------------------------------------------------------------
 
 
-def _stage(in_dir: Path, path: Path) -> Database:
-    """The backup's rows in a database of their schema, brought up to this code's: what can't be read never goes on."""
-    try:
-        file = (in_dir / ROWS).open(encoding="utf-8")
-    except OSError as error:
-        raise BackupError(f"{in_dir} holds no whole backup: {ROWS} can't be read ({error.strerror})") from error
-    staged = Database(path)
-    try:
-        with file, staged.write() as connection:
-            schema = _schema_of(in_dir, file.readline())
-            migrations.migrate(connection, str(in_dir), to=schema)
-            tables = MetaData()
-            tables.reflect(connection)
-            _insert(connection, tables, _parsed(in_dir, file))
-            migrations.migrate(connection, str(in_dir))
-    except SQLAlchemyError as error:
-        raise BackupError(
-            f"{in_dir / ROWS} holds rows that don't fit together ({error}); use another backup"
-        ) from error
-    return staged
-
-
-def _schema_of(in_dir: Path, header: str) -> str:
-    """The schema version that a backup's first line names."""
-    try:
-        found = json.loads(header)
-        known, schema = found["format"] == FORMAT, str(found["schema"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BackupError(f"{in_dir / ROWS} doesn't begin as a backup does; use another one") from error
-    if not known:
-        raise BackupError(f"{in_dir / ROWS} has the format {found['format']!r}, and this version reads {FORMAT!r}")
-    if schema not in migrations.known():
-        raise RegistryTooNew(f"backup {str(in_dir)!r}", schema, migrations.newest())
-    return schema
-
-
-def _parsed(in_dir: Path, file: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a backup; raises BackupError unless all are there."""
-    count = 0
-    for line in file:
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise BackupError(f"line {count + 2} of {in_dir / ROWS} is damaged; use another backup") from error
-        if isinstance(value, dict):
-            if value == {"rows": count} and not file.read(1):
-                return
-            break
-        match value:
-            case [str(name), dict(row)]:
-                count += 1
-                yield name, row
-            case _:
-                break
-    raise BackupError(f"{in_dir / ROWS} is cut short or was changed after {count} rows; use another backup")
-
-
-def _insert(connection: Connection, tables: MetaData, rows: Iterator[tuple[str, dict[str, Any]]]) -> None:
-    for name, group in groupby(rows, key=lambda row: row[0]):
-        if name not in tables.tables:
-            raise BackupError(f"the backup has rows for a table {name[:80]!r} that its schema doesn't have")
-        while batch := [row for _, row in islice(group, _BATCH)]:
-            connection.execute(insert(tables.tables[name]), batch)
-
-
 def _bring_in(
     source: Connection, registry: Registry, copies: BlobStore, blobs_root: Path, progress: Progress
 ) -> Summary:
@@ -250,7 +169,7 @@ def _bring_in(
                 )
             with registry.database.write() as target:
                 _check_empty(registry, target)
-                _insert(target, metadata, _rows(source))
+                put(target, metadata, _row_file().rows(source))
                 change_log.note(target, *_names(target))
     except BaseException:
         # Another restore, or a server, may have committed what refers to them; whoever is still at it cleans up.

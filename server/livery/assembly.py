@@ -18,6 +18,7 @@ from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.served import ServedAdapters
 from livery.service import GenerationService
+from livery.tenancy import KeyRing, TenantStore
 from livery.text import Tokenizer
 from livery_adapters.base_model import BaseModel
 from livery_adapters.fetching import SourcePolicy
@@ -54,15 +55,19 @@ class ServerParts:
     folder: FollowedFolder | None
     registry: Registry
     text: AdapterText
+    tenants: TenantStore
+    keys: KeyRing
 
     async def stop(self) -> None:
-        """Stop following folder and registry; requests must have ended."""
+        """Stop following folder, registry and keys; requests must have ended."""
         if self.folder is not None:
             await self.folder.stop()
+        await self.keys.stop()
         await self.service.adapters.stop()
         await self.service.grammars.stop()
         self.text.close()
         await asyncio.to_thread(self.registry.close)
+        await asyncio.to_thread(self.tenants.close)
 
 
 async def assemble(
@@ -73,6 +78,7 @@ async def assemble(
     registry = await asyncio.to_thread(
         Registry.open, plan.registry or plan.data.registry_url(), frozenset({plan.base_name})
     )
+    tenants = await asyncio.to_thread(TenantStore.open, plan.data.tenants_url(plan.registry))
     store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits)
     base = BaseModel(plan.base_name, info.base_digest, info.shapes)
     grammars = GrammarCheck(tokenizer.to_json, info)
@@ -107,8 +113,9 @@ async def assemble(
         parsers=plan.parsers,
     )
     folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll) if root is not None else None
-    parts = ServerParts(service, management, folder, registry, text)
+    parts = ServerParts(service, management, folder, registry, text, tenants, KeyRing(tenants))
     try:
+        await parts.keys.start()
         await adapters.start()
         if folder is not None:
             progress("looking at the adapter folder")

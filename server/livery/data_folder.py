@@ -72,6 +72,18 @@ class DataFolder:
         """The registry of this folder as SQLAlchemy names it."""
         return f"sqlite:///{self.database.absolute()}"
 
+    @property
+    def tenants(self) -> Path:
+        """Tenants, keys and usage, unless a URL names another place for the registry, where they are too.
+
+        Apart from the registry: who writes here often never waits for who writes there.
+        """
+        return self.root / "tenants.db"
+
+    def tenants_url(self, registry: str | None) -> str:
+        """Where the tenants are, as SQLAlchemy names it; `registry` is the URL that was given for it, if one was."""
+        return registry or f"sqlite:///{self.tenants.absolute()}"
+
     def make(self) -> None:
         """Create the folder where it isn't there yet. Raises DataFolderUnusable."""
         try:

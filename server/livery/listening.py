@@ -70,11 +70,23 @@ class Listener:
 
 def listen(settings: Settings) -> Listener:
     """Take the address of the settings. Raises SettingsError."""
+    return _listen(settings, settings.host, settings.port, settings.uds, "")
+
+
+def listen_for_admins(settings: Settings) -> Listener | None:
+    """Take the admin API's address, None where there is to be none. Raises SettingsError."""
+    if settings.admin_port is None and settings.admin_uds is None:
+        return None
+    return _listen(settings, settings.admin_host, settings.admin_port or 0, settings.admin_uds, "admin-")
+
+
+def _listen(settings: Settings, host: str, port: int, uds: Path | None, of: str) -> Listener:
+    """`of` is how the flags begin that the address was given with."""
     tls = _tls(settings)
-    if settings.uds is not None:
-        bound, file = _bind_unix(settings.uds)
+    if uds is not None:
+        bound, file = _bind_unix(uds, of)
         return Listener(bound, "http://localhost", file, tls)
-    bound = _bind(settings.host, settings.port)
+    bound = _bind(host, port, of)
     host, port = bound.getsockname()[:2]
     return Listener(bound, f"{'https' if tls else 'http'}://{_authority(host, port)}", None, tls)
 
@@ -96,7 +108,7 @@ def _tls(settings: Settings) -> Tls | None:
     return Tls(certificate, key)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, of: str) -> socket.socket:
     listener = None
     try:
         # Without its protocol the loop would not turn off Nagle's algorithm: 40 ms more on every kept connection.
@@ -109,13 +121,14 @@ def _bind(host: str, port: int) -> socket.socket:
         if listener is not None:
             listener.close()
         raise SettingsError(
-            f"can't listen on --host {host} --port {port}: {error.strerror}; choose another port, or 0 for a free one"
+            f"can't listen on --{of}host {host} --{of}port {port}: {error.strerror}; choose another port, or 0 for a "
+            "free one"
         ) from None
     return listener
 
 
-def _bind_unix(path: Path) -> tuple[socket.socket, UnixFile]:
-    _drop_stale(path)
+def _bind_unix(path: Path, of: str) -> tuple[socket.socket, UnixFile]:
+    _drop_stale(path, of)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(str(path))
@@ -125,8 +138,8 @@ def _bind_unix(path: Path) -> tuple[socket.socket, UnixFile]:
     except OSError as error:
         listener.close()
         raise SettingsError(
-            f"can't listen on --uds {path}: {error.strerror or error}; its folder must exist and be writable, and the "
-            "path shorter than about 100 bytes"
+            f"can't listen on --{of}uds {path}: {error.strerror or error}; its folder must exist and be writable, and "
+            "the path shorter than about 100 bytes"
         ) from None
     return listener, file
 
@@ -136,19 +149,19 @@ def _identity(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-def _drop_stale(path: Path) -> None:
+def _drop_stale(path: Path, of: str) -> None:
     """Remove the socket that a killed server left; never one that somebody answers on, and no other file."""
     try:
         kind = path.lstat().st_mode
     except OSError:
         return
     if not stat.S_ISSOCK(kind):
-        raise SettingsError(f"--uds {path} is there already and is no socket; choose another path")
+        raise SettingsError(f"--{of}uds {path} is there already and is no socket; choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # a server that is loading accepts nobody: where many wait, this would too
         found = probe.connect_ex(str(path))
     if found not in (errno.ECONNREFUSED, errno.ENOENT):
-        raise SettingsError(f"--uds {path} is in use by another server; stop that one or choose another path")
+        raise SettingsError(f"--{of}uds {path} is in use by another server; stop that one or choose another path")
     path.unlink(missing_ok=True)
 
 

@@ -15,7 +15,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
 
+from livery.tenancy import MAX_KEY
+
 PREFIX = "LIVERY_"
+PORT = 8000
 # What browsers send as an origin: no path, and where there is a host name it is in ASCII.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -67,7 +70,15 @@ def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     return lowered
 
 
+def _key(key: SecretStr | None) -> SecretStr | None:
+    if key is not None and len(key.get_secret_value().encode()) > MAX_KEY:
+        raise ValueError(f"a key has at most {MAX_KEY} bytes")
+    return key
+
+
 Folder = Annotated[Path, AfterValidator(_expand)]
+# Outer spaces and line ends don't survive a header.
+SecretKey = Annotated[SecretStr | None, BeforeValidator(_strip), AfterValidator(_key)]
 
 
 class Settings(BaseModel):
@@ -85,7 +96,7 @@ class Settings(BaseModel):
     )
     keep_versions: int = Field(10, ge=0, description="Versions kept per adapter for rolling back; 0: all")
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
-    port: Port = Field(8000, description="Port to listen on; 0 takes a free one")
+    port: Port = Field(PORT, description="Port to listen on; 0 takes a free one")
     uds: Folder | None = Field(None, description="Unix socket to listen on; not beside --host or --port")
     ssl_certfile: Folder | None = Field(None, description="Certificate chain in PEM; serves https")
     ssl_keyfile: Folder | None = Field(None, description="Key of --ssl-certfile in PEM, without a passphrase")
@@ -95,10 +106,14 @@ class Settings(BaseModel):
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_list), AfterValidator(_origins)] = Field(
         (), description="Origins whose web pages may call this server; comma-separated, * for all"
     )
-    # Outer spaces and line ends don't survive a header.
-    api_key: Annotated[SecretStr | None, BeforeValidator(_strip)] = Field(
-        None, min_length=1, description="Key that clients must send"
+    api_key: SecretKey = Field(
+        None, min_length=1, description="The operator's own key, beside those that livery keys create makes"
     )
+    metrics_key: SecretKey = Field(None, min_length=1, description="Key for /metrics, which opens nothing else")
+    admin_port: Port | None = Field(None, description="Port of the admin API for tenants and keys; off unless given")
+    admin_host: str = Field("127.0.0.1", min_length=1, description="Address of the admin API")
+    admin_uds: Folder | None = Field(None, description="Unix socket of the admin API, in place of --admin-port")
+    admin_key: SecretKey = Field(None, min_length=1, description="Key that opens the admin API, and nothing else")
     insecure_no_auth: bool = Field(False, description="Listen beyond this machine without a key")
     max_model_len: int = Field(0, ge=0, description="Longest prompt and answer together, in tokens; 0: the model's")
     kv_memory: ByteSize = Field(ByteSize(0), ge=0, description="Memory for the KV cache, as in 4GiB; 0: chosen")
@@ -160,12 +175,23 @@ class Settings(BaseModel):
         if self.data is not None:
             return self.data
         if self.uds is None:
-            name = f"port-{self.port}"
-        else:
-            path = os.path.abspath(self.uds)
-            name = f"socket-{self.uds.stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
-        home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-        return Path(home).expanduser() / "livery" / name
+            return usual_data_folder(self.port)
+        path = os.path.abspath(self.uds)
+        return _data_home() / f"socket-{self.uds.stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+
+def usual_data_folder(port: int = PORT) -> Path:
+    """Where a server on this port keeps its copies that was given no folder."""
+    return _data_home() / f"port-{port}"
+
+
+def _data_home() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "livery"
+
+
+def revealed(key: SecretStr | None) -> str | None:
+    """A key as it is sent."""
+    return key.get_secret_value() if key is not None else None
 
 
 def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], config_file: Path | None = None) -> Settings:
@@ -186,6 +212,11 @@ def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], confi
         raise SettingsError("; ".join(_explain(issue, origins) for issue in error.errors())) from None
     if settings.uds is not None:
         _refuse_two_addresses(flags, origins)
+    if settings.admin_uds is not None and settings.admin_port is not None:
+        raise SettingsError(
+            f"{origins['admin_uds']} and {origins['admin_port']} are both given, and the admin API listens in one "
+            "place; leave one out"
+        )
     return settings
 
 
@@ -223,5 +254,5 @@ def _explain(issue: Mapping[str, Any], origins: Mapping[str, str]) -> str:
         return f"{flag(name)} is needed. {Settings.model_fields[name].description}"
     if issue["type"] == "extra_forbidden":
         return f"{origins[name]}: there is no such knob; `livery serve --help` lists them"
-    shown = "(hidden)" if name == "api_key" else repr(issue["input"])
+    shown = "(hidden)" if name.endswith("_key") else repr(issue["input"])
     return f"{origins[name]} is {shown}: {issue['msg']}. {Settings.model_fields[name].description}"

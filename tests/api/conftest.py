@@ -41,6 +41,13 @@ def serve(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="module")
+def module_serve(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Start a server that stops with the module."""
+    with _servers(tokenizer, tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
 def server(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """One usual server for all tests of a module."""
     with _servers(tokenizer, tmp_path_factory) as start:

@@ -12,15 +12,16 @@ from typing import Any, TypeVar
 
 import openai
 import uvicorn
+from fastapi import FastAPI
 
-from livery.api.app import create_app
-from livery.assembly import Assembly, assemble
+from livery.api.app import create_admin_app, create_app
+from livery.assembly import Assembly, ServerParts, assemble
 from livery.data_folder import DataFolder
 from livery.engine.fake import Behaviour, FakeEngine
 from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.service import GenerationService
-from livery.tenancy import Doors
+from livery.tenancy import Doors, KeyRing, TenantManagement, TenantStore, occupied_in
 from livery.text import Tokenizer
 from livery_adapters.base_model import ModuleShape
 from livery_adapters.refusal import Limits
@@ -42,6 +43,9 @@ class Setup:
 
     behaviour: Behaviour = field(default_factory=Behaviour)
     api_key: str | None = None
+    metrics_key: str | None = None
+    admin: bool = False  # whether there is an admin API
+    admin_key: str | None = None
     keep_alive_s: float = 15.0
     max_model_len: int = 256
     max_open: int = 1024
@@ -70,6 +74,11 @@ class LiveServer:
         self.engine: FakeEngine
         self.service: GenerationService
         self.management: AdapterManagement
+        self.tenants: TenantStore
+        self.keys: KeyRing
+        self.app: FastAPI
+        self.admin_app: FastAPI
+        self.admin_url = ""
 
     @property
     def url(self) -> str:
@@ -81,6 +90,12 @@ class LiveServer:
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the server's loop and wait for the result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def make_key(self, tenant: str, **asked: Any) -> str:
+        """A new key, which holds from now on."""
+        _, text, _ = self.tenants.create_key(tenant, **asked, occupied=lambda _: None)
+        self.call(self.keys.refresh())
+        return text
 
     def step(self, tokens: int = 1) -> None:
         self._loop.call_soon_threadsafe(self.engine.step, tokens)
@@ -130,10 +145,16 @@ class LiveServer:
             plan.data.make()
             parts = await assemble(self.engine, info, self._tokenizer, plan, lambda _: None)
             self.service, self.management = parts.service, parts.management
-            app = create_app(
+            self.tenants, self.keys = parts.tenants, parts.keys
+            self.app = create_app(
                 self.service,
                 self.management,
-                Doors(setup.api_key, behind_proxy=bool(setup.root_path)),
+                Doors(
+                    setup.api_key,
+                    ring=self.keys,
+                    metrics_key=setup.metrics_key,
+                    behind_proxy=bool(setup.root_path),
+                ),
                 keep_alive_s=setup.keep_alive_s,
                 cors_origins=setup.cors_origins,
                 root_path=setup.root_path,
@@ -141,22 +162,38 @@ class LiveServer:
             )
             server = uvicorn.Server(
                 uvicorn.Config(
-                    app, port=0, log_config=None, proxy_headers=False, timeout_graceful_shutdown=setup.drain_s
+                    self.app, port=0, log_config=None, proxy_headers=False, timeout_graceful_shutdown=setup.drain_s
                 )
             )
-            serving = asyncio.create_task(server.serve())
-            while not server.started:
+            servers = [server]
+            if setup.admin:
+                self.admin_app = self._make_admin_app(parts)
+                servers.append(uvicorn.Server(uvicorn.Config(self.admin_app, port=0, log_config=None)))
+            serving = [asyncio.create_task(one.serve()) for one in servers]
+            while not all(one.started for one in servers):
                 await asyncio.sleep(0.01)
-            host, port = server.servers[0].sockets[0].getsockname()[:2]
-            self._started.set_result(f"http://{host}:{port}")
+            url, self.admin_url = _address(servers[0]), _address(servers[-1])
+            self._started.set_result(url)
         except BaseException as error:
             self._started.set_exception(error)
             raise
         await self._stop.wait()
-        server.should_exit = True
-        await serving
+        for one in servers:
+            one.should_exit = True
+        await asyncio.gather(*serving)
         await parts.stop()
         await self.engine.stop()
+
+    def _make_admin_app(self, parts: ServerParts) -> FastAPI:
+        setup = self._setup
+        doors = Doors(setup.api_key, ring=parts.keys, metrics_key=setup.metrics_key, admin_key=setup.admin_key)
+        tenants = TenantManagement(parts.tenants, occupied_in(parts.registry), parts.keys)
+        return create_admin_app(parts.service, tenants, doors)
+
+
+def _address(server: uvicorn.Server) -> str:
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    return f"http://{host}:{port}"
 
 
 def saying(tokenizer: Tokenizer, text: str, *, stepped: bool = False) -> Behaviour:

@@ -11,20 +11,12 @@ from fastapi.routing import APIRoute
 
 from api.live_server import LiveServer, Serve
 from api.peft_files import make_adapter
-from livery.api import adapters, anthropic_route, openai, pooling, responses_route, status, tokens
+from livery.api.app import ROUTERS
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 ROUTES = {
     (method, route.path): route
-    for router in (
-        openai.router,
-        responses_route.router,
-        anthropic_route.router,
-        pooling.router,
-        tokens.router,
-        adapters.router,
-        status.router,
-    )
+    for router, _ in ROUTERS
     for route in router.routes
     if isinstance(route, APIRoute) and route.include_in_schema
     for method in route.methods

@@ -31,8 +31,8 @@ Livery = Callable[..., Done]
 
 @pytest.fixture
 def livery(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Livery:
-    for name in ("LIVERY_URL", "LIVERY_API_KEY", "LIVERY_REGISTRY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("URL", "API_KEY", "REGISTRY", "ADMIN_URL", "ADMIN_KEY", "DATA"):
+        monkeypatch.delenv(f"LIVERY_{name}", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
 

@@ -1,4 +1,4 @@
-"""The registry's tests on PostgreSQL: `new_url` gives a database there instead of a file."""
+"""The tests of what is kept in SQL, on PostgreSQL: `new_url` gives a database there instead of a file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from livery.tenancy import TenantStore
 from livery_adapters.registry import Registry
 from postgres.server import MISSING, programs, running
 
@@ -55,3 +56,10 @@ def registry(new_url: Callable[[], str]) -> Iterator[Registry]:
     registry = Registry.open(new_url(), reserved={"base"})
     yield registry
     registry.close()
+
+
+@pytest.fixture
+def store(new_url: Callable[[], str]) -> Iterator[TenantStore]:
+    store = TenantStore.open(new_url())
+    yield store
+    store.close()

@@ -23,16 +23,21 @@ from livery_adapters.registry.errors import RegistryError, RegistryUnavailable, 
 # How long a writer waits for the one before it.
 WAIT_S = 30
 CONNECT_S = 10  # how long a database server may take to answer at all
-_ADVISORY_LOCK = 0x6C6976657279  # "livery"
+REGISTRY_LOCK = 0x6C6976657279  # "livery"
 
 
 class Database:
     """Connections to one database. Any thread may use it; every call blocks."""
 
-    def __init__(self, url: str | Path) -> None:
-        """Connects only when used. Raises RegistryError for a URL that can't be used here."""
+    def __init__(self, url: str | Path, what: str = "registry", lock: int = REGISTRY_LOCK) -> None:
+        """Connects only when used. Raises RegistryError for a URL that can't be used here.
+
+        `what` is in it, for people. `lock` is PostgreSQL's advisory lock of its writers: those of another one in the
+        same database don't wait for them.
+        """
         self._url = _parse(url)
-        self.where = f"registry {self._url.render_as_string(hide_password=True)!r}"
+        self._writers = lock
+        self.where = f"{what} {self._url.render_as_string(hide_password=True)!r}"
         self._sqlite = self._url.get_backend_name() == "sqlite"
         engine = _sqlite_engine(self._url) if self._sqlite else _postgres_engine(self._url)
         self._engine = engine
@@ -66,7 +71,7 @@ class Database:
     def _lock(self, connection: Connection) -> None:
         if not self._sqlite:
             connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_S}s'"))
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({self._writers})"))
 
     def _explain(self, error: DBAPIError | PoolTimeout) -> RegistryError | None:
         """What became of the database, for people. None for a mistake in this code."""

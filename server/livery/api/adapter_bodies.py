@@ -20,7 +20,9 @@ MAX_TARGETS = 16
 PROFILE_SCHEMA = profile_schema()
 
 
-class _Body(BaseModel):
+class StrictBody(BaseModel):
+    """A JSON object of known fields, each of its own type."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -59,7 +61,7 @@ def profile_text(text: str, param: str = "profile") -> Profile:
         raise InvalidParameter(str(invalid), f"{param}.{invalid.at}" if invalid.at else param) from None
 
 
-class PutAdapterBody(_Body):
+class PutAdapterBody(StrictBody):
     """PUT /v1/adapters/{name}."""
 
     source: Annotated[str, Field(min_length=1, max_length=2048)]
@@ -79,7 +81,7 @@ class PutAdapterBody(_Body):
         )
 
 
-class ProfileBody(_Body):
+class ProfileBody(StrictBody):
     """PUT /v1/adapters/{name}/profile. {} takes the profile away."""
 
     profile: dict[str, Any] = Field(json_schema_extra=PROFILE_SCHEMA)
@@ -89,32 +91,32 @@ class ProfileBody(_Body):
         return profile_of(self.profile)
 
 
-class CheckBody(_Body):
+class CheckBody(StrictBody):
     """POST /v1/adapters:check."""
 
     source: Annotated[str, Field(min_length=1, max_length=2048)]
     approximate: int | None = Field(None, ge=1, le=4096)
 
 
-class ActivateBody(_Body):
+class ActivateBody(StrictBody):
     """POST /v1/adapters/{name}/activate: a number or the beginning of a digest."""
 
     version: Name | Annotated[int, Field(ge=1)]
     expected_generation: Generation | None = None
 
 
-class GenerationOnly(_Body):
+class GenerationOnly(StrictBody):
     """POST /v1/adapters/{name}/rollback."""
 
     expected_generation: Generation | None = None
 
 
-class AliasTargetBody(_Body):
+class AliasTargetBody(StrictBody):
     adapter: Name
     weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
 
 
-class AliasBody(_Body):
+class AliasBody(StrictBody):
     """PUT /v1/aliases/{name}."""
 
     targets: Annotated[list[AliasTargetBody], Field(min_length=1, max_length=MAX_TARGETS)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from livery import __version__
-from livery.api import adapters, anthropic_route, errors, openai, pooling, responses_route, status, tokens
+from livery.api import adapters, admin, anthropic_route, errors, openai, pooling, responses_route, status, tokens
+from livery.api.access import Access
 from livery.api.boundary import Boundary
 from livery.api.context import Context
 from livery.api.routes import Routes
@@ -16,12 +17,26 @@ from livery.api.sse import KEEP_ALIVE_S
 from livery.api.unknown_fields import UnknownFields
 from livery.management import AdapterManagement
 from livery.service import GenerationService
-from livery.tenancy import Doors
+from livery.tenancy import Doors, Purpose, TenantManagement
 
 RATE_HEADERS = tuple(
     f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
 )
 ERRORS: tuple[int | str, ...] = ("4XX", "5XX")
+# Every route, and who may call it. What isn't here asks for a key.
+Routers = tuple[tuple[APIRouter, Purpose], ...]
+ROUTERS: Routers = (
+    (openai.router, "ask"),
+    (responses_route.router, "ask"),
+    (anthropic_route.router, "ask"),
+    (pooling.router, "ask"),
+    (tokens.router, "ask"),
+    (adapters.router, "manage"),
+    (status.probes, "open"),
+    (status.scraping, "scrape"),
+    (status.router, "ask"),
+)
+ADMIN_ROUTERS: Routers = ((admin.router, "operate"), (admin.scraping, "scrape"))
 
 
 def create_app(
@@ -39,33 +54,9 @@ def create_app(
     `root_path` is a prefix that requests may carry, as a proxy shows the server under it. `strict_params`: unknown
     fields are refused.
     """
-    # The framework's own pages load scripts from elsewhere; redirects would bypass the list of open paths.
-    app = FastAPI(
-        title="Livery",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        generate_unique_id_function=lambda route: route.name,  # what generated clients call their methods
-        # Also takes the place of the framework's own description of a 422, which this server never answers.
-        responses={status: {"model": errors.ErrorAnswer, "description": "Refused or failed"} for status in ERRORS},
-    )
+    app = _application("Livery")
     app.state.context = Context(service, management, keep_alive_s, UnknownFields(service.metrics, strict=strict_params))
-    routers = (
-        openai.router,
-        responses_route.router,
-        anthropic_route.router,
-        pooling.router,
-        tokens.router,
-        adapters.router,
-        status.router,
-    )
-    for router in routers:
-        app.include_router(router)
-    errors.install(app, Routes([*app.routes, *(route for router in routers for route in router.routes)]))
-    app.add_middleware(
-        Boundary, doors=doors, metrics=service.metrics, limiter=service.admission.limiter, root_path=root_path
-    )
+    _mount(app, ROUTERS, doors, service, root_path=root_path)
     if cors_origins:  # outside the boundary: a browser asks without a key whether it may ask
         app.add_middleware(
             CORSMiddleware,
@@ -75,3 +66,48 @@ def create_app(
             expose_headers=["x-request-id", "x-livery-adapter", "retry-after", *RATE_HEADERS],
         )
     return app
+
+
+def create_admin_app(service: GenerationService, tenants: TenantManagement, doors: Doors) -> FastAPI:
+    """The admin API, an application of its own: no description, route or key of the other one's is mixed in."""
+    app = _application("Livery admin API")
+    app.state.admin = admin.AdminContext(tenants, service)
+    _mount(app, ADMIN_ROUTERS, doors, service, rest="operate")
+    return app
+
+
+def _application(title: str) -> FastAPI:
+    # The framework's own pages load scripts from elsewhere; redirects would bypass the list of open paths.
+    return FastAPI(
+        title=title,
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call their methods
+        # Also takes the place of the framework's own description of a 422, which this server never answers.
+        responses={status: {"model": errors.ErrorAnswer, "description": "Refused or failed"} for status in ERRORS},
+    )
+
+
+def _mount(
+    app: FastAPI,
+    routers: Routers,
+    doors: Doors,
+    service: GenerationService,
+    *,
+    rest: Purpose = "ask",
+    root_path: str = "",
+) -> None:
+    """Give an application its routes, the answers for what goes wrong, and the boundary around them."""
+    for router, _ in routers:
+        app.include_router(router)
+    errors.install(app, Routes([*app.routes, *(route for router, _ in routers for route in router.routes)]))
+    app.add_middleware(
+        Boundary,
+        doors=doors,
+        access=Access(routers, rest),
+        metrics=service.metrics,
+        limiter=service.admission.limiter,
+        root_path=root_path,
+    )

@@ -14,24 +14,23 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from livery.api.access import LOOKING, Access
 from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe_at
 from livery.api.routes import route_path
 from livery.api.uploads import is_upload, takes_uploads
 from livery.metrics import Metrics
 from livery.refusals import Draining
-from livery.tenancy import OPERATOR, Doors, Principal, RateLimiter
+from livery.tenancy import OPERATOR, Doors, Principal, Purpose, RateLimiter
 
 log = logging.getLogger("livery.access")
 
 MAX_BODY = 2 << 20  # bytes
 BODY_TIMEOUT_S = 30.0
-OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
-MANAGEMENT = ("/v1/adapters", "/v1/aliases", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 # Whoever sends one of these speaks for somebody else, or is not to be believed about who it is.
 FORWARDING_HEADERS = (
     "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-server", "x-real-ip",
 )  # fmt: skip
-PROBE_PATHS = OPEN_PATHS | {"/metrics"}
+PROBES: tuple[Purpose, ...] = ("open", "scrape")
 CLIENT_GONE = 499
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -51,15 +50,25 @@ class RequestRecord:
     first_token_s: float | None = None
     outcome: str = "-"
     principal: Principal = OPERATOR  # whose key it brought
+    purpose: Purpose = "ask"
 
 
 class Boundary:
     """ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, doors: Doors, metrics: Metrics, limiter: RateLimiter, root_path: str = "") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        doors: Doors,
+        access: Access,
+        metrics: Metrics,
+        limiter: RateLimiter,
+        root_path: str = "",
+    ) -> None:
         self._app = app
         self._limiter = limiter
         self._doors = doors
+        self._access = access
         self._metrics = metrics
         self._root_path = root_path
 
@@ -94,17 +103,17 @@ class Boundary:
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, reply: Send) -> None:
         path = route_path(scope)
+        record, method = scope["state"]["record"], scope["method"]
+        record.purpose = self._access.purpose(method, path)
+        record.principal = self._doors.admit(record.purpose, _key(headers))
         if not path.isprintable():  # a router may well drop a line end and take the rest for a name
             raise UnknownUrl(ascii(path)[1:-1])
-        if path not in OPEN_PATHS:
-            record = scope["state"]["record"]
-            record.principal = self._doors.check_key(_key(headers))
-        if _manages(scope["method"], path):
+        if _changes(method, record.purpose) and not record.principal.anywhere:
             client, host = scope.get("client"), headers.get("host", "")
             forwarded = any(name in headers for name in FORWARDING_HEADERS)
             self._doors.check_local(client[0] if client else None, host, forwarded=forwarded)
             self._doors.check_page(host, headers.get("origin"), headers.get("sec-fetch-site"))
-        streams = takes_uploads(scope["method"], path) and is_upload(headers.get("content-type", ""))
+        streams = takes_uploads(method, path) and is_upload(headers.get("content-type", ""))
         await self._app(scope, receive if streams else await _with_body(headers, receive), reply)
 
     async def _fail(self, error: Exception, record: RequestRecord, scope: Scope, receive: Receive, reply: Send) -> None:
@@ -123,7 +132,7 @@ class Boundary:
     def _close(self, record: RequestRecord, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.http(route, _method(scope), record.status)
-        quiet = route_path(scope) in PROBE_PATHS and record.status < 400  # every few seconds, with nothing to say
+        quiet = record.purpose in PROBES and record.status < 400  # every few seconds, with nothing to say
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %s status=%d served_by=%s prompt=%d completion=%d outcome=%s first_token=%s total=%.3fs",
@@ -147,11 +156,9 @@ def _settle_path(scope: Scope, root_path: str) -> None:
     scope["root_path"] = root_path
 
 
-def _manages(method: str, path: str) -> bool:
-    """Whether a request changes what is served."""
-    if method in ("GET", "HEAD", "OPTIONS"):
-        return False
-    return path.startswith(MANAGEMENT) or (method == "DELETE" and path.startswith("/v1/models/"))
+def _changes(method: str, purpose: Purpose) -> bool:
+    """Whether a request changes what is served, or sees and changes who may come in."""
+    return purpose == "operate" or (purpose == "manage" and method not in LOOKING)
 
 
 def _request_id(headers: Headers) -> str:

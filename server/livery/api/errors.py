@@ -117,18 +117,25 @@ TABLE: dict[type[Exception], Failure] = {
     registry.InvalidAlias: Failure(400, INVALID, "invalid_alias"),
     # Their own words say where the database is, and as whom it is asked.
     registry.RegistryUnavailable: Failure(
-        503, SERVER, "registry_unavailable", "The registry of adapters doesn't answer at the moment. Please retry."
+        503, SERVER, "registry_unavailable", "The server's database doesn't answer at the moment. Please retry."
     ),
     registry.RegistryUnreadable: Failure(
-        500, SERVER, "registry_unreadable", "The registry of adapters can't be read; the server's log says why."
+        500, SERVER, "registry_unreadable", "The server's database can't be read; the server's log says why."
     ),
     registry.RegistryTooNew: Failure(
-        500, SERVER, "registry_too_new", "The registry of adapters can't be read; the server's log says why."
+        500, SERVER, "registry_too_new", "The server's database can't be read; the server's log says why."
     ),
     tenancy.InvalidApiKey: Failure(401, INVALID, "invalid_api_key"),
     tenancy.LimitExceeded: Failure(429, LIMITED, "rate_limit_exceeded"),
     tenancy.OverShare: Failure(429, LIMITED, "rate_limit_exceeded"),
     tenancy.NotLocal: Failure(403, "permission_error", "loopback_only"),
+    tenancy.RoleNotAllowed: Failure(403, "permission_error", "role_not_allowed"),
+    # Each has a code of its own.
+    tenancy.TenancyError: Failure(400, INVALID, "invalid_value"),
+    tenancy.Conflict: Failure(409, INVALID, "conflict"),
+    tenancy.UnknownTenant: Failure(404, INVALID, "unknown_tenant"),
+    tenancy.UnknownKey: Failure(404, INVALID, "unknown_key"),
+    tenancy.UnknownShare: Failure(404, INVALID, "unknown_share"),
     engine.EngineError: Failure(500, SERVER, "internal_error", "The engine failed."),
     engine.ModelRefused: Failure(500, SERVER, "internal_error", "The engine failed."),
     engine.RequestRefused: Failure(400, INVALID, "invalid_value"),
@@ -209,6 +216,8 @@ def describe(error: Exception) -> ApiError:
         failure = UNEXPECTED
     if isinstance(error, AdapterRefused):  # each reason has a code of its own
         failure = Failure(ADAPTER_STATUS.get(error.code, failure.status), INVALID, error.code)
+    elif isinstance(error, tenancy.TenancyError):
+        failure = Failure(failure.status, failure.type, error.code)
     elif isinstance(error, registry.RegistryError):
         if failure.message is not None:
             log.error("the registry failed a request: %s", error)

@@ -13,12 +13,15 @@ from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.engine.base import EngineDead
 from livery.refusals import Draining, NotReady
+from livery.service import GenerationService
 
+probes = APIRouter()  # anybody may call these: they say nothing but whether requests should come here
+scraping = APIRouter()
 router = APIRouter()
 
 
-@router.get("/health", responses=answers(Standing))
-@router.head("/health", include_in_schema=False)
+@probes.get("/health", responses=answers(Standing))
+@probes.head("/health", include_in_schema=False)
 async def health(context: ContextDep) -> Response:
     """Is this process worth keeping? Only a dead engine says no; a slow one may be in a long step."""
     try:
@@ -30,8 +33,8 @@ async def health(context: ContextDep) -> Response:
     return json_response({"status": "ok"})
 
 
-@router.get("/ready", responses=answers(Standing))
-@router.head("/ready", include_in_schema=False)
+@probes.get("/ready", responses=answers(Standing))
+@probes.head("/ready", include_in_schema=False)
 async def ready(context: ContextDep) -> Response:
     """Should new requests come here? Proved by an answer from the engine's own loop."""
     if context.service.draining:
@@ -43,9 +46,9 @@ async def ready(context: ContextDep) -> Response:
     return json_response({"status": "ready"})
 
 
-@router.get("/ping", responses=answers(Alive))
-@router.head("/ping", include_in_schema=False)
-@router.post("/ping", name="ping_by_post", responses=answers(Alive))
+@probes.get("/ping", responses=answers(Alive))
+@probes.head("/ping", include_in_schema=False)
+@probes.post("/ping", name="ping_by_post", responses=answers(Alive))
 async def ping() -> Response:
     """Is anybody there? As SageMaker asks it."""
     return json_response({})
@@ -62,16 +65,21 @@ async def version() -> Response:
     return json_response({"version": __version__})
 
 
-@router.get(
+@scraping.get(
     "/metrics",
     response_class=Response,
     responses=plain("Series for Prometheus.", "livery_adapters_registered 5.0"),
 )
 async def metrics(context: ContextDep) -> Response:
     """Series of the engine or the registry are left out while it doesn't answer; the rest is always there."""
+    return await series(context.service)
+
+
+async def series(service: GenerationService) -> Response:
+    """The answer of /metrics."""
     try:
-        snapshot = await context.service.snapshot()
+        snapshot = await service.snapshot()
     except (NotReady, EngineDead):
         snapshot = None
-    text = await asyncio.to_thread(context.service.metrics.render, snapshot)
+    text = await asyncio.to_thread(service.metrics.render, snapshot)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

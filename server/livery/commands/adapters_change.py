@@ -11,7 +11,8 @@ import typer
 from msgspec import structs
 
 from livery.commands import shown
-from livery.commands.backends import CommandFailed, is_remote
+from livery.commands.asking import CommandFailed
+from livery.commands.backends import is_remote
 from livery.commands.offline import Need
 from livery.commands.reach import Reach, reaches
 from livery.management import AddOptions

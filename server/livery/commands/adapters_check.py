@@ -18,7 +18,8 @@ from rich.markup import escape
 
 from livery.adapter_views import Json
 from livery.commands import shown
-from livery.commands.backends import EVERYWHERE, CommandFailed, is_remote, local_directory, open_server
+from livery.commands.asking import CommandFailed
+from livery.commands.backends import EVERYWHERE, is_remote, local_directory, open_server
 from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.commands.reach import REFUSALS, Reach, ask, reaches, words
 from livery.data_folder import DataFolder

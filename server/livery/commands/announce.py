@@ -13,6 +13,8 @@ from rich.markup import escape
 from livery import __version__
 from livery.listening import Listener
 from livery.service import GenerationService
+from livery.settings import Settings
+from livery.tenancy import is_loopback
 
 PROMPT = "Tell me about your day."
 MAX_TOKENS = 64
@@ -20,7 +22,14 @@ MAX_LISTED = 20
 
 
 def announce(
-    service: GenerationService, adapters: Mapping[str, Any], listener: Listener, asked: str, *, needs_key: bool
+    service: GenerationService,
+    adapters: Mapping[str, Any],
+    listener: Listener,
+    asked: str,
+    *,
+    needs_key: bool,
+    warning: str = "",
+    admin: Listener | None = None,
 ) -> None:
     """Print to standard output; `adapters` is a first page of them, `asked` what was asked of the engine, as flags."""
     console = Console(highlight=False, soft_wrap=True)
@@ -34,7 +43,11 @@ def announce(
         console.print(f"  weights: {escape(info.weights)}; threads: {info.threads or 'of the device'}")
     if asked:
         console.print(f"  asked for: {escape(asked)}")
+    if admin is not None:
+        console.print(f"  admin API on {escape(str(admin.uds or admin.url))}")
     _print_adapters(console, adapters)
+    if warning:
+        console.print(f"\n[yellow]{escape(warning)}[/]")
     name = next((shown["name"] for shown in adapters["data"] if "digest" in shown), service.base_name)
     console.print("\n[bold]Try it[/]")
     console.print(curl(listener, name, needs_key), markup=False)
@@ -42,6 +55,18 @@ def announce(
         console.print("\n[bold]or in Python[/] (pip install openai)")
         console.print(snippet(listener.url, name, needs_key), markup=False)
     console.print("\nCtrl-C stops the server.")
+
+
+def open_door(settings: Settings) -> str:
+    """Who may use a server that asks for no key, and how to have it ask."""
+    who = (
+        "everybody on this machine" if settings.uds or is_loopback(settings.host) else f"all that reach {settings.host}"
+    )
+    place = f"--data {shlex.quote(str(settings.data_folder))}{' --registry URL' if settings.registry else ''}"
+    return (
+        f"No key is configured: {who} may use this server. It asks for a key from the first one on that is made:\n"
+        f"  livery keys create --tenant NAME {place}"
+    )
 
 
 def curl(listener: Listener, model: str, needs_key: bool) -> str:

@@ -15,28 +15,17 @@ from urllib.parse import quote
 import httpx
 
 from livery.adapter_views import Json
+from livery.commands.asking import CONNECT_S, Asking, CommandFailed, given, http_client
 from livery.commands.progress import Tell, bar
 from livery.management import AddOptions
 from livery_adapters.fetching import open_adapter_files
 from livery_adapters.profile import PROFILE_NAME, Profile, write_profile
-from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import Sticky
 from livery_adapters.tensor_file import CONFIG_NAME
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-CONNECT_S = 10.0
-LOOK_S = 30.0  # for what only reads
 CHANGE_S = 900.0  # a new version is fetched, checked and run before the answer
 EVERYWHERE = Path("/")  # what its user may read, a command may
-ADDRESS_REMEDY = "give its address with --url, or its folder with --data"
-
-
-class CommandFailed(Exception):
-    """A command couldn't do what it was told; the message names the thing, the value and the remedy."""
-
-
-class ServerUnusable(CommandFailed):
-    """A server can't be asked; the message says where it was looked for and what it said."""
 
 
 class Backend(Protocol):
@@ -106,16 +95,14 @@ def local_directory(source: str) -> Path:
     return path
 
 
-class HttpBackend:
+class HttpBackend(Asking):
     """Asks a running server. Made by `open_server`."""
 
-    def __init__(self, client: httpx.AsyncClient, url: str) -> None:
-        self._client = client
-        self._url = url
+    hint = "is `livery serve` running there? --url or LIVERY_URL names another, --data DIR needs no server"
 
     async def ls(self, *, after: str, limit: int, state: str | None, source: str | None, search: str | None) -> Json:
-        given = {"after": after or None, "limit": limit, "state": state, "source": source, "search": search}
-        return await self._ask("GET", "/v1/adapters", {"base", "data"}, params=_given(given))
+        params = {"after": after or None, "limit": limit, "state": state, "source": source, "search": search}
+        return await self._ask("GET", "/v1/adapters", {"base", "data"}, params=given(params))
 
     async def show(self, name: str) -> Json:
         return await self._ask("GET", _adapter(name), {"name", "state"})
@@ -126,7 +113,7 @@ class HttpBackend:
     async def inspect(self, source: str, approximate: int) -> Json:
         path = "/v1/adapters:check"
         if is_remote(source):
-            body = _given({"source": source, "approximate": approximate or None})
+            body = given({"source": source, "approximate": approximate or None})
             return await self._change("POST", path, {"ok", "coverage"}, json=body)
         return await self._upload(path, source, {"approximate": approximate or None}, {"ok", "coverage"})
 
@@ -138,8 +125,8 @@ class HttpBackend:
             "activate": None if options.activate else False,
         }
         if is_remote(source):
-            given = options.profile.to_json() if options.profile is not None else None
-            body = _given({"source": source, **wanted, "profile": given})
+            profile_json = options.profile.to_json() if options.profile is not None else None
+            body = given({"source": source, **wanted, "profile": profile_json})
             return await self._change("PUT", _adapter(name), {"name", "state"}, json=body)
         profile = None if options.profile is None else write_profile(options.profile)
         return await self._upload(_adapter(name, "versions"), source, wanted, {"name", "state"}, profile)
@@ -148,19 +135,19 @@ class HttpBackend:
         return await self._ask("GET", _adapter(name, "profile"), {"name", "profile"})
 
     async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> Json:
-        body = _given({"profile": profile.to_json(), "expected_generation": expected_generation})
+        body = given({"profile": profile.to_json(), "expected_generation": expected_generation})
         return await self._change("PUT", _adapter(name, "profile"), {"name", "state"}, json=body)
 
     async def activate(self, name: str, version: str, expected_generation: int | None = None) -> Json:
-        body = _given({"version": version, "expected_generation": expected_generation})
+        body = given({"version": version, "expected_generation": expected_generation})
         return await self._change("POST", _adapter(name, "activate"), {"name", "state"}, json=body)
 
     async def rollback(self, name: str, expected_generation: int | None = None) -> Json:
-        body = _given({"expected_generation": expected_generation})
+        body = given({"expected_generation": expected_generation})
         return await self._change("POST", _adapter(name, "rollback"), {"name", "state"}, json=body)
 
     async def retire(self, name: str, *, drain_s: float = 0.0, expected_generation: int | None = None) -> Json:
-        params = _given({"drain": drain_s or None, "expected_generation": expected_generation})
+        params = given({"drain": drain_s or None, "expected_generation": expected_generation})
         return await self._change("DELETE", _adapter(name), {"name", "state"}, params=params)
 
     async def pin(self, name: str, pinned: bool) -> Json:
@@ -183,7 +170,7 @@ class HttpBackend:
         expected_generation: int | None = None,
     ) -> Json:
         listed = [{"adapter": adapter, "weight": weight} for adapter, weight in targets]
-        body = _given({"targets": listed, "sticky": sticky, "expected_generation": expected_generation})
+        body = given({"targets": listed, "sticky": sticky, "expected_generation": expected_generation})
         return await self._change("PUT", _alias(name), {"name", "targets"}, json=body)
 
     async def delete_alias(self, name: str) -> Json:
@@ -208,56 +195,16 @@ class HttpBackend:
             }
             if profile is not None:
                 parts[PROFILE_NAME] = (PROFILE_NAME, profile.encode(), "application/yaml")
-            return await self._change("POST", path, fields, params=_given(params), files=parts)
+            return await self._change("POST", path, fields, params=given(params), files=parts)
 
     async def _change(self, method: str, path: str, fields: set[str], **sent: Any) -> Json:  # noqa: ANN401
         return await self._ask(method, path, fields, timeout=httpx.Timeout(CHANGE_S, connect=CONNECT_S), **sent)
-
-    async def _ask(self, method: str, path: str, fields: set[str], **sent: Any) -> Json:  # noqa: ANN401
-        """One request; `fields` are what a Livery server answers it with."""
-        try:
-            answer = await self._client.request(method, path, **sent)
-            body = answer.json()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ServerUnusable(
-                f"no answer from {self._url} ({error or type(error).__name__}); is `livery serve` running there? "
-                "--url or LIVERY_URL names another, --data DIR needs no server"
-            ) from None
-        except ValueError:
-            raise ServerUnusable(f"{self._url} answers, but not like a Livery server; {ADDRESS_REMEDY}") from None
-        if answer.is_success and isinstance(body, dict) and fields <= body.keys():
-            return body
-        match body:
-            case {"error": {"message": str(message), "code": code}}:
-                raise self._refused(answer.status_code, message, code)
-            case {"error": {"message": str(message)}}:
-                raise ServerUnusable(f"{self._url} says: {message}")
-        raise ServerUnusable(
-            f"{self._url} answers {path} with status {answer.status_code} and not like a Livery server; "
-            f"{ADDRESS_REMEDY}"
-        )
-
-    def _refused(self, status: int, message: str, code: object) -> Exception:
-        """What was refused reads as without a server; what is about the server names it."""
-        if status in (400, 404, 409, 413, 422) and isinstance(code, str):
-            return AdapterRefused(code, message)
-        return ServerUnusable(f"{self._url} says: {message}")
 
 
 @asynccontextmanager
 async def open_server(url: str, key: str | None) -> AsyncIterator[HttpBackend]:
     """A server to ask. Raises CommandFailed for an address or a key that can't be used."""
-    key = key.strip() if key else None
-    if key and not (key.isascii() and key.isprintable()):
-        raise CommandFailed("the key given with --key or LIVERY_API_KEY has letters that no HTTP header can carry")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    try:
-        client = httpx.AsyncClient(
-            base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(LOOK_S, connect=CONNECT_S)
-        )
-    except (httpx.InvalidURL, ValueError) as error:
-        raise CommandFailed(f"--url {url!r} is no address ({error}); write it as in {DEFAULT_URL}") from None
-    async with client:
+    async with http_client(url, key, DEFAULT_URL) as client:
         yield HttpBackend(client, url)
 
 
@@ -301,10 +248,6 @@ def _quoted(name: str) -> str:
     if name in ("", ".", ".."):  # these would be another route
         raise CommandFailed(f"no adapter or alias is named {name!r}; `livery adapters ls` shows those there are")
     return quote(name, safe="")
-
-
-def _given(fields: Json) -> Json:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _media_type(name: str) -> str:

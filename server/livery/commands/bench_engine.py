@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from livery import __version__
-from livery.commands.backends import CommandFailed
+from livery.commands.asking import CommandFailed
 from livery.models import DEMO_MODEL, base_digest, cache_dir, resolve_model
 
 GROUPS = ("values", "decode", "prefill", "options", "serving")

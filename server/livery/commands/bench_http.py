@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from livery import __version__
-from livery.commands.backends import CommandFailed
+from livery.commands.asking import CommandFailed
 from livery.models import DEMO_MODEL
 
 PARTS = ("streams", "requests", "profile", "hostile", "text")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +15,14 @@ import typer
 
 from livery.adapter_views import Json
 from livery.commands import shown
-from livery.commands.backends import CommandFailed
+from livery.commands.asking import CommandFailed
 from livery.commands.offline import Need, Place, prepare
 from livery.commands.progress import bar
 from livery.commands.reach import REFUSALS, AsJson, Registry, words
 from livery.commands.serve import without_password
 from livery.data_folder import DataFolder
+from livery.tenancy import TenantStore
+from livery.tenancy import backup as tenant_backups
 from livery_adapters import backup as backups
 from livery_adapters import registry as registries
 
@@ -35,7 +38,7 @@ def backup(
     registry: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy names, versions, aliases and adapter files into a directory; servers may go on meanwhile."""
+    """Copy adapters, their names, tenants and keys' hashes into a directory; servers may go on meanwhile."""
     _told(lambda: _backup(DataFolder(data.expanduser()), registry, out), "is backed up in", as_json)
 
 
@@ -52,12 +55,14 @@ def restore(
 
 def _backup(folder: DataFolder, url: str | None, out: Path) -> Json:
     prepare(folder, Place(folder.root, url), Need())
-    opened = registries.Registry.open(url or folder.registry_url())
-    try:
-        with bar("copying adapters", 0, pieces=True) as tell:
-            summary = backups.backup(opened, folder.adapters, out, tell)
-    finally:
-        opened.close()
+    with (
+        closing(registries.Registry.open(url or folder.registry_url())) as registry,
+        closing(TenantStore.open(folder.tenants_url(url))) as tenants,
+        bar("copying adapters", 0, pieces=True) as tell,
+    ):
+        summary = backups.backup(
+            registry, folder.adapters, out, tell, lambda directory: tenant_backups.write(tenants, directory)
+        )
     if folder.base_file.exists():
         shutil.copyfile(folder.base_file, DataFolder(out).base_file)
     return {"directory": str(out), **asdict(summary)}
@@ -65,8 +70,15 @@ def _backup(folder: DataFolder, url: str | None, out: Path) -> Json:
 
 def _restore(source: Path, folder: DataFolder, url: str | None) -> Json:
     folder.make()
-    with bar("copying adapters", 0, pieces=True) as tell:
+    with (
+        tenant_backups.staged(source) as rows,
+        closing(TenantStore.open(folder.tenants_url(url))) as tenants,
+        bar("copying adapters", 0, pieces=True) as tell,
+    ):
+        tenant_backups.check_empty(tenants)
         summary = backups.restore(source, url or folder.registry_url(), folder.adapters, tell)
+        if rows is not None:
+            tenant_backups.bring_in(rows, tenants)
     known = DataFolder(source).base()
     if known is not None:
         folder.write_base(msgspec.structs.replace(known, registry=without_password(url)))

@@ -15,7 +15,7 @@ import typer
 from livery.adapter_views import Json
 from livery.commands import shown
 from livery.commands.adapters_change import weighted
-from livery.commands.backends import CommandFailed
+from livery.commands.asking import CommandFailed
 from livery.commands.offline import LocalBackend, Need
 from livery.commands.progress import bar
 from livery.commands.reach import Reach, reaches

@@ -17,7 +17,8 @@ import msgspec
 
 from livery.adapter_text import AdapterText
 from livery.adapter_views import Json, report_json
-from livery.commands.backends import EVERYWHERE, CommandFailed, is_remote, local_directory
+from livery.commands.asking import CommandFailed
+from livery.commands.backends import EVERYWHERE, is_remote, local_directory
 from livery.commands.serve import without_password
 from livery.commands.shown import stage
 from livery.data_folder import DataFolder, KnownBase

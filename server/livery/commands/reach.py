@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +15,18 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from livery.adapter_views import Json
-from livery.commands.backends import DEFAULT_URL, Backend, CommandFailed, open_server
+from livery.commands.asking import CommandFailed
+from livery.commands.backends import DEFAULT_URL, Backend, open_server
 from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.data_folder import DataFolderUnusable
 from livery.refusals import ServiceRefusal
+from livery.tenancy import TenancyError
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.registry import RegistryError
 from livery_adapters.store import StoreBusy
 
 # What a verb refuses or can't do: a line for the user, never a traceback.
-REFUSALS = (AdapterRefused, RegistryError, ServiceRefusal, DataFolderUnusable, StoreBusy, OSError)
+REFUSALS = (AdapterRefused, RegistryError, ServiceRefusal, TenancyError, DataFolderUnusable, StoreBusy, OSError)
 
 Show = Callable[[Json], None]
 Opened = TypeVar("Opened")
@@ -90,10 +92,15 @@ class Reach:
         return Place(self.data.expanduser(), self.registry, model)
 
     def print(self, answer: Json, show: Show) -> None:
-        if self.as_json:
-            typer.echo(json.dumps(answer, indent=2))
-        else:
-            show(answer)
+        tell(answer, show, as_json=self.as_json)
+
+
+def tell(answer: Json, show: Show, *, as_json: bool) -> None:
+    """Print an answer."""
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        show(answer)
 
 
 def ask(opened: AbstractAsyncContextManager[Opened], verb: Callable[[Opened], Awaitable[Json]]) -> Json:
@@ -120,20 +127,29 @@ def words(refusal: Exception) -> str:
 def reaches(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose first parameter is a Reach, from one with the options that make it."""
 
-    def run(**options: Any) -> None:  # noqa: ANN401  (typer fills these in by the signature below)
-        url, key, data, registry, as_json = (
-            options.pop(name) for name in ("url", "key", "data", "registry", "as_json")
-        )
+    def reach(url: str | None, key: str | None, data: Path | None, registry: str | None, as_json: bool) -> Reach:
         if url is not None and data is not None:
             raise typer.BadParameter("--url asks a server and --data a folder: give one of them")
         if registry is not None and data is None and not os.environ.get("LIVERY_REGISTRY"):
             raise typer.BadParameter("--registry goes with --data DIR, the folder with the adapters' files")
         found = url or os.environ.get("LIVERY_URL")
-        command(Reach(found or DEFAULT_URL, key, data, registry, as_json, found is not None), **options)
+        return Reach(found or DEFAULT_URL, key, data, registry, as_json, found is not None)
+
+    return with_options(command, OPTIONS, reach)
+
+
+def with_options(
+    command: Callable[..., None], options: Mapping[str, Any], make: Callable[..., object]
+) -> Callable[..., None]:
+    """A command with `options` and --json, whose first parameter is what `make` makes of their values."""
+
+    def run(**given: Any) -> None:  # noqa: ANN401  (typer fills these in by the signature below)
+        made = make(**{name: given.pop(name) for name in (*options, "as_json")})
+        command(made, **given)
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    for name, annotation in OPTIONS.items():
+    for name, annotation in options.items():
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     parameters.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

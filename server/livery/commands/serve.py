@@ -17,15 +17,16 @@ from rich.console import Console
 
 from livery.api.app import create_app
 from livery.assembly import Assembly, ServerParts, assemble
-from livery.commands.announce import MAX_LISTED, announce
+from livery.commands.admin_listener import admin_api, check_admin_doors
+from livery.commands.announce import MAX_LISTED, announce, open_door
 from livery.commands.engine_knobs import asked_for, engine_config
 from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineDead, EngineInfo
-from livery.listening import Listener, listen
+from livery.listening import Listener, listen, listen_for_admins
 from livery.models import ResolvedModel, resolve_model
 from livery.reading import ParserNames
-from livery.settings import Settings, SettingsError
-from livery.tenancy import Doors, check_binding
+from livery.settings import Settings, SettingsError, revealed
+from livery.tenancy import Doors, TenantStore, check_binding
 from livery.text import Tokenizer
 from livery_adapters.refusal import Limits
 
@@ -49,20 +50,25 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     RegistryError, and
     EngineDead when the engine ended by itself: a supervisor then starts everything afresh.
     """
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    check_binding(settings.host, key, settings.insecure_no_auth)
     if settings.adapters is not None and not settings.adapters.is_dir():
         raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
-    DataFolder(settings.data_folder).make()
+    folder = DataFolder(settings.data_folder)
+    folder.make()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # what became of a change is said by the adapter source
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    with closing(listen(settings)) as listener:
+    with closing(TenantStore.open(folder.tenants_url(settings.registry))) as tenants:
+        keyed = settings.api_key is not None or tenants.keyed()
+        check_binding(settings.host, settings.insecure_no_auth, keyed=keyed)
+        check_admin_doors(settings, tenants)
+    with closing(listen(settings)) as listener, ExitStack() as stack:
+        admin = listen_for_admins(settings)
+        if admin is not None:
+            stack.enter_context(closing(admin))
         resolved = resolve_model(settings.model)
         _base_name(settings, resolved)
-        doors = Doors(key, behind_proxy=bool(settings.root_path))
         try:
-            asyncio.run(_serve(settings, resolved, listener, make_engine, doors))
+            asyncio.run(_serve(settings, resolved, listener, admin, make_engine))
         except asyncio.CancelledError:
             raise SystemExit(128 + signal.SIGTERM) from None  # told to stop while it was starting
 
@@ -74,7 +80,11 @@ def _engine_process(config: EngineConfig, progress: Callable[[str], None]) -> En
 
 
 async def _serve(
-    settings: Settings, resolved: ResolvedModel, listener: Listener, make_engine: MakeEngine, doors: Doors
+    settings: Settings,
+    resolved: ResolvedModel,
+    listener: Listener,
+    admin: Listener | None,
+    make_engine: MakeEngine,
 ) -> None:
     # Until the server has its own way of stopping, a SIGTERM ends the start in good order.
     main = asyncio.current_task()
@@ -92,13 +102,22 @@ async def _serve(
             except BaseException:
                 await engine.stop()
                 raise
-        server = _Server(settings, parts, doors, listener)
+        server = _Server(settings, parts, _doors(settings, parts), listener, admin)
         try:
-            async with _ended_by_death(engine, server):
+            async with _ended_by_death(engine, server), admin_api(settings, parts, admin):
                 await server.serve(sockets=[listener.socket])
         finally:
             await parts.stop()
             await engine.stop()
+
+
+def _doors(settings: Settings, parts: ServerParts) -> Doors:
+    return Doors(
+        revealed(settings.api_key),
+        ring=parts.keys,
+        metrics_key=revealed(settings.metrics_key),
+        behind_proxy=bool(settings.root_path),
+    )
 
 
 def _known_base(settings: Settings, resolved: ResolvedModel, info: EngineInfo) -> KnownBase:
@@ -172,7 +191,9 @@ async def _parts(
 class _Server(uvicorn.Server):
     """uvicorn that says when it is ready and stops admitting as soon as it is told to stop."""
 
-    def __init__(self, settings: Settings, parts: ServerParts, doors: Doors, listener: Listener) -> None:
+    def __init__(
+        self, settings: Settings, parts: ServerParts, doors: Doors, listener: Listener, admin: Listener | None
+    ) -> None:
         config = uvicorn.Config(
             create_app(
                 parts.service,
@@ -195,15 +216,18 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._settings = settings
         self._service = parts.service
+        self._doors = doors
         self._management = parts.management
         self._listener = listener
+        self._admin = admin
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             first = await self._management.ls(limit=MAX_LISTED)
-            needs_key = self._settings.api_key is not None
-            announce(self._service, first, self._listener, asked_for(self._settings), needs_key=needs_key)
+            asks = self._doors.asks
+            asked, warning = asked_for(self._settings), "" if asks else open_door(self._settings)
+            announce(self._service, first, self._listener, asked, needs_key=asks, warning=warning, admin=self._admin)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ MODULES_SHOWN = 12  # adapters name a handful of kinds of modules; a list of hun
 def listing(answer: Json) -> None:
     """A page of adapters, and what is to be known of single ones below it."""
     over = f" over {escape(answer['base'])}" if answer["base"] else ""
-    table = _table(f"Adapters{over}", ("name", "state", "version", "ranks", "size", "in memory", "running"))
+    table = new_table(f"Adapters{over}", ("name", "state", "version", "ranks", "size", "in memory", "running"))
     for adapter in answer["data"]:
         table.add_row(*_row(adapter))
     console = Console(soft_wrap=True)
@@ -44,7 +44,7 @@ def record(answer: Json) -> None:
         "from": _origin(answer),
         "in memory": "yes" if answer["resident"] else "no",
         "running": answer["requests"],
-        "changed": _time(answer["updated"]),
+        "changed": time_text(answer["updated"]),
     }
     print_facts(facts | (_version(answer) if "digest" in answer else {}))
     _warn((*answer.get("coverage", {}).get("warnings", ()), *answer.get("unused", ())))
@@ -65,7 +65,7 @@ def report(answer: Json) -> None:
 
 def history(answer: Json) -> None:
     """The versions of a name, newest first."""
-    table = _table(f"Versions of {escape(answer['name'])}", ("version", "digest", "state", "type", "size", "added"))
+    table = new_table(f"Versions of {escape(answer['name'])}", ("version", "digest", "state", "type", "size", "added"))
     for version in answer["data"]:
         state = "active" if version["active"] else "kept" if version["proven"] else "not run yet"
         table.add_row(
@@ -74,7 +74,7 @@ def history(answer: Json) -> None:
             state,
             version["peft_type"],
             size(version["bytes"]),
-            _time(version["created"]),
+            time_text(version["created"]),
         )
     Console(soft_wrap=True).print(table)
 
@@ -85,7 +85,7 @@ def profile(answer: Json) -> None:
 
 
 def aliases(answer: Json) -> None:
-    table = _table("Aliases", ("name", "targets", "sticky"))
+    table = new_table("Aliases", ("name", "targets", "sticky"))
     for alias in answer["data"]:
         table.add_row(escape(alias["name"]), _targets(alias), alias["sticky"])
     Console(soft_wrap=True).print(table)
@@ -98,7 +98,7 @@ def alias(answer: Json) -> None:
             "targets": _targets(answer),
             "sticky": answer["sticky"],
             "generation": answer["generation"],
-            "changed": _time(answer["updated"]),
+            "changed": time_text(answer["updated"]),
         }
     )
 
@@ -150,6 +150,24 @@ def stage(what: str) -> None:
 
 def size(nbytes: int) -> str:
     return f"{nbytes / 1e6:.1f} MB"
+
+
+def new_table(title: str, columns: Iterable[str]) -> Table:
+    """A table to fill."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def time_text(seconds: float) -> str:
+    """A Unix time."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def say(line: str) -> None:
+    """A plain line."""
+    Console(soft_wrap=True).print(escape(line), highlight=False)
 
 
 # -- inside ----------------------------------------------------------------------------------------------
@@ -249,22 +267,6 @@ def _origin(answer: Json) -> str:
 
 def _targets(alias: Json) -> str:
     return ", ".join(f"{target['adapter']}={target['weight']:g}" for target in alias["targets"])
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _table(title: str, columns: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def say(line: str) -> None:
-    """A plain line."""
-    Console(soft_wrap=True).print(escape(line), highlight=False)
 
 
 def _terminal_width() -> int:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from livery.adapter_views import Json
-from livery.commands.backends import CommandFailed
+from livery.commands.asking import CommandFailed
 from livery.commands.proof import OfflineProver
 from livery.engine.base import Pooling
 from livery.engine.reading import ANY_RANK

@@ -3,20 +3,47 @@
 Knows no HTTP beyond the words a request carries, no engine beyond the seam, no adapter beyond its name.
 """
 
-from livery.tenancy.doors import Doors, InvalidApiKey, NotLocal, OpenDoor, check_binding, is_loopback
+from livery.tenancy.doors import (
+    Doors,
+    InvalidApiKey,
+    NotLocal,
+    OpenDoor,
+    Purpose,
+    RoleNotAllowed,
+    check_admin_binding,
+    check_binding,
+    is_loopback,
+)
+from livery.tenancy.errors import (
+    Conflict,
+    InvalidTenancy,
+    TenancyError,
+    UnknownKey,
+    UnknownShare,
+    UnknownTenant,
+)
+from livery.tenancy.keys import KeyRing
 from livery.tenancy.limits import LimitExceeded, RateLimiter
+from livery.tenancy.management import TenantManagement, occupied_in
 from livery.tenancy.meter import Flusher, Meter
-from livery.tenancy.records import EVERYTHING, NO_LIMITS, OPERATOR, Key, Limits, Principal, Role, Tenant
+from livery.tenancy.records import EVERYTHING, NO_LIMITS, OPERATOR, Key, Limits, Principal, Role, Share, Tenant
 from livery.tenancy.room import OverShare, Room
+from livery.tenancy.secrets import MAX_KEY
+from livery.tenancy.store import MAX_GRACE_S, TenantStore
 
 __all__ = [
     "EVERYTHING",
+    "MAX_GRACE_S",
+    "MAX_KEY",
     "NO_LIMITS",
     "OPERATOR",
+    "Conflict",
     "Doors",
     "Flusher",
     "InvalidApiKey",
+    "InvalidTenancy",
     "Key",
+    "KeyRing",
     "LimitExceeded",
     "Limits",
     "Meter",
@@ -24,10 +51,21 @@ __all__ = [
     "OpenDoor",
     "OverShare",
     "Principal",
+    "Purpose",
     "RateLimiter",
     "Role",
+    "RoleNotAllowed",
     "Room",
+    "Share",
+    "TenancyError",
     "Tenant",
+    "TenantManagement",
+    "TenantStore",
+    "UnknownKey",
+    "UnknownShare",
+    "UnknownTenant",
+    "check_admin_binding",
     "check_binding",
     "is_loopback",
+    "occupied_in",
 ]

@@ -71,9 +71,21 @@ class Key(msgspec.Struct, frozen=True):
     revoked: float | None = None
 
 
+class Share(msgspec.Struct, frozen=True):
+    """`grantee` may ask for the adapter OWNER/NAME, which is `owner`'s. `created` is a Unix time."""
+
+    owner: str
+    name: str
+    grantee: str
+    created: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whom a request comes from. `key` is the key's id, None where no key is asked for."""
+    """Whom a request comes from. `key` is the key's id, None where no key is asked for.
+
+    `anywhere`: may manage from other machines too, for the key says who it is; else from this machine only.
+    """
 
     tenant: str = DEFAULT_TENANT
     role: Role = "admin"
@@ -82,6 +94,7 @@ class Principal:
     weight: float = 1.0
     limits: Limits = NO_LIMITS  # of the key
     tenant_limits: Limits = NO_LIMITS
+    anywhere: bool = False
 
 
 OPERATOR = Principal()  # anybody, on a server that asks for no key

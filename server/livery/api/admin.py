@@ -1,0 +1,140 @@
+"""The admin API: tenants, keys and what is shared. It has a port or socket of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from livery.api.admin_bodies import (
+    CreateKeyBody,
+    CreateTenantBody,
+    DeletedShare,
+    DeletedTenant,
+    KeyList,
+    KeyView,
+    NewKey,
+    RotatedKey,
+    RotateKeyBody,
+    ShareBody,
+    ShareList,
+    ShareView,
+    TenantList,
+    TenantView,
+    UpdateTenantBody,
+    Word,
+)
+from livery.api.answers import answers, plain
+from livery.api.reading import BodyRoute
+from livery.api.responses import json_response
+from livery.api.status import series
+from livery.service import GenerationService
+from livery.tenancy import TenantManagement
+
+router = APIRouter(prefix="/admin/v1", route_class=BodyRoute)
+scraping = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class AdminContext:
+    """What the routes act on: the tenants, and the service whose series /metrics shows."""
+
+    tenants: TenantManagement
+    service: GenerationService
+
+
+async def _context(request: Request) -> AdminContext:
+    return cast(AdminContext, request.app.state.admin)
+
+
+AdminDep = Annotated[AdminContext, Depends(_context)]
+Filter = Annotated[str | None, Query(max_length=256)]
+
+
+@router.get("/tenants", responses=answers(TenantList))
+async def list_tenants(admin: AdminDep) -> Response:
+    return json_response(await admin.tenants.tenants())
+
+
+@router.post("/tenants", responses=answers(TenantView))
+async def create_tenant(body: CreateTenantBody, admin: AdminDep) -> Response:
+    made = await admin.tenants.create_tenant(body.name, weight=body.weight, limits=body.limits)
+    return json_response(made)
+
+
+@router.get("/tenants/{name}", responses=answers(TenantView))
+async def show_tenant(name: str, admin: AdminDep) -> Response:
+    return json_response(await admin.tenants.tenant(name))
+
+
+@router.patch("/tenants/{name}", responses=answers(TenantView))
+async def update_tenant(name: str, body: UpdateTenantBody, admin: AdminDep) -> Response:
+    changed = await admin.tenants.update_tenant(name, weight=body.weight, limits=body.limits, disabled=body.disabled)
+    return json_response(changed)
+
+
+@router.delete("/tenants/{name}", responses=answers(DeletedTenant))
+async def delete_tenant(name: str, admin: AdminDep) -> Response:
+    """Refused (409) while adapters lie below its name."""
+    return json_response(await admin.tenants.delete_tenant(name))
+
+
+@router.get("/keys", responses=answers(KeyList))
+async def list_keys(admin: AdminDep, tenant: Filter = None) -> Response:
+    return json_response(await admin.tenants.keys(tenant))
+
+
+@router.post("/keys", responses=answers(NewKey))
+async def create_key(body: CreateKeyBody, admin: AdminDep) -> Response:
+    made = await admin.tenants.create_key(
+        body.tenant,
+        role=body.role,
+        allow=body.allow,
+        limits=body.limits,
+        label=body.label,
+        expires=body.expires,
+    )
+    return json_response(made)
+
+
+@router.delete("/keys/{key}", responses=answers(KeyView))
+async def revoke_key(key: str, admin: AdminDep) -> Response:
+    """The key opens nothing from now on; what it was stays on record."""
+    return json_response(await admin.tenants.revoke_key(key))
+
+
+@router.post("/keys/{key}/rotate", responses=answers(RotatedKey))
+async def rotate_key(key: str, admin: AdminDep, body: RotateKeyBody | None = None) -> Response:
+    """Another key with the same rights."""
+    made = await admin.tenants.rotate_key(key, grace_s=body.grace_s if body else 0.0)
+    return json_response(made)
+
+
+@router.get("/shares", responses=answers(ShareList))
+async def list_shares(admin: AdminDep, owner: Filter = None, grantee: Filter = None) -> Response:
+    return json_response(await admin.tenants.shares(owner=owner, grantee=grantee))
+
+
+@router.post("/shares", responses=answers(ShareView))
+async def create_share(body: ShareBody, admin: AdminDep) -> Response:
+    return json_response(await admin.tenants.share(body.owner, body.name, body.grantee))
+
+
+@router.delete("/shares", responses=answers(DeletedShare))
+async def delete_share(
+    admin: AdminDep,
+    owner: Annotated[Word, Query()],
+    name: Annotated[Word, Query()],
+    grantee: Annotated[Word, Query()],
+) -> Response:
+    return json_response(await admin.tenants.unshare(owner, name, grantee))
+
+
+@scraping.get(
+    "/metrics",
+    response_class=Response,
+    responses=plain("Series for Prometheus.", "livery_adapters_registered 5.0"),
+)
+async def metrics(admin: AdminDep) -> Response:
+    return await series(admin.service)

@@ -1,0 +1,97 @@
+"""How the answers of `livery keys` and `livery tenants` look to people."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from livery.adapter_views import Json
+from livery.commands.shown import new_table, print_facts, say, time_text
+
+
+def tenants(answer: Json) -> None:
+    listed = new_table("Tenants", ("name", "weight", "limits", "since", ""))
+    for one in answer["data"]:
+        listed.add_row(
+            escape(one["name"]),
+            f"{one['weight']:g}",
+            _limits(one["limits"]),
+            time_text(one["created"]),
+            "disabled" if one["disabled"] else "",
+        )
+    Console(soft_wrap=True).print(listed)
+
+
+def tenant(answer: Json) -> None:
+    print_facts(
+        {
+            "name": answer["name"],
+            "weight": answer["weight"],
+            "limits": _limits(answer["limits"]),
+            "since": time_text(answer["created"]),
+            "disabled": "yes: its keys are taken for wrong ones" if answer["disabled"] else None,
+        }
+    )
+
+
+def deleted(answer: Json) -> None:
+    say(f"tenant {answer['name']} is deleted, and its keys and shares with it")
+
+
+def keys(answer: Json) -> None:
+    listed = new_table("Keys", ("id", "tenant", "role", "state", "may ask", "limits", "label", "made", "expires"))
+    for key in answer["data"]:
+        listed.add_row(
+            key["id"],
+            escape(key["tenant"]),
+            key["role"],
+            key["state"],
+            escape(", ".join(key["allow"])),
+            _limits(key["limits"]),
+            escape(key["label"]),
+            time_text(key["created"]),
+            _expires(key),
+        )
+    Console(soft_wrap=True).print(listed)
+
+
+def about_key(answer: Json, place: str) -> str:
+    """What is to be said beside a new key."""
+    made = ", who was made as well" if answer.get("tenant_created") else ""
+    ends = f", good until {_expires(answer)}" if answer["expires"] else ""
+    told = f"key {answer['id']} of tenant {answer['tenant']}{made}: role {answer['role']}{ends}"
+    if "replaces" in answer:
+        grace = answer["grace_s"]
+        told += f", in place of {answer['replaces']}, which " + (f"ends in {grace:g} s" if grace else "has ended")
+    return f"{told}; kept in {place}, and shown only now"
+
+
+def revoked(answer: Json) -> None:
+    say(f"key {answer['id']} of tenant {answer['tenant']} is revoked")
+
+
+def shares(answer: Json) -> None:
+    listed = new_table("Shares", ("adapter", "shared with", "since"))
+    for one in answer["data"]:
+        listed.add_row(escape(_shared(one)), escape(one["grantee"]), time_text(one["created"]))
+    Console(soft_wrap=True).print(listed)
+
+
+def share(answer: Json) -> None:
+    say(f"{answer['grantee']} may ask for {_shared(answer)}")
+
+
+def unshared(answer: Json) -> None:
+    say(f"{answer['grantee']} may no longer ask for {_shared(answer)}")
+
+
+def _shared(share: Json) -> str:
+    return f"{share['owner']}/{share['name']}"
+
+
+def _limits(limits: Json) -> str:
+    return escape(", ".join(f"{name}={value}" for name, value in limits.items()))
+
+
+def _expires(key: Json) -> str:
+    return time_text(key["expires"]) if key["expires"] else ""

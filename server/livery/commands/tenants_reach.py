@@ -1,0 +1,252 @@
+"""Where `livery keys` and `livery tenants` find the tenants: a server's admin API, or a data folder without a server.
+
+Both answer a verb with the same JSON; livery.tenancy.management says what is in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol
+from urllib.parse import quote
+
+import typer
+
+from livery.adapter_views import Json
+from livery.commands.asking import Asking, CommandFailed, given, http_client
+from livery.commands.reach import Show, ask, tell, with_options
+from livery.data_folder import DataFolder
+from livery.settings import usual_data_folder
+from livery.tenancy import TenantManagement, TenantStore, occupied_in
+from livery.tenancy.management import Limited
+from livery.tenancy.records import Role
+from livery_adapters.registry import Registry
+
+EXAMPLE = "http://127.0.0.1:8001"
+API = "/admin/v1"
+
+
+class Tenants(Protocol):
+    """The verbs, as TenantManagement has them. Each raises CommandFailed, TenancyError or RegistryError."""
+
+    async def tenants(self) -> Json: ...
+
+    async def tenant(self, name: str) -> Json: ...
+
+    async def create_tenant(self, name: str, *, weight: float = 1.0, limits: Limited | None = None) -> Json: ...
+
+    async def update_tenant(
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        limits: Limited | None = None,
+        disabled: bool | None = None,
+    ) -> Json: ...
+
+    async def delete_tenant(self, name: str) -> Json: ...
+
+    async def keys(self, tenant: str | None = None) -> Json: ...
+
+    async def create_key(
+        self,
+        tenant: str,
+        *,
+        role: Role,
+        allow: Sequence[str],
+        limits: Limited | None,
+        label: str,
+        expires: str | None,
+    ) -> Json: ...
+
+    async def revoke_key(self, key: str) -> Json: ...
+
+    async def rotate_key(self, key: str, *, grace_s: float = 0.0) -> Json: ...
+
+    async def shares(self, *, owner: str | None = None, grantee: str | None = None) -> Json: ...
+
+    async def share(self, owner: str, name: str, grantee: str) -> Json: ...
+
+    async def unshare(self, owner: str, name: str, grantee: str) -> Json: ...
+
+
+class HttpTenants(Asking):
+    """Asks the admin API of a running server."""
+
+    hint = (
+        "is `livery serve --admin-port PORT` running there? --url or LIVERY_ADMIN_URL names another, --data DIR needs "
+        "no server"
+    )
+
+    async def tenants(self) -> Json:
+        return await self._ask("GET", f"{API}/tenants", {"data"})
+
+    async def tenant(self, name: str) -> Json:
+        return await self._ask("GET", _at("tenants", name), {"name", "limits"})
+
+    async def create_tenant(self, name: str, *, weight: float = 1.0, limits: Limited | None = None) -> Json:
+        body = {"name": name, "weight": weight, "limits": dict(limits or {})}
+        return await self._ask("POST", f"{API}/tenants", {"name", "limits"}, json=body)
+
+    async def update_tenant(
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        limits: Limited | None = None,
+        disabled: bool | None = None,
+    ) -> Json:
+        body = given({"weight": weight, "disabled": disabled, "limits": dict(limits or {})})
+        return await self._ask("PATCH", _at("tenants", name), {"name", "limits"}, json=body)
+
+    async def delete_tenant(self, name: str) -> Json:
+        return await self._ask("DELETE", _at("tenants", name), {"name", "deleted"})
+
+    async def keys(self, tenant: str | None = None) -> Json:
+        return await self._ask("GET", f"{API}/keys", {"data"}, params=given({"tenant": tenant}))
+
+    async def create_key(
+        self,
+        tenant: str,
+        *,
+        role: Role,
+        allow: Sequence[str],
+        limits: Limited | None,
+        label: str,
+        expires: str | None,
+    ) -> Json:
+        body = {"tenant": tenant, "role": role, "allow": list(allow), "limits": dict(limits or {}), "label": label}
+        return await self._ask("POST", f"{API}/keys", {"key", "id"}, json={**body, **given({"expires": expires})})
+
+    async def revoke_key(self, key: str) -> Json:
+        return await self._ask("DELETE", _at("keys", key), {"id", "revoked"})
+
+    async def rotate_key(self, key: str, *, grace_s: float = 0.0) -> Json:
+        return await self._ask("POST", f"{_at('keys', key)}/rotate", {"key", "id"}, json={"grace_s": grace_s})
+
+    async def shares(self, *, owner: str | None = None, grantee: str | None = None) -> Json:
+        return await self._ask("GET", f"{API}/shares", {"data"}, params=given({"owner": owner, "grantee": grantee}))
+
+    async def share(self, owner: str, name: str, grantee: str) -> Json:
+        body = {"owner": owner, "name": name, "grantee": grantee}
+        return await self._ask("POST", f"{API}/shares", {"owner", "name"}, json=body)
+
+    async def unshare(self, owner: str, name: str, grantee: str) -> Json:
+        params = {"owner": owner, "name": name, "grantee": grantee}
+        return await self._ask("DELETE", f"{API}/shares", {"owner", "deleted"}, params=params)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantsReach:
+    """Where a command looks: at `url`, or else in `data` or at `registry`; and how it answers."""
+
+    url: str | None
+    key: str | None
+    data: Path
+    registry: str | None
+    as_json: bool
+
+    def run(self, verb: Callable[[Tenants], Awaitable[Json]], show: Show, *, creates: bool = False) -> None:
+        """Ask for one verb and print the answer. `creates`: it may be the first in a folder. Raises CommandFailed."""
+        if self.url is not None:
+            answer = ask(_open_server(self.url, self.key), verb)
+        else:
+            answer = ask(_open_here(DataFolder(self.data.expanduser()), self.registry, creates=creates), verb)
+        tell(answer, show, as_json=self.as_json)
+
+    @property
+    def place(self) -> str:
+        """Where that is, for people."""
+        return self.url or ("--registry" if self.registry else str(self.data))
+
+
+OPTIONS = {
+    "url": Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", envvar="LIVERY_ADMIN_URL", help=f"A server's admin API, as in {EXAMPLE} or unix:PATH."
+        ),
+    ],
+    "key": Annotated[
+        str | None,
+        typer.Option(metavar="KEY", envvar=["LIVERY_ADMIN_KEY", "LIVERY_API_KEY"], help="With --url: an admin key."),
+    ],
+    "data": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            envvar="LIVERY_DATA",
+            help="A server's data folder: no server is asked. Else that of `livery serve` without --data and --port.",
+        ),
+    ],
+    "registry": Annotated[
+        str | None,
+        typer.Option(metavar="URL", envvar="LIVERY_REGISTRY", help="postgresql:// URL, if the server has one."),
+    ],
+}
+
+
+def reaches_tenants(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter is a TenantsReach, from one with the options that make it."""
+
+    def reach(url: str | None, key: str | None, data: Path | None, registry: str | None, as_json: bool) -> TenantsReach:
+        if url is not None and data is not None and not os.environ.get("LIVERY_DATA"):
+            raise typer.BadParameter("--url asks a server and --data a folder: give one of them")
+        return TenantsReach(url, key, data or usual_data_folder(), registry, as_json)
+
+    return with_options(command, OPTIONS, reach)
+
+
+@asynccontextmanager
+async def _open_server(url: str, key: str | None) -> AsyncIterator[Tenants]:
+    async with http_client(url, key, EXAMPLE) as client:
+        yield HttpTenants(client, url)
+
+
+@asynccontextmanager
+async def _open_here(folder: DataFolder, registry: str | None, *, creates: bool) -> AsyncIterator[Tenants]:
+    """Raises CommandFailed, DataFolderUnusable, RegistryError."""
+    if registry is None:
+        await asyncio.to_thread(_check, folder, creates)
+    store = await asyncio.to_thread(TenantStore.open, folder.tenants_url(registry))
+    try:
+        yield TenantManagement(store, lambda tenant: _occupied(folder, registry, tenant))
+    finally:
+        await asyncio.to_thread(store.close)
+
+
+def _check(folder: DataFolder, creates: bool) -> None:
+    """Raises CommandFailed for a folder that isn't a server's, DataFolderUnusable."""
+    if creates:
+        folder.make()
+    elif not folder.tenants.exists():
+        raise CommandFailed(
+            f"{folder.root} holds no tenants ({folder.tenants.name}); give the folder that `livery serve` has with "
+            "--data DIR, or --registry URL, or a server's admin API with --url URL"
+        )
+    known = folder.base()
+    if known is not None and known.registry:
+        raise CommandFailed(
+            f"the tenants of {folder.root} are not in it but at {known.registry}; give its URL with --registry"
+        )
+
+
+def _occupied(folder: DataFolder, url: str | None, tenant: str) -> str | None:
+    """What lies below a tenant's name; a folder without a registry holds nothing."""
+    if url is None and not folder.database.exists():
+        return None
+    registry = Registry.open(url or folder.registry_url())
+    try:
+        return occupied_in(registry)(tenant)
+    finally:
+        registry.close()
+
+
+def _at(what: str, name: str) -> str:
+    if name in ("", ".", ".."):  # these would be another route
+        raise CommandFailed(f"there is nothing named {name!r} among the {what}; `livery {what} ls` shows what there is")
+    return f"{API}/{what}/{quote(name, safe='')}"

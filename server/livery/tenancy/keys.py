@@ -1,0 +1,144 @@
+"""Keys in memory: whose a key is, without asking a database, and what tenants share with each other.
+
+ring = KeyRing(store)
+await ring.start()            # reads everything, and again within half a second of any change
+ring.find(b"lv-...")          # a Principal, or None
+await ring.refresh()          # after a change made here: it holds from now on
+await ring.stop()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from msgspec import MsgspecError
+from sqlalchemy.exc import SQLAlchemyError
+
+from livery.tenancy.records import Principal, Tenant
+from livery.tenancy.rows import Snapshot
+from livery.tenancy.secrets import MAX_KEY, digest
+from livery.tenancy.store import TenantStore
+from livery_adapters.registry import RegistryError
+
+log = logging.getLogger("livery.keys")
+
+POLL_S = 0.5  # how soon a change made by another process is seen
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    principal: Principal
+    expires: float  # a Unix time
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was read at one moment, ready to be asked. `keys` are by digest: nothing is compared but digests."""
+
+    number: int
+    keyed: bool
+    keys: Mapping[bytes, _Held]
+    tenants: Mapping[str, Tenant]
+    shared: Mapping[str, frozenset[str]]
+
+
+_NOTHING = _Known(-1, False, {}, {}, {})
+
+
+class KeyRing:
+    """Follows a store. `find` and what reads belong to the event loop; they never wait."""
+
+    def __init__(self, store: TenantStore, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives Unix times: when a key expires is said in them. Nothing waits by it."""
+        self._store = store
+        self._clock = clock
+        self._known = _NOTHING
+        self._reading = asyncio.Lock()
+        self._following: asyncio.Task[None] | None = None
+
+    @property
+    def keyed(self) -> bool:
+        """Whether a key is asked for: one was made at some time. What was once closed never opens by itself."""
+        return self._known.keyed
+
+    def find(self, key: bytes) -> Principal | None:
+        """Whose a key is; None for one that is unknown, revoked, expired or of a disabled tenant, all alike."""
+        if len(key) > MAX_KEY:
+            return None
+        held = self._known.keys.get(digest(key))
+        return held.principal if held is not None and self._clock() < held.expires else None
+
+    def tenant(self, name: str) -> Tenant | None:
+        return self._known.tenants.get(name)
+
+    def shared_with(self, tenant: str) -> frozenset[str]:
+        """Full names (OWNER/NAME) of what others share with a tenant; not all of them need be there."""
+        return self._known.shared.get(tenant, frozenset())
+
+    async def start(self) -> None:
+        """Read everything, then follow. Raises RegistryError when nothing can be read."""
+        await self.refresh()
+        self._following = asyncio.create_task(self._follow())
+
+    async def refresh(self) -> None:
+        """Know what the database knows now. Raises RegistryError."""
+        async with self._reading:
+            seen = await asyncio.to_thread(self._read, self._known.number)
+            if seen is not None:
+                self._known = seen
+
+    async def stop(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._following
+
+    def _read(self, number: int) -> _Known | None:
+        """In a thread: what changed since, made ready there."""
+        snapshot = self._store.snapshot(number)
+        return _known(snapshot) if snapshot is not None else None
+
+    async def _follow(self) -> None:
+        working = True
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                await self.refresh()
+                working = True
+            except (RegistryError, SQLAlchemyError, MsgspecError, OSError) as error:
+                if working:  # once, not twice a second
+                    log.error("the keys can't be read (%s); those known go on being taken", error)
+                working = False
+
+
+def _known(snapshot: Snapshot) -> _Known:
+    tenants = {tenant.name: tenant for tenant in snapshot.tenants}
+    held = {
+        bytes.fromhex(key.digest): _Held(
+            Principal(
+                tenant=key.tenant,
+                role=key.role,
+                key=key.id,
+                allow=key.allow,
+                weight=tenants[key.tenant].weight,
+                limits=key.limits,
+                tenant_limits=tenants[key.tenant].limits,
+                anywhere=key.role != "user",
+            ),
+            math.inf if key.expires is None else key.expires,
+        )
+        for key in snapshot.keys
+        if key.revoked is None and not tenants[key.tenant].disabled
+    }
+    shared: dict[str, set[str]] = {}
+    for share in snapshot.shares:
+        shared.setdefault(share.grantee, set()).add(f"{share.owner}/{share.name}")
+    return _Known(
+        snapshot.number, snapshot.keyed, held, tenants, {name: frozenset(names) for name, names in shared.items()}
+    )

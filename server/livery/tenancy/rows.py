@@ -1,0 +1,105 @@
+"""Rows to records and back."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, select
+
+from livery.tenancy.errors import UnknownKey, UnknownTenant
+from livery.tenancy.records import Key, Limits, Share, Tenant
+from livery.tenancy.schema import keys, shares, tenants
+
+# What a database may be asked for: anything else is in none of its rows, and PostgreSQL takes no NUL in a text.
+_PLAIN = re.compile(r"[!-~]{1,200}")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What there was at one moment. `number` grows with each change; `keyed`: a key was made at some time."""
+
+    number: int
+    keyed: bool
+    tenants: tuple[Tenant, ...]
+    keys: tuple[Key, ...]
+    shares: tuple[Share, ...]
+
+
+def find_tenant(connection: Connection, name: str) -> Tenant | None:
+    if not _PLAIN.fullmatch(name):
+        return None
+    row = connection.execute(select(tenants).where(tenants.c.name == name)).first()
+    return _tenant(row) if row is not None else None
+
+
+def tenant(connection: Connection, name: str) -> Tenant:
+    """Raises UnknownTenant."""
+    found = find_tenant(connection, name)
+    if found is None:
+        raise UnknownTenant(name)
+    return found
+
+
+def tenants_of(connection: Connection) -> tuple[Tenant, ...]:
+    return tuple(_tenant(row) for row in connection.execute(select(tenants).order_by(tenants.c.name)))
+
+
+def key(connection: Connection, id_: str) -> Key:
+    """Raises UnknownKey."""
+    row = connection.execute(select(keys).where(keys.c.id == id_)).first() if _PLAIN.fullmatch(id_) else None
+    if row is None:
+        raise UnknownKey(id_)
+    return _key(row)
+
+
+def keys_of(connection: Connection, of_tenant: str | None = None) -> tuple[Key, ...]:
+    query = select(keys).order_by(keys.c.created, keys.c.id)
+    if of_tenant is not None:
+        query = query.where(keys.c.tenant == of_tenant)
+    return tuple(_key(row) for row in connection.execute(query))
+
+
+def find_share(connection: Connection, owner: str, name: str, grantee: str) -> Share | None:
+    if not all(_PLAIN.fullmatch(part) for part in (owner, name, grantee)):
+        return None
+    query = select(shares).where(shares.c.owner == owner, shares.c.name == name, shares.c.grantee == grantee)
+    row = connection.execute(query).first()
+    return Share(**row._mapping) if row is not None else None
+
+
+def shares_of(connection: Connection, owner: str | None = None, grantee: str | None = None) -> tuple[Share, ...]:
+    query = select(shares).order_by(shares.c.owner, shares.c.name, shares.c.grantee)
+    if owner is not None:
+        query = query.where(shares.c.owner == owner)
+    if grantee is not None:
+        query = query.where(shares.c.grantee == grantee)
+    return tuple(Share(**row._mapping) for row in connection.execute(query))
+
+
+def of_tenant(value: Tenant) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(value), "limits": _json(value.limits)}
+
+
+def of_key(value: Key) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(value), "allow": json.dumps(value.allow), "limits": _json(value.limits)}
+
+
+def of_share(value: Share) -> dict[str, Any]:
+    return msgspec.structs.asdict(value)
+
+
+def _json(limits: Limits) -> str:
+    return msgspec.json.encode(limits).decode()
+
+
+def _tenant(row: Row[Any]) -> Tenant:
+    return Tenant(**{**row._mapping, "limits": msgspec.json.decode(row.limits, type=Limits)})
+
+
+def _key(row: Row[Any]) -> Key:
+    fields = {**row._mapping, "limits": msgspec.json.decode(row.limits, type=Limits)}
+    return Key(**{**fields, "allow": tuple(json.loads(row.allow))})

@@ -1,0 +1,74 @@
+"""The tables. What the migrations make is compared with these by a test."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+
+def _name() -> Text:
+    """Names sort by their bytes everywhere."""
+    return Text().with_variant(Text(collation="C"), "postgresql")
+
+
+# One row. `changes` grows by one with each change of the three tables below, so that whoever keeps them in memory sees
+# that there was one. `keyed`: a key was made at some time, so that one is asked for, even when none is left.
+state = Table(
+    "tenancy",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("changes", BigInteger, nullable=False),
+    Column("keyed", Boolean, nullable=False),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", _name(), primary_key=True),
+    Column("weight", Double, nullable=False),
+    Column("limits", Text, nullable=False),  # JSON
+    Column("created", Double, nullable=False),
+    Column("disabled", Boolean, nullable=False),
+)
+
+keys = Table(
+    "tenant_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("digest", Text, nullable=False),  # SHA-256 of the key in hex; the key itself is nowhere
+    Column("tenant", _name(), ForeignKey("tenants.name", ondelete="CASCADE"), nullable=False),
+    Column("role", Text, nullable=False),
+    Column("allow", Text, nullable=False),  # JSON, as is the next
+    Column("limits", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("expires", Double),
+    Column("revoked", Double),
+    UniqueConstraint("digest", name="tenant_keys_digest"),
+    Index("tenant_keys_tenant", "tenant"),
+)
+
+# Adapters of `owner` that `grantee` may ask for; `name` is the one they have below OWNER/.
+shares = Table(
+    "tenant_shares",
+    metadata,
+    Column("owner", _name(), ForeignKey("tenants.name", ondelete="CASCADE"), nullable=False),
+    Column("name", _name(), nullable=False),
+    Column("grantee", _name(), ForeignKey("tenants.name", ondelete="CASCADE"), nullable=False),
+    Column("created", Double, nullable=False),
+    PrimaryKeyConstraint("owner", "name", "grantee", name="tenant_shares_key"),
+)
