@@ -14,8 +14,9 @@ PACKAGES = {
 }
 
 DECIDED_BY = (
-    *("adjust", "ahead", "base", "constraint", "plan", "scheduler", "sequence", "speculation"),
-    *("blocks", "prefix", "prefix_keys"),
+    *("adjust", "ahead", "base", "constraint", "deadlines", "drafting", "fairness", "outcomes", "plan", "roster"),
+    *("scheduler", "sequence", "speculation", "turns"),
+    *("blocks", "prefix", "prefix_keys", "claims", "versions"),
     *("eviction", "pages", "reads", "residency"),
 )
 DECIDING = {f"livery.engine.{name}" for name in DECIDED_BY}

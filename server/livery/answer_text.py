@@ -13,7 +13,7 @@ from typing import Literal
 
 from livery.engine.base import GenerationRequest, TokenDelta, TokenLogprobs
 from livery.jobs import Options
-from livery.refusals import GenerationFailed
+from livery.refusals import GenerationFailed, failure_of
 from livery.stops import StopBuffer, StopSearch
 from livery.text import Detokenizer, Tokenizer
 
@@ -198,7 +198,7 @@ class AnswerText:
 def _ended(delta: TokenDelta) -> StopReason | None:
     """Why a sequence ended, if it did. Raises GenerationFailed."""
     if delta.finish_reason == "error":
-        raise GenerationFailed(delta.error or "The engine failed this request.")
+        raise failure_of(delta.error or "The engine failed this request.", delta.code)
     if delta.finish_reason == "abort":
         raise GenerationFailed("The engine dropped this request.")
     return delta.finish_reason

@@ -7,6 +7,8 @@ admission rules; `service` makes these and `api` consumes them.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ from livery.engine.base import Engine, EngineError, GenerationRequest, TokenDelt
 from livery.jobs import Options
 from livery.metrics import RequestMeter
 from livery.reading import TAIL_TOKENS, AnswerReader, CallDelta, Reading
-from livery.refusals import GenerationFailed
+from livery.refusals import DeadlineExceeded, GenerationFailed
 from livery.stops import StopSearch
 from livery.text import Tokenizer
 
@@ -171,6 +173,16 @@ class Generation:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+def seconds_left(until: float) -> float:
+    """The engine's view of when a job has to be done: seconds from now, 0 for any time. Raises DeadlineExceeded."""
+    if until == math.inf:
+        return 0.0
+    left = until - time.perf_counter()
+    if left <= 0:
+        raise DeadlineExceeded("The request's time was up before it got to the engine. Allow more time.")
+    return left
 
 
 async def _raise_first(task: asyncio.Task[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -100,6 +101,7 @@ class Job:
     request_id: str
     prompt_param: str = "messages"  # what the client calls the prompt, for messages
     caller: Caller = ANYONE
+    until: float = math.inf  # when it has to be done, by time.perf_counter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class PoolingJob:
     normalize: bool = True
     cache_salt: str = ""
     caller: Caller = ANYONE
+    until: float = math.inf  # when it has to be done, by time.perf_counter()
 
     @property
     def texts(self) -> Sequence[str]:

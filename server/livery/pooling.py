@@ -7,18 +7,21 @@ with other requests. Knows no HTTP and no admission rules; `service` makes these
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Literal, cast
 
+from msgspec import structs
+
 from livery.admission import Admitted
 from livery.engine.base import Engine, EngineInfo, GenerationRequest, Pooling, TokenDelta
-from livery.generation import Usage
+from livery.generation import Usage, seconds_left
 from livery.jobs import PoolingJob
 from livery.lease import Lease
 from livery.metrics import RequestMeter
 from livery.prompts import check_ids
-from livery.refusals import ContextLengthExceeded, GenerationFailed, InvalidParameter
+from livery.refusals import ContextLengthExceeded, GenerationFailed, InvalidParameter, failure_of
 from livery.text import PromptTooLong, Tokenizer
 from livery_adapters.profile import Profile
 
@@ -110,12 +113,15 @@ class PooledAnswer:
         meter: RequestMeter,
         usage: Usage,
         admitted: Admitted,
+        until: float = math.inf,
     ) -> None:
+        """`until`: when all has to be done (PoolingJob)."""
         self.usage = usage
         self.meter = meter
         self._engine = engine
         self._requests = requests
         self._admitted = admitted
+        self._until = until
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._unfinished: Literal["abort", "error"] = "abort"
         self._closed = False
@@ -140,12 +146,13 @@ class PooledAnswer:
 
     async def _vector(self, request: GenerationRequest) -> bytes:
         async with self._turns:
+            request = structs.replace(request, deadline_s=seconds_left(self._until))
             # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
             source = cast(AsyncGenerator[TokenDelta], self._engine.generate(request))
             async with aclosing(source):
                 async for delta in source:
                     if delta.finish_reason != "stop":
-                        raise GenerationFailed(delta.error or "The engine dropped this request.")
+                        raise failure_of(delta.error or "The engine dropped this request.", delta.code)
                     self.usage.cached_tokens += delta.cached_tokens
                     self._admitted.begun(len(request.prompt_token_ids))
                     return delta.pooled

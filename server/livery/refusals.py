@@ -12,6 +12,8 @@ ServiceRefusal
 ├── TooManyIntakes          too many adapters are on their way in
 ├── NotReady                the engine doesn't answer in time
 ├── GenerationFailed        a request broke after it was taken
+│   ├── DeadlineExceeded       its time was up before it was done
+│   └── AdapterTooLarge        its adapter takes more memory than its tenant may have
 ├── AdapterUnusable         the adapter is known and can't be served
 ├── AdapterNotReady         the adapter is being loaded
 ├── AdapterExists           a name to load is taken
@@ -126,6 +128,20 @@ class NotReady(ServiceRefusal):
 
 class GenerationFailed(ServiceRefusal):
     """A request broke after it was taken; the message is the engine's, fit for the client."""
+
+
+class DeadlineExceeded(GenerationFailed):
+    """A request's time was up, or too short, before it was done."""
+
+
+class AdapterTooLarge(GenerationFailed):
+    """A request's adapter takes more device memory than all adapters of its tenant may."""
+
+
+def failure_of(message: str, code: str) -> GenerationFailed:
+    """What broke a request, by the engine's message and its code for it (livery.engine.base)."""
+    kinds = {"deadline_exceeded": DeadlineExceeded, "resident_bytes_exceeded": AdapterTooLarge}
+    return kinds.get(code, GenerationFailed)(message)
 
 
 class AdapterUnusable(ServiceRefusal):

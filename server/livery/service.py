@@ -20,7 +20,7 @@ from livery.adapter_text import AdapterText
 from livery.admission import Admission, Asked, asked_by, guessed_tokens, within_limits
 from livery.beside import ENCODING, beside
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
-from livery.generation import Generation, Usage
+from livery.generation import Generation, Usage, seconds_left
 from livery.grammar_check import GrammarCheck
 from livery.jobs import Job, PoolingJob, Prompt
 from livery.lease import ANYONE, Caller, Lease, task_of
@@ -210,7 +210,7 @@ class GenerationService:
         meter, usage = self.metrics.begin(lease.name if lease else None), Usage(prompt_tokens=sum(map(len, inputs)))
         name, digest = self._server_of(lease)
         admitted.answered(name, digest, job.caller.principal, usage)
-        answer = PooledAnswer(self._engine, requests, meter, usage, admitted)
+        answer = PooledAnswer(self._engine, requests, meter, usage, admitted, job.until)
         return OpenedPooling(answer, f"{name}@{digest[:DIGEST_SHOWN]}", labels_of(lease, profile))
 
     async def tokenize(self, job: Job, *, strings: bool) -> Tokens:
@@ -310,7 +310,7 @@ class GenerationService:
             job = replace(job, options=replace(job.options, grammar=grammar))
         prompts = [await encode(prompt, job, tokenizer, info.max_model_len, info.vocab_size) for prompt in job.prompts]
         each, words = job.options.answers_made, bad_words(job.options.bad_words, tokenizer)
-        single = len(prompts) * each == 1
+        single, deadline_s = len(prompts) * each == 1, seconds_left(job.until)
         requests = [
             GenerationRequest(
                 job.request_id if single else f"{job.request_id}-{index}-{copy}",
@@ -322,6 +322,7 @@ class GenerationService:
                 job.options.cache_salt,
                 weight=job.caller.principal.weight,
                 resident_bytes=job.caller.resident_bytes,
+                deadline_s=deadline_s,
             )
             for index, ids in enumerate(prompts)
             for copy in range(each)

@@ -149,6 +149,12 @@ class Settings(BaseModel):
         "auto", description="auto, or transformers for the model's own forward instead of the fused one"
     )
     deterministic: bool = Field(False, description="Same bits for a request whatever runs beside it; CPU, float32")
+    request_timeout: float = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Most seconds a request may take, and what it gets when it names none; 0: any",
+    )
     strict_params: bool = Field(False, description="Refuse requests with unknown fields instead of ignoring those")
     adapter_templates: bool = Field(
         True, description="Render the chat templates that profiles of adapters ask for, each in a process shut in"

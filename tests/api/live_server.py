@@ -58,6 +58,7 @@ class Setup:
     adapter_templates: bool = True
     parsers: ParserNames = AS_THE_TEMPLATE
     strict_params: bool = False
+    request_timeout_s: float = 0.0
 
 
 class LiveServer:
@@ -159,6 +160,7 @@ class LiveServer:
                 cors_origins=setup.cors_origins,
                 root_path=setup.root_path,
                 strict_params=setup.strict_params,
+                request_timeout_s=setup.request_timeout_s,
             )
             server = uvicorn.Server(
                 uvicorn.Config(

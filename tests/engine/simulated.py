@@ -36,10 +36,25 @@ def request(
     start: int = 0,
     tenant: str = "t",
     salt: str = "",
+    weight: float = 1.0,
+    room: int = 0,
+    deadline: float = 0.0,
 ) -> GenerationRequest:
+    """`room` is in pages, `deadline` in steps."""
     ref = AdapterRef.of(adapter, f"/adapters/{name}") if adapter else None
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-    return GenerationRequest(name, prompt, params, ref, start, tenant, salt)
+    return GenerationRequest(
+        name,
+        prompt,
+        params,
+        ref,
+        start,
+        tenant,
+        salt,
+        weight=weight,
+        resident_bytes=room * PAGE_BYTES,
+        deadline_s=deadline,
+    )
 
 
 def contents(request: GenerationRequest, tokens: list[int]) -> list[bytes]:
@@ -85,6 +100,7 @@ class Simulation:
         speculate: int = 0,
         cache: bool = True,
     ) -> None:
+        self.now = 0.0  # a step is a second
         self.pool = BlockPool(blocks, BLOCK)
         self.residency = Residency(budget * PAGE_BYTES, budget * PAGE_BYTES)
         self.scheduler = Scheduler(
@@ -97,6 +113,8 @@ class Simulation:
             speculate=speculate,
             draft_rows=tokens,
             shared=KVIdentity("base", "static", "float32", BLOCK) if cache else None,
+            weight_bytes=20 * PAGE_BYTES,
+            clock=lambda: self.now,
         )
         self.requests: dict[str, GenerationRequest] = {}
         self.tokens: dict[str, list[int]] = {}
@@ -112,7 +130,7 @@ class Simulation:
 
     def load(self, sizes: dict[str, int]) -> None:
         """Let every adapter that was asked for arrive; sizes are pages."""
-        self.residency.expect(self.scheduler.wanted_adapters())
+        self.residency.expect(self.scheduler.roster.wanted_adapters(), self.scheduler.roster.askers())
         for adapter in self.residency.take_loads():
             self.residency.hosted(adapter.digest, [sizes[adapter.digest] * PAGE_BYTES], 1.0)
         for placement in self.residency.place():
@@ -121,9 +139,12 @@ class Simulation:
         self.residency.take_drops()
 
     def step(self) -> list[TokenDelta]:
+        self.scheduler.end_expired()
         plan = self.scheduler.schedule()
         self.plans.append(plan)
-        deltas = self.scheduler.update(plan, self._execute(plan))
+        result = self._execute(plan)
+        self.now += 1
+        deltas = self.scheduler.update(plan, result) + self.scheduler.take_ended()
         for delta in deltas:
             self.tokens[delta.request_id] += delta.token_ids
             self.cached[delta.request_id] = self.cached.get(delta.request_id, 0) + delta.cached_tokens

@@ -178,7 +178,7 @@ def test_a_preempted_sequence_finds_its_own_blocks() -> None:
     house = Simulation(blocks=7, tokens=32, running=2)
     old, young = request("old", [*SYSTEM, 20], 16), request("young", list(range(30, 36)), 12)
     house.run(old, young)
-    assert house.scheduler.preemptions > 0
+    assert house.scheduler.roster.preemptions > 0
     lost = house.computed["young"] - (6 + 12 - 1)
     assert 0 < lost < 6 + 4, "it computed all of it again"
     assert house.cached["young"] == 0, "what a sequence finds of its own isn't a saving"

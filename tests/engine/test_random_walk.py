@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.simulated import SICK, SICKENS, Simulation, answer, request
-from livery.engine.base import GenerationRequest
+from livery.engine.base import ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED, GenerationRequest
 
 OPERATIONS = 2000
 ADAPTERS = [f"d{number}" for number in range(6)]
+WEIGHTS = {"t": 1.0, "u": 3.0, "v": 0.5}
 SYSTEMS = [[10] * 9, [10] * 5 + [11] * 12, [12] * 16]  # beginnings that many requests have in common
 
 
@@ -26,6 +27,7 @@ class Walk:
         self.rng = random.Random(seed)
         self.house = house
         self.sizes = {name: self.rng.randrange(1, 11) for name in ADAPTERS}
+        self.rooms = {tenant: self.rng.choice([0, self.rng.randrange(5, 20)]) for tenant in WEIGHTS}
         self.alive: dict[str, GenerationRequest] = {}
         self.aborted: set[str] = set()
 
@@ -70,8 +72,11 @@ class Walk:
             rng.choice([1, 4, 8, 30]),
             rng.choice([None, *ADAPTERS]),
             start=rng.choice([0, 0, 0, 4, 7, 8]),
-            tenant=rng.choice("tu"),
+            tenant=(tenant := rng.choice("tuv")),
             salt=rng.choice(["", "", "s"]),
+            weight=WEIGHTS[tenant],
+            room=self.rooms[tenant],
+            deadline=rng.choice([0, 0, 0, 0, rng.randrange(1, 200)]),
         )
         self.house.add(asked)
         self.alive[name] = asked
@@ -82,11 +87,24 @@ class Walk:
         self.aborted.add(name)
 
     def _step(self) -> None:
-        for delta in self.house.step():
+        house = self.house
+        deltas = house.step()
+        waiting = house.scheduler.roster.waiting
+        idle = not house.plans[-1].slices
+        assert not (idle and any(map(house.scheduler.roster.is_ready, waiting))), "idle, and something could run"
+        for sequence in [*waiting, *house.scheduler.roster.running]:
+            assert sequence.expires > house.now - 1, "its time is up, and it is still there"
+        for delta in deltas:
             if delta.finish_reason:
                 asked = self.alive.pop(delta.request_id)
                 tokens = self.house.tokens[delta.request_id]
                 assert tokens == answer(asked)[: len(tokens)], "not what it gets alone"
+                if delta.code == DEADLINE_EXCEEDED:
+                    assert asked.deadline_s
+                    continue
+                if delta.code == ADAPTER_TOO_LARGE:
+                    assert asked.adapter and self.sizes[asked.adapter.digest] > self.rooms[asked.tenant] > 0
+                    continue
                 healthy = not asked.request_id.startswith((SICK, SICKENS))
                 assert delta.finish_reason == "length" if healthy else len(tokens) <= 3
 

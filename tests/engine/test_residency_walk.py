@@ -143,7 +143,7 @@ class Walk(RuleBasedStateMachine):
     # -- carrying out --------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        self.residency.expect(self.scheduler.wanted_adapters())
+        self.residency.expect(self.scheduler.roster.wanted_adapters(), self.scheduler.roster.askers())
         placements = self.residency.place()
         self.uninstall()
         for placement in placements:

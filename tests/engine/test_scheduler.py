@@ -9,7 +9,9 @@ from livery.engine.blocks import BlockPool
 from livery.engine.pages import PAGE_BYTES
 from livery.engine.plan import StepPlan, StepResult
 from livery.engine.residency import Residency
-from livery.engine.scheduler import MAX_SKIPS, SHORT_TURN, TURN, Scheduler
+from livery.engine.roster import MAX_SKIPS
+from livery.engine.scheduler import Scheduler
+from livery.engine.turns import SHORT_TURN, TURN
 
 EOS = 2
 
@@ -38,7 +40,7 @@ class House:
 
     def load(self, sizes: dict[str, int]) -> None:
         """Let everything asked for arrive."""
-        self.residency.expect(self.scheduler.wanted_adapters())
+        self.residency.expect(self.scheduler.roster.wanted_adapters(), self.scheduler.roster.askers())
         for adapter in self.residency.take_loads():
             self.residency.hosted(adapter.digest, [sizes[adapter.digest] * PAGE_BYTES], 1.0)
         for placement in self.residency.place():
@@ -78,9 +80,9 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
     house.scheduler.add(request("young", 6, max_tokens=6))
     while house.scheduler.has_work:
         house.step()
-    assert house.scheduler.preemptions == 1
+    assert house.scheduler.roster.preemptions == 1
     assert house.finished == {"old": "length", "young": "length"}
-    assert house.scheduler.prompt_tokens == 7 + 6  # those computed again don't count again
+    assert house.scheduler.outcomes.prompt_tokens == 7 + 6  # those computed again don't count again
     assert house.pool.num_free == 4
 
 

@@ -216,8 +216,8 @@ def test_speculation_changes_no_token(seed: int, blocks: int, tokens: int, specu
         else:
             assert got[name] == expected[: len(got[name])]
     assert pool.num_free == blocks
-    assert scheduler.generated_tokens == sum(map(len, got.values()))
-    assert scheduler.accepted_tokens <= scheduler.drafted_tokens
+    assert scheduler.outcomes.generated_tokens == sum(map(len, got.values()))
+    assert scheduler.drafting.accepted_tokens <= scheduler.drafting.drafted_tokens
 
 
 def house(blocks: int, **limits: int) -> tuple[Scheduler, BlockPool]:
@@ -242,9 +242,9 @@ def test_right_drafts_shorten_the_way() -> None:
         }
         scheduler.update(plan, StepResult(rows))
         steps += 1
-    assert scheduler.generated_tokens == 30
+    assert scheduler.outcomes.generated_tokens == 30
     assert steps < 10
-    assert scheduler.accepted_tokens == scheduler.drafted_tokens == 30 - steps
+    assert scheduler.drafting.accepted_tokens == scheduler.drafting.drafted_tokens == 30 - steps
 
 
 @pytest.mark.parametrize("free", [0, 1])
@@ -260,13 +260,13 @@ def test_drafts_take_only_blocks_that_are_left_and_give_them_back(free: int) -> 
     assert held == [2, 2]
     scheduler.update(plan, StepResult({name: (3, 3) for name in ("a", "b")}))
     assert pool.num_free == free
-    assert scheduler.drafted_tokens == 2
-    assert scheduler.accepted_tokens == 0
+    assert scheduler.drafting.drafted_tokens == 2
+    assert scheduler.drafting.accepted_tokens == 0
     plan = scheduler.schedule()
     assert [part.start for part in plan.slices] == [6, 6]
     assert [part.token_ids for part in plan.slices] == [(3,), (3,)]
     scheduler.update(plan, StepResult({name: (9,) for name in ("a", "b")}))
-    assert scheduler.preemptions == 0
+    assert scheduler.roster.preemptions == 0
 
 
 def test_a_draft_that_needs_a_block_shrinks_to_those_held() -> None:

@@ -48,14 +48,16 @@ def create_app(
     cors_origins: Sequence[str] = (),
     root_path: str = "",
     strict_params: bool = False,
+    request_timeout_s: float = 0.0,
 ) -> FastAPI:
     """The application over a service that is ready to take requests; pages of `cors_origins` may call it.
 
     `root_path` is a prefix that requests may carry, as a proxy shows the server under it. `strict_params`: unknown
-    fields are refused.
+    fields are refused. `request_timeout_s`: the most that a request may take, also one that names no time; 0: any.
     """
     app = _application("Livery")
-    app.state.context = Context(service, management, keep_alive_s, UnknownFields(service.metrics, strict=strict_params))
+    unknown = UnknownFields(service.metrics, strict=strict_params)
+    app.state.context = Context(service, management, keep_alive_s, unknown, request_timeout_s)
     _mount(app, ROUTERS, doors, service, root_path=root_path)
     if cors_origins:  # outside the boundary: a browser asks without a key whether it may ask
         app.add_middleware(

@@ -14,14 +14,15 @@ from livery.service import GenerationService
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One application's service, the management of its adapters, and how long a stream may stay silent, in
-    seconds, and what becomes of unknown fields.
+    """One application's service, the management of its adapters, how long a stream may stay silent, in seconds, what
+    becomes of unknown fields, and how long a request may take, in seconds (0: any time).
     """
 
     service: GenerationService
     management: AdapterManagement
     keep_alive_s: float
     unknown_fields: UnknownFields
+    request_timeout_s: float = 0.0
 
 
 async def _context(request: Request) -> Context:

@@ -101,6 +101,8 @@ TABLE: dict[type[Exception], Failure] = {
     refusals.TooManyIntakes: Failure(503, SERVER, "too_many_intakes"),
     refusals.NotReady: Failure(503, SERVER, "not_ready"),
     refusals.GenerationFailed: Failure(500, SERVER, "generation_failed"),
+    refusals.DeadlineExceeded: Failure(504, SERVER, "deadline_exceeded"),
+    refusals.AdapterTooLarge: Failure(400, INVALID, "resident_bytes_exceeded"),
     refusals.AdapterUnusable: Failure(400, INVALID, "adapter_load_failed"),
     refusals.AdapterNotReady: Failure(503, SERVER, "adapter_loading"),
     # vLLM's own types, which clients of its management routes know.
@@ -184,6 +186,7 @@ ANTHROPIC_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 ANTHROPIC_PATH = "/v1/messages"
 
@@ -259,7 +262,8 @@ def _headers(error: Exception, failure: Failure) -> dict[str, str]:
         return {"www-authenticate": "Bearer"}
     if isinstance(error, MethodNotAllowed):
         return {"allow": ", ".join(error.allowed)}
-    if failure.status == 409:  # the official client repeats these, and the answer would stay the same
+    # The official client repeats these, and the answer would stay the same, or the time be up again.
+    if failure.status in (409, 504):
         return {"x-should-retry": "false"}
     if failure.status in (429, 503):
         return {"retry-after": str(getattr(error, "retry_after", RETRY_AFTER_S))}

@@ -20,6 +20,7 @@ from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBod
 from livery.api.shapes import Answer, Envelope, Shape, model_json, usage_json
 from livery.api.sse import OPENAI, Dialect, EventStream, unless_gone
 from livery.api.text_shape import TextShape
+from livery.api.timeouts import until
 from livery.generation import Generation, Usage
 from livery.jobs import Job
 from livery.lease import Caller
@@ -89,7 +90,8 @@ async def _job(
 
     def make() -> tuple[Job, list[str]]:
         body.check()
-        job = Job(body.model_name, body.to_prompts(), body.to_options(), request_id, param, caller)
+        ends = until(request, body.timeout, context.request_timeout_s)
+        job = Job(body.model_name, body.to_prompts(), body.to_options(), request_id, param, caller, ends)
         return job, body.unknown_fields
 
     job, unknown = await beside_body(request, make)

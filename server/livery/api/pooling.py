@@ -7,6 +7,7 @@ import base64
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from livery.api.context import Context, ContextDep
 from livery.api.pooling_bodies import ClassifyBody, EmbeddingBody, PoolingBody, ScoreBody
 from livery.api.reading import BodyRoute
 from livery.api.sse import unless_gone
+from livery.api.timeouts import until
 from livery.jobs import PoolingJob
 from livery.lease import Caller
 from livery.service import OpenedPooling
@@ -103,6 +105,7 @@ async def _answer(
     context.unknown_fields.met(body.unknown_fields)
     record: RequestRecord = request.state.record
     job = body.job(f"{prefix}-{uuid.uuid4().hex}", Caller(body.user, record.principal))
+    job = replace(job, until=until(request, body.timeout, context.request_timeout_s))
     opened = await context.service.pool(job)
     record.served_by, usage = opened.served_by, opened.answer.usage
     try:

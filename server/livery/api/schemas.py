@@ -18,6 +18,7 @@ from livery.api.chat_tools import ToolChoice, Tools, template_tools, tool_use
 from livery.api.ignored import IgnoredFields, Word, ignored
 from livery.api.sampling_fields import Likeliest, SamplingFields, TokenId, check_kept
 from livery.api.structured import StructuredFields
+from livery.api.timeouts import MAX_TIMEOUT_S
 from livery.api.unsupported import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS, refuse_unsupported
 from livery.jobs import BareText, ChatPrompt, Options, Prompt
 from livery.refusals import InvalidParameter
@@ -57,6 +58,7 @@ class NamingBody(WholeBody):
     user: str | None = Field(None, max_length=512)
     cache_salt: str | None = Field(None, min_length=1, max_length=512)
     adapter_id: ModelName | None = None  # LoRAX's name for what stands in `model` here
+    timeout: float | None = Field(None, gt=0, le=MAX_TIMEOUT_S, description="seconds; answered 504 when they are over")
 
     @property
     def model_name(self) -> str:

@@ -202,6 +202,7 @@ class _Server(uvicorn.Server):
                 cors_origins=settings.cors_origins,
                 root_path=settings.root_path,
                 strict_params=settings.strict_params,
+                request_timeout_s=settings.request_timeout,
             ),
             http="h11",  # whatever is installed: the other one bounds no header
             log_config=None,

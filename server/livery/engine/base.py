@@ -150,15 +150,16 @@ class GenerationRequest(msgspec.Struct, frozen=True):
 CANARY = "canary-"
 
 
-# The code of a request that ended because its time was up.
+# Codes of requests that end with an error: their time is up; the adapter is more than their tenant may have in memory.
 DEADLINE_EXCEEDED = "deadline_exceeded"
+ADAPTER_TOO_LARGE = "resident_bytes_exceeded"
 
 
 class TokenDelta(msgspec.Struct, frozen=True):
     """New tokens of one request. The last delta of a request carries `finish_reason`.
 
     With `finish_reason == "error"`, `error` says what went wrong, in words fit for the client, and `code` in one word
-    where programs have to tell it from other errors (DEADLINE_EXCEEDED).
+    where programs have to tell it from other errors.
     A stop token ends the sequence and is included as its last token. The first delta with tokens says how many of
     the prompt's tokens were not computed but found in the prefix cache. `pooled` are fp32 numbers in the machine's
     own order of bytes. `logprobs` are those of `token_ids`, where they were asked for; `prompt_logprobs` are of the

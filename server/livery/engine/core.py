@@ -29,9 +29,10 @@ from livery.engine.messages import LoadOutcome
 from livery.engine.pending import PendingStep
 from livery.engine.plan import StepPlan, StepResult
 from livery.engine.prefix_keys import kv_identity
-from livery.engine.residency import Placement, Residency
+from livery.engine.residency import Residency
 from livery.engine.runner import ModelRunner
 from livery.engine.scheduler import Scheduler
+from livery.engine.versions import Placement
 from livery_adapters.refusal import AdapterRefused
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class EngineCore:
             speculate=info.speculate,
             draft_rows=info.draft_rows,
             scored_rows=max(1, SCORED_BYTES // (4 * info.vocab_size)),
+            weight_bytes=info.weight_bytes,
         )
         self._loader = Worker("adapter-loader", runner.read_adapter, wake)
         self._copier = Worker[_Copy, PackedAdapter]("adapter-copier", lambda copy: copy.work(), wake)
@@ -103,6 +105,11 @@ class EngineCore:
     def is_idle(self) -> bool:
         """Whether only a message or a finished load can change anything: stepping on would spin."""
         return self._idle
+
+    @property
+    def seconds_left(self) -> float:
+        """Until some request's time is up, which nothing else may bring to notice."""
+        return self._scheduler.seconds_left
 
     @property
     def takes_grammars(self) -> bool:
@@ -156,15 +163,15 @@ class EngineCore:
             blocks_total=self._pool.num_blocks,
             blocks_free=self._pool.num_free,
             steps=self._steps,
-            preemptions=scheduler.preemptions,
+            preemptions=scheduler.roster.preemptions,
             prefix_queries=scheduler.prefix.queries,
             prefix_hits=scheduler.prefix.hits,
             prefix_evictions=self._pool.evictions,
             blocks_cached=self._pool.num_cached,
-            prompt_tokens=scheduler.prompt_tokens,
-            generated_tokens=scheduler.generated_tokens,
-            drafted_tokens=scheduler.drafted_tokens,
-            accepted_tokens=scheduler.accepted_tokens,
+            prompt_tokens=scheduler.outcomes.prompt_tokens,
+            generated_tokens=scheduler.outcomes.generated_tokens,
+            drafted_tokens=scheduler.drafting.drafted_tokens,
+            accepted_tokens=scheduler.drafting.accepted_tokens,
             adapter_bytes=residency.resident_bytes,
             adapter_loads=residency.loads_from_store + residency.loads_from_host,
             adapter_loads_from_host=residency.loads_from_host,
@@ -173,7 +180,7 @@ class EngineCore:
             host_adapters=residency.hosted_adapters,
             resident_adapters=residency.resident,
             running_adapters=residency.pinned,
-            waiting_adapters=scheduler.waiting_adapters(),
+            waiting_adapters=scheduler.roster.waiting_adapters(),
         )
 
     def stop(self) -> None:
@@ -186,6 +193,7 @@ class EngineCore:
     def step(self) -> list[TokenDelta]:
         """Move adapters along, then compute one plan. Raises only when the device seems lost."""
         deltas = self._settle_adapters()
+        self._scheduler.end_expired()
         if self._ahead is not None:
             plan, pending = self._ahead
             if isinstance(pending, PendingStep):  # its masks come from the tokens of the step before it
@@ -195,11 +203,11 @@ class EngineCore:
             made_room = self._settle_residency()
             self._idle = not plan.slices and not made_room  # what waits for that room comes in with the next step
             if not plan.slices:
-                return deltas
+                return deltas + self._scheduler.take_ended()
             pending = self._attempt(plan, lambda: self._runner.launch(plan))
         self._steps += 1
         self._ahead = self._launch_ahead(plan, pending)
-        return deltas + self._finish(plan, pending)
+        return deltas + self._finish(plan, pending) + self._scheduler.take_ended()
 
     def check_invariants(self) -> None:
         self._scheduler.check_invariants()
@@ -247,7 +255,8 @@ class EngineCore:
             self._installed(copied)
         for read in self._loader.collect():
             deltas += self._take(read)
-        self._residency.expect(self._scheduler.wanted_adapters())
+        roster = self._scheduler.roster
+        self._residency.expect(roster.wanted_adapters(), roster.askers())
         placements = self._residency.place()
         self._carry_out_evictions()  # what makes room goes before what needs it comes
         self._place(placements)
@@ -296,7 +305,7 @@ class EngineCore:
             code = read.error.code
         elif error is not None:
             log.warning("adapter %s can't be loaded: %s", digest[:12], error)
-        if error is not None and self._residency.read_elsewhere(digest, self._scheduler.waiting_for(digest)):
+        if error is not None and self._residency.read_elsewhere(digest, self._scheduler.roster.waiting_for(digest)):
             return []
         if image is not None and not self._residency.fits(image.sizes):
             error = (

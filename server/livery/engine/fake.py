@@ -11,6 +11,8 @@ from -1/8 on, and t isn't among them.
 A pooled request gets the numbers first, first + 1, …: as many as it wants dimensions, or 2 logits where it asks for a
 head. They aren't scaled, whatever it asks for.
 
+A request's deadline is kept where tokens are let out one at a time.
+
 Of a prompt, the blocks of 16 tokens that an earlier one of the same tenant, adapter and salt began with are reported as
 cached, but never its last token's.
 
@@ -27,6 +29,7 @@ from dataclasses import dataclass, field
 
 from livery.engine.base import (
     CANARY,
+    DEADLINE_EXCEEDED,
     AdapterLoadFailed,
     AdapterRef,
     EngineDead,
@@ -132,9 +135,10 @@ class FakeEngine:
         self._take(request)
         finished = False
         cached = self._cached_tokens(request)
+        until = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
         try:
             if request.pooling is not None:
-                await self._turn()
+                await self._turn(until)
                 finished = True
                 yield self._pooled(request, cached)
                 return
@@ -144,7 +148,7 @@ class FakeEngine:
             wished = request.sampling.prompt_logprobs
             scores = [] if wished is None else [logprobs_of(token, wished) for token in request.prompt_token_ids[1:]]
             for index, token in enumerate(tokens):
-                await self._turn()
+                await self._turn(until)
                 if index == self.behaviour.fail_after:
                     finished = True
                     yield TokenDelta(request.request_id, [], "error", "the fake engine was told to fail")
@@ -172,6 +176,9 @@ class FakeEngine:
                 pending, logprobs, scores, cached = [], [], [], 0
                 if finished:
                     return
+        except TimeoutError:
+            finished = True
+            yield TokenDelta(request.request_id, [], "error", "the request's time is up", code=DEADLINE_EXCEEDED)
         finally:
             self._open.pop(request.request_id, None)
             if not finished:
@@ -233,10 +240,11 @@ class FakeEngine:
         self._open[request.request_id] = request
         self._notify()
 
-    async def _turn(self) -> None:
-        """Wait for this token's permit, or give the other requests a chance."""
+    async def _turn(self, until: float | None) -> None:
+        """Wait for this token's permit, or give the other requests a chance. Raises TimeoutError when time is up."""
         if self.behaviour.stepped:
-            await self._permits.acquire()
+            async with asyncio.timeout_at(until):
+                await self._permits.acquire()
         else:
             await asyncio.sleep(0)
         if self._dead.is_set():

@@ -7,6 +7,7 @@ thread pool already set.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
@@ -74,7 +75,7 @@ class EngineProcess:
         self._context.destroy(linger=1000)
 
     def _turn(self, core: EngineCore) -> None:
-        ready = dict(self._poller.poll(IDLE_POLL_MS if core.is_idle else 0))
+        ready = dict(self._poller.poll(_patience_ms(core) if core.is_idle else 0))
         if self._wake_in in ready:
             self._wake_in.recv()
         while not self._stopping and self._socket.poll(0):
@@ -115,6 +116,11 @@ class EngineProcess:
                 self._wake_out = self._context.socket(zmq.PUSH)
                 self._wake_out.connect("inproc://wake")
             self._wake_out.send(WAKE)
+
+
+def _patience_ms(core: EngineCore) -> int:
+    """How long an idle core may be left alone: not beyond the end of some request's time."""
+    return math.ceil(min(IDLE_POLL_MS, 1000 * max(0.0, core.seconds_left)))
 
 
 def main() -> None:

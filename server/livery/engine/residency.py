@@ -10,42 +10,22 @@ leaves the host's image, so that coming back costs one copy.
        +-----failed------+                 |  +-------------evicted---------------+
        +----------------dropped------------+
 
-Who goes when room is needed: first what no waiting request wants, by cost (eviction.py), what an operator keeps
-last of it; then what requests further back in the queue want, the last first. So a request makes room only at the cost
-of those behind it, and two never throw each other out in turns.
+Who goes when room is needed: first what no waiting request wants, what an operator keeps last of it and else what is
+there for tenants above their share first (claims.py), by cost (eviction.py); then what requests further back in the
+queue want, the last first. So a request makes room only at the cost of those behind it, and two never throw each other
+out in turns. A tenant that may take only so much gives up its own for what it asks for, or waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from livery.engine.base import AdapterRef
+from livery.engine.claims import NOBODY, Asker, Claims
 from livery.engine.eviction import GreedyDual
 from livery.engine.pages import PAGE_BYTES, PageAllocator, Run, pages_for
 from livery.engine.reads import LAST, NOT_WANTED, ReadQueue
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """A version's way into device memory: its image's piece i goes to `runs[i]`."""
-
-    digest: str
-    runs: tuple[Run, ...]
-
-
-@dataclass(slots=True)
-class _Version:
-    """What is known of a version that is in any tier."""
-
-    sizes: tuple[int, ...]  # bytes of its pieces
-    pages: int
-    nbytes: int
-    read_seconds: float  # from the store
-    copy_seconds: float = 0.0  # from the host
-    runs: tuple[Run, ...] = ()
-    on_device: bool = False  # resident or placing, and so with runs
-    placed_before: bool = False
+from livery.engine.versions import Placement, Version
 
 
 class Residency:
@@ -59,7 +39,7 @@ class Residency:
         self.evictions = 0
         self._one_memory = one_memory
         self._pages = PageAllocator(budget_bytes // PAGE_BYTES)
-        self._versions: dict[str, _Version] = {}
+        self._versions: dict[str, Version] = {}
         self._resident = GreedyDual()
         self._host = GreedyDual()
         self._placing: set[str] = set()
@@ -71,11 +51,18 @@ class Residency:
         self._retired: set[str] = set()
         self._kept: frozenset[str] = frozenset()
         self._ranks: dict[str, int] = {}  # place in the queue of waiting requests
+        self._claims = Claims()
+        self._askers: Mapping[str, Sequence[Asker]] = {}  # tenants whose requests wait for a version
+        self.limited: set[str] = set()  # hosted, and all tenants that wait for it are at their limits
 
     # -- asked by the scheduler ----------------------------------------------------------------------
 
     def is_resident(self, digest: str) -> bool:
         return digest in self._resident
+
+    def nbytes(self, digest: str) -> int:
+        """What a version takes, that is in some memory."""
+        return self._versions[digest].nbytes
 
     def want(self, adapter: AdapterRef) -> bool:
         """True when the version can be used now; otherwise see that it gets loaded."""
@@ -99,13 +86,15 @@ class Residency:
         )
         return self._versions[digest].pages <= free
 
-    def pin(self, digest: str) -> None:
-        """A running request uses the version: it stays until `unpin`."""
+    def pin(self, digest: str, asker: Asker = NOBODY) -> None:
+        """A running request uses the version: it stays until `unpin`, and counts for the request's tenant."""
         assert digest in self._resident, "only a resident version can be pinned"
         self._pins[digest] = self._pins.get(digest, 0) + 1
+        self._claims.add(digest, self._versions[digest].nbytes, asker, 1)
         self._use(digest)
 
-    def unpin(self, digest: str) -> None:
+    def unpin(self, digest: str, tenant: str = NOBODY.tenant) -> None:
+        self._claims.done(digest, tenant)
         self._pins[digest] -= 1
         if self._pins[digest] == 0:
             del self._pins[digest]
@@ -155,8 +144,9 @@ class Residency:
 
     # -- told by the core ----------------------------------------------------------------------------
 
-    def expect(self, queue: Iterable[str]) -> None:
-        """The versions that waiting requests ask for, the first in the queue first."""
+    def expect(self, queue: Iterable[str], askers: Mapping[str, Sequence[Asker]] | None = None) -> None:
+        """The versions that waiting requests ask for, the first in the queue first, and their tenants."""
+        self._askers = askers or {}
         self._ranks = {}
         for digest in queue:
             self._ranks.setdefault(digest, len(self._ranks))
@@ -171,7 +161,7 @@ class Residency:
             self._retired.discard(digest)
             return False
         pages = sum(map(pages_for, sizes))
-        self._versions[digest] = _Version(tuple(sizes), pages, sum(sizes), seconds)
+        self._versions[digest] = Version(tuple(sizes), pages, sum(sizes), seconds)
         self._arrived[digest] = None
         # What nobody waits for comes without any standing, and so replaces nothing.
         self._host.use(digest, sum(sizes), seconds if self._rank(digest) < NOT_WANTED else 0.0)
@@ -198,10 +188,15 @@ class Residency:
         wanted = [digest for digest in self._ranks if self.lacks_room(digest)]
         others = [digest for digest in self._arrived if digest not in self._ranks and self.lacks_room(digest)]
         self._arrived.clear()
+        self.limited.clear()
         placements = []
         for digest in [*wanted, *sorted(others, key=lambda digest: digest not in self._kept)]:
-            if (runs := self._allocate(digest)) is not None:
-                version = self._versions[digest]
+            version, asker = self._versions[digest], self._asker(digest)
+            if asker is None:
+                self.limited.add(digest)
+            elif (runs := self._allocate(digest)) is not None:
+                if digest in self._askers:
+                    self._claims.add(digest, version.nbytes, asker, 0)
                 version.runs, version.on_device = runs, True
                 self._placing.add(digest)
                 self.loads_from_host += version.placed_before
@@ -283,6 +278,7 @@ class Residency:
         assert not any(digest in self._loading for digest in self._versions), "loaded twice"
         self._loading.check_invariants()
         assert not (self._one_memory and set(self._host) & set(self._resident)), "counted twice"
+        self._claims.check_invariants(on_device)
         assert self._host.nbytes == sum(self._versions[digest].nbytes for digest in self._host)
 
     # -- inside --------------------------------------------------------------------------------------
@@ -300,10 +296,26 @@ class Residency:
     def _in_order(self, tier: GreedyDual, among: Iterable[str]) -> list[str]:
         """Versions in the order in which they make room."""
 
-        def order(digest: str) -> tuple[int, bool, float]:
-            return -self._rank(digest), digest in self._kept, tier.standing(digest)
+        above = self._claims.above_share(self.budget_bytes)
+
+        def order(digest: str) -> tuple[int, bool, bool, float]:
+            within = not (above and self._claims.is_only_for(digest, above))
+            return -self._rank(digest), digest in self._kept, within, tier.standing(digest)
 
         return sorted(among, key=order)
+
+    def _asker(self, digest: str) -> Asker | None:
+        """The first tenant that waits for a version and may have room for it, its own others given up where need be."""
+        version = self._versions[digest]
+        for asker in self._askers.get(digest, (NOBODY,)):
+            behind = [other for other in self._resident if self._rank(other) > self._rank(digest)]
+            surplus = self._claims.surplus(asker, version.nbytes, self._in_order(self._resident, behind))
+            if surplus is not None:
+                for other in surplus:
+                    if self._claims.give_up(other, asker.tenant) and other not in self._pins:
+                        self._evict(other)
+                return asker
+        return None
 
     def _allocate(self, digest: str) -> tuple[Run, ...] | None:
         """Device pages for a version, made free by evicting others where it may."""
@@ -335,6 +347,7 @@ class Residency:
         version = self._versions[digest]
         self._resident.leave(digest)
         self._pages.free(version.runs)
+        self._claims.leave(digest)
         version.runs, version.on_device = (), False
         self._to_evict.append(digest)
         if self._one_memory:

@@ -7,10 +7,13 @@ computes some of the difference.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from livery.engine.adjust import Adjuster
 from livery.engine.base import FinishReason, GenerationRequest, RequestRefused, TokenLogprobs
+from livery.engine.claims import Asker
 from livery.engine.constraint import Constraint
 from livery.engine.plan import UNKNOWN, PoolSpec, SampleSpec, SequenceSlice
 from livery.engine.prefix_keys import KeyChain
@@ -41,6 +44,10 @@ class Sequence:
     in_flight: int = 0  # positions past its newest token that a step under way computes
     adjuster: Adjuster | None = None  # where its own tokens say something about the next one
     num_scored: int = 0  # prompt tokens, from the second on, whose log-probabilities its client has
+    cost: float = 1.0  # of a token, beside one of the base alone
+    tag: float = 0.0  # its tenant's counter when its turn to read its prompt comes
+    ousted: str = ""  # the tenant that it took its place from
+    expires: float = math.inf  # when its time is up
 
     @classmethod
     def of(cls, request: GenerationRequest, seed: int, constraint: Constraint | None = None) -> Sequence:
@@ -51,6 +58,20 @@ class Sequence:
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def tenant(self) -> str:
+        return self.request.tenant
+
+    @property
+    def asker(self) -> Asker:
+        """Its tenant, as one that takes memory for adapters."""
+        return Asker(self.request.tenant, self.request.weight, self.request.resident_bytes)
+
+    @property
+    def uncharged(self) -> int:
+        """Tokens of its prompt that its tenant is still to be charged for, unless they are found."""
+        return len(self.request.prompt_token_ids) - self.prompt_counted
 
     @property
     def adapter(self) -> str | None:
@@ -145,6 +166,16 @@ class Sequence:
             params.logprobs,
         )
 
+    def take(self, tokens: Iterable[int], eos_token_ids: tuple[int, ...], max_model_len: int) -> FinishReason | None:
+        """Go on by these tokens up to the one that ends it, if one does."""
+        for token in tokens:
+            self.tokens.append(token)
+            if reason := self.finish_reason(eos_token_ids, max_model_len):
+                return reason
+            if self.constraint is not None:
+                self.constraint.advance(token)
+        return None
+
     def slice_of(self, count: int, drafts: list[int], eos_token_ids: tuple[int, ...]) -> SequenceSlice:
         """Its next `count` positions, and those of drafts of what follows its newest token."""
         start, end = self.num_computed, self.num_computed + count
@@ -205,6 +236,8 @@ def check_request(request: GenerationRequest, max_model_len: int) -> None:
         raise RequestRefused(f"the prompt has {length} tokens; 1 to {most} are possible")
     if request.sampling.max_tokens < 1:
         raise RequestRefused(f"max_tokens is {request.sampling.max_tokens}; it must be at least 1")
+    if not request.weight > 0:
+        raise RequestRefused(f"the tenant's weight is {request.weight}; it must be above 0")
     if request.adapter_start < 0:
         raise RequestRefused(f"adapter_start is {request.adapter_start}; it must be a position, 0 or more")
 

@@ -1,0 +1,63 @@
+"""Which requests have no time left, and which waiting ones can't be done in the time that they have.
+
+Times are seconds of a clock that only goes forward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from livery.engine.sequence import Sequence
+
+FORGETS = 0.98  # of the best pace, per step that reads prompts: a slower machine shows after some dozens
+MIN_SAMPLE = 16  # tokens of prompts below which a step's fixed costs say nothing about them
+
+
+class Deadlines:
+    """The only writer of who has to be done when, and of how fast prompts are read."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = 0.0  # when the last step was planned
+        self._pace = 0.0  # tokens a second at which prompts were read, the best of late
+
+    def set(self, sequence: Sequence) -> None:
+        """A request has come."""
+        if sequence.request.deadline_s > 0:
+            sequence.expires = self._clock() + sequence.request.deadline_s
+
+    def seconds_left(self, sequences: Iterable[Sequence]) -> float:
+        """Until the first of them has none."""
+        return min((sequence.expires for sequence in sequences), default=math.inf) - self._clock()
+
+    def expired(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+        """Those whose time is up."""
+        now = self._clock()
+        return [sequence for sequence in sequences if sequence.expires <= now]
+
+    def step_began(self) -> None:
+        self._began = self._clock()
+
+    def step_ended(self, prompt_tokens: int, tokens: int) -> None:
+        """The step computed so many tokens, of which so many of prompts."""
+        seconds = self._clock() - self._began
+        if seconds > 0 and prompt_tokens >= MIN_SAMPLE:
+            self._pace = max(tokens / seconds, self._pace * FORGETS)
+
+    def can_begin(self, sequence: Sequence, found: int) -> bool:
+        """Whether a sequence of which so many tokens were found could read the others before its time is up.
+
+        At the pace that was measured; as long as none was, everything can.
+        """
+        if not self._pace or sequence.expires == math.inf:
+            return True
+        return self._clock() + (sequence.num_tokens - found) / self._pace <= sequence.expires
+
+
+def late(sequence: Sequence, why: str) -> str:
+    """What a client is told whose request has no time left."""
+    return (
+        f"The request's time of {sequence.request.deadline_s:.3g} seconds {why}. Ask for less, allow more time, or try "
+        "again when the server has less to do."
+    )

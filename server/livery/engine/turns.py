@@ -1,0 +1,91 @@
+"""Who leaves the running so that others get a turn. Decided here, carried out by the scheduler.
+
+Two things are short at times. Room for adapters: adapters whose sequences had a turn make room for one that waits for
+some. Places and blocks: where a tenant holds less of the engine than its fair share and its next request waits for a
+place or for blocks, the tenant that is most above its own share gives up its youngest sequence, and one more until that
+is enough. No tenant with a lower counter gives up anything, and what came in this way stays for a turn at least, so
+that two tenants never throw each other out step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Sequence as Listed
+
+from livery.engine.blocks import BlockPool
+from livery.engine.fairness import VirtualTokens, held_by
+from livery.engine.residency import Residency
+from livery.engine.sequence import Sequence
+
+# Tokens that each sequence of an adapter gets before the adapter may have to make room for another's: for sequences
+# that had a turn as well, and for those whose client has seen nothing yet. One that took another's place gets a TURN.
+TURN, SHORT_TURN = 16, 4
+
+
+class Turns:
+    """Looks at what runs and changes nothing."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        residency: Residency,
+        tokens: VirtualTokens,
+        max_running: int,
+        *,
+        recomputed: bool,
+    ) -> None:
+        """`recomputed`: whoever comes back computes everything again, so that a turn has to be worth that."""
+        self._pool = pool
+        self._residency = residency
+        self._tokens = tokens
+        self._max_running = max_running
+        self._recomputed = recomputed
+
+    def adapters_for(self, waiting: Sequence, running: Collection[Sequence]) -> list[str]:
+        """Adapters that leave for the one a sequence waits for: those whose turn is over for longest, if enough."""
+        assert waiting.adapter is not None
+        turn = TURN if waiting.turns else SHORT_TURN
+        left: dict[str, int] = {}  # adapter -> tokens that one of its sequences still has to get
+        for sequence in running:
+            if sequence.adapter is not None:
+                rest = self._left(sequence, turn)
+                left[sequence.adapter] = max(left.get(sequence.adapter, rest), rest)
+        ended = sorted((adapter for adapter in left if left[adapter] <= 0), key=left.__getitem__)
+        enough = (n for n in range(len(ended) + 1) if self._residency.frees_enough(waiting.adapter, ended[:n]))
+        return ended[: next(enough, 0)]
+
+    def sequences_for(self, waiting: Sequence, cached: Listed[int], running: Listed[Sequence]) -> list[Sequence]:
+        """Running sequences that leave for one whose adapter is there and that found these blocks in the cache.
+
+        None where its tenant has its share, where there is room anyway, and where all that may go isn't enough.
+        """
+        tenant = waiting.tenant
+        if held_by(running, self._max_running, self._pool.num_blocks).get(tenant, 0.0) >= self._tokens.share(tenant):
+            return []
+        needed = self._pool.blocks_for(waiting.num_tokens) - len(cached)
+        free = self._pool.free_beside(cached)
+        staying, leaving = list(running), list[Sequence]()
+        while free < needed or len(staying) >= self._max_running:
+            victim = self._above_share(staying, self._tokens.counter(tenant))
+            if victim is None:
+                return []
+            staying.remove(victim)
+            leaving.append(victim)
+            free += sum(self._pool.holders(block) == 1 for block in victim.blocks)
+        return leaving
+
+    def _above_share(self, running: Listed[Sequence], counter: float) -> Sequence | None:
+        """The youngest that had its turn, of the tenant that is most above its share, and not below a counter."""
+        excess = {
+            tenant: held / self._tokens.share(tenant)
+            for tenant, held in held_by(running, self._max_running, self._pool.num_blocks).items()
+            if self._tokens.counter(tenant) >= counter
+        }
+        for tenant in sorted((tenant for tenant in excess if excess[tenant] > 1), key=excess.__getitem__, reverse=True):
+            for sequence in reversed(running):
+                if sequence.tenant == tenant and (not sequence.ousted or self._left(sequence, TURN) <= 0):
+                    return sequence
+        return None
+
+    def _left(self, sequence: Sequence, turn: int) -> int:
+        return sequence.left_of_turn(turn, recomputed=self._recomputed)

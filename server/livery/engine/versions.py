@@ -1,0 +1,29 @@
+"""What residency knows of one adapter version, and what it has the core do with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from livery.engine.pages import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A version's way into device memory: its image's piece i goes to `runs[i]`."""
+
+    digest: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(slots=True)
+class Version:
+    """What is known of a version that is in any tier. Written by residency alone."""
+
+    sizes: tuple[int, ...]  # bytes of its pieces
+    pages: int
+    nbytes: int
+    read_seconds: float  # from the store
+    copy_seconds: float = 0.0  # from the host
+    runs: tuple[Run, ...] = ()
+    on_device: bool = False  # resident or placing, and so with runs
+    placed_before: bool = False
