@@ -134,6 +134,7 @@ TABLE: dict[type[Exception], Failure] = {
     tenancy.RoleNotAllowed: Failure(403, "permission_error", "role_not_allowed"),
     # Each has a code of its own.
     tenancy.TenancyError: Failure(400, INVALID, "invalid_value"),
+    tenancy.InvalidTenancy: Failure(400, INVALID, "invalid_value"),
     tenancy.Conflict: Failure(409, INVALID, "conflict"),
     tenancy.UnknownTenant: Failure(404, INVALID, "unknown_tenant"),
     tenancy.UnknownKey: Failure(404, INVALID, "unknown_key"),

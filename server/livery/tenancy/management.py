@@ -6,6 +6,7 @@ What a key is appears once, in the answer to the verb that makes it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from livery.tenancy.keys import KeyRing
 from livery.tenancy.records import EVERYTHING, Key, Role, Share, Tenant
 from livery.tenancy.store import Occupied, TenantStore
 from livery_adapters.registry import Registry
+
+log = logging.getLogger("livery.keys")
 
 Json = dict[str, Any]
 Limited = Mapping[str, int | None]
@@ -69,8 +72,11 @@ class TenantManagement:
         return {"name": name, "deleted": True}
 
     async def keys(self, tenant: str | None = None) -> Json:
-        now = time.time()
-        return {"data": [key_json(key, now) for key in await asyncio.to_thread(self._store.keys, tenant)]}
+        def listed() -> Json:  # there may be many thousands
+            now = time.time()
+            return {"data": [key_json(key, now) for key in self._store.keys(tenant)]}
+
+        return await asyncio.to_thread(listed)
 
     async def create_key(
         self,
@@ -96,17 +102,20 @@ class TenantManagement:
             occupied=self._occupied,
         )
         await self._told()
+        log.info("key %s of tenant %s is made: role %s", key.id, key.tenant, key.role)
         return {"key": text, **key_json(key, now), "tenant_created": new}
 
     async def revoke_key(self, key: str) -> Json:
         revoked = await asyncio.to_thread(self._store.revoke_key, key)
         await self._told()
+        log.info("key %s of tenant %s is revoked", revoked.id, revoked.tenant)
         return key_json(revoked, time.time())
 
     async def rotate_key(self, key: str, *, grace_s: float = 0.0) -> Json:
         """The new key; the old one ends in `grace_s` seconds."""
         new, text = await asyncio.to_thread(self._store.rotate_key, key, grace_s)
         await self._told()
+        log.info("key %s of tenant %s takes the place of %s in %g s", new.id, new.tenant, key, grace_s)
         return {"key": text, **key_json(new, time.time()), "replaces": key, "grace_s": grace_s}
 
     async def shares(self, *, owner: str | None = None, grantee: str | None = None) -> Json:
