@@ -45,7 +45,13 @@ ALLOWED: dict[str, set[str]] = {
     "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery_adapters"},
     "livery.stops": set(),
     "livery.beside": set(),
-    "livery.metrics": SEAM,
+    "livery.activity": set(),
+    "livery.metrics": SEAM | {"livery.activity"},
+    "livery.roster": {"livery_adapters"},
+    "livery.overview": SEAM
+    | FACTS
+    | {f"livery.{part}" for part in ("activity", "roster", "service", "tenancy")}
+    | {"livery_adapters"},
     "livery.answer_text": SEAM | FACTS | {"livery.stops", "livery.text"},
     "livery.admission": FACTS | {"livery.beside", "livery.lease", "livery.tenancy"},
     "livery.generation": SEAM
@@ -95,8 +101,8 @@ ALLOWED: dict[str, set[str]] = {
     | {
         f"livery.{part}"
         for part in (
-            *("answer_text", "api", "beside", "generation", "lease", "management", "metrics"),
-            *("reading", "service", "tenancy", "tools"),
+            *("activity", "answer_text", "api", "beside", "generation", "lease", "management", "metrics"),
+            *("overview", "reading", "service", "tenancy", "tools"),
         )
     }
     | {"livery_adapters"},

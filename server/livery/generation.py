@@ -102,8 +102,8 @@ class Generation:
             async with aclosing(source):
                 async for delta in source:
                     yield delta
-        except (GenerationFailed, EngineError):
-            self._unfinished = "error"
+        except (GenerationFailed, EngineError) as error:
+            self._unfinished, self.meter.error = "error", str(error)
             raise
         self.meter.finished()
 

@@ -7,7 +7,7 @@ collection, in this and every other process.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from livery.engine.base import AdapterRef
@@ -68,6 +68,10 @@ class Holds:
         """The files a converted digest is made of; a digest that nobody spoke of is taken for that of files."""
         told = self._told.get(digest)
         return told.weights if told else (digest,)
+
+    def files_of(self, digests: Iterable[str]) -> frozenset[str]:
+        """The files that converted digests are made of."""
+        return frozenset(weights for digest in digests for weights in self.weights(digest))
 
     def _hold_files(self, weights: tuple[str, ...]) -> list[Hold]:
         held: list[Hold] = []

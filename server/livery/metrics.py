@@ -15,6 +15,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from livery.activity import Activity, Work
 from livery.engine.base import EngineInfo, EngineStats
 
 Outcome = Literal["stop", "length", "abort", "error"]
@@ -115,6 +116,7 @@ class Metrics:
 
     def __init__(self, base_name: str, info: EngineInfo, max_adapters: int = 200) -> None:
         self.adapters = AdapterTotals(max_adapters)
+        self.activity = Activity()
         self._labels = {"model_name": base_name, "engine": "0"}
         self._info = info
         self._snapshot: Snapshot | None = None
@@ -193,6 +195,7 @@ class RequestMeter:
         self.outcome: Outcome | None = None
         self._finish_reason: Outcome = "stop"
         self._longest = 0  # tokens
+        self.error = ""  # why it failed, in words fit for whoever may see the adapter
 
     @property
     def elapsed_s(self) -> float:
@@ -210,6 +213,7 @@ class RequestMeter:
             self._metrics.between_tokens.observe((now - last) / count)
         self._last[sequence] = now
         self._metrics.generation_tokens.inc(count)
+        self._metrics.activity.tokens(now, count)
 
     def sequence_finished(self, reason: Literal["stop", "length"], tokens: int) -> None:
         self._metrics.success[reason].inc()
@@ -241,6 +245,8 @@ class RequestMeter:
         metrics.latency.observe(self.elapsed_s)
         metrics.prompt_length.observe(prompt_tokens)
         metrics.prompt_tokens.inc(prompt_tokens)
+        work = Work(self.outcome, self.first_token_s, prompt_tokens, generated, self.error)
+        metrics.activity.finished(self._adapter, work, time.perf_counter())
         if self._adapter is not None:
             counts = AdapterCounts(prompt_tokens, generated)
             counts.requests[self.outcome] = 1
@@ -312,7 +318,7 @@ def _engine_families(snapshot: Snapshot, info: EngineInfo, labels: dict[str, str
     yield _gauge("livery_host_adapter_memory_bytes", "Adapter bytes in host memory", {}, stats.host_adapter_bytes)
     limit = info.host_adapter_memory_bytes
     yield _gauge("livery_host_adapter_memory_limit_bytes", "Adapter bytes allowed in host memory", {}, limit)
-    yield _gauge("livery_host_adapters", "Adapters in host memory", {}, stats.host_adapters)
+    yield _gauge("livery_host_adapters", "Adapters in host memory", {}, len(stats.host_adapters))
     from_host = ("livery_adapter_loads_from_host", "Loads whose weights were in host memory")
     for name, text, value in (
         ("livery_adapter_loads", "Adapters brought into device memory", stats.adapter_loads),

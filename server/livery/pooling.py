@@ -132,7 +132,7 @@ class PooledAnswer:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._vector(request)) for request in self._requests]
         except BaseExceptionGroup as failed:
-            self._unfinished = "error"
+            self._unfinished, self.meter.error = "error", str(failed.exceptions[0])
             raise failed.exceptions[0] from None
         self.meter.pooled(len(tasks))
         return [task.result() for task in tasks]

@@ -31,6 +31,7 @@ from livery_adapters.library import AdapterLibrary
 from livery_adapters.names import LONGEST_NAME, MIN_DIGEST_PREFIX
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import AdapterRecord, Alias, Card, NamedVersion, Registry, RegistryError, VersionFacts
+from livery_adapters.registry.briefs import Brief
 from livery_adapters.store import BlobStore, StoreBusy
 from livery_adapters.text_side import TextSide
 
@@ -62,6 +63,7 @@ class ServedAdapters:
         self._sweeping = asyncio.Lock()
         self._garbage = True  # an earlier run may have left some
         self._holds = Holds(store.hold, self._dirty.set)
+        self.files_of = self._holds.files_of
         self._kept: frozenset[str] = frozenset()  # converted digests that the engine was asked to keep
         self._proofs: dict[str, asyncio.Task[None]] = {}
         self._unproven: OrderedDict[str, tuple[float, str]] = OrderedDict()  # digest -> not again before, why
@@ -122,7 +124,7 @@ class ServedAdapters:
         """Requests under way on an adapter, whichever of its versions."""
         return self._by_name[name]
 
-    def state(self, record: AdapterRecord) -> str:
+    def state(self, record: AdapterRecord | Brief) -> str:
         """The record's state as this server sees it: what is on its way in or out shows only here."""
         if record.active is None and self._staging[record.name]:
             return "staging"
@@ -149,7 +151,7 @@ class ServedAdapters:
 
     async def names_of(self, digests: Iterable[str]) -> tuple[str, ...]:
         """The names that stand for converted digests the engine reports; those that no name stands for are left out."""
-        weights = {weights for digest in digests for weights in self._holds.weights(digest)}
+        weights = self.files_of(digests)
         return tuple(await asyncio.to_thread(self.registry.names_serving, weights)) if weights else ()
 
     # -- changes ---------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ ANY_KEY = [
     "POST /detokenize",
     "GET /tokenizer_info",
     "GET /load",
+    "GET /v1/status",
     "GET /version",
     "GET|HEAD /openapi.json",
 ]

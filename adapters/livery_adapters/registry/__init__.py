@@ -1,6 +1,7 @@
 """Names, immutable versions and aliases of adapters, in SQLite or PostgreSQL. See `registry.Registry`."""
 
 from livery_adapters.names import MIN_DIGEST_PREFIX, RESERVED_VERBS, validate_name
+from livery_adapters.registry.briefs import Brief
 from livery_adapters.registry.errors import (
     GenerationMismatch,
     InvalidAlias,
@@ -35,6 +36,7 @@ __all__ = [
     "AdapterRecord",
     "Alias",
     "AliasTarget",
+    "Brief",
     "Card",
     "GenerationMismatch",
     "InvalidAlias",

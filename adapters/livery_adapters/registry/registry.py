@@ -18,6 +18,7 @@ from pathlib import Path
 
 from livery_adapters.names import validate_name
 from livery_adapters.registry import changes, naming, reading, writing
+from livery_adapters.registry.briefs import Brief, briefs
 from livery_adapters.registry.database import Database
 from livery_adapters.registry.errors import UnknownAlias
 from livery_adapters.registry.migrations import migrate
@@ -224,6 +225,11 @@ class Registry:
         with self.database.read() as connection:
             aliases = [Card(alias.name, "", alias.updated) for alias in naming.every(connection)]
             return sorted([*reading.cards(connection), *aliases], key=lambda card: card.name)
+
+    def briefs(self, names: Iterable[str] | None = None) -> list[Brief]:
+        """All adapters in few words, or those of `names` that are there; retired ones aren't."""
+        with self.database.read() as connection:
+            return briefs(connection, names)
 
     def served(self, names: Iterable[str]) -> tuple[int, set[str]]:
         """How many adapters take requests, and which of `names` are among them."""

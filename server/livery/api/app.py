@@ -16,6 +16,7 @@ from livery.api.routes import Routes
 from livery.api.sse import KEEP_ALIVE_S
 from livery.api.unknown_fields import UnknownFields
 from livery.management import AdapterManagement
+from livery.overview import Overview
 from livery.service import GenerationService
 from livery.tenancy import Doors, Purpose, TenantManagement
 
@@ -57,7 +58,7 @@ def create_app(
     """
     app = _application("Livery")
     unknown = UnknownFields(service.metrics, strict=strict_params)
-    app.state.context = Context(service, management, keep_alive_s, unknown, request_timeout_s)
+    app.state.context = Context(service, management, keep_alive_s, unknown, Overview(service), request_timeout_s)
     _mount(app, ROUTERS, doors, service, root_path=root_path)
     if cors_origins:  # outside the boundary: a browser asks without a key whether it may ask
         app.add_middleware(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from livery.activity import Finished
 from livery.api.access import LOOKING, Access
 from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe_at
 from livery.api.routes import route_path
@@ -132,6 +133,8 @@ class Boundary:
     def _close(self, record: RequestRecord, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.http(route, _method(scope), record.status)
+        if scope["method"] == "POST" and record.purpose == "ask":
+            self._metrics.activity.note(_finished(record, route))
         quiet = record.purpose in PROBES and record.status < 400  # every few seconds, with nothing to say
         log.log(
             logging.DEBUG if quiet else logging.INFO,
@@ -147,6 +150,24 @@ class Boundary:
             "-" if record.first_token_s is None else f"{record.first_token_s:.3f}s",
             time.perf_counter() - record.started,
         )
+
+
+def _finished(record: RequestRecord, route: str) -> Finished:
+    adapter, _, digest = record.served_by.rpartition("@")
+    return Finished(
+        record.id,
+        route,
+        adapter,
+        digest if adapter else "",
+        record.status,
+        record.outcome,
+        record.prompt_tokens,
+        record.completion_tokens,
+        record.first_token_s,
+        time.perf_counter() - record.started,
+        record.principal.tenant,
+        record.principal.key,
+    )
 
 
 def _settle_path(scope: Scope, root_path: str) -> None:

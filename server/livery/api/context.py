@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from livery.api.unknown_fields import UnknownFields
 from livery.management import AdapterManagement
+from livery.overview import Overview
 from livery.service import GenerationService
 
 
@@ -22,6 +23,7 @@ class Context:
     management: AdapterManagement
     keep_alive_s: float
     unknown_fields: UnknownFields
+    overview: Overview
     request_timeout_s: float = 0.0
 
 

@@ -1,17 +1,21 @@
-"""Routes for probes and scrapers: health, readiness, metrics, version."""
+"""Routes for probes, scrapers and people who look on: health, readiness, metrics, version, and how everything is."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from livery import __version__
 from livery.api.answers import Alive, ServerLoad, ServerVersion, Standing, answers, plain
+from livery.api.boundary import RequestRecord
 from livery.api.context import ContextDep
 from livery.api.responses import json_response
+from livery.api.status_answers import ServerStatus
 from livery.engine.base import EngineDead
+from livery.overview import MAX_PAGE, Column, Wanted
 from livery.refusals import Draining, NotReady
 from livery.service import GenerationService
 
@@ -58,6 +62,22 @@ async def ping() -> Response:
 async def load(context: ContextDep) -> Response:
     """Answers under way or waiting, under vLLM's name."""
     return json_response({"server_load": context.service.open_sequences})
+
+
+@router.get("/v1/status", responses=answers(ServerStatus))
+async def status(
+    request: Request,
+    context: ContextDep,
+    search: Annotated[str, Query(max_length=256)] = "",
+    sort: Column = "name",
+    order: Literal["asc", "desc"] = "asc",
+    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+    limit: Annotated[int, Query(ge=0, le=MAX_PAGE)] = 100,
+) -> Response:
+    """How everything is at this moment: what the console shows. `search` is part of an adapter's name."""
+    record: RequestRecord = request.state.record
+    wanted = Wanted(search, sort, order == "desc", offset, limit)
+    return json_response(await context.overview.status(record.principal, wanted))
 
 
 @router.get("/version", responses=answers(ServerVersion))

@@ -177,7 +177,7 @@ class EngineCore:
             adapter_loads_from_host=residency.loads_from_host,
             adapter_evictions=residency.evictions,
             host_adapter_bytes=residency.host_bytes,
-            host_adapters=residency.hosted_adapters,
+            host_adapters=residency.in_host,
             resident_adapters=residency.resident,
             running_adapters=residency.pinned,
             waiting_adapters=scheduler.roster.waiting_adapters(),

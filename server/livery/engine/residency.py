@@ -255,8 +255,8 @@ class Residency:
         return self._host.nbytes
 
     @property
-    def hosted_adapters(self) -> int:
-        return len(self._host)
+    def in_host(self) -> tuple[str, ...]:
+        return tuple(self._host)
 
     @property
     def resident(self) -> tuple[str, ...]:

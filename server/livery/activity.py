@@ -1,0 +1,178 @@
+"""What requests did lately, for people who look on: tokens a second, how each adapter does, the last requests.
+
+    activity = Activity()
+    activity.tokens(now, 3)                                            # as they come
+    activity.finished("pirate", Work(outcome="stop", first_token_s=0.2, prompt_tokens=9, generated=40), now)
+    activity.note(Finished(...))                                       # one line of the list of recent requests
+
+Everything is bounded: the adapters used last, the last requests, the last minute. Times are time.perf_counter's, as the
+meters take them anyway. Use from one event loop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from array import array
+from bisect import bisect_left
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+MAX_ADAPTERS = 2000  # whose doings are remembered: those used last
+MAX_REQUESTS = 100
+WINDOW_S = 60
+RATE_S = 10  # complete seconds that a rate is the mean of
+BASE = ""  # the name that the base model's requests are counted under
+
+_FIRST_S, _GROWTH, _BUCKETS = 1e-3, 1.1, 128  # up to 180 s
+_FORGET_AT = 1024
+
+
+class Latencies:
+    """Quantiles of the last thousand times or so, in seconds, each within 5 %.
+
+    Counts in buckets that grow by a tenth, as in Masson, Rim and Lee, "DDSketch" (VLDB 2019), with a fixed number of
+    them. All counts are halved when there are too many, so that what was long ago weighs little.
+    """
+
+    __slots__ = ("_counts", "_quantiles", "_total")
+
+    def __init__(self) -> None:
+        self._counts = array("H", bytes(2 * _BUCKETS))
+        self._total = 0
+        self._quantiles: dict[float, float] = {}  # worked out since the last time was added
+
+    def add(self, seconds: float) -> None:
+        place = math.ceil(math.log(max(seconds, _FIRST_S) / _FIRST_S) / math.log(_GROWTH))
+        self._counts[min(place, _BUCKETS - 1)] += 1
+        self._total += 1
+        self._quantiles.clear()
+        if self._total >= _FORGET_AT:
+            self._counts = array("H", (count // 2 for count in self._counts))
+            self._total = sum(self._counts)
+
+    def quantile(self, share: float) -> float | None:
+        """The time that this share of them (0 to 1) doesn't exceed, None where there are none."""
+        if not self._total:
+            return None
+        if share not in self._quantiles:
+            place = bisect_left(list(accumulate(self._counts)), max(1, math.ceil(share * self._total)))
+            self._quantiles[share] = _FIRST_S * _GROWTH ** (place - 0.5)
+        return self._quantiles[share]
+
+
+class Throughput:
+    """Tokens by second, of the last minute."""
+
+    def __init__(self, now: float) -> None:
+        self._second = math.floor(now)
+        self._generated = deque([0] * (WINDOW_S + 1), WINDOW_S + 1)  # the last one is of the second that passes
+        self._prompt = deque([0] * (WINDOW_S + 1), WINDOW_S + 1)
+
+    def add(self, now: float, generated: int, prompt: int = 0) -> None:
+        if now >= self._second + 1:
+            self._roll(now)
+        self._generated[-1] += generated
+        self._prompt[-1] += prompt
+
+    def by_second(self, now: float) -> tuple[list[int], list[int]]:
+        """Generated tokens and prompt tokens of each complete second, oldest first."""
+        self._roll(now)
+        return list(self._generated)[:-1], list(self._prompt)[:-1]
+
+    def _roll(self, now: float) -> None:
+        passed = max(0, math.floor(now) - self._second)
+        empty = [0] * min(passed, WINDOW_S + 1)
+        self._generated.extend(empty)
+        self._prompt.extend(empty)
+        self._second += passed
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one request came to. `error`, in words without anything of its content, where it failed."""
+
+    outcome: str
+    first_token_s: float | None
+    prompt_tokens: int
+    generated: int
+    error: str = ""
+
+
+@dataclass(slots=True)
+class AdapterActivity:
+    """What the requests of one adapter came to. `last_used` and `error_at` as time.perf_counter has them."""
+
+    requests: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    generated: int = 0
+    last_used: float = 0.0
+    error: str = ""
+    error_at: float = 0.0
+    first_token: Latencies = field(default_factory=Latencies)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One request that is over, without what it said. `adapter` is the name in full, "" where none was reached."""
+
+    id: str
+    route: str
+    adapter: str
+    digest: str
+    status: int
+    outcome: str
+    prompt_tokens: int
+    generated: int
+    first_token_s: float | None
+    duration_s: float
+    tenant: str
+    key: str | None
+    at: float = field(default_factory=time.perf_counter)
+
+
+class Activity:
+    """Of one server."""
+
+    def __init__(self) -> None:
+        self.throughput = Throughput(time.perf_counter())
+        self.recent: deque[Finished] = deque(maxlen=MAX_REQUESTS)
+        self._adapters: OrderedDict[str, AdapterActivity] = OrderedDict()  # longest unused first
+
+    def tokens(self, now: float, count: int) -> None:
+        """So many tokens were generated."""
+        self.throughput.add(now, count)
+
+    def finished(self, adapter: str | None, work: Work, now: float) -> None:
+        """A request of an adapter, or of the base (None), is over."""
+        self.throughput.add(now, 0, work.prompt_tokens)
+        name = adapter or BASE
+        done = self._adapters.setdefault(name, AdapterActivity())
+        self._adapters.move_to_end(name)
+        if len(self._adapters) > MAX_ADAPTERS:
+            self._adapters.popitem(last=False)
+        done.requests += 1
+        done.prompt_tokens += work.prompt_tokens
+        done.generated += work.generated
+        done.last_used = now
+        if work.first_token_s is not None:
+            done.first_token.add(work.first_token_s)
+        if work.outcome == "error":
+            done.errors += 1
+            done.error, done.error_at = work.error, now
+
+    def note(self, request: Finished) -> None:
+        """A request is over, whatever it reached."""
+        self.recent.append(request)
+
+    def of(self, adapter: str) -> AdapterActivity | None:
+        """What an adapter did, BASE for the base; None where it did nothing that is remembered."""
+        return self._adapters.get(adapter)
+
+    def drop(self, adapters: Iterable[str]) -> None:
+        """These are no longer served."""
+        for name in adapters:
+            self._adapters.pop(name, None)
