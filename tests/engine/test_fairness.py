@@ -259,6 +259,24 @@ def test_a_long_prompt_delays_nobody_elses_short_one() -> None:
     assert short in city.first
 
 
+def test_a_first_token_waits_for_no_prompts_of_those_above_their_share() -> None:
+    """But these are read in every other step at least, whatever else comes."""
+    city = City(blocks=512, running=8, tokens=40)
+    for _ in range(6):
+        city.ask("a", 12, 60)
+    for _ in range(3):
+        city.step()
+    city.ask("a", 1000, 4)
+    read = Counter[str]()
+    for step in range(20):
+        city.ask("b", 2, 1)
+        for part in city.step().slices:
+            if len(part.token_ids) > 1:
+                read[part.request_id[0]] += 1
+                assert step % 2 or part.request_id[0] == "b"
+    assert read == {"a": 10, "b": 20}
+
+
 def test_one_tenants_requests_come_in_order() -> None:
     city = City(running=2)
     names = [city.ask("a", 6, 3) for _ in range(12)]

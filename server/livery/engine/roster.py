@@ -122,6 +122,10 @@ class Roster:
             return sequences
         return sorted(sequences, key=lambda seq: (seq.tag, self._held.get(seq.tenant, 0.0)))
 
+    def excess(self, tenant: str) -> float:
+        """What a tenant held of the engine as the step began, beside its fair share: above 1 it held more."""
+        return self._held.get(tenant, 0.0) / self._tokens.share(tenant) if self._tokens.several else 1.0
+
     def put_first(self, sequence: Sequence, ousted: str) -> None:
         """A waiting sequence comes before all in this step, on a place that a tenant lost for it."""
         sequence.tag, sequence.ousted = -math.inf, ousted

@@ -54,6 +54,8 @@ class _Step:
     closed: bool = False  # to all that wait
     held: set[str] = field(default_factory=set)  # tenants
     passed: list[Sequence] = field(default_factory=list)  # found no blocks, and nobody was admitted since
+    begins: bool = False  # a tenant with less than its share reads a prompt
+    short: bool = False  # and others with more than theirs read none therefore
 
     def plan(self, sequence: Sequence, count: int) -> None:
         self.planned[sequence.request_id] = count
@@ -106,6 +108,7 @@ class Scheduler:
         self._deadlines = Deadlines(clock)
         self._ended: list[TokenDelta] = []  # of requests that ended apart from a step's result
         self.turns = 0  # that ended for lack of room
+        self._was_short = False  # whether prompts were kept out of the last step (_Step.short)
 
     # -- requests ------------------------------------------------------------------------------------
 
@@ -260,7 +263,12 @@ class Scheduler:
         step.plan(sequence, count)
 
     def _read_prompts(self, step: _Step) -> None:
-        """Deal what decoding left of the budget to prompts, of running sequences and of waiting ones."""
+        """Deal what decoding left of the budget to prompts, of running sequences and of waiting ones.
+
+        A tenant that holds less than its share waits for its first token until the step ends. So that this isn't long,
+        tenants that hold more add nothing to it; but not twice in a row, or a trickle of short prompts would keep the
+        device from being used.
+        """
         for sequence in self.roster.waiting[:PREFETCH]:
             if sequence.request.adapter is not None:
                 self._residency.want(sequence.request.adapter)
@@ -268,11 +276,17 @@ class Scheduler:
         reading = dict.fromkeys(self.roster.reading())
         for sequence in self.roster.by_tenants([*reading, *waiting]):
             if step.budget == 0:
-                return
+                break
+            excess = self.roster.excess(sequence.tenant)
+            if step.begins and excess > 1 and not self._was_short:
+                step.short = True
+                continue
             if sequence in reading:
                 self._go_on(sequence, step)
             elif not (step.closed or self.roster.is_full or sequence.tenant in step.held):
                 self._admit(sequence, step)
+            step.begins |= excess < 1 and sequence.request_id in step.planned
+        self._was_short = step.short
 
     def _admit(self, sequence: Sequence, step: _Step) -> None:
         """Let a waiting sequence run, if its adapter is there and it has room; else see who may pass it."""
