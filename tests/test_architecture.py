@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.stops": set(),
     "livery.beside": set(),
     "livery.activity": set(),
-    "livery.metrics": SEAM | {"livery.activity"},
+    "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
     "livery.roster": {"livery_adapters"},
     "livery.overview": SEAM
     | FACTS

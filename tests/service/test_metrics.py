@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from livery.engine.base import EngineInfo, EngineStats
-from livery.metrics import OTHER, AdapterCounts, AdapterTotals, Metrics, Snapshot
+from livery.metrics import OTHER, AdapterCounts, Metrics, Snapshot, Top
 from livery_adapters.base_model import BaseShapes
 
 INFO = EngineInfo(
@@ -118,7 +118,7 @@ def test_adapter_residency_is_exactly_one_sample() -> None:
 
 
 def test_only_the_busiest_have_series_of_their_own() -> None:
-    totals = AdapterTotals(2)
+    totals = Top(2, AdapterCounts)
     for name, tokens in (("a", 1), ("b", 50), ("c", 100)):
         totals.record(name, counts(tokens))
     rows = dict(totals.snapshot())
@@ -130,7 +130,7 @@ def test_only_the_busiest_have_series_of_their_own() -> None:
 
 
 def test_series_grow_by_new_work_and_nothing_else() -> None:
-    totals = AdapterTotals(1)
+    totals = Top(1, AdapterCounts)
     before: dict[str, AdapterCounts] = {}
     for name, tokens in (("a", 10), ("b", 100), ("a", 500), ("b", 1), ("c", 5), ("b", 5000)):
         totals.record(name, counts(tokens))
@@ -147,7 +147,7 @@ def _tokens(rows: dict[str, AdapterCounts], label: str) -> int:
 
 
 def test_the_series_of_an_adapter_that_is_gone_ends() -> None:
-    totals = AdapterTotals(10)
+    totals = Top(10, AdapterCounts)
     totals.record("a", counts(3))
     totals.record("b", counts(4))
     totals.drop(["a"])

@@ -1,0 +1,16 @@
+"""What the server counts and how it shows: Prometheus text under the names routers and dashboards read.
+
+Whole-server series carry vLLM's names and labels; series per adapter are our own, counters and gauges only, and
+bounded to the busiest adapters. Knows no HTTP and no engine object: the engine's numbers come in as a snapshot.
+"""
+
+from __future__ import annotations
+
+from livery.metrics.adapters import AdapterCounts
+from livery.metrics.collectors import Metrics
+from livery.metrics.meter import RequestMeter
+from livery.metrics.outcomes import OUTCOMES, Outcome
+from livery.metrics.snapshot import Snapshot
+from livery.metrics.top import OTHER, Top
+
+__all__ = ["OTHER", "OUTCOMES", "AdapterCounts", "Metrics", "Outcome", "RequestMeter", "Snapshot", "Top"]
