@@ -61,16 +61,23 @@ ALLOWED: dict[str, set[str]] = {
     "livery.proving": SEAM | {"livery_adapters"},
     "livery.lease": SEAM | {"livery.refusals", "livery.tenancy", "livery_adapters"},
     "livery.standing": {"livery_adapters"},
+    "livery.meaning": FACTS | {"livery.lease", "livery.standing", "livery.tenancy", "livery_adapters"},
     "livery.holds": SEAM | {"livery_adapters"},
     "livery.served": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("holds", "lease", "proving", "standing", "tenancy")}
+    | {f"livery.{part}" for part in ("holds", "lease", "meaning", "proving", "standing", "tenancy")}
     | {"livery_adapters"},
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
     "livery.live": {"livery_adapters"},
     "livery.adapter_views": {"livery_adapters"},
     "livery.intakes": FACTS | {"livery_adapters"},
-    "livery.management": FACTS | {"livery.adapter_views", "livery.intakes", "livery.live", "livery_adapters"},
+    "livery.origins": FACTS | {"livery.intakes", "livery_adapters"},
+    "livery.management": FACTS
+    | {f"livery.{part}" for part in ("adapter_views", "intakes", "live", "origins", "tenancy")}
+    | {"livery_adapters"},
+    "livery.managed": FACTS
+    | {f"livery.{part}" for part in ("adapter_views", "management", "origins", "tenancy")}
+    | {"livery_adapters"},
     "livery.tools": SEAM | {"livery.tools"},
     "livery.jobs": SEAM | {"livery.chat_template", "livery.lease", "livery.tools"},
     "livery.reading": FACTS | {"livery.tools", "livery_adapters"},
@@ -101,7 +108,7 @@ ALLOWED: dict[str, set[str]] = {
     | {
         f"livery.{part}"
         for part in (
-            *("activity", "answer_text", "api", "beside", "generation", "lease", "management", "metrics"),
+            *("activity", "answer_text", "api", "beside", "generation", "lease", "managed", "management", "metrics"),
             *("overview", "reading", "service", "tenancy", "tools"),
         )
     }

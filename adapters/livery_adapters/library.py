@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from livery_adapters.base_model import BaseModel
 from livery_adapters.coverage import CoverageReport
@@ -30,16 +30,25 @@ from livery_adapters.effect import AdapterEffect
 from livery_adapters.examine import NOT_YET, CheckedFiles, check_headers, check_labels, check_numbers
 from livery_adapters.fetching import copy_directory
 from livery_adapters.identity import converted_digest, version_digest
+from livery_adapters.in_threads import running, to_its_end
 from livery_adapters.incoming import Incoming
 from livery_adapters.profile import Profile
 from livery_adapters.refusal import AdapterRefused, Limits
-from livery_adapters.registry import AdapterRecord, NamedVersion, Registry, VersionFacts, VersionState
+from livery_adapters.registry import (
+    NO_QUOTA,
+    OPERATOR,
+    AdapterRecord,
+    NamedVersion,
+    Quota,
+    Registry,
+    VersionFacts,
+    VersionState,
+)
 from livery_adapters.store import BlobStore
 from livery_adapters.text_side import NoText, TextSide, profile_beside
 
 logger = logging.getLogger(__name__)
 
-_Result = TypeVar("_Result")
 Fill = Callable[[Incoming], Awaitable[str]]
 """Writes an adapter's two files into an Incoming and returns where they came from, in words for people."""
 
@@ -49,7 +58,7 @@ class Intake:
     """Who brings an adapter, and how it is to be taken. `profile` None: as the profile.yaml beside it says.
 
     `approximate` is the rank to factorise a type to that has no exact form; `expected_generation` makes it a
-    compare-and-set (0: the name must be new).
+    compare-and-set (0: the name must be new). `owner` is the tenant whose name it is, `quota` what that one may keep.
     """
 
     source: str
@@ -59,6 +68,8 @@ class Intake:
     pinned: bool | None = None
     expected_generation: int | None = None
     activate: bool = True
+    owner: str = OPERATOR
+    quota: Quota = NO_QUOTA
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +156,17 @@ class AdapterLibrary:
         to be activated. Raises AdapterRefused, and then nothing was stored and what was served before still is;
         RegistryError when the name is somebody else's or its generation isn't the expected one.
         """
-        await asyncio.to_thread(self.registry.check_put, name, intake.source, intake.expected_generation)
+        await asyncio.to_thread(
+            self.registry.check_put,
+            name,
+            intake.source,
+            intake.expected_generation,
+            owner=intake.owner,
+            quota=intake.quota,
+        )
         async with self._incoming() as incoming:
             origin = await fill(incoming)
-            async with _beside(incoming.sync) as synced:
+            async with running(incoming.sync) as synced:
                 headers, weights = await self._complete(incoming, intake.approximate)
                 found = await asyncio.to_thread(self._text.look, incoming.beside)
                 profile = await asyncio.to_thread(profile_beside, incoming.beside, intake.profile)
@@ -214,7 +232,9 @@ class AdapterLibrary:
             await self.prove(target)
         return await asyncio.to_thread(self.registry.rollback, name, expected_generation, base)
 
-    async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> AdapterRecord:
+    async def set_profile(
+        self, name: str, profile: Profile, expected_generation: int | None = None, quota: Quota = NO_QUOTA
+    ) -> AdapterRecord:
         """Serve the active version's weights with another profile. Raises RegistryError, AdapterRefused."""
         active = (await asyncio.to_thread(self.registry.get, name)).active
         report = active.facts.coverage if active else {}
@@ -222,7 +242,7 @@ class AdapterLibrary:
             check_labels(profile, int(str(report.get("num_labels") or 0)))
         beside = report.get("beside")
         profile = await self._text.settle(profile, beside if isinstance(beside, Mapping) else {})
-        return await asyncio.to_thread(self.registry.set_profile, name, profile.to_json(), expected_generation)
+        return await asyncio.to_thread(self.registry.set_profile, name, profile.to_json(), expected_generation, quota)
 
     async def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
         """Take the name out of service; its history goes with it. Raises RegistryError."""
@@ -290,9 +310,11 @@ class AdapterLibrary:
                 expected_generation=intake.expected_generation,
                 activate=intake.activate,
                 keep=self._keep_versions,
+                owner=intake.owner,
+                quota=intake.quota,
             )
 
-        return await _to_its_end(publish_and_put)
+        return await to_its_end(publish_and_put)
 
     def _held(self, weights: str) -> bool:
         return self.store.path(weights).is_dir()
@@ -300,7 +322,7 @@ class AdapterLibrary:
     async def _complete(self, incoming: Incoming, approximate: int) -> tuple[CheckedFiles, str]:
         """What the headers of complete files say, and their digest, which takes longer. Raises AdapterRefused."""
         await asyncio.to_thread(incoming.end)
-        async with _beside(incoming.seal) as sealing:
+        async with running(incoming.seal) as sealing:
             headers = await asyncio.to_thread(
                 check_headers, incoming.path, self.base, self._limits, NOT_YET, approximate
             )
@@ -357,34 +379,9 @@ class AdapterLibrary:
         """An intake of the store whose disk work happens in worker threads."""
         intake = self.store.incoming()
         try:
-            yield await _to_its_end(intake.__enter__)
+            yield await to_its_end(intake.__enter__)
         finally:
-            await _to_its_end(lambda: intake.__exit__(None, None, None))
-
-
-async def _to_its_end(work: Callable[[], _Result]) -> _Result:
-    """Do it in a worker thread. A caller that is cancelled still waits: a thread can't be stopped half-way."""
-    async with _beside(work) as result:
-        return await asyncio.shield(result)
-
-
-@asynccontextmanager
-async def _beside(work: Callable[[], _Result]) -> AsyncIterator[asyncio.Future[_Result]]:
-    """Run it in a worker thread beside the context, which doesn't end before it. Its result is the future's."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        yield running
-    finally:
-        cancelled = None
-        while not running.done():
-            try:
-                await asyncio.wait([running])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if not running.cancelled():
-            running.exception()  # nobody may have asked, and it counts as seen
-        if cancelled is not None:
-            raise cancelled
+            await to_its_end(lambda: intake.__exit__(None, None, None))
 
 
 def from_directory(directory: Path, roots: Sequence[Path], origin: str | None = None) -> Fill:

@@ -20,26 +20,42 @@ RESERVED_VERBS = frozenset(
         "profile",
         "retire",
         "rollback",
+        "share",
         "unload",
         "unpin",
+        "unshare",
         "versions",
     }
 )
+OPERATOR = "default"  # the tenant whose everything is that no other tenant owns
 MIN_DIGEST_PREFIX = 8
 LONGEST_NAME = 128
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:/-]{{0,{LONGEST_NAME - 1}}}")
 
 
-def validate_name(name: str, reserved: Collection[str] = ()) -> None:
-    """Raise AdapterRefused (invalid_name) unless an adapter may be called `name`."""
-    segments = name.split("/")
-    if not _NAME.fullmatch(name) or any(segment in ("", ".", "..") for segment in segments):
-        problem = f"use up to {LONGEST_NAME} letters, digits and . _ : / -, beginning with a letter or digit"
+def prefix_of(owner: str) -> str:
+    """How the names in full of a tenant's adapters begin; the operator's own have no prefix."""
+    return "" if owner == OPERATOR else f"{owner}/"
+
+
+def validate_name(name: str, reserved: Collection[str] = (), owner: str = OPERATOR) -> None:
+    """Raise AdapterRefused (invalid_name) unless `owner` may call an adapter `name`, which is the name in full.
+
+    The message has it as its owner knows it.
+    """
+    prefix = prefix_of(owner)
+    if not name.startswith(prefix):
+        raise AdapterRefused("invalid_name", f"{name[:160]!r} can't name an adapter of {owner}: put {prefix} before it")
+    shown = name.removeprefix(prefix)
+    segments = shown.split("/")
+    if not _NAME.fullmatch(name) or not _NAME.fullmatch(shown) or any(part in ("", ".", "..") for part in segments):
+        longest = LONGEST_NAME - len(prefix)
+        problem = f"use up to {longest} letters, digits and . _ : / -, beginning with a letter or digit"
     elif segments[-1] in RESERVED_VERBS:
         problem = f"{segments[-1]!r} is reserved as the last part of a name"
-    elif name in reserved:
+    elif shown in reserved or name in reserved:
         problem = "the base model has this name"
     else:
         return
-    raise AdapterRefused("invalid_name", f"{name[:160]!r} can't name an adapter: {problem}; rename it")
+    raise AdapterRefused("invalid_name", f"{shown[:160]!r} can't name an adapter: {problem}; rename it")

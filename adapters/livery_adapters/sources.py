@@ -1,4 +1,5 @@
-"""Adapters found in a folder: every direct subfolder that holds an adapter is served under its own name.
+"""Adapters found in a folder: every direct subfolder that holds an adapter is served under its own name, and those
+in a subfolder with a tenant's name belong to that tenant: `acme/pirate`.
 
     folder = FolderSource(Path("adapters"), library, changing)
     await folder.start()      # what was dealt with by an earlier run
@@ -32,7 +33,7 @@ from livery_adapters.fetching import copy_directory
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import AdapterLibrary, Intake
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import GenerationMismatch, RegistryError, RegistryUnavailable, UnknownAdapter
+from livery_adapters.registry import OPERATOR, GenerationMismatch, RegistryError, RegistryUnavailable, UnknownAdapter
 from livery_adapters.tensor_file import FILE_NAMES
 
 logger = logging.getLogger(__name__)
@@ -63,13 +64,14 @@ class FolderSource:
         self,
         root: Path,
         library: AdapterLibrary,
-        changing: Callable[[str], AbstractAsyncContextManager[None]],
+        changing: Callable[[str, str], AbstractAsyncContextManager[None]],
         *,
         quiet_seconds: float = 0.3,
         retry_seconds: float = 2.0,
         force_polling: bool = False,
+        is_tenant: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`changing` goes around every change of a name.
+        """`changing` goes around every change of a name, given that and its owner. `is_tenant`: there is one of a name.
 
         `retry_seconds`: wait before the first new try after a refusal that may pass; each later one doubles it.
         `force_polling` is for file systems without change events. Raises NotADirectoryError.
@@ -83,6 +85,7 @@ class FolderSource:
         self._quiet_seconds = quiet_seconds
         self._retry_seconds = retry_seconds
         self._force_polling = force_polling
+        self._is_tenant = is_tenant
         self._before: dict[str, str] = {}  # what an earlier run dealt with: name -> origin
         self._settled: dict[str, Signature] = {}  # how each subfolder looked when it was dealt with
         self._retries: dict[str, _Retry] = {}
@@ -139,9 +142,11 @@ class FolderSource:
     async def _look(self) -> dict[str, Signature] | None:
         """What is there now. None when the folder can't be listed: that is no reason to drop anything."""
         try:
-            return await asyncio.to_thread(_signatures, self.root)
+            return await asyncio.to_thread(_signatures, self.root, self._is_tenant)
         except OSError as error:
-            logger.warning("the adapter folder can't be listed (%s); what is served stays", error.strerror)
+            logger.warning(
+                "the adapter folder can't be listed at %s (%s); what is served stays", error.filename, error.strerror
+            )
             return None
 
     def _due(self, name: str) -> bool:
@@ -170,8 +175,9 @@ class FolderSource:
             return origin
 
         try:
-            async with self._changing(name):
-                record = await self._library.add(name, fill, Intake(SOURCE))
+            owner = _owner(name)
+            async with self._changing(name, owner):
+                record = await self._library.add(name, fill, Intake(SOURCE, owner=owner))
         except AdapterRefused as refused:
             if await asyncio.to_thread(_signature_of, self.root / name) != seen:
                 return False
@@ -195,9 +201,10 @@ class FolderSource:
     async def _refused(self, name: str, origin: str, code: str, message: str) -> None:
         shown = printable(name)
         logger.warning("adapter %s is not taken (%s): %s", shown, code, message)
-        async with self._changing(shown):
+        owner = _owner(name)
+        async with self._changing(shown, owner):
             await asyncio.to_thread(
-                self._registry.fail, shown, code=code, message=message, source=SOURCE, origin=origin
+                self._registry.fail, shown, code=code, message=message, source=SOURCE, origin=origin, owner=owner
             )
 
     def _origin(self, name: str, seen: Signature) -> str:
@@ -221,7 +228,7 @@ class FolderSource:
             if record.source == SOURCE:
                 # A name without an active version was never served or is retired, which counts as generation 0.
                 generation = record.generation if record.active is not None else 0
-                async with self._changing(shown):
+                async with self._changing(shown, record.owner):
                     await self._library.retire(shown, generation)
                 logger.info("adapter %s is gone from the folder: no new requests, those under way finish", shown)
         except UnknownAdapter:
@@ -240,16 +247,29 @@ def printable(name: str) -> str:
     return name.encode("unicode_escape").decode("ascii")[:128]
 
 
-def _signatures(root: Path) -> dict[str, Signature]:
+def _owner(name: str) -> str:
+    """Whose the adapter of a subfolder is: one within another is a tenant's."""
+    tenant, inside, _ = name.partition("/")
+    return tenant if inside else OPERATOR
+
+
+def _signatures(root: Path, is_tenant: Callable[[str], bool]) -> dict[str, Signature]:
+    """How each adapter looks, by its name."""
     found = {}
+    for folder in _folders(root):
+        found[folder.name] = _signature_of(folder)
+        if is_tenant(folder.name):
+            found |= {f"{folder.name}/{inner.name}": _signature_of(inner) for inner in _folders(folder)}
+    return {name: signature for name, signature in found.items() if any(signature[: len(FILE_NAMES)])}
+
+
+def _folders(root: Path) -> list[Path]:
     with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name.endswith(_TEMPORARY) or not _is_directory(entry):
-                continue
-            signature = _signature_of(Path(entry.path))
-            if any(signature[: len(FILE_NAMES)]):
-                found[entry.name] = signature
-    return found
+        return [
+            Path(entry.path)
+            for entry in entries
+            if not entry.name.startswith(".") and not entry.name.endswith(_TEMPORARY) and _is_directory(entry)
+        ]
 
 
 def _signature_of(directory: Path) -> Signature:

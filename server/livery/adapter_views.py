@@ -35,6 +35,18 @@ def version_json(version: NamedVersion, *, active: bool, whole: bool = True) -> 
     }
 
 
+# What a tenant is told of an adapter that it may use and doesn't own: not what its profile says, nor whence it came.
+TOLD_TO_OTHERS = (
+    *("name", "object", "owner", "state", "generation", "source", "pinned", "updated"),
+    *("version", "digest", "active", "proven", "peft_type", "task", "bytes", "created", "approximate"),
+)
+
+
+def told_to_others(adapter: Json) -> Json:
+    """An adapter as those see it who may only use it."""
+    return {field: adapter[field] for field in TOLD_TO_OTHERS if field in adapter}
+
+
 def report_json(report: CoverageReport) -> Json:
     """The answer to a check that was passed."""
     return {"ok": True, "coverage": report.to_dict(), "unused": unused(report.beside, {})}
@@ -49,6 +61,7 @@ def alias_json(alias: Alias) -> Json:
     return {
         "name": alias.name,
         "object": "alias",
+        "owner": alias.owner,
         "targets": [{"adapter": target.name, "weight": target.weight} for target in alias.targets],
         "sticky": alias.sticky,
         "generation": alias.generation,

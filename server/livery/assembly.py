@@ -79,6 +79,7 @@ async def assemble(
         Registry.open, plan.registry or plan.data.registry_url(), frozenset({plan.base_name})
     )
     tenants = await asyncio.to_thread(TenantStore.open, plan.data.tenants_url(plan.registry))
+    keys = KeyRing(tenants)
     store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits)
     base = BaseModel(plan.base_name, info.base_digest, info.shapes)
     grammars = GrammarCheck(tokenizer.to_json, info)
@@ -98,6 +99,7 @@ async def assemble(
         SourcePolicy([*plan.allow_source, *([str(root)] if root else [])]),
         adapters,
         root=root,
+        is_tenant=keys.is_tenant,
     )
     service = GenerationService(
         engine,
@@ -112,8 +114,10 @@ async def assemble(
         metrics_max_adapters=plan.metrics_max_adapters,
         parsers=plan.parsers,
     )
-    folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll) if root is not None else None
-    parts = ServerParts(service, management, folder, registry, text, tenants, KeyRing(tenants))
+    folder = None
+    if root is not None:
+        folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll, is_tenant=keys.is_tenant)
+    parts = ServerParts(service, management, folder, registry, text, tenants, keys)
     try:
         await parts.keys.start()
         await adapters.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from livery.data_folder import DataFolder
@@ -27,10 +28,18 @@ WATCH_AGAIN_S = 2.0
 class FollowedFolder:
     """The folder's adapters, taken in and followed. Use from one event loop."""
 
-    def __init__(self, root: Path, data: DataFolder, adapters: ServedAdapters, *, poll: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        data: DataFolder,
+        adapters: ServedAdapters,
+        *,
+        poll: bool = False,
+        is_tenant: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         """`poll`: look instead of waiting for change events. Raises NotADirectoryError."""
         self._data = data
-        self._source = FolderSource(root, adapters.library, adapters.changing, force_polling=poll)
+        self._source = FolderSource(root, adapters.library, adapters.changing, force_polling=poll, is_tenant=is_tenant)
         self._handle: int | None = None
         self._watching: asyncio.Task[None] | None = None
 

@@ -47,10 +47,11 @@ ANYONE = Caller()
 class Lease:
     """A request's hold on what it runs under. Release it once; more calls do nothing.
 
-    `name` is the adapter's own, whatever alias led there; `digest` that of its version, `ref` the engine's view.
+    `name` is the adapter's own, whatever alias led there, as the caller knows it, and `full_name` what it is called
+    among those of all tenants; `digest` is that of its version, `ref` the engine's view.
     """
 
-    __slots__ = ("_release", "digest", "facts", "name", "ref", "task")
+    __slots__ = ("_release", "digest", "facts", "full_name", "name", "ref", "task")
 
     def __init__(
         self,
@@ -58,20 +59,26 @@ class Lease:
         digest: str,
         ref: AdapterRef,
         facts: VersionFacts | None,
-        release: Callable[[], None],
-        task: Task = "generate",
+        task: Task,
+        full_name: str,
     ) -> None:
         self.name = name
+        self.full_name = full_name
         self.digest = digest
         self.ref = ref
         self.facts = facts  # None for a composition
         self.task = task  # what it was trained for
-        self._release: Callable[[], None] | None = release
+        self._release: Callable[[], None] | None = None
 
     @property
     def num_labels(self) -> int:
         """How many classes it tells apart; 0 where it doesn't classify."""
         return int(str(self.facts.coverage.get("num_labels") or 0)) if self.facts else 0
+
+    def until(self, release: Callable[[], None]) -> Lease:
+        """The lease, whose release calls this."""
+        self._release = release
+        return self
 
     def release(self) -> None:
         if self._release is not None:

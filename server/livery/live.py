@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
-from livery_adapters.registry import AdapterRecord
+from livery_adapters.registry import OPERATOR, AdapterRecord
 
 
 class Live(Protocol):
     """What only a running server knows of its adapters."""
 
-    def changing(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Around a change of the name: when it ends, whoever asks next sees the change."""
+    def changing(self, name: str, owner: str = OPERATOR) -> AbstractAsyncContextManager[None]:
+        """Around a change of a tenant's name: when it ends, whoever asks next sees the change."""
         ...
 
     def state(self, record: AdapterRecord) -> str:
@@ -37,7 +37,7 @@ class Offline:
     """Nobody serves: what the registry says is all there is."""
 
     @asynccontextmanager
-    async def changing(self, name: str) -> AsyncIterator[None]:
+    async def changing(self, name: str, owner: str = OPERATOR) -> AsyncIterator[None]:
         yield
 
     def state(self, record: AdapterRecord) -> str:

@@ -10,24 +10,22 @@ dictionaries, ready for JSON; sizes in bytes, times as Unix times.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from livery.adapter_views import Json, alias_json, report_json, version_json
 from livery.intakes import Intakes
 from livery.live import Live, Offline
-from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound, InvalidParameter
-from livery_adapters.fetching import DirectorySource, SourcePolicy, fetch, parse_source
-from livery_adapters.incoming import Incoming
+from livery.origins import Origins, Upload, from_upload, kind_of
+from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound
+from livery.tenancy import scope
+from livery_adapters.fetching import SourcePolicy
 from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
 from livery_adapters.profile import PROFILE_NAME, Profile, recorded_profile, write_profile
-from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import AdapterRecord, AliasTarget, UnknownAdapter
-
-Upload = AsyncIterator[tuple[str, bytes]]  # file name, piece of it; an empty piece begins the file
+from livery_adapters.registry import NO_QUOTA, AdapterRecord, AliasTarget, Quota, Reader, UnknownAdapter, View
 
 MAX_PAGE = 1000
 DRAIN_POLL_S = 0.05
@@ -43,10 +41,14 @@ class AddOptions:
     approximate: int = 0
     activate: bool = True
     profile: Profile | None = None
+    owner: str | None = None  # None: whom the name says
+    quota: Quota = NO_QUOTA
 
 
 class AdapterManagement:
-    """Every verb on adapters and aliases. Use from one event loop.
+    """Every verb on adapters and aliases, by their names in full. Use from one event loop.
+
+    What a tenant's key may do, and what it calls things, is said in livery.managed.
 
     Raises RegistryError (unknown names, conflicts), AdapterRefused (a bad adapter, source or name), TooManyIntakes.
     """
@@ -58,14 +60,16 @@ class AdapterManagement:
         live: Live | None = None,
         *,
         root: Path | None = None,
+        is_tenant: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`root` is the folder that relative paths start from."""
+        """`root` is the folder that relative paths start from; names that begin with a tenant's are that tenant's."""
         self.library = library
         self._registry = library.registry
-        self._policy = policy
         self._live: Live = live or Offline()
         self._root = root
+        self._is_tenant = is_tenant
         self._intakes = Intakes()
+        self._origins = Origins(policy, root, self._intakes)
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -77,10 +81,22 @@ class AdapterManagement:
         state: str | None = None,
         source: str | None = None,
         search: str | None = None,
+        tenant: str | None = None,
+        view: View | None = None,
     ) -> Json:
-        """One page of adapters by name; `next_after` is where the next one starts, None at the end."""
+        """One page of adapters by name; `next_after` is where the next one starts, None at the end.
+
+        `tenant`: only those of this one. With a `view`, what it shows, in its order and with its `next_after`.
+        """
         page = await asyncio.to_thread(
-            self._registry.page, after, min(limit, MAX_PAGE), state=state, source=source, search=search
+            self._registry.page,
+            after,
+            min(limit, MAX_PAGE),
+            state=state,
+            source=source,
+            search=search,
+            owner=tenant,
+            view=view,
         )
         resident = await self._live.resident()
         return {
@@ -91,10 +107,14 @@ class AdapterManagement:
             "has_more": page.next_after is not None,
         }
 
-    async def show(self, name: str) -> Json:
-        """One adapter with its whole coverage report; one that was deleted as long as requests are under way."""
+    async def show(self, name: str, reader: Reader | None = None) -> Json:
+        """One adapter with its whole coverage report; one that was deleted as long as requests are under way.
+
+        To a `reader` only what that one may know is there.
+        """
         leaving = self._live.requests(name) > 0
-        return await self._record(await asyncio.to_thread(self._registry.get, name, include_retired=leaving))
+        found = await asyncio.to_thread(self._registry.get, name, include_retired=leaving, reader=reader)
+        return await self._record(found)
 
     async def profile(self, name: str) -> Json:
         """The active version's profile, as `set_profile` takes it, and the generation to expect."""
@@ -118,18 +138,18 @@ class AdapterManagement:
             "data": [version_json(version, active=version.facts.digest == active, whole=False) for version in history],
         }
 
-    async def check(self, source: str, *, approximate: int = 0) -> Json:
+    async def check(self, source: str, *, approximate: int = 0, local: bool = True) -> Json:
         """The coverage report of an adapter that isn't taken in."""
-        return await self._report(self._from_source(source), approximate)
+        return await self._report(self._origins.fill(source, local=local), approximate)
 
     async def check_upload(self, files: Upload, *, approximate: int = 0) -> Json:
         return await self._report(from_upload(files), approximate)
 
     # -- adapters --------------------------------------------------------------------------------------
 
-    async def put(self, name: str, source: str, options: AddOptions) -> Json:
-        """Take in what `source` holds: hf://, s3://, gs://, az://, or a directory the operator allowed."""
-        return await self.take(name, self._from_source(source), _kind(source), options)
+    async def put(self, name: str, source: str, options: AddOptions, *, local: bool = True) -> Json:
+        """Take in what `source` holds: hf://, s3://, gs://, az://, or (`local`) a directory the operator allowed."""
+        return await self.take(name, self._origins.fill(source, local=local), kind_of(source), options)
 
     async def upload(self, name: str, files: Upload, options: AddOptions) -> Json:
         """Take in two files as they arrive."""
@@ -152,9 +172,11 @@ class AdapterManagement:
             pinned=options.pinned,
             expected_generation=options.expected_generation,
             activate=options.activate,
+            owner=options.owner or self.owner_of(name),
+            quota=options.quota,
         )
         with self._intakes.claim():
-            async with self._live.changing(name):
+            async with self._live.changing(name, intake.owner):
                 record = await self.library.add(name, fill, intake)
         return await self._record(record)
 
@@ -163,13 +185,13 @@ class AdapterManagement:
 
         Raises AdapterExists (unless `in_place`), AdapterPathNotFound, InvalidParameter.
         """
-        directory = self._below_root(path)
+        directory = self._origins.below_root(path)
         record = await asyncio.to_thread(self._registry.find, name)
         if not in_place and record is not None and record.active is not None:
             raise AdapterExists(name)
         if not directory.is_dir():
             raise AdapterPathNotFound(name, path)
-        fill = from_directory(directory, [self._root or directory], self._shown_origin(str(directory)))
+        fill = from_directory(directory, [self._root or directory], self._origins.shown(str(directory)))
         await self.take(name, fill, "api", AddOptions())
 
     async def unload(self, name: str) -> None:
@@ -180,19 +202,21 @@ class AdapterManagement:
             raise AdapterNotFound(name) from None
 
     async def activate(self, name: str, version: str, expected_generation: int | None = None) -> Json:
-        async with self._live.changing(name):
+        async with self._changing(name):
             record = await self.library.activate(name, version, expected_generation)
         return await self._record(record)
 
     async def rollback(self, name: str, expected_generation: int | None = None) -> Json:
-        async with self._live.changing(name):
+        async with self._changing(name):
             record = await self.library.rollback(name, expected_generation)
         return await self._record(record)
 
-    async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> Json:
+    async def set_profile(
+        self, name: str, profile: Profile, expected_generation: int | None = None, quota: Quota = NO_QUOTA
+    ) -> Json:
         """Give the active version's weights another profile: a new version, or one there was."""
-        async with self._live.changing(name):
-            record = await self.library.set_profile(name, profile, expected_generation)
+        async with self._changing(name):
+            record = await self.library.set_profile(name, profile, expected_generation, quota)
         return await self._record(record)
 
     async def retire(self, name: str, *, drain_s: float = 0.0, expected_generation: int | None = None) -> Json:
@@ -201,7 +225,7 @@ class AdapterManagement:
         Once more, while they are still under way, only waits.
         """
         try:
-            async with self._live.changing(name):
+            async with self._changing(name):
                 record = await self.library.retire(name, expected_generation)
         except UnknownAdapter:
             if not self._live.requests(name):
@@ -216,20 +240,29 @@ class AdapterManagement:
         """A pinned adapter is loaded when the server starts and stays in device memory."""
         if pinned:  # what can't be loaded is refused before the pin is written down
             await self._live.prefetch(await asyncio.to_thread(self._registry.get, name))
-        async with self._live.changing(name):
+        async with self._changing(name):
             record = await asyncio.to_thread(self._registry.pin, name, pinned)
         return await self._record(record)
 
-    async def prefetch(self, name: str) -> Json:
-        """Have the engine read the active version before a request asks for it."""
+    async def prefetch(self, name: str, *, shown: str | None = None) -> Json:
+        """Have the engine read the active version before a request asks for it. `shown` is what messages call it."""
         record = await asyncio.to_thread(self._registry.get, name)
-        await self._live.prefetch(record)
+        await self._live.prefetch(replace(record, name=shown or name))
         return await self._record(record)
+
+    async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json:
+        """Let another tenant use an adapter until that is deleted, or (`shared` False) no longer."""
+        owner = self.owner_of(name)
+        change = self._registry.share if shared else self._registry.unshare
+        async with self._changing(name):
+            found = await asyncio.to_thread(change, name, owner, tenant)
+        return {"name": name, "shared_with": list(found)}
 
     # -- aliases ---------------------------------------------------------------------------------------
 
-    async def aliases(self) -> Json:
-        found = await asyncio.to_thread(self._registry.aliases)
+    async def aliases(self, tenant: str | None = None) -> Json:
+        """All aliases by name; `tenant`: those of this one."""
+        found = await asyncio.to_thread(self._registry.aliases, tenant)
         return {"object": "list", "data": [alias_json(alias) for alias in found]}
 
     async def alias(self, name: str) -> Json:
@@ -241,15 +274,24 @@ class AdapterManagement:
         targets: Iterable[tuple[str, float]],
         sticky: Literal["user", "key", "none"],
         expected_generation: int | None = None,
+        *,
+        owner: str | None = None,
+        quota: Quota = NO_QUOTA,
     ) -> Json:
-        """Share requests for `name` out by weight; `sticky` keeps a user or a key on one target."""
+        """Share requests for `name` out by weight; `sticky` keeps a user or a key on one target.
+
+        `owner` None: whom the name says. Targets are named in full, and must be its owner's to use.
+        """
         wanted = [AliasTarget(target, weight) for target, weight in targets]
-        async with self._live.changing(name):
-            alias = await asyncio.to_thread(self._registry.set_alias, name, wanted, sticky, expected_generation)
+        whose = owner or self.owner_of(name)
+        async with self._changing(name):
+            alias = await asyncio.to_thread(
+                self._registry.set_alias, name, wanted, sticky, expected_generation, owner=whose, quota=quota
+            )
         return alias_json(alias)
 
     async def delete_alias(self, name: str) -> Json:
-        async with self._live.changing(name):
+        async with self._changing(name):
             await asyncio.to_thread(self._registry.delete_alias, name)
         return {"name": name, "deleted": True}
 
@@ -276,38 +318,14 @@ class AdapterManagement:
             await asyncio.to_thread((out / PROFILE_NAME).write_text, written, "utf-8")
         return {"name": name, "digest": chosen.facts.digest, "directory": str(out)}
 
+    def owner_of(self, name: str) -> str:
+        """Whom a name in full belongs to."""
+        return scope.owner_of(name, self._is_tenant)
+
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _below_root(self, path: str) -> Path:
-        """Where `path` leads once links are followed. Raises InvalidParameter when that is outside."""
-        if self._root is None:
-            raise InvalidParameter("This server was started without an adapter folder (--adapters).", "lora_path")
-        try:
-            resolved = (self._root / path).resolve()
-            resolved.is_dir()  # raises what resolving lets pass
-        except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
-            raise InvalidParameter("lora_path is not a usable path.", "lora_path") from None
-        if resolved == self._root or not resolved.is_relative_to(self._root):
-            raise InvalidParameter(
-                "lora_path must be a directory below the adapter folder (--adapters), links followed.", "lora_path"
-            )
-        return resolved
-
-    def _from_source(self, text: str) -> Fill:
-        source = self._policy.check(parse_source(text, self._root))
-        if isinstance(source, DirectorySource) and not os.path.isdir(source.path):
-            below = "; relative sources start at the server's adapter folder (--adapters)" if self._root else ""
-            raise AdapterRefused("source_not_found", f"there is no directory {text[:256]!r}{below}")
-
-        async def fill(incoming: Incoming) -> str:
-            origin = await self._intakes.run(lambda interrupt: fetch(source, incoming, _quiet, interrupt=interrupt))
-            return self._shown_origin(origin.text)
-
-        return fill
-
-    def _shown_origin(self, origin: str) -> str:
-        """Where the server's own folder is is nobody's business."""
-        return origin.removeprefix(f"{self._root}/") if self._root is not None else origin
+    def _changing(self, name: str) -> AbstractAsyncContextManager[None]:
+        return self._live.changing(name, self.owner_of(name))
 
     async def _report(self, fill: Fill, approximate: int) -> Json:
         with self._intakes.claim():
@@ -316,12 +334,14 @@ class AdapterManagement:
 
     async def _record(self, record: AdapterRecord) -> Json:
         resident = record.name in await self._live.resident()
-        return self._shown(record, resident)
+        shared = await asyncio.to_thread(self._registry.shared_with, record.name)
+        return self._shown(record, resident) | {"shared_with": list(shared)}
 
     def _shown(self, record: AdapterRecord, resident: bool, *, whole: bool = True) -> Json:
         shown: Json = {
             "name": record.name,
             "object": "adapter",
+            "owner": record.owner,
             "state": self._live.state(record),
             "generation": record.generation,
             "source": record.source,
@@ -336,27 +356,3 @@ class AdapterManagement:
         if record.active is not None:
             shown |= version_json(record.active, active=True, whole=whole)
         return shown
-
-
-def from_upload(files: Upload) -> Fill:
-    """Writes pieces of the two files as they arrive."""
-
-    async def fill(incoming: Incoming) -> str:
-        async for name, piece in files:
-            if piece:
-                await asyncio.to_thread(incoming.write, name, piece)
-            else:  # a part begins
-                await asyncio.to_thread(incoming.begin, name)
-        return "upload"
-
-    return fill
-
-
-def _kind(source: str) -> str:
-    """What the registry calls a source of this form."""
-    scheme = source.partition("://")[0] if "://" in source else ""
-    return {"hf": "hub", "s3": "store", "gs": "store", "az": "store"}.get(scheme, "api")
-
-
-def _quiet(_done: int, _total: int) -> None:
-    """Nobody watches this download's progress."""

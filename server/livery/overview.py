@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -21,7 +21,7 @@ from livery.engine.base import EngineDead, EngineStats
 from livery.refusals import NotReady
 from livery.roster import Roster
 from livery.service import GenerationService
-from livery.tenancy import Principal
+from livery.tenancy import Principal, scope
 from livery_adapters.registry import Brief, RegistryError
 
 log = logging.getLogger("livery.overview")
@@ -61,7 +61,12 @@ class Overview:
         service, activity, now = self._service, self._service.metrics.activity, time.perf_counter()
         device, host = self._files(stats)
         known = self._roster.known if briefs is None else briefs
-        rows = [self._row(brief, device, host, activity.of(brief.name), now) for brief in known.values()]
+        rows = [
+            self._row(brief, device, host, activity.of(brief.name), now) if kind == "own" else _of_others(brief)
+            for brief, kind in _seen(principal, known)
+        ]
+        for row in rows:
+            row["name"] = scope.shown(principal, row["name"])
         return {
             "object": "status",
             "server": {
@@ -75,7 +80,9 @@ class Overview:
             "throughput": _throughput(activity, now),
             "memory": self._memory(stats),
             "adapters": _page(rows, wanted),
-            "requests": [_finished(one, now) for one in reversed(activity.recent) if _may_see(principal, one)],
+            "requests": [
+                _finished(principal, one, now) for one in reversed(activity.recent) if _may_see(principal, one)
+            ],
             "caller": _caller(principal),
         }
 
@@ -163,6 +170,39 @@ class Overview:
         }
 
 
+def _seen(principal: Principal, known: Mapping[str, Brief]) -> Iterator[tuple[Brief, scope.Kind]]:
+    """What the caller may ask, and what it is to it; an admin sees everything as its own."""
+    for brief in known.values():
+        kind = scope.kind_of(principal, brief.owner)
+        if principal.role == "admin":
+            yield brief, "own"
+            continue
+        shown = scope.shown(principal, brief.name)
+        reachable = kind != "shared" or principal.tenant in brief.grantees
+        hidden = kind != "own" and scope.in_full(principal, shown) in known
+        if reachable and not hidden and scope.allows(principal, kind, shown):
+            yield brief, kind
+
+
+def _of_others(brief: Brief) -> Json:
+    """An adapter of somebody else's: that it is there, and nothing of what others do with it."""
+    return {
+        "name": brief.name,
+        "state": brief.state,
+        "tier": None,
+        "rank": brief.rank or None,
+        "peft_type": brief.peft_type or None,
+        "bytes": brief.nbytes if brief.active is not None else None,
+        "version": brief.active,
+        "digest": brief.digest or None,
+        "generation": brief.generation,
+        "pinned": brief.pinned,
+        "running": 0,
+        **_done(None, 0.0),
+        "error": None,
+    }
+
+
 def _adapters(used: int, limit: int, count: int) -> Json:
     return {"used_bytes": used, "limit_bytes": limit, "adapters": count}
 
@@ -242,11 +282,11 @@ def _may_see(principal: Principal, request: Finished) -> bool:
     return own and (principal.role == "owner" or request.key == principal.key)
 
 
-def _finished(request: Finished, now: float) -> Json:
+def _finished(principal: Principal, request: Finished, now: float) -> Json:
     return {
         "id": request.id,
         "route": request.route,
-        "model": request.adapter or None,
+        "model": scope.shown(principal, request.adapter) or None,
         "digest": request.digest or None,
         "status": request.status,
         "outcome": request.outcome,

@@ -19,18 +19,18 @@ from dataclasses import replace
 
 from livery.engine.base import AdapterRef, Engine, EngineDead, EngineError, EngineInfo
 from livery.holds import Holds
-from livery.lease import ANYONE, Caller, Lease, common_task, summed, target_of, task_of
+from livery.lease import ANYONE, Caller, Lease, common_task, summed, task_of
+from livery.meaning import Meanings, Meant, cards_for
 from livery.proving import EngineProver, reference
 from livery.refusals import AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
-from livery.standing import Standing, look_up
+from livery.standing import REMEMBERED
 from livery.tenancy import Principal
 from livery_adapters.base_model import BaseModel
-from livery_adapters.composition import parse_composition
-from livery_adapters.layout import Task
+from livery_adapters.composition import format_composition, parse_composition
 from livery_adapters.library import AdapterLibrary
-from livery_adapters.names import LONGEST_NAME, MIN_DIGEST_PREFIX
+from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.refusal import AdapterRefused, Limits
-from livery_adapters.registry import AdapterRecord, Alias, Card, NamedVersion, Registry, RegistryError, VersionFacts
+from livery_adapters.registry import OPERATOR, AdapterRecord, Card, NamedVersion, Registry, RegistryError
 from livery_adapters.registry.briefs import Brief
 from livery_adapters.store import BlobStore, StoreBusy
 from livery_adapters.text_side import TextSide
@@ -38,7 +38,6 @@ from livery_adapters.text_side import TextSide
 log = logging.getLogger("livery.adapters")
 
 POLL_S = 0.5  # how soon a change made by another process is seen
-REMEMBERED = 4096  # names
 COMPOSITIONS_KEPT = 64  # in the engine, beside those in use
 PROVE_AGAIN_S = 30.0  # not each request tries a version that could not be proven
 STATS_TIMEOUT_S = 2.0
@@ -54,10 +53,8 @@ class ServedAdapters:
         self.base = base
         self.registry = registry
         self._engine = engine
-        self._by_name: Counter[str] = Counter()  # adapter name -> requests
-        self._staging: Counter[str] = Counter()  # names whose first version is on its way in
-        self._names: OrderedDict[str, Standing | Alias | None] = OrderedDict()
-        self._epoch = 0  # of what is remembered of names
+        self._by_name: Counter[str] = Counter()  # adapter name in full -> requests
+        self._meanings = Meanings(registry, base.name)
         self._seen = 0  # changes of the registry
         self._dirty = asyncio.Event()
         self._sweeping = asyncio.Lock()
@@ -95,28 +92,30 @@ class ServedAdapters:
         """
         parts = parse_composition(name)
         if parts is not None:
-            chosen = [(await self._choose(await self._plain(part, caller)), weight) for part, weight in parts]
+            meant = [(await self._meanings.part(part, caller), weight) for part, weight in parts]
+            chosen = [(one, await self._choose(one), weight) for one, weight in meant]
             return self._hold_composition(name, chosen)
-        plain = await self._plain(name, caller)
-        if plain == self.base.name:
+        only = await self._meanings.of(name, caller)
+        if only is None:
             return None
-        version = await self._choose(plain)
         try:
-            return self._hold_version(version)
+            return self._hold_version(only, await self._choose(only))
         except FileNotFoundError:  # another process deleted it a moment ago
-            self._forget_names([version.name])
-        version = await self._choose(plain)
+            self._forget_names([only.full])
         try:
-            return self._hold_version(version)
+            return self._hold_version(only, await self._choose(only))
         except FileNotFoundError as error:
-            raise AdapterUnusable(version.name, "its files are gone from the data folder; add it again") from error
+            raise AdapterUnusable(only.shown, "its files are gone from the data folder; add it again") from error
 
-    async def version(self, name: str) -> NamedVersion:
+    async def version(self, name: str, caller: Caller = ANYONE) -> NamedVersion:
         """The version a request for `name` would get now; of an alias the first target's. Raises UnknownModel."""
         try:
-            return await self._choose(await self._plain(name, Caller("", Principal(key=""))))
+            meant = await self._meanings.of(name, Caller("", replace(caller.principal, key="")))
+            if meant is not None:
+                return await self._choose(meant)
         except (AdapterNotReady, AdapterUnusable):
-            raise UnknownModel(name) from None
+            pass
+        raise UnknownModel(name)
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -126,7 +125,7 @@ class ServedAdapters:
 
     def state(self, record: AdapterRecord | Brief) -> str:
         """The record's state as this server sees it: what is on its way in or out shows only here."""
-        if record.active is None and self._staging[record.name]:
+        if record.active is None and self._meanings.staged(record.name, record.owner):
             return "staging"
         if record.state == "retired" and self._by_name[record.name]:
             return "draining"
@@ -140,9 +139,9 @@ class ServedAdapters:
             return frozenset(await self.names_of(stats.resident_adapters))
         return frozenset()
 
-    async def cards(self) -> list[Card]:
-        """Every name that takes requests, aliases too, by name."""
-        return await asyncio.to_thread(self.registry.cards)
+    async def cards(self, principal: Principal = ANYONE.principal) -> list[Card]:
+        """Every name that the caller may ask, aliases too, as it knows them and by that."""
+        return await asyncio.to_thread(cards_for, self.registry, principal)
 
     async def count(self, names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
         """How many adapters take requests, and which of `names` no longer do."""
@@ -157,22 +156,22 @@ class ServedAdapters:
     # -- changes ---------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def changing(self, name: str) -> AsyncIterator[None]:
-        """Around every change of a name made here: when it ends, whoever asks next sees the change."""
-        self._staging[name] += 1
+    async def changing(self, name: str, owner: str = OPERATOR) -> AsyncIterator[None]:
+        """Around every change of a name made here: when it ends, whoever asks next sees the change.
+
+        Until its first version is there, those who may use `owner`'s names are told that it is on its way.
+        """
         try:
-            yield
+            with self._meanings.staging(name, owner):
+                yield
         finally:
-            self._staging[name] -= 1
-            if not self._staging[name]:
-                del self._staging[name]
             self._forget_names([name])
 
     async def prefetch(self, record: AdapterRecord) -> None:
         """Have the engine read the active version now. Raises AdapterUnusable."""
         if record.active is None:
             raise AdapterUnusable(record.name, record.error or record.state)
-        version = await self._proven(record.active)
+        version = await self._proven(record.active, record.name)
         try:
             await self._engine.load_adapter(self._reference(version))
         except EngineError as error:
@@ -185,77 +184,34 @@ class ServedAdapters:
 
     # -- from a name to a version ------------------------------------------------------------------------
 
-    async def _plain(self, name: str, caller: Caller) -> str:
-        """The name itself, or for an alias the target that this caller gets. Raises UnknownModel."""
-        plain, at, _ = name.partition("@")
-        entry = await self._entry(plain)
-        if not isinstance(entry, Alias):
-            return name
-        if at:
-            raise UnknownModel(name, f"{plain} is an alias; pin a version of one of its adapters")
-        targets = list(entry.targets)
-        while targets:  # whom a target that is gone would have got goes to the others, and nobody else moves
-            chosen = target_of(entry, targets, caller)
-            found = None if chosen == self.base.name else await self._entry(chosen)
-            if chosen == self.base.name or isinstance(found, Standing):
-                return chosen
-            targets = [target for target in targets if target.name != chosen]
-        raise UnknownModel(name, "it is an alias, and none of its adapters is there any more")
-
-    async def _choose(self, name: str) -> NamedVersion:
-        plain, at, wanted = name.partition("@")
-        entry = await self._entry(plain)
-        standing = entry if isinstance(entry, Standing) else None
-        version = standing.active if standing else None
-        if version is None:
-            if self._staging[plain]:
-                raise AdapterNotReady(plain)
-            if standing:
-                raise AdapterUnusable(plain, standing.error)
-            raise UnknownModel(name)
-        if at:
-            version = await self._pinned(plain, wanted, version)
+    async def _choose(self, meant: Meant) -> NamedVersion:
+        version = await self._meanings.active(meant)
+        if meant.pin is not None:
+            version = await self._pinned(meant, meant.pin, version)
         if version.facts.base_digest != self.base.digest:
-            raise AdapterUnusable(plain, f"it was taken in for another base model than {self.base.name}; add it again")
-        return await self._proven(version)
+            reason = f"it was taken in for another base model than {self.base.name}; add it again"
+            raise AdapterUnusable(meant.shown, reason)
+        return await self._proven(version, meant.shown)
 
-    async def _entry(self, name: str) -> Standing | Alias | None:
-        if len(name) > LONGEST_NAME:
-            return None
-        if name in self._names:
-            self._names.move_to_end(name)
-            return self._names[name]
-        epoch = self._epoch
-        entry = await asyncio.to_thread(look_up, self.registry, name)
-        if epoch == self._epoch:  # nothing changed while it was read
-            self._names[name] = entry
-            if len(self._names) > REMEMBERED:
-                self._names.popitem(last=False)
-        return entry
-
-    async def _pinned(self, name: str, wanted: str, active: NamedVersion) -> NamedVersion:
+    async def _pinned(self, meant: Meant, wanted: str, active: NamedVersion) -> NamedVersion:
         if len(wanted) < MIN_DIGEST_PREFIX and not wanted.isdecimal():
-            raise UnknownModel(
-                f"{name}@{wanted}", f"a version is pinned by at least {MIN_DIGEST_PREFIX} digits of its digest"
-            )
+            raise UnknownModel(meant.asked, f"a version is pinned by at least {MIN_DIGEST_PREFIX} digits of its digest")
         if active.facts.digest.startswith(wanted) and len(wanted) >= MIN_DIGEST_PREFIX:
             return active
         try:
-            return await asyncio.to_thread(self.registry.version, name, wanted)
+            return await asyncio.to_thread(self.registry.version, meant.full, wanted)
         except (RegistryError, LookupError):
-            shown = active.facts.digest[:12]
-            raise UnknownModel(
-                f"{name}@{wanted}", f"no version {wanted[:64]} is kept; the active one is {shown}"
-            ) from None
+            reason = f"no version {wanted[:64]} is kept; the active one is {active.facts.digest[:12]}"
+            raise UnknownModel(meant.asked, reason) from None
 
-    async def _proven(self, version: NamedVersion) -> NamedVersion:
+    async def _proven(self, version: NamedVersion, shown: str) -> NamedVersion:
         """A version registered without a model is proven once, when it is first asked for."""
         if version.state == "ready":
             return version
         digest = version.facts.digest
         until, reason = self._unproven.get(digest, (0.0, ""))
         if time.monotonic() < until:
-            raise AdapterUnusable(version.name, reason)
+            raise AdapterUnusable(shown, reason)
         if digest not in self._proofs:
             self._proofs[digest] = asyncio.create_task(self.library.prove(version))
             self._proofs[digest].add_done_callback(lambda _: self._proofs.pop(digest, None))
@@ -265,7 +221,7 @@ class ServedAdapters:
             self._unproven[digest] = time.monotonic() + PROVE_AGAIN_S, refused.message
             if len(self._unproven) > REMEMBERED:
                 self._unproven.popitem(last=False)
-            raise AdapterUnusable(version.name, refused.message) from refused
+            raise AdapterUnusable(shown, refused.message) from refused
         finally:
             self._forget_names([version.name])
         return replace(version, state="ready")
@@ -275,53 +231,44 @@ class ServedAdapters:
     def _reference(self, version: NamedVersion) -> AdapterRef:
         return reference(self.library.candidate(version.facts))
 
-    def _hold_version(self, version: NamedVersion) -> Lease:
+    def _hold_version(self, meant: Meant, version: NamedVersion) -> Lease:
         """Raises FileNotFoundError when its files are gone."""
-        facts, names = version.facts, [version.name]
-        return self._hold(version.name, facts.digest, self._reference(version), facts, names, task=task_of(facts))
+        facts = version.facts
+        lease = Lease(meant.shown, facts.digest, self._reference(version), facts, task_of(facts), meant.full)
+        return self._hold(lease, [meant.full])
 
-    def _hold_composition(self, name: str, chosen: Sequence[tuple[NamedVersion, float]]) -> Lease:
-        task = common_task([version for version, _ in chosen])
-        found = summed([(self._reference(version), weight) for version, weight in chosen])
+    def _hold_composition(self, name: str, chosen: Sequence[tuple[Meant, NamedVersion, float]]) -> Lease:
+        task = common_task([replace(version, name=meant.shown) for meant, version, _ in chosen])
+        found = summed([(self._reference(version), weight) for _, version, weight in chosen])
         if found is None:
             raise InvalidParameter(f"The weights of {name[:200]} come to nothing; the base answers that.", "model")
         ref, composed = found
-        names = [version.name for version, _ in chosen]
+        names = [meant.full for meant, _, _ in chosen]
+        in_full = format_composition([(meant.part, weight) for meant, _, weight in chosen])
         try:
-            return self._hold(name, ref.digest, ref, None, names, composed=composed, task=task)
+            return self._hold(Lease(name, ref.digest, ref, None, task, in_full), names, composed=composed)
         except FileNotFoundError:
             self._forget_names(names)
             raise UnknownModel(name, "one of its adapters was deleted just now") from None
 
-    def _hold(
-        self,
-        name: str,
-        digest: str,
-        ref: AdapterRef,
-        facts: VersionFacts | None,
-        names: Sequence[str],
-        *,
-        composed: bool = False,
-        task: Task = "generate",
-    ) -> Lease:
-        self._holds.keep(ref, composed=composed)
+    def _hold(self, lease: Lease, names: Sequence[str], *, composed: bool = False) -> Lease:
+        """Hold what a lease is on; `names` are those in full of its adapters. Raises FileNotFoundError."""
+        self._holds.keep(lease.ref, composed=composed)
         self._by_name.update(names)
 
         def release() -> None:
-            self._holds.let_go(ref.digest)
+            self._holds.let_go(lease.ref.digest)
             self._by_name.subtract(names)
             for one in names:
                 if not self._by_name[one]:
                     del self._by_name[one]
 
-        return Lease(name, digest, ref, facts, release, task)
+        return lease.until(release)
 
     # -- following changes -----------------------------------------------------------------------------
 
-    def _forget_names(self, names: Iterable[str]) -> None:
-        self._epoch += 1
-        for name in names:
-            self._names.pop(name, None)
+    def _forget_names(self, names: Iterable[str] | None) -> None:
+        self._meanings.forget(names)
         self._garbage = True
         self._dirty.set()
 
@@ -336,7 +283,7 @@ class ServedAdapters:
                 continue
             if seen != self._seen:
                 self._seen = seen
-                self._forget_names(list(self._names) if names is None else names)
+                self._forget_names(names)
 
     async def _tidy(self) -> None:
         """Sweep whenever something came to an end; what failed is done again."""

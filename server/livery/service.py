@@ -23,7 +23,7 @@ from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationReques
 from livery.generation import Generation, Usage, seconds_left
 from livery.grammar_check import GrammarCheck
 from livery.jobs import Job, PoolingJob, Prompt
-from livery.lease import ANYONE, Caller, Lease, task_of
+from livery.lease import Caller, Lease, task_of
 from livery.metrics import Metrics, Snapshot
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
 from livery.profiles import dressed, profile_of
@@ -32,7 +32,7 @@ from livery.reading import AS_THE_TEMPLATE, ParserNames, held_to_strict, reading
 from livery.refusals import AdapterUnusable, NotReady, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
-from livery.tenancy import Meter, RateLimiter, Room
+from livery.tenancy import Meter, RateLimiter, Room, scope
 from livery.text import Tokenizer, TokenizerFacts
 from livery_adapters.layout import Task
 from livery_adapters.names import MIN_DIGEST_PREFIX
@@ -52,10 +52,11 @@ REGISTRY_TIMEOUT_S = 5.0  # scrapers give up after 10 seconds as a rule
 
 @dataclass(frozen=True, slots=True)
 class OpenedJob:
-    """An admitted request and what serves it: `served_by` is NAME@DIGEST."""
+    """An admitted request and what serves it: `served_by` is NAME@DIGEST, `in_full` the same with the name in full."""
 
     generation: Generation
     served_by: str
+    in_full: str
     fingerprint: str
     profile: Profile  # of the adapter version that answers
 
@@ -66,6 +67,7 @@ class OpenedPooling:
 
     answer: PooledAnswer
     served_by: str
+    in_full: str
     labels: tuple[str, ...]
 
 
@@ -153,21 +155,27 @@ class GenerationService:
         except BaseException:
             admitted.release()
             raise
-        name, digest = self._server_of(lease)
+        name, full_name, digest = self._server_of(lease)
         short, usage, each = digest[:DIGEST_SHOWN], Usage(prompt_tokens=prompt_tokens), job.options.answers_made
-        admitted.answered(name, digest, job.caller.principal, usage)
+        admitted.answered(full_name, digest, job.caller.principal, usage)
         generation = Generation(
             self._engine,
             tokenizer,
             requests,
             job.options,
-            self.metrics.begin(lease.name if lease else None),
+            self.metrics.begin(lease.full_name if lease else None),
             usage,
             admitted,
             [_echoed(prompt, job) for prompt in job.prompts for _ in range(each)],
             reading,
         )
-        return OpenedJob(generation, f"{name}@{short}", f"livery-{self.info.base_digest[:8]}-{short}", profile)
+        return OpenedJob(
+            generation,
+            f"{name}@{short}",
+            f"{full_name}@{short}",
+            f"livery-{self.info.base_digest[:8]}-{short}",
+            profile,
+        )
 
     async def pool(self, job: PoolingJob) -> OpenedPooling:
         """Admit a request for vectors, as `open` does one for text."""
@@ -207,11 +215,13 @@ class GenerationService:
             )
             for index, (ids, start) in enumerate(zip(inputs, starts, strict=True))
         ]
-        meter, usage = self.metrics.begin(lease.name if lease else None), Usage(prompt_tokens=sum(map(len, inputs)))
-        name, digest = self._server_of(lease)
-        admitted.answered(name, digest, job.caller.principal, usage)
+        meter = self.metrics.begin(lease.full_name if lease else None)
+        usage = Usage(prompt_tokens=sum(map(len, inputs)))
+        name, full_name, digest = self._server_of(lease)
+        admitted.answered(full_name, digest, job.caller.principal, usage)
         answer = PooledAnswer(self._engine, requests, meter, usage, admitted, job.until)
-        return OpenedPooling(answer, f"{name}@{digest[:DIGEST_SHOWN]}", labels_of(lease, profile))
+        short = digest[:DIGEST_SHOWN]
+        return OpenedPooling(answer, f"{name}@{short}", f"{full_name}@{short}", labels_of(lease, profile))
 
     async def tokenize(self, job: Job, *, strings: bool) -> Tokens:
         """What the engine would be asked to read for the job's only prompt. Raises as `open` does."""
@@ -223,32 +233,32 @@ class GenerationService:
             ids = await token_ids(job.prompts[0], job, tokenizer, self.info.max_model_len, self.info.vocab_size)
             return Tokens(ids, await beside(ENCODING, len(ids), tokenizer.strings, ids) if strings else None)
 
-    async def detokenize(self, model: str, ids: list[int], caller: Caller = ANYONE) -> str:
+    async def detokenize(self, model: str, ids: list[int], caller: Caller) -> str:
         """The text of ids, special tokens included. Raises as `open` does."""
         async with self.admission.visit(model, caller) as lease:
             check_ids(ids, self.info.vocab_size, "tokens")
             tokenizer = await self._tokenizer_of(lease)
             return await beside(ENCODING, len(ids), tokenizer.decode_all, ids)
 
-    async def tokenizer_facts(self, model: str, caller: Caller = ANYONE) -> TokenizerFacts:
+    async def tokenizer_facts(self, model: str, caller: Caller) -> TokenizerFacts:
         """Special tokens and chat template of a model. Raises as `open` does."""
         async with self.admission.visit(model, caller) as lease:
             return (await self._tokenizer_of(lease)).facts
 
-    async def models(self) -> list[ModelCard]:
-        """The base first, then adapters and aliases by name."""
-        served = await self.adapters.cards()
+    async def models(self, caller: Caller) -> list[ModelCard]:
+        """What the caller may ask: the base first, then adapters and aliases by name, as the caller knows them."""
+        served = await self.adapters.cards(caller.principal)
         limit = self.info.max_model_len
         return [
-            self._base_card(),
+            *([self._base_card()] if self._may_ask_base(caller) else []),
             *(ModelCard(card.name, int(card.created), card.digest, self.base_name, limit) for card in served),
         ]
 
-    async def model(self, name: str) -> ModelCard:
-        """What requests for `name` would get, which may pin a version. Raises UnknownModel."""
-        if self._is_base(name):
+    async def model(self, name: str, caller: Caller) -> ModelCard:
+        """What the caller's requests for `name` would get, which may pin a version. Raises UnknownModel."""
+        if self._is_base(name, caller):
             return replace(self._base_card(), id=name)
-        return self._adapter_card(name, await self.adapters.version(name))
+        return self._adapter_card(name, await self.adapters.version(name, caller))
 
     async def progress(self) -> EngineStats:
         """The engine's numbers, fresh from its loop. Raises EngineDead, or NotReady when it is slow."""
@@ -277,21 +287,30 @@ class GenerationService:
     async def _lease(self, name: str, caller: Caller) -> Lease | None:
         """A hold on what `name` stands for, None for the base. Raises as `ServedAdapters.lease` does."""
         name = name or self.base_name
-        return None if self._is_base(name) else await self.adapters.lease(name, caller)
+        return None if self._is_base(name, caller) else await self.adapters.lease(name, caller)
 
-    def _is_base(self, name: str) -> bool:
+    def _may_ask_base(self, caller: Caller) -> bool:
+        return scope.allows(caller.principal, "base", self.base_name)
+
+    def _is_base(self, name: str, caller: Caller) -> bool:
         """Whether the base model is meant, by its name or pinned by its digest. Raises UnknownModel."""
         plain, at, prefix = name.rpartition("@")
-        if name == self.base_name or plain != self.base_name:
-            return name == self.base_name
+        if self.base_name not in (name, plain):
+            return False
+        if not self._may_ask_base(caller):
+            raise UnknownModel(name)
+        if name == self.base_name:
+            return True
         digest = self.info.base_digest
         if len(prefix) < MIN_DIGEST_PREFIX or not digest.startswith(prefix):
             raise UnknownModel(name, f"the base model served here is {plain}{at}{digest[:DIGEST_SHOWN]}")
         return True
 
-    def _server_of(self, lease: Lease | None) -> tuple[str, str]:
-        """The name and the digest of what serves a request."""
-        return (lease.name, lease.digest) if lease else (self.base_name, self.info.base_digest)
+    def _server_of(self, lease: Lease | None) -> tuple[str, str, str]:
+        """What serves a request: its name as the caller knows it, that in full, and its digest."""
+        if lease is None:
+            return self.base_name, self.base_name, self.info.base_digest
+        return lease.name, lease.full_name, lease.digest
 
     async def _tokenizer_of(self, lease: Lease | None) -> Tokenizer:
         """What the text of requests to a model is encoded and decoded with. Raises AdapterUnusable."""

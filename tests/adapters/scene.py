@@ -64,7 +64,7 @@ class Scene:
         )
 
     @asynccontextmanager
-    async def changing(self, name: str) -> AsyncIterator[None]:
+    async def changing(self, name: str, _owner: str = "default") -> AsyncIterator[None]:
         yield
         self.changes.append(name)
         self.changed.set()

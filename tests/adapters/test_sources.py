@@ -135,7 +135,7 @@ async def test_a_folder_that_moves_while_it_is_read_is_looked_at_again(scene: Sc
     moved = False
 
     @asynccontextmanager
-    async def changing(_name: str) -> AsyncIterator[None]:
+    async def changing(_name: str, _owner: str) -> AsyncIterator[None]:
         nonlocal moved
         if not moved:
             moved = True

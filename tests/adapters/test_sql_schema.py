@@ -27,12 +27,14 @@ from livery_adapters.registry.schema import metadata
 
 FIXTURES = Path(__file__).parent / "schemas"
 
-NEXT = """
+NEWEST = migrations.newest()
+AFTER = f"{int(NEWEST) + 1:04}"
+NEXT = f"""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{AFTER}"
+down_revision = "{NEWEST}"
 
 
 def upgrade() -> None:
@@ -45,7 +47,7 @@ def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this were the next version of the code."""
     folder = tmp_path / "versions"
     folder.mkdir()
-    (folder / "v0002_next.py").write_text(NEXT)
+    (folder / "vnext.py").write_text(NEXT)
     monkeypatch.setattr(migrations, "FOLDERS", [*migrations.FOLDERS, str(folder)])
 
 
@@ -85,7 +87,7 @@ def test_every_schema_there_was_is_opened_with_all_it_holds(tmp_path: Path, dump
     connection.close()
     registry = Registry.open(tmp_path / "registry.db")
     assert_consistent(registry)
-    assert [record.name for record in registry.page().records] == ["broken", "corsair", "pirate"]
+    assert [record.name for record in registry.page(owner="default").records] == ["broken", "corsair", "pirate"]
     pirate = registry.get("pirate")
     assert pirate.active is not None
     assert pirate.active.facts == facts_of("two")
@@ -97,6 +99,11 @@ def test_every_schema_there_was_is_opened_with_all_it_holds(tmp_path: Path, dump
     assert registry.alias("crew").targets == (AliasTarget("pirate", 9), AliasTarget("corsair", 1))
     assert registry.rollback("pirate").generation == 3
     assert registry.changes(1)[1] is not None
+    assert registry.alias("crew").owner == "default"
+    if dump.stem >= "0002":
+        assert registry.get("acme/parrot").owner == "acme"
+        assert registry.alias("acme/birds").owner == "acme"
+        assert registry.shared_with("acme/parrot") == ("bob",)
     registry.close()
 
 
@@ -111,6 +118,9 @@ def make_fixture(folder: Path) -> str:
     registry.retire("retired")
     registry.fail("broken", code="incomplete", message="half there", source="folder", origin="broken#1")
     registry.set_alias("crew", [AliasTarget("pirate", 9), AliasTarget("corsair", 1)], "user")
+    registry.put("acme/parrot", facts_of("three"), source="api", origin="upload", owner="acme")
+    registry.share("acme/parrot", "acme", "bob")
+    registry.set_alias("acme/birds", [AliasTarget("acme/parrot"), AliasTarget("pirate")], "none", owner="acme")
     registry.close()
     with sqlite3.connect(folder / "fixture.db") as connection:
         return re.sub(r" +\n", "\n", "\n".join(connection.iterdump()) + "\n")
@@ -133,7 +143,7 @@ def test_an_older_schema_is_migrated_with_all_it_holds(
     request.getfixturevalue("next_schema")
     registry = Registry.open(url)
     with registry.database.read() as connection:
-        assert migrations.current(connection, "") == "0002"
+        assert migrations.current(connection, "") == AFTER
         assert connection.execute(text("SELECT colour FROM adapters")).scalars().all() == ["black"]
     registry.close()
 
@@ -142,14 +152,14 @@ def test_a_migration_that_fails_leaves_the_older_schema(
     new_url: Callable[[], str], tmp_path: Path, next_schema: None
 ) -> None:
     url = new_url()
-    step = tmp_path / "versions" / "v0002_next.py"
+    step = tmp_path / "versions" / "vnext.py"
     step.write_text(NEXT + '    raise RuntimeError("on the way")\n')
     with pytest.raises(RuntimeError, match="on the way"):
         Registry.open(url)
     step.unlink()
     registry = Registry.open(url)
     with registry.database.read() as connection:
-        assert migrations.current(connection, "") == "0001"
+        assert migrations.current(connection, "") == NEWEST
     registry.put("pirate", facts_of("one"), source="api", origin="")
     registry.close()
 
@@ -162,10 +172,10 @@ def test_a_newer_schema_is_refused_and_left_alone(
     monkeypatch.setattr(migrations, "FOLDERS", migrations.FOLDERS[:1])
     with pytest.raises(RegistryTooNew, match="install") as refused:
         Registry.open(url)
-    assert (refused.value.found, refused.value.known) == ("0002", "0001")
+    assert (refused.value.found, refused.value.known) == (AFTER, NEWEST)
     database = Database(url)
     with database.read() as connection:
-        assert migrations.current(connection, "") == "0002"
+        assert migrations.current(connection, "") == AFTER
     database.close()
 
 

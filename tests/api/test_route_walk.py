@@ -37,18 +37,22 @@ ANY_KEY = [
     "GET /version",
     "GET|HEAD /openapi.json",
 ]
+VERBS = ("activate", "rollback", "prefetch", "share", "unshare")
 OWNERS = [
     "GET /v1/adapters",
     "POST /v1/adapters:check",
     "GET|PUT|DELETE /v1/adapters/{name:path}",
     "GET|POST /v1/adapters/{name:path}/versions",
     "GET|PUT /v1/adapters/{name:path}/profile",
-    *(f"POST /v1/adapters/{{name:path}}/{verb}" for verb in ("activate", "rollback", "prefetch", "pin", "unpin")),
+    *(f"POST /v1/adapters/{{name:path}}/{verb}" for verb in VERBS),
     "GET /v1/aliases",
     "GET|PUT|DELETE /v1/aliases/{name:path}",
     "DELETE /v1/models/{model:path}",
-    "POST /v1/load_lora_adapter",
     "POST /v1/unload_lora_adapter",
+]
+OPERATORS = [
+    "POST /v1/load_lora_adapter",
+    *(f"POST /v1/adapters/{{name:path}}/{verb}" for verb in ("pin", "unpin")),
 ]
 SCRAPERS = ["GET /metrics"]
 
@@ -61,6 +65,7 @@ WHO = {
     "anybody": spread(ANYBODY),
     "any key": spread(ANY_KEY),
     "owners": spread(OWNERS),
+    "operators": spread(OPERATORS),
     "scrapers": spread(SCRAPERS),
 }
 # Differ from answer to answer, whatever is asked.
@@ -121,7 +126,8 @@ def routes(server: LiveServer) -> set[tuple[str, str]]:
 
 def send(client: httpx.Client, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
     url = path.replace("{name:path}", "nobody/has").replace("{model:path}", "nobody/has")
-    return client.request(method, url, headers=headers, json={} if method in ("POST", "PUT") else None)
+    body = {"lora_name": "nobody", "lora_path": "nowhere"} if path.endswith("load_lora_adapter") else {}
+    return client.request(method, url, headers=headers, json=body if method in ("POST", "PUT") else None)
 
 
 def code(answer: httpx.Response) -> Any:

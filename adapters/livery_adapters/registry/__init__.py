@@ -1,38 +1,50 @@
 """Names, immutable versions and aliases of adapters, in SQLite or PostgreSQL. See `registry.Registry`."""
 
-from livery_adapters.names import MIN_DIGEST_PREFIX, RESERVED_VERBS, validate_name
+from livery_adapters.names import MIN_DIGEST_PREFIX, OPERATOR, RESERVED_VERBS, validate_name
 from livery_adapters.registry.briefs import Brief
 from livery_adapters.registry.errors import (
+    AboutName,
     GenerationMismatch,
     InvalidAlias,
+    InvalidShare,
     NameTaken,
     NothingToRollBack,
     OwnedElsewhere,
+    QuotaExceeded,
     RegistryError,
     RegistryTooNew,
     RegistryUnavailable,
     RegistryUnreadable,
+    TenantNotEmpty,
     UnknownAdapter,
     UnknownAlias,
     UnknownVersion,
 )
 from livery_adapters.registry.records import (
+    NO_QUOTA,
     AdapterRecord,
     Alias,
     AliasTarget,
     Card,
     NamedVersion,
     Page,
+    Quota,
+    Reader,
     State,
     Sticky,
+    Usage,
     VersionFacts,
     VersionState,
+    View,
 )
 from livery_adapters.registry.registry import Registry
 
 __all__ = [
     "MIN_DIGEST_PREFIX",
+    "NO_QUOTA",
+    "OPERATOR",
     "RESERVED_VERBS",
+    "AboutName",
     "AdapterRecord",
     "Alias",
     "AliasTarget",
@@ -40,11 +52,15 @@ __all__ = [
     "Card",
     "GenerationMismatch",
     "InvalidAlias",
+    "InvalidShare",
     "NameTaken",
     "NamedVersion",
     "NothingToRollBack",
     "OwnedElsewhere",
     "Page",
+    "Quota",
+    "QuotaExceeded",
+    "Reader",
     "Registry",
     "RegistryError",
     "RegistryTooNew",
@@ -52,10 +68,13 @@ __all__ = [
     "RegistryUnreadable",
     "State",
     "Sticky",
+    "TenantNotEmpty",
     "UnknownAdapter",
     "UnknownAlias",
     "UnknownVersion",
+    "Usage",
     "VersionFacts",
     "VersionState",
+    "View",
     "validate_name",
 ]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from typing import Any
 
-from sqlalchemy import Connection, and_, select
+from sqlalchemy import Connection, Select, Table, and_, select
 
+from livery_adapters.names import OPERATOR
+from livery_adapters.registry.reading import batches
 from livery_adapters.registry.rows import STATE_OF
-from livery_adapters.registry.schema import adapters, versions
+from livery_adapters.registry.schema import adapters, shares, versions
 
-_BATCH = 500  # values per query
 _COLUMNS = (
-    *(adapters.c[name] for name in ("name", "generation", "active", "pinned", "error", "error_code", "retired")),
+    *(
+        adapters.c[name]
+        for name in ("name", "generation", "active", "pinned", "error", "error_code", "retired", "owner")
+    ),
     *(versions.c[name] for name in ("digest", "weights", "peft_type", "nbytes", "coverage")),
     STATE_OF.label("state"),
 )
@@ -39,11 +43,18 @@ class Brief:
     peft_type: str
     rank: int  # the highest of its modules', 0 where it has none
     nbytes: int
+    owner: str = OPERATOR
+    grantees: tuple[str, ...] = ()  # the tenants it is shared with
 
 
 def briefs(connection: Connection, names: Iterable[str] | None) -> list[Brief]:
     """Those of `names` that aren't retired, None for all."""
-    queries = [_QUERY] if names is None else [_QUERY.where(adapters.c.name.in_(some)) for some in _batches(names)]
+    some: Sequence[list[str] | None] = [None] if names is None else list(batches(names))
+    found = [row for few in some for row in connection.execute(_among(_QUERY, adapters, few))]
+    granted = [row for few in some for row in connection.execute(_among(select(shares), shares, few))]
+    grantees: dict[str, list[str]] = {}
+    for row in granted:
+        grantees.setdefault(row.name, []).append(row.grantee)
     return [
         Brief(
             row.name,
@@ -58,19 +69,18 @@ def briefs(connection: Connection, names: Iterable[str] | None) -> list[Brief]:
             row.peft_type or "",
             _rank(row.coverage),
             row.nbytes or 0,
+            row.owner,
+            tuple(grantees.get(row.name, ())),
         )
-        for query in queries
-        for row in connection.execute(query)
+        for row in found
         if row.state != "retired"
     ]
+
+
+def _among(query: Select[Any], table: Table, names: list[str] | None) -> Select[Any]:
+    return query if names is None else query.where(table.c.name.in_(names))
 
 
 def _rank(coverage: str | None) -> int:
     found = json.loads(coverage).get("ranks") if coverage else None
     return max(found) if found else 0
-
-
-def _batches(values: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(values)
-    while some := list(islice(remaining, _BATCH)):
-        yield some

@@ -11,94 +11,162 @@ class RegistryError(Exception):
     code: ClassVar[str] = "registry_error"
 
 
-class UnknownAdapter(RegistryError):
+class AboutName(RegistryError):
+    """About one name, as `name` says it: whoever passes it on may put there what its caller calls it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.words(repr(self.name[:160]))
+
+    def words(self, shown: str) -> str:
+        """The message, with the name as it is to be shown."""
+        raise NotImplementedError
+
+
+class UnknownAdapter(AboutName):
     """No adapter has this name. `reason` says more where more is known."""
 
     code = "unknown_adapter"
 
     def __init__(self, name: str, reason: str | None = None) -> None:
-        super().__init__(f"no adapter named {name[:160]!r}" + (f": {reason}" if reason else ""))
-        self.name = name
+        super().__init__(name)
         self.reason = reason
 
+    def words(self, shown: str) -> str:
+        return f"no adapter named {shown}" + (f": {self.reason}" if self.reason else "")
 
-class UnknownVersion(RegistryError):
+
+class UnknownVersion(AboutName):
     """The name's history has no such version, or several that fit."""
 
     code = "unknown_version"
 
     def __init__(self, name: str, version: str, reason: str) -> None:
-        super().__init__(f"{name[:160]!r} has no version {version[:80]!r}: {reason}")
-        self.name = name
+        super().__init__(name)
         self.version = version
+        self.reason = reason
+
+    def words(self, shown: str) -> str:
+        return f"{shown} has no version {self.version[:80]!r}: {self.reason}"
 
 
-class UnknownAlias(RegistryError):
+class UnknownAlias(AboutName):
     """No alias has this name."""
 
     code = "unknown_alias"
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"no alias named {name[:160]!r}")
-        self.name = name
+    def words(self, shown: str) -> str:
+        return f"no alias named {shown}"
 
 
-class GenerationMismatch(RegistryError):
+class GenerationMismatch(AboutName):
     """A compare-and-set lost. `actual` is 0 where the name doesn't exist."""
 
     code = "generation_mismatch"
 
     def __init__(self, name: str, expected: int, actual: int) -> None:
-        found = f"is at generation {actual}" if actual else "does not exist"
-        wanted = f"generation {expected} was expected" if expected else "it was expected not to exist"
-        super().__init__(f"{name[:160]!r} {found} and {wanted}; read it again and decide anew")
-        self.name = name
+        super().__init__(name)
         self.expected = expected
         self.actual = actual
 
+    def words(self, shown: str) -> str:
+        found = f"is at generation {self.actual}" if self.actual else "does not exist"
+        wanted = f"generation {self.expected} was expected" if self.expected else "it was expected not to exist"
+        return f"{shown} {found} and {wanted}; read it again and decide anew"
 
-class OwnedElsewhere(RegistryError):
+
+class OwnedElsewhere(AboutName):
     """The adapter folder and everybody else never own one name."""
 
     code = "owned_elsewhere"
 
     def __init__(self, name: str, owner: str) -> None:
-        remedy = "change it in the folder" if owner == "folder" else "rename the subfolder"
-        super().__init__(f"{name[:160]!r} belongs to {owner!r}; {remedy}, delete the adapter first or use another name")
-        self.name = name
+        super().__init__(name)
         self.owner = owner
 
+    def words(self, shown: str) -> str:
+        remedy = "change it in the folder" if self.owner == "folder" else "rename the subfolder"
+        return f"{shown} belongs to {self.owner!r}; {remedy}, delete the adapter first or use another name"
 
-class NameTaken(RegistryError):
+
+class NameTaken(AboutName):
     """Adapters and aliases share one namespace. `kind` is what has the name."""
 
     code = "name_taken"
 
     def __init__(self, name: str, kind: str) -> None:
-        article = "an" if kind[0] in "aeiou" else "a"
-        super().__init__(f"{name[:160]!r} is {article} {kind}; delete it first or use another name")
-        self.name = name
+        super().__init__(name)
         self.kind = kind
 
+    def words(self, shown: str) -> str:
+        article = "an" if self.kind[0] in "aeiou" else "a"
+        return f"{shown} is {article} {self.kind}; delete it first or use another name"
 
-class NothingToRollBack(RegistryError):
+
+class NothingToRollBack(AboutName):
     """No version was active before the active one, or it is no longer kept."""
 
     code = "nothing_to_roll_back"
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name[:160]!r} has no earlier active version that is still kept; activate one by its number")
-        self.name = name
+    def words(self, shown: str) -> str:
+        return f"{shown} has no earlier active version that is still kept; activate one by its number"
 
 
-class InvalidAlias(RegistryError):
+class InvalidAlias(AboutName):
     """An alias must have targets that exist and positive weights."""
 
     code = "invalid_alias"
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"alias {name[:160]!r} is not possible: {reason}")
-        self.name = name
+        super().__init__(name)
+        self.reason = reason
+
+    def words(self, shown: str) -> str:
+        return f"alias {shown} is not possible: {self.reason}"
+
+
+class InvalidShare(AboutName):
+    """An adapter can't be shared like this."""
+
+    code = "invalid_share"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name)
+        self.reason = reason
+
+    def words(self, shown: str) -> str:
+        return f"{shown} can't be shared: {self.reason}"
+
+
+class QuotaExceeded(RegistryError):
+    """A tenant would keep more than it may. `quota` is what of: adapters, aliases, versions or adapter_bytes."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, quota: str, limit: int, kept: int) -> None:
+        what = "bytes of adapters" if quota == "adapter_bytes" else quota
+        super().__init__(
+            f"with this, {kept} {what} would be kept, and the tenant's quota is {limit}; delete what isn't needed any "
+            "more, or ask the operator for a larger quota"
+        )
+        self.quota = quota
+        self.limit = limit
+
+
+class TenantNotEmpty(RegistryError):
+    """There are adapters or aliases below a tenant's name."""
+
+    code = "tenant_not_empty"
+
+    def __init__(self, tenant: str, examples: tuple[str, ...]) -> None:
+        super().__init__(
+            f"there are adapters or aliases below {tenant + '/'!r} ({', '.join(examples)}, ...); delete or rename them "
+            "first"
+        )
+        self.tenant = tenant
 
 
 class RegistryTooNew(RegistryError):

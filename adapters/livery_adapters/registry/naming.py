@@ -8,11 +8,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import get_args
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
+from livery_adapters.names import OPERATOR
 from livery_adapters.registry import changes, reading
 from livery_adapters.registry.errors import InvalidAlias, NameTaken, UnknownAlias
-from livery_adapters.registry.records import Alias, AliasTarget, Sticky
+from livery_adapters.registry.records import Alias, AliasTarget, Reader, Sticky
 from livery_adapters.registry.rows import printable
 from livery_adapters.registry.schema import alias_targets, aliases
 from livery_adapters.registry.writing import check_generation
@@ -20,14 +21,15 @@ from livery_adapters.registry.writing import check_generation
 MAX_TARGETS = 64
 
 
-def find(connection: Connection, name: str) -> Alias | None:
-    found = _all(connection, name)
+def find(connection: Connection, name: str, reader: Reader | None = None) -> Alias | None:
+    seen = [] if reader is None else [reading.readable(aliases, reader)]
+    found = _all(connection, aliases.c.name == name, *seen)
     return found[0] if found else None
 
 
-def every(connection: Connection) -> tuple[Alias, ...]:
-    """All aliases by name."""
-    return tuple(_all(connection, None))
+def every(connection: Connection, *conditions: ColumnElement[bool]) -> tuple[Alias, ...]:
+    """All aliases that conditions fit, by name."""
+    return tuple(_all(connection, *conditions))
 
 
 def set_alias(
@@ -37,6 +39,7 @@ def set_alias(
     sticky: Sticky,
     expected: int | None,
     reserved: Collection[str],
+    owner: str,
 ) -> Alias:
     """See Registry.set_alias."""
     targets = [replace(target, name=printable(target.name)) for target in targets]
@@ -44,13 +47,15 @@ def set_alias(
         raise NameTaken(name, "adapter")
     before = find(connection, name)
     check_generation(name, expected, before.generation if before else 0)
-    _check(connection, name, targets, sticky, reserved)
+    if before is not None and before.owner != owner:
+        raise NameTaken(name, f"alias of tenant {before.owner}")
+    _check(connection, name, targets, sticky, reserved, owner)
     if before is not None and (before.targets, before.sticky) == (tuple(targets), sticky):
         return before
     generation = before.generation + 1 if before else 1
     values = {"sticky": sticky, "generation": generation, "updated": time.time()}
     if before is None:
-        connection.execute(insert(aliases).values(name=name, **values))
+        connection.execute(insert(aliases).values(name=name, owner=owner, **values))
     else:
         connection.execute(update(aliases).where(aliases.c.name == name).values(values))
         connection.execute(delete(alias_targets).where(alias_targets.c.alias == name))
@@ -76,7 +81,12 @@ def delete_alias(connection: Connection, name: str, expected: int | None) -> Non
 
 
 def _check(
-    connection: Connection, name: str, targets: Sequence[AliasTarget], sticky: Sticky, reserved: Collection[str]
+    connection: Connection,
+    name: str,
+    targets: Sequence[AliasTarget],
+    sticky: Sticky,
+    reserved: Collection[str],
+    owner: str,
 ) -> None:
     if sticky not in get_args(Sticky):
         raise InvalidAlias(name, f"sticky is one of {', '.join(get_args(Sticky))}, not {sticky[:80]!r}")
@@ -91,22 +101,27 @@ def _check(
             )
         if target.name in reserved:
             continue
-        record = reading.find(connection, target.name)
+        found = (reading.find(connection, target.name, reader=reader) for reader in readers_of(owner))
+        record = next((record for record in found if record is not None), None)
         if record is None or record.generation == 0:
             raise InvalidAlias(name, f"{target.name[:160]!r} is no adapter; add it first (an alias can't be a target)")
 
 
-def _all(connection: Connection, name: str | None) -> list[Alias]:
+def readers_of(tenant: str) -> tuple[Reader, ...]:
+    """Whoever a tenant may be to a name that it may use: its owner, one of the operator's customers, a grantee."""
+    return Reader("owner", tenant), Reader("owner", OPERATOR), Reader("shared", tenant)
+
+
+def _all(connection: Connection, *conditions: ColumnElement[bool]) -> list[Alias]:
     query = (
         select(aliases, alias_targets.c.target, alias_targets.c.weight)
         .join(alias_targets, alias_targets.c.alias == aliases.c.name)
+        .where(*conditions)
         .order_by(aliases.c.name, alias_targets.c.position)
     )
-    if name is not None:
-        query = query.where(aliases.c.name == name)
     found: dict[str, Alias] = {}
     for row in connection.execute(query):
         before = found[row.name].targets if row.name in found else ()
         targets = (*before, AliasTarget(row.target, row.weight))
-        found[row.name] = Alias(row.name, targets, row.sticky, row.generation, row.updated)
+        found[row.name] = Alias(row.name, targets, row.sticky, row.generation, row.updated, row.owner)
     return list(found.values())

@@ -7,19 +7,19 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, not_, select
+from sqlalchemy import ColumnElement, Connection, Row, Table, and_, exists, false, func, not_, select
 
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.registry.errors import UnknownAdapter, UnknownVersion
-from livery_adapters.registry.records import AdapterRecord, Card, NamedVersion, Page, VersionFacts
+from livery_adapters.registry.records import AdapterRecord, Card, NamedVersion, Page, Reader, VersionFacts
 from livery_adapters.registry.rows import RECORDS, STATE_OF, VERSIONS, printable, record_of, version_of
-from livery_adapters.registry.schema import adapters, versions
+from livery_adapters.registry.schema import adapters, shares, versions
 
 MAX_PAGE = 1000
 _BATCH = 500  # values per query
 _HEX = re.compile(r"[0-9a-f]{1,64}")
 
-_RETIRED = and_(adapters.c.retired, adapters.c.error.is_(None))
+RETIRED = and_(adapters.c.retired, adapters.c.error.is_(None))
 _SERVED = and_(versions.c.name == adapters.c.name, versions.c.number == adapters.c.active)
 
 
@@ -28,40 +28,71 @@ def row_of(connection: Connection, name: str) -> Row[Any] | None:
     return connection.execute(select(adapters).where(adapters.c.name == name)).one_or_none()
 
 
-def find(connection: Connection, name: str, *, include_retired: bool = False) -> AdapterRecord | None:
-    row = connection.execute(RECORDS.where(adapters.c.name == name)).one_or_none()
+def find(
+    connection: Connection, name: str, *, include_retired: bool = False, reader: Reader | None = None
+) -> AdapterRecord | None:
+    conditions = [] if reader is None else [readable(adapters, reader)]
+    row = connection.execute(RECORDS.where(adapters.c.name == name, *conditions)).one_or_none()
     if row is None or (row.state == "retired" and not include_retired):
         return None
     return record_of(row)
 
 
-def get(connection: Connection, name: str, *, include_retired: bool = False) -> AdapterRecord:
-    record = find(connection, name, include_retired=include_retired)
+def get(
+    connection: Connection, name: str, *, include_retired: bool = False, reader: Reader | None = None
+) -> AdapterRecord:
+    record = find(connection, name, include_retired=include_retired, reader=reader)
     if record is None:
         raise UnknownAdapter(name)
     return record
 
 
 def matching(
-    state: str | None, source: str | None, search: str | None, include_retired: bool
+    state: str | None, source: str | None, owner: str | None, include_retired: bool
 ) -> list[ColumnElement[bool]]:
     """The conditions of a page or count."""
     found: list[ColumnElement[bool]] = []
+    if owner is not None:
+        found.append(adapters.c.owner == printable(owner))
     if not include_retired and state != "retired":
-        found.append(not_(_RETIRED))
+        found.append(not_(RETIRED))
     if state is not None:
         found.append(STATE_OF.is_not_distinct_from(printable(state)))
     if source is not None:
         found.append(adapters.c.source == printable(source))
-    if search:
-        found.append(func.lower(adapters.c.name).contains(printable(search).lower(), autoescape=True))
     return found
+
+
+def named_like(name: ColumnElement[str], search: str | None) -> list[ColumnElement[bool]]:
+    """The condition that `search` is part of a name, whatever the case."""
+    return [func.lower(name).contains(printable(search).lower(), autoescape=True)] if search else []
+
+
+def records(connection: Connection, names: Iterable[str]) -> list[AdapterRecord]:
+    """The records with these names, in no order."""
+    rows = (row for some in batches(names) for row in connection.execute(RECORDS.where(adapters.c.name.in_(some))))
+    return [record_of(row) for row in rows]
+
+
+def readable(table: Table, reader: Reader) -> ColumnElement[bool]:
+    """The condition that a reader may use what it names; aliases aren't shared."""
+    if reader.how == "owner":
+        return table.c.owner == printable(reader.tenant)
+    if table is not adapters:
+        return false()
+    granted = exists().where(shares.c.name == table.c.name, shares.c.grantee == printable(reader.tenant))
+    return granted.correlate(table)
+
+
+def check_limit(limit: int) -> None:
+    """Raises ValueError for a limit out of range."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise ValueError(f"a page has 1 to {MAX_PAGE} records, not {limit}")
 
 
 def page(connection: Connection, after: str, limit: int, conditions: list[ColumnElement[bool]]) -> Page:
     """The next names by their bytes. Raises ValueError for a limit out of range."""
-    if not 1 <= limit <= MAX_PAGE:
-        raise ValueError(f"a page has 1 to {MAX_PAGE} records, not {limit}")
+    check_limit(limit)
     query = RECORDS.where(adapters.c.name > after, *conditions).order_by(adapters.c.name).limit(limit + 1)
     rows = connection.execute(query).all()
     records = tuple(record_of(row) for row in rows[:limit])
@@ -73,10 +104,11 @@ def count(connection: Connection, conditions: list[ColumnElement[bool]]) -> int:
     return connection.execute(query).scalar_one()
 
 
-def cards(connection: Connection) -> list[Card]:
+def cards(connection: Connection, conditions: list[ColumnElement[bool]]) -> list[Card]:
     """Names with an active version, and nothing of what it holds: there may be ten thousands."""
-    query = select(adapters.c.name, versions.c.digest, versions.c.added).select_from(adapters.join(versions, _SERVED))
-    return [Card(row.name, row.digest, row.added) for row in connection.execute(query)]
+    columns = (adapters.c.name, versions.c.digest, versions.c.added, adapters.c.owner)
+    query = select(*columns).select_from(adapters.join(versions, _SERVED)).where(*conditions)
+    return [Card(row.name, row.digest, row.added, row.owner) for row in connection.execute(query)]
 
 
 def count_served(connection: Connection) -> int:
@@ -85,7 +117,7 @@ def count_served(connection: Connection) -> int:
 
 def served_among(connection: Connection, names: Iterable[str]) -> set[str]:
     found: set[str] = set()
-    for some in _batches(names):
+    for some in batches(names):
         query = select(adapters.c.name).where(adapters.c.active.is_not(None), adapters.c.name.in_(some))
         found.update(connection.execute(query).scalars())
     return found
@@ -140,7 +172,7 @@ def proven_facts(connection: Connection, weights: str, approximate: int, base_di
 def serving(connection: Connection, weights: Iterable[str], column: ColumnElement[str]) -> list[str]:
     """`column` of every active version whose files are among `weights`."""
     found: set[str] = set()
-    for some in _batches(set(weights)):
+    for some in batches(set(weights)):
         query = select(column).select_from(adapters.join(versions, _SERVED)).where(versions.c.weights.in_(some))
         found.update(connection.execute(query).scalars())
     return sorted(found)
@@ -150,7 +182,8 @@ def weights_in_use(connection: Connection) -> set[str]:
     return set(connection.execute(select(versions.c.weights).distinct()).scalars())
 
 
-def _batches(values: Iterable[str]) -> Iterator[list[str]]:
+def batches(values: Iterable[str]) -> Iterator[list[str]]:
+    """So many as a query takes."""
     remaining = iter(values)
     while some := list(islice(remaining, _BATCH)):
         yield some

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from livery_adapters.names import OPERATOR
+
 State = Literal["registered", "staging", "ready", "draining", "failed", "retired"]
 VersionState = Literal["ready", "registered"]
 Sticky = Literal["user", "key", "none"]
@@ -55,7 +57,8 @@ class AdapterRecord:
     `generation` counts the changes of what the name stands for; 0: it never had a version. `source` is who gave the
     name its versions ("folder", "api", ...), `origin` where the last one came from and `origin_digest` the digest of
     its files. With an active version, `error` is why its successor wasn't taken. The registry itself never says
-    "staging" or "draining": those are states of a server.
+    "staging" or "draining": those are states of a server. `owner` is the tenant it belongs to: `default`, the
+    operator, or the name begins with OWNER/.
     """
 
     name: str
@@ -70,6 +73,7 @@ class AdapterRecord:
     error_code: str | None
     created: float
     updated: float
+    owner: str = OPERATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class Card:
     name: str
     digest: str
     created: float
+    owner: str = OPERATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +111,49 @@ class Alias:
     sticky: Sticky
     generation: int
     updated: float
+    owner: str = OPERATOR
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who asks for a name: its owner, or a tenant that it is shared with. Of another's name nothing is found."""
+
+    how: Literal["owner", "shared"]
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Whose eyes a list is for: names of its own, which it knows without OWNER/, the operator's, and shared ones.
+
+    Where one of the three is False, only those in `names`, as the tenant knows them; a `*` at the end stands for any
+    rest. A name of its own hides another one that it would know by the same name.
+    """
+
+    tenant: str
+    own: bool = True
+    public: bool = True
+    shared: bool = True
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a tenant keeps: adapters with a version, versions of them, bytes of their files, each counted once."""
+
+    adapters: int = 0
+    aliases: int = 0
+    versions: int = 0
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """The most that a tenant may keep, None for any number. There may be as many aliases as adapters."""
+
+    adapters: int | None = None
+    versions: int | None = None
+    nbytes: int | None = None
+
+
+NO_QUOTA = Quota()

@@ -16,28 +16,33 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from livery_adapters.names import validate_name
-from livery_adapters.registry import changes, naming, reading, writing
+from livery_adapters.names import OPERATOR, validate_name
+from livery_adapters.registry import changes, keeping, naming, reading, viewing, writing
 from livery_adapters.registry.briefs import Brief, briefs
 from livery_adapters.registry.database import Database
 from livery_adapters.registry.errors import UnknownAlias
 from livery_adapters.registry.migrations import migrate
 from livery_adapters.registry.records import (
+    NO_QUOTA,
     AdapterRecord,
     Alias,
     AliasTarget,
     Card,
     NamedVersion,
     Page,
+    Quota,
+    Reader,
     Sticky,
     VersionFacts,
     VersionState,
+    View,
 )
 from livery_adapters.registry.rows import printable
-from livery_adapters.registry.schema import adapters, versions
+from livery_adapters.registry.schema import adapters, aliases, versions
+from livery_adapters.registry.tenants import TenantsVerbs
 
 
-class Registry:
+class Registry(TenantsVerbs):
     """The only writer of names, versions, aliases and states.
 
     Every method may raise RegistryUnavailable (the database can't be used now) or RegistryUnreadable (damaged).
@@ -47,7 +52,7 @@ class Registry:
 
     def __init__(self, database: Database, reserved: Collection[str] = ()) -> None:
         """Use `open`, which brings the schema up to date."""
-        self.database = database
+        super().__init__(database)
         self.reserved = frozenset(reserved)
 
     @classmethod
@@ -83,45 +88,57 @@ class Registry:
         expected_generation: int | None = None,
         activate: bool = True,
         keep: int = 0,
+        owner: str = OPERATOR,
+        quota: Quota = NO_QUOTA,
     ) -> AdapterRecord:
         """Add a version to the name's history unless it is there, and make it active unless `activate` is False.
 
         One that was never run doesn't take the place of one that was: it waits in the history to be activated.
-        `keep` trims the history of this name as `trim` does; 0 keeps all of it.
+        `keep` trims the history of this name as `trim` does; 0 keeps all of it. A new name belongs to `owner`: a
+        tenant whose names begin with OWNER/, or the operator. `quota` is looked at last, with what was trimmed gone.
 
         A version that is active already changes nothing but what is known of where it came from; errors before are
         past. When the folder gives the files it gave last time, the record stays as it stands, also when it was
         retired or rolled back since. The same files checked against another base model bring new facts.
 
-        Raises AdapterRefused (invalid_name), NameTaken, GenerationMismatch, and OwnedElsewhere: the folder and
-        others never share a name before it is retired.
+        Raises AdapterRefused (invalid_name), NameTaken, GenerationMismatch, QuotaExceeded, and OwnedElsewhere: the
+        folder and others never share a name before it is retired.
         """
-        validate_name(name, self.reserved)
-        arrival = writing.Arrival(source, origin, state, pinned, activate)
-        with self.database.write() as connection:
+        validate_name(name, self.reserved, owner)
+        arrival = writing.Arrival(source, origin, state, pinned, activate, owner)
+        with self.database.write() as connection, keeping.within(connection, owner, quota):
             record = writing.put(connection, name, facts, arrival, expected_generation)
             if keep:
                 writing.trim(connection, keep, name)
             return record
 
-    def check_put(self, name: str, source: str, expected_generation: int | None = None) -> None:
-        """Whether `put` would refuse, as things stand now; changes nothing. Raises as `put` does."""
-        validate_name(name, self.reserved)
+    def check_put(
+        self,
+        name: str,
+        source: str,
+        expected_generation: int | None = None,
+        *,
+        owner: str = OPERATOR,
+        quota: Quota = NO_QUOTA,
+    ) -> None:
+        """Whether `put` would refuse whatever comes, as things stand now; changes nothing. Raises as `put` does."""
+        validate_name(name, self.reserved, owner)
         with self.database.read() as connection:
-            writing.check_put(connection, name, source, expected_generation)
+            writing.check_put(connection, name, source, expected_generation, owner)
+            keeping.check_room(connection, name, owner, quota)
 
     def mark_ready(self, name: str, digest: str) -> AdapterRecord:
         """A registered version has been run. Raises UnknownAdapter, UnknownVersion."""
         with self.database.write() as connection:
             return writing.mark_ready(connection, printable(name), digest)
 
-    def fail(self, name: str, *, code: str, message: str, source: str, origin: str) -> None:
+    def fail(self, name: str, *, code: str, message: str, source: str, origin: str, owner: str = OPERATOR) -> None:
         """Record why a version was not taken. An active one goes on serving, and a name without any is `failed`.
 
         Nothing is recorded for a name that is an alias, or that another owner's version is active under.
         """
         with self.database.write() as connection:
-            writing.fail(connection, printable(name), code, message, source, origin)
+            writing.fail(connection, printable(name), code, message, source, origin, owner)
 
     def forget_failure(self, name: str) -> None:
         """The error is past; a name that never had a version is gone. Does nothing where there is none."""
@@ -166,14 +183,20 @@ class Registry:
             return writing.pin(connection, printable(name), pinned)
 
     def set_profile(
-        self, name: str, profile: Mapping[str, object], expected_generation: int | None = None
+        self,
+        name: str,
+        profile: Mapping[str, object],
+        expected_generation: int | None = None,
+        quota: Quota = NO_QUOTA,
     ) -> AdapterRecord:
         """Serve the active version's weights with another profile: a new version, or one there was.
 
-        Raises UnknownAdapter, GenerationMismatch.
+        Raises UnknownAdapter, GenerationMismatch, QuotaExceeded.
         """
         with self.database.write() as connection:
-            return writing.set_profile(connection, printable(name), profile, expected_generation)
+            owner = reading.get(connection, printable(name)).owner
+            with keeping.within(connection, owner, quota):
+                return writing.set_profile(connection, printable(name), profile, expected_generation)
 
     def trim(self, keep: int) -> list[tuple[str, str]]:
         """Drop inactive versions beyond the newest `keep` of each name that isn't pinned: (name, digest) of each."""
@@ -182,15 +205,15 @@ class Registry:
 
     # -- looking ---------------------------------------------------------------------------------------
 
-    def get(self, name: str, *, include_retired: bool = False) -> AdapterRecord:
-        """How `name` stands. Raises UnknownAdapter."""
+    def get(self, name: str, *, include_retired: bool = False, reader: Reader | None = None) -> AdapterRecord:
+        """How `name` stands, as far as `reader` may know (None: everything). Raises UnknownAdapter."""
         with self.database.read() as connection:
-            return reading.get(connection, printable(name), include_retired=include_retired)
+            return reading.get(connection, printable(name), include_retired=include_retired, reader=reader)
 
-    def find(self, name: str, *, include_retired: bool = False) -> AdapterRecord | None:
-        """How `name` stands, None when there is no such adapter."""
+    def find(self, name: str, *, include_retired: bool = False, reader: Reader | None = None) -> AdapterRecord | None:
+        """How `name` stands, None when there is no such adapter that `reader` may use (None: any)."""
         with self.database.read() as connection:
-            return reading.find(connection, printable(name), include_retired=include_retired)
+            return reading.find(connection, printable(name), include_retired=include_retired, reader=reader)
 
     def page(
         self,
@@ -201,10 +224,19 @@ class Registry:
         search: str | None = None,
         *,
         include_retired: bool = False,
+        owner: str | None = None,
+        view: View | None = None,
     ) -> Page:
-        """The `limit` (1 to 1000) records whose names follow `after`, in one query. `search` is part of a name."""
-        conditions = reading.matching(state, source, search, include_retired)
+        """The `limit` (1 to 1000) records whose names follow `after`, in a few queries. `search` is part of a name.
+
+        `owner`: only what belongs to this tenant. With a `view`, names are looked for, sorted and continued from
+        (`after`, `next_after`) as that tenant knows them; the records have them in full all the same.
+        """
+        conditions = reading.matching(state, source, owner, include_retired)
         with self.database.read() as connection:
+            if view is not None:
+                return viewing.page(connection, view, printable(after), limit, conditions, search)
+            conditions += reading.named_like(adapters.c.name, search)
             return reading.page(connection, printable(after), limit, conditions)
 
     def count(
@@ -214,17 +246,23 @@ class Registry:
         search: str | None = None,
         *,
         include_retired: bool = False,
+        owner: str | None = None,
+        view: View | None = None,
     ) -> int:
         """How many records all pages hold together."""
-        conditions = reading.matching(state, source, search, include_retired)
+        conditions = reading.matching(state, source, owner, include_retired)
         with self.database.read() as connection:
-            return reading.count(connection, conditions)
+            if view is not None:
+                return viewing.count(connection, view, conditions, search)
+            return reading.count(connection, [*conditions, *reading.named_like(adapters.c.name, search)])
 
-    def cards(self) -> list[Card]:
-        """Every name that takes requests, aliases too, by name."""
+    def cards(self, view: View | None = None) -> list[Card]:
+        """Every name that takes requests and that a view shows, aliases too, by name in full."""
         with self.database.read() as connection:
-            aliases = [Card(alias.name, "", alias.updated) for alias in naming.every(connection)]
-            return sorted([*reading.cards(connection), *aliases], key=lambda card: card.name)
+            named = naming.every(connection) if view is None else viewing.every_alias(connection, view)
+            others = [Card(alias.name, "", alias.updated, alias.owner) for alias in named]
+            served = reading.cards(connection, []) if view is None else viewing.cards(connection, view)
+            return sorted([*served, *others], key=lambda card: card.name)
 
     def briefs(self, names: Iterable[str] | None = None) -> list[Brief]:
         """All adapters in few words, or those of `names` that are there; retired ones aren't."""
@@ -288,32 +326,39 @@ class Registry:
     # -- aliases ---------------------------------------------------------------------------------------
 
     def set_alias(
-        self, name: str, targets: Sequence[AliasTarget], sticky: Sticky, expected_generation: int | None = None
+        self,
+        name: str,
+        targets: Sequence[AliasTarget],
+        sticky: Sticky,
+        expected_generation: int | None = None,
+        *,
+        owner: str = OPERATOR,
+        quota: Quota = NO_QUOTA,
     ) -> Alias:
-        """Let a name share its requests out to adapters, or to the base model, by weight.
+        """Let a name share its requests out to adapters that its owner may use, or to the base model, by weight.
 
-        Raises AdapterRefused (invalid_name), NameTaken, InvalidAlias, GenerationMismatch.
+        Raises AdapterRefused (invalid_name), NameTaken, InvalidAlias, GenerationMismatch, QuotaExceeded.
         """
-        validate_name(name, self.reserved)
-        with self.database.write() as connection:
-            return naming.set_alias(connection, name, targets, sticky, expected_generation, self.reserved)
+        validate_name(name, self.reserved, owner)
+        with self.database.write() as connection, keeping.within(connection, owner, quota):
+            return naming.set_alias(connection, name, targets, sticky, expected_generation, self.reserved, owner)
 
-    def alias(self, name: str) -> Alias:
+    def alias(self, name: str, reader: Reader | None = None) -> Alias:
         """Raises UnknownAlias."""
-        found = self.find_alias(name)
+        found = self.find_alias(name, reader)
         if found is None:
             raise UnknownAlias(name)
         return found
 
-    def find_alias(self, name: str) -> Alias | None:
-        """The alias, None when there is none of this name."""
+    def find_alias(self, name: str, reader: Reader | None = None) -> Alias | None:
+        """The alias, None when there is none of this name that `reader` may use (None: any)."""
         with self.database.read() as connection:
-            return naming.find(connection, printable(name))
+            return naming.find(connection, printable(name), reader)
 
-    def aliases(self) -> tuple[Alias, ...]:
-        """All aliases by name."""
+    def aliases(self, owner: str | None = None) -> tuple[Alias, ...]:
+        """All aliases of a tenant (None: of everybody) by name."""
         with self.database.read() as connection:
-            return naming.every(connection)
+            return naming.every(connection, *([] if owner is None else [aliases.c.owner == printable(owner)]))
 
     def delete_alias(self, name: str, expected_generation: int | None = None) -> None:
         """Raises UnknownAlias, GenerationMismatch."""

@@ -44,6 +44,7 @@ def record_of(row: Row[Any]) -> AdapterRecord:
         error_code=row.error_code,
         created=row.created,
         updated=row.updated,
+        owner=row.owner,
     )
 
 

@@ -21,6 +21,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from livery_adapters.names import OPERATOR
+
 metadata = MetaData()
 
 
@@ -47,6 +49,8 @@ adapters = Table(
     Column("error_code", Text),
     Column("created", Double, nullable=False),
     Column("updated", Double, nullable=False),
+    Column("owner", _name(), nullable=False, server_default=OPERATOR),  # a tenant
+    Index("adapters_owner", "owner", "name"),
 )
 
 versions = Table(
@@ -92,6 +96,8 @@ aliases = Table(
     Column("sticky", Text, nullable=False),
     Column("generation", BigInteger, nullable=False),
     Column("updated", Double, nullable=False),
+    Column("owner", _name(), nullable=False, server_default=OPERATOR),
+    Index("aliases_owner", "owner", "name"),
 )
 
 alias_targets = Table(
@@ -102,6 +108,17 @@ alias_targets = Table(
     Column("target", Text, nullable=False),
     Column("weight", Double, nullable=False),
     PrimaryKeyConstraint("alias", "position", name="alias_targets_key"),
+)
+
+# Which tenants may use an adapter that another one owns.
+shares = Table(
+    "shares",
+    metadata,
+    Column("name", _name(), ForeignKey("adapters.name", ondelete="CASCADE"), nullable=False),
+    Column("grantee", _name(), nullable=False),
+    Column("since", Double, nullable=False),
+    PrimaryKeyConstraint("name", "grantee", name="shares_key"),
+    Index("shares_grantee", "grantee", "name"),
 )
 
 changes = Table(

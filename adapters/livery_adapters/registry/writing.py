@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from livery_adapters.identity import version_digest
+from livery_adapters.names import OPERATOR
 from livery_adapters.registry import changes, reading
 from livery_adapters.registry.errors import (
     GenerationMismatch,
@@ -22,7 +23,7 @@ from livery_adapters.registry.errors import (
 )
 from livery_adapters.registry.records import AdapterRecord, NamedVersion, VersionFacts, VersionState
 from livery_adapters.registry.rows import columns_of, measured, printable
-from livery_adapters.registry.schema import activations, adapters, aliases, versions
+from livery_adapters.registry.schema import activations, adapters, aliases, shares, versions
 
 FOLDER = "folder"
 ACTIVATIONS_KEPT = 50  # per name
@@ -30,13 +31,14 @@ ACTIVATIONS_KEPT = 50  # per name
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """How a version came: who gave it, from where, in what state, and what becomes of the name."""
+    """How a version came: who gave it, from where, in what state, what becomes of the name, and whose that is."""
 
     source: str
     origin: str
     state: VersionState
     pinned: bool | None
     activate: bool
+    owner: str = OPERATOR
 
 
 def put(
@@ -47,14 +49,15 @@ def put(
     check_generation(name, expected, _generation(row))
     if arrival.source == FOLDER and row is not None and row.folder_digest == facts.digest:
         return _seen_before(connection, row, facts, arrival)
-    _check_owner(connection, name, row, arrival.source)
-    row = row or _create(connection, name, arrival.source)
+    _check_free(connection, name, row, arrival.source, arrival.owner)
+    row = row or _create(connection, name, arrival.source, arrival.owner)
     number, is_new = _remember(connection, row, facts, arrival.state)
     values: dict[str, object] = {
         "source": printable(arrival.source),
         "origin": printable(arrival.origin),
         "origin_digest": facts.weights,
         "retired": False,
+        "owner": arrival.owner,
     }
     if arrival.source == FOLDER:
         values["folder_digest"] = facts.digest
@@ -70,12 +73,12 @@ def put(
     return _change(connection, name, values)
 
 
-def check_put(connection: Connection, name: str, source: str, expected: int | None) -> None:
+def check_put(connection: Connection, name: str, source: str, expected: int | None, owner: str) -> None:
     """See Registry.check_put."""
     row = reading.row_of(connection, name)
     check_generation(name, expected, _generation(row))
     if source != FOLDER:  # the folder may give once more what it gave before, whoever has the name by now
-        _check_owner(connection, name, row, source)
+        _check_free(connection, name, row, source, owner)
 
 
 def _seen_before(connection: Connection, row: Row[Any], facts: VersionFacts, arrival: Arrival) -> AdapterRecord:
@@ -109,7 +112,9 @@ def mark_ready(connection: Connection, name: str, digest: str) -> AdapterRecord:
     return record
 
 
-def fail(connection: Connection, name: str, code: str, message: str, source: str, origin: str) -> None:
+def fail(
+    connection: Connection, name: str, code: str, message: str, source: str, origin: str, owner: str = OPERATOR
+) -> None:
     """See Registry.fail."""
     if _is_alias(connection, name):
         return
@@ -123,7 +128,7 @@ def fail(connection: Connection, name: str, code: str, message: str, source: str
     elif source:
         values |= {"source": printable(source), "origin": printable(origin)}
     if row is None:
-        _create(connection, name, source)
+        _create(connection, name, source, owner)
     _change(connection, name, values)
 
 
@@ -183,6 +188,7 @@ def retire(connection: Connection, name: str, expected: int | None) -> AdapterRe
     """See Registry.retire."""
     row = _existing(connection, name, expected)
     connection.execute(delete(versions).where(versions.c.name == name))
+    connection.execute(delete(shares).where(shares.c.name == name))
     values = {"retired": True, "pinned": False, "active": None, "activation": None, "generation": row.generation + 1}
     return _change(connection, name, values)
 
@@ -260,15 +266,17 @@ def _is_alias(connection: Connection, name: str) -> bool:
     return connection.execute(select(aliases.c.name).where(aliases.c.name == name)).first() is not None
 
 
-def _check_owner(connection: Connection, name: str, row: Row[Any] | None, source: str) -> None:
+def _check_free(connection: Connection, name: str, row: Row[Any] | None, source: str, owner: str) -> None:
     """Raises NameTaken, OwnedElsewhere."""
     if _is_alias(connection, name):
         raise NameTaken(name, "alias")
+    if _generation(row) and row is not None and row.owner != owner:
+        raise NameTaken(name, f"adapter of tenant {row.owner}")
     if _generation(row) and row is not None and (row.source == FOLDER) != (source == FOLDER):
         raise OwnedElsewhere(name, row.source)
 
 
-def _create(connection: Connection, name: str, source: str) -> Row[Any]:
+def _create(connection: Connection, name: str, source: str, owner: str) -> Row[Any]:
     now = time.time()
     connection.execute(
         insert(adapters).values(
@@ -281,6 +289,7 @@ def _create(connection: Connection, name: str, source: str) -> Row[Any]:
             origin="",
             created=now,
             updated=now,
+            owner=owner,
         )
     )
     row = reading.row_of(connection, name)

@@ -111,6 +111,12 @@ class GenerationOnly(StrictBody):
     expected_generation: Generation | None = None
 
 
+class ShareBody(StrictBody):
+    """POST /v1/adapters/{name}/share and /unshare: with whom."""
+
+    tenant: Name
+
+
 class AliasTargetBody(StrictBody):
     adapter: Name
     weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0

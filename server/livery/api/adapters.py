@@ -16,6 +16,7 @@ from livery.api.adapter_bodies import (
     GenerationOnly,
     ProfileBody,
     PutAdapterBody,
+    ShareBody,
     profile_text,
 )
 from livery.api.answers import (
@@ -30,11 +31,12 @@ from livery.api.answers import (
     DeletedAlias,
     DeletedModel,
     Leaving,
+    Shared,
     VersionList,
     answers,
     plain,
 )
-from livery.api.context import ContextDep
+from livery.api.context import ManagedDep
 from livery.api.reading import BodyRoute
 from livery.api.responses import json_response
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
@@ -50,40 +52,42 @@ ACCEPTED = 202
 
 @router.get("/v1/adapters", responses=answers(AdapterList))
 async def list_adapters(
-    context: ContextDep,
+    managed: ManagedDep,
     after: str = "",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     state: State | None = None,
     source: str | None = None,
     search: str | None = None,
+    tenant: str | None = None,
 ) -> Response:
-    management = context.management
-    return json_response(await management.ls(after=after, limit=limit, state=state, source=source, search=search))
+    """What the key may use, by the names it knows; `tenant`, an operator's choice: what belongs to this one."""
+    found = managed.ls(after=after, limit=limit, state=state, source=source, search=search, tenant=tenant)
+    return json_response(await found)
 
 
 @router.post("/v1/adapters:check", responses=answers(CheckedAdapter), openapi_extra=UPLOAD_OR_SOURCE)
 async def check_adapter(
     request: Request,
-    context: ContextDep,
+    managed: ManagedDep,
     approximate: Annotated[int | None, Query(ge=1, le=4096)] = None,
 ) -> Response:
     """A dry run: the coverage report, or why the adapter would be refused. JSON names a source, multipart brings it."""
     if is_upload(request.headers.get("content-type", "")):
-        return json_response(await context.management.check_upload(uploaded(request), approximate=approximate or 0))
+        return json_response(await managed.check_upload(uploaded(request), approximate=approximate or 0))
     body = CheckBody.parse(await request.body())
-    return json_response(await context.management.check(body.source, approximate=body.approximate or 0))
+    return json_response(await managed.check(body.source, approximate=body.approximate or 0))
 
 
 @router.get("/v1/adapters/{name:path}/versions", responses=answers(VersionList))
-async def list_versions(name: str, context: ContextDep) -> Response:
-    return json_response(await context.management.versions(name))
+async def list_versions(name: str, managed: ManagedDep) -> Response:
+    return json_response(await managed.versions(name))
 
 
 @router.post("/v1/adapters/{name:path}/versions", responses=answers(Adapter), openapi_extra=UPLOAD)
 async def upload_version(
     name: str,
     request: Request,
-    context: ContextDep,
+    managed: ManagedDep,
     pinned: bool | None = None,
     expected_generation: Annotated[int | None, Query(ge=0)] = None,
     approximate: Annotated[int | None, Query(ge=1, le=4096)] = None,
@@ -93,92 +97,104 @@ async def upload_version(
     """Take in the files of a multipart body as they arrive. `profile`, a JSON object, replaces its profile.yaml."""
     chosen = None if profile is None else profile_text(profile)
     options = AddOptions(pinned, expected_generation, approximate or 0, activate, chosen)
-    return json_response(await context.management.upload(name, uploaded(request), options))
+    return json_response(await managed.upload(name, uploaded(request), options))
 
 
 @router.post("/v1/adapters/{name:path}/activate", responses=answers(Adapter))
-async def activate(name: str, body: ActivateBody, context: ContextDep) -> Response:
-    return json_response(await context.management.activate(name, str(body.version), body.expected_generation))
+async def activate(name: str, body: ActivateBody, managed: ManagedDep) -> Response:
+    return json_response(await managed.activate(name, str(body.version), body.expected_generation))
 
 
 @router.post("/v1/adapters/{name:path}/rollback", responses=answers(Adapter))
-async def rollback(name: str, context: ContextDep, body: GenerationOnly | None = None) -> Response:
-    return json_response(await context.management.rollback(name, body.expected_generation if body else None))
+async def rollback(name: str, managed: ManagedDep, body: GenerationOnly | None = None) -> Response:
+    return json_response(await managed.rollback(name, body.expected_generation if body else None))
 
 
 @router.post("/v1/adapters/{name:path}/prefetch", responses=answers(Adapter))
-async def prefetch(name: str, context: ContextDep) -> Response:
-    return json_response(await context.management.prefetch(name))
+async def prefetch(name: str, managed: ManagedDep) -> Response:
+    return json_response(await managed.prefetch(name))
 
 
 @router.post("/v1/adapters/{name:path}/pin", responses=answers(Adapter))
-async def pin(name: str, context: ContextDep) -> Response:
-    return json_response(await context.management.pin(name, True))
+async def pin(name: str, managed: ManagedDep) -> Response:
+    return json_response(await managed.pin(name, True))
 
 
 @router.post("/v1/adapters/{name:path}/unpin", responses=answers(Adapter))
-async def unpin(name: str, context: ContextDep) -> Response:
-    return json_response(await context.management.pin(name, False))
+async def unpin(name: str, managed: ManagedDep) -> Response:
+    return json_response(await managed.pin(name, False))
+
+
+@router.post("/v1/adapters/{name:path}/share", responses=answers(Shared))
+async def share(name: str, body: ShareBody, managed: ManagedDep) -> Response:
+    """Let another tenant use the adapter, by its name in full, until it is deleted."""
+    return json_response(await managed.share(name, body.tenant))
+
+
+@router.post("/v1/adapters/{name:path}/unshare", responses=answers(Shared))
+async def unshare(name: str, body: ShareBody, managed: ManagedDep) -> Response:
+    return json_response(await managed.share(name, body.tenant, shared=False))
 
 
 @router.get("/v1/adapters/{name:path}/profile", responses=answers(AdapterProfile))
-async def show_profile(name: str, context: ContextDep) -> Response:
-    return json_response(await context.management.profile(name))
+async def show_profile(name: str, managed: ManagedDep) -> Response:
+    return json_response(await managed.profile(name))
 
 
 @router.put("/v1/adapters/{name:path}/profile", responses=answers(Adapter))
-async def set_profile(name: str, body: ProfileBody, context: ContextDep) -> Response:
+async def set_profile(name: str, body: ProfileBody, managed: ManagedDep) -> Response:
     """Replace the whole profile: a new version over the same weights."""
-    return json_response(await context.management.set_profile(name, body.read(), body.expected_generation))
+    return json_response(await managed.set_profile(name, body.read(), body.expected_generation))
 
 
 @router.get("/v1/adapters/{name:path}", responses=answers(Adapter))
-async def show_adapter(name: str, context: ContextDep) -> Response:
-    return json_response(await context.management.show(name))
+async def show_adapter(name: str, managed: ManagedDep) -> Response:
+    return json_response(await managed.show(name))
 
 
 @router.put("/v1/adapters/{name:path}", responses=answers(Adapter))
-async def put_adapter(name: str, body: PutAdapterBody, context: ContextDep) -> Response:
-    return json_response(await context.management.put(name, body.source, body.options()))
+async def put_adapter(name: str, body: PutAdapterBody, managed: ManagedDep) -> Response:
+    return json_response(await managed.put(name, body.source, body.options()))
 
 
 @router.delete("/v1/adapters/{name:path}", responses=answers(Leaving, ACCEPTED))
 async def delete_adapter(
     name: str,
-    context: ContextDep,
+    managed: ManagedDep,
     drain: Annotated[float, Query(ge=0, le=MAX_DRAIN_S, allow_inf_nan=False)] = 0.0,
     expected_generation: Annotated[int | None, Query(ge=0)] = None,
 ) -> Response:
     """202 while requests are under way, which finish; 200 once none is. `drain`: seconds to wait for that."""
-    answer = await context.management.retire(name, drain_s=drain, expected_generation=expected_generation)
+    answer = await managed.retire(name, drain_s=drain, expected_generation=expected_generation)
     return json_response(answer, ACCEPTED if answer["state"] == "draining" else 200)
 
 
 @router.get("/v1/aliases", responses=answers(AliasList))
-async def list_aliases(context: ContextDep) -> Response:
-    return json_response(await context.management.aliases())
+async def list_aliases(managed: ManagedDep, tenant: str | None = None) -> Response:
+    """The tenant's own aliases; `tenant`, an operator's choice: those of this one."""
+    return json_response(await managed.aliases(tenant))
 
 
 @router.get("/v1/aliases/{name:path}", responses=answers(AliasView))
-async def show_alias(name: str, context: ContextDep) -> Response:
-    return json_response(await context.management.alias(name))
+async def show_alias(name: str, managed: ManagedDep) -> Response:
+    return json_response(await managed.alias(name))
 
 
 @router.put("/v1/aliases/{name:path}", responses=answers(AliasView))
-async def put_alias(name: str, body: AliasBody, context: ContextDep) -> Response:
+async def put_alias(name: str, body: AliasBody, managed: ManagedDep) -> Response:
     targets = [(target.adapter, target.weight) for target in body.targets]
-    return json_response(await context.management.set_alias(name, targets, body.sticky, body.expected_generation))
+    return json_response(await managed.set_alias(name, targets, body.sticky, body.expected_generation))
 
 
 @router.delete("/v1/aliases/{name:path}", responses=answers(DeletedAlias))
-async def delete_alias(name: str, context: ContextDep) -> Response:
-    return json_response(await context.management.delete_alias(name))
+async def delete_alias(name: str, managed: ManagedDep) -> Response:
+    return json_response(await managed.delete_alias(name))
 
 
 @router.delete("/v1/models/{model:path}", responses=answers(DeletedModel))
-async def delete_model(model: str, context: ContextDep) -> Response:
+async def delete_model(model: str, managed: ManagedDep) -> Response:
     """As OpenAI's client deletes a fine-tuned model."""
-    await context.management.retire(model)
+    await managed.retire(model)
     return json_response({"id": model, "object": "model", "deleted": True})
 
 
@@ -187,13 +203,14 @@ async def delete_model(model: str, context: ContextDep) -> Response:
     response_class=Response,
     responses=plain("The adapter is served.", "Success: LoRA adapter 'sql' added successfully."),
 )
-async def load_lora_adapter(body: LoadLoraBody, context: ContextDep) -> Response:
+async def load_lora_adapter(body: LoadLoraBody, managed: ManagedDep) -> Response:
+    managed.check_operator()
     if body.is_3d_lora_weight:
         raise UnsupportedParameter("Adapters with 3-D weights are not supported.", "is_3d_lora_weight")
     if not body.lora_name or not body.lora_path:
         empty = "lora_path" if body.lora_name else "lora_name"
         raise AdapterFieldEmpty("Both 'lora_name' and 'lora_path' must be provided.", empty)
-    await context.management.load(body.lora_name, body.lora_path, in_place=body.load_inplace)
+    await managed.load(body.lora_name, body.lora_path, in_place=body.load_inplace)
     return _text(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
@@ -202,10 +219,10 @@ async def load_lora_adapter(body: LoadLoraBody, context: ContextDep) -> Response
     response_class=Response,
     responses=plain("The adapter is gone.", "Success: LoRA adapter 'sql' removed successfully."),
 )
-async def unload_lora_adapter(body: UnloadLoraBody, context: ContextDep) -> Response:
+async def unload_lora_adapter(body: UnloadLoraBody, managed: ManagedDep) -> Response:
     if not body.lora_name:
         raise AdapterFieldEmpty("'lora_name' needs to be provided to unload a LoRA adapter.", "lora_name")
-    await context.management.unload(body.lora_name)
+    await managed.unload(body.lora_name)
     return _text(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 

@@ -226,6 +226,7 @@ class Adapter(BaseModel):
 
     name: str
     object: Literal["adapter"]
+    owner: Annotated[str, Field(description="The tenant it belongs to; `default` is the operator.")]
     state: Annotated[str, Field(description="ready, failed, loading, draining, ...")]
     source: str
     pinned: bool
@@ -249,6 +250,13 @@ class AdapterList(BaseModel):
     data: list[Adapter]
     next_after: str | None
     has_more: bool
+
+
+class Shared(BaseModel):
+    """The tenants that may use an adapter beside its owner."""
+
+    name: str
+    shared_with: list[str]
 
 
 class Leaving(BaseModel):
@@ -276,6 +284,7 @@ class AliasView(BaseModel):
 
     name: str
     object: Literal["alias"]
+    owner: str
     targets: list[Target]
     sticky: Literal["user", "key", "none"]
     generation: Generation

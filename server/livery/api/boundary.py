@@ -45,7 +45,7 @@ class RequestRecord:
     started: float = field(default_factory=time.perf_counter)
     status: int = CLIENT_GONE
     responding: bool = False
-    served_by: str = "-"  # NAME@DIGEST
+    served_by: str = "-"  # NAME@DIGEST, the name in full
     prompt_tokens: int = 0
     completion_tokens: int = 0
     first_token_s: float | None = None

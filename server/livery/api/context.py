@@ -7,7 +7,10 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from livery.api.boundary import RequestRecord
 from livery.api.unknown_fields import UnknownFields
+from livery.lease import Caller
+from livery.managed import ManagedAdapters
 from livery.management import AdapterManagement
 from livery.overview import Overview
 from livery.service import GenerationService
@@ -32,3 +35,16 @@ async def _context(request: Request) -> Context:
 
 
 ContextDep = Annotated[Context, Depends(_context)]
+
+
+def caller_of(request: Request, user: str | None = None) -> Caller:
+    """Who asks; `user` is the field of that name."""
+    record: RequestRecord = request.state.record
+    return Caller(user, record.principal)
+
+
+async def _managed(request: Request, context: ContextDep) -> ManagedAdapters:
+    return ManagedAdapters(context.management, caller_of(request).principal)
+
+
+ManagedDep = Annotated[ManagedAdapters, Depends(_managed)]

@@ -117,6 +117,8 @@ TABLE: dict[type[Exception], Failure] = {
     registry.UnknownAlias: Failure(404, INVALID, "unknown_alias"),
     registry.UnknownVersion: Failure(404, INVALID, "unknown_version"),
     registry.InvalidAlias: Failure(400, INVALID, "invalid_alias"),
+    registry.InvalidShare: Failure(400, INVALID, "invalid_share"),
+    registry.QuotaExceeded: Failure(403, "permission_error", "quota_exceeded"),
     # Their own words say where the database is, and as whom it is asked.
     registry.RegistryUnavailable: Failure(
         503, SERVER, "registry_unavailable", "The server's database doesn't answer at the moment. Please retry."

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from livery.api.answers import ChatCompletion, Model, ModelList, TextCompletion, answers
 from livery.api.boundary import CLIENT_GONE, RequestRecord
 from livery.api.chat_shape import ChatShape
-from livery.api.context import Context, ContextDep
+from livery.api.context import Context, ContextDep, caller_of
 from livery.api.reading import BodyRoute, beside_body
 from livery.api.responses import json_response
 from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
@@ -23,7 +23,6 @@ from livery.api.text_shape import TextShape
 from livery.api.timeouts import until
 from livery.generation import Generation, Usage
 from livery.jobs import Job
-from livery.lease import Caller
 from livery.service import OpenedJob
 
 router = APIRouter(route_class=BodyRoute)
@@ -48,13 +47,14 @@ async def completions(body: CompletionBody, request: Request, context: ContextDe
 
 
 @router.get("/v1/models", responses=answers(ModelList))
-async def list_models(context: ContextDep) -> Response:
-    return json_response({"object": "list", "data": [model_json(card) for card in await context.service.models()]})
+async def list_models(request: Request, context: ContextDep) -> Response:
+    cards = await context.service.models(caller_of(request))
+    return json_response({"object": "list", "data": [model_json(card) for card in cards]})
 
 
 @router.get("/v1/models/{model:path}", responses=answers(Model))
-async def retrieve_model(model: str, context: ContextDep) -> Response:
-    return json_response(model_json(await context.service.model(model)))
+async def retrieve_model(model: str, request: Request, context: ContextDep) -> Response:
+    return json_response(model_json(await context.service.model(model, caller_of(request))))
 
 
 async def retell(
@@ -85,8 +85,7 @@ async def count(chat: ChatCompletionBody, request: Request, context: Context) ->
 async def _job(
     body: ChatCompletionBody | CompletionBody, request_id: str, param: str, request: Request, context: Context
 ) -> Job:
-    record: RequestRecord = request.state.record
-    caller = Caller(body.user, record.principal)
+    caller = caller_of(request, body.user)
 
     def make() -> tuple[Job, list[str]]:
         body.check()
@@ -120,7 +119,7 @@ async def _answer(
     """Stream or collect an opened job; it is closed whatever happens."""
     generation = opened.generation
     record: RequestRecord = request.state.record
-    record.served_by = opened.served_by
+    record.served_by = opened.in_full
     headers = {"x-livery-adapter": opened.served_by}
 
     def close() -> None:

@@ -16,13 +16,12 @@ from fastapi import APIRouter, Request, Response
 
 from livery.api.answers import Classes, Embeddings, Scores, answers
 from livery.api.boundary import CLIENT_GONE, RequestRecord
-from livery.api.context import Context, ContextDep
+from livery.api.context import Context, ContextDep, caller_of
 from livery.api.pooling_bodies import ClassifyBody, EmbeddingBody, PoolingBody, ScoreBody
 from livery.api.reading import BodyRoute
 from livery.api.sse import unless_gone
 from livery.api.timeouts import until
 from livery.jobs import PoolingJob
-from livery.lease import Caller
 from livery.service import OpenedPooling
 
 router = APIRouter(route_class=BodyRoute)
@@ -104,10 +103,10 @@ async def _answer(
     body.check()
     context.unknown_fields.met(body.unknown_fields)
     record: RequestRecord = request.state.record
-    job = body.job(f"{prefix}-{uuid.uuid4().hex}", Caller(body.user, record.principal))
+    job = body.job(f"{prefix}-{uuid.uuid4().hex}", caller_of(request, body.user))
     job = replace(job, until=until(request, body.timeout, context.request_timeout_s))
     opened = await context.service.pool(job)
-    record.served_by, usage = opened.served_by, opened.answer.usage
+    record.served_by, usage = opened.in_full, opened.answer.usage
     try:
         vectors = await unless_gone(request, opened.answer.vectors())
     finally:

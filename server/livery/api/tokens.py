@@ -10,13 +10,12 @@ from pydantic import Discriminator, Field, Tag
 from livery.api.answers import DetokenizedText, TokenizedPrompt, TokenizerInfo, answers
 from livery.api.body import WholeBody
 from livery.api.boundary import RequestRecord
-from livery.api.context import Context, ContextDep
+from livery.api.context import Context, ContextDep, caller_of
 from livery.api.reading import BodyRoute
 from livery.api.responses import json_response
 from livery.api.sampling_fields import KeptTokens, TokenId, check_kept
 from livery.api.schemas import ChatCompletionBody, ModelName
 from livery.jobs import BareText, Job, Options, Prompt
-from livery.lease import Caller
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -88,7 +87,7 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
         context.unknown_fields.met(body.unknown_fields)
         model, param, options = body.model or "", "prompt", body.to_options()
     record: RequestRecord = request.state.record
-    job = Job(model, [body.to_prompt()], options, record.id, param, _caller(request))
+    job = Job(model, [body.to_prompt()], options, record.id, param, caller_of(request))
     tokens = await context.service.tokenize(job, strings=bool(body.return_token_strs))
     return json_response(
         {
@@ -104,7 +103,7 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
 async def detokenize(body: DetokenizeBody, request: Request, context: ContextDep) -> Response:
     """The text that ids stand for, special tokens included."""
     context.unknown_fields.met(body.unknown_fields)
-    text = await context.service.detokenize(body.model or "", body.tokens, _caller(request))
+    text = await context.service.detokenize(body.model or "", body.tokens, caller_of(request))
     return json_response({"prompt": text})
 
 
@@ -113,16 +112,11 @@ async def tokenizer_info(
     request: Request, context: ContextDep, model: Annotated[str, Query(max_length=8 * 256)] = ""
 ) -> Response:
     """Special tokens by name and the chat template, under the names of a `tokenizer_config.json`."""
-    return json_response(await _info(context, model, _caller(request)))
+    return json_response(await _info(request, context, model))
 
 
-def _caller(request: Request) -> Caller:
-    record: RequestRecord = request.state.record
-    return Caller(None, record.principal)
-
-
-async def _info(context: Context, model: str, caller: Caller) -> dict[str, object]:
-    facts = await context.service.tokenizer_facts(model, caller)
+async def _info(request: Request, context: Context, model: str) -> dict[str, object]:
+    facts = await context.service.tokenizer_facts(model, caller_of(request))
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",  # what any `tokenizer.json` is loaded with
         "model_max_length": context.service.info.max_model_len,

@@ -87,11 +87,11 @@ class LocalBackend(AdapterManagement):
             return await self.put(name, source, options)
         return await self.take(name, directory_fill(source), "upload", options)
 
-    async def prefetch(self, name: str) -> Json:
+    async def prefetch(self, name: str, *, shown: str | None = None) -> Json:
         """Nobody has a memory to read it into. Raises CommandFailed."""
         raise CommandFailed(
-            f"prefetch {name} asks a running server to read it, and --data asks none; use --url, or `pin`, which has "
-            "it loaded whenever a server starts"
+            f"prefetch {shown or name} asks a running server to read it, and --data asks none; use --url, or `pin`, "
+            "which has it loaded whenever a server starts"
         )
 
 

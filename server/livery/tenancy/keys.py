@@ -77,6 +77,10 @@ class KeyRing:
     def tenant(self, name: str) -> Tenant | None:
         return self._known.tenants.get(name)
 
+    def is_tenant(self, name: str) -> bool:
+        """Whether there is a tenant of this name, whose the names are that begin with NAME/."""
+        return name in self._known.tenants
+
     def shared_with(self, tenant: str) -> frozenset[str]:
         """Full names (OWNER/NAME) of what others share with a tenant; not all of them need be there."""
         return self._known.shared.get(tenant, frozenset())

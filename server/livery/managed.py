@@ -1,0 +1,242 @@
+"""The verbs of management as one caller may use them: by the names it knows, on what is its own.
+
+    managed = ManagedAdapters(management, principal)
+    answer = await managed.put("pirate", "hf://me/pirate", AddOptions())    # acme/pirate, to a key of acme
+
+A tenant changes its own adapters and aliases, by keys with the role owner, and never learns whether others have any:
+what isn't its own isn't there. A key with the role admin changes everything, by names in full. Roles are looked at
+before names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal
+
+from livery.adapter_views import Json, told_to_others
+from livery.management import AdapterManagement, AddOptions
+from livery.origins import Upload
+from livery.refusals import AdapterNotFound
+from livery.tenancy import Principal, scope
+from livery_adapters.profile import Profile
+from livery_adapters.registry import AboutName, InvalidAlias, InvalidShare, UnknownAdapter, UnknownAlias
+
+TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,38}")
+
+
+class ManagedAdapters:
+    """One caller's view of an AdapterManagement, with its verbs. Use from one event loop.
+
+    Raises what that raises, and RoleNotAllowed.
+    """
+
+    def __init__(self, management: AdapterManagement, principal: Principal) -> None:
+        self._management = management
+        self._principal = principal
+        self._admin = principal.role == "admin"
+
+    # -- looking ---------------------------------------------------------------------------------------
+
+    async def ls(
+        self,
+        *,
+        after: str = "",
+        limit: int = 100,
+        state: str | None = None,
+        source: str | None = None,
+        search: str | None = None,
+        tenant: str | None = None,
+    ) -> Json:
+        """One page of what the caller may use, by the names it knows; `tenant` is an admin's choice."""
+        self._check(tenant is not None)
+        answer = await self._management.ls(
+            after=after,
+            limit=limit,
+            state=state,
+            source=source,
+            search=search,
+            tenant=tenant,
+            view=scope.view(self._principal),
+        )
+        return answer | {"data": [self._told(adapter) for adapter in answer["data"]]}
+
+    async def show(self, name: str) -> Json:
+        """An adapter that the caller may use; what isn't its own in few words."""
+        self._check()
+        for candidate in scope.candidates(self._principal, name):
+            try:
+                answer = await self._management.show(candidate.full, candidate.reader)
+            except UnknownAdapter:
+                continue
+            kind = scope.kind_of(self._principal, answer["owner"])
+            if self._admin or kind == "own" or scope.allows(self._principal, kind, name):
+                return self._told(answer)
+            break
+        raise UnknownAdapter(name)
+
+    async def profile(self, name: str) -> Json:
+        with self._own(name) as full:
+            return await self._management.profile(full) | {"name": name}
+
+    async def versions(self, name: str) -> Json:
+        with self._own(name) as full:
+            return await self._management.versions(full) | {"name": name}
+
+    async def check(self, source: str, *, approximate: int = 0) -> Json:
+        """The coverage report of an adapter that isn't taken in."""
+        self._check()
+        return await self._management.check(source, approximate=approximate, local=self._admin)
+
+    async def check_upload(self, files: Upload, *, approximate: int = 0) -> Json:
+        self._check()
+        return await self._management.check_upload(files, approximate=approximate)
+
+    # -- adapters --------------------------------------------------------------------------------------
+
+    async def put(self, name: str, source: str, options: AddOptions) -> Json:
+        """Take in what `source` holds; tenants name no directories of this machine."""
+        with self._own(name, options.pinned is not None) as full:
+            return self._told(await self._management.put(full, source, self._bounded(options), local=self._admin))
+
+    async def upload(self, name: str, files: Upload, options: AddOptions) -> Json:
+        """Take in two files as they arrive."""
+        with self._own(name, options.pinned is not None) as full:
+            return self._told(await self._management.upload(full, files, self._bounded(options)))
+
+    async def load(self, name: str, path: str, *, in_place: bool) -> None:
+        """vLLM's verb: serve a directory below the operator's adapter folder, who alone may say so."""
+        self.check_operator()
+        await self._management.load(name, path, in_place=in_place)
+
+    async def unload(self, name: str) -> None:
+        """vLLM's verb. Raises AdapterNotFound."""
+        try:
+            await self.retire(name)
+        except UnknownAdapter:
+            raise AdapterNotFound(name) from None
+
+    async def activate(self, name: str, version: str, expected_generation: int | None = None) -> Json:
+        with self._own(name) as full:
+            return self._told(await self._management.activate(full, version, expected_generation))
+
+    async def rollback(self, name: str, expected_generation: int | None = None) -> Json:
+        with self._own(name) as full:
+            return self._told(await self._management.rollback(full, expected_generation))
+
+    async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> Json:
+        with self._own(name) as full:
+            quota = scope.quota(self._principal)
+            return self._told(await self._management.set_profile(full, profile, expected_generation, quota))
+
+    async def retire(self, name: str, *, drain_s: float = 0.0, expected_generation: int | None = None) -> Json:
+        """No new requests, and nobody has a share in what may get the name later."""
+        with self._own(name) as full:
+            answer = await self._management.retire(full, drain_s=drain_s, expected_generation=expected_generation)
+            return answer | {"name": name}
+
+    async def pin(self, name: str, pinned: bool) -> Json:
+        """Keep an adapter in device memory: the operator's to give."""
+        with self._own(name, True) as full:
+            return self._told(await self._management.pin(full, pinned))
+
+    async def prefetch(self, name: str) -> Json:
+        with self._own(name) as full:
+            return self._told(await self._management.prefetch(full, shown=name))
+
+    async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json:
+        """Let another tenant use an adapter of the caller's, or no longer. Whether there is such a one isn't told."""
+        with self._own(name) as full:
+            if not TENANT.fullmatch(tenant):
+                raise InvalidShare(name, f"{tenant[:80]!r} is no tenant's name: those have a-z, 0-9 and -, at most 39")
+            return await self._management.share(full, tenant, shared=shared) | {"name": name}
+
+    # -- aliases ---------------------------------------------------------------------------------------
+
+    async def aliases(self, tenant: str | None = None) -> Json:
+        """The caller's own aliases by name; `tenant` is an admin's choice."""
+        self._check(tenant is not None)
+        answer = await self._management.aliases(tenant if self._admin else self._principal.tenant)
+        return answer | {"data": [self._alias(alias) for alias in answer["data"]]}
+
+    async def alias(self, name: str) -> Json:
+        with self._own(name, alias=True) as full:
+            return self._alias(await self._management.alias(full))
+
+    async def set_alias(
+        self,
+        name: str,
+        targets: Iterable[tuple[str, float]],
+        sticky: Literal["user", "key", "none"],
+        expected_generation: int | None = None,
+    ) -> Json:
+        """Share requests out over adapters that the caller may use itself."""
+        with self._own(name, alias=True, makes=True) as full:
+            wanted = [(await self._target(name, target), weight) for target, weight in targets]
+            quota, owner = scope.quota(self._principal), None if self._admin else self._principal.tenant
+            answer = await self._management.set_alias(
+                full, wanted, sticky, expected_generation, owner=owner, quota=quota
+            )
+            return self._alias(answer)
+
+    async def delete_alias(self, name: str) -> Json:
+        with self._own(name, alias=True) as full:
+            return await self._management.delete_alias(full) | {"name": name}
+
+    def check_operator(self) -> None:
+        """Raises RoleNotAllowed for everybody else."""
+        self._check(True)
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _check(self, operators: bool = False) -> None:
+        """Raises RoleNotAllowed."""
+        scope.check_role(self._principal, "operate" if operators else "manage")
+
+    @contextmanager
+    def _own(self, name: str, operators: bool = False, *, alias: bool = False, makes: bool = False) -> Iterator[str]:
+        """The full form of a name of the caller's own; what goes wrong is told by the name it knows.
+
+        Raises RoleNotAllowed first, and for a name that would be another tenant's what unknown ones raise.
+        """
+        self._check(operators)
+        full = scope.in_full(self._principal, name)
+        if not self._admin and self._management.owner_of(full) != self._principal.tenant:
+            raise UnknownAlias(name) if alias else UnknownAdapter(name)
+        try:
+            yield full
+        except AboutName as error:
+            if error.name == full:
+                error.name = name
+            raise
+
+    def _bounded(self, options: AddOptions) -> AddOptions:
+        owner = None if self._admin else self._principal.tenant
+        return replace(options, owner=owner, quota=scope.quota(self._principal))
+
+    async def _target(self, alias: str, name: str) -> str:
+        """The full name of an adapter that an alias is to lead to. Raises InvalidAlias."""
+        base = self._management.library.base.name
+        if self._admin or (name == base and scope.allows(self._principal, "base", name)):
+            return name
+        registry = self._management.library.registry
+        for candidate in scope.candidates(self._principal, name):
+            found = await asyncio.to_thread(registry.find, candidate.full, reader=candidate.reader)
+            if found is not None:
+                if scope.allows(self._principal, scope.kind_of(self._principal, found.owner), name):
+                    return candidate.full
+                break
+        raise InvalidAlias(alias, f"{name[:160]!r} is no adapter; add it first (an alias can't be a target)")
+
+    def _told(self, adapter: Json) -> Json:
+        """An adapter as the caller knows it."""
+        named = adapter | {"name": scope.shown(self._principal, adapter["name"])}
+        own = self._admin or adapter["owner"] == self._principal.tenant
+        return named if own else told_to_others(named)
+
+    def _alias(self, alias: Json) -> Json:
+        targets = [target | {"adapter": scope.shown(self._principal, target["adapter"])} for target in alias["targets"]]
+        return alias | {"name": scope.shown(self._principal, alias["name"]), "targets": targets}
