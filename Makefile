@@ -23,7 +23,7 @@ help:
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
 	@echo "make field-table    write what becomes of every field of a request into README.md"
-	@echo "make chaos          kill -9 two hundred times; thousands of requests while adapters change"
+	@echo "make chaos          kill -9 two hundred times; adapters change under thousands of requests; every script of tests/chaos"
 
 # torch goes first: other packages would pull in whichever build they like. TORCH_INDEX=URL names the package index
 # of a particular build; on Linux that of the CPU build saves gigabytes where there is no GPU.
@@ -86,6 +86,9 @@ field-table: $(VENV)/.installed
 chaos: setup
 	LIVERY_KILL_ROUNDS=200 $(BIN)/pytest tests/server/test_crash.py tests/adapters/test_store_killed.py tests/adapters/test_sql_processes.py
 	LIVERY_SOAK_REQUESTS=3000 LIVERY_ROLLOUT_REQUESTS=2000 $(BIN)/pytest tests/server/test_soak.py tests/server/test_rollout.py
+	@failed=; for script in $(filter-out %/common.py,$(wildcard tests/chaos/*.py)); do \
+	$(BIN)/python $$script || failed="$$failed $$script"; done; \
+	if test -n "$$failed"; then echo "failed:$$failed"; exit 1; fi
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

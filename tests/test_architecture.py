@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.chat_template": set(),
     "livery.settings": {"livery.tenancy"},
     "livery.listening": {"livery.settings"},
-    "livery.tenancy": SEAM | {"livery.refusals", "livery.tenancy", "livery_adapters"},
+    "livery.tenancy": SEAM | {"livery.refusals", "livery.tenancy", "livery.vitals", "livery_adapters"},
     "livery.tokenizer_files": {"livery.models"},
     "livery.template_worker": FACTS,
     "livery.foreign_templates": FACTS | {"livery.template_worker"},
@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.text": TEXT | FACTS | {"livery.foreign_templates", "livery.token_text", "livery_adapters"},
     "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery_adapters"},
     "livery.stops": set(),
+    "livery.vitals": SEAM | {"livery.refusals"},
     "livery.beside": set(),
     "livery.activity": set(),
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
@@ -65,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.holds": SEAM | {"livery_adapters"},
     "livery.served": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("holds", "lease", "meaning", "proving", "standing", "tenancy")}
+    | {f"livery.{part}" for part in ("holds", "lease", "meaning", "proving", "standing", "tenancy", "vitals")}
     | {"livery_adapters"},
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
     "livery.live": {"livery_adapters"},
@@ -94,14 +95,14 @@ ALLOWED: dict[str, set[str]] = {
         f"livery.{part}"
         for part in (
             *("admission", "beside", "generation", "grammar_check", "lease", "metrics"),
-            *("pooling", "profiles", "prompts", "reading", "sampling", "served", "tenancy", "text"),
+            *("pooling", "profiles", "prompts", "reading", "sampling", "served", "tenancy", "text", "vitals"),
         )
     }
     | {"livery.adapter_text", "livery_adapters"},
     "livery.assembly": SEAM
     | TEXT
     | {f"livery.{part}" for part in ("adapter_text", "data_folder", "followed", "foreign_templates", "grammar_check")}
-    | {f"livery.{part}" for part in ("management", "reading", "served", "service", "tenancy")}
+    | {f"livery.{part}" for part in ("management", "reading", "served", "service", "tenancy", "vitals")}
     | {"livery_adapters"},
     "livery.api": SEAM
     | FACTS

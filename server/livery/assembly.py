@@ -20,6 +20,7 @@ from livery.served import ServedAdapters
 from livery.service import GenerationService
 from livery.tenancy import KeyRing, TenantStore
 from livery.text import Tokenizer
+from livery.vitals import Vitals
 from livery_adapters.base_model import BaseModel
 from livery_adapters.fetching import SourcePolicy
 from livery_adapters.refusal import DEFAULT_LIMITS, Limits
@@ -90,8 +91,9 @@ async def assemble(
         allow_templates=plan.adapter_templates,
         try_schema=grammars.check_schema,
     )
+    vitals = Vitals()
     adapters = ServedAdapters(
-        engine, info, base, registry, store, plan.limits, keep_versions=plan.keep_versions, text=text
+        engine, info, base, registry, store, plan.limits, keep_versions=plan.keep_versions, text=text, vitals=vitals
     )
     root = plan.root.resolve() if plan.root is not None else None
     management = AdapterManagement(
@@ -119,7 +121,7 @@ async def assemble(
         folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll, is_tenant=keys.is_tenant)
     parts = ServerParts(service, management, folder, registry, text, tenants, keys)
     try:
-        await parts.keys.start()
+        await parts.keys.start(vitals)
         await adapters.start()
         if folder is not None:
             progress("looking at the adapter folder")

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from livery.data_folder import DataFolder
-from livery.engine.base import EngineDead, EngineError
+from livery.engine.base import EngineDead, EngineError, EngineRestarting
 from livery.served import ServedAdapters
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import RegistryError
@@ -41,7 +42,7 @@ class FollowedFolder:
         self._data = data
         self._source = FolderSource(root, adapters.library, adapters.changing, force_polling=poll, is_tenant=is_tenant)
         self._handle: int | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._vitals = adapters.vitals
 
     async def start(self) -> None:
         """Take what the folder holds and follow it from then on, or wait for the server that does to end."""
@@ -50,18 +51,17 @@ class FollowedFolder:
             log.info("another server of this data folder follows the adapter folder")
         else:
             await self._begin()
-        self._watching = asyncio.create_task(self._watch())
+        self._vitals.run("folder-follower", self._watch())
 
     async def stop(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        await self._vitals.stop("folder-follower")
         if self._handle is not None:
             os.close(self._handle)
 
     async def _begin(self) -> None:
         await self._source.start()
-        await self._source.scan()
+        with suppress(EngineRestarting):  # the watcher looks again
+            await self._source.scan()
 
     async def _watch(self) -> None:
         """Follow the folder while the engine lives: one adapter's surprise must not cost the others."""
@@ -77,6 +77,9 @@ class FollowedFolder:
             except EngineDead as dead:
                 log.error("the adapter folder is no longer followed: %s", dead)
                 return
+            except EngineRestarting:
+                log.warning("the adapter folder is looked at again when the engine is back")
+                await asyncio.sleep(WATCH_AGAIN_S)
             except WATCH_ERRORS as error:
                 log.error("following the adapter folder failed; it is looked at again", exc_info=error)
                 await asyncio.sleep(WATCH_AGAIN_S)

@@ -115,6 +115,7 @@ def _bind(host: str, port: int, of: str) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _notice_the_gone(listener)
         listener.bind(address)
         listener.listen()
     except OSError as error:
@@ -125,6 +126,17 @@ def _bind(host: str, port: int, of: str) -> socket.socket:
             "free one"
         ) from None
     return listener
+
+
+def _notice_the_gone(listener: socket.socket) -> None:
+    """Have the system ask of silent peers whether they are there: one that lost its power sends no end.
+
+    Accepted sockets inherit it. The first question comes after a minute, the last of four a minute later.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):  # not every system lets one choose
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _bind_unix(path: Path, of: str) -> tuple[socket.socket, UnixFile]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from livery.activity import BASE, RATE_S, Activity, AdapterActivity, Finished
-from livery.engine.base import EngineDead, EngineStats
+from livery.engine.base import EngineError, EngineStats
 from livery.refusals import NotReady
 from livery.roster import Roster
 from livery.service import GenerationService
@@ -90,7 +90,7 @@ class Overview:
         try:
             async with asyncio.timeout(ANSWER_S):
                 return await self._service.progress()
-        except (EngineDead, NotReady, TimeoutError):
+        except (EngineError, NotReady, TimeoutError):
             return None
 
     async def _briefs(self) -> dict[str, Brief] | None:

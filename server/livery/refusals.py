@@ -120,10 +120,10 @@ class Draining(ServiceRefusal):
 
 
 class NotReady(ServiceRefusal):
-    """The engine doesn't answer in time."""
+    """The engine doesn't answer in time, or something else that requests need doesn't run."""
 
-    def __init__(self) -> None:
-        super().__init__("The engine makes no progress at the moment.")
+    def __init__(self, reason: str = "The engine makes no progress at the moment.") -> None:
+        super().__init__(reason)
 
 
 class GenerationFailed(ServiceRefusal):

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from livery.engine.base import AdapterRef, Engine, EngineDead, EngineError, EngineInfo
+from livery.engine.base import AdapterRef, Engine, EngineDead, EngineError, EngineInfo, EngineRestarting
 from livery.holds import Holds
 from livery.lease import ANYONE, Caller, Lease, common_task, summed, task_of
 from livery.meaning import Meanings, Meant, cards_for
@@ -25,6 +25,7 @@ from livery.proving import EngineProver, reference
 from livery.refusals import AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
 from livery.standing import REMEMBERED
 from livery.tenancy import Principal
+from livery.vitals import Vitals
 from livery_adapters.base_model import BaseModel
 from livery_adapters.composition import format_composition, parse_composition
 from livery_adapters.library import AdapterLibrary
@@ -48,7 +49,7 @@ class ServedAdapters:
 
     def __init__(
         self, engine: Engine, info: EngineInfo, base: BaseModel, registry: Registry, store: BlobStore, limits: Limits,
-        *, keep_versions: int = 0, text: TextSide | None = None,
+        *, keep_versions: int = 0, text: TextSide | None = None, vitals: Vitals | None = None,
     ) -> None:  # fmt: skip
         self.base = base
         self.registry = registry
@@ -64,23 +65,24 @@ class ServedAdapters:
         self._kept: frozenset[str] = frozenset()  # converted digests that the engine was asked to keep
         self._proofs: dict[str, asyncio.Task[None]] = {}
         self._unproven: OrderedDict[str, tuple[float, str]] = OrderedDict()  # digest -> not again before, why
-        self._tasks: list[asyncio.Task[None]] = []
+        self.vitals = vitals or Vitals()
         prover = EngineProver(engine, info, lambda ref: self._holds.keep(ref, stored=False), self._holds.let_go)
         self.library = AdapterLibrary(registry, store, base, limits, prover, keep_versions=keep_versions, text=text)
 
     async def start(self) -> None:
         """Note where the registry stands and follow changes from then on; pinned adapters are loaded meanwhile."""
         self._seen, _ = await asyncio.to_thread(self.registry.changes, -1)
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tidy())]
-        for task in self._tasks:
-            task.add_done_callback(_say_if_it_failed)
+        self.vitals.run("registry-follower", self._follow())
+        self.vitals.run("adapter-sweeper", self._tidy())
         self._dirty.set()
 
     async def stop(self) -> None:
         """Stop following the registry; what is served stays served."""
-        for task in (*self._tasks, *self._proofs.values()):
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._proofs.values(), return_exceptions=True)
+        await self.vitals.stop("registry-follower", "adapter-sweeper")
+        proofs = list(self._proofs.values())
+        for proof in proofs:
+            proof.cancel()
+        await asyncio.gather(*proofs, return_exceptions=True)
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -168,12 +170,14 @@ class ServedAdapters:
             self._forget_names([name])
 
     async def prefetch(self, record: AdapterRecord) -> None:
-        """Have the engine read the active version now. Raises AdapterUnusable."""
+        """Have the engine read the active version now. Raises AdapterUnusable or EngineRestarting."""
         if record.active is None:
             raise AdapterUnusable(record.name, record.error or record.state)
         version = await self._proven(record.active, record.name)
         try:
             await self._engine.load_adapter(self._reference(version))
+        except EngineRestarting:
+            raise
         except EngineError as error:
             raise AdapterUnusable(record.name, str(error)) from error
 
@@ -295,7 +299,8 @@ class ServedAdapters:
             except EngineDead:
                 return
             except (RegistryError, EngineError, StoreBusy, OSError) as error:
-                log.warning("what is no longer used could not be dropped yet: %s", error)
+                if not isinstance(error, EngineRestarting):
+                    log.warning("what is no longer used could not be dropped yet: %s", error)
                 self._garbage = True
                 await asyncio.sleep(POLL_S)
                 self._dirty.set()
@@ -323,10 +328,10 @@ class ServedAdapters:
         records = await asyncio.to_thread(self.registry.pinned)
         digests = {record.name: self._digest(record) for record in records}
         await self._engine.keep_adapters(tuple(sorted(set(digests.values()))))
-        before, self._kept = self._kept, frozenset(digests.values())
         for record in records:
-            if digests[record.name] not in before:
+            if digests[record.name] not in self._kept:
                 await self._warm(record)
+        self._kept = frozenset(digests.values())
 
     async def _warm(self, record: AdapterRecord) -> None:
         """If one can't be loaded, the others still are."""
@@ -339,8 +344,3 @@ class ServedAdapters:
         """What the engine knows the active version as."""
         assert record.active is not None
         return self.library.candidate(record.active.facts).digest
-
-
-def _say_if_it_failed(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("following the adapters ended, restart the server", exc_info=error)

@@ -34,6 +34,7 @@ from livery.sampling import sampling_params
 from livery.served import ServedAdapters
 from livery.tenancy import Meter, RateLimiter, Room, scope
 from livery.text import Tokenizer, TokenizerFacts
+from livery.vitals import Readiness
 from livery_adapters.layout import Task
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.profile import Profile
@@ -114,6 +115,7 @@ class GenerationService:
         self.adapters = adapters
         self.metrics = Metrics(base_name, info, metrics_max_adapters)
         self.grammars = grammars
+        self.readiness = Readiness(engine, adapters.vitals)
         self._engine = engine
         self._text = text
         self._created = created

@@ -160,6 +160,13 @@ class Settings(BaseModel):
         True, description="Render the chat templates that profiles of adapters ask for, each in a process shut in"
     )
     poll_adapters: bool = Field(False, description="Look at the adapter folder instead of waiting for events")
+    max_connections: int = Field(0, ge=0, description="Most connections at once; 0: as many as descriptors allow")
+    engine_restarts: int = Field(
+        5, ge=0, description="Times within ten minutes that a lost engine is started anew; 0: its end is the server's"
+    )
+    hang_timeout: float = Field(
+        4.0, ge=2, description="Seconds without a sign of life after which the engine is taken to hang and is restarted"
+    )
     drain_timeout: int = Field(30, ge=0, description="Seconds that requests may still take after SIGTERM")
     tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "phi4_mini_json"] = Field(
         "auto",

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import openai
-import uvicorn
 from fastapi import FastAPI
 
 from livery.api.app import create_admin_app, create_app
+from livery.api.edges import EdgeConfig, EdgeServer
 from livery.assembly import Assembly, ServerParts, assemble
 from livery.data_folder import DataFolder
 from livery.engine.fake import Behaviour, FakeEngine
@@ -162,15 +162,11 @@ class LiveServer:
                 strict_params=setup.strict_params,
                 request_timeout_s=setup.request_timeout_s,
             )
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    self.app, port=0, log_config=None, proxy_headers=False, timeout_graceful_shutdown=setup.drain_s
-                )
-            )
+            server = EdgeServer(EdgeConfig(self.app, port=0, timeout_graceful_shutdown=setup.drain_s))
             servers = [server]
             if setup.admin:
                 self.admin_app = self._make_admin_app(parts)
-                servers.append(uvicorn.Server(uvicorn.Config(self.admin_app, port=0, log_config=None)))
+                servers.append(EdgeServer(EdgeConfig(self.admin_app, port=0)))
             serving = [asyncio.create_task(one.serve()) for one in servers]
             while not all(one.started for one in servers):
                 await asyncio.sleep(0.01)
@@ -193,7 +189,7 @@ class LiveServer:
         return create_admin_app(parts.service, tenants, doors)
 
 
-def _address(server: uvicorn.Server) -> str:
+def _address(server: EdgeServer) -> str:
     host, port = server.servers[0].sockets[0].getsockname()[:2]
     return f"http://{host}:{port}"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,15 +54,28 @@ class RunningServer:
     url: str
     log: Path
     pid: int
+    process: subprocess.Popen[str]
 
 
 @contextmanager
-def livery_serve(model: str | Path, adapters: Path, folder: Path, *flags: str) -> Iterator[RunningServer]:
-    """Start the command as a user would, wait for the line that says it serves, and end it with SIGTERM."""
+def livery_serve(
+    model: str | Path,
+    adapters: Path,
+    folder: Path,
+    *flags: str,
+    environ: Mapping[str, str] | None = None,
+    ends_with: int = 0,
+) -> Iterator[RunningServer]:
+    """Start the command as a user would, wait for the line that says it serves, and end it with SIGTERM.
+
+    `environ` comes on top of this process's. `ends_with`: the exit status, where the block has ended it otherwise.
+    """
     log = folder / "server.log"
     command = [sys.executable, "-m", "livery", "serve", "--port", "0", "--data", str(folder / "data")]
     command += ["--model", str(model), "--adapters", str(adapters), *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environ or {})}
+    )
     announced: Queue[bool] = Queue()
     # The pipe must stay drained, or a talkative server would block on it.
     reader = Thread(target=_copy, args=(process.stdout, log, announced))
@@ -70,12 +84,12 @@ def livery_serve(model: str | Path, adapters: Path, folder: Path, *flags: str) -
         assert announced.get(timeout=240), f"the server ended before it served:\n{log.read_text()}"
         found = re.search(r"serves .* on (http://\S+)", log.read_text())
         assert found is not None
-        yield RunningServer(found.group(1), log, process.pid)
+        yield RunningServer(found.group(1), log, process.pid, process)
     finally:
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=60)
         reader.join(timeout=10)
-    assert status == 0, f"the server ended with {status}:\n{log.read_text()[-3000:]}"
+    assert status == ends_with, f"the server ended with {status}:\n{log.read_text()[-3000:]}"
 
 
 def _copy(output: IO[str], log: Path, announced: Queue[bool]) -> None:

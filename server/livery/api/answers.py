@@ -308,7 +308,7 @@ class DeletedAlias(BaseModel):
 class Standing(BaseModel):
     """How the server is."""
 
-    status: Literal["ok", "busy", "ready"]
+    status: Literal["ok", "busy", "restarting", "ready"]
 
 
 class Alive(BaseModel):

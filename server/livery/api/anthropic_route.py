@@ -10,12 +10,12 @@ from livery.api.anthropic_shape import AnthropicShape
 from livery.api.context import ContextDep
 from livery.api.errors import ApiError, in_anthropic_words
 from livery.api.openai import count, retell
-from livery.api.reading import BodyRoute, beside_body
+from livery.api.reading import AnswerRoute, beside_body
 from livery.api.responses import json_response
 from livery.api.retold import params_named
 from livery.api.sse import Dialect, named_event
 
-router = APIRouter(route_class=BodyRoute)
+router = APIRouter(route_class=AnswerRoute)
 
 
 def _failed(error: ApiError) -> bytes:

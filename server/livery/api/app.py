@@ -112,5 +112,6 @@ def _mount(
         access=Access(routers, rest),
         metrics=service.metrics,
         limiter=service.admission.limiter,
+        draining=lambda: service.draining,
         root_path=root_path,
     )

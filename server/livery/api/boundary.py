@@ -9,6 +9,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -64,10 +65,12 @@ class Boundary:
         access: Access,
         metrics: Metrics,
         limiter: RateLimiter,
+        draining: Callable[[], bool],
         root_path: str = "",
     ) -> None:
         self._app = app
         self._limiter = limiter
+        self._draining = draining
         self._doors = doors
         self._access = access
         self._metrics = metrics
@@ -109,6 +112,8 @@ class Boundary:
         record.principal = self._doors.admit(record.purpose, _key(headers))
         if not path.isprintable():  # a router may well drop a line end and take the rest for a name
             raise UnknownUrl(ascii(path)[1:-1])
+        if self._draining() and record.purpose not in PROBES:
+            raise Draining
         if _changes(method, record.purpose) and not record.principal.anywhere:
             client, host = scope.get("client"), headers.get("host", "")
             forwarded = any(name in headers for name in FORWARDING_HEADERS)

@@ -145,6 +145,7 @@ TABLE: dict[type[Exception], Failure] = {
     engine.ModelRefused: Failure(500, SERVER, "internal_error", "The engine failed."),
     engine.RequestRefused: Failure(400, INVALID, "invalid_value"),
     engine.AdapterLoadFailed: Failure(400, INVALID, "adapter_load_failed"),
+    engine.EngineRestarting: Failure(503, SERVER, "engine_restarting"),
     engine.EngineDead: Failure(500, SERVER, "internal_error", "The engine stopped; the server must be restarted."),
     UnknownUrl: Failure(404, INVALID, "unknown_url"),
     MethodNotAllowed: Failure(405, INVALID, "method_not_allowed"),

@@ -11,21 +11,21 @@ from typing import TypeVar
 from fastapi import APIRouter, Request, Response
 
 from livery.api.answers import ChatCompletion, Model, ModelList, TextCompletion, answers
-from livery.api.boundary import CLIENT_GONE, RequestRecord
+from livery.api.boundary import RequestRecord
 from livery.api.chat_shape import ChatShape
 from livery.api.context import Context, ContextDep, caller_of
-from livery.api.reading import BodyRoute, beside_body
+from livery.api.reading import AnswerRoute, beside_body
 from livery.api.responses import json_response
 from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
 from livery.api.shapes import Answer, Envelope, Shape, model_json, usage_json
-from livery.api.sse import OPENAI, Dialect, EventStream, unless_gone
+from livery.api.sse import OPENAI, Dialect, EventStream
 from livery.api.text_shape import TextShape
 from livery.api.timeouts import until
 from livery.generation import Generation, Usage
 from livery.jobs import Job
 from livery.service import OpenedJob
 
-router = APIRouter(route_class=BodyRoute)
+router = APIRouter(route_class=AnswerRoute)
 
 SERVICE_TIER = "default"
 
@@ -133,11 +133,9 @@ async def _answer(
         chunks = _chunks(shape, generation, body, dialect)
         return EventStream(chunks, headers, close, context.keep_alive_s, dialect=dialect)
     try:
-        answers = await unless_gone(request, _collect(generation))
+        answers = await _collect(generation)
     finally:
         close()
-    if answers is None:
-        return Response(status_code=CLIENT_GONE)
     return json_response(shape.whole(answers, generation.usage), headers=headers)
 
 

@@ -15,16 +15,15 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from livery.api.answers import Classes, Embeddings, Scores, answers
-from livery.api.boundary import CLIENT_GONE, RequestRecord
+from livery.api.boundary import RequestRecord
 from livery.api.context import Context, ContextDep, caller_of
 from livery.api.pooling_bodies import ClassifyBody, EmbeddingBody, PoolingBody, ScoreBody
-from livery.api.reading import BodyRoute
-from livery.api.sse import unless_gone
+from livery.api.reading import AnswerRoute
 from livery.api.timeouts import until
 from livery.jobs import PoolingJob
 from livery.service import OpenedPooling
 
-router = APIRouter(route_class=BodyRoute)
+router = APIRouter(route_class=AnswerRoute)
 
 Items = Iterator[bytes]  # the JSON of each entry of an answer's data
 Numbers = np.ndarray[Any, np.dtype[np.float32]]
@@ -99,7 +98,7 @@ async def _answer(
     request: Request,
     context: Context,
 ) -> Response:
-    """Admit, wait for the vectors unless the client leaves, and write them out; closed whatever happens."""
+    """Admit, wait for the vectors and write them out; closed whatever happens."""
     body.check()
     context.unknown_fields.met(body.unknown_fields)
     record: RequestRecord = request.state.record
@@ -108,12 +107,10 @@ async def _answer(
     opened = await context.service.pool(job)
     record.served_by, usage = opened.in_full, opened.answer.usage
     try:
-        vectors = await unless_gone(request, opened.answer.vectors())
+        vectors = await opened.answer.vectors()
     finally:
         opened.answer.close()
         record.prompt_tokens, record.outcome = usage.prompt_tokens, opened.answer.meter.outcome or "-"
-    if vectors is None:
-        return Response(status_code=CLIENT_GONE)
     envelope = {
         "id": job.request_id,
         "object": "list",

@@ -17,7 +17,9 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from livery.api.boundary import CLIENT_GONE
 from livery.api.plain_json import check_count
+from livery.api.sse import unless_gone
 from livery.beside import READING, beside
 
 T = TypeVar("T")
@@ -38,9 +40,21 @@ class BodyRoute(APIRoute):
         async def read_first(plain: Request) -> Response:
             request = _ReadRequest(plain.scope, plain.receive)
             await request.read(model)
-            return await handle(request)
+            return await self.carried_out(plain, handle(request))
 
         return read_first
+
+    async def carried_out(self, request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+        """What becomes of a request whose body has been read: it is finished, whoever still waits for the answer."""
+        return await work
+
+
+class AnswerRoute(BodyRoute):
+    """A route that does nothing but answer: for a client that has left it stops, whatever it waits for."""
+
+    async def carried_out(self, request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+        answer = await unless_gone(request, work)
+        return Response(status_code=CLIENT_GONE) if answer is None else answer
 
 
 async def beside_body(request: Request, work: Callable[[], T]) -> T:

@@ -7,13 +7,13 @@ from fastapi import APIRouter, Request, Response
 from livery.api.answers import ResponseObject, answers
 from livery.api.context import ContextDep
 from livery.api.openai import retell
-from livery.api.reading import BodyRoute, beside_body
+from livery.api.reading import AnswerRoute, beside_body
 from livery.api.responses_body import NAMES, ResponsesBody
 from livery.api.responses_shape import ResponsesShape
 from livery.api.retold import params_named
 from livery.api.sse import Dialect, named_event
 
-router = APIRouter(route_class=BodyRoute)
+router = APIRouter(route_class=AnswerRoute)
 
 
 @router.post("/v1/responses", responses=answers(ResponseObject, streamed=True))

@@ -14,7 +14,7 @@ from livery.api.boundary import RequestRecord
 from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.api.status_answers import ServerStatus
-from livery.engine.base import EngineDead
+from livery.engine.base import EngineDead, EngineError
 from livery.overview import MAX_PAGE, Column, Wanted
 from livery.refusals import Draining, NotReady
 from livery.service import GenerationService
@@ -27,14 +27,8 @@ router = APIRouter()
 @probes.get("/health", responses=answers(Standing))
 @probes.head("/health", include_in_schema=False)
 async def health(context: ContextDep) -> Response:
-    """Is this process worth keeping? Only a dead engine says no; a slow one may be in a long step."""
-    try:
-        await context.service.progress()
-    except NotReady:
-        return json_response({"status": "busy"})
-    except EngineDead:
-        raise NotReady from None
-    return json_response({"status": "ok"})
+    """Is this process worth keeping? One whose engine is slow or being restarted is."""
+    return json_response({"status": await context.service.readiness.health()})
 
 
 @probes.get("/ready", responses=answers(Standing))
@@ -44,7 +38,7 @@ async def ready(context: ContextDep) -> Response:
     if context.service.draining:
         raise Draining
     try:
-        await context.service.progress()
+        await context.service.readiness.ready()
     except EngineDead:
         raise NotReady from None
     return json_response({"status": "ready"})
@@ -99,7 +93,7 @@ async def series(service: GenerationService) -> Response:
     """The answer of /metrics."""
     try:
         snapshot = await service.snapshot()
-    except (NotReady, EngineDead):
+    except (NotReady, EngineError):
         snapshot = None
     text = await asyncio.to_thread(service.metrics.render, snapshot)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

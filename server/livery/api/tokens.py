@@ -11,13 +11,13 @@ from livery.api.answers import DetokenizedText, TokenizedPrompt, TokenizerInfo, 
 from livery.api.body import WholeBody
 from livery.api.boundary import RequestRecord
 from livery.api.context import Context, ContextDep, caller_of
-from livery.api.reading import BodyRoute
+from livery.api.reading import AnswerRoute
 from livery.api.responses import json_response
 from livery.api.sampling_fields import KeptTokens, TokenId, check_kept
 from livery.api.schemas import ChatCompletionBody, ModelName
 from livery.jobs import BareText, Job, Options, Prompt
 
-router = APIRouter(route_class=BodyRoute)
+router = APIRouter(route_class=AnswerRoute)
 
 
 class TokenizeTextBody(WholeBody):

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-import uvicorn
-
 from livery.api.app import create_admin_app
+from livery.api.edges import EdgeConfig, EdgeServer
 from livery.assembly import ServerParts
 from livery.listening import Listener
 from livery.settings import Settings, revealed
@@ -39,14 +38,8 @@ async def admin_api(settings: Settings, parts: ServerParts, listener: Listener |
     )
     tenants = TenantManagement(parts.tenants, occupied_in(parts.registry), parts.keys)
     server = _AdminServer(
-        uvicorn.Config(
+        EdgeConfig(
             create_admin_app(parts.service, tenants, doors),
-            http="h11",
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,
             ssl_certfile=listener.tls.certificate if listener.tls else None,
             ssl_keyfile=listener.tls.key if listener.tls else None,
@@ -60,7 +53,7 @@ async def admin_api(settings: Settings, parts: ServerParts, listener: Listener |
         await serving
 
 
-class _AdminServer(uvicorn.Server):
+class _AdminServer(EdgeServer):
     """Signals are for the server whose beside it is."""
 
     @contextmanager

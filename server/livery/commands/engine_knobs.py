@@ -37,6 +37,8 @@ def engine_config(settings: Settings, model: Path) -> EngineConfig:
         decoder=settings.decoder,
         deterministic=settings.deterministic,
         log_level=settings.log_level,
+        hang_s=settings.hang_timeout,
+        restarts=settings.engine_restarts,
     )
 
 

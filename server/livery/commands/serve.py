@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
@@ -12,10 +14,10 @@ from socket import socket
 from types import FrameType
 from urllib.parse import urlsplit
 
-import uvicorn
 from rich.console import Console
 
 from livery.api.app import create_app
+from livery.api.edges import EdgeConfig, EdgeServer
 from livery.assembly import Assembly, ServerParts, assemble
 from livery.commands.admin_listener import admin_api, check_admin_doors
 from livery.commands.announce import MAX_LISTED, announce, open_door
@@ -31,6 +33,8 @@ from livery.text import Tokenizer
 from livery_adapters.refusal import Limits
 
 log = logging.getLogger("livery.serve")
+
+HURRY_S = 1.5  # from the second signal to the end, however things stand
 
 # For what waits for disk and database, not for what computes; the default is a handful on a small machine.
 IO_THREADS = 32
@@ -48,7 +52,7 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
 
     Raises SettingsError, OpenDoor, ModelNotFound, ModelRefused, TokenizerRefused, DataFolderUnusable or
     RegistryError, and
-    EngineDead when the engine ended by itself: a supervisor then starts everything afresh.
+    EngineDead when the engine ended for good: a supervisor then starts everything afresh.
     """
     if settings.adapters is not None and not settings.adapters.is_dir():
         raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
@@ -75,8 +79,9 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
 
 def _engine_process(config: EngineConfig, progress: Callable[[str], None]) -> Engine:
     from livery.engine.client import EngineClient
+    from livery.engine.supervisor import SupervisedEngine
 
-    return EngineClient(config, progress)
+    return SupervisedEngine(config, lambda told, lost: EngineClient(told, progress, lost))
 
 
 async def _serve(
@@ -102,13 +107,17 @@ async def _serve(
             except BaseException:
                 await engine.stop()
                 raise
-        server = _Server(settings, parts, _doors(settings, parts), listener, admin)
+        server = _Server(settings, parts, _doors(settings, parts), listener, admin, engine)
         try:
             async with _ended_by_death(engine, server), admin_api(settings, parts, admin):
                 await server.serve(sockets=[listener.socket])
         finally:
+            if server.hurried is not None:
+                engine.kill()
             await parts.stop()
             await engine.stop()
+        if server.hurried is not None:
+            raise SystemExit(128 + server.hurried)
 
 
 def _doors(settings: Settings, parts: ServerParts) -> Doors:
@@ -188,13 +197,19 @@ async def _parts(
     return await assemble(engine, info, tokenizer, plan, progress)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that says when it is ready and stops admitting as soon as it is told to stop."""
+class _Server(EdgeServer):
+    """A server that says when it is ready and stops admitting as soon as it is told to stop."""
 
     def __init__(
-        self, settings: Settings, parts: ServerParts, doors: Doors, listener: Listener, admin: Listener | None
+        self,
+        settings: Settings,
+        parts: ServerParts,
+        doors: Doors,
+        listener: Listener,
+        admin: Listener | None,
+        engine: Engine,
     ) -> None:
-        config = uvicorn.Config(
+        config = EdgeConfig(
             create_app(
                 parts.service,
                 parts.management,
@@ -204,12 +219,7 @@ class _Server(uvicorn.Server):
                 strict_params=settings.strict_params,
                 request_timeout_s=settings.request_timeout,
             ),
-            http="h11",  # whatever is installed: the other one bounds no header
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            proxy_headers=False,  # who is at the other end of the socket decides, not who somebody says it is
+            max_connections=settings.max_connections,
             timeout_graceful_shutdown=settings.drain_timeout,
             ssl_certfile=listener.tls.certificate if listener.tls else None,
             ssl_keyfile=listener.tls.key if listener.tls else None,
@@ -221,6 +231,9 @@ class _Server(uvicorn.Server):
         self._management = parts.management
         self._listener = listener
         self._admin = admin
+        self._engine = engine
+        self._told = False
+        self.hurried: int | None = None  # the second signal
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
@@ -241,8 +254,28 @@ class _Server(uvicorn.Server):
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._service.drain()
-        super().handle_exit(sig, frame)
+        if not self._told:
+            self._told = True
+            self._service.drain()
+            super().handle_exit(sig, frame)
+        elif self.hurried is None:
+            self._hurry(sig)
+
+    def _hurry(self, sig: int) -> None:
+        """End now: what is under way gets a moment to say that this isn't its end."""
+        log.warning("told to stop twice: what is under way is ended")
+        self.hurried = sig
+        self.force_exit = True
+        for task in self.server_state.tasks:
+            task.cancel()
+
+        def end() -> None:
+            self._engine.kill()
+            os._exit(128 + sig)
+
+        timer = threading.Timer(HURRY_S, end)  # whatever holds up the loop doesn't hold up this
+        timer.daemon = True
+        timer.start()
 
 
 def without_password(url: str | None) -> str:

@@ -233,6 +233,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     resident_adapters: tuple[str, ...] = ()  # digests in device memory
     running_adapters: tuple[str, ...] = ()  # digests of running requests
     waiting_adapters: tuple[str, ...] = ()  # digests waiting requests ask for and that are not resident
+    restarts: int = 0  # of the engine's process; all other counters begin anew with each
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -259,6 +260,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     decoder: Literal["auto", "transformers"] = "auto"
     deterministic: bool = False  # logits of a request are the same bits in any company; refused where they can't be
     log_level: str = "info"
+    hang_s: float = 4.0  # the least that is taken for a hang: seconds without a sign of life, or in an unusual step
+    restarts: int = 5  # of an engine that was lost, within ten minutes; 0: none, its end is the server's
 
 
 class EngineError(Exception):
@@ -282,11 +285,21 @@ class RequestRefused(EngineError):
 
 
 class EngineDead(EngineError):
-    """The engine stopped; every open request failed with this and no new one is taken."""
+    """The engine stopped for good; every open request failed with this and no new one is taken."""
+
+
+class EngineRestarting(EngineError):
+    """The engine was lost with every open request and is being started anew; `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(
+            f"The engine is being restarted. Please retry in {retry_after} second{'s' if retry_after > 1 else ''}."
+        )
+        self.retry_after = retry_after
 
 
 class Engine(Protocol):
-    """Seven verbs, and a way to learn of the end.
+    """What is asked of an engine. One that comes back after a loss raises EngineRestarting where EngineDead is said.
 
     `generate` ends with a delta that carries `finish_reason`; closing it early aborts.
     """
@@ -297,6 +310,10 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Free everything; open requests end with EngineDead."""
+        ...
+
+    def kill(self) -> None:
+        """End what computes at once, without waiting for anything; `stop` still has to be called."""
         ...
 
     async def died(self) -> str:
@@ -327,5 +344,12 @@ class Engine(Protocol):
         ...
 
     async def stats(self) -> EngineStats:
-        """The newest snapshot. Raises EngineDead when no step loop answers."""
+        """The newest snapshot, from the step loop: callers bound how long they wait for it. Raises EngineDead."""
+        ...
+
+    async def ready(self) -> bool:
+        """Whether it gets on: its loop answers, or is in a step that takes no longer than such steps do.
+
+        Known within 1.5 s, however many requests wait. Raises EngineDead.
+        """
         ...

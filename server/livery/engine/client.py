@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,7 @@ from livery.engine.base import (
     AdapterRef,
     EngineConfig,
     EngineDead,
+    EngineError,
     EngineInfo,
     EngineStats,
     GenerationRequest,
@@ -31,25 +33,37 @@ from livery.engine.base import (
     RequestRefused,
     TokenDelta,
 )
+from livery.engine.pulse import BEAT_S, Beat, Judgement, judge
 from livery_adapters.effect import AdapterEffect
 
 STOP_SECONDS = 10.0  # how long a stopping engine may take before it is killed
-PING_SECONDS = 30.0  # longest step that still counts as progress
+ANSWER_SECONDS = 0.5  # how long an engine may take to answer before its beats are asked
 
 
 class EngineClient:
     """An Engine in a child process, behind a private unix socket. Use from one event loop."""
 
-    def __init__(self, config: EngineConfig, progress: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        progress: Callable[[str], None] = lambda _: None,
+        lost: Callable[[str], EngineError] = EngineDead,
+    ) -> None:
+        """`lost` makes what requests are told once the engine is lost, of the reason."""
         self._config = config
         self._progress = progress
+        self._lost = lost
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
+        self._pulse = self._context.socket(zmq.PULL)
+        self._pulse.setsockopt(zmq.CONFLATE, 1)  # of several beats the newest is what counts
         self._folder: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(m.FromEngine)
+        self._beat_decoder = msgspec.msgpack.Decoder(Beat)
+        self._judgement = Judgement()
         self._streams: dict[str, asyncio.Queue[TokenDelta | Exception]] = {}
         self._loads: dict[str, list[asyncio.Future[AdapterEffect | None]]] = {}
         self._pings: dict[int, asyncio.Future[EngineStats]] = {}
@@ -57,6 +71,7 @@ class EngineClient:
         self._tasks: list[asyncio.Task[None]] = []
         self._dead: str | None = None  # why nothing works any more
         self._death = asyncio.Event()
+        self._serving = False
         self._stopping = False
 
     @property
@@ -82,6 +97,7 @@ class EngineClient:
         self._folder = Path(tempfile.mkdtemp(prefix="livery-"))  # mode 0700: nobody else reaches the socket
         address = f"ipc://{self._folder}/engine"
         self._socket.bind(address)
+        self._pulse.bind(m.pulse_address(address))
         self._progress("starting the engine's process")
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "livery.engine.process", address, str(os.getpid())),
@@ -95,27 +111,39 @@ class EngineClient:
             info = await self._await_ready(exited)
         finally:
             start.cancel()
-        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch(exited))]
+        self._serving = True
+        work = {"engine-messages": self._receive(), "engine-exit": self._watch(exited), "engine-pulse": self._feel()}
+        self._tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in work.items()]
         return info
 
     async def stop(self) -> None:
         self._stopping = True
+        well = self._serving and self._dead is None
         self._fail_all("the engine was stopped")
         if self._process is not None and self._process.returncode is None:
-            try:
-                async with asyncio.timeout(STOP_SECONDS):
-                    await self._send(m.Stop())
-                    await self._process.wait()
-            except (TimeoutError, EngineDead):  # it hangs, or never got as far as listening
-                with suppress(ProcessLookupError):
-                    self._process.kill()
-                await self._process.wait()
+            await self._end_process(self._process, well=well)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._context.destroy(linger=0)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End the process, and what it has started, without waiting for anything."""
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):  # it has ended already
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a session of its own
+
+    async def _end_process(self, process: asyncio.subprocess.Process, *, well: bool) -> None:
+        """Ask one that is well to stop; one that hangs, or never got as far as listening, is killed."""
+        if well:
+            with suppress(TimeoutError, EngineError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._send(m.Stop())
+                    await process.wait()
+        self.kill()
+        await process.wait()
 
     async def died(self) -> str:
         await self._death.wait()
@@ -143,7 +171,7 @@ class EngineClient:
                 await self.abort(request.request_id)
 
     async def abort(self, request_id: str) -> None:
-        with suppress(EngineDead):  # then there is nothing left to abort
+        with suppress(EngineError):  # then there is nothing left to abort
             await self._send(m.Abort(request_id))
 
     async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
@@ -154,11 +182,11 @@ class EngineClient:
         return await done
 
     async def unload_adapter(self, digest: str) -> None:
-        with suppress(EngineDead):
+        with suppress(EngineError):
             await self._send(m.Unload(digest))
 
     async def keep_adapters(self, digests: tuple[str, ...]) -> None:
-        with suppress(EngineDead):
+        with suppress(EngineError):
             await self._send(m.Keep(digests))
 
     async def stats(self) -> EngineStats:
@@ -168,11 +196,18 @@ class EngineClient:
         self._pings[call] = pong
         try:
             await self._send(m.Ping(call))
-            return await asyncio.wait_for(pong, PING_SECONDS)
-        except TimeoutError as error:
-            raise EngineDead(f"the engine's loop has not answered for {PING_SECONDS:.0f} s") from error
+            return await pong
         finally:
             self._pings.pop(call, None)
+
+    async def ready(self) -> bool:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self.stats()
+        except TimeoutError:  # in a long step, or reading what many requests sent: its beats say whether it gets on
+            self._check_alive()
+            return self._judgement.ready
+        return True
 
     # -- inside --------------------------------------------------------------------------------------
 
@@ -181,12 +216,12 @@ class EngineClient:
         try:
             await self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
         except zmq.Again:
-            raise EngineDead(self._dead or "the engine process no longer listens") from None
+            raise self._lost(self._dead or "the engine process no longer listens") from None
 
     def _check_alive(self) -> None:
-        """Raise a fresh EngineDead: one instance raised by many would gather all their tracebacks."""
+        """Raise a fresh error: one instance raised by many would gather all their tracebacks."""
         if self._dead is not None:
-            raise EngineDead(self._dead)
+            raise self._lost(self._dead)
 
     async def _await_ready(self, exited: asyncio.Task[int]) -> EngineInfo:
         while True:
@@ -228,7 +263,22 @@ class EngineClient:
     async def _watch(self, exited: asyncio.Task[int]) -> None:
         status = await exited
         if not self._stopping:
-            self._fail_all(f"the engine process ended with status {status}; restart the server")
+            self._fail_all(f"the engine process ended with status {status}")
+
+    async def _feel(self) -> None:
+        """Follow the beats; an engine that hangs is lost, and its process is killed."""
+        now = asyncio.get_running_loop().time
+        beat, silent_s, looked = None, 0.0, now()
+        while not self._judgement.hang:
+            came = await self._pulse.poll(int(1000 * BEAT_S))
+            before, looked = looked, now()
+            silent_s += min(looked - before, 2 * BEAT_S)  # in longer gaps it is this process that didn't run
+            if came:
+                beat, silent_s = self._beat_decoder.decode(await self._pulse.recv()), 0.0
+            self._judgement = judge(silent_s, beat, self._config.hang_s)
+        if not self._stopping:
+            self._fail_all(f"the engine hangs: {self._judgement.hang}")
+            self.kill()
 
     def _settle_load(self, outcome: m.LoadOutcome) -> None:
         for done in self._loads.pop(outcome.digest, []):
@@ -243,11 +293,11 @@ class EngineClient:
         self._dead = self._dead or reason
         self._death.set()
         for stream in self._streams.values():
-            stream.put_nowait(EngineDead(reason))
+            stream.put_nowait(self._lost(reason))
         for done in itertools.chain.from_iterable(self._loads.values()):
-            _fail(done, EngineDead(reason))
+            _fail(done, self._lost(reason))
         for pong in self._pings.values():
-            _fail(pong, EngineDead(reason))
+            _fail(pong, self._lost(reason))
         self._loads.clear()
 
 

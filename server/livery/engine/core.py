@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from livery.engine.base import (
     AdapterRef,
     EngineInfo,
@@ -21,6 +23,7 @@ from livery.engine.base import (
 )
 from livery.engine.blocks import BlockPool
 from livery.engine.constraint import Constraints
+from livery.engine.devices import answers
 from livery.engine.host import cores
 from livery.engine.images import AdapterImage
 from livery.engine.loader import Done, Worker
@@ -88,6 +91,7 @@ class EngineCore:
         self._load_results: list[LoadOutcome] = []
         self._failed_in_a_row = 0
         self._steps = 0
+        self.step_tokens = 0  # of the step under way or the last one; 0: it computed nothing
         self._idle = False
         self._overlaps = runner.overlaps
         self._ahead: tuple[StepPlan, Launched] | None = None  # launched before the step before it was looked at
@@ -183,6 +187,10 @@ class EngineCore:
             waiting_adapters=scheduler.roster.waiting_adapters(),
         )
 
+    def ended(self) -> str:
+        """The name of a thread beside the loop that ended by itself, if one did: what waits for it waits for ever."""
+        return next((worker.name for worker in (self._loader, self._copier) if not worker.alive), "")
+
     def stop(self) -> None:
         self._loader.stop()
         self._copier.stop()
@@ -192,14 +200,17 @@ class EngineCore:
 
     def step(self) -> list[TokenDelta]:
         """Move adapters along, then compute one plan. Raises only when the device seems lost."""
+        self.step_tokens = 0
         deltas = self._settle_adapters()
         self._scheduler.end_expired()
         if self._ahead is not None:
             plan, pending = self._ahead
+            self.step_tokens = plan.num_tokens
             if isinstance(pending, PendingStep):  # its masks come from the tokens of the step before it
                 pending = self._attempt(plan, pending.chosen)
         else:
             plan = self._scheduler.schedule()
+            self.step_tokens = plan.num_tokens
             made_room = self._settle_residency()
             self._idle = not plan.slices and not made_room  # what waits for that room comes in with the next step
             if not plan.slices:
@@ -241,7 +252,7 @@ class EngineCore:
         except Exception:  # boundary: a step's failure belongs to the requests in it
             self._failed_in_a_row += 1
             log.exception("a step over %d sequences failed", len(plan.slices))
-            if self._failed_in_a_row >= MAX_FAILED_STEPS:
+            if self._failed_in_a_row >= MAX_FAILED_STEPS or not answers(torch.device(self.info.device)):
                 raise
             return StepResult(failed=dict.fromkeys((part.request_id for part in plan.slices), STEP_FAILED))
         if isinstance(found, StepResult):

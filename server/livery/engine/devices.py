@@ -51,6 +51,14 @@ def load_chosen(config: EngineConfig, compute: Compute) -> Kernels:
     return kernels
 
 
+def answers(device: torch.device) -> bool:
+    """Whether the device still computes: after some errors nothing of this process ever runs there again."""
+    try:
+        return bool(torch.ones(1, device=device).add(1).item() == 2)
+    except RuntimeError:
+        return False
+
+
 def _check_deterministic(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse what can't give the same bits in any company, as far as it shows before a model is loaded."""
     need = None

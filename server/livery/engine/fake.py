@@ -34,6 +34,7 @@ from livery.engine.base import (
     AdapterRef,
     EngineDead,
     EngineInfo,
+    EngineRestarting,
     EngineStats,
     FinishReason,
     GenerationRequest,
@@ -45,6 +46,8 @@ from livery_adapters.base_model import BaseShapes, ModuleShape
 from livery_adapters.effect import AdapterEffect
 
 Script = Callable[[GenerationRequest], Sequence[int]]
+
+RETRY_AFTER_S = 7  # of a fake engine that was lost
 
 NAN = "the fake engine was told to find no number"
 
@@ -90,6 +93,8 @@ class FakeEngine:
         self._permits = asyncio.Semaphore(0)
         self._changed = asyncio.Event()
         self._dead = asyncio.Event()
+        self._lost = False
+        self._dropped: set[str] = set()
         self._generated = 0
         self._info = EngineInfo(
             architecture="Fake",
@@ -116,12 +121,33 @@ class FakeEngine:
     async def stop(self) -> None:
         await self.die()
 
+    def kill(self) -> None:
+        """There is no process."""
+
     async def die(self) -> None:
         """Stop answering: every open and later request ends with EngineDead."""
         self._dead.set()
         for _ in self._open:
             self._permits.release()
         self._notify()
+
+    def lose(self) -> None:
+        """Be as an engine whose process was lost: every open request and whoever comes gets EngineRestarting."""
+        self._lost = True
+        self._dropped |= set(self._open)
+        for _ in self._open:
+            self._permits.release()
+
+    def recover(self) -> None:
+        """Answer new requests again."""
+        self._lost = False
+
+    def _check(self, request_id: str | None = None) -> None:
+        """Raise where nothing is answered, or nothing to this request, which was open when the engine was lost."""
+        if self._dead.is_set():
+            raise EngineDead("the fake engine is stopped")
+        if self._lost or request_id in self._dropped:
+            raise EngineRestarting(RETRY_AFTER_S)
 
     async def died(self) -> str:
         await self._dead.wait()
@@ -138,7 +164,7 @@ class FakeEngine:
         until = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
         try:
             if request.pooling is not None:
-                await self._turn(until)
+                await self._turn(request.request_id, until)
                 finished = True
                 yield self._pooled(request, cached)
                 return
@@ -148,7 +174,7 @@ class FakeEngine:
             wished = request.sampling.prompt_logprobs
             scores = [] if wished is None else [logprobs_of(token, wished) for token in request.prompt_token_ids[1:]]
             for index, token in enumerate(tokens):
-                await self._turn(until)
+                await self._turn(request.request_id, until)
                 if index == self.behaviour.fail_after:
                     finished = True
                     yield TokenDelta(request.request_id, [], "error", "the fake engine was told to fail")
@@ -191,6 +217,7 @@ class FakeEngine:
             self._notify()
 
     async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
+        self._check()
         if reason := self.behaviour.refuse_adapters.get(adapter.digest):
             raise AdapterLoadFailed(reason)
         self.loaded[adapter.digest] = adapter
@@ -204,8 +231,7 @@ class FakeEngine:
         self.kept = digests
 
     async def stats(self) -> EngineStats:
-        if self._dead.is_set():
-            raise EngineDead("the fake engine is stopped")
+        self._check()
         running = {request.adapter.digest for request in self._open.values() if request.adapter}
         return EngineStats(
             running=len(self._open),
@@ -216,6 +242,9 @@ class FakeEngine:
             resident_adapters=tuple(self.loaded),
             running_adapters=tuple(sorted(running)),
         )
+
+    async def ready(self) -> bool:
+        return bool(await self.stats())
 
     def step(self, tokens: int = 1) -> None:
         """Let so many tokens out, over all requests, when `stepped`."""
@@ -232,23 +261,21 @@ class FakeEngine:
         return len(self._open)
 
     def _take(self, request: GenerationRequest) -> None:
-        if self._dead.is_set():
-            raise EngineDead("the fake engine is stopped")
+        self._check()
         if request.request_id in self._open:
             raise RequestRefused(f"request id {request.request_id} is already in use")
         self.requests.append(request)
         self._open[request.request_id] = request
         self._notify()
 
-    async def _turn(self, until: float | None) -> None:
+    async def _turn(self, request_id: str, until: float | None) -> None:
         """Wait for this token's permit, or give the other requests a chance. Raises TimeoutError when time is up."""
         if self.behaviour.stepped:
             async with asyncio.timeout_at(until):
                 await self._permits.acquire()
         else:
             await asyncio.sleep(0)
-        if self._dead.is_set():
-            raise EngineDead("the fake engine is stopped")
+        self._check(request_id)
 
     def _cached_tokens(self, request: GenerationRequest) -> int:
         """How much of the prompt earlier ones began with; from now on this one is an earlier one."""

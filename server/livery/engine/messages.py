@@ -92,3 +92,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
 
 ToEngine = Start | Submit | Abort | Load | Unload | Keep | Ping | Stop
 FromEngine = Progress | Ready | Refused | Rejected | Step | Pong
+
+
+def pulse_address(address: str) -> str:
+    """Where the beats of an engine go that is spoken to at this address."""
+    return f"{address}-pulse"

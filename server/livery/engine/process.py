@@ -18,6 +18,7 @@ import zmq
 from livery.engine import messages as m
 from livery.engine.base import ModelRefused, RequestRefused
 from livery.engine.core import EngineCore
+from livery.engine.pulse import Pulse
 from livery.engine.runner import ModelRunner
 
 IDLE_POLL_MS = 1000  # how often an idle engine looks whether its parent is still there
@@ -49,6 +50,7 @@ class EngineProcess:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._wake_in, zmq.POLLIN)
         self._stopping = False
+        self._pulse = Pulse(self._context, m.pulse_address(address))
 
     def run(self) -> int:
         """Serve until Stop or until the parent is gone; returns the exit status."""
@@ -59,12 +61,15 @@ class EngineProcess:
         if not isinstance(start, m.Start):  # told to stop before it was told to start
             return 0
         logging.getLogger().setLevel(start.config.log_level.upper())
+        self._pulse.start()
         try:
             runner = ModelRunner(start.config, lambda text: self._send(m.Progress(text)))
         except ModelRefused as error:
             self._send(m.Refused(str(error)))
             return 2
         core = EngineCore(runner, self._wake)
+        self._pulse.tokens, self._pulse.ended = lambda: core.step_tokens, core.ended
+        self._pulse.begin()
         self._send(m.Ready(core.info))
         while not self._stopping and os.getppid() == self._parent_pid:
             self._turn(core)
@@ -72,10 +77,12 @@ class EngineProcess:
         return 0
 
     def close(self) -> None:
+        self._pulse.stop()  # before the context takes its socket away
         self._context.destroy(linger=1000)
 
     def _turn(self, core: EngineCore) -> None:
         ready = dict(self._poller.poll(_patience_ms(core) if core.is_idle else 0))
+        self._pulse.begin()
         if self._wake_in in ready:
             self._wake_in.recv()
         while not self._stopping and self._socket.poll(0):
@@ -83,6 +90,7 @@ class EngineProcess:
         deltas, loads = core.step(), core.take_loads()
         if deltas or loads:
             self._send(m.Step(deltas, loads))
+        self._pulse.end()
 
     def _handle(self, core: EngineCore, message: m.ToEngine) -> None:
         match message:

@@ -10,7 +10,6 @@ await ring.stop()
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -24,11 +23,13 @@ from livery.tenancy.records import Principal, Tenant
 from livery.tenancy.rows import Snapshot
 from livery.tenancy.secrets import MAX_KEY, digest
 from livery.tenancy.store import TenantStore
+from livery.vitals import Vitals
 from livery_adapters.registry import RegistryError
 
 log = logging.getLogger("livery.keys")
 
 POLL_S = 0.5  # how soon a change made by another process is seen
+FOLLOWER = "key-follower"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class KeyRing:
         self._clock = clock
         self._known = _NOTHING
         self._reading = asyncio.Lock()
-        self._following: asyncio.Task[None] | None = None
+        self._vitals = Vitals()
 
     @property
     def keyed(self) -> bool:
@@ -85,10 +86,11 @@ class KeyRing:
         """Full names (OWNER/NAME) of what others share with a tenant; not all of them need be there."""
         return self._known.shared.get(tenant, frozenset())
 
-    async def start(self) -> None:
+    async def start(self, vitals: Vitals | None = None) -> None:
         """Read everything, then follow. Raises RegistryError when nothing can be read."""
         await self.refresh()
-        self._following = asyncio.create_task(self._follow())
+        self._vitals = vitals or self._vitals
+        self._vitals.run(FOLLOWER, self._follow())
 
     async def refresh(self) -> None:
         """Know what the database knows now. Raises RegistryError."""
@@ -98,10 +100,7 @@ class KeyRing:
                 self._known = seen
 
     async def stop(self) -> None:
-        if self._following is not None:
-            self._following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._following
+        await self._vitals.stop(FOLLOWER)
 
     def _read(self, number: int) -> _Known | None:
         """In a thread: what changed since, made ready there."""

@@ -1,0 +1,186 @@
+"""Bounds on connections, for every listener of a server: on whoever sends nothing, too much or too slowly, or takes
+nothing.
+
+What a request may hold is the boundary's affair; here it is about bytes before there is a request, and after its
+answer. Parsing is h11's: two lengths that contradict each other, and what isn't HTTP, are 400 there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import Any, cast
+
+import orjson
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_TIMEOUT_S = 10.0  # for all of a request's head, from when the connection is made or the head begins
+IDLE_S = 5  # between two requests on a connection
+STALL_S = 30.0  # a client that takes nothing for so long is cut off
+HEAD_BYTES = 16 << 10
+RESERVED = 256  # descriptors for everything but connections: files, sockets and pipes of the server's own
+MOST_CONNECTIONS = 16384
+
+
+class EdgeConfig(uvicorn.Config):
+    """uvicorn's configuration with these bounds; `max_connections` at once, or as many as descriptors allow."""
+
+    def __init__(self, app: Any, *, max_connections: int = 0, **rest: Any) -> None:  # noqa: ANN401  (as uvicorn has it)
+        super().__init__(
+            app,
+            http=EdgeProtocol,
+            ws="none",  # an upgrade would lead past these bounds
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # who is at the other end of the socket decides, not who somebody says it is
+            timeout_keep_alive=IDLE_S,
+            h11_max_incomplete_event_size=HEAD_BYTES,
+            **rest,
+        )
+        self.max_connections = max_connections or allowed_connections()
+
+
+def allowed_connections() -> int:
+    """As many as the limit of descriptors leaves room for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return min(MOST_CONNECTIONS, max(soft - RESERVED, soft // 2))
+
+
+class EdgeProtocol(H11Protocol):
+    """One connection."""
+
+    transport: asyncio.Transport
+    _head_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+    _begun = False  # bytes of a head that isn't whole have come
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # Whatever the kernel doesn't take at once counts: an answer waits for its client event by event.
+        transport.set_write_buffer_limits(high=1, low=0)  # asyncio's TLS takes a limit of 0 for one that is reached
+        if len(self.connections) > cast(EdgeConfig, self.config).max_connections:
+            self._refuse(503, "too_many_connections", "The server has too many connections open. Please retry shortly.")
+        else:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answering:
+            super().data_received(data)
+            return
+        # h11 bounds a head that isn't whole yet: piece by piece that is every head.
+        for start in range(0, len(data), HEAD_BYTES):
+            if self.transport.is_closing():
+                return
+            super().data_received(data[start : start + HEAD_BYTES])
+        if self._answering:
+            self._disarm()
+        else:
+            self._begun = True
+            self._expect_head()
+
+    def on_response_complete(self) -> None:
+        self._begun = False
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "invalid_request", f"{msg} Send HTTP/1.1 with a head of at most {HEAD_BYTES} bytes.")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_stall()
+
+    def resume_writing(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        super().resume_writing()
+
+    @property
+    def _answering(self) -> bool:
+        """Whether a whole head has come whose answer isn't."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_late)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_late(self) -> None:
+        self._head_timer = None
+        if self._answering or self.transport.is_closing():
+            return
+        if self._begun:
+            self._refuse(
+                408, "request_timeout", f"The request's head didn't arrive within {HEAD_TIMEOUT_S:.0f} seconds."
+            )
+        else:
+            self.transport.close()
+
+    def _watch_stall(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(STALL_S, self._stalled, left)
+
+    def _stalled(self, left: int) -> None:
+        """Cut off a client that has taken nothing since; closing in good order would wait for it."""
+        if self.transport.get_write_buffer_size() < left:
+            self._watch_stall()
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer where there is no request, and close."""
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        body = orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+        head = [
+            f"HTTP/1.1 {status} {REASONS[status]}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            "connection: close",
+            *(["retry-after: 1"] if status == 503 else []),
+        ]
+        self.transport.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
+        self.transport.close()
+
+
+REASONS = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
+
+
+class EdgeServer(uvicorn.Server):
+    """uvicorn's server that goes on answering while what is under way comes to its end."""
+
+    config: EdgeConfig
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        """Let requests under way end, up to the graceful timeout; then end the rest.
+
+        Whoever comes meanwhile is still answered, on a connection that ends with the answer: load balancers that
+        haven't noticed yet get a 503 they can act on in place of a refused connection.
+        """
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        timeout, under_way = self.config.timeout_graceful_shutdown, set(self.server_state.tasks)
+        now = asyncio.get_running_loop().time
+        deadline = now() + (timeout if timeout is not None else float("inf"))
+        while under_way and not self.force_exit and now() < deadline:
+            _, under_way = await asyncio.wait(under_way, timeout=min(0.1, max(0.0, deadline - now())))
+        self.config.timeout_graceful_shutdown = 0 if under_way else 1  # who came last gets a second
+        await super().shutdown(sockets)
+        tasks = [task for task in self.server_state.tasks if not task.done()]
+        if tasks:  # they were told to end, and say so to their clients
+            await asyncio.wait(tasks, timeout=1)

@@ -1,0 +1,165 @@
+"""Whether an engine's loop gets on, told by a thread beside it and judged in the parent.
+
+Four times a second the engine's process says how long its loop has been where it is, on a socket of its own that no
+step stands before. The parent takes silence, or a step that is far older than such steps have been, for a hang. Ages
+are measured within one process: no two clocks are compared. What is slow for want of a core is no hang: time for which
+the process was ready to run and didn't is left out of the age, and time for which the parent itself didn't run is left
+out of the silence.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import zmq
+
+BEAT_S = 0.25
+QUIET_S = 1.25  # of silence, or in a step that is unusual, after which nothing new should come here
+FIRST_STEPS = 3  # of one size, which may compile kernels and fill caches
+FIRST_S = 180.0
+GENEROUS = 20.0  # times as long as the longest such step lately is a hang,
+UNUSUAL = 5.0  # times as long is reason enough to send requests elsewhere
+FORGET = 0.99  # the longest step fades by this with each one after it
+THREADS = Path("/proc/self/task")
+
+
+class Beat(msgspec.Struct, frozen=True, array_like=True):
+    """How the loop stands. `age_s`: since it began the step under way, or last looked for messages.
+
+    `tokens` are computed in that step, and `allowed_s` is how long such steps may take by the record. `ended` names a
+    thread beside the loop that is gone.
+    """
+
+    tokens: int
+    age_s: float
+    allowed_s: float
+    ended: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`ready`: requests may come. `hang`: why the process has to be ended; empty while it needn't."""
+
+    ready: bool = True
+    hang: str = ""
+
+
+def judge(silent_s: float, beat: Beat | None, hang_s: float) -> Judgement:
+    """What to make of the newest beat, `silent_s` seconds after it came. Less than `hang_s` is never a hang."""
+    if silent_s >= hang_s:
+        return Judgement(ready=False, hang=f"its process has given no sign of life for {silent_s:.1f} s")
+    if beat is not None and beat.ended:
+        return Judgement(ready=False, hang=f"its thread {beat.ended} has ended")
+    if beat is not None and beat.age_s > max(hang_s, beat.allowed_s):
+        where = f"one step over {beat.tokens} tokens" if beat.tokens else "one place between steps"
+        usual = f", where such steps may take {max(hang_s, beat.allowed_s):.1f} s" if beat.tokens else ""
+        return Judgement(ready=False, hang=f"its loop has been in {where} for {beat.age_s:.1f} s{usual}")
+    usual_s = QUIET_S if beat is None else max(QUIET_S, beat.allowed_s * UNUSUAL / GENEROUS)
+    return Judgement(ready=silent_s < QUIET_S and (beat is None or beat.age_s <= usual_s))
+
+
+class StepTimes:
+    """How long steps took lately, by the power of two that their tokens come to; 0 tokens: rounds without a step."""
+
+    def __init__(self) -> None:
+        self._taken: dict[int, tuple[int, float]] = {}  # size -> how many there were, the longest of them lately
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        count, longest = self._taken.get(tokens.bit_length(), (0, 0.0))
+        self._taken[tokens.bit_length()] = count + 1, max(seconds, longest * FORGET)
+
+    def allowed(self, tokens: int) -> float:
+        """Seconds: a generous multiple of what such steps took; minutes where there were few."""
+        count, longest = self._taken.get(tokens.bit_length(), (0, 0.0))
+        return FIRST_S if count < FIRST_STEPS else GENEROUS * longest
+
+
+class Pulse:
+    """The engine's side: the loop marks where it is, a thread tells.
+
+    `tokens` says how many the step under way computes, `ended` which thread beside the loop is gone; both are set once
+    there is something to ask.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self.tokens: Callable[[], int] = int
+        self.ended: Callable[[], str] = str
+        self._context, self._address = context, address
+        self._times = StepTimes()
+        self._since = time.monotonic()
+        self._starved = Starvation()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def begin(self) -> None:
+        """A round of the loop begins."""
+        self._since = time.monotonic()
+
+    def end(self) -> None:
+        """It is over."""
+        now = time.monotonic()
+        self._times.learn(self.tokens(), now - self._since)
+        self._since = now
+
+    def stop(self) -> None:
+        """Say nothing more; also where nothing was said yet."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        socket = self._context.socket(zmq.PUSH)
+        socket.setsockopt(zmq.CONFLATE, 1)  # a parent that doesn't listen now wants the newest one later
+        socket.connect(self._address)
+        encoder = msgspec.msgpack.Encoder()
+        while not self._stopping.wait(BEAT_S):
+            socket.send(encoder.encode(self._beat()))
+        socket.close(linger=0)
+
+    def _beat(self) -> Beat:
+        since, tokens = self._since, self.tokens()
+        age = time.monotonic() - since
+        waited = self._starved.during(since) if age > BEAT_S else 0.0
+        return Beat(tokens, max(0.0, age - waited), self._times.allowed(tokens), self.ended())
+
+
+class Starvation:
+    """For how long a step had to wait for cores: the longest that any one thread was ready to run and didn't.
+
+    Linux counts it for each thread (the second number of schedstat); elsewhere nothing is known, and nothing left out.
+    """
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._before: dict[str, int] = {}
+        self._waited_s = 0.0
+
+    def during(self, since: float) -> float:
+        """Seconds of the step that began at `since`, from the first time that this is asked during it."""
+        delays = _run_delays()
+        if since != self._since:
+            self._since, self._waited_s = since, 0.0
+        else:
+            both = delays.keys() & self._before.keys()
+            self._waited_s += max((delays[one] - self._before[one] for one in both), default=0) / 1e9
+        self._before = delays
+        return self._waited_s
+
+
+def _run_delays() -> dict[str, int]:
+    """Nanoseconds for which each thread of this process has been ready to run and didn't."""
+    found = {}
+    for thread in THREADS.iterdir() if THREADS.is_dir() else ():
+        try:
+            found[thread.name] = int((thread / "schedstat").read_text().split()[1])
+        except (OSError, IndexError):  # it ended meanwhile, or this kernel doesn't count
+            continue
+    return found

@@ -1,0 +1,258 @@
+"""An engine that outlives its process: lost to a crash, a hang or its device, it is started anew.
+
+Every open request fails at once with EngineRestarting, and so does every new one until the new process serves. What
+was in device memory is asked for again then. Too many losses in too short a time end the engine for good: what keeps
+ending it is nothing that one more start would change, and whoever supervises the server may know better.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+import msgspec
+
+from livery.engine.base import (
+    AdapterLoadFailed,
+    AdapterRef,
+    Engine,
+    EngineConfig,
+    EngineDead,
+    EngineError,
+    EngineInfo,
+    EngineRestarting,
+    EngineStats,
+    GenerationRequest,
+    TokenDelta,
+)
+from livery_adapters.effect import AdapterEffect
+
+log = logging.getLogger(__name__)
+
+WINDOW_S = 600.0  # in which restarts are counted
+LONGEST_PAUSE_S = 30.0  # between two starts
+LOOK_S = 2.0  # how often it is noted what is in device memory
+REMEMBERED = 4096  # versions
+# A start that takes so many times as long as the first one did, and at least so long, hangs.
+PATIENCE, SHORTEST_PATIENCE_S = 5.0, 300.0
+
+Lost = Callable[[str], EngineError]
+MakeEngine = Callable[[EngineConfig, Lost], Engine]
+
+
+class RestartBudget:
+    """How often an engine may be started anew: `restarts` times within WINDOW_S, with growing pauses."""
+
+    def __init__(self, restarts: int) -> None:
+        self.restarts = restarts
+        self._taken: deque[float] = deque()
+
+    def pause(self, now: float) -> float | None:
+        """Seconds to wait before the next start; None where none is left."""
+        while self._taken and self._taken[0] <= now - WINDOW_S:
+            self._taken.popleft()
+        if len(self._taken) >= self.restarts:
+            return None
+        return min(2.0 ** (len(self._taken) - 1), LONGEST_PAUSE_S) if self._taken else 0.0
+
+    def take(self, now: float) -> None:
+        self._taken.append(now)
+
+
+class SupervisedEngine:
+    """The Engine protocol over engines that follow one another. Use from one event loop."""
+
+    def __init__(self, config: EngineConfig, make: MakeEngine) -> None:
+        """`make` makes an engine that isn't started yet, and that tells its requests of its end by what it is given."""
+        self._config, self._make = config, make
+        self._budget = RestartBudget(config.restarts)
+        self._engine = make(config, self._lost)
+        self._serving = False
+        self._restarts = 0
+        self._took_s = 0.0  # the last start
+        self._back_at: float | None = None  # when one that was lost may be back, by the loop's own clock
+        self._why: str | None = None  # it is at its end for good
+        self._end = asyncio.Event()
+        self._known: OrderedDict[str, AdapterRef] = OrderedDict()  # what was asked for last comes last
+        self._resident: tuple[str, ...] = ()
+        self._kept: tuple[str, ...] = ()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reloading: asyncio.Task[None] | None = None
+
+    # -- Engine --------------------------------------------------------------------------------------
+
+    async def start(self) -> EngineInfo:
+        begun = time.monotonic()
+        info = await self._engine.start()
+        self._took_s = time.monotonic() - begun
+        self._serving = True
+        work = {"engine-supervisor": self._mind(info), "engine-residents": self._note()}
+        self._tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in work.items()]
+        return info
+
+    async def stop(self) -> None:
+        self._ends("the engine was stopped")
+        tasks = [*self._tasks, *([self._reloading] if self._reloading else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._engine.stop()
+
+    def kill(self) -> None:
+        self._ends("the engine was ended")
+        self._engine.kill()
+
+    async def died(self) -> str:
+        await self._end.wait()
+        return self._why or ""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        if request.adapter is not None:
+            self._remember(request.adapter)
+        return self._running().generate(request)
+
+    async def abort(self, request_id: str) -> None:
+        if self._serving:
+            await self._engine.abort(request_id)
+
+    async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
+        self._remember(adapter)
+        return await self._running().load_adapter(adapter)
+
+    async def unload_adapter(self, digest: str) -> None:
+        self._known.pop(digest, None)
+        if self._serving:
+            await self._engine.unload_adapter(digest)
+
+    async def keep_adapters(self, digests: tuple[str, ...]) -> None:
+        self._kept = digests
+        if self._serving:
+            await self._engine.keep_adapters(digests)
+
+    async def stats(self) -> EngineStats:
+        stats = await self._running().stats()
+        self._resident = stats.resident_adapters
+        return msgspec.structs.replace(stats, restarts=self._restarts)
+
+    async def ready(self) -> bool:
+        return await self._running().ready()
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    def _running(self) -> Engine:
+        if not self._serving:
+            raise self._lost(self._why or "")
+        return self._engine
+
+    def _remember(self, adapter: AdapterRef) -> None:
+        self._known[adapter.digest] = adapter
+        self._known.move_to_end(adapter.digest)
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+
+    def _lost(self, reason: str) -> EngineError:
+        """What a request is told that was open when the engine was lost, or that comes before it is back."""
+        now = time.monotonic()
+        if self._why is not None:
+            return EngineDead(self._why)
+        if self._back_at is None:
+            pause = self._budget.pause(now)
+            if pause is None:
+                return EngineDead(reason)
+            self._back_at = now + pause + self._took_s
+        return EngineRestarting(max(1, math.ceil(self._back_at - now)))
+
+    def _ends(self, why: str) -> None:
+        self._serving = False
+        self._why = self._why or why
+        self._end.set()
+
+    async def _mind(self, first: EngineInfo) -> None:
+        """Start the engine anew whenever it is lost, until that makes no sense any more."""
+        while True:
+            reason = await self._engine.died()
+            if self._why is not None:  # it was to end
+                return
+            self._serving = False
+            try:
+                await self._engine.stop()
+                self._engine = await self._started_anew(reason, first)
+            except EngineDead as dead:
+                return self._ends(str(dead))
+            self._serving, self._back_at = True, None
+            self._reloading = asyncio.create_task(self._reload(self._engine), name="engine-reload")
+
+    async def _started_anew(self, reason: str, first: EngineInfo) -> Engine:
+        """The engine's successor, serving. Raises EngineDead where there is none."""
+        patience = max(SHORTEST_PATIENCE_S, PATIENCE * self._took_s)
+        # What was found out by measuring or from the memory that was free stays as it was.
+        config = msgspec.structs.replace(self._config, threads=first.threads, max_model_len=first.max_model_len)
+        while True:
+            pause = self._budget.pause(time.monotonic())
+            if pause is None:
+                raise EngineDead(f"{reason}; {self._spent()}")
+            self._budget.take(time.monotonic())
+            self._back_at = time.monotonic() + pause + self._took_s
+            log.error("the engine was lost and is started anew in %.0f s: %s", pause, reason)
+            await asyncio.sleep(pause)
+            begun = time.monotonic()
+            engine = self._make(config, self._lost)
+            try:
+                async with asyncio.timeout(patience):
+                    info = await engine.start()
+            except TimeoutError:
+                reason = f"its new process did not serve within {patience:.0f} s"
+                continue
+            except (EngineError, OSError) as error:  # a model that was served is refused for want of memory
+                reason = f"its new process did not come to serve: {error}"
+                continue
+            self._took_s = time.monotonic() - begun
+            self._restarts += 1
+            if _essence(info) != _essence(first):
+                await engine.stop()
+                raise EngineDead(f"{reason}; the model's files have changed since the server was started")
+            log.warning("the engine serves again after %.1f s", self._took_s)
+            return engine
+
+    def _spent(self) -> str:
+        if not self._budget.restarts:
+            return "it isn't started anew (--engine-restarts 0)"
+        return (
+            f"it was started anew {self._budget.restarts} times within {WINDOW_S / 60:.0f} minutes already "
+            "(--engine-restarts), so the server ends"
+        )
+
+    async def _reload(self, engine: Engine) -> None:
+        """Have what is kept, and what was in device memory, read again; what fails is read when it is asked for."""
+        await engine.keep_adapters(self._kept)
+        resident = set(self._resident)
+        used = [digest for digest in reversed(self._known) if digest in resident]
+        for digest in dict.fromkeys((*self._kept, *used)):
+            if (adapter := self._known.get(digest)) is None:  # nobody asks for it any more
+                continue
+            try:
+                await engine.load_adapter(adapter)
+            except AdapterLoadFailed as failed:
+                log.warning("adapter %s isn't loaded again: %s", digest[:12], failed)
+            except EngineError:  # lost once more
+                return
+
+    async def _note(self) -> None:
+        """Know what is in device memory when the engine is lost."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            with suppress(EngineError):
+                await self.stats()
+
+
+def _essence(info: EngineInfo) -> tuple[object, ...]:
+    """What requests were admitted by: a successor in which any of it differs would answer something else."""
+    return (
+        *(info.architecture, info.base_digest, info.dtype, info.vocab_size, info.max_model_len),
+        *(info.eos_token_ids, info.pad_token_id, info.shapes),
+    )
