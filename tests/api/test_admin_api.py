@@ -62,7 +62,7 @@ def test_every_admin_route_is_an_admins(live: LiveServer, client: httpx.Client) 
     asked = [*sorted(found), ("GET", "/nowhere"), ("PUT", f"{API}/keys"), ("GET", "/health"), ("GET", "/v1/models")]
     wrong = set()
     for method, path in asked:
-        for key in ("", "nope", revoked, "x" * 30_000, "sk-static-"):
+        for key in ("", "nope", revoked, "x" * 8_000, "sk-static-"):
             answer = client.request(method, path, headers=bearer(key))
             assert answer.status_code == 401, (method, path)
             wrong.add(b"" if method == "HEAD" else answer.content)

@@ -110,7 +110,7 @@ def callers(module_serve: Serve) -> Iterator[Callers]:
         "revoked": bearer(revoked),
         "expired": bearer(expired),
         "disabled": bearer(disabled),
-        "huge": bearer("x" * 30_000),
+        "huge": bearer("x" * 8_000),
         "another scheme": {"authorization": f"Basic {user}"},
         "no scheme": {"authorization": user},
     }
@@ -220,7 +220,7 @@ def test_anthropics_header_brings_a_key_as_well(callers: Callers, client: httpx.
     for who, expected in (("user", 200), ("owner", 200)):
         key = callers.right[who]["authorization"].removeprefix("Bearer ")
         assert client.get("/v1/models", headers={"x-api-key": key}).status_code == expected
-    assert client.get("/v1/models", headers={"x-api-key": "x" * 30_000}).status_code == 401
+    assert client.get("/v1/models", headers={"x-api-key": "x" * 8_000}).status_code == 401
 
 
 def test_the_first_key_closes_a_server_and_deleting_it_opens_none(serve: Serve) -> None:
