@@ -1,6 +1,6 @@
 """How the server is, for people: the engine, memory, throughput, every adapter, the last requests, at one moment.
 
-    overview = Overview(service, time.time)
+    overview = Overview(service)
     answer = await overview.status(principal, Wanted(search="pirate", sort="tokens", descending=True, limit=50))
 
 A plain dictionary, ready for JSON; sizes in bytes, times in seconds. What doesn't answer in time is left out, and the
@@ -74,7 +74,7 @@ class Overview:
                 "draining": service.draining,
                 "registry": briefs is not None,
             },
-            "base": self._base(activity, now),
+            "base": self._base(activity, now, whole=principal.role == "admin"),
             "engine": self._engine(stats),
             "load": _load(stats, service.open_sequences),
             "throughput": _throughput(activity, now),
@@ -115,6 +115,7 @@ class Overview:
         tier = "device" if brief.weights in device else "host" if brief.weights in host else "store"
         return {
             "name": brief.name,
+            "own": True,
             "state": served.state(brief),
             "tier": tier if brief.active is not None else None,
             "rank": brief.rank or None,
@@ -129,15 +130,16 @@ class Overview:
             "error": _error(brief, done, now),
         }
 
-    def _base(self, activity: Activity, now: float) -> Json:
-        info = self._service.info
+    def _base(self, activity: Activity, now: float, *, whole: bool) -> Json:
+        """`whole` False: not what all tenants together asked of it."""
+        info, done = self._service.info, _done(activity.of(BASE), now)
         return {
             "name": self._service.base_name,
             "digest": info.base_digest,
             "architecture": info.architecture,
             "max_model_len": info.max_model_len,
             "weight_bytes": info.weight_bytes,
-            **_done(activity.of(BASE), now),
+            **(done if whole else dict.fromkeys(done)),
         }
 
     def _engine(self, stats: EngineStats | None) -> Json:
@@ -188,6 +190,7 @@ def _of_others(brief: Brief) -> Json:
     """An adapter of somebody else's: that it is there, and nothing of what others do with it."""
     return {
         "name": brief.name,
+        "own": False,
         "state": brief.state,
         "tier": None,
         "rank": brief.rank or None,
@@ -197,8 +200,8 @@ def _of_others(brief: Brief) -> Json:
         "digest": brief.digest or None,
         "generation": brief.generation,
         "pinned": brief.pinned,
-        "running": 0,
-        **_done(None, 0.0),
+        "running": None,
+        **dict.fromkeys(_done(None, 0.0)),
         "error": None,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from api.live_server import BASE, LiveServer, Serve, Setup
 from api.peft_files import make_adapter
+from livery.api import console
 from livery.engine.fake import Behaviour
 
 
@@ -36,8 +38,9 @@ def status(server: LiveServer, key: str = "", **params: Any) -> dict[str, Any]:
     return found
 
 
-def put(server: LiveServer, name: str, which: str, **more: object) -> None:
-    answer = httpx.put(f"{server.url}/v1/adapters/{name}", json={"source": f".pool/{which}", **more}, timeout=30)
+def put(server: LiveServer, name: str, which: str, *, key: str = "none", **more: object) -> None:
+    body, headers = {"source": f".pool/{which}", **more}, {"authorization": f"Bearer {key}"}
+    answer = httpx.put(f"{server.url}/v1/adapters/{name}", json=body, headers=headers, timeout=30)
     assert answer.status_code == 200, answer.text
 
 
@@ -148,6 +151,26 @@ def test_answers_what_is_known_while_the_engine_does_not(live: LiveServer) -> No
     assert row(found, "pirate")["state"] == "ready"
 
 
+def test_tenants_see_their_own_adapters_and_not_what_others_do(serve: Serve, saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "adapters" / ".pool")
+    server = serve(Setup(api_key="sk-operator"), folder=tmp_path)
+    keys = {"acme": server.make_key("acme", role="owner"), "bob": server.make_key("bob"), "operator": "sk-operator"}
+    for name in ("acme/pirate", "bob/secret", "poet"):
+        put(server, name, "one", key="sk-operator")
+        ask(server, name, "sk-operator")
+    seen = {who: {one["name"]: one for one in status(server, key)["adapters"]["data"]} for who, key in keys.items()}
+    assert {who: sorted(rows) for who, rows in seen.items()} == {
+        "acme": ["pirate", "poet"],
+        "bob": ["poet", "secret"],
+        "operator": ["acme/pirate", "bob/secret", "poet"],
+    }
+    assert [seen["acme"][name]["requests"] for name in ("pirate", "poet")] == [1, None]
+    assert [seen["acme"][name]["own"] for name in ("pirate", "poet")] == [True, False]
+    assert seen["operator"]["poet"]["requests"] == 1
+    assert all("acme" not in str(status(server, key)["adapters"]) for who, key in keys.items() if who != "operator")
+    assert status(server, keys["acme"])["base"]["requests"] is None
+
+
 def test_users_see_their_own_requests_owners_their_tenants(serve: Serve) -> None:
     server = serve(Setup(api_key="sk-operator"))
     user, colleague = server.make_key("acme"), server.make_key("acme")
@@ -159,3 +182,44 @@ def test_users_see_their_own_requests_owners_their_tenants(serve: Serve) -> None
     assert status(server, user)["caller"]["may"] == {"manage": False, "pin": False}
     assert status(server, owner)["caller"]["may"] == {"manage": True, "pin": False}
     assert status(server, "sk-operator")["caller"]["may"] == {"manage": True, "pin": True}
+
+
+CLOSED = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+
+
+@pytest.mark.parametrize("prefix", ["", "/models/livery"])
+def test_the_console_is_a_page_and_its_parts_in_a_folder_below_any_prefix(serve: Serve, prefix: str) -> None:
+    server = serve(Setup(api_key="sk-operator", root_path=prefix))
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        moved = client.get(f"{prefix}/ui")
+        assert (moved.status_code, moved.headers["location"]) == (307, "ui/")
+        page = client.get(f"{prefix}/ui/")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        parts = re.findall(r'(?:src|href)="([^"#]+)"', page.text)
+        assert {"main.js", "base.css", "console.css", "mark.svg"} == set(parts)
+        imported = re.findall(r'from "\./([a-z]+\.js)"', client.get(f"{prefix}/ui/main.js").text)
+        for name in ["", *parts, *imported]:
+            answer = client.get(f"{prefix}/ui/{name}")
+            assert (answer.status_code, answer.headers["content-security-policy"]) == (200, CLOSED), name
+            assert (answer.headers["x-content-type-options"], answer.headers["referrer-policy"]) == (
+                "nosniff",
+                "no-referrer",
+            )
+            same = client.get(f"{prefix}/ui/{name}", headers={"if-none-match": answer.headers["etag"]})
+            assert (same.status_code, same.content) == (304, b"")
+            assert client.head(f"{prefix}/ui/{name}").status_code == 200
+        for name in ("nowhere.js", "..%2fconsole.py", "%2e%2e%2fconsole.py", "/etc/hostname"):
+            assert client.get(f"{prefix}/ui/{name}").status_code == 401
+
+
+def test_nothing_in_the_console_is_inline_or_from_elsewhere() -> None:
+    folder = Path(console.__file__).parent / "ui"
+    page = (folder / "index.html").read_text()
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son[a-z]+=|https?://", page)
+    for file in folder.glob("*.js"):
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|https?://", file.read_text()
+        )

@@ -8,7 +8,18 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from livery import __version__
-from livery.api import adapters, admin, anthropic_route, errors, openai, pooling, responses_route, status, tokens
+from livery.api import (
+    adapters,
+    admin,
+    anthropic_route,
+    console,
+    errors,
+    openai,
+    pooling,
+    responses_route,
+    status,
+    tokens,
+)
 from livery.api.access import Access
 from livery.api.boundary import Boundary
 from livery.api.context import Context
@@ -36,6 +47,7 @@ ROUTERS: Routers = (
     (status.probes, "open"),
     (status.scraping, "scrape"),
     (status.router, "ask"),
+    (console.router, "open"),
 )
 ADMIN_ROUTERS: Routers = ((admin.router, "operate"), (admin.scraping, "scrape"))
 

@@ -48,7 +48,7 @@ from livery_adapters.effect import AdapterEffect
 Script = Callable[[GenerationRequest], Sequence[int]]
 
 RETRY_AFTER_S = 7  # of a fake engine that was lost
-
+PAGE_BYTES = 16 << 10  # what any adapter takes
 NAN = "the fake engine was told to find no number"
 
 
@@ -237,8 +237,10 @@ class FakeEngine:
             running=len(self._open),
             blocks_total=self._info.num_blocks,
             blocks_free=self._info.num_blocks - len(self._open),
+            blocks_cached=min(len(self._seen), self._info.num_blocks),
             steps=self._generated,
             generated_tokens=self._generated,
+            adapter_bytes=len(self.loaded) * PAGE_BYTES,
             resident_adapters=tuple(self.loaded),
             running_adapters=tuple(sorted(running)),
         )
