@@ -55,10 +55,12 @@ class Load:
         return sum(answer.events for answer in self.answers)
 
 
-def post(url: str, path: str, body: bytes) -> bytes:
-    """The bytes of a POST of JSON that keeps its connection."""
+def post(url: str, path: str, body: bytes, key: str | None = None) -> bytes:
+    """The bytes of a POST of JSON that keeps its connection, with an API key if one is given."""
     host = urlsplit(url).netloc
     head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    if key is not None:
+        head += f"\r\nauthorization: Bearer {key}"
     return head.encode("latin-1") + b"\r\n\r\n" + body
 
 

@@ -18,7 +18,7 @@ from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.served import ServedAdapters
 from livery.service import GenerationService
-from livery.tenancy import KeyRing, TenantStore
+from livery.tenancy import Flusher, KeyRing, TenantStore, UsageStore
 from livery.text import Tokenizer
 from livery.vitals import Vitals
 from livery_adapters.base_model import BaseModel
@@ -58,12 +58,15 @@ class ServerParts:
     text: AdapterText
     tenants: TenantStore
     keys: KeyRing
+    usage: UsageStore
+    flusher: Flusher
 
     async def stop(self) -> None:
-        """Stop following folder, registry and keys; requests must have ended."""
+        """Stop following folder, registry and keys, and write what was used; requests must have ended."""
         if self.folder is not None:
             await self.folder.stop()
         await self.keys.stop()
+        await self.flusher.stop()
         await self.service.adapters.stop()
         await self.service.grammars.stop()
         self.text.close()
@@ -119,7 +122,10 @@ async def assemble(
     folder = None
     if root is not None:
         folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll, is_tenant=keys.is_tenant)
-    parts = ServerParts(service, management, folder, registry, text, tenants, keys)
+    usage = UsageStore(tenants.database)
+    flusher = Flusher(service.admission.meter, usage.add, service.admission.account)
+    parts = ServerParts(service, management, folder, registry, text, tenants, keys, usage, flusher)
+    flusher.start()
     try:
         await parts.keys.start(vitals)
         await adapters.start()

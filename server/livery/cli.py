@@ -15,6 +15,7 @@ from livery.commands.asking import CommandFailed
 from livery.commands.engine_knobs import ENGINE_KNOBS
 from livery.commands.options import takes_settings
 from livery.commands.serve import serve
+from livery.commands.usage import usage
 from livery.data_folder import DataFolderUnusable
 from livery.engine.base import EngineDead, ModelRefused
 from livery.models import ModelNotFound
@@ -46,6 +47,7 @@ app.command("doctor")(takes_settings(doctor.doctor, ENGINE_KNOBS, {"model": "any
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
+app.command("usage")(usage)
 app.add_typer(data.app, name="data")
 
 

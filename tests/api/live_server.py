@@ -21,7 +21,7 @@ from livery.engine.fake import Behaviour, FakeEngine
 from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.service import GenerationService
-from livery.tenancy import Doors, KeyRing, TenantManagement, TenantStore, occupied_in
+from livery.tenancy import Doors, Flusher, KeyRing, TenantManagement, TenantStore, occupied_in
 from livery.text import Tokenizer
 from livery_adapters.base_model import ModuleShape
 from livery_adapters.refusal import Limits
@@ -77,6 +77,7 @@ class LiveServer:
         self.management: AdapterManagement
         self.tenants: TenantStore
         self.keys: KeyRing
+        self.flusher: Flusher
         self.app: FastAPI
         self.admin_app: FastAPI
         self.admin_url = ""
@@ -146,7 +147,7 @@ class LiveServer:
             plan.data.make()
             parts = await assemble(self.engine, info, self._tokenizer, plan, lambda _: None)
             self.service, self.management = parts.service, parts.management
-            self.tenants, self.keys = parts.tenants, parts.keys
+            self.tenants, self.keys, self.flusher = parts.tenants, parts.keys, parts.flusher
             self.app = create_app(
                 self.service,
                 self.management,
@@ -156,6 +157,7 @@ class LiveServer:
                     metrics_key=setup.metrics_key,
                     behind_proxy=bool(setup.root_path),
                 ),
+                parts.usage,
                 keep_alive_s=setup.keep_alive_s,
                 cors_origins=setup.cors_origins,
                 root_path=setup.root_path,
@@ -186,7 +188,7 @@ class LiveServer:
         setup = self._setup
         doors = Doors(setup.api_key, ring=parts.keys, metrics_key=setup.metrics_key, admin_key=setup.admin_key)
         tenants = TenantManagement(parts.tenants, occupied_in(parts.registry), parts.keys)
-        return create_admin_app(parts.service, tenants, doors)
+        return create_admin_app(parts.service, tenants, doors, parts.usage)
 
 
 def _address(server: EdgeServer) -> str:

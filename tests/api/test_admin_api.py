@@ -25,6 +25,7 @@ ROUTES = {
     ("DELETE", f"{API}/keys/{{key}}"),
     ("POST", f"{API}/keys/{{key}}/rotate"),
     ("DELETE", f"{API}/shares"),
+    ("GET", f"{API}/usage"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
     ("HEAD", "/openapi.json"),

@@ -36,6 +36,7 @@ ANY_KEY = [
     "GET /tokenizer_info",
     "GET /load",
     "GET /v1/status",
+    "GET /v1/usage",
     "GET /version",
     "GET|HEAD /openapi.json",
 ]

@@ -120,6 +120,7 @@ ROUTES: dict[tuple[str, str], Case] = {
     ("DELETE", "/v1/adapters/{name:path}"): _manage("DELETE", "/v1/adapters/{name}", CHANGED),
     ("DELETE", "/v1/models/{model:path}"): _manage("DELETE", "/v1/models/{name}", CHANGED),
     ("GET", "/v1/status"): _fixed("GET", "/v1/status", 200, 200),
+    ("GET", "/v1/usage"): _fixed("GET", "/v1/usage", 200, 200),
     ("GET", "/load"): _fixed("GET", "/load", 200, 200),
     ("GET", "/version"): _fixed("GET", "/version", 200, 200),
     ("GET", "/metrics"): _fixed("GET", "/metrics", 403, 403),

@@ -32,6 +32,8 @@ TINY = Sizes(
     requests=4,
     request_streams=2,
     request_tokens=3,
+    tenant_streams=2,
+    tenant_pairs=2,
     profile_streams=2,
     profile_answers=20,
     text_streams=2,
@@ -50,6 +52,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
 def test_every_part_is_measured(findings: Findings) -> None:
     assert [row.streams for row in findings.streams] == [1, 3]
     assert all(row.per_second.low > 0 for row in (*findings.streams, *findings.requests))
+    assert [(row.streams, row.ratio.low > 0) for row in findings.tenants] == [(2, True)]
     assert findings.profile and sum(row.share for row in findings.profile) == pytest.approx(1)
     assert [row.status for row in findings.hostile] == [400, 400]
     calls = {row.part: row.calls for row in findings.text}

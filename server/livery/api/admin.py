@@ -29,8 +29,9 @@ from livery.api.answers import answers, plain
 from livery.api.reading import BodyRoute
 from livery.api.responses import json_response
 from livery.api.status import series
+from livery.api.usage import UsageReport, Wanted, report
 from livery.service import GenerationService
-from livery.tenancy import TenantManagement
+from livery.tenancy import TenantManagement, UsageStore
 
 router = APIRouter(prefix="/admin/v1", route_class=BodyRoute)
 scraping = APIRouter()
@@ -38,10 +39,11 @@ scraping = APIRouter()
 
 @dataclass(frozen=True, slots=True)
 class AdminContext:
-    """What the routes act on: the tenants, and the service whose series /metrics shows."""
+    """What the routes act on: the tenants, the service whose series /metrics shows, and what was used."""
 
     tenants: TenantManagement
     service: GenerationService
+    usage: UsageStore
 
 
 async def _context(request: Request) -> AdminContext:
@@ -129,6 +131,12 @@ async def delete_share(
     grantee: Annotated[Word, Query()],
 ) -> Response:
     return json_response(await admin.tenants.unshare(owner, name, grantee))
+
+
+@router.get("/usage", responses=answers(UsageReport))
+async def usage(request: Request, admin: AdminDep, wanted: Annotated[Wanted, Depends()]) -> Response:
+    """As GET /v1/usage."""
+    return await report(request, admin.usage, wanted)
 
 
 @scraping.get(

@@ -20,6 +20,7 @@ from livery.api import (
     status,
     tokens,
 )
+from livery.api import usage as usage_route
 from livery.api.access import Access
 from livery.api.boundary import Boundary
 from livery.api.context import Context
@@ -29,7 +30,7 @@ from livery.api.unknown_fields import UnknownFields
 from livery.management import AdapterManagement
 from livery.overview import Overview
 from livery.service import GenerationService
-from livery.tenancy import Doors, Purpose, TenantManagement
+from livery.tenancy import Doors, Purpose, TenantManagement, UsageStore
 
 RATE_HEADERS = tuple(
     f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
@@ -43,6 +44,7 @@ ROUTERS: Routers = (
     (anthropic_route.router, "ask"),
     (pooling.router, "ask"),
     (tokens.router, "ask"),
+    (usage_route.router, "ask"),
     (adapters.router, "manage"),
     (status.probes, "open"),
     (status.scraping, "scrape"),
@@ -56,6 +58,7 @@ def create_app(
     service: GenerationService,
     management: AdapterManagement,
     doors: Doors,
+    usage: UsageStore,
     *,
     keep_alive_s: float = KEEP_ALIVE_S,
     cors_origins: Sequence[str] = (),
@@ -70,7 +73,7 @@ def create_app(
     """
     app = _application("Livery")
     unknown = UnknownFields(service.metrics, strict=strict_params)
-    app.state.context = Context(service, management, keep_alive_s, unknown, Overview(service), request_timeout_s)
+    app.state.context = Context(service, management, usage, keep_alive_s, unknown, Overview(service), request_timeout_s)
     _mount(app, ROUTERS, doors, service, root_path=root_path)
     if cors_origins:  # outside the boundary: a browser asks without a key whether it may ask
         app.add_middleware(
@@ -83,10 +86,10 @@ def create_app(
     return app
 
 
-def create_admin_app(service: GenerationService, tenants: TenantManagement, doors: Doors) -> FastAPI:
+def create_admin_app(service: GenerationService, tenants: TenantManagement, doors: Doors, usage: UsageStore) -> FastAPI:
     """The admin API, an application of its own: no description, route or key of the other one's is mixed in."""
     app = _application("Livery admin API")
-    app.state.admin = admin.AdminContext(tenants, service)
+    app.state.admin = admin.AdminContext(tenants, service, usage)
     _mount(app, ADMIN_ROUTERS, doors, service, rest="operate")
     return app
 

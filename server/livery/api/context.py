@@ -14,16 +14,18 @@ from livery.managed import ManagedAdapters
 from livery.management import AdapterManagement
 from livery.overview import Overview
 from livery.service import GenerationService
+from livery.tenancy import UsageStore
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One application's service, the management of its adapters, how long a stream may stay silent, in seconds, what
-    becomes of unknown fields, and how long a request may take, in seconds (0: any time).
+    """One application's service, the management of its adapters, what was used, how long a stream may stay silent, in
+    seconds, what becomes of unknown fields, and how long a request may take, in seconds (0: any time).
     """
 
     service: GenerationService
     management: AdapterManagement
+    usage: UsageStore
     keep_alive_s: float
     unknown_fields: UnknownFields
     overview: Overview

@@ -39,7 +39,7 @@ async def admin_api(settings: Settings, parts: ServerParts, listener: Listener |
     tenants = TenantManagement(parts.tenants, occupied_in(parts.registry), parts.keys)
     server = _AdminServer(
         EdgeConfig(
-            create_admin_app(parts.service, tenants, doors),
+            create_admin_app(parts.service, tenants, doors, parts.usage),
             timeout_graceful_shutdown=GRACE_S,
             ssl_certfile=listener.tls.certificate if listener.tls else None,
             ssl_keyfile=listener.tls.key if listener.tls else None,

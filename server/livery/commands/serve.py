@@ -214,6 +214,7 @@ class _Server(EdgeServer):
                 parts.service,
                 parts.management,
                 doors,
+                parts.usage,
                 cors_origins=settings.cors_origins,
                 root_path=settings.root_path,
                 strict_params=settings.strict_params,

@@ -30,6 +30,7 @@ from livery.tenancy.records import EVERYTHING, NO_LIMITS, OPERATOR, Key, Limits,
 from livery.tenancy.room import OverShare, Room
 from livery.tenancy.secrets import MAX_KEY
 from livery.tenancy.store import MAX_GRACE_S, TenantStore
+from livery.tenancy.usage import UsageStore
 
 __all__ = [
     "EVERYTHING",
@@ -64,6 +65,7 @@ __all__ = [
     "UnknownKey",
     "UnknownShare",
     "UnknownTenant",
+    "UsageStore",
     "check_admin_binding",
     "check_binding",
     "is_loopback",

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 from livery.tenancy.records import Limits, Principal
 
 MINUTE_S = 60.0
-LONGEST_WAIT_S = 3600
+FOREVER_S = 3600  # what those are told to wait who may have nothing at all
 SLACK = 1e-6  # tokens that sums of floating-point numbers may be off by
 SWEEP_FROM = 1024  # accounts below which idle ones are left where they are
 
@@ -299,5 +299,5 @@ def _raise_longest(refusals: Sequence[LimitExceeded]) -> None:
 
 
 def _exceeded(what: str, wait: float) -> LimitExceeded:
-    seconds = math.ceil(min(max(1.0, wait), LONGEST_WAIT_S))
+    seconds = FOREVER_S if math.isinf(wait) else max(1, math.ceil(wait))
     return LimitExceeded(f"{what}. Please retry in {seconds} s, or ask the operator for a higher limit.", seconds)

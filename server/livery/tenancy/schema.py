@@ -72,3 +72,28 @@ shares = Table(
     Column("created", Double, nullable=False),
     PrimaryKeyConstraint("owner", "name", "grantee", name="tenant_shares_key"),
 )
+
+# What was used, added up by servers as it comes.
+usage = Table(
+    "usage",
+    metadata,
+    Column("hour", BigInteger, nullable=False),  # since 1970, UTC
+    Column("tenant", _name(), nullable=False),
+    Column("key_id", _name(), nullable=False),
+    Column("adapter", _name(), nullable=False),
+    Column("digest", _name(), nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    PrimaryKeyConstraint("hour", "tenant", "key_id", "adapter", "digest", name="usage_key"),
+)
+
+# What each run of a server added last, so that the same is never added twice.
+flushes = Table(
+    "usage_flushes",
+    metadata,
+    Column("server", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),  # of the last flush that was added
+    Column("at", Double, nullable=False),  # Unix time
+)

@@ -11,13 +11,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import msgspec
 from rich.console import Console
 
 from livery.bench.http.server import Found, Setup
+from livery.data_folder import DataFolder
+from livery.tenancy import TenantStore
 from livery_loadtest.lean import Load, post, run_load
 from livery_loadtest.servers import LaunchedServer, LaunchSpec, cpu_seconds, free_port
+
+# "bare": without keys, room, limits and metering. "limited": requests bring a key that has limits of every kind.
+Tenants = Literal["none", "bare", "limited"]
+NAMED: dict[Tenants, str] = {"none": "", "bare": " and no tenants", "limited": " and limits"}
+FAR_LIMITS = {
+    name: 1 << 40
+    for name in ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "queued_tokens", "max_tokens", "n")
+}
 
 START_S = 300.0
 FOUND_S = 10.0
@@ -42,9 +53,10 @@ class Cores:
 class MeasuredServer:
     """A running server; `cpu_s` of its process group so far."""
 
-    def __init__(self, launched: LaunchedServer, found: Path) -> None:
+    def __init__(self, launched: LaunchedServer, found: Path, key: str | None = None) -> None:
         self._launched = launched
         self._found = found
+        self._key = key
         self.url = launched.spec.url
 
     @property
@@ -64,7 +76,7 @@ class MeasuredServer:
         }
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return post(self.url, "/v1/chat/completions", msgspec.json.encode(body))
+        return post(self.url, "/v1/chat/completions", msgspec.json.encode(body), self._key)
 
     @contextmanager
     def watched(self) -> Iterator[Found]:
@@ -84,14 +96,29 @@ class MeasuredServer:
 
 
 @contextmanager
-def measured_server(model: str, core: int | None, console: Console, *, fake: bool) -> Iterator[MeasuredServer]:
+def measured_server(
+    model: str, core: int | None, console: Console, *, fake: bool, tenants: Tenants = "none"
+) -> Iterator[MeasuredServer]:
     """Start a server with a data folder of its own and stop it at the end. Raises ServerFailed."""
     with TemporaryDirectory(prefix="livery-bench-") as folder:
-        found, port = Path(folder) / "found.json", free_port()
-        setup = Setup(model, f"{folder}/data", port, str(found), fake, core)
+        found, port, data = Path(folder) / "found.json", free_port(), DataFolder(Path(folder) / "data")
+        setup = Setup(model, str(data.root), port, str(found), fake, core, tenants == "bare")
         command = [sys.executable, "-m", "livery.bench.http.server", msgspec.json.encode(setup).decode()]
-        name = "the server with a fake engine" if fake else "the server with a real engine"
+        name = f"the server with a {'fake' if fake else 'real'} engine{NAMED[tenants]}"
         spec = LaunchSpec(name, command, f"http://127.0.0.1:{port}", Path(folder) / "server.log", ready="/ready")
+        key = _key(data) if tenants == "limited" else None
         with LaunchedServer(spec) as launched:
             launched.wait_ready(START_S, console)
-            yield MeasuredServer(launched, found)
+            yield MeasuredServer(launched, found, key)
+
+
+def _key(data: DataFolder) -> str:
+    """A key in a new data folder that is limited in every way, and never reaches a limit."""
+    data.make()
+    store = TenantStore.open(data.tenants_url(None))
+    try:
+        _, key, _ = store.create_key("bench", limits=FAR_LIMITS, occupied=lambda _: None)
+        store.update_tenant("bench", limits=FAR_LIMITS)
+        return key
+    finally:
+        store.close()

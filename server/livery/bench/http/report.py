@@ -9,7 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from livery.bench.http.suite import DELAY_MS, TEXT_SHARE, TOKENS_A_SECOND, Findings, LoadRow, Sizes
+from livery.bench.http.suite import (
+    DELAY_MS,
+    TENANTS_RATIO,
+    TEXT_SHARE,
+    TOKENS_A_SECOND,
+    Findings,
+    LoadRow,
+    Sizes,
+)
 from livery_loadtest.bars import COLOURS, Bar
 from livery_loadtest.measures import Spread
 from livery_loadtest.origin import Origin, installed, write_json
@@ -23,20 +31,27 @@ def write_report(findings: Findings, sizes: Sizes, origin: Origin, path: Path) -
     amounts = {name: getattr(sizes, name) for name in sizes.__slots__ if name != "hostile"}
     measured = {name: getattr(findings, name) for name in findings.__slots__}
     head: dict[str, Any] = {"schema": SCHEMA, "origin": origin, "versions": installed(PACKAGES), "sizes": amounts}
-    bars = {"tokens_per_second": TOKENS_A_SECOND, "text_share": TEXT_SHARE, "delay_ms": DELAY_MS}
+    bars = {
+        "tokens_per_second": TOKENS_A_SECOND,
+        "tenants_ratio": TENANTS_RATIO,
+        "text_share": TEXT_SHARE,
+        "delay_ms": DELAY_MS,
+    }
     write_json({**head, "bars": {name: asdict(bar) for name, bar in bars.items()}, **measured}, path)
 
 
 def print_findings(findings: Findings, console: Console) -> None:
     """A table for each part that was measured."""
     cores = findings.cores
-    if findings.streams or findings.requests or findings.profile:
+    if findings.streams or findings.requests or findings.tenants or findings.profile:
         apart = "one core each" if cores.server != cores.client else "ONE CORE FOR BOTH: numbers are too low"
         console.print(f"server with a fake engine, client in another process, {apart}", highlight=False)
     if findings.streams:
         console.print(_loads("tokens streamed as events", "tokens/s", findings.streams, TOKENS_A_SECOND))
     if findings.requests:
         console.print(_loads("answers in one piece", "requests/s", findings.requests, None))
+    if findings.tenants:
+        console.print(_tenants(findings))
     if findings.profile:
         console.print(_profile(findings))
     if findings.hostile:
@@ -51,6 +66,16 @@ def _loads(title: str, unit: str, rows: list[LoadRow], bar: Bar | None) -> Table
         verdict = _verdict(bar, row.per_second.median) if bar else ""
         first = f"{row.first_ms.p50:.2f}, {row.first_ms.p99:.2f}"
         table.add_row(str(row.streams), _spread(row.per_second), verdict, f"{row.cpu_us.median:.1f}", first)
+    return table
+
+
+def _tenants(findings: Findings) -> Table:
+    title = "keys, limits and metering, tokens/s in turn"
+    table = _table(title, "streams", "with", "without", "ratio", "")
+    for row in findings.tenants:
+        ratio = f"{row.ratio.median:.3f} ({row.ratio.low:.3f}..{row.ratio.high:.3f})"
+        verdict = _verdict(TENANTS_RATIO, row.ratio.median)
+        table.add_row(str(row.streams), _spread(row.limited), _spread(row.bare), ratio, verdict)
     return table
 
 

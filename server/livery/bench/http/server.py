@@ -16,6 +16,7 @@ from types import FrameType
 
 import msgspec
 
+from livery.bench.http.bare import take_tenancy_away
 from livery.bench.http.clock import TextClock
 from livery.bench.http.sampler import Sampler
 from livery.commands.serve import run_server
@@ -36,7 +37,10 @@ SAYING = (
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """What to serve, where, and where to write what was measured inside. `core` is None for all."""
+    """What to serve, where, and where to write what was measured inside. `core` is None for all.
+
+    `bare`: without what keeps tenants apart.
+    """
 
     model: str
     data: str
@@ -44,6 +48,7 @@ class Setup(msgspec.Struct, frozen=True):
     found: str
     fake: bool = True
     core: int | None = None
+    bare: bool = False
 
 
 class Found(msgspec.Struct):
@@ -69,6 +74,8 @@ def main() -> None:
     setup = msgspec.json.decode(sys.argv[1], type=Setup)
     if setup.core is not None:
         os.sched_setaffinity(0, {setup.core})
+    if setup.bare:
+        take_tenancy_away()
     sampler, clock = Sampler(), TextClock()
 
     def begin(_number: int, _frame: FrameType | None) -> None:

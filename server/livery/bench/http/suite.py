@@ -18,6 +18,7 @@ from livery_loadtest.measures import Percentiles, Spread, over_rounds, percentil
 
 TOKENS_A_SECOND = Bar(10_000, 20_000)
 TEXT_SHARE = Bar(0.05, 0.01, lower=True)
+TENANTS_RATIO = Bar(0.97, 0.99)  # of tokens per second, with keys, limits and metering to without
 DELAY_MS = Bar(50, 25, lower=True)  # of others, from one request
 
 
@@ -26,6 +27,7 @@ class Part(StrEnum):
 
     STREAMS = "streams"  # with a fake engine, one core for the server
     REQUESTS = "requests"
+    TENANTS = "tenants"
     PROFILE = "profile"
     HOSTILE = "hostile"
     TEXT = "text"  # with a real engine
@@ -42,6 +44,8 @@ class Sizes:
     requests: int = 1024
     request_streams: int = 16
     request_tokens: int = 16
+    tenant_streams: int = 64
+    tenant_pairs: int = 8
     profile_streams: int = 16
     profile_answers: int = 16  # of each stream
     text_streams: int = 16
@@ -58,6 +62,16 @@ class LoadRow:
     per_second: Spread
     cpu_us: Spread
     first_ms: Percentiles
+
+
+@dataclass(frozen=True, slots=True)
+class TenantsRow:
+    """Tokens per second with keys, limits and metering and without, measured in turn, and the ratio of each pair."""
+
+    streams: int
+    limited: Spread
+    bare: Spread
+    ratio: Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +100,7 @@ class Findings:
     cores: Cores
     streams: list[LoadRow] = field(default_factory=list)
     requests: list[LoadRow] = field(default_factory=list)
+    tenants: list[TenantsRow] = field(default_factory=list)
     profile: list[TimeRow] = field(default_factory=list)
     busy: float = 0.0  # share of samples that found the profiled server doing something
     hostile: list[Delay] = field(default_factory=list)
@@ -109,8 +124,10 @@ class Suite:
 
     def run(self, parts: frozenset[Part]) -> Findings:
         """Measure. Raises ServerFailed or LoadFailed."""
-        if parts - {Part.TEXT}:
+        if parts - {Part.TEXT, Part.TENANTS}:
             self._on_fake(parts)
+        if Part.TENANTS in parts:
+            self._with_tenants_and_without()
         if Part.TEXT in parts:
             with measured_server(self._model, None, self._console, fake=False) as server:
                 self._text(server)
@@ -133,6 +150,30 @@ class Suite:
                     self.findings.hostile += [worst_delay(server.url, one) for one in self._sizes.hostile()]
             finally:
                 _pin(everywhere)
+
+    def _with_tenants_and_without(self) -> None:
+        """Two servers on one core, of which one is asked at a time."""
+        cores, everywhere, sizes = self.findings.cores, _affinity(), self._sizes
+        with (
+            measured_server(self._model, cores.server, self._console, fake=True, tenants="limited") as limited,
+            measured_server(self._model, cores.server, self._console, fake=True, tenants="bare") as bare,
+        ):
+            _pin({cores.client} if cores.client is not None else everywhere)
+            try:
+                each = max(1, sizes.load_tokens // (sizes.tokens * sizes.tenant_streams))
+                for server in (limited, bare):
+                    server.load(8, 2, 64)  # imports and caches
+                rates: dict[MeasuredServer, list[float]] = {limited: [], bare: []}
+                for pair in range(sizes.tenant_pairs):  # each goes first as often
+                    for server in (limited, bare) if pair % 2 else (bare, limited):
+                        load = server.load(sizes.tenant_streams, each, sizes.tokens)
+                        rates[server].append(load.tokens / load.seconds)
+            finally:
+                _pin(everywhere)
+        ratios = over_rounds([one / other for one, other in zip(rates[limited], rates[bare], strict=True)])
+        with_, without = over_rounds(rates[limited]), over_rounds(rates[bare])
+        assert with_ is not None and without is not None and ratios is not None
+        self.findings.tenants.append(TenantsRow(sizes.tenant_streams, with_, without, ratios))
 
     def _streamed(self, server: MeasuredServer, streams: int) -> LoadRow:
         sizes = self._sizes

@@ -1,0 +1,138 @@
+"""Limits per key and tenant as clients see them: kinds of errors, headers, waits that are long enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from api.live_server import BASE, LiveServer, Serve, Setup
+from livery.engine.fake import Behaviour
+
+RATES = ("limit", "remaining", "reset")
+
+
+def client(server: LiveServer, key: str, retries: int = 0) -> openai.OpenAI:
+    return server.client(key, retries)
+
+
+def ask(server: LiveServer, key: str, **fields: Any) -> httpx.Response:
+    body = {"model": BASE, "prompt": [3, 4], "max_tokens": 2, **fields}
+    return httpx.post(f"{server.url}/v1/completions", json=body, headers=bearer(key), timeout=30)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def told(answer: httpx.Response, kind: str) -> dict[str, str]:
+    return {name: answer.headers.get(f"x-ratelimit-{name}-{kind}", "") for name in RATES}
+
+
+def test_over_ones_own_rate_is_429_with_a_wait_and_what_is_left(server: LiveServer) -> None:
+    key = server.make_key("acme", limits={"requests_per_minute": 2})
+    first = ask(server, key)
+    assert first.status_code == 200
+    assert told(first, "requests")["limit"] == "2" and told(first, "requests")["remaining"] == "1"
+    assert told(first, "tokens") == dict.fromkeys(RATES, "")
+    ask(server, key)
+    with pytest.raises(openai.RateLimitError) as refused:
+        client(server, key).completions.create(model=BASE, prompt=[3, 4])
+    error = refused.value
+    assert (error.status_code, error.code, error.type) == (429, "rate_limit_exceeded", "rate_limit_error")
+    assert "may send 2 requests a minute (requests_per_minute)" in error.message
+    assert 1 <= int(error.response.headers["retry-after"]) <= 30
+    assert error.response.headers["x-ratelimit-remaining-requests"] == "0"
+    assert float(error.response.headers["x-ratelimit-reset-requests"].removesuffix("s")) <= 60
+    other = server.make_key("acme")
+    assert ask(server, other).status_code == 200, "it was the key's limit, not the tenant's"
+
+
+def test_a_client_that_waits_as_told_gets_through(server: LiveServer) -> None:
+    key = server.make_key("patient", limits={"requests_per_minute": 120})
+    while ask(server, key).status_code == 200:
+        pass
+    assert client(server, key, retries=5).completions.create(model=BASE, prompt=[3, 4]).choices
+
+
+def test_a_tenants_limit_is_its_keys_together_and_changes_at_once(server: LiveServer) -> None:
+    one, other = server.make_key("shared"), server.make_key("shared")
+    server.tenants.update_tenant("shared", limits={"requests_per_minute": 2})
+    server.call(server.keys.refresh())
+    assert [ask(server, key).status_code for key in (one, other, one)] == [200, 200, 429]
+    server.tenants.update_tenant("shared", limits={"requests_per_minute": 100})
+    server.call(server.keys.refresh())
+    assert ask(server, one).status_code == 200
+
+
+def test_tokens_are_reserved_and_what_was_not_used_comes_back(server: LiveServer) -> None:
+    key = server.make_key("tokens", limits={"tokens_per_minute": 100})
+    for _ in range(3):
+        answer = ask(server, key, max_tokens=80, stop_token_ids=[8])  # two tokens are made of the 80
+        assert answer.json()["usage"]["total_tokens"] == 4
+    assert told(answer, "tokens")["limit"] == "100"
+    refused = ask(server, key, max_tokens=98)
+    assert refused.status_code == 429
+    assert "may use 100 tokens a minute (tokens_per_minute)" in refused.json()["error"]["message"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 12
+
+
+def test_what_one_request_asks_for_is_a_400_that_names_the_field(server: LiveServer) -> None:
+    key = server.make_key("modest", limits={"max_tokens": 10, "n": 2})
+    for fields, param in (({"max_tokens": 11}, "max_tokens"), ({"n": 3}, "n"), ({"best_of": 3}, "best_of")):
+        answer = ask(server, key, **fields)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
+    assert ask(server, key, max_tokens=10, n=2).status_code == 200
+
+
+def test_what_is_no_generation_counts_too(server: LiveServer) -> None:
+    key = server.make_key("counting", limits={"requests_per_minute": 6})
+    user = [{"role": "user", "content": "Hi"}]
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("/tokenize", {"prompt": "Hi"}),
+        ("/detokenize", {"tokens": [3]}),
+        ("/v1/embeddings", {"model": BASE, "input": [[3]]}),
+        ("/v1/messages/count_tokens", {"model": BASE, "messages": user}),
+        ("/v1/completions", {"model": "nobody", "prompt": "Hi"}),
+    ]
+    for path, body in calls:
+        httpx.post(f"{server.url}{path}", json=body, headers=bearer(key), timeout=30)
+    assert httpx.get(f"{server.url}/tokenizer_info", headers=bearer(key)).status_code == 200
+    for path, body in calls:
+        answer = httpx.post(f"{server.url}{path}", json=body, headers=bearer(key), timeout=30)
+        assert answer.status_code == 429, path
+        assert int(answer.headers["retry-after"]) >= 1
+    anthropic = httpx.post(
+        f"{server.url}/v1/messages", json={"model": BASE, "messages": user, "max_tokens": 2}, headers={"x-api-key": key}
+    )
+    assert (anthropic.status_code, anthropic.json()["error"]["type"]) == (429, "rate_limit_error")
+
+
+def test_requests_at_a_time_are_counted_until_they_end_or_their_client_leaves(serve: Serve) -> None:
+    server = serve(Setup(behaviour=Behaviour(stepped=True), keep_alive_s=0.05))
+    key = server.make_key("narrow", limits={"concurrent_requests": 1})
+    with client(server, key).completions.create(model=BASE, prompt=[3], max_tokens=9, stream=True):
+        server.wait_until(lambda engine: engine.open_requests == 1)
+        refused = ask(server, key)
+        assert refused.status_code == 429
+        assert "1 requests under way at once (concurrent_requests)" in refused.json()["error"]["message"]
+    server.wait_until(lambda engine: engine.open_requests == 0)
+    server.step(100)
+    # The engine's side ends a moment before the request's own.
+    assert client(server, key, retries=5).completions.create(model=BASE, prompt=[3], max_tokens=1).choices
+
+
+def test_prompts_that_wait_are_bounded(serve: Serve) -> None:
+    server = serve(Setup(behaviour=Behaviour(stepped=True), keep_alive_s=0.05))
+    key = server.make_key("waiting", limits={"queued_tokens": 50})
+    first = client(server, key).completions.create(model=BASE, prompt=[1000] + [3] * 39, max_tokens=9, stream=True)
+    server.wait_until(lambda engine: engine.open_requests == 1)
+    assert "(queued_tokens)" in ask(server, key, prompt=[3] * 11).json()["error"]["message"]
+    server.step()
+    next(iter(first))
+    server.step(100)
+    assert ask(server, key, prompt=[3] * 11).status_code == 200
+    first.close()
