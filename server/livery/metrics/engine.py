@@ -57,6 +57,7 @@ def engine_families(snapshot: Snapshot, info: EngineInfo, labels: Labels) -> Ite
         ("livery_adapter_loads", "Adapters brought into device memory", stats.adapter_loads),
         (*from_host, stats.adapter_loads_from_host),
         ("livery_adapter_evictions", "Adapters moved out of device memory", stats.adapter_evictions),
+        ("livery_engine_restarts", "Losses of the engine's process that it came back from", stats.restarts),
         ("livery_prefix_cache_evictions", "Cached KV blocks given to other tokens", stats.prefix_evictions),
     ):
         yield counter(name, text, {}, value)

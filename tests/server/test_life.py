@@ -1,0 +1,82 @@
+"""A real server whose clients leave at any moment, and whose engine is lost: nothing is left over, and it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+from peft import LoraConfig
+
+from chaos import common
+from chaos.disconnects import is_idle, storm
+from engine.oracle import save_adapter
+from livery_adapters.manifest import read_manifest
+from server.running import RunningServer, livery_serve, tiny_model
+
+pytestmark = pytest.mark.skipif(not common.PROC.is_dir(), reason="finds processes in /proc")
+
+DISCONNECTS = 100
+SEED = 20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("life")
+    model, adapters = tiny_model(folder / "tiny"), folder / "adapters"
+    save_adapter(model, adapters / "pirate", 1, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    with livery_serve(model, adapters, folder, "--threads", "1", "--max-running", "4") as server:
+        yield server
+
+
+def complete(server: RunningServer, **fields: object) -> httpx.Response:
+    body = {"model": "", "prompt": [5, 6, 7], "max_tokens": 4, "temperature": 0, "ignore_eos": True, **fields}
+    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
+
+
+def test_nothing_is_left_of_clients_that_leave(server: RunningServer) -> None:
+    storm(server.url, SEED + 1, 20)  # what is started once: pools, the process that tries grammars
+    assert common.until(lambda: is_idle(server.url), 60) is not None
+    before = common.descriptors(server.pid)
+    left = storm(server.url, SEED, DISCONNECTS)
+    assert left.total() == DISCONNECTS
+    assert len(left) >= 8, left
+    assert common.until(lambda: is_idle(server.url), 60) is not None, common.gauges(server.url)
+    assert common.until(lambda: common.descriptors(server.pid) <= before + 2, 60) is not None
+    assert complete(server).status_code == 200
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_server_goes_on_with_another_engine(server: RunningServer) -> None:
+    version = read_manifest(server.log.parent / "adapters" / "pirate").digest[:12]
+    before = complete(server, model="pirate")
+    assert before.headers["x-livery-adapter"] == f"pirate@{version}"
+    answers: list[httpx.Response] = []
+    threads = [threading.Thread(target=lambda: answers.append(complete(server, max_tokens=240, n=8))) for _ in range(4)]
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        body = {"n": 8, "ignore_eos": True}
+        stream = client.completions.create(model="pirate", prompt=[5, 6], max_tokens=240, stream=True, extra_body=body)
+        next(iter(stream))
+        for thread in threads:
+            thread.start()
+        os.kill(common.engine_of(server.pid), signal.SIGKILL)
+        with pytest.raises(openai.APIError) as told:
+            list(stream)
+    assert told.value.code == "engine_restarting"
+    for thread in threads:
+        thread.join(120)
+    for answer in answers:
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "engine_restarting"
+        assert int(answer.headers["retry-after"]) >= 1
+    assert common.until(lambda: httpx.get(f"{server.url}/ready", timeout=30).status_code == 200, 120) is not None
+    assert httpx.get(f"{server.url}/health", timeout=30).json() == {"status": "ok"}
+    after = complete(server, model="pirate")
+    assert after.json()["choices"] == before.json()["choices"]
+    assert after.headers["x-livery-adapter"] == before.headers["x-livery-adapter"]
+    assert common.gauges(server.url)["livery_engine_restarts_total"] == 1
+    assert is_idle(server.url)
