@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from livery.engine.fake import Behaviour, FakeEngine
 from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.service import GenerationService
-from livery.tenancy import Doors, Flusher, KeyRing, TenantManagement, TenantStore, occupied_in
+from livery.tenancy import Doors, Flusher, KeyRing, TenantManagement, TenantStore
 from livery.text import Tokenizer
 from livery_adapters.base_model import ModuleShape
 from livery_adapters.refusal import Limits
@@ -187,7 +188,7 @@ class LiveServer:
     def _make_admin_app(self, parts: ServerParts) -> FastAPI:
         setup = self._setup
         doors = Doors(setup.api_key, ring=parts.keys, metrics_key=setup.metrics_key, admin_key=setup.admin_key)
-        tenants = TenantManagement(parts.tenants, occupied_in(parts.registry), parts.keys)
+        tenants = TenantManagement(parts.tenants, lambda: nullcontext(parts.registry), parts.keys)
         return create_admin_app(parts.service, tenants, doors, parts.usage)
 
 

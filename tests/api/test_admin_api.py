@@ -19,12 +19,11 @@ from livery.api.app import ADMIN_ROUTERS
 ADMIN, STATIC, SCRAPER = "sk-admin-1", "sk-static-1", "sk-scraper-1"
 API = "/admin/v1"
 ROUTES = {
-    *(("GET", f"{API}/{what}") for what in ("tenants", "keys", "shares")),
-    *(("POST", f"{API}/{what}") for what in ("tenants", "keys", "shares")),
+    *(("GET", f"{API}/{what}") for what in ("tenants", "keys")),
+    *(("POST", f"{API}/{what}") for what in ("tenants", "keys")),
     *((method, f"{API}/tenants/{{name}}") for method in ("GET", "PATCH", "DELETE")),
     ("DELETE", f"{API}/keys/{{key}}"),
     ("POST", f"{API}/keys/{{key}}/rotate"),
-    ("DELETE", f"{API}/shares"),
     ("GET", f"{API}/usage"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
@@ -153,23 +152,6 @@ def test_a_keys_life_holds_at_once(live: LiveServer, client: httpx.Client) -> No
     assert not opens(new.key)
 
 
-def test_shares(client: httpx.Client) -> None:
-    for name in ("giver", "taker"):
-        client.post(f"{API}/tenants", json={"name": name})
-    asked = {"owner": "giver", "name": "team/sql", "grantee": "taker"}
-    made = client.post(f"{API}/shares", json=asked)
-    share = admin_bodies.ShareView.model_validate_json(made.content, strict=True)
-    assert share.name == "team/sql"
-    assert client.post(f"{API}/shares", json={**asked, "name": "giver/team/sql"}).json() == made.json()
-    for query in ({"owner": "giver"}, {"grantee": "taker"}):
-        listed = client.get(f"{API}/shares", params=query)
-        assert admin_bodies.ShareList.model_validate_json(listed.content, strict=True).data == [share]
-    assert client.get(f"{API}/shares", params={"owner": "taker"}).json() == {"data": []}
-    assert client.delete(f"{API}/shares", params=asked).json() == {**asked, "deleted": True}
-    answer = client.delete(f"{API}/shares", params=asked)
-    assert (answer.status_code, code(answer)) == (404, "unknown_share")
-
-
 def test_a_tenant_never_owns_what_was_there_before(serve: Serve, tmp_path: Path) -> None:
     make_adapter(tmp_path / "adapters" / "sql")
     server = serve(Setup(admin=True), folder=tmp_path)
@@ -180,6 +162,25 @@ def test_a_tenant_never_owns_what_was_there_before(serve: Serve, tmp_path: Path)
             assert (answer.status_code, code(answer)) == (409, "tenant_in_use")
             assert "acme/sql" in answer.json()["error"]["message"]
         assert client.post(f"{API}/tenants", json={"name": "acm"}).status_code == 200
+
+
+def test_a_tenant_is_deleted_with_what_others_shared_with_it(serve: Serve, tmp_path: Path) -> None:
+    server = serve(Setup(admin=True), folder=tmp_path)
+    parrot = make_adapter(tmp_path / "parrot")
+    with httpx.Client(base_url=server.admin_url) as client:
+        for name in ("giver", "taker"):
+            assert client.post(f"{API}/tenants", json={"name": name}).status_code == 200
+        made = httpx.put(f"{server.url}/v1/adapters/giver/sql", json={"source": str(parrot)})
+        assert (made.status_code, code(made)) == (403, "source_not_allowed")
+        make_adapter(tmp_path / "adapters" / ".pool")
+        assert httpx.put(f"{server.url}/v1/adapters/giver/sql", json={"source": ".pool"}).json()["owner"] == "giver"
+        shared = httpx.post(f"{server.url}/v1/adapters/giver/sql/share", json={"tenant": "taker"})
+        assert shared.json() == {"name": "giver/sql", "shared_with": ["taker"]}
+        answer = client.delete(f"{API}/tenants/giver")
+        assert (answer.status_code, code(answer)) == (409, "tenant_in_use")
+        assert client.delete(f"{API}/tenants/taker").status_code == 200
+        assert client.post(f"{API}/tenants", json={"name": "taker"}).status_code == 200
+    assert httpx.get(f"{server.url}/v1/adapters/giver/sql").json()["shared_with"] == []
 
 
 @pytest.mark.parametrize(
@@ -207,8 +208,6 @@ def test_a_tenant_never_owns_what_was_there_before(serve: Serve, tmp_path: Path)
         ("keys", {"tenant": "acme", "expires": "yesterday"}, "expires"),
         ("keys", {"tenant": "acme", "expires": "1999-01-01"}, "expires"),
         ("keys/aaaaaaaa/rotate", {"grace_s": -1}, "grace_s"),
-        ("shares", {"owner": "default", "name": "x", "grantee": "acme"}, "owner"),
-        ("shares", {"owner": "acme", "name": "x", "grantee": "acme"}, "grantee"),
     ],
     ids=repr,
 )

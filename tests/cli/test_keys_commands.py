@@ -72,7 +72,7 @@ def test_keys_are_rotated_and_revoked(here: Callable[..., Done]) -> None:
     assert "was revoked" in again.err
 
 
-def test_tenants_and_shares(here: Callable[..., Done]) -> None:
+def test_tenants_come_and_go(here: Callable[..., Done]) -> None:
     assert here("tenants", "create", "acme", "--weight", "2", "--limit", "adapters=3").code == 0
     here("tenants", "create", "zeta")
     shown = here("tenants", "show", "acme", "--json").json()
@@ -81,10 +81,6 @@ def test_tenants_and_shares(here: Callable[..., Done]) -> None:
     shown = here("tenants", "show", "acme", "--json").json()
     assert (shown["weight"], shown["limits"], shown["disabled"]) == (2.0, {"n": 1}, True)
     assert "disabled" in here("tenants", "ls").out
-    assert "zeta may ask for acme/sql" in here("tenants", "share", "acme", "sql", "zeta").out
-    assert "acme/sql" in here("tenants", "shares").out
-    assert "no longer" in here("tenants", "unshare", "acme", "acme/sql", "zeta").out
-    assert here("tenants", "shares", "--json").json() == {"data": []}
     assert "is deleted" in here("tenants", "rm", "acme").out
     assert [tenant["name"] for tenant in here("tenants", "ls", "--json").json()["data"]] == ["default", "zeta"]
 
@@ -142,13 +138,12 @@ def test_without_a_place_it_is_that_of_a_server_without_one(
 def test_a_backup_has_tenants_and_keys(here: Callable[..., Done], livery: Livery, tmp_path: Path) -> None:
     secret = here("keys", "create", "--tenant", "acme", "--label", "CI").out.strip()
     here("tenants", "create", "zeta", "--weight", "3")
-    here("tenants", "share", "acme", "sql", "zeta")
     (tmp_path / "data" / "livery.db").touch()  # a registry without adapters
     out = tmp_path / "backup"
     assert here("data", "backup", out).code == 0
     assert secret[12:].encode() not in b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
     assert livery("data", "restore", out, "--data", tmp_path / "new").code == 0
-    for verb in (("keys", "ls"), ("tenants", "ls"), ("tenants", "shares")):
+    for verb in (("keys", "ls"), ("tenants", "ls")):
         assert here(*verb, "--json").json() == livery(*verb, "--json", "--data", tmp_path / "new").json()
     again = livery("data", "restore", out, "--data", tmp_path / "new")
     assert again.code == 1
@@ -238,10 +233,6 @@ def test_the_same_verbs_have_the_same_answers_from_a_server_as_from_a_folder(
         ("tenants", "set", "blue", "--limit", "n=3"),
         ("tenants", "show", "blue"),
         ("tenants", "show", "nobody"),
-        ("tenants", "share", "blue", "sql", "green"),
-        ("tenants", "shares"),
-        ("tenants", "unshare", "blue", "sql", "green"),
-        ("tenants", "unshare", "blue", "sql", "green"),
         ("tenants", "rm", "blue"),
     ]
 

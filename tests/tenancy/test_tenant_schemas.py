@@ -35,8 +35,6 @@ def test_every_schema_there_was_is_opened_with_all_it_holds(tmp_path: Path, dump
     assert (one.label, one.expires is None, one.revoked is None) == ("CI", True, False)
     assert (two.tenant, two.role, two.expires) == ("zeta", "user", 4e9)
     assert [one.digest, two.digest] == DIGESTS
-    (share,) = store.shares()
-    assert (share.owner, share.name, share.grantee) == ("acme", "sql", "zeta")
     assert store.keyed()
     store.revoke_key(two.id)
     store.close()
@@ -52,7 +50,6 @@ def make_fixture(folder: Path) -> str:
     store.revoke_key(kept.id)
     store.create_key("zeta", expires=4e9, occupied=lambda _: None)
     store.update_tenant("acme", disabled=True)
-    store.share("acme", "sql", "zeta")
     with store.database.write() as connection:  # digests that a test can know
         for (id_, *_), digest in zip(
             connection.exec_driver_sql("SELECT id FROM tenant_keys ORDER BY created").fetchall(), DIGESTS, strict=True

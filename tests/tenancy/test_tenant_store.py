@@ -1,4 +1,4 @@
-"""Tenants, keys and shares in a database: what is kept, what is refused, what of a key is nowhere."""
+"""Tenants and keys in a database: what is kept, what is refused, what of a key is nowhere."""
 
 from __future__ import annotations
 
@@ -22,12 +22,10 @@ from livery.tenancy.errors import (
     TenantExists,
     TenantInUse,
     UnknownKey,
-    UnknownShare,
     UnknownTenant,
 )
 from livery.tenancy.migrations import MIGRATIONS
 from livery.tenancy.schema import metadata
-from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import Registry, RegistryTooNew, RegistryUnreadable
 from livery_adapters.registry.database import Database
 
@@ -97,7 +95,6 @@ def test_names_that_no_tenant_can_have(store: TenantStore, name: str) -> None:
         lambda: made(store, name),
         lambda: store.tenant(name),
         lambda: store.keys(name),
-        lambda: store.share("acme", "x", name),
         lambda: store.delete_tenant(name, occupied=nothing),
     ):
         with pytest.raises(TenancyError):
@@ -214,32 +211,9 @@ def test_grace_never_makes_a_key_last_longer(store: TenantStore) -> None:
 def test_deleting_a_tenant_takes_its_keys_along_and_leaves_the_server_closed(store: TenantStore) -> None:
     made(store, "acme")
     store.create_tenant("other", occupied=nothing)
-    store.share("acme", "sql", "other")
-    store.share("other", "sql", "acme")
     store.delete_tenant("acme", occupied=nothing)
     assert store.keys() == ()
-    assert store.shares() == ()
     assert store.keyed()
-
-
-def test_shares(store: TenantStore) -> None:
-    for name in ("acme", "zeta"):
-        store.create_tenant(name, occupied=nothing)
-    share = store.share("acme", "team/sql", "zeta")
-    assert (share.owner, share.name, share.grantee) == ("acme", "team/sql", "zeta")
-    assert store.share("acme", "team/sql", "zeta") == share
-    assert store.shares() == store.shares(owner="acme") == store.shares(grantee="zeta") == (share,)
-    assert store.shares(owner="zeta") == store.shares(grantee="acme") == ()
-    for owner, name, grantee in (("acme", "x", "acme"), ("default", "x", "acme"), ("acme", "x", "nobody")):
-        with pytest.raises(TenancyError):
-            store.share(owner, name, grantee)
-    with pytest.raises(AdapterRefused):
-        store.share("acme", "../x", "zeta")
-    for unknown in ("other", "\x00", "\ud800"):
-        with pytest.raises(UnknownShare):
-            store.unshare("acme", unknown, "zeta")
-    store.unshare("acme", "team/sql", "zeta")
-    assert store.shares() == ()
 
 
 def test_every_change_is_seen_and_nothing_else(store: TenantStore) -> None:
@@ -250,8 +224,6 @@ def test_every_change_is_seen_and_nothing_else(store: TenantStore) -> None:
     for change in (
         lambda: made(store, "acme"),
         lambda: store.update_tenant("acme", weight=3.0),
-        lambda: store.share("acme", "sql", "other"),
-        lambda: store.unshare("acme", "sql", "other"),
         lambda: store.rotate_key(key.id, 5),
         lambda: store.revoke_key(key.id),
         lambda: store.delete_tenant("acme", occupied=nothing),

@@ -167,6 +167,7 @@ class TenantNotEmpty(RegistryError):
             "first"
         )
         self.tenant = tenant
+        self.examples = examples
 
 
 class RegistryTooNew(RegistryError):

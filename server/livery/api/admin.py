@@ -1,4 +1,4 @@
-"""The admin API: tenants, keys and what is shared. It has a port or socket of its own."""
+"""The admin API: tenants and keys. It has a port or socket of its own."""
 
 from __future__ import annotations
 
@@ -10,20 +10,15 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from livery.api.admin_bodies import (
     CreateKeyBody,
     CreateTenantBody,
-    DeletedShare,
     DeletedTenant,
     KeyList,
     KeyView,
     NewKey,
     RotatedKey,
     RotateKeyBody,
-    ShareBody,
-    ShareList,
-    ShareView,
     TenantList,
     TenantView,
     UpdateTenantBody,
-    Word,
 )
 from livery.api.answers import answers, plain
 from livery.api.reading import BodyRoute
@@ -111,26 +106,6 @@ async def rotate_key(key: str, admin: AdminDep, body: RotateKeyBody | None = Non
     """Another key with the same rights."""
     made = await admin.tenants.rotate_key(key, grace_s=body.grace_s if body else 0.0)
     return json_response(made)
-
-
-@router.get("/shares", responses=answers(ShareList))
-async def list_shares(admin: AdminDep, owner: Filter = None, grantee: Filter = None) -> Response:
-    return json_response(await admin.tenants.shares(owner=owner, grantee=grantee))
-
-
-@router.post("/shares", responses=answers(ShareView))
-async def create_share(body: ShareBody, admin: AdminDep) -> Response:
-    return json_response(await admin.tenants.share(body.owner, body.name, body.grantee))
-
-
-@router.delete("/shares", responses=answers(DeletedShare))
-async def delete_share(
-    admin: AdminDep,
-    owner: Annotated[Word, Query()],
-    name: Annotated[Word, Query()],
-    grantee: Annotated[Word, Query()],
-) -> Response:
-    return json_response(await admin.tenants.unshare(owner, name, grantee))
 
 
 @router.get("/usage", responses=answers(UsageReport))

@@ -52,14 +52,6 @@ class RotateKeyBody(StrictBody):
     grace_s: Annotated[float, Field(ge=0, le=MAX_GRACE_S)] = 0.0
 
 
-class ShareBody(StrictBody):
-    """POST /admin/v1/shares."""
-
-    owner: Word
-    name: Word
-    grantee: Word
-
-
 class TenantView(BaseModel):
     """A tenant. `weight` is its share beside others who are waiting as well."""
 
@@ -117,27 +109,3 @@ class KeyList(BaseModel):
     """Keys in the order in which they were made."""
 
     data: list[KeyView]
-
-
-class ShareView(BaseModel):
-    """`grantee` may ask for the adapter OWNER/NAME."""
-
-    owner: str
-    name: str
-    grantee: str
-    created: UnixTime
-
-
-class ShareList(BaseModel):
-    """Shares by owner, name and grantee."""
-
-    data: list[ShareView]
-
-
-class DeletedShare(BaseModel):
-    """A share that is no more."""
-
-    owner: str
-    name: str
-    grantee: str
-    deleted: Literal[True]

@@ -140,7 +140,6 @@ TABLE: dict[type[Exception], Failure] = {
     tenancy.Conflict: Failure(409, INVALID, "conflict"),
     tenancy.UnknownTenant: Failure(404, INVALID, "unknown_tenant"),
     tenancy.UnknownKey: Failure(404, INVALID, "unknown_key"),
-    tenancy.UnknownShare: Failure(404, INVALID, "unknown_share"),
     engine.EngineError: Failure(500, SERVER, "internal_error", "The engine failed."),
     engine.ModelRefused: Failure(500, SERVER, "internal_error", "The engine failed."),
     engine.RequestRefused: Failure(400, INVALID, "invalid_value"),

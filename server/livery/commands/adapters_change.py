@@ -135,6 +135,21 @@ def prefetch(reach: Reach, name: Name) -> None:
     reach.run(lambda backend: backend.prefetch(name), shown.record)
 
 
+Tenant = Annotated[str, typer.Argument(help="The tenant that may use it.")]
+
+
+@reaches
+def share(reach: Reach, name: Name, tenant: Tenant) -> None:
+    """Let another tenant use an adapter, by its name in full, until it is deleted."""
+    reach.run(lambda backend: backend.share(name, tenant), shown.shared)
+
+
+@reaches
+def unshare(reach: Reach, name: Name, tenant: Tenant) -> None:
+    """Share an adapter with a tenant no longer."""
+    reach.run(lambda backend: backend.share(name, tenant, shared=False), shown.shared)
+
+
 @reaches
 def aliases(reach: Reach) -> None:
     """List the aliases."""

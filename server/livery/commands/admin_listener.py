@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 from livery.api.app import create_admin_app
 from livery.api.edges import EdgeConfig, EdgeServer
 from livery.assembly import ServerParts
 from livery.listening import Listener
 from livery.settings import Settings, revealed
-from livery.tenancy import Doors, TenantManagement, TenantStore, check_admin_binding, occupied_in
+from livery.tenancy import Doors, TenantManagement, TenantStore, check_admin_binding
 
 GRACE_S = 2  # verbs are done within that
 
@@ -36,7 +36,7 @@ async def admin_api(settings: Settings, parts: ServerParts, listener: Listener |
         admin_key=revealed(settings.admin_key),
         own_socket=listener.uds is not None,
     )
-    tenants = TenantManagement(parts.tenants, occupied_in(parts.registry), parts.keys)
+    tenants = TenantManagement(parts.tenants, lambda: nullcontext(parts.registry), parts.keys)
     server = _AdminServer(
         EdgeConfig(
             create_admin_app(parts.service, tenants, doors, parts.usage),

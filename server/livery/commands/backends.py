@@ -64,6 +64,8 @@ class Backend(Protocol):
 
     async def prefetch(self, name: str) -> Json: ...
 
+    async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json: ...
+
     async def aliases(self) -> Json: ...
 
     async def alias(self, name: str) -> Json: ...
@@ -155,6 +157,10 @@ class HttpBackend(Asking):
 
     async def prefetch(self, name: str) -> Json:
         return await self._change("POST", _adapter(name, "prefetch"), {"name", "state"})
+
+    async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json:
+        verb = "share" if shared else "unshare"
+        return await self._change("POST", _adapter(name, verb), {"name", "shared_with"}, json={"tenant": tenant})
 
     async def aliases(self) -> Json:
         return await self._ask("GET", "/v1/aliases", {"data"})

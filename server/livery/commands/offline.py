@@ -7,7 +7,7 @@ a base that no server has written down yet.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from livery.data_folder import DataFolder, KnownBase
 from livery.foreign_templates import TemplateWorkers
 from livery.management import AdapterManagement, AddOptions
 from livery.models import ModelNotFound, base_digest, resolve_model
+from livery.tenancy import TenantStore
 from livery.text import Tokenizer
 from livery.tokenizer_files import TokenizerRefused
 from livery_adapters.base_model import BaseModel, BaseShapes
@@ -70,8 +71,14 @@ class LocalBackend(AdapterManagement):
     `prover` is set where versions are tried in this process.
     """
 
-    def __init__(self, library: AdapterLibrary, policy: SourcePolicy, prover: OfflineProver | None = None) -> None:
-        super().__init__(library, policy)
+    def __init__(
+        self,
+        library: AdapterLibrary,
+        policy: SourcePolicy,
+        prover: OfflineProver | None = None,
+        is_tenant: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        super().__init__(library, policy, is_tenant=is_tenant)
         self.prover = prover
 
     async def inspect(self, source: str, approximate: int) -> Json:
@@ -153,11 +160,23 @@ async def open_local(
         prover = await asyncio.to_thread(_prover, known) if known and need.proves else None
         text = OfflineText(known) if known else None
         library = AdapterLibrary(registry, store, base, limits, prover, text=text)
-        yield LocalBackend(library, SourcePolicy(ALL_SOURCES), prover)
+        tenants = await asyncio.to_thread(_tenants, folder, place.registry)
+        yield LocalBackend(library, SourcePolicy(ALL_SOURCES), prover, tenants.__contains__)
     finally:
         if text:
             text.close()
         await asyncio.to_thread(registry.close)
+
+
+def _tenants(folder: DataFolder, registry: str | None) -> frozenset[str]:
+    """Whose the names are that begin with a tenant's. Raises RegistryError."""
+    if registry is None and not folder.tenants.exists():
+        return frozenset()
+    store = TenantStore.open(folder.tenants_url(registry))
+    try:
+        return frozenset(tenant.name for tenant in store.tenants())
+    finally:
+        store.close()
 
 
 def prepare(folder: DataFolder, place: Place, need: Need) -> KnownBase | None:

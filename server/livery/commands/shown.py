@@ -112,6 +112,11 @@ def retired(answer: Json) -> None:
     say(f"{answer['name']} is {answer['state']}{left}")
 
 
+def shared(answer: Json) -> None:
+    others = ", ".join(answer["shared_with"]) or "nobody"
+    say(f"{answer['name']} is shared with {others}")
+
+
 def collected(answer: Json) -> None:
     blobs = answer["blobs_removed"]
     say(f"{answer['versions_dropped']} versions dropped from histories, files of {len(blobs)} versions removed")

@@ -70,25 +70,6 @@ def revoked(answer: Json) -> None:
     say(f"key {answer['id']} of tenant {answer['tenant']} is revoked")
 
 
-def shares(answer: Json) -> None:
-    listed = new_table("Shares", ("adapter", "shared with", "since"))
-    for one in answer["data"]:
-        listed.add_row(escape(_shared(one)), escape(one["grantee"]), time_text(one["created"]))
-    Console(soft_wrap=True).print(listed)
-
-
-def share(answer: Json) -> None:
-    say(f"{answer['grantee']} may ask for {_shared(answer)}")
-
-
-def unshared(answer: Json) -> None:
-    say(f"{answer['grantee']} may no longer ask for {_shared(answer)}")
-
-
-def _shared(share: Json) -> str:
-    return f"{share['owner']}/{share['name']}"
-
-
 def _limits(limits: Json) -> str:
     return escape(", ".join(f"{name}={value}" for name, value in limits.items()))
 

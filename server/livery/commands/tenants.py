@@ -1,4 +1,4 @@
-"""`livery tenants`: tenants and what they share, on a server's admin API (--url) or in a data folder (--data)."""
+"""`livery tenants`: tenants, on a server's admin API (--url) or in a data folder (--data)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="A tenant's name.")]
-Adapter = Annotated[str, typer.Argument(metavar="ADAPTER", help="An adapter's name below OWNER/.")]
 Weight = typer.Option(metavar="NUMBER", help="Its share of the engine beside others who are waiting as well.")
 
 
@@ -66,28 +65,3 @@ def set_(
 def rm(reach: TenantsReach, name: Name) -> None:
     """Delete a tenant that has no adapters; its keys and shares go with it."""
     reach.run(lambda tenants: tenants.delete_tenant(name), shown.deleted)
-
-
-@app.command("share")
-@reaches_tenants
-def share(reach: TenantsReach, owner: Name, adapter: Adapter, grantee: Name) -> None:
-    """Let another tenant ask for an adapter, as OWNER/ADAPTER."""
-    reach.run(lambda tenants: tenants.share(owner, adapter, grantee), shown.share)
-
-
-@app.command("unshare")
-@reaches_tenants
-def unshare(reach: TenantsReach, owner: Name, adapter: Adapter, grantee: Name) -> None:
-    """Share an adapter no longer."""
-    reach.run(lambda tenants: tenants.unshare(owner, adapter, grantee), shown.unshared)
-
-
-@app.command("shares")
-@reaches_tenants
-def shares(
-    reach: TenantsReach,
-    owner: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this tenant shares.")] = None,
-    grantee: Annotated[str | None, typer.Option(metavar="NAME", help="Only what is shared with this one.")] = None,
-) -> None:
-    """List what tenants share with each other."""
-    reach.run(lambda tenants: tenants.shares(owner=owner, grantee=grantee), shown.shares)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -21,7 +21,7 @@ from livery.commands.asking import Asking, CommandFailed, given, http_client
 from livery.commands.reach import Show, ask, tell, with_options
 from livery.data_folder import DataFolder
 from livery.settings import usual_data_folder
-from livery.tenancy import TenantManagement, TenantStore, occupied_in
+from livery.tenancy import TenantManagement, TenantStore
 from livery.tenancy.management import Limited
 from livery.tenancy.records import Role
 from livery_adapters.registry import Registry
@@ -66,12 +66,6 @@ class Tenants(Protocol):
     async def revoke_key(self, key: str) -> Json: ...
 
     async def rotate_key(self, key: str, *, grace_s: float = 0.0) -> Json: ...
-
-    async def shares(self, *, owner: str | None = None, grantee: str | None = None) -> Json: ...
-
-    async def share(self, owner: str, name: str, grantee: str) -> Json: ...
-
-    async def unshare(self, owner: str, name: str, grantee: str) -> Json: ...
 
 
 class HttpTenants(Asking):
@@ -127,17 +121,6 @@ class HttpTenants(Asking):
 
     async def rotate_key(self, key: str, *, grace_s: float = 0.0) -> Json:
         return await self._ask("POST", f"{_at('keys', key)}/rotate", {"key", "id"}, json={"grace_s": grace_s})
-
-    async def shares(self, *, owner: str | None = None, grantee: str | None = None) -> Json:
-        return await self._ask("GET", f"{API}/shares", {"data"}, params=given({"owner": owner, "grantee": grantee}))
-
-    async def share(self, owner: str, name: str, grantee: str) -> Json:
-        body = {"owner": owner, "name": name, "grantee": grantee}
-        return await self._ask("POST", f"{API}/shares", {"owner", "name"}, json=body)
-
-    async def unshare(self, owner: str, name: str, grantee: str) -> Json:
-        params = {"owner": owner, "name": name, "grantee": grantee}
-        return await self._ask("DELETE", f"{API}/shares", {"owner", "deleted"}, params=params)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +197,7 @@ async def _open_here(folder: DataFolder, registry: str | None, *, creates: bool)
         await asyncio.to_thread(_check, folder, creates)
     store = await asyncio.to_thread(TenantStore.open, folder.tenants_url(registry))
     try:
-        yield TenantManagement(store, lambda tenant: _occupied(folder, registry, tenant))
+        yield TenantManagement(store, lambda: _names(folder, registry))
     finally:
         await asyncio.to_thread(store.close)
 
@@ -235,13 +218,15 @@ def _check(folder: DataFolder, creates: bool) -> None:
         )
 
 
-def _occupied(folder: DataFolder, url: str | None, tenant: str) -> str | None:
-    """What lies below a tenant's name; a folder without a registry holds nothing."""
+@contextmanager
+def _names(folder: DataFolder, url: str | None) -> Iterator[Registry | None]:
+    """The registry; a folder without one holds no adapters."""
     if url is None and not folder.database.exists():
-        return None
+        yield None
+        return
     registry = Registry.open(url or folder.registry_url())
     try:
-        return occupied_in(registry)(tenant)
+        yield registry
     finally:
         registry.close()
 

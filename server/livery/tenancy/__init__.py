@@ -19,14 +19,13 @@ from livery.tenancy.errors import (
     InvalidTenancy,
     TenancyError,
     UnknownKey,
-    UnknownShare,
     UnknownTenant,
 )
 from livery.tenancy.keys import KeyRing
 from livery.tenancy.limits import LimitExceeded, RateLimiter
-from livery.tenancy.management import TenantManagement, occupied_in
+from livery.tenancy.management import TenantManagement, no_names
 from livery.tenancy.meter import Flusher, Meter
-from livery.tenancy.records import EVERYTHING, NO_LIMITS, OPERATOR, Key, Limits, Principal, Role, Share, Tenant
+from livery.tenancy.records import EVERYTHING, NO_LIMITS, OPERATOR, Key, Limits, Principal, Role, Tenant
 from livery.tenancy.room import OverShare, Room
 from livery.tenancy.secrets import MAX_KEY
 from livery.tenancy.store import MAX_GRACE_S, TenantStore
@@ -57,17 +56,15 @@ __all__ = [
     "Role",
     "RoleNotAllowed",
     "Room",
-    "Share",
     "TenancyError",
     "Tenant",
     "TenantManagement",
     "TenantStore",
     "UnknownKey",
-    "UnknownShare",
     "UnknownTenant",
     "UsageStore",
     "check_admin_binding",
     "check_binding",
     "is_loopback",
-    "occupied_in",
+    "no_names",
 ]

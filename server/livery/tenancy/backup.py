@@ -1,4 +1,4 @@
-"""Tenants, keys, shares and usage as a file beside a registry's backup, and back. Keys stay what they are: digests."""
+"""Tenants, keys and usage as a file beside a registry's backup, and back. Keys stay what they are: digests."""
 
 from __future__ import annotations
 

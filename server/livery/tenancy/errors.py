@@ -37,18 +37,6 @@ class UnknownKey(TenancyError):
         super().__init__(f"no key has the id {key[:80]!r}; `livery keys ls` shows those there are")
 
 
-class UnknownShare(TenancyError):
-    """This name isn't shared with this tenant."""
-
-    code = "unknown_share"
-
-    def __init__(self, owner: str, name: str, grantee: str) -> None:
-        super().__init__(
-            f"{owner[:80]} doesn't share {name[:160]!r} with {grantee[:80]}; `livery tenants shares` shows what is "
-            "shared"
-        )
-
-
 class Conflict(TenancyError):
     """What is there already stands against it."""
 

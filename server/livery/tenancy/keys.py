@@ -1,4 +1,4 @@
-"""Keys in memory: whose a key is, without asking a database, and what tenants share with each other.
+"""Keys in memory: whose a key is, without asking a database.
 
 ring = KeyRing(store)
 await ring.start()            # reads everything, and again within half a second of any change
@@ -46,10 +46,9 @@ class _Known:
     keyed: bool
     keys: Mapping[bytes, _Held]
     tenants: Mapping[str, Tenant]
-    shared: Mapping[str, frozenset[str]]
 
 
-_NOTHING = _Known(-1, False, {}, {}, {})
+_NOTHING = _Known(-1, False, {}, {})
 
 
 class KeyRing:
@@ -81,10 +80,6 @@ class KeyRing:
     def is_tenant(self, name: str) -> bool:
         """Whether there is a tenant of this name, whose the names are that begin with NAME/."""
         return name in self._known.tenants
-
-    def shared_with(self, tenant: str) -> frozenset[str]:
-        """Full names (OWNER/NAME) of what others share with a tenant; not all of them need be there."""
-        return self._known.shared.get(tenant, frozenset())
 
     async def start(self, vitals: Vitals | None = None) -> None:
         """Read everything, then follow. Raises RegistryError when nothing can be read."""
@@ -139,9 +134,4 @@ def _known(snapshot: Snapshot) -> _Known:
         for key in snapshot.keys
         if key.revoked is None and not tenants[key.tenant].disabled
     }
-    shared: dict[str, set[str]] = {}
-    for share in snapshot.shares:
-        shared.setdefault(share.grantee, set()).add(f"{share.owner}/{share.name}")
-    return _Known(
-        snapshot.number, snapshot.keyed, held, tenants, {name: frozenset(names) for name, names in shared.items()}
-    )
+    return _Known(snapshot.number, snapshot.keyed, held, tenants)

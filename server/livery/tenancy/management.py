@@ -1,4 +1,4 @@
-"""The verbs on tenants, keys and shares as JSON, for the admin API and the command line alike.
+"""The verbs on tenants and keys as JSON, for the admin API and the command line alike.
 
 What a key is appears once, in the answer to the verb that makes it.
 """
@@ -8,20 +8,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import msgspec
 
 from livery.tenancy.checks import expiry
 from livery.tenancy.keys import KeyRing
-from livery.tenancy.records import EVERYTHING, Key, Role, Share, Tenant
-from livery.tenancy.store import Occupied, TenantStore
-from livery_adapters.registry import Registry
+from livery.tenancy.records import EVERYTHING, Key, Role, Tenant
+from livery.tenancy.store import TenantStore
+from livery_adapters.registry import Registry, TenantNotEmpty
 
 log = logging.getLogger("livery.keys")
 
 Json = dict[str, Any]
+Names = Callable[[], AbstractContextManager[Registry | None]]
+"""Opens the registry of adapters, where there is one."""
 Limited = Mapping[str, int | None]
 """Limits by name; None takes one away."""
 
@@ -29,13 +32,13 @@ Limited = Mapping[str, int | None]
 class TenantManagement:
     """Changes what is kept. Each verb raises TenancyError or RegistryError.
 
-    `occupied` names an adapter or alias below a tenant's name. `ring` is that of a server in this process, which knows
+    `names` opens the registry of adapters. `ring` is that of a server in this process, which knows
     each change before the answer; others follow within half a second.
     """
 
-    def __init__(self, store: TenantStore, occupied: Occupied, ring: KeyRing | None = None) -> None:
+    def __init__(self, store: TenantStore, names: Names, ring: KeyRing | None = None) -> None:
         self._store = store
-        self._occupied = occupied
+        self._names = names
         self._ring = ring
 
     async def tenants(self) -> Json:
@@ -67,6 +70,7 @@ class TenantManagement:
         return tenant_json(tenant)
 
     async def delete_tenant(self, name: str) -> Json:
+        await asyncio.to_thread(self._forget, name)
         await asyncio.to_thread(self._store.delete_tenant, name, occupied=self._occupied)
         await self._told()
         return {"name": name, "deleted": True}
@@ -118,20 +122,22 @@ class TenantManagement:
         log.info("key %s of tenant %s takes the place of %s in %g s", new.id, new.tenant, key, grace_s)
         return {"key": text, **key_json(new, time.time()), "replaces": key, "grace_s": grace_s}
 
-    async def shares(self, *, owner: str | None = None, grantee: str | None = None) -> Json:
-        found = await asyncio.to_thread(self._store.shares, owner=owner, grantee=grantee)
-        return {"data": [share_json(share) for share in found]}
+    def _occupied(self, tenant: str) -> str | None:
+        """An adapter or alias below a tenant's name."""
+        with self._names() as registry:
+            try:
+                if registry is not None:
+                    registry.check_empty(tenant)
+            except TenantNotEmpty as error:
+                return error.examples[0]
+        return None
 
-    async def share(self, owner: str, name: str, grantee: str) -> Json:
-        """`name` is the adapter's below OWNER/, with or without that."""
-        share = await asyncio.to_thread(self._store.share, owner, _own(owner, name), grantee)
-        await self._told()
-        return share_json(share)
-
-    async def unshare(self, owner: str, name: str, grantee: str) -> Json:
-        await asyncio.to_thread(self._store.unshare, owner, _own(owner, name), grantee)
-        await self._told()
-        return {"owner": owner, "name": _own(owner, name), "grantee": grantee, "deleted": True}
+    def _forget(self, tenant: str) -> None:
+        """What others share with a tenant that has nothing itself must not be the next one's of that name."""
+        self._store.tenant(tenant)
+        with self._names() as registry:
+            if registry is not None and self._occupied(tenant) is None:
+                registry.forget_tenant(tenant)
 
     async def _told(self) -> None:
         """Have this process know at once."""
@@ -139,16 +145,10 @@ class TenantManagement:
             await self._ring.refresh()
 
 
-def occupied_in(registry: Registry) -> Occupied:
-    """Which of a registry's names lies below a tenant's."""
-
-    def occupied(tenant: str) -> str | None:
-        below = f"{tenant}/"
-        page = registry.page(after=below, limit=1)
-        names = [record.name for record in page.records] + [alias.name for alias in registry.aliases()]
-        return next((name for name in names if name.startswith(below)), None)
-
-    return occupied
+@contextmanager
+def no_names() -> Iterator[Registry | None]:
+    """There is no registry, so that no tenant has anything in it."""
+    yield None
 
 
 def tenant_json(tenant: Tenant) -> Json:
@@ -162,11 +162,3 @@ def key_json(key: Key, now: float) -> Json:
     over = key.expires is not None and key.expires <= now
     state = "revoked" if key.revoked is not None else "expired" if over else "valid"
     return {**fields, "allow": list(key.allow), "limits": msgspec.to_builtins(key.limits), "state": state}
-
-
-def share_json(share: Share) -> Json:
-    return msgspec.structs.asdict(share)
-
-
-def _own(owner: str, name: str) -> str:
-    return name.removeprefix(f"{owner}/")

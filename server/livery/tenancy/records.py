@@ -71,15 +71,6 @@ class Key(msgspec.Struct, frozen=True):
     revoked: float | None = None
 
 
-class Share(msgspec.Struct, frozen=True):
-    """`grantee` may ask for the adapter OWNER/NAME, which is `owner`'s. `created` is a Unix time."""
-
-    owner: str
-    name: str
-    grantee: str
-    created: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Whom a request comes from. `key` is the key's id, None where no key is asked for.

@@ -11,8 +11,8 @@ import msgspec
 from sqlalchemy import Connection, Row, select
 
 from livery.tenancy.errors import UnknownKey, UnknownTenant
-from livery.tenancy.records import Key, Limits, Share, Tenant
-from livery.tenancy.schema import keys, shares, tenants
+from livery.tenancy.records import Key, Limits, Tenant
+from livery.tenancy.schema import keys, tenants
 
 # What a database may be asked for: anything else is in none of its rows, and PostgreSQL takes no NUL in a text.
 _PLAIN = re.compile(r"[!-~]{1,200}")
@@ -26,7 +26,6 @@ class Snapshot:
     keyed: bool
     tenants: tuple[Tenant, ...]
     keys: tuple[Key, ...]
-    shares: tuple[Share, ...]
 
 
 def find_tenant(connection: Connection, name: str) -> Tenant | None:
@@ -63,33 +62,12 @@ def keys_of(connection: Connection, of_tenant: str | None = None) -> tuple[Key, 
     return tuple(_key(row) for row in connection.execute(query))
 
 
-def find_share(connection: Connection, owner: str, name: str, grantee: str) -> Share | None:
-    if not all(_PLAIN.fullmatch(part) for part in (owner, name, grantee)):
-        return None
-    query = select(shares).where(shares.c.owner == owner, shares.c.name == name, shares.c.grantee == grantee)
-    row = connection.execute(query).first()
-    return Share(**row._mapping) if row is not None else None
-
-
-def shares_of(connection: Connection, owner: str | None = None, grantee: str | None = None) -> tuple[Share, ...]:
-    query = select(shares).order_by(shares.c.owner, shares.c.name, shares.c.grantee)
-    if owner is not None:
-        query = query.where(shares.c.owner == owner)
-    if grantee is not None:
-        query = query.where(shares.c.grantee == grantee)
-    return tuple(Share(**row._mapping) for row in connection.execute(query))
-
-
 def of_tenant(value: Tenant) -> dict[str, Any]:
     return {**msgspec.structs.asdict(value), "limits": _json(value.limits)}
 
 
 def of_key(value: Key) -> dict[str, Any]:
     return {**msgspec.structs.asdict(value), "allow": json.dumps(value.allow), "limits": _json(value.limits)}
-
-
-def of_share(value: Share) -> dict[str, Any]:
-    return msgspec.structs.asdict(value)
 
 
 def _json(limits: Limits) -> str:

@@ -25,7 +25,7 @@ def _name() -> Text:
     return Text().with_variant(Text(collation="C"), "postgresql")
 
 
-# One row. `changes` grows by one with each change of the three tables below, so that whoever keeps them in memory sees
+# One row. `changes` grows by one with each change of the two tables below, so that whoever keeps them in memory sees
 # that there was one. `keyed`: a key was made at some time, so that one is asked for, even when none is left.
 state = Table(
     "tenancy",
@@ -60,17 +60,6 @@ keys = Table(
     Column("revoked", Double),
     UniqueConstraint("digest", name="tenant_keys_digest"),
     Index("tenant_keys_tenant", "tenant"),
-)
-
-# Adapters of `owner` that `grantee` may ask for; `name` is the one they have below OWNER/.
-shares = Table(
-    "tenant_shares",
-    metadata,
-    Column("owner", _name(), ForeignKey("tenants.name", ondelete="CASCADE"), nullable=False),
-    Column("name", _name(), nullable=False),
-    Column("grantee", _name(), ForeignKey("tenants.name", ondelete="CASCADE"), nullable=False),
-    Column("created", Double, nullable=False),
-    PrimaryKeyConstraint("owner", "name", "grantee", name="tenant_shares_key"),
 )
 
 # What was used, added up by servers as it comes.

@@ -1,4 +1,4 @@
-"""The tenants, their keys and what they share, in SQL: SQLite, or PostgreSQL beside the registry of adapters.
+"""The tenants and their keys, in SQL: SQLite, or PostgreSQL beside the registry of adapters.
 
     store = TenantStore.open(data / "tenants.db")
     store.create_tenant("acme")
@@ -22,13 +22,12 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy import checks, rows
-from livery.tenancy.errors import InvalidTenancy, KeyOver, TenantExists, TenantInUse, UnknownShare
+from livery.tenancy.errors import InvalidTenancy, KeyOver, TenantExists, TenantInUse
 from livery.tenancy.migrations import MIGRATIONS
-from livery.tenancy.records import EVERYTHING, NO_LIMITS, Key, Role, Share, Tenant
+from livery.tenancy.records import EVERYTHING, NO_LIMITS, Key, Role, Tenant
 from livery.tenancy.rows import Snapshot
-from livery.tenancy.schema import keys, shares, state, tenants
+from livery.tenancy.schema import keys, state, tenants
 from livery.tenancy.secrets import new_key
-from livery_adapters.names import validate_name
 from livery_adapters.registry.database import Database
 
 _WRITERS = 0x6C6976746E74  # of PostgreSQL's advisory lock: nobody who writes here waits for the registry's writers
@@ -40,7 +39,7 @@ Occupied = Callable[[str], str | None]
 
 
 class TenantStore:
-    """The only writer of tenants, keys and shares."""
+    """The only writer of tenants and keys."""
 
     def __init__(self, database: Database) -> None:
         """Use `open`, which brings the schema up to date."""
@@ -88,7 +87,6 @@ class TenantStore:
                 bool(now.keyed),
                 rows.tenants_of(connection),
                 rows.keys_of(connection),
-                rows.shares_of(connection),
             )
 
     # -- tenants -----------------------------------------------------------------------------------------
@@ -148,7 +146,7 @@ class TenantStore:
             return after
 
     def delete_tenant(self, name: str, *, occupied: Occupied) -> None:
-        """Its keys and shares go with it. Raises UnknownTenant, InvalidTenancy, and TenantInUse."""
+        """Its keys go with it. Raises UnknownTenant, InvalidTenancy, and TenantInUse."""
         if name == DEFAULT_TENANT:
             raise InvalidTenancy(f"{name} is the operator's own tenant and can't be deleted")
         with self.database.write() as connection:
@@ -237,43 +235,6 @@ class TenantStore:
                 _change(connection, old, revoked=now)
             _keep(connection, new)
             return new, secret.text
-
-    # -- shares ------------------------------------------------------------------------------------------
-
-    def share(self, owner: str, name: str, grantee: str) -> Share:
-        """Let `grantee` ask for what `owner` has as OWNER/NAME.
-
-        Raises UnknownTenant, InvalidTenancy, AdapterRefused for what can't be a name.
-        """
-        validate_name(name)
-        if owner == grantee:
-            raise InvalidTenancy(f"{name[:160]!r} is {owner[:80]}'s own; share it with another tenant", "grantee")
-        if owner == DEFAULT_TENANT:
-            raise InvalidTenancy(f"what {owner} has is public: everybody may ask for {name[:160]!r} already", "owner")
-        with self.database.write() as connection:
-            for tenant in (owner, grantee):
-                rows.tenant(connection, tenant)
-            before = rows.find_share(connection, owner, name, grantee)
-            if before is not None:
-                return before
-            share = Share(owner, name, grantee, time.time())
-            connection.execute(insert(shares).values(rows.of_share(share)))
-            _note(connection)
-            return share
-
-    def unshare(self, owner: str, name: str, grantee: str) -> None:
-        """Raises UnknownShare."""
-        with self.database.write() as connection:
-            if rows.find_share(connection, owner, name, grantee) is None:
-                raise UnknownShare(owner, name, grantee)
-            where = (shares.c.owner == owner, shares.c.name == name, shares.c.grantee == grantee)
-            connection.execute(delete(shares).where(*where))
-            _note(connection)
-
-    def shares(self, *, owner: str | None = None, grantee: str | None = None) -> tuple[Share, ...]:
-        """By owner, name and grantee; those of one side where it is given."""
-        with self.database.read() as connection:
-            return rows.shares_of(connection, owner, grantee)
 
 
 def _add(connection: Connection, tenant: Tenant, occupied: Occupied) -> None:

@@ -10,7 +10,7 @@ CREATE TABLE tenancy (
 	keyed BOOLEAN NOT NULL, 
 	PRIMARY KEY (id)
 );
-INSERT INTO "tenancy" VALUES(1,8,1);
+INSERT INTO "tenancy" VALUES(1,7,1);
 CREATE TABLE tenant_keys (
 	id TEXT NOT NULL, 
 	digest TEXT NOT NULL, 
@@ -26,18 +26,8 @@ CREATE TABLE tenant_keys (
 	CONSTRAINT tenant_keys_digest UNIQUE (digest), 
 	FOREIGN KEY(tenant) REFERENCES tenants (name) ON DELETE CASCADE
 );
-INSERT INTO "tenant_keys" VALUES('q6p4matx','7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed','acme','owner','["own", "sql-*"]','{"n":2}','CI',1.79528434402759814268e+09,NULL,1.79528434403285264966e+09);
-INSERT INTO "tenant_keys" VALUES('x3uo3lii','3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3','zeta','user','["own", "shared", "public", "base"]','{}','',1.79528434403444647794e+09,4000000000.0,NULL);
-CREATE TABLE tenant_shares (
-	owner TEXT NOT NULL, 
-	name TEXT NOT NULL, 
-	grantee TEXT NOT NULL, 
-	created DOUBLE NOT NULL, 
-	CONSTRAINT tenant_shares_key PRIMARY KEY (owner, name, grantee), 
-	FOREIGN KEY(owner) REFERENCES tenants (name) ON DELETE CASCADE, 
-	FOREIGN KEY(grantee) REFERENCES tenants (name) ON DELETE CASCADE
-);
-INSERT INTO "tenant_shares" VALUES('acme','sql','zeta',1.7952843440451664924e+09);
+INSERT INTO "tenant_keys" VALUES('ot7tyctz','7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed','acme','owner','["own", "sql-*"]','{"n":2}','CI',1.79528498453801584238e+09,NULL,1.79528498454855275153e+09);
+INSERT INTO "tenant_keys" VALUES('5eahx446','3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3','zeta','user','["own", "shared", "public", "base"]','{}','',1.79528498455348753922e+09,4000000000.0,NULL);
 CREATE TABLE tenants (
 	name TEXT NOT NULL, 
 	weight DOUBLE NOT NULL, 
@@ -46,8 +36,8 @@ CREATE TABLE tenants (
 	disabled BOOLEAN NOT NULL, 
 	PRIMARY KEY (name)
 );
-INSERT INTO "tenants" VALUES('default',1.0,'{}',1.79528434401565480235e+09,0);
-INSERT INTO "tenants" VALUES('acme',2.0,'{"n":4}',1.7952843440221407413e+09,1);
-INSERT INTO "tenants" VALUES('zeta',1.0,'{}',1.79528434403444647794e+09,0);
+INSERT INTO "tenants" VALUES('default',1.0,'{}',1.79528498451353454587e+09,0);
+INSERT INTO "tenants" VALUES('acme',2.0,'{"n":4}',1.79528498452996635435e+09,1);
+INSERT INTO "tenants" VALUES('zeta',1.0,'{}',1.79528498455348753922e+09,0);
 CREATE INDEX tenant_keys_tenant ON tenant_keys (tenant);
 COMMIT;

@@ -10,7 +10,7 @@ CREATE TABLE tenancy (
 	keyed BOOLEAN NOT NULL, 
 	PRIMARY KEY (id)
 );
-INSERT INTO "tenancy" VALUES(1,8,1);
+INSERT INTO "tenancy" VALUES(1,7,1);
 CREATE TABLE tenant_keys (
 	id TEXT NOT NULL, 
 	digest TEXT NOT NULL, 
@@ -26,18 +26,8 @@ CREATE TABLE tenant_keys (
 	CONSTRAINT tenant_keys_digest UNIQUE (digest), 
 	FOREIGN KEY(tenant) REFERENCES tenants (name) ON DELETE CASCADE
 );
-INSERT INTO "tenant_keys" VALUES('prvoj3og','7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed','acme','owner','["own", "sql-*"]','{"n":2}','CI',1.79528543200211834901e+09,NULL,1.79528543201761913296e+09);
-INSERT INTO "tenant_keys" VALUES('ervflt5z','3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3','zeta','user','["own", "shared", "public", "base"]','{}','',1.79528543202811837189e+09,4000000000.0,NULL);
-CREATE TABLE tenant_shares (
-	owner TEXT NOT NULL, 
-	name TEXT NOT NULL, 
-	grantee TEXT NOT NULL, 
-	created DOUBLE NOT NULL, 
-	CONSTRAINT tenant_shares_key PRIMARY KEY (owner, name, grantee), 
-	FOREIGN KEY(owner) REFERENCES tenants (name) ON DELETE CASCADE, 
-	FOREIGN KEY(grantee) REFERENCES tenants (name) ON DELETE CASCADE
-);
-INSERT INTO "tenant_shares" VALUES('acme','sql','zeta',1.79528543203545427322e+09);
+INSERT INTO "tenant_keys" VALUES('fa5vmpwb','7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed','acme','owner','["own", "sql-*"]','{"n":2}','CI',1.79528566951480340963e+09,NULL,1.79528566951787424085e+09);
+INSERT INTO "tenant_keys" VALUES('gb56tuy3','3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3','zeta','user','["own", "shared", "public", "base"]','{}','',1.7952856695189387798e+09,4000000000.0,NULL);
 CREATE TABLE tenants (
 	name TEXT NOT NULL, 
 	weight DOUBLE NOT NULL, 
@@ -46,9 +36,9 @@ CREATE TABLE tenants (
 	disabled BOOLEAN NOT NULL, 
 	PRIMARY KEY (name)
 );
-INSERT INTO "tenants" VALUES('default',1.0,'{}',1.79528543197555160524e+09,0);
-INSERT INTO "tenants" VALUES('acme',2.0,'{"n":4}',1.79528543199420380586e+09,1);
-INSERT INTO "tenants" VALUES('zeta',1.0,'{}',1.79528543202811837189e+09,0);
+INSERT INTO "tenants" VALUES('default',1.0,'{}',1.79528566950381183627e+09,0);
+INSERT INTO "tenants" VALUES('acme',2.0,'{"n":4}',1.79528566951226234435e+09,1);
+INSERT INTO "tenants" VALUES('zeta',1.0,'{}',1.7952856695189387798e+09,0);
 CREATE TABLE usage (
 	hour BIGINT NOT NULL, 
 	tenant TEXT NOT NULL, 

@@ -1,4 +1,4 @@
-"""The first schema: tenants, their keys, what they share. The operator's own tenant is there from the start."""
+"""The first schema: tenants and their keys. The operator's own tenant is there from the start."""
 
 from __future__ import annotations
 
@@ -49,14 +49,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("digest", name="tenant_keys_digest"),
     )
     op.create_index("tenant_keys_tenant", "tenant_keys", ["tenant"])
-    op.create_table(
-        "tenant_shares",
-        _tenant("owner"),
-        sa.Column("name", _name(), nullable=False),
-        _tenant("grantee"),
-        sa.Column("created", sa.Double, nullable=False),
-        sa.PrimaryKeyConstraint("owner", "name", "grantee", name="tenant_shares_key"),
-    )
     op.bulk_insert(state, [{"id": 1, "changes": 1, "keyed": False}])
     op.bulk_insert(
         tenants, [{"name": "default", "weight": 1.0, "limits": "{}", "created": time.time(), "disabled": False}]
