@@ -93,6 +93,14 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class AddedOutputs:
+    """Output features that only this adapter's head has, behind the base's: complete, whatever the rest of it says."""
+
+    weight: Tensor  # [added, in_features]
+    bias: Tensor | None = None  # [added]
+
+
+@dataclass(frozen=True, slots=True)
 class LinearChange:
     """What an adapter does to one linear module; see the module's docstring."""
 
@@ -102,27 +110,32 @@ class LinearChange:
     rows: Rows | None = None
     gain: Tensor | None = None  # [out_features]
     bias: Tensor | None = None  # [out_features], complete: it stands in place of the base's
+    added: AddedOutputs | None = None  # of a head: tokens that the base doesn't have
 
     @property
     def is_additive(self) -> bool:
         """Whether it only adds ΔW: what a weighted sum of adapters needs."""
         return bool(self.deltas) and all(
-            part is None for part in (self.transform, self.weight, self.rows, self.gain, self.bias)
+            part is None for part in (self.transform, self.weight, self.rows, self.gain, self.bias, self.added)
         )
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingChange:
-    """y = gain ⊙ (W'[id] + scale · B·A[:, id]), before a scale of the module's own (Gemma)."""
+    """y = gain ⊙ (W'[id] + scale · B·A[:, id]), before a scale of the module's own (Gemma).
+
+    `added` are complete rows of tokens that the base doesn't have: the ids behind its own.
+    """
 
     delta: LowRank | None = None
     weight: Tensor | None = None  # [vocabulary, embedding_dim]
     rows: Rows | None = None
     gain: Tensor | None = None  # [embedding_dim]
+    added: Tensor | None = None  # [added, embedding_dim]
 
     @property
     def is_additive(self) -> bool:
-        return self.delta is not None and all(part is None for part in (self.weight, self.rows, self.gain))
+        return self.delta is not None and all(part is None for part in (self.weight, self.rows, self.gain, self.added))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +168,11 @@ class CanonicalAdapter:
     @property
     def exact(self) -> bool:
         return not self.errors
+
+    @property
+    def added_tokens(self) -> int:
+        """How many tokens it has beyond the base's vocabulary."""
+        return max((len(change.added) for change in self.embeddings.values() if change.added is not None), default=0)
 
     @property
     def nbytes(self) -> int:

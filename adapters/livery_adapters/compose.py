@@ -32,6 +32,7 @@ _HELD = {
     "rows": "replaced rows",
     "gain": "an output gain",
     "bias": "a bias",
+    "added": "tokens of its own",
 }
 
 Parts = Sequence[tuple[CanonicalAdapter, float]]

@@ -11,6 +11,7 @@ from statistics import median
 
 from livery_adapters.base_model import BaseModel, ModuleShape
 from livery_adapters.effect import AdapterEffect
+from livery_adapters.grown import added_rows, grown
 from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors, Task
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.tasks import check_head
@@ -46,6 +47,7 @@ class CoverageReport:
     measured the adapter (`with_effect`): the spread of the modules' ‖ΔW‖/‖W‖, whether the form that is served is
     PEFT's exactly, and the largest error of a module if not. `task` is what the adapter was trained to give,
     `num_labels` how many classes its head tells apart; 0 for one that doesn't classify.
+    `added_tokens` are rows that it has beyond the base's vocabulary (`livery_adapters.grown`).
     `beside` is what lies beside the adapter's files and differs from the base's (`livery_adapters.beside.compare`).
     """
 
@@ -66,6 +68,7 @@ class CoverageReport:
     error: float | None = None
     task: Task = "generate"
     num_labels: int = 0
+    added_tokens: int = 0
     beside: Mapping[str, object] = field(default_factory=dict)
 
     def with_effect(self, effect: AdapterEffect) -> CoverageReport:
@@ -101,6 +104,8 @@ def check_against(
     `approximate` is the rank to which `convert` will factorise what has no exact form or too large a rank; 0: none.
     """
     hint = _hint(manifest, base)
+    added = added_rows(manifest, base.shapes)
+    base = replace(base, shapes=grown(base.shapes, added))
     _check_fused(manifest, base)
     known = [target for target in manifest.targets if target.module in base.modules]
     if not known and not _elsewhere(manifest, base):
@@ -130,7 +135,7 @@ def check_against(
     if manifest.head is not None:
         check_head(manifest.head, base)
     _check_saved(manifest, base)
-    return _report(manifest, base)
+    return replace(_report(manifest, base), added_tokens=added)
 
 
 def _check_fused(manifest: AdapterManifest, base: BaseModel) -> None:
@@ -226,7 +231,7 @@ def _check_full(full: FullTensor, base: BaseModel, hint: str) -> None:
         raise AdapterRefused(
             "resized_vocabulary" if resized else "wrong_shape",
             f"{full.entry.name} is {list(full.entry.shape)} and the base's {full.parameter} is {list(expected)}"
-            + (": resized vocabularies can't be served beside others; train without adding tokens" if resized else "")
+            + (": vocabularies may be grown, embedding and head alike, and never shrunk" if resized else "")
             + f". {hint}",
         )
 

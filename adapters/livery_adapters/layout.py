@@ -24,7 +24,7 @@ class TargetTensors:
     parameter of `module` that changes where it isn't a linear module's or an embedding's weight (kind "experts").
     `named`: the type has a field of its own that names this module, so `target_modules` needn't.
     `reducible`: the exact rank may be large and the type can be approximated by a smaller one on request.
-    `tied`: a head tied to this embedding changes alike.
+    `tied`: a head tied to this embedding changes alike. `ids` are the tokens of kind "rows", in the file's order.
     """
 
     module: str
@@ -38,6 +38,7 @@ class TargetTensors:
     named: bool = False
     reducible: bool = False
     tied: bool = False
+    ids: tuple[int, ...] = ()
 
     @property
     def path(self) -> str:

@@ -76,7 +76,8 @@ class Intake:
 class Candidate:
     """A version to be proven: its converted digest, its files, what it asks for.
 
-    `verified`: this process hashed the files as it wrote them. Of stored files it may have been another one, long ago.
+    `added_tokens` are rows beyond the base's. `verified`: this process hashed the files as it wrote them. Of stored
+    files it may have been another one, long ago.
     """
 
     digest: str
@@ -85,6 +86,7 @@ class Candidate:
     approximate: int
     invocation: tuple[int, ...]
     verified: bool
+    added_tokens: int = 0
 
 
 class Prover(Protocol):
@@ -144,7 +146,8 @@ class AdapterLibrary:
             await fill(incoming)
             headers, weights = await self._complete(incoming, approximate)
             found = await asyncio.to_thread(self._text.look, incoming.beside)
-            await self._text.settle(await asyncio.to_thread(profile_beside, incoming.beside, None), found)
+            profile = await asyncio.to_thread(profile_beside, incoming.beside, None)
+            await self._text.settle(profile, found, headers.coverage.added_tokens)
             async with self._examined(incoming, headers, weights, approximate) as files:
                 return replace(files.coverage, beside=found)
 
@@ -170,7 +173,7 @@ class AdapterLibrary:
                 headers, weights = await self._complete(incoming, intake.approximate)
                 found = await asyncio.to_thread(self._text.look, incoming.beside)
                 profile = await asyncio.to_thread(profile_beside, incoming.beside, intake.profile)
-                profile = await self._text.settle(profile, found)
+                profile = await self._text.settle(profile, found, headers.coverage.added_tokens)
                 check_labels(profile, headers.coverage.num_labels)
                 known = await self._known(weights, intake.approximate, profile, found)
                 if known is not None:
@@ -206,6 +209,7 @@ class AdapterLibrary:
             facts.approximate,
             tuple(facts.invocation),
             verified=False,
+            added_tokens=facts.added_tokens,
         )
 
     # -- change --------------------------------------------------------------------------------------
@@ -236,12 +240,9 @@ class AdapterLibrary:
         self, name: str, profile: Profile, expected_generation: int | None = None, quota: Quota = NO_QUOTA
     ) -> AdapterRecord:
         """Serve the active version's weights with another profile. Raises RegistryError, AdapterRefused."""
-        active = (await asyncio.to_thread(self.registry.get, name)).active
-        report = active.facts.coverage if active else {}
-        if active is not None:
-            check_labels(profile, int(str(report.get("num_labels") or 0)))
-        beside = report.get("beside")
-        profile = await self._text.settle(profile, beside if isinstance(beside, Mapping) else {})
+        if (active := (await asyncio.to_thread(self.registry.get, name)).active) is not None:
+            check_labels(profile, active.facts.num_labels)
+            profile = await self._text.settle(profile, active.facts.beside, active.facts.added_tokens)
         return await asyncio.to_thread(self.registry.set_profile, name, profile.to_json(), expected_generation, quota)
 
     async def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
@@ -338,13 +339,10 @@ class AdapterLibrary:
         Whoever measures an adapter sees a number that is none: here they are looked at only without such a prover, and
         to say more of what it refused.
         """
+        converted, invocation = converted_digest(weights, approximate), headers.manifest.invocation
+        added = headers.coverage.added_tokens
         candidate = Candidate(
-            converted_digest(weights, approximate),
-            weights,
-            incoming.path,
-            approximate,
-            headers.manifest.invocation,
-            verified=True,
+            converted, weights, incoming.path, approximate, invocation, verified=True, added_tokens=added
         )
         try:
             effect = await self._prover.prove(candidate)

@@ -10,7 +10,7 @@ adapter = convert(Path("adapters/pirate"), manifest, base_weights)   # livery_ad
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ __all__ = [
 
 _ROOT = "base_model."
 _PREFIX = "base_model.model."
+_COPY = ".modules_to_save."  # beside resized embeddings PEFT saves such a module under two names, and reads the other
 _ADAPTER = "default"  # PEFT's name for the only adapter, which files of its older versions still carry
 _SHOWN_FIELDS = ("r", "lora_alpha", "use_rslora", "target_modules", "modules_to_save", "task_type", "peft_version")
 
@@ -74,7 +75,7 @@ def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS, digest: str 
     targets = tuple(_target(module, roles, kind, common, settings) for module, roles in found.modules.items())
     if not targets and not found.full:
         raise AdapterRefused("no_matching_module", f"{WEIGHTS_NAME} holds nothing but tensors that all modules share")
-    head, full = taken_out(found.full)
+    head, full = taken_out(found.full.values())
     invocation = kind.invocation(settings) if kind.invocation else ()
     _check_late_start(invocation, targets, found)
     return AdapterManifest(
@@ -97,16 +98,21 @@ def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS, digest: str 
 
 @dataclass(slots=True)
 class _Sorted:
-    """The tensors of a file: by module and role, of no module by role, complete parameters by path."""
+    """The tensors of a file: by module and role, of no module by role, complete parameters by path and `own`."""
 
     modules: dict[str, dict[str, TensorEntry]] = field(default_factory=dict)
     shared: dict[str, TensorEntry] = field(default_factory=dict)
-    full: dict[str, FullTensor] = field(default_factory=dict)
+    full: dict[tuple[str, bool], FullTensor] = field(default_factory=dict)
 
 
-def _sort_tensors(entries: Iterable[TensorEntry], kind: PeftType[Any], common: CommonSettings) -> _Sorted:
+def _sort_tensors(entries: Collection[TensorEntry], kind: PeftType[Any], common: CommonSettings) -> _Sorted:
     found = _Sorted()
+    names = {entry.name for entry in entries}
+    twins = {name: name.replace(_COPY, ".", 1) for name in names if _COPY in name}
+    copied = names.intersection(twins.values())
     for entry in entries:
+        if twins.get(entry.name) in copied:
+            continue
         role = kind.shared.get(entry.name.removeprefix(_ROOT)) if entry.name.startswith(_ROOT) else None
         if role is not None:
             _check_dtype(entry, role, kind)
@@ -121,8 +127,8 @@ def _sort_tensors(entries: Iterable[TensorEntry], kind: PeftType[Any], common: C
                 raise AdapterRefused("duplicate_tensor", f"{module} has {role} twice; keep one and save again")
             roles[role] = entry
         else:
-            full = _full(entry, parts, kind, common)
-            if found.full.setdefault(full.path, full) is not full:
+            full = _full(entry, parts, kind, common, tuned=entry.name in copied)
+            if found.full.setdefault((full.path, full.own), full) is not full:
                 raise AdapterRefused("duplicate_tensor", f"{full.path} is there twice; keep one and save again")
     return found
 
@@ -155,20 +161,27 @@ def _role(parts: list[str], kind: PeftType[Any]) -> tuple[str, str | None]:
     return "", None
 
 
-def _full(entry: TensorEntry, parts: list[str], kind: PeftType[Any], common: CommonSettings) -> FullTensor:
-    """A complete parameter; the base says later whether the module has one of that name."""
+def _full(
+    entry: TensorEntry, parts: list[str], kind: PeftType[Any], common: CommonSettings, *, tuned: bool
+) -> FullTensor:
+    """A complete parameter; the base says later whether the module has one of that name.
+
+    `tuned`: the file has it as one of `modules_to_save` as well, though only for being tied to one.
+    """
     *path, parameter = parts
+    if path[-2:] == ["token_adapter", "base_layer"]:
+        del path[-2]
     if path[-1] in kind.copies and len(path) > 1:
         module = ".".join(path[:-1])
         if left_out_by := common.targets.left_out_by(module):
             raise untargeted(module, left_out_by)
         return FullTensor(module, parameter, entry, own=True)
-    if any(part.startswith(kind.prefixes) for part in parts):
+    if any(part.startswith(kind.prefixes) for part in (*path, parameter)):
         raise _unknown(entry.name, kind)
     if path[-1] in ("base_layer", "original_module") and len(path) > 1:
         return FullTensor(".".join(path[:-1]), parameter, entry, own=False)
     module = ".".join(path)
-    return FullTensor(module, parameter, entry, own=common.saves(module))
+    return FullTensor(module, parameter, entry, own=tuned or common.saves(module))
 
 
 def _target(
@@ -184,7 +197,9 @@ def _target(
 
 def _check_late_start(invocation: tuple[int, ...], targets: tuple[TargetTensors, ...], found: _Sorted) -> None:
     """An adapter that starts in the middle of a text can't change what earlier tokens see. Raises AdapterRefused."""
-    other = next((target.path for target in targets if target.kind != "linear"), next(iter(found.full), None))
+    other = next(
+        (target.path for target in targets if target.kind != "linear"), next((path for path, _ in found.full), None)
+    )
     if invocation and other is not None:
         raise AdapterRefused(
             "unsupported_combination",

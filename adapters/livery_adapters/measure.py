@@ -192,8 +192,9 @@ def measure(adapter: CanonicalAdapter, base: BaseWeights, norms: BaseNorms, sums
     """How far every module moves, relative to its own weight.
 
     Where the weight stays as it is and a bias doesn't, `relative` is that of the bias; of a replaced module it is that
-    of all its parameters. It is 1 where the base has only zeros, or no bias, and the adapter has something. Plain
-    low-rank pairs, which most adapters are made of, are measured at once, with `sums`.
+    of all its parameters. Rows that the base lacks count as moved away from nothing. It is 1 where the base has only
+    zeros, or no bias, and the adapter has something. Plain low-rank pairs, which most adapters are made of, are
+    measured at once, with `sums`.
     """
     plain = {path: delta for path, linear in adapter.linears.items() if (delta := _only_pair(linear)) is not None}
     distances = dict(zip(plain, low_rank_norms(list(plain.values()), sums or TorchSums()), strict=True))
@@ -201,12 +202,17 @@ def measure(adapter: CanonicalAdapter, base: BaseWeights, norms: BaseNorms, sums
     errors = adapter.errors
     for path, linear in adapter.linears.items():
         distance = distances[path] if path in distances else _linear_distance(linear, path, base)
+        if linear.added is not None:
+            distance = math.hypot(distance, math.sqrt(squared_norm(linear.added.weight)))
         moved = _relative(distance, norms.module(path))
         if moved == 0 and linear.bias is not None:
             moved = _bias_moved(linear.bias, base.bias(path))
         modules[path] = ModuleEffect(rank_of(linear.deltas), moved, errors.get(path, 0.0))
     for path, embedding in adapter.embeddings.items():
-        moved = _relative(_embedding_distance(embedding, path, base), norms.module(path))
+        distance = _embedding_distance(embedding, path, base)
+        if embedding.added is not None:
+            distance = math.hypot(distance, math.sqrt(squared_norm(embedding.added)))
+        moved = _relative(distance, norms.module(path))
         rank = embedding.delta.rank if embedding.delta else 0
         modules[path] = ModuleEffect(rank, moved, errors.get(path, 0.0))
     for path, experts in adapter.experts.items():
@@ -255,12 +261,12 @@ def _moved(change: LinearChange | EmbeddingChange, weight: Tensor) -> float:
     squares = []
     for start in range(0, len(weight), step):
         rows = slice(start, min(start + step, len(weight)))
-        part = change if whole else _of_rows(change, rows)
+        part = change if whole else of_rows(change, rows)
         squares.append(squared_norm(effective(part, weight[rows])[0] - wide(weight[rows])))
     return math.sqrt(math.fsum(squares))
 
 
-def _of_rows(change: LinearChange | EmbeddingChange, rows: slice) -> LinearChange | EmbeddingChange:
+def of_rows(change: LinearChange | EmbeddingChange, rows: slice) -> LinearChange | EmbeddingChange:
     """What the change does to these rows of the weight. Kronecker products can't be cut."""
     weight, replaced = change.weight, change.rows
     if weight is not None:

@@ -7,7 +7,7 @@ trained on a model without its language head (AutoModel) names modules from that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from livery_adapters.base_model import BaseModel
@@ -52,10 +52,11 @@ def task_of(task_type: object, head: FullTensor | None) -> Task:
     return task if head is None else "classify"
 
 
-def taken_out(full: Mapping[str, FullTensor]) -> tuple[FullTensor | None, tuple[FullTensor, ...]]:
-    """A classifier's head among the file's complete parameters by path, and the others."""
-    head = full.get(f"{HEAD}.weight")
-    return head, tuple(one for one in full.values() if one is not head)
+def taken_out(full: Iterable[FullTensor]) -> tuple[FullTensor | None, tuple[FullTensor, ...]]:
+    """A classifier's head among the file's complete parameters, and the others."""
+    found = tuple(full)
+    head = next((one for one in found if one.path == f"{HEAD}.weight"), None)
+    return head, tuple(one for one in found if one is not head)
 
 
 def placed(manifest: AdapterManifest, base: BaseModel) -> AdapterManifest:

@@ -16,8 +16,11 @@ class TextSide(Protocol):
         """What lies beside an adapter and differs from the base's, as JSON values. Blocks."""
         ...
 
-    async def settle(self, profile: Profile, found: Mapping[str, object]) -> Profile:
-        """The profile with what it asks for of what was found. Raises AdapterRefused where that can't be used."""
+    async def settle(self, profile: Profile, found: Mapping[str, object], added_tokens: int = 0) -> Profile:
+        """The profile with what it asks for of what was found. Raises AdapterRefused where that can't be used.
+
+        `added_tokens` are rows that the adapter has beyond the base's vocabulary.
+        """
         ...
 
 
@@ -27,7 +30,7 @@ class NoText:
     def look(self, beside: Mapping[str, bytes]) -> Mapping[str, object]:
         return {}
 
-    async def settle(self, profile: Profile, found: Mapping[str, object]) -> Profile:
+    async def settle(self, profile: Profile, found: Mapping[str, object], added_tokens: int = 0) -> Profile:
         if profile.chat_template is not None or profile.tokenizer != "base" or profile.added_tokens:
             raise AdapterRefused(
                 "bad_profile",

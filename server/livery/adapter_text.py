@@ -53,15 +53,18 @@ class AdapterText:
     def close(self) -> None:
         self._workers.close()
 
-    async def tokenizer(self, profile: Profile) -> Tokenizer:
-        """What requests under a profile are encoded and decoded with. Raises AdapterRefused."""
+    async def tokenizer(self, profile: Profile, added_tokens: int = 0) -> Tokenizer:
+        """What requests under a profile are encoded and decoded with. Raises AdapterRefused.
+
+        `added_tokens` are rows that the adapter's weights have beyond the base's.
+        """
         if profile.chat_template is not None and not self._allow_templates:
             raise AdapterRefused(
                 "template_not_allowed",
                 "this server renders no chat templates but the base's; start it without --no-adapter-templates, or "
                 "take chat_template out of the profile",
             )
-        tokenizer = await self._with_tokens(profile.added_tokens)
+        tokenizer = await self._with_tokens(profile.added_tokens, self._vocab_size + added_tokens)
         if profile.chat_template is None:
             return tokenizer
         named = self.base.files.named_tokens
@@ -71,7 +74,7 @@ class AdapterText:
         """See livery_adapters.text_side.TextSide."""
         return compare(beside, self._text)
 
-    async def settle(self, profile: Profile, found: Mapping[str, object]) -> Profile:
+    async def settle(self, profile: Profile, found: Mapping[str, object], added_tokens: int = 0) -> Profile:
         """See livery_adapters.text_side.TextSide. A template is rendered once."""
         settled = structs.replace(
             profile,
@@ -79,7 +82,7 @@ class AdapterText:
             tokenizer="base",
             added_tokens=_tokens(profile, found),
         )
-        await self._try(settled)
+        await self._try(settled, added_tokens)
         await self._try_format(settled)
         return settled
 
@@ -94,9 +97,9 @@ class AdapterText:
         except (GrammarUntried, Draining) as untried:
             raise AdapterRefused("format_untried", f"response_format: {untried}") from None
 
-    async def _try(self, profile: Profile) -> None:
+    async def _try(self, profile: Profile, added_tokens: int) -> None:
         """Raises AdapterRefused."""
-        await self.tokenizer(profile)
+        await self.tokenizer(profile, added_tokens)
         if profile.chat_template is None:
             return
         template = ForeignTemplate(profile.chat_template, self.base.files.named_tokens, self._workers)
@@ -107,18 +110,18 @@ class AdapterText:
         except InvalidMessages:
             return  # it wants other messages than these
 
-    async def _with_tokens(self, added: tuple[AddedToken, ...]) -> Tokenizer:
+    async def _with_tokens(self, added: tuple[AddedToken, ...], rows: int) -> Tokenizer:
         if not added:
             return self.base
+        beyond = next((token for token in added if token.id >= rows), None)
+        if beyond is not None:
+            raise AdapterRefused(
+                "resized_vocabulary",
+                f"the added token {beyond.content!r} has id {beyond.id}, and base and adapter together have {rows} "
+                "rows: save the adapter with its embeddings (save_pretrained(DIR, save_embedding_layers=True)), train "
+                "with tokens that the base has spare rows for, or leave tokenizer: adapter out",
+            )
         if added not in self._tokenizers:
-            beyond = next((token for token in added if token.id >= self._vocab_size), None)
-            if beyond is not None:
-                raise AdapterRefused(
-                    "resized_vocabulary",
-                    f"the added token {beyond.content!r} has id {beyond.id} and the base has {self._vocab_size} rows: "
-                    "vocabularies grown per adapter can't be served beside others; train with tokens that the base has "
-                    "spare rows for, or leave tokenizer: adapter out",
-                )
             try:
                 made = await asyncio.to_thread(self.base.with_tokens, added)
             except TokensDiffer as differ:

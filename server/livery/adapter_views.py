@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from livery_adapters.beside import unused
@@ -30,7 +29,7 @@ def version_json(version: NamedVersion, *, active: bool, whole: bool = True) -> 
         "approximate": facts.approximate or None,
         "parents": [{"digest": digest, "weight": weight} for digest, weight in facts.parents],
         "profile": {name: value for name, value in facts.profile.items() if whole or name not in TEXTS},
-        "unused": unused(_beside(facts.coverage), facts.profile),
+        "unused": unused(facts.beside, facts.profile),
         "coverage": {name: value for name, value in facts.coverage.items() if name not in left_out},
     }
 
@@ -50,11 +49,6 @@ def told_to_others(adapter: Json) -> Json:
 def report_json(report: CoverageReport) -> Json:
     """The answer to a check that was passed."""
     return {"ok": True, "coverage": report.to_dict(), "unused": unused(report.beside, {})}
-
-
-def _beside(coverage: Mapping[str, object]) -> Mapping[str, object]:
-    found = coverage.get("beside")
-    return found if isinstance(found, Mapping) else {}
 
 
 def alias_json(alias: Alias) -> Json:

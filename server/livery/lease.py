@@ -73,7 +73,12 @@ class Lease:
     @property
     def num_labels(self) -> int:
         """How many classes it tells apart; 0 where it doesn't classify."""
-        return int(str(self.facts.coverage.get("num_labels") or 0)) if self.facts else 0
+        return self.facts.num_labels if self.facts else 0
+
+    @property
+    def added_tokens(self) -> int:
+        """How many tokens it has beyond the base's vocabulary."""
+        return self.facts.added_tokens if self.facts else 0
 
     def until(self, release: Callable[[], None]) -> Lease:
         """The lease, whose release calls this."""
@@ -99,6 +104,12 @@ def common_task(versions: Sequence[NamedVersion]) -> Task:
         raise InvalidParameter(
             f"{late.name} is an activated adapter (aLoRA): it acts on part of a prompt and can't be added to others; "
             "ask for it alone.",
+            "model",
+        )
+    grown = next((version for version in versions if version.facts.added_tokens), None)
+    if grown is not None:
+        raise InvalidParameter(
+            f"{grown.name} has tokens of its own beyond the base's and can't be added to others; ask for it alone.",
             "model",
         )
     tasks = {task_of(version.facts): version.name for version in versions}

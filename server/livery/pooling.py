@@ -72,8 +72,10 @@ def pooling_of(job: PoolingJob, lease: Lease | None, profile: Profile, hidden_si
     return Pooling(job.kind or profile.pooling or "last", False, job.dimensions or 0, job.normalize)
 
 
-def encode_inputs(job: PoolingJob, tokenizer: Tokenizer, info: EngineInfo, *, as_pairs: bool) -> list[list[int]]:
-    """Token ids of every prompt, or with `as_pairs` of every pair as one text. Blocks.
+def encode_inputs(
+    job: PoolingJob, tokenizer: Tokenizer, info: EngineInfo, vocab_size: int, *, as_pairs: bool
+) -> list[list[int]]:
+    """Token ids of every prompt, or with `as_pairs` of every pair as one text, each below `vocab_size`. Blocks.
 
     Raises InvalidParameter or ContextLengthExceeded.
     """
@@ -87,7 +89,7 @@ def encode_inputs(job: PoolingJob, tokenizer: Tokenizer, info: EngineInfo, *, as
     except PromptTooLong as long:
         raise ContextLengthExceeded(limit, long.at_least, None, param, uncounted=True) from None
     for place, ids in enumerate(found):
-        check_ids(ids, info.vocab_size, param)
+        check_ids(ids, vocab_size, param)
         if not ids:
             raise InvalidParameter(f"Number {place} of {param} is empty: it encodes to no tokens.", param)
         if len(ids) > limit:

@@ -30,7 +30,11 @@ CANARY_TOKENS = 5
 def reference(candidate: Candidate) -> AdapterRef:
     """A version as the engine is asked for it."""
     part = AdapterPart(
-        candidate.weights, str(candidate.path), approximate=candidate.approximate, verified=candidate.verified
+        candidate.weights,
+        str(candidate.path),
+        approximate=candidate.approximate,
+        verified=candidate.verified,
+        added_tokens=candidate.added_tokens,
     )
     return AdapterRef(candidate.digest, (part,))
 
@@ -46,6 +50,7 @@ class EngineProver:
         self._release = release
         step = max(1, info.vocab_size // CANARY_TOKENS)
         self._canary = [token for token in range(1, info.vocab_size, step)][:CANARY_TOKENS]
+        self._vocab_size = info.vocab_size
 
     async def prove(self, candidate: Candidate) -> AdapterEffect | None:
         """Load it and take one token. Raises AdapterRefused."""
@@ -69,8 +74,11 @@ class EngineProver:
         self._release(digest)
 
     async def _run(self, ref: AdapterRef, candidate: Candidate) -> None:
-        """One greedy token, all of it computed now; an activated adapter is active from the first one."""
-        prompt = [*candidate.invocation, *self._canary]
+        """One greedy token, all of it computed now, after the last of the adapter's own where it has some.
+
+        An activated adapter is active from the first one."""
+        own = range(self._vocab_size, self._vocab_size + candidate.added_tokens)
+        prompt = [*candidate.invocation, *self._canary, *own[-1:]]
         name = f"{CANARY}{uuid.uuid4().hex}"
         request = GenerationRequest(name, prompt, SamplingParams(max_tokens=1, temperature=0.0), ref, cache_salt=name)
         async for delta in self._engine.generate(request):

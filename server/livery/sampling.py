@@ -16,10 +16,11 @@ def sampling_params(
     job: Job,
     info: EngineInfo,
     bad_words: tuple[tuple[int, ...], ...] = (),
+    added_tokens: int = 0,
 ) -> SamplingParams:
     """The engine's view of the options for the answer number `copy` to a prompt of so many tokens.
 
-    `bad_words` are those of the options as tokens.
+    `bad_words` are those of the options as tokens, `added_tokens` ids that the adapter has beyond the base's.
 
     Raises InvalidParameter or ContextLengthExceeded when it can't fit or can't be met.
     """
@@ -37,9 +38,10 @@ def sampling_params(
         raise InvalidParameter(
             f"min_tokens is {options.min_tokens} and the answer may have at most {max_tokens}.", "min_tokens"
         )
-    check_ids(options.stop_token_ids, info.vocab_size, "stop_token_ids")
-    check_ids(options.logit_bias, info.vocab_size, "logit_bias")
-    check_ids(options.allowed_token_ids, info.vocab_size, "allowed_token_ids")
+    vocab_size = info.vocab_size + added_tokens
+    check_ids(options.stop_token_ids, vocab_size, "stop_token_ids")
+    check_ids(options.logit_bias, vocab_size, "logit_bias")
+    check_ids(options.allowed_token_ids, vocab_size, "allowed_token_ids")
     stops = {*options.stop_token_ids, *info.eos_token_ids}
     if options.min_tokens and options.allowed_token_ids and stops.issuperset(options.allowed_token_ids):
         raise InvalidParameter(

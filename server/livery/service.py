@@ -193,6 +193,7 @@ class GenerationService:
                 job,
                 await self._tokenizer_of(lease),
                 self.info,
+                self._vocabulary(lease),
                 as_pairs=bool(job.pairs) and pooling.head,
             )
             if pooling.head:
@@ -232,13 +233,13 @@ class GenerationService:
             job = dressed(job, profile)
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
             job = told_of_tools(job, reading, tokenizer.template)
-            ids = await token_ids(job.prompts[0], job, tokenizer, self.info.max_model_len, self.info.vocab_size)
+            ids = await token_ids(job.prompts[0], job, tokenizer, self.info.max_model_len, self._vocabulary(lease))
             return Tokens(ids, await beside(ENCODING, len(ids), tokenizer.strings, ids) if strings else None)
 
     async def detokenize(self, model: str, ids: list[int], caller: Caller) -> str:
         """The text of ids, special tokens included. Raises as `open` does."""
         async with self.admission.visit(model, caller) as lease:
-            check_ids(ids, self.info.vocab_size, "tokens")
+            check_ids(ids, self._vocabulary(lease), "tokens")
             tokenizer = await self._tokenizer_of(lease)
             return await beside(ENCODING, len(ids), tokenizer.decode_all, ids)
 
@@ -314,10 +315,14 @@ class GenerationService:
             return self.base_name, self.base_name, self.info.base_digest
         return lease.name, lease.full_name, lease.digest
 
+    def _vocabulary(self, lease: Lease | None) -> int:
+        """Below which ids a request to this model may use."""
+        return self.info.vocab_size + (lease.added_tokens if lease else 0)
+
     async def _tokenizer_of(self, lease: Lease | None) -> Tokenizer:
         """What the text of requests to a model is encoded and decoded with. Raises AdapterUnusable."""
         try:
-            return await self._text.tokenizer(profile_of(lease))
+            return await self._text.tokenizer(profile_of(lease), lease.added_tokens if lease else 0)
         except AdapterRefused as refused:
             raise AdapterUnusable(lease.name if lease else self.base_name, refused.message) from None
 
@@ -329,14 +334,18 @@ class GenerationService:
         if job.options.grammar is not None:
             grammar = await self.grammars.check(job.options.grammar, job.options.grammar_param, job.caller.tenant)
             job = replace(job, options=replace(job.options, grammar=grammar))
-        prompts = [await encode(prompt, job, tokenizer, info.max_model_len, info.vocab_size) for prompt in job.prompts]
+        if own := tokenizer.special_tokens(job.options.stop):  # no text shows them, so that no search would find them
+            stops = (*job.options.stop_token_ids, *own)
+            job = replace(job, options=replace(job.options, stop_token_ids=tuple(dict.fromkeys(stops))))
+        vocab = self._vocabulary(lease)
+        prompts = [await encode(prompt, job, tokenizer, info.max_model_len, vocab) for prompt in job.prompts]
         each, words = job.options.answers_made, bad_words(job.options.bad_words, tokenizer)
         single, deadline_s = len(prompts) * each == 1, seconds_left(job.until)
         requests = [
             GenerationRequest(
                 job.request_id if single else f"{job.request_id}-{index}-{copy}",
                 ids,
-                sampling_params(len(ids), copy, job, info, words),
+                sampling_params(len(ids), copy, job, info, words, vocab - info.vocab_size),
                 lease.ref if lease else None,
                 activation(ids, lease, job.prompt_param),
                 job.caller.tenant,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from livery_adapters.names import LONGEST_NAME
 from livery_adapters.registry import OPERATOR, Alias, NamedVersion, Reader, Registry
 
-KEPT_OF_REPORTS = ("task", "num_labels")  # of a coverage report, which may be long
+KEPT_OF_REPORTS = ("task", "num_labels", "added_tokens")  # of a coverage report, which may be long
 REMEMBERED = 16_384  # names, each for whoever asked: also what isn't there for them
 
 

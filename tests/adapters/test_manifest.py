@@ -114,6 +114,7 @@ def test_the_coverage_report_counts_what_is_adapted(tmp_path: Path) -> None:
         "error": None,
         "task": "generate",
         "num_labels": 0,
+        "added_tokens": 0,
         "beside": {},
     }
 

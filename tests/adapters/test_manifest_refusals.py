@@ -193,11 +193,11 @@ REFUSALS: dict[str, tuple[Damage, str, str, str]] = {
         "correct task_type",
     ),
     "a norm of another width": (lambda f: _norm(f, 31), "wrong_shape", "[31]", "use an adapter trained on it"),
-    "a larger vocabulary": (
-        lambda f: edit_tensors(f, **{"base_model.model.lm_head.weight": torch.ones(98, 32)}),
+    "a smaller vocabulary": (
+        lambda f: edit_tensors(f, **{"base_model.model.lm_head.weight": torch.ones(96, 32)}),
         "resized_vocabulary",
-        "[98, 32]",
-        "without adding tokens",
+        "[96, 32]",
+        "never shrunk",
     ),
     "a parameter that a module lacks": (
         lambda f: edit_tensors(f, **{"base_model.model.model.norm.bias": torch.ones(32)}),

@@ -206,9 +206,9 @@ BAD: dict[str, tuple[Any, Damage, str, str]] = {
     ),
     "a token that the base lacks": (
         TrainableTokensConfig(token_indices=[3, 5]),
-        fields(token_indices=[3, 97]),
+        fields(token_indices=[3, 98]),
         "resized_vocabulary",
-        "has 97 rows",
+        "token 97 has no row in model.embed_tokens",
     ),
     "fewer rows than tokens": (
         TrainableTokensConfig(token_indices=[3, 5]),

@@ -12,6 +12,7 @@ from peft import HiraConfig, IA3Config, LoKrConfig, LoraConfig, PeftConfig
 
 from adapters.peft_types import TARGETS, base, make
 from cli.conftest import Livery
+from engine.oracle import save_grown
 from engine.pooled import save_classifier, save_embedding_adapter
 
 LORA: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": TARGETS["llama"]}
@@ -84,6 +85,15 @@ def test_the_engines_logits_are_compared_with_pefts(
     assert peft["difference"] < 1e-4
     assert peft["moves_base"] > 1e-2
     assert answer["coverage"]["exact"] is True
+
+
+def test_tokens_of_its_own_are_compared_with_a_resized_model(model: Path, tmp_path: Path, livery: Livery) -> None:
+    rows = base("llama").config.vocab_size
+    tokens = LoraConfig(r=2, trainable_token_indices=[3, rows, rows + 1], **LORA)
+    folder = save_grown(model, tmp_path / "own", 1, tokens, rows + 2, save_embedding_layers=False)
+    answer = livery("adapters", "check", folder, "--model", model, "--verify-with-peft", "--json").json()
+    assert (answer["ok"], answer["coverage"]["added_tokens"]) == (True, 2)
+    assert answer["peft"]["difference"] < 1e-4
 
 
 @pytest.mark.parametrize(("labels", "words"), [(0, "embeddings"), (3, "classification, 3 classes")])

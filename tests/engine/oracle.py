@@ -62,8 +62,22 @@ def save_tuned(base: Path, folder: Path, seed: int, config: PeftConfig, std: flo
     return folder
 
 
-def ref(folder: Path) -> AdapterRef:
-    return AdapterRef.of(read_manifest(folder).digest, str(folder))
+def save_grown(base: Path, folder: Path, seed: int, config: PeftConfig, rows: int, **saving: Any) -> Path:
+    """Save an adapter trained on a vocabulary of so many rows, every trainable parameter moved at random."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.resize_token_embeddings(rows)
+    tuned = get_peft_model(model, config)
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            if weight.requires_grad:
+                weight += torch.randn_like(weight) * 0.3
+    tuned.save_pretrained(folder, **saving)
+    return folder
+
+
+def ref(folder: Path, added_tokens: int = 0) -> AdapterRef:
+    return AdapterRef.of(read_manifest(folder).digest, str(folder), added_tokens)
 
 
 @dataclass
@@ -156,12 +170,16 @@ class Oracle:
         self._base = base
         self._max_model_len = max_model_len
         self._models: dict[Path | None, Any] = {None: load_base(base, max_model_len)}
+        self.rows: dict[Path, int] = {}  # of an adapter's vocabulary, where it isn't the base's
 
     def logits(self, tokens: list[int], adapter: Path | None) -> Tensor:
         """[tokens, vocabulary]"""
         if adapter not in self._models:
             assert adapter is not None
-            model = PeftModel.from_pretrained(load_base(self._base, self._max_model_len), adapter)
+            base = load_base(self._base, self._max_model_len)
+            if adapter in self.rows:
+                base.resize_token_embeddings(self.rows[adapter], mean_resizing=False)
+            model = PeftModel.from_pretrained(base, adapter)
             self._models[adapter] = model.eval()
         with torch.no_grad():
             logits: Tensor = self._models[adapter](torch.tensor([tokens]), use_cache=False).logits[0]
@@ -169,6 +187,7 @@ class Oracle:
 
     def assert_visible(self, prompt: list[int], adapter: Path) -> None:
         base, adapted = self.logits(prompt, None), self.logits(prompt, adapter)
+        adapted = adapted[:, : base.shape[1]]
         moved = float((adapted - base).abs().max() / base.abs().max())
         assert moved > VISIBLE, f"{adapter.name} hardly moves the base ({moved:.1e}); the test would prove nothing"
 

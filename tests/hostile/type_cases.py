@@ -224,7 +224,7 @@ TOKENS = (
         "a trained token beyond the vocabulary",
         config("tokens", token_indices=[3, VOCABULARY]),
         "resized_vocabulary",
-        f"token_indices has {VOCABULARY}",
+        f"token {VOCABULARY} has no row in lm_head",
         "check",
     ),
     _case("a trained token twice", config("tokens", token_indices=[3, 3]), "bad_field", "[3, 3]"),
@@ -241,7 +241,7 @@ TOKENS = (
         "beside LoRA, beyond the vocabulary",
         config("tokens beside lora", trainable_token_indices=[3, VOCABULARY]),
         "resized_vocabulary",
-        "vocabulary has 49152 rows",
+        f"token {VOCABULARY} has no row in lm_head",
         "check",
     ),
     _case(

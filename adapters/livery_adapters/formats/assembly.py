@@ -18,7 +18,9 @@ from livery_adapters.canonical import (
     ExpertsChange,
     LinearChange,
 )
+from livery_adapters.formats.added import cut_embedding, cut_linear
 from livery_adapters.formats.base import Change, Conversion, Tensors, trained_rows
+from livery_adapters.grown import Vocabulary, added_rows, grown
 from livery_adapters.layout import AdapterManifest, FullTensor, TargetTensors
 from livery_adapters.refusal import AdapterRefused
 
@@ -27,24 +29,32 @@ class ReplacedBase:
     """The base's weights as the adapter's complete parameters leave them: what PEFT's layers then work on.
 
     `own` are parameters of one module alone, `written` those that overwrite the base's, also under the name of a
-    module that is tied to it. What merely repeats the base's is in neither.
+    module that is tied to it. What merely repeats the base's is in neither. Of a vocabulary grown by `added` rows these
+    are the base's rows alone; `behind` are those that follow, by path.
     """
 
-    def __init__(self, full: tuple[FullTensor, ...], tensors: Tensors, base: BaseWeights) -> None:
+    def __init__(self, full: tuple[FullTensor, ...], tensors: Tensors, base: BaseWeights, added: int = 0) -> None:
         self._base = base
+        self._shapes = grown(base.shapes, added)
+        self._behind_own: dict[str, Tensor] = {}
+        self._behind_written: dict[str, Tensor] = {}
         self.own: dict[str, Tensor] = {}
         self.written: dict[str, Tensor] = {}
         self._brought = frozenset(item.path for item in full if not item.own)
         for item in full:
             value, there = self._natural(item, tensors[item.entry.name]), self._of_base(item)
+            if there is not None and len(value) > len(there):
+                (self._behind_own if item.own else self._behind_written)[item.path] = value[len(there) :]
+                value = value[: len(there)]
             if not _repeats(value, there):
                 (self.own if item.own else self.written)[item.path] = value
         for head, embedding in base.shapes.tied.items():
-            self._tie(f"{head}.weight", f"{embedding}.weight")
+            for written in (self.written, self._behind_written):
+                _tie(written, f"{head}.weight", f"{embedding}.weight")
 
     @property
     def shapes(self) -> BaseShapes:
-        return self._base.shapes
+        return self._shapes
 
     @property
     def brought(self) -> frozenset[str]:
@@ -52,11 +62,13 @@ class ReplacedBase:
 
     def weight(self, module: str) -> Tensor:
         found = self.replaced(f"{module}.weight")
-        return self._base.weight(module) if found is None else found
+        weight = self._base.weight(module) if found is None else found
+        return self._whole(module, weight, self.behind(f"{module}.weight"))
 
     def bias(self, module: str) -> Tensor | None:
         found = self.replaced(f"{module}.bias")
-        return self._base.bias(module) if found is None else found
+        bias = self._base.bias(module) if found is None else found
+        return None if bias is None else self._whole(module, bias, self.behind(f"{module}.bias"))
 
     def parameter(self, path: str) -> Tensor:
         found = self.replaced(path)
@@ -65,6 +77,18 @@ class ReplacedBase:
     def replaced(self, path: str) -> Tensor | None:
         """The parameter at `path` where the adapter brings one that differs from the base's."""
         return self.own.get(path, self.written.get(path))
+
+    def behind(self, path: str) -> Tensor | None:
+        """The rows of a parameter behind the base's, where the file has such."""
+        return self._behind_own.get(path, self._behind_written.get(path))
+
+    def _whole(self, module: str, rows: Tensor, behind: Tensor | None) -> Tensor:
+        """The base's rows and those behind them, zeros where they come from elsewhere."""
+        shape = self._shapes.modules[module]
+        missing = (shape.in_features if shape.kind == "embedding" else shape.out_features) - len(rows)
+        if not missing:
+            return rows
+        return torch.cat([rows, rows.new_zeros((missing, *rows.shape[1:])) if behind is None else behind.to(rows)])
 
     def _natural(self, item: FullTensor, tensor: Tensor) -> Tensor:
         """In the layout of BaseWeights: a weight of GPT-2's Conv1D lies the other way round in the file."""
@@ -78,13 +102,15 @@ class ReplacedBase:
             return self._base.parameter(item.path)
         return self._base.bias(item.module) if item.parameter == "bias" else self._base.weight(item.module)
 
-    def _tie(self, head: str, embedding: str) -> None:
-        one, other = self.written.get(head), self.written.get(embedding)
-        if one is not None and other is not None and not torch.equal(one, other):
-            raise _different(head, embedding)
-        written = other if one is None else one
-        if written is not None:
-            self.written[head] = self.written[embedding] = written
+
+def _tie(written: dict[str, Tensor], head: str, embedding: str) -> None:
+    """Give both what the file writes to one of them. Raises AdapterRefused."""
+    one, other = written.get(head), written.get(embedding)
+    if one is not None and other is not None and not torch.equal(one, other):
+        raise _different(head, embedding)
+    both = other if one is None else one
+    if both is not None:
+        written[head] = written[embedding] = both
 
 
 class Assembly:
@@ -101,7 +127,9 @@ class Assembly:
         self._manifest = manifest
         self._conversion = conversion
         self._tensors = tensors
-        self._base = ReplacedBase(manifest.full, tensors, base)
+        self._added = added_rows(manifest, base.shapes)
+        self._vocabulary = Vocabulary.of(base.shapes)
+        self._base = ReplacedBase(manifest.full, tensors, base, self._added)
         self._approximate = approximate
         self._linears: dict[str, LinearChange] = {}
         self._embeddings: dict[str, EmbeddingChange] = {}
@@ -121,6 +149,8 @@ class Assembly:
             self._replace(module, parameter, value)
         for head, embedding in self._base.shapes.tied.items():
             self._tie(head, embedding)
+        if self._added:
+            self._cut()
         return CanonicalAdapter(
             digest=self._manifest.digest,
             linears=self._linears,
@@ -176,6 +206,21 @@ class Assembly:
                 self._linears[module] = replace(linear, weight=value)
             elif parameter == "bias" and linear.bias is None:
                 self._linears[module] = replace(linear, bias=value)
+
+    def _cut(self) -> None:
+        """Part what the grown embedding and head became into the base's rows and the adapter's own."""
+        base, found = self._base, self._vocabulary
+        assert found is not None
+
+        def behind(module: str) -> Tensor:
+            rows = base.behind(f"{module}.weight")
+            return base.weight(module)[found.rows :] if rows is None else rows
+
+        embedding = self._embeddings.get(found.embedding, EmbeddingChange())
+        self._embeddings[found.embedding] = cut_embedding(embedding, found.rows, behind(found.embedding))
+        if self._manifest.task == "generate":
+            head, bias = self._linears.get(found.head, LinearChange()), base.behind(f"{found.head}.bias")
+            self._linears[found.head] = cut_linear(found.head, head, found.rows, behind(found.head), bias)
 
     def _tie(self, head: str, embedding: str) -> None:
         """Give a head the rows that its embedding got, unless the file trains other tokens of it."""

@@ -224,11 +224,15 @@ def _plan(parts: Sequence[MergePart], base: BaseWeights) -> list[_Module]:
         if adapter.head is not None:
             raise _not_mergeable(adapter, HEAD, "is a classifier and brings the head")
         for path, linear in adapter.linears.items():
+            if linear.added is not None:
+                raise _not_mergeable(adapter, path, "has tokens of its own behind those")
             if linear.bias is not None:
                 raise _not_mergeable(adapter, path, "changes the bias")
             if any(True for _ in tensors_of(linear)):
                 shares.setdefault((path, "linear"), []).append(_Share(adapter.digest, part.weight, linear))
         for path, embedding in adapter.embeddings.items():
+            if embedding.added is not None:
+                raise _not_mergeable(adapter, path, "has tokens of its own behind those")
             shares.setdefault((path, "embedding"), []).append(_Share(adapter.digest, part.weight, embedding))
         for path, experts in adapter.experts.items():
             shares.setdefault((path, "experts"), []).append(_Share(adapter.digest, part.weight, experts))

@@ -35,6 +35,22 @@ class VersionFacts:
     invocation: tuple[int, ...]
     created: float
 
+    @property
+    def num_labels(self) -> int:
+        """How many classes its head tells apart; 0 where it doesn't classify."""
+        return int(str(self.coverage.get("num_labels") or 0))
+
+    @property
+    def beside(self) -> Mapping[str, object]:
+        """What lay beside its files and differs from the base's (`livery_adapters.beside.compare`)."""
+        found = self.coverage.get("beside")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def added_tokens(self) -> int:
+        """How many tokens it has beyond the base's vocabulary."""
+        return int(str(self.coverage.get("added_tokens") or 0))
+
 
 @dataclass(frozen=True, slots=True)
 class NamedVersion:

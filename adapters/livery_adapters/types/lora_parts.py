@@ -86,7 +86,7 @@ def token_rows(module: str, roles: Roles, ids: tuple[int, ...]) -> TargetTensors
             f"{entry.name} is {list(entry.shape)} and adapter_config.json names {len(ids)} trained tokens for it; the "
             "two files don't belong together",
         )
-    return TargetTensors(module=module, kind="rows", tensors=roles, named=True, tied=True)
+    return TargetTensors(module=module, kind="rows", tensors=roles, named=True, tied=True, ids=ids)
 
 
 def check_rows(
@@ -106,7 +106,7 @@ def check_rows(
             f"trainable_token_indices trains token {max(ids)} and the base's vocabulary has {rows} rows: resized "
             "vocabularies can't be served; train tokens that the base has",
         )
-    if "" in named and shape.kind != "embedding":
+    if "" in named and shape.kind != "embedding" and target.module not in shapes.tied:
         raise AdapterRefused(
             "untargeted_tensor",
             f"trainable_token_indices is a list, which trains the input embedding, and the file has {entry.name}; "

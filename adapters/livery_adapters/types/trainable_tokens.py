@@ -33,7 +33,7 @@ def target(module: str, roles: Roles, settings: TokenSettings) -> TargetTensors:
     if len(rows.shape) != 2 or rows.shape[0] != len(settings.ids) or 0 in rows.shape:
         raise wrong_shape(module, roles, f"[{len(settings.ids)}, width], a row for each of token_indices,")
     # Named, because a tied head follows the embedding whatever target_modules says; `check` knows what is tied.
-    return TargetTensors(module=module, kind="rows", tensors=roles, tied=True, named=True)
+    return TargetTensors(module=module, kind="rows", tensors=roles, tied=True, named=True, ids=settings.ids)
 
 
 def check(target: TargetTensors, shapes: BaseShapes, settings: TokenSettings) -> None:

@@ -122,11 +122,11 @@ class OfflineText:
         except (ModelNotFound, TokenizerRefused, OSError):
             return {}
 
-    async def settle(self, profile: Profile, found: Mapping[str, object]) -> Profile:
+    async def settle(self, profile: Profile, found: Mapping[str, object], added_tokens: int = 0) -> Profile:
         """See livery_adapters.text_side.TextSide."""
         if profile.chat_template is None and profile.tokenizer == "base" and not profile.added_tokens:
             return profile
-        return await (await asyncio.to_thread(self._opened)).settle(profile, found)
+        return await (await asyncio.to_thread(self._opened)).settle(profile, found, added_tokens)
 
     def _opened(self) -> AdapterText:
         """Raises ModelNotFound, TokenizerRefused."""

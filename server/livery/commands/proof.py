@@ -85,6 +85,11 @@ class OfflineProver:
         drawn = torch.randint(0, vocabulary, (length + 8 * len(avoid) + 8,), generator=generator).tolist()
         return [token for token in drawn if token not in avoid][: min(length, self.runner.info.max_model_len // 2)]
 
+    def own(self, candidate: Candidate) -> list[int]:
+        """The last of an adapter's own tokens, where it has some."""
+        first = self.runner.info.vocab_size
+        return list(range(first, first + candidate.added_tokens))[-1:]
+
     def install(self, candidate: Candidate) -> None:
         """Have the model apply it from now on, until it is forgotten. Blocks. Raises AdapterRefused, ModelRefused."""
         try:
@@ -95,7 +100,7 @@ class OfflineProver:
 
     def _prove(self, candidate: Candidate) -> AdapterEffect:
         self.install(candidate)
-        tokens = [*candidate.invocation, *self.probe(CANARY_TOKENS, candidate.invocation)]
+        tokens = [*candidate.invocation, *self.probe(CANARY_TOKENS, candidate.invocation), *self.own(candidate)]
         if not bool(torch.isfinite(self.logits(candidate.digest, tokens)).all()):
             raise AdapterRefused(
                 "canary_failed",

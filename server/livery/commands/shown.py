@@ -210,6 +210,7 @@ def _coverage(coverage: Json) -> Json:
     return {
         "trained for": _task(coverage),
         "modules": _modules(coverage),
+        "tokens of its own": coverage.get("added_tokens") or None,
         "ranks": _ranks(coverage["ranks"]),
         "numbers": ", ".join(coverage["dtypes"]),
         "size": size(coverage["nbytes"]),

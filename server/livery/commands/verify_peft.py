@@ -45,29 +45,35 @@ def verify_with_peft(prover: OfflineProver, candidate: Candidate) -> Json:
         start = len(tokens) // 2
         tokens = [*tokens[:start], *candidate.invocation, *tokens[start:]]
     prover.install(candidate)
-    adapted = prover.logits(candidate.digest, tokens, start)
-    base = prover.logits(None, tokens)
-    expected = peft_logits(prover.model, candidate.path, tokens, prover.runner.info.max_model_len)[-len(adapted) :]
-    return _told(adapted, expected, _relative(adapted, base), len(tokens))
+    adapted, base = prover.logits(candidate.digest, tokens, start), prover.logits(None, tokens)
+    moved = _relative(adapted[:, : base.shape[1]], base)
+    if own := prover.own(candidate):  # which the base can't read
+        tokens = [*own, *tokens]
+        adapted = prover.logits(candidate.digest, tokens, start)
+    limit, added = prover.runner.info.max_model_len, candidate.added_tokens
+    expected = peft_logits(prover.model, candidate.path, tokens, limit, added)[-len(adapted) :]
+    return _told(adapted, expected, moved, len(tokens))
 
 
-def peft_logits(model: Path, directory: Path, tokens: list[int], max_model_len: int) -> Tensor:
+def peft_logits(model: Path, directory: Path, tokens: list[int], max_model_len: int, added_tokens: int = 0) -> Tensor:
     """What PEFT's own forward gives, [tokens, vocabulary], fp32. Raises CommandFailed."""
-    logits: Tensor = _peft_output(model, directory, tokens, max_model_len, "AutoModelForCausalLM").logits[0]
+    kind = "AutoModelForCausalLM"
+    logits: Tensor = _peft_output(model, directory, tokens, max_model_len, kind, added_tokens).logits[0]
     return logits.float()
 
 
 def _verified_vector(prover: OfflineProver, candidate: Candidate, tokens: list[int], labels: int) -> Json:
     """The same for an adapter for embeddings (`labels` 0) or classification."""
     prover.install(candidate)
+    added = candidate.added_tokens
     model, limit, state = prover.model, prover.runner.info.max_model_len, Pooling(normalize=False)
     if labels:
         found = _peft_output(
-            model, candidate.path, tokens, limit, "AutoModelForSequenceClassification", num_labels=labels
+            model, candidate.path, tokens, limit, "AutoModelForSequenceClassification", added, num_labels=labels
         )
         expected: Tensor = found.logits[0]
     else:
-        expected = _peft_output(model, candidate.path, tokens, limit, "AutoModel").last_hidden_state[0, -1]
+        expected = _peft_output(model, candidate.path, tokens, limit, "AutoModel", added).last_hidden_state[0, -1]
     computed = prover.vector(candidate.digest, tokens, Pooling(head=True) if labels else state)
     adapted, base = prover.vector(candidate.digest, tokens, state), prover.vector(None, tokens, state)
     return _told(computed, expected.float(), _relative(adapted, base), len(tokens))
@@ -91,7 +97,9 @@ def _told(computed: Tensor, expected: Tensor, moved: float, tokens: int) -> Json
     }
 
 
-def _peft_output(model: Path, directory: Path, tokens: list[int], max_model_len: int, kind: str, **fields: int) -> Any:  # noqa: ANN401  (each kind of model has an output of its own)
+def _peft_output(
+    model: Path, directory: Path, tokens: list[int], max_model_len: int, kind: str, added_tokens: int, **fields: int
+) -> Any:  # noqa: ANN401  (each kind of model has an output of its own)
     """The output of transformers' model of this kind under PEFT, fp32. Raises CommandFailed."""
     try:
         from peft import PeftModel
@@ -108,6 +116,9 @@ def _peft_output(model: Path, directory: Path, tokens: list[int], max_model_len:
         **fields,
     )
     freeze_rope(base, max_model_len)
+    if added_tokens:
+        rows = base.get_input_embeddings().num_embeddings + added_tokens
+        base.resize_token_embeddings(rows, mean_resizing=False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -31,6 +31,7 @@ class AdapterPart(msgspec.Struct, frozen=True):
     weight: float = 1.0
     approximate: int = 0  # rank of the factorisation for a type that has no exact form; 0 refuses such types
     verified: bool = False  # hashed since it was written here: reading it need not hash it again
+    added_tokens: int = 0  # beyond the base's vocabulary; the engine refuses to load it where that isn't so
 
 
 class AdapterRef(msgspec.Struct, frozen=True):
@@ -43,9 +44,14 @@ class AdapterRef(msgspec.Struct, frozen=True):
     parts: tuple[AdapterPart, ...]
 
     @classmethod
-    def of(cls, digest: str, path: str) -> AdapterRef:
+    def of(cls, digest: str, path: str, added_tokens: int = 0) -> AdapterRef:
         """One version, applied as it is."""
-        return cls(digest, (AdapterPart(digest, path),))
+        return cls(digest, (AdapterPart(digest, path, added_tokens=added_tokens),))
+
+    @property
+    def added_tokens(self) -> int:
+        """How many ids its requests may use beyond the base's; sums are of adapters without any."""
+        return max(part.added_tokens for part in self.parts)
 
 
 class Grammar(msgspec.Struct, frozen=True):
@@ -186,7 +192,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     dtype: str
     attention: str
     kernels: str
-    vocab_size: int  # width of the logits: every token id must be below it
+    vocab_size: int  # width of the logits: every token id must be below it, and what an adapter adds
     max_model_len: int  # prompt + generated tokens of one request
     eos_token_ids: tuple[int, ...]
     block_size: int

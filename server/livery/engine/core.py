@@ -124,12 +124,30 @@ class EngineCore:
 
     def add(self, request: GenerationRequest) -> None:
         """Queue a request. Raises RequestRefused."""
-        if any(not 0 <= token < self.info.vocab_size for token in request.prompt_token_ids):
-            raise RequestRefused(f"a prompt token id is outside the model's vocabulary of {self.info.vocab_size}")
+        self._check_ids(request)
         if request.pooling is not None and not self.info.shapes.backbone:
             raise RequestRefused(f"{self.info.architecture} shows no hidden state apart from its head, to be pooled")
         grammar = request.sampling.grammar
         self._scheduler.add(request, self._constraints.of(grammar) if grammar is not None else None)
+
+    def _check_ids(self, request: GenerationRequest) -> None:
+        """Every id indexes a table: those behind the base's only that of an adapter that has them."""
+        adapter, params = request.adapter, request.sampling
+        added = adapter.added_tokens if adapter is not None else 0
+        image = self._images.get(adapter.digest) if adapter is not None else None
+        if image is not None and image.packed.added_tokens != added:
+            raise RequestRefused(f"the adapter has {image.packed.added_tokens} tokens of its own, not {added}")
+        size = self.info.vocab_size + added
+        listed = (*params.logit_bias, *params.allowed_token_ids, *params.stop_token_ids)
+        words = (token for word in params.bad_words for token in word)
+        before = request.prompt_token_ids[: request.adapter_start]
+        for name, ids in (("prompt", request.prompt_token_ids), ("sampling", listed), ("bad word", words)):
+            if any(not 0 <= token < size for token in ids):
+                raise RequestRefused(f"a {name} token id is outside the model's vocabulary of {size}")
+        if added and any(token >= self.info.vocab_size for token in before):
+            raise RequestRefused(
+                f"a prompt token id before the adapter's start is not one of the base's {size - added}"
+            )
 
     def abort(self, request_id: str) -> bool:
         return self._scheduler.abort(request_id)

@@ -5,6 +5,7 @@ A token's number and the same token's number among the likeliest are one float, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import islice, takewhile
 from typing import TypeVar
@@ -15,6 +16,7 @@ from torch import Tensor
 from livery.engine.adjusting import upload
 from livery.engine.base import TokenLogprobs
 from livery.engine.plan import SequenceSlice
+from livery.engine.rows import Widths
 
 LEAST = -9999.0  # for a probability of nothing
 
@@ -26,9 +28,18 @@ class StepLogprobs:
     """Those that the requests of one step ask for."""
 
     def __init__(
-        self, slices: Sequence[SequenceSlice], logits: Tensor, chosen: Tensor, scored: Tensor, one_by_one: bool
+        self,
+        slices: Sequence[SequenceSlice],
+        logits: Tensor,
+        chosen: Tensor,
+        scored: Tensor,
+        one_by_one: bool,
+        widths: Widths | None = None,
     ) -> None:
-        """`logits` [sampled rows, vocabulary] and the tokens `chosen` from them; `scored` those of scored tokens."""
+        """`logits` [sampled rows, vocabulary] and the tokens `chosen` from them; `scored` those of scored tokens.
+
+        `widths`: how many logits are each row's own, sampled ones first.
+        """
         self._slices = slices
         wishes = [spec.logprobs for part in slices for spec in part.samples]
         self._rows = [row for row, wish in enumerate(wishes) if wish is not None]  # sampled rows that ask
@@ -39,11 +50,13 @@ class StepLogprobs:
                 asking = upload(self._rows, logits, torch.int64)
                 logits, chosen = logits[asking], chosen[asking]
             counts = [wishes[row] or 0 for row in self._rows]
-            self._sampled = RowLogprobs(logits, chosen.clamp(min=0), counts, one_by_one)
+            own = None if widths is None else widths.picked(self._rows)
+            self._sampled = RowLogprobs(logits, chosen.clamp(min=0), counts, one_by_one, own)
         if tokens := [token for part in slices for token in part.scored]:
             counts = [part.scored_top for part in slices for _ in part.scored]
             targets = upload(tokens, scored, torch.int64)
-            self._scored = RowLogprobs(scored[: len(tokens)], targets, counts, one_by_one)
+            own = None if widths is None else widths.cut(len(wishes), len(wishes) + len(tokens))
+            self._scored = RowLogprobs(scored[: len(tokens)], targets, counts, one_by_one, own)
 
     def sampled(self, later: Mapping[int, int]) -> dict[str, tuple[TokenLogprobs, ...]]:
         """By request, as its tokens come. `later`: by sampled row, tokens that were not known at the beginning."""
@@ -70,10 +83,23 @@ class StepLogprobs:
 class RowLogprobs:
     """The log-probabilities of some rows: begun with the step, read when its result is."""
 
-    def __init__(self, logits: Tensor, tokens: Tensor, counts: Sequence[int], one_by_one: bool = False) -> None:
-        """`logits` [rows, vocabulary], `tokens` int64 [rows] (any id where none was chosen yet), likeliest per row."""
-        rows = [logits[row : row + 1] for row in range(len(logits))] if one_by_one else [logits]
-        self._all = torch.cat([torch.log_softmax(part.float(), dim=-1) for part in rows]).clamp_(min=LEAST)
+    def __init__(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        counts: Sequence[int],
+        one_by_one: bool = False,
+        widths: Widths | None = None,
+    ) -> None:
+        """`logits` [rows, vocabulary], `tokens` int64 [rows] (any id where none was chosen yet), likeliest per row.
+
+        `widths`: how many logits are each row's own, where that isn't all.
+        """
+        if widths is None:
+            rows = [logits[row : row + 1] for row in range(len(logits))] if one_by_one else [logits]
+            self._all = torch.cat([torch.log_softmax(part.float(), dim=-1) for part in rows]).clamp_(min=LEAST)
+        else:
+            self._all = _of_own_width(logits, widths, one_by_one)
         self._counts = counts
         # By number, so that which of two equally likely ones comes first is no other row's affair.
         self._top: dict[int, tuple[list[int], Tensor, Tensor]] = {}
@@ -97,7 +123,8 @@ class RowLogprobs:
         tops: list[tuple[tuple[int, float], ...]] = [()] * len(own)
         for asking, ids, values in self._top.values():
             for row, row_ids, row_values in zip(asking, ids.tolist(), values.tolist(), strict=True):
-                tops[row] = tuple(zip(row_ids, row_values, strict=True))
+                told = zip(row_ids, row_values, strict=True)
+                tops[row] = tuple((token, value) for token, value in told if value != -math.inf)
         return [
             TokenLogprobs(value, rank, top) if value == value else None
             for value, rank, top in zip(own, ranks, tops, strict=True)
@@ -107,6 +134,16 @@ class RowLogprobs:
         """Log-probabilities and ranks of one token per row."""
         own = self._all[rows].gather(1, tokens[:, None])
         return own[:, 0], (self._all[rows] > own).sum(dim=-1) + 1
+
+
+def _of_own_width(logits: Tensor, widths: Widths, one_by_one: bool) -> Tensor:
+    """Each row's log-probabilities of its own tokens, and minus infinity for the others: no probability at all."""
+    found = torch.full(logits.shape, -math.inf, device=logits.device)
+    for width, rows in widths.groups():
+        for each in [[row] for row in rows] if one_by_one else [rows]:
+            places = upload(each, logits, torch.int64)
+            found[places, :width] = torch.log_softmax(logits[places, :width].float(), dim=-1).clamp_(min=LEAST)
+    return found
 
 
 def to_host(found: Tensor) -> Tensor:

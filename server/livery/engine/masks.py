@@ -46,8 +46,10 @@ def take_masks(specs: Sequence[SampleSpec]) -> StepMasks:
     return StepMasks(own, found, frozenset(late))
 
 
-def apply_masks(logits: Tensor, masks: Mapping[int, TokenMask]) -> Tensor:
+def apply_masks(logits: Tensor, masks: Mapping[int, TokenMask], vocabulary: int) -> Tensor:
     """Logits [rows, vocabulary] with minus infinity where a row's mask says so; `logits` stay as they are.
+
+    Grammars know the base's `vocabulary` alone and allow nothing behind it, where adapters have their own tokens.
 
     Written token by token: a grammar mostly allows a handful or nearly all, and a dense mask takes nine times as long.
     """
@@ -62,6 +64,8 @@ def apply_masks(logits: Tensor, masks: Mapping[int, TokenMask]) -> Tensor:
     many = {row: mask for row, mask in masks.items() if not mask.allows}
     if many:
         held.view(-1).index_fill_(0, _places(many, logits), -math.inf)
+        if logits.shape[-1] > vocabulary:
+            held[list(many), vocabulary:] = -math.inf
     return held
 
 

@@ -13,7 +13,8 @@ from livery.engine.logprobs import StepLogprobs, finite, to_host
 from livery.engine.masks import StepMasks, apply_masks, take_masks
 from livery.engine.plan import UNKNOWN, SampleSpec, SequenceSlice, StepResult
 from livery.engine.pooling import PooledRows, results
-from livery.engine.sampler import NOT_FINITE, UNSETTLED, choose, settle
+from livery.engine.rows import Widths
+from livery.engine.sampler import NOT_FINITE, UNSETTLED, choose, choose_by_width, settle
 
 NOTHING_ALLOWED = "no token is allowed here by the answer's grammar and the request's other fields together"
 
@@ -28,10 +29,11 @@ class PendingStep:
         keep_logits: bool = False,
         one_by_one: bool = False,
         pooled: Sequence[PooledRows] = (),
+        widths: Widths | None = None,
     ) -> None:
         """`logits` [rows, vocabulary] as the slices' samples come, and then as the slices' scored tokens do.
 
-        `pooled` is what pooled slices come to.
+        `pooled` is what pooled slices come to, `widths` how many logits are each row's own where that isn't all.
 
         They are copied with `keep_logits`, for logits that the next step overwrites. `one_by_one`: each row's token is
         chosen by itself, where torch's order of sums mustn't show.
@@ -45,6 +47,7 @@ class PendingStep:
         draws = any(spec.temperature > 0 for spec in self._specs)
         self._logits = rows.clone() if keep_logits and draws else rows
         self._scored = logits[len(self._specs) :]
+        self._widths = widths
         self._logprobs: StepLogprobs | None = None
         self._masks: StepMasks | None = None
 
@@ -55,14 +58,19 @@ class PendingStep:
             return self
         self._masks = take_masks(self._specs)
         self._specs = self._masks.specs
-        self._allowed = apply_masks(self._logits, self._masks.found)
+        base = self._logits.shape[-1] if self._widths is None else self._widths.base
+        self._allowed = apply_masks(self._logits, self._masks.found, base)
         if self._one_by_one and self._specs:
-            each = [choose(self._allowed[row : row + 1], [spec]) for row, spec in enumerate(self._specs)]
+            each = [choose(self._row(row), [spec]) for row, spec in enumerate(self._specs)]
             self._chosen = torch.cat(each)
+        elif self._widths is not None:
+            self._chosen = choose_by_width(self._allowed, self._specs, self._widths)
         else:
             self._chosen = choose(self._allowed, self._specs)
         if any(part.scored for part in self._slices) or any(spec.logprobs is not None for spec in self._specs):
-            self._logprobs = StepLogprobs(self._slices, self._logits, self._chosen, self._scored, self._one_by_one)
+            self._logprobs = StepLogprobs(
+                self._slices, self._logits, self._chosen, self._scored, self._one_by_one, self._widths
+            )
         self._copied: torch.cuda.Event | None = None
         self._host = to_host(self._chosen)
         if self._chosen.is_cuda:
@@ -96,7 +104,7 @@ class PendingStep:
         unsettled = [row for row, code in enumerate(codes) if code == UNSETTLED]
         late = self._requests_of(self._masks.late)
         self.unsettled = self._requests_of(unsettled) | late
-        chosen = settle(codes, self._allowed, self._specs)
+        chosen = settle(codes, self._row, self._specs)
         pooled, lost = results(self._pooled)
         tokens, failed = self._sampled(chosen, late)
         failed |= lost
@@ -124,6 +132,10 @@ class PendingStep:
                 else:
                     failed[part.request_id] = NOT_FINITE if part.samples[0].mask is None else NOTHING_ALLOWED
         return tokens, failed
+
+    def _row(self, row: int) -> Tensor:
+        """The logits that a row is chosen from, [1, its own vocabulary]."""
+        return self._allowed[row : row + 1, : self._widths.rows[row] if self._widths is not None else None]
 
     def _requests_of(self, rows: Collection[int]) -> frozenset[str]:
         owners = [part.request_id for part in self._slices for _ in part.samples]

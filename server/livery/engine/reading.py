@@ -89,5 +89,11 @@ class AdapterReader:
     def _converted(self, part: AdapterPart) -> CanonicalAdapter:
         manifest = stored_manifest(part, self._base)
         converted = convert(Path(part.path), manifest, self._weights, part.approximate, self._sums)
+        if converted.added_tokens != part.added_tokens:
+            raise AdapterRefused(
+                "activation_failed",
+                f"the stored files of {part.digest[:12]} have {converted.added_tokens} tokens beyond the base's, and "
+                f"{part.added_tokens} were told of; add the adapter again",
+            )
         # Of the same files at another rank it is another adapter, also as a part of a sum.
         return replace(converted, digest=converted_digest(part.digest, part.approximate))

@@ -25,7 +25,7 @@ from livery.engine.graphs import DecodeGraphs
 from livery.engine.host import cores
 from livery.engine.images import AdapterImage, image_of
 from livery.engine.kernels import Kernels, load_sums, use_threads_here
-from livery.engine.lora.bank import AdapterBank, GroupLayout, PackedAdapter, Segment, pack, tables_of
+from livery.engine.lora.bank import AdapterBank, GroupLayout, PackedAdapter, pack, tables_of
 from livery.engine.lora.embedding import AdapterEmbedding, attach_embeddings
 from livery.engine.lora.experts import attach_experts
 from livery.engine.lora.holding import WeightHolder
@@ -38,6 +38,7 @@ from livery.engine.pending import PendingStep
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.pooling import PooledRows, pool
 from livery.engine.reading import AdapterReader, HeldWeights
+from livery.engine.rows import StepRows, Widths
 from livery.engine.threads import choose_threads
 from livery_adapters.base_model import BaseModel
 from livery_adapters.canonical import CanonicalAdapter
@@ -92,6 +93,8 @@ class ModelRunner:
         self._model: Any = loaded.model
         self._backbone = loaded.model.get_submodule(loaded.structure.shapes.backbone)
         self._pooled: list[PooledRows] = []  # of the step being launched
+        self._widths: Widths | None = None  # likewise, where its rows have different vocabularies
+        self._vocabulary = layouts[head].columns[-1].stop if head is not None else loaded.vocab_size
         self._attach(loaded, layouts, holder)
         log.info("weights of linear modules: %s", holder.describe())
         self._block_size = config.block_size
@@ -286,44 +289,32 @@ class ModelRunner:
             self._stepped = time.monotonic()
         self._incoming = after.tokens_of(slices) if after is not None else None
         logits = self.forward(slices)
-        step = PendingStep(slices, logits, self._graphs is not None, self._deterministic, self._pooled)
+        step = PendingStep(slices, logits, self._graphs is not None, self._deterministic, self._pooled, self._widths)
         return step if after is not None else step.chosen()
 
     @torch.inference_mode()
     def forward(self, slices: Sequence[SequenceSlice]) -> Tensor:
         """Logits of the slices' sampled rows in order and then of their scored rows, [rows (at least 1), vocabulary].
 
+        Wider where an adapter has tokens of its own: those of others, at minus infinity.
         Slices of one adapter are best neighbours: their rows are one segment then.
         """
-        self._pooled = []
+        self._pooled, self._widths = [], None
         if self._graphs is not None and (replayed := self._graphs.run(slices, self._incoming)) is not None:
             return replayed
-        tokens: list[int] = []
-        positions: list[int] = []
-        kept: list[int] = []
-        rows: list[Segment] = []
-        head_rows: list[Segment] = []
-        for part in slices:
-            end = part.start + len(part.token_ids)
-            first, first_kept = len(tokens), len(kept)
-            tokens += part.token_ids
-            positions += range(part.start, end)
-            kept += range(len(tokens) - len(part.samples), len(tokens))
-            if part.adapter is not None:
-                first += max(0, part.adapter_start - part.start)
-                first_kept += max(0, part.adapter_start - (end - len(part.samples)))
-                _extend(rows, part.adapter, first, len(tokens))
-                _extend(head_rows, part.adapter, first_kept, len(kept))
-        _keep_scored(slices, kept, head_rows)
+        rows = StepRows.of(slices)
         device = self._device
-        self._bank.activate(rows, head_rows)
+        self._bank.activate(rows.segments, rows.head_segments)
         batch = AttentionBatch.of(slices, self._caches, self._kernels, self._block_size, device)
-        ids, places = torch.tensor(tokens, device=device), torch.tensor(positions, device=device)
+        ids, places = torch.tensor(rows.tokens, device=device), torch.tensor(rows.positions, device=device)
         if self._incoming is not None:  # steps with unknown tokens have one row per sequence
             ids.index_copy_(0, *self._incoming)
-        logits, hidden = self._states(ids, places, torch.tensor(kept or [0], device=device), batch)
+        logits, hidden = self._states(ids, places, torch.tensor(rows.kept or [0], device=device), batch)
         self._pooled = pool(slices, hidden, self._bank.head)
-        return logits
+        if logits.shape[-1] == self._vocabulary:
+            return logits
+        self._widths = Widths(self._vocabulary, tuple(self._bank.widths(self._vocabulary, len(logits))))
+        return self._widths.bounded(logits)
 
     def _compute_rows(self, ids: Tensor, places: Tensor, kept_rows: Tensor, batch: AttentionBatch) -> Tensor:
         """Logits of the kept rows for token ids and positions, int64 [rows] each; the bank has the step's adapters."""
@@ -373,24 +364,3 @@ class ModelRunner:
 
 
 _GREEDY = SampleSpec(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, draw=0.0)
-
-
-def _keep_scored(slices: Sequence[SequenceSlice], kept: list[int], head_rows: list[Segment]) -> None:
-    """Let the head compute the rows before scored tokens as well, behind all sampled ones."""
-    first = 0
-    for part in slices:
-        if part.scored:
-            under_adapter = len(kept) + max(0, part.adapter_start - part.start)
-            kept += range(first, first + len(part.scored))
-            if part.adapter is not None:
-                _extend(head_rows, part.adapter, under_adapter, len(kept))
-        first += len(part.token_ids)
-
-
-def _extend(segments: list[Segment], digest: str, start: int, end: int) -> None:
-    """Append rows of an adapter; slices come ordered by adapter, so its rows grow into one segment."""
-    if start >= end:
-        return
-    if segments and segments[-1].digest == digest and segments[-1].end == start:
-        start = segments.pop().start
-    segments.append(Segment(digest, start, end))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from livery.engine.adjusting import adjusted, upload
 from livery.engine.plan import SampleSpec
+from livery.engine.rows import Widths
 
 LIKELIEST = 256  # tokens that mostly settle a draw; sorting a whole vocabulary takes as long as a small model's step
 COLDEST = 1e-5  # below this a temperature means greedy: the best token's probability is 1 in any precision
@@ -24,7 +25,7 @@ def sample(logits: Tensor, specs: Sequence[SampleSpec]) -> list[int | None]:
     they are.
     """
     chosen = choose(logits, specs)
-    return settle(chosen.tolist(), logits, specs)
+    return settle(chosen.tolist(), lambda row: logits[row : row + 1], specs)
 
 
 def choose(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
@@ -39,11 +40,23 @@ def choose(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
     return tokens.masked_fill(~torch.isfinite(best), NOTHING)
 
 
-def settle(chosen: list[int], logits: Tensor, specs: Sequence[SampleSpec]) -> list[int | None]:
-    """What `choose` gave, with the draws that fall beyond the likeliest tokens made among all."""
+def choose_by_width(logits: Tensor, specs: Sequence[SampleSpec], widths: Widths) -> Tensor:
+    """`choose` for rows of which each has so many logits of its own."""
+    chosen = torch.empty(len(specs), dtype=torch.int64, device=logits.device)
+    for width, rows in widths.cut(0, len(specs)).groups():
+        places = upload(rows, logits, torch.int64)
+        chosen.index_copy_(0, places, choose(logits[places, :width], [specs[row] for row in rows]))
+    return chosen
+
+
+def settle(chosen: list[int], logits_of: Callable[[int], Tensor], specs: Sequence[SampleSpec]) -> list[int | None]:
+    """What `choose` gave, with the draws that fall beyond the likeliest tokens made among all.
+
+    `logits_of` gives a row's logits, [1, vocabulary].
+    """
     for row in [row for row, token in enumerate(chosen) if token == UNSETTLED]:
-        whole = _draw(adjusted(logits[row : row + 1].float(), [specs[row]]), [specs[row]], logits.shape[-1])
-        chosen[row] = int(whole[0])
+        logits, spec = logits_of(row), [specs[row]]
+        chosen[row] = int(_draw(adjusted(logits.float(), spec), spec, logits.shape[-1])[0])
     return [None if token == NOTHING else token for token in chosen]
 
 

@@ -50,6 +50,7 @@ class PackedEmbedding:
     weight: Weight | None = None
     rows: Rows | None = None
     gain: Tensor | None = None  # [dim]
+    added: Tensor | None = None  # [added, dim], complete: of the ids behind the base's
 
 
 Unit = int | str  # a part of the model: a projection group's index, or the path of another module or parameter
@@ -79,6 +80,7 @@ class PackedAdapter:
     plain: Mapping[str, Mapping[str, Tensor]]
     effect: AdapterEffect
     head: Tensor | None = None  # a classifier's, [labels, hidden]
+    added_tokens: int = 0  # beyond the base's vocabulary
     arrival: Arrival | None = None  # while its weights are still being copied
 
 
@@ -123,6 +125,7 @@ def pack(
         plain={path: {name: packer.tensor(t) for name, t in new.items()} for path, new in adapter.plain.items()},
         effect=effect,
         head=None if adapter.head is None else packer.tensor(adapter.head, torch.float32),
+        added_tokens=adapter.added_tokens,
     )
 
 
@@ -159,6 +162,7 @@ def _embedding(change: EmbeddingChange, packer: Packer) -> PackedEmbedding:
         weight=None if change.weight is None else packer.weight(change.weight),
         rows=packer.part(change.rows) if change.rows is not None and len(change.rows.ids) else None,
         gain=None if change.gain is None else packer.tensor(change.gain),
+        added=None if change.added is None else packer.tensor(change.added),
     )
 
 
@@ -245,6 +249,14 @@ class AdapterBank:
             ]
             self._segments[group] = GroupSegments(entries) if entries else None
         return self._segments[group]
+
+    def widths(self, base: int, rows: int) -> list[int]:
+        """How many of the step's logits are of tokens that a row's adapter has, for each row that the head sees."""
+        found = [base] * rows
+        for segment, adapter in self._head_rows:
+            added = [group.added.weight.out_features for group in adapter.linears.values() if group.added is not None]
+            found[segment.start : segment.end] = [base + sum(added)] * (segment.end - segment.start)
+        return found
 
     def use(self, table: StepTable | None) -> None:
         """The coming forwards apply the low-rank deltas that `table` names when they run, and nothing else."""

@@ -35,10 +35,16 @@ class AdapterEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [1, rows] -> [1, rows, dim]."""
-        y = self.held.rows(ids[0])
-        for segment, part in self._bank.embeddings(self._path):
+        changes = self._bank.embeddings(self._path)
+        known = ids[0]
+        if any(part.added is not None for _, part in changes):  # no other rows have ids behind the base's
+            known = known.clamp(max=self.held.out_features - 1)
+        y = self.held.rows(known)
+        for segment, part in changes:
             rows = slice(segment.start, segment.end)
-            y[rows] = _changed(part, ids[0, rows], y[rows], self._bank.one_by_one)
+            y[rows] = _changed(part, known[rows], y[rows], self._bank.one_by_one)
+            if part.added is not None:
+                y[rows] = _with_added(part.added, ids[0, rows] - self.held.out_features, y[rows])
         if self.scale is not None:
             y = y * self.scale.to(y.dtype)
         return y[None]
@@ -56,6 +62,11 @@ def _changed(part: PackedEmbedding, ids: Tensor, y: Tensor, one_by_one: bool) ->
         product = by_rows(lambda a: a @ b.to(wider), a.to(wider), one_by_one)
         y = y + (product * part.scale).to(y.dtype)
     return y if part.gain is None else y * part.gain
+
+
+def _with_added(added: Tensor, places: Tensor, y: Tensor) -> Tensor:
+    """y [rows, dim] with the rows of the adapter's own tokens, by their places [rows]; those below 0 are the base's."""
+    return torch.where((places >= 0)[:, None], added[places.clamp(0, len(added) - 1)], y)
 
 
 def _with_replaced(rows: Rows, ids: Tensor, y: Tensor) -> Tensor:

@@ -52,7 +52,10 @@ class ProjectionGroup:
         return y
 
     def product(self, rows: Tensor) -> Tensor:
-        """All members' outputs for rows [rows, in_features], adapters applied: [rows, sum of out_features]."""
+        """All members' outputs for rows [rows, in_features], adapters applied: [rows, sum of out_features].
+
+        Wider where adapters have outputs of their own.
+        """
         changes = self._bank.linears(self.index)
         y = self._changed_base(rows, changes) if changes else self._kernels.linear(rows, self.weight, self.bias)
         if (segments := self._bank.segments(self.index)) is not None:
@@ -64,7 +67,24 @@ class ProjectionGroup:
         if changes:
             _scale(y, [(segment, group.gain) for segment, group in changes], Tensor.mul_)
             _scale(y, [(segment, group.shift) for segment, group in changes], Tensor.add_)
+            y = self._widened(rows, y, changes)
         return y
+
+    def _widened(self, x: Tensor, y: Tensor, changes: Changes) -> Tensor:
+        """y with the outputs behind it that adapters have of their own, of x; zeros in other rows.
+
+        As wide as the step's widest adapter asks for; itself where none asks for any.
+        """
+        own = [(segment, group.added) for segment, group in changes if group.added is not None]
+        if not own:
+            return y
+        first = y.shape[1]
+        wide = y.new_zeros((y.shape[0], first + max(added.weight.out_features for _, added in own)))
+        wide[:, :first] = y
+        for segment, added in own:
+            rows, columns = slice(segment.start, segment.end), slice(first, first + added.weight.out_features)
+            wide[rows, columns] = self._kernels.linear(x[rows], added.weight, added.bias)
+        return wide
 
     def _changed_base(self, x: Tensor, changes: Changes) -> Tensor:
         """W'·T(x) + b of every row, [rows, sum of out_features]."""
@@ -166,6 +186,7 @@ class GroupedLinear(nn.Module):
         self.out_features = columns.stop - columns.start
         self.group = group
         self._columns = columns
+        self._is_alone = columns == slice(0, group.weight.out_features)
         self._has_bias = has_bias
 
     @property
@@ -185,7 +206,8 @@ class GroupedLinear(nn.Module):
         return self.group.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.group.output(x)[..., self._columns]
+        y = self.group.output(x)
+        return y if self._is_alone else y[..., self._columns]  # alone it may be wider than the base's
 
 
 def layouts_of(structure: ModelStructure) -> tuple[GroupLayout, ...]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from livery.engine.kernels import Kernels, Weight
-from livery_adapters.canonical import InputTransform, Kronecker, LinearChange, LowRank, Rows, SharedBasis
+from livery_adapters.canonical import AddedOutputs, InputTransform, Kronecker, LinearChange, LowRank, Rows, SharedBasis
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,14 @@ class PackedLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedOutputs:
+    """Output features behind those of a group: of a head, an adapter's own tokens."""
+
+    weight: Weight  # [added, in_features]
+    bias: Tensor | None = None  # [added]
+
+
+@dataclass(frozen=True, slots=True)
 class PackedGroup:
     """One adapter's share in a projection group, without the low-rank deltas: y = gain ⊙ y + shift in the end.
 
@@ -41,6 +49,7 @@ class PackedGroup:
     members: tuple[PackedLinear, ...]
     gain: Tensor | None = None
     shift: Tensor | None = None
+    added: PackedOutputs | None = None
 
 
 class Packer:
@@ -101,8 +110,9 @@ class Packer:
             for change, own in zip(changes, columns, strict=True)
             if change is not None and (member := self._linear(change, own)) is not None
         )
+        added = next((self._outputs(change.added) for change in changes if change and change.added), None)
         if all(change is None or (change.gain is None and change.bias is None) for change in changes):
-            return PackedGroup(members) if members else None
+            return PackedGroup(members, added=added) if members or added else None
         gain, shift = torch.ones(columns[-1].stop), torch.zeros(columns[-1].stop)
         for change, own, bias in zip(changes, columns, biases, strict=True):
             if change is not None:
@@ -111,7 +121,11 @@ class Packer:
             members,
             gain=self.tensor(gain) if any(change and change.gain is not None for change in changes) else None,
             shift=self.tensor(shift) if bool(shift.any()) else None,
+            added=added,
         )
+
+    def _outputs(self, added: AddedOutputs) -> PackedOutputs:
+        return PackedOutputs(self.weight(added.weight), None if added.bias is None else self.tensor(added.bias))
 
     def _linear(self, change: LinearChange, columns: slice) -> PackedLinear | None:
         deltas = [delta for delta in change.deltas if not isinstance(delta, LowRank)]
