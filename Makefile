@@ -9,7 +9,7 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: field-table chaos clean
+.PHONY: observability field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -17,6 +17,7 @@ help:
 	@echo "make test           linters, types and the whole test suite"
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
 	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
+	@echo "make observability  a real Prometheus on a live server, promtool on the rules, the dashboard's queries and schema"
 	@echo "make check          linters and types only"
 	@echo "make bench          the engine against its bars and floors, then servers: under 15 minutes"
 	@echo "make bench-peers    Livery beside vLLM and llama.cpp, in one run; builds both once"
@@ -57,6 +58,9 @@ test: setup check
 
 test-postgres: $(VENV)/.installed
 	$(BIN)/pytest -m postgres tests/postgres
+
+observability: setup
+	$(BIN)/pytest -m observability tests/observability
 
 conformance: setup
 	$(BIN)/python tests/conformance/run.py $(ONLY) --json conformance.json

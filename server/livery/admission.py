@@ -22,14 +22,15 @@ from typing import Literal, Protocol
 from livery.beside import weight
 from livery.jobs import BareText, ChatPrompt, Job, Prompt
 from livery.lease import Caller, Lease
-from livery.refusals import Draining, InvalidParameter
+from livery.refusals import Draining, InvalidParameter, Overloaded
 from livery.tenancy import Principal
-from livery.tenancy.limits import Claim, RateLimiter, bound_of
+from livery.tenancy.limits import Claim, LimitExceeded, RateLimiter, bound_of
 from livery.tenancy.meter import Counts, Meter, Payer
-from livery.tenancy.room import Place, Room
+from livery.tenancy.room import OverShare, Place, Room
 
 CHARACTERS_PER_TOKEN = 4  # as a guess, before a prompt is encoded
 
+Throttled = Callable[[str, Literal["limit", "room"]], None]
 FindLease = Callable[[str, Caller], Awaitable[Lease | None]]
 
 
@@ -49,11 +50,33 @@ class Used(Protocol):
     completion_tokens: int
 
 
+class Refusals:
+    """Around what may refuse a tenant's request: tells of it."""
+
+    __slots__ = ("_tell", "_tenant")
+
+    def __init__(self, tenant: str, tell: Throttled) -> None:
+        self._tenant = tenant
+        self._tell = tell
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, LimitExceeded):
+            self._tell(self._tenant, "limit")
+        elif isinstance(error, Overloaded | OverShare):
+            self._tell(self._tenant, "room")
+
+
 class Admitted:
     """What an admitted request holds: room, its part of limits, and a lease (None for the base). Release it."""
 
-    def __init__(self, place: Place, claim: Claim, meter: Meter, ended: Callable[[Admitted], None]) -> None:
+    def __init__(
+        self, place: Place, claim: Claim, meter: Meter, ended: Callable[[Admitted], None], refusals: Refusals
+    ) -> None:
         self.lease: Lease | None = None
+        self._refusals = refusals
         self._place = place
         self._claim = claim
         self._meter = meter
@@ -64,8 +87,9 @@ class Admitted:
 
     def encoded(self, prompt_tokens: int, answer_tokens: int) -> None:
         """So many tokens it really is. Raises LimitExceeded, Overloaded or OverShare where these don't fit."""
-        self._claim.resize(prompt_tokens, answer_tokens)
-        self._place.resize(prompt_tokens)
+        with self._refusals:
+            self._claim.resize(prompt_tokens, answer_tokens)
+            self._place.resize(prompt_tokens)
 
     def answered(self, adapter: str, digest: str, principal: Principal, used: Used) -> None:
         """It goes to the engine now: count it, and from here on what it uses, for a version of an adapter."""
@@ -108,8 +132,9 @@ class Admitted:
 class Admission:
     """Who comes in, and who is told to come later. Use from one event loop."""
 
-    def __init__(self, find: FindLease, room: Room, limiter: RateLimiter, meter: Meter) -> None:
-        """`find` gives a hold on what a name stands for, None for the base."""
+    def __init__(self, find: FindLease, room: Room, limiter: RateLimiter, meter: Meter, throttled: Throttled) -> None:
+        """`find` gives a hold on what a name stands for, None for the base; `throttled` is told who is refused why."""
+        self._throttled = throttled
         self.room = room
         self.limiter = limiter
         self.meter = meter
@@ -135,19 +160,21 @@ class Admission:
             raise Draining
         principal = caller.principal
         # Before anything is waited for, so that no other request takes the same room.
-        place = self.room.enter(
-            principal.tenant,
-            principal.weight,
-            asked.sequences,
-            asked.prompt_tokens,
-            alone=principal.key is None,  # where no key is asked for, all are one tenant
-        )
-        try:
-            claim = self.limiter.claim(principal, asked.prompt_tokens, asked.answer_tokens)
-        except BaseException:
-            place.leave()
-            raise
-        admitted = Admitted(place, claim, self.meter, self._open.discard)
+        refusals = Refusals(principal.tenant, self._throttled)
+        with refusals:
+            place = self.room.enter(
+                principal.tenant,
+                principal.weight,
+                asked.sequences,
+                asked.prompt_tokens,
+                alone=principal.key is None,  # where no key is asked for, all are one tenant
+            )
+            try:
+                claim = self.limiter.claim(principal, asked.prompt_tokens, asked.answer_tokens)
+            except BaseException:
+                place.leave()
+                raise
+        admitted = Admitted(place, claim, self.meter, self._open.discard, refusals)
         self._open.add(admitted)
         try:
             admitted.lease = await self._find(model, caller)

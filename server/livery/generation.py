@@ -16,7 +16,7 @@ from typing import Literal, cast
 
 from livery.admission import Admitted
 from livery.answer_text import AnswerText, Piece, StopReason, TokenEntry
-from livery.engine.base import Engine, EngineError, GenerationRequest, TokenDelta
+from livery.engine.base import Engine, EngineError, GenerationRequest, RequestRefused, TokenDelta
 from livery.jobs import Options
 from livery.metrics import RequestMeter
 from livery.reading import TAIL_TOKENS, AnswerReader, CallDelta, Reading
@@ -104,6 +104,7 @@ class Generation:
                     yield delta
         except (GenerationFailed, EngineError) as error:
             self._unfinished, self.meter.error = "error", str(error)
+            self.meter.kind = kind_of(error)
             raise
         self.meter.finished()
 
@@ -117,7 +118,8 @@ class Generation:
         if self._closed:
             return
         self._closed = True
-        self.meter.close(self.usage.prompt_tokens, self.usage.completion_tokens, self._unfinished)
+        usage = self.usage
+        self.meter.close(usage.prompt_tokens, usage.completion_tokens, self._unfinished, usage.cached_tokens)
         self._admitted.release()
 
     async def _sequence(self, index: int) -> AsyncGenerator[ChoiceDelta]:
@@ -136,6 +138,8 @@ class Generation:
                 self.usage.completion_tokens += text.count - before
                 if index % self._answers_each == 0:  # the others find what the first answer's run has computed
                     self.usage.cached_tokens += tokens.cached_tokens
+                if tokens.times is not None:
+                    self.meter.begun(tokens.times)
                 self.meter.tokens(index, text.count - before)
                 for delta in _deltas(index, piece, self._readers[index]):
                     yield replace(delta, prompt_token_ids=prompt)
@@ -183,6 +187,13 @@ def seconds_left(until: float) -> float:
     if left <= 0:
         raise DeadlineExceeded("The request's time was up before it got to the engine. Allow more time.")
     return left
+
+
+def kind_of(error: BaseException) -> str:
+    """What failed a request, in one word: the engine's own, or what became of the engine."""
+    if isinstance(error, GenerationFailed):
+        return error.code
+    return "request_refused" if isinstance(error, RequestRefused) else "engine_lost"
 
 
 async def _raise_first(task: asyncio.Task[None]) -> None:

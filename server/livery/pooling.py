@@ -16,7 +16,7 @@ from msgspec import structs
 
 from livery.admission import Admitted
 from livery.engine.base import Engine, EngineInfo, GenerationRequest, Pooling, TokenDelta
-from livery.generation import Usage, seconds_left
+from livery.generation import Usage, kind_of, seconds_left
 from livery.jobs import PoolingJob
 from livery.lease import Lease
 from livery.metrics import RequestMeter
@@ -135,6 +135,7 @@ class PooledAnswer:
                 tasks = [group.create_task(self._vector(request)) for request in self._requests]
         except BaseExceptionGroup as failed:
             self._unfinished, self.meter.error = "error", str(failed.exceptions[0])
+            self.meter.kind = kind_of(failed.exceptions[0])
             raise failed.exceptions[0] from None
         self.meter.pooled(len(tasks))
         return [task.result() for task in tasks]
@@ -143,7 +144,7 @@ class PooledAnswer:
         """Let go of the adapter version and close the books; safe to call twice."""
         if not self._closed:
             self._closed = True
-            self.meter.close(self.usage.prompt_tokens, 0, self._unfinished)
+            self.meter.close(self.usage.prompt_tokens, 0, self._unfinished, self.usage.cached_tokens)
             self._admitted.release()
 
     async def _vector(self, request: GenerationRequest) -> bytes:
@@ -156,6 +157,7 @@ class PooledAnswer:
                     if delta.finish_reason != "stop":
                         raise failure_of(delta.error or "The engine dropped this request.", delta.code)
                     self.usage.cached_tokens += delta.cached_tokens
+                    self.meter.begun(delta.times)
                     self._admitted.begun(len(request.prompt_token_ids))
                     return delta.pooled
         raise GenerationFailed("The engine ended this request without a reason.")

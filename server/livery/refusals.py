@@ -127,7 +127,9 @@ class NotReady(ServiceRefusal):
 
 
 class GenerationFailed(ServiceRefusal):
-    """A request broke after it was taken; the message is the engine's, fit for the client."""
+    """A request broke after it was taken; the message is the engine's, fit for the client. `code`: its word for it."""
+
+    code = ""
 
 
 class DeadlineExceeded(GenerationFailed):
@@ -141,7 +143,9 @@ class AdapterTooLarge(GenerationFailed):
 def failure_of(message: str, code: str) -> GenerationFailed:
     """What broke a request, by the engine's message and its code for it (livery.engine.base)."""
     kinds = {"deadline_exceeded": DeadlineExceeded, "resident_bytes_exceeded": AdapterTooLarge}
-    return kinds.get(code, GenerationFailed)(message)
+    failure = kinds.get(code, GenerationFailed)(message)
+    failure.code = code
+    return failure
 
 
 class AdapterUnusable(ServiceRefusal):

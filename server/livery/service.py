@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, replace
 
 from livery.adapter_text import AdapterText
@@ -24,7 +25,7 @@ from livery.generation import Generation, Usage, seconds_left
 from livery.grammar_check import GrammarCheck
 from livery.jobs import Job, PoolingJob, Prompt
 from livery.lease import Caller, Lease, task_of
-from livery.metrics import Metrics, Snapshot
+from livery.metrics import Metrics, RequestMeter, ServerState, Snapshot
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
 from livery.profiles import dressed, profile_of
 from livery.prompts import activation, bad_words, check_ids, encode, token_ids
@@ -119,9 +120,10 @@ class GenerationService:
         self._engine = engine
         self._text = text
         self._created = created
+        self._answered, self._restarts = time.monotonic(), 0
         self._parsers = parsers
         room = Room(max_open, max_queued_tokens or QUEUED_STEPS * info.max_batch_tokens)
-        self.admission = Admission(self._lease, room, RateLimiter(), Meter())
+        self.admission = Admission(self._lease, room, RateLimiter(), Meter(), self.metrics.throttled)
 
     @property
     def open_sequences(self) -> int:
@@ -165,7 +167,7 @@ class GenerationService:
             tokenizer,
             requests,
             job.options,
-            self.metrics.begin(lease.full_name if lease else None),
+            self._meter(lease, job.caller),
             usage,
             admitted,
             [_echoed(prompt, job) for prompt in job.prompts for _ in range(each)],
@@ -218,7 +220,7 @@ class GenerationService:
             )
             for index, (ids, start) in enumerate(zip(inputs, starts, strict=True))
         ]
-        meter = self.metrics.begin(lease.full_name if lease else None)
+        meter = self._meter(lease, job.caller)
         usage = Usage(prompt_tokens=sum(map(len, inputs)))
         name, full_name, digest = self._server_of(lease)
         admitted.answered(full_name, digest, job.caller.principal, usage)
@@ -267,9 +269,26 @@ class GenerationService:
         """The engine's numbers, fresh from its loop. Raises EngineDead, or NotReady when it is slow."""
         try:
             async with asyncio.timeout(PROGRESS_TIMEOUT_S):
-                return await self._engine.stats()
+                stats = await self._engine.stats()
         except TimeoutError:
             raise NotReady from None
+        self._answered, self._restarts = time.monotonic(), stats.restarts
+        return stats
+
+    def state(self, *, answers: bool) -> ServerState:
+        """How the server stands; `answers`: whether its engine does."""
+        sequences, tokens = self.admission.room.sequences, self.admission.room.tokens
+        return ServerState(
+            ready=answers and not self.draining,
+            heartbeat_age_s=time.monotonic() - self._answered,
+            restarts=self._restarts,
+            open_sequences=sequences.held,
+            max_open_sequences=sequences.most,
+            queued_tokens=tokens.held,
+            max_queued_tokens=tokens.most,
+            open_by_tenant=sequences.by_tenant(),
+            queued_by_tenant=tokens.by_tenant(),
+        )
 
     async def snapshot(self) -> Snapshot:
         """The engine's numbers with digests turned into names, and without them while the registry doesn't answer.
@@ -308,6 +327,11 @@ class GenerationService:
         if len(prefix) < MIN_DIGEST_PREFIX or not digest.startswith(prefix):
             raise UnknownModel(name, f"the base model served here is {plain}{at}{digest[:DIGEST_SHOWN]}")
         return True
+
+    def _meter(self, lease: Lease | None, caller: Caller) -> RequestMeter:
+        if lease is None:
+            return self.metrics.begin(tenant=caller.tenant)
+        return self.metrics.begin(lease.full_name, lease.ref.digest, caller.tenant)
 
     def _server_of(self, lease: Lease | None) -> tuple[str, str, str]:
         """What serves a request: its name as the caller knows it, that in full, and its digest."""

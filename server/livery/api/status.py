@@ -95,5 +95,6 @@ async def series(service: GenerationService) -> Response:
         snapshot = await service.snapshot()
     except (NotReady, EngineError):
         snapshot = None
-    text = await asyncio.to_thread(service.metrics.render, snapshot)
+    state = service.state(answers=snapshot is not None)
+    text = await asyncio.to_thread(service.metrics.render, snapshot, state)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

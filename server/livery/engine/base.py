@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from livery.engine.figures import EngineFigures, RequestTimes
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.effect import AdapterEffect
 
@@ -159,6 +160,7 @@ CANARY = "canary-"
 # Codes of requests that end with an error: their time is up; the adapter is more than their tenant may have in memory.
 DEADLINE_EXCEEDED = "deadline_exceeded"
 ADAPTER_TOO_LARGE = "resident_bytes_exceeded"
+ADAPTER_LOST = "adapter_load_failed"  # it could not be read when the request needed it
 
 
 class TokenDelta(msgspec.Struct, frozen=True):
@@ -181,6 +183,7 @@ class TokenDelta(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     code: str = ""
+    times: RequestTimes | None = None  # with the first token, or the vector
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -240,6 +243,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     running_adapters: tuple[str, ...] = ()  # digests of running requests
     waiting_adapters: tuple[str, ...] = ()  # digests waiting requests ask for and that are not resident
     restarts: int = 0  # of the engine's process; all other counters begin anew with each
+    figures: EngineFigures = EngineFigures()
 
 
 class EngineConfig(msgspec.Struct, frozen=True):

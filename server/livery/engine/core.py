@@ -35,6 +35,7 @@ from livery.engine.prefix_keys import kv_identity
 from livery.engine.residency import Residency
 from livery.engine.runner import ModelRunner
 from livery.engine.scheduler import Scheduler
+from livery.engine.tally import AdapterLog, StepClock, figures, standings
 from livery.engine.versions import Placement
 from livery_adapters.refusal import AdapterRefused
 
@@ -92,6 +93,8 @@ class EngineCore:
         self._failed_in_a_row = 0
         self._steps = 0
         self.step_tokens = 0  # of the step under way or the last one; 0: it computed nothing
+        self.clock = StepClock()
+        self._log = AdapterLog()
         self._idle = False
         self._overlaps = runner.overlaps
         self._ahead: tuple[StepPlan, Launched] | None = None  # launched before the step before it was looked at
@@ -128,6 +131,9 @@ class EngineCore:
         if request.pooling is not None and not self.info.shapes.backbone:
             raise RequestRefused(f"{self.info.architecture} shows no hidden state apart from its head, to be pooled")
         grammar = request.sampling.grammar
+        if request.adapter is not None:
+            digest = request.adapter.digest
+            self._log.asked(digest, resident=self._residency.is_resident(digest))
         self._scheduler.add(request, self._constraints.of(grammar) if grammar is not None else None)
 
     def _check_ids(self, request: GenerationRequest) -> None:
@@ -178,7 +184,10 @@ class EngineCore:
         return results
 
     def stats(self) -> EngineStats:
-        scheduler, residency = self._scheduler, self._residency
+        scheduler, residency, roster = self._scheduler, self._residency, self._scheduler.roster
+        tenants = standings(
+            (one.tenant for one in roster.waiting), (one.tenant for one in roster.running), scheduler.tokens.ahead()
+        )
         return EngineStats(
             running=scheduler.num_running,
             waiting=scheduler.num_waiting,
@@ -203,6 +212,7 @@ class EngineCore:
             resident_adapters=residency.resident,
             running_adapters=residency.pinned,
             waiting_adapters=scheduler.roster.waiting_adapters(),
+            figures=figures(self.clock, self._log, tenants),
         )
 
     def ended(self) -> str:
@@ -219,6 +229,7 @@ class EngineCore:
     def step(self) -> list[TokenDelta]:
         """Move adapters along, then compute one plan. Raises only when the device seems lost."""
         self.step_tokens = 0
+        self.clock.begin()
         deltas = self._settle_adapters()
         self._scheduler.end_expired()
         if self._ahead is not None:
@@ -233,10 +244,15 @@ class EngineCore:
             self._idle = not plan.slices and not made_room  # what waits for that room comes in with the next step
             if not plan.slices:
                 return deltas + self._scheduler.take_ended()
+            self.clock.lap("schedule")
             pending = self._attempt(plan, lambda: self._runner.launch(plan))
         self._steps += 1
         self._ahead = self._launch_ahead(plan, pending)
-        return deltas + self._finish(plan, pending) + self._scheduler.take_ended()
+        self.clock.lap("launch")
+        deltas += self._finish(plan, pending) + self._scheduler.take_ended()
+        self.clock.lap("update")
+        self.clock.end(len(plan.slices), sum(len(part.token_ids) for part in plan.slices))
+        return deltas
 
     def check_invariants(self) -> None:
         self._scheduler.check_invariants()
@@ -256,6 +272,7 @@ class EngineCore:
             return self._scheduler.update(plan, pending)
         result = self._attempt(plan, pending.result)
         assert isinstance(result, StepResult)
+        self.clock.lap("result")
         deltas = self._scheduler.update(plan, result)
         if self._ahead is not None:
             # What went on from a token that the device didn't have is passed over and computed again.
@@ -300,6 +317,7 @@ class EngineCore:
             if arena is None:
                 self._runner.install(image.packed)
                 self._residency.placed(placement.digest, 0.0)
+                self._came(placement.digest, None)
             else:
                 work = functools.partial(arena.place, image, placement.runs, arena.fence())
                 self._copier.submit(_Copy(image, work))
@@ -311,6 +329,11 @@ class EngineCore:
             ) from copied.error
         self._runner.install(copied.result)
         self._residency.placed(copied.job.image.digest, copied.seconds)
+        self._came(copied.job.image.digest, copied.seconds)
+
+    def _came(self, digest: str, seconds: float | None) -> None:
+        self._log.placed(digest, seconds)
+        self._scheduler.roster.adapter_came(digest)
 
     def _settle_residency(self) -> bool:
         """Carry out what was decided; whether that made room on the device."""
@@ -325,6 +348,7 @@ class EngineCore:
         evictions = self._residency.take_evictions()
         for digest in evictions:
             self._runner.evict(digest)
+            self._log.evicted(digest)
         return bool(evictions)
 
     def _take(self, read: Done[AdapterRef, AdapterImage]) -> list[TokenDelta]:
@@ -343,10 +367,12 @@ class EngineCore:
             )
         if image is None or error is not None:
             self._residency.failed(digest)
+            self._log.failed(digest)
             self._load_results.append(LoadOutcome(digest, error=error, code=code))
             return self._scheduler.fail_waiting(digest, error or "the adapter could not be loaded")
         if self._residency.hosted(digest, image.sizes, read.seconds):
             self._images[digest] = image
+            self._log.read(digest, read.seconds)
             # Read and verified: room is the requests' affair.
             self._load_results.append(LoadOutcome(digest, image.effect))
         else:

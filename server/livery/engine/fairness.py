@@ -68,6 +68,12 @@ class VirtualTokens:
         account = self._accounts[tenant]
         account.counter += cost / account.weight
 
+    def ahead(self) -> dict[str, float]:
+        """How far each tenant's counter is above the lowest of those with open requests."""
+        accounts = {tenant: account.counter for tenant, account in self._accounts.items() if account.open}
+        lowest = min(accounts.values(), default=0.0)
+        return {tenant: counter - lowest for tenant, counter in accounts.items()}
+
     def counter(self, tenant: str) -> float:
         return self._accounts[tenant].counter
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -42,6 +43,7 @@ from livery.engine.base import (
     TokenDelta,
     TokenLogprobs,
 )
+from livery.engine.figures import EngineFigures, RequestTimes, TenantStanding
 from livery_adapters.base_model import BaseShapes, ModuleShape
 from livery_adapters.effect import AdapterEffect
 
@@ -161,6 +163,7 @@ class FakeEngine:
         self._take(request)
         finished = False
         cached = self._cached_tokens(request)
+        began: float | None = asyncio.get_running_loop().time()
         until = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
         try:
             if request.pooling is not None:
@@ -198,7 +201,9 @@ class FakeEngine:
                     cached_tokens=cached,
                     logprobs=tuple(logprobs),
                     prompt_logprobs=tuple(scores),
+                    times=None if began is None else _times(began),
                 )
+                began = None
                 pending, logprobs, scores, cached = [], [], [], 0
                 if finished:
                     return
@@ -243,6 +248,12 @@ class FakeEngine:
             adapter_bytes=len(self.loaded) * PAGE_BYTES,
             resident_adapters=tuple(self.loaded),
             running_adapters=tuple(sorted(running)),
+            figures=EngineFigures(
+                tenants=tuple(
+                    TenantStanding(tenant, 0, count)
+                    for tenant, count in Counter(request.tenant for request in self._open.values()).items()
+                )
+            ),
         )
 
     async def ready(self) -> bool:
@@ -324,6 +335,11 @@ class FakeEngine:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _times(began: float) -> RequestTimes:
+    """Nothing waits here; all the time since then was the prompt's."""
+    return RequestTimes(0.0, 0.0, asyncio.get_running_loop().time() - began)
 
 
 def logprobs_of(token: int, count: int) -> TokenLogprobs:

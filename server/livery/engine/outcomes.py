@@ -77,7 +77,8 @@ class Outcomes:
 
     def _append(self, sequence: Sequence, tokens: tuple[int, ...], logprobs: Told, scores: Told) -> TokenDelta:
         """Take new tokens up to the one that ends the sequence, if one does."""
-        cached = 0 if sequence.num_generated else sequence.cached_tokens or 0
+        first = not sequence.num_generated
+        cached, times = (sequence.cached_tokens or 0, sequence.times()) if first else (0, None)
         before = sequence.num_tokens
         reason = sequence.take(tokens, self._eos, self._max_model_len)
         appended = sequence.tokens[before:]
@@ -89,7 +90,9 @@ class Outcomes:
             self._roster.remove(sequence)
         told = logprobs[: len(appended)]
         name = sequence.request_id
-        return TokenDelta(name, appended, reason, cached_tokens=cached, logprobs=told, prompt_logprobs=scores)
+        return TokenDelta(
+            name, appended, reason, cached_tokens=cached, logprobs=told, prompt_logprobs=scores, times=times
+        )
 
     def _pool_on(self, sequence: Sequence, spec: PoolSpec, vector: bytes) -> list[TokenDelta]:
         """Keep what a prompt came to so far, or end with it."""
@@ -99,4 +102,6 @@ class Outcomes:
         self._prefix.publish(sequence)
         self._roster.remove(sequence)
         cached = sequence.cached_tokens or 0
-        return [TokenDelta(sequence.request_id, [], "stop", cached_tokens=cached, pooled=vector)]
+        return [
+            TokenDelta(sequence.request_id, [], "stop", cached_tokens=cached, pooled=vector, times=sequence.times())
+        ]

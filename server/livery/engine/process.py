@@ -85,11 +85,15 @@ class EngineProcess:
         self._pulse.begin()
         if self._wake_in in ready:
             self._wake_in.recv()
+        core.clock.begin()
         while not self._stopping and self._socket.poll(0):
             self._handle(core, self._decoder.decode(self._socket.recv()))
+        core.clock.lap("messages")
         deltas, loads = core.step(), core.take_loads()
         if deltas or loads:
+            core.clock.begin()
             self._send(m.Step(deltas, loads))
+            core.clock.lap("messages")
         self._pulse.end()
 
     def _handle(self, core: EngineCore, message: m.ToEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 
 from livery.engine.base import AdapterRef
@@ -70,11 +71,19 @@ class Roster:
         place = tenants.index(sequence.ousted) if sequence.ousted in tenants else len(tenants)
         self.running.insert(place, sequence)
         sequence.skips, sequence.turn_began = 0, sequence.num_tokens
+        sequence.began = sequence.began or time.monotonic()
         if sequence.adapter is not None:
             self._residency.pin(sequence.adapter, sequence.asker)
             if self._weight_bytes:
                 sequence.cost = 1 + self._residency.nbytes(sequence.adapter) / self._weight_bytes
         self._prefix.enter(sequence, cached)
+
+    def adapter_came(self, digest: str) -> None:
+        """A version is in device memory: those that wait for it wait for a place from now on."""
+        now = time.monotonic()
+        for sequence in self.waiting:
+            if sequence.adapter == digest and not sequence.began:
+                sequence.loaded = now
 
     def preempt(self, sequence: Sequence) -> None:
         """A running sequence gives up its place, and is the next of its tenant to be admitted again."""

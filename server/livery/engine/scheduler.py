@@ -22,7 +22,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from livery.engine.ahead import plan_ahead
-from livery.engine.base import ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED, GenerationRequest, RequestRefused, TokenDelta
+from livery.engine.base import (
+    ADAPTER_LOST,
+    ADAPTER_TOO_LARGE,
+    DEADLINE_EXCEEDED,
+    GenerationRequest,
+    RequestRefused,
+    TokenDelta,
+)
 from livery.engine.blocks import BlockPool
 from livery.engine.constraint import Constraint
 from livery.engine.deadlines import Deadlines, late
@@ -133,7 +140,7 @@ class Scheduler:
     def fail_waiting(self, digest: str, reason: str) -> list[TokenDelta]:
         """End the waiting requests of an adapter that can't be loaded."""
         doomed = [seq for seq in self.roster.waiting if seq.adapter == digest]
-        return [self.outcomes.fail(seq, reason) for seq in doomed]
+        return [self.outcomes.fail(seq, reason, ADAPTER_LOST) for seq in doomed]
 
     def end_expired(self) -> None:
         """End the requests whose time is up, waiting and running."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from livery.engine.adjust import Adjuster
 from livery.engine.base import FinishReason, GenerationRequest, RequestRefused, TokenLogprobs
 from livery.engine.claims import Asker
 from livery.engine.constraint import Constraint
+from livery.engine.figures import RequestTimes
 from livery.engine.plan import UNKNOWN, PoolSpec, SampleSpec, SequenceSlice
 from livery.engine.prefix_keys import KeyChain
 from livery.engine.speculation import Drafter
@@ -48,6 +50,9 @@ class Sequence:
     tag: float = 0.0  # its tenant's counter when its turn to read its prompt comes
     ousted: str = ""  # the tenant that it took its place from
     expires: float = math.inf  # when its time is up
+    arrived: float = field(default_factory=time.monotonic)
+    loaded: float = 0.0  # when its adapter came that it waited for
+    began: float = 0.0  # when it first ran
 
     @classmethod
     def of(cls, request: GenerationRequest, seed: int, constraint: Constraint | None = None) -> Sequence:
@@ -76,6 +81,11 @@ class Sequence:
     @property
     def adapter(self) -> str | None:
         return self.request.adapter.digest if self.request.adapter else None
+
+    def times(self) -> RequestTimes:
+        """What its time went to, now that its first token comes."""
+        loading = max(0.0, self.loaded - self.arrived)
+        return RequestTimes(self.began - self.arrived, loading, time.monotonic() - self.began)
 
     @property
     def num_tokens(self) -> int:

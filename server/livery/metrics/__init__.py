@@ -10,7 +10,20 @@ from livery.metrics.adapters import AdapterCounts
 from livery.metrics.collectors import Metrics
 from livery.metrics.meter import RequestMeter
 from livery.metrics.outcomes import OUTCOMES, Outcome
+from livery.metrics.server import ServerState
 from livery.metrics.snapshot import Snapshot
+from livery.metrics.tenants import Throttle
 from livery.metrics.top import OTHER, Top
 
-__all__ = ["OTHER", "OUTCOMES", "AdapterCounts", "Metrics", "Outcome", "RequestMeter", "Snapshot", "Top"]
+__all__ = [
+    "OTHER",
+    "OUTCOMES",
+    "AdapterCounts",
+    "Metrics",
+    "Outcome",
+    "RequestMeter",
+    "ServerState",
+    "Snapshot",
+    "Throttle",
+    "Top",
+]

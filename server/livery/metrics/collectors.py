@@ -8,13 +8,23 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from livery.activity import Activity
-from livery.engine.base import EngineInfo
-from livery.metrics.adapters import AdapterCounts, adapter_families
+from livery.engine.base import DEFAULT_TENANT, EngineInfo
+from livery.metrics.adapters import AdapterCounts, adapter_families, tier_family
 from livery.metrics.engine import engine_families
 from livery.metrics.meter import Books, RequestMeter
 from livery.metrics.plain import Counter
 from livery.metrics.requests import RequestSeries
+from livery.metrics.residents import Residents
+from livery.metrics.server import ServerState, server_families
 from livery.metrics.snapshot import Snapshot
+from livery.metrics.tenants import (
+    MAX_TENANTS,
+    TenantCounts,
+    Throttle,
+    held_families,
+    standing_families,
+    tenant_families,
+)
 from livery.metrics.top import Top
 
 
@@ -23,37 +33,61 @@ class Metrics:
 
     def __init__(self, base_name: str, info: EngineInfo, max_adapters: int = 200) -> None:
         self.adapters = Top(max_adapters, AdapterCounts)
+        self.tenants = Top(MAX_TENANTS, TenantCounts)
         self.requests = RequestSeries()
         self.activity = Activity()
         self.unknown_fields = Counter("livery_unknown_fields", "Fields of requests that were unknown")
         self._labels = {"model_name": base_name, "engine": "0"}
-        self._info = info
-        self._books = Books(self.requests, self.adapters, self.activity)
+        self._base_name, self._info = base_name, info
+        self._books = Books(self.requests, self.adapters, self.tenants, self.activity)
+        self._residents = Residents(self.adapters)
         self._http: dict[tuple[str, str, str], int] = {}  # (route, method, status) -> responses
 
-    def begin(self, adapter: str | None) -> RequestMeter:
-        """Start the clock of one admitted request; `adapter` is its registered name, None for the base."""
-        return RequestMeter(self._books, adapter)
+    def begin(
+        self, adapter: str | None = None, digest: str | None = None, tenant: str = DEFAULT_TENANT
+    ) -> RequestMeter:
+        """Start the clock of one admitted request.
+
+        `adapter` is its registered name, None for the base; `digest` what the engine knows its version by.
+        """
+        if adapter is not None and digest is not None:
+            self._residents.asked(adapter, digest)
+        return RequestMeter(self._books, adapter, tenant)
+
+    def throttled(self, tenant: str, reason: Throttle) -> None:
+        """A request of a tenant was told to come later."""
+        counts = TenantCounts()
+        counts.throttled[reason] = 1
+        self.tenants.record(tenant, counts)
 
     def http(self, route: str, method: str, status: int) -> None:
         answer = route, method, str(status)
         self._http[answer] = self._http.get(answer, 0) + 1
 
-    def render(self, snapshot: Snapshot | None) -> bytes:
+    def render(self, snapshot: Snapshot | None, state: ServerState | None = None) -> bytes:
         """The text of one scrape; takes milliseconds, so call it off the event loop."""
         if snapshot is not None:
             self.adapters.drop(snapshot.gone)
+            self._residents.drop(snapshot.gone)
+            self._residents.count(snapshot.stats.figures.adapters)
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Scrape(self, snapshot))
+        registry.register(_Scrape(self, snapshot, state or ServerState()))
         return generate_latest(registry)
 
-    def families(self, snapshot: Snapshot | None) -> Iterator[Metric]:
+    def families(self, snapshot: Snapshot | None, state: ServerState) -> Iterator[Metric]:
         """All there is to tell; without a snapshot, all that the engine isn't asked for."""
+        yield from server_families(state, self._base_name, self._info)
         yield from self.requests.families(self._labels)
         yield self._http_family()
         yield self.unknown_fields.family({})
-        yield from adapter_families(self.adapters.snapshot())
+        adapters, tenants = self.adapters.snapshot(), self.tenants.snapshot()
+        shown = [name for name, _ in tenants]
+        yield from adapter_families(adapters)
+        yield from tenant_families(tenants)
+        yield from held_families(shown, state.open_by_tenant, state.queued_by_tenant)
         if snapshot is not None:
+            yield tier_family(adapters, self._residents.tiers(snapshot.stats))
+            yield from standing_families(shown, snapshot.stats.figures.tenants)
             yield from engine_families(snapshot, self._info, self._labels)
 
     def _http_family(self) -> Metric:
@@ -66,9 +100,9 @@ class Metrics:
 class _Scrape:
     """What `prometheus_client` asks at one scrape."""
 
-    def __init__(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
+    def __init__(self, metrics: Metrics, snapshot: Snapshot | None, state: ServerState) -> None:
         self._metrics = metrics
-        self._snapshot = snapshot
+        self._told = snapshot, state
 
     def collect(self) -> Iterator[Metric]:
-        return self._metrics.families(self._snapshot)
+        return self._metrics.families(*self._told)

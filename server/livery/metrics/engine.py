@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 from livery.engine.base import EngineInfo
 from livery.metrics.plain import Labels, counter, gauge
 from livery.metrics.snapshot import Snapshot
+from livery.metrics.steps import step_families
 
 
 def engine_families(snapshot: Snapshot, info: EngineInfo, labels: Labels) -> Iterator[Metric]:
@@ -53,11 +54,11 @@ def engine_families(snapshot: Snapshot, info: EngineInfo, labels: Labels) -> Ite
     yield gauge("livery_host_adapter_memory_limit_bytes", "Adapter bytes allowed in host memory", {}, limit)
     yield gauge("livery_host_adapters", "Adapters in host memory", {}, len(stats.host_adapters))
     from_host = ("livery_adapter_loads_from_host", "Loads whose weights were in host memory")
+    yield from step_families(stats.steps, stats.figures)
     for name, text, value in (
         ("livery_adapter_loads", "Adapters brought into device memory", stats.adapter_loads),
         (*from_host, stats.adapter_loads_from_host),
         ("livery_adapter_evictions", "Adapters moved out of device memory", stats.adapter_evictions),
-        ("livery_engine_restarts", "Losses of the engine's process that it came back from", stats.restarts),
         ("livery_prefix_cache_evictions", "Cached KV blocks given to other tokens", stats.prefix_evictions),
     ):
         yield counter(name, text, {}, value)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from livery.activity import Activity, Work
+from livery.engine.figures import RequestTimes
 from livery.metrics.adapters import AdapterCounts
-from livery.metrics.outcomes import Outcome
+from livery.metrics.outcomes import FAILED, KINDS, Outcome
 from livery.metrics.requests import RequestSeries
+from livery.metrics.tenants import TenantCounts
 from livery.metrics.top import Top
 
 
@@ -19,13 +21,15 @@ class Books:
 
     requests: RequestSeries
     adapters: Top[AdapterCounts]
+    tenants: Top[TenantCounts]
     activity: Activity
 
 
 class RequestMeter:
     """The clock and counts of one request; `close` writes what was not yet written."""
 
-    def __init__(self, books: Books, adapter: str | None) -> None:
+    def __init__(self, books: Books, adapter: str | None, tenant: str) -> None:
+        self._tenant = tenant
         self._books = books
         self._series = books.requests
         self._adapter = adapter
@@ -35,6 +39,8 @@ class RequestMeter:
         self.outcome: Outcome | None = None
         self._finish_reason: Outcome = "stop"
         self._longest = 0  # tokens
+        self.times: RequestTimes | None = None  # of the first sequence that began
+        self.kind = ""  # what failed it, in one word
         self.error = ""  # why it failed, in words fit for whoever may see the adapter
 
     @property
@@ -55,6 +61,13 @@ class RequestMeter:
         self._series.generation_tokens.value += count
         self._books.activity.tokens(now, count)
 
+    def begun(self, times: RequestTimes | None) -> None:
+        """A sequence's first token came, or its vector, after so much time in the engine."""
+        if times is not None:
+            self._series.queued.observe(times.queue_s)
+            self._series.prefill.observe(times.prefill_s)
+            self.times = self.times or times
+
     def sequence_finished(self, reason: Literal["stop", "length"], tokens: int) -> None:
         self._series.success[reason] += 1
         self._series.answer_length.observe(tokens)
@@ -69,14 +82,18 @@ class RequestMeter:
         self._series.longest_answer.observe(self._longest)
         if self.first_token_s is not None:
             last = max(self._last.values())
-            self._series.decoding.observe(last - self._started - self.first_token_s)
+            decoding = last - self._started - self.first_token_s
+            self._series.decoding.observe(decoding)
+            self._series.inference.observe(decoding + (self.times.prefill_s if self.times else 0.0))
 
     def pooled(self, sequences: int) -> None:
         """All vectors of a request came; there is no token to count."""
         self.outcome = "stop"
         self._series.success["stop"] += sequences
 
-    def close(self, prompt_tokens: int, generated: int, unfinished: Literal["abort", "error"]) -> None:
+    def close(
+        self, prompt_tokens: int, generated: int, unfinished: Literal["abort", "error"], cached_tokens: int = 0
+    ) -> None:
         """The request is over; `unfinished` says why if its sequences didn't all reach their end."""
         series = self._series
         if self.outcome is None:
@@ -88,6 +105,11 @@ class RequestMeter:
         work = Work(self.outcome, self.first_token_s, prompt_tokens, generated, self.error)
         self._books.activity.finished(self._adapter, work, time.perf_counter())
         if self._adapter is not None:
-            counts = AdapterCounts(prompt_tokens, generated)
+            counts = AdapterCounts(prompt_tokens, generated, cached_tokens, last_use=time.time())
             counts.requests[self.outcome] = 1
+            if self.outcome == "error":
+                counts.errors[self.kind if self.kind in KINDS else FAILED] = 1
             self._books.adapters.record(self._adapter, counts)
+        own = TenantCounts(prompt_tokens, generated)
+        own.requests[self.outcome] = 1
+        self._books.tenants.record(self._tenant, own)

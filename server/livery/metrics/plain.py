@@ -22,7 +22,7 @@ class Histogram:
     def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
         self._family = name, text
         self._bounds = tuple(bounds)
-        self._names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        self._names = names_of(bounds)
         self._counts = [0] * len(self._names)
         self.total = 0.0
 
@@ -49,6 +49,11 @@ class Counter:
 
     def family(self, labels: Labels) -> Metric:
         return counter(*self._family, labels, self.value)
+
+
+def names_of(bounds: Sequence[float]) -> list[str]:
+    """Bounds as Prometheus writes them, and the one above all."""
+    return [*(str(float(bound)) for bound in bounds), "+Inf"]
 
 
 def histogram(

@@ -28,14 +28,18 @@ class RequestSeries:
             "inter_token_latency_seconds": ("Time between tokens", BETWEEN_TOKENS),
             "request_time_per_output_token_seconds": ("Mean time per output token", BETWEEN_TOKENS),
             "e2e_request_latency_seconds": ("Time from admission to end", LATENCY),
+            "request_queue_time_seconds": ("Time from arrival in the engine to the first step", LATENCY),
+            "request_prefill_time_seconds": ("Time from the first step to the first token", LATENCY),
+            "request_inference_time_seconds": ("Time from the first step to the last token", LATENCY),
             "request_decode_time_seconds": ("Time from the first to the last token of a request", LATENCY),
             "request_prompt_tokens": ("Prompt tokens per request", TOKENS),
             "request_generation_tokens": ("Generated tokens per request", TOKENS),
             "request_max_num_generation_tokens": ("Generated tokens of a request's longest answer", TOKENS),
         }
         made = [Histogram(f"vllm:{name}", text, bounds) for name, (text, bounds) in seconds.items()]
-        self.first_token, self.between_tokens, self.per_token, self.latency, self.decoding = made[:5]
-        self.prompt_length, self.answer_length, self.longest_answer = made[5:]
+        self.first_token, self.between_tokens, self.per_token, self.latency = made[:4]
+        self.queued, self.prefill, self.inference, self.decoding = made[4:8]
+        self.prompt_length, self.answer_length, self.longest_answer = made[8:]
         self.prompt_tokens = Counter("vllm:prompt_tokens", "Prompt tokens")
         self.generation_tokens = Counter("vllm:generation_tokens", "Generated tokens")
         self.success: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)

@@ -40,13 +40,14 @@ class Top(Generic[C]):
         self._other: C | None = None
         self._lock = threading.Lock()
 
-    def record(self, name: str, counts: C) -> None:
-        """Add to a name's counts. Names come from what is registered, never as a client sent them."""
+    def record(self, name: str | None, counts: C) -> None:
+        """Add to a name's counts, or to no name's. Names come from what is registered, never as a client sent them."""
         with self._lock:
-            self._work[name] = self._work.get(name, 0) + counts.work
-            shown = self._shown.get(name)
-            if shown is None and len(self._shown) < self._limit:
-                shown = self._shown[name] = self._new()
+            shown = None if name is None else self._shown.get(name)
+            if name is not None:
+                self._work[name] = self._work.get(name, 0) + counts.work
+                if shown is None and len(self._shown) < self._limit:
+                    shown = self._shown[name] = self._new()
             if shown is None:
                 shown = self._other = self._other or self._new()
             shown.add(counts)

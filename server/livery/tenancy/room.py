@@ -96,6 +96,10 @@ class Stock:
             wait = self._drain.retry_after(above)
             raise OverShare(tenant, self._by[tenant], int(share * self.most), self.what, wait)
 
+    def by_tenant(self) -> dict[str, int]:
+        """How much of it each tenant holds."""
+        return dict(self._by)
+
     def add(self, tenant: str, amount: int) -> None:
         self.held += amount
         self._by[tenant] += amount
