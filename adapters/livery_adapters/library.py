@@ -99,6 +99,10 @@ class Prover(Protocol):
         """
         ...
 
+    async def stored(self, candidate: Candidate) -> None:
+        """A version that was proven is recorded, and its files are where the candidate says from now on."""
+        ...
+
     async def forget(self, digest: str) -> None:
         """The candidate is recorded by now, or isn't wanted: it may go unless something uses it."""
         ...
@@ -109,6 +113,9 @@ class NoProver:
 
     async def prove(self, candidate: Candidate) -> AdapterEffect | None:
         return None
+
+    async def stored(self, candidate: Candidate) -> None:
+        pass
 
     async def forget(self, digest: str) -> None:
         return None
@@ -183,7 +190,9 @@ class AdapterLibrary:
                     facts = self._new(weights, intake, profile, replace(files, coverage=report))
                     state: VersionState = "ready" if self._proves else "registered"
                     await asyncio.shield(synced)
-                    return await self._record(name, incoming, facts, origin, intake, state)
+                    record = await self._record(name, incoming, facts, origin, intake, state)
+                    await self._prover.stored(self.candidate(facts))
+                    return record
 
     async def prove(self, version: NamedVersion) -> None:
         """Prove a version that was registered without a model. Raises AdapterRefused; the registry keeps why."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from livery.engine.base import (
     CANARY,
@@ -15,6 +15,7 @@ from livery.engine.base import (
     AdapterPart,
     AdapterRef,
     Engine,
+    EngineError,
     EngineInfo,
     GenerationRequest,
     RequestRefused,
@@ -69,6 +70,11 @@ class EngineProver:
                 ) from refused
             undo.pop_all()
             return effect
+
+    async def stored(self, candidate: Candidate) -> None:
+        """Whoever reads it again, as after a restart of the engine, finds it there; now it only learns the place."""
+        with suppress(EngineError):  # a request that comes for it says the same
+            await self._engine.load_adapter(reference(candidate))
 
     async def forget(self, digest: str) -> None:
         self._release(digest)

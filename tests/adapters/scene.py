@@ -39,6 +39,9 @@ class RememberingProver:
         self.proven.append(candidate.digest)
         return self.effect
 
+    async def stored(self, candidate: Candidate) -> None:
+        pass
+
     async def forget(self, digest: str) -> None:
         self.forgotten.append(digest)
 

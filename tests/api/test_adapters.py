@@ -58,6 +58,16 @@ def test_an_adapter_in_the_folder_answers_under_its_name(live: LiveServer, token
     assert {request.adapter.digest for request in live.engine.requests if request.adapter} == {digest}
 
 
+def test_the_engine_is_told_where_files_are_stored_not_where_they_came_in(live: LiveServer) -> None:
+    """Or it could read none of them again after a restart."""
+    (ref,) = live.engine.loaded.values()
+    (part,) = ref.parts
+    assert Path(part.path).is_dir()
+    assert answer_of(live, "one")[1].startswith("one@")
+    (asked,) = (request.adapter for request in live.engine.requests if request.adapter)
+    assert [part.path for part in asked.parts] == [part.path]
+
+
 def test_models_list_the_base_first_and_show_no_paths(live: LiveServer) -> None:
     models = live.client().models.list().data
     assert [model.id for model in models] == [BASE, "one"]

@@ -39,6 +39,9 @@ class ConvertingProver:
         adapter = convert(candidate.path, manifest, self._weights, candidate.approximate)
         return measure(adapter, self._weights, self._norms)
 
+    async def stored(self, candidate: Candidate) -> None:
+        pass
+
     async def forget(self, digest: str) -> None:
         return None
 

@@ -49,6 +49,9 @@ class OfflineProver:
         """Convert it and run a few tokens under it. Raises AdapterRefused, ModelRefused."""
         return await asyncio.to_thread(self._prove, candidate)
 
+    async def stored(self, candidate: Candidate) -> None:
+        pass
+
     async def forget(self, digest: str) -> None:
         if self._loaded is not None:
             self._loaded.evict(digest)
