@@ -22,17 +22,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from livery_adapters.base_model import BaseModel
 from livery_adapters.coverage import CoverageReport
-from livery_adapters.effect import AdapterEffect
 from livery_adapters.examine import NOT_YET, CheckedFiles, check_headers, check_labels, check_numbers
 from livery_adapters.fetching import copy_directory
 from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.in_threads import running, to_its_end
 from livery_adapters.incoming import Incoming
 from livery_adapters.profile import Profile
+from livery_adapters.prover import Candidate, NoProver, Prover
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import (
     NO_QUOTA,
@@ -70,55 +69,6 @@ class Intake:
     activate: bool = True
     owner: str = OPERATOR
     quota: Quota = NO_QUOTA
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A version to be proven: its converted digest, its files, what it asks for.
-
-    `added_tokens` are rows beyond the base's. `verified`: this process hashed the files as it wrote them. Of stored
-    files it may have been another one, long ago.
-    """
-
-    digest: str
-    weights: str
-    path: Path
-    approximate: int
-    invocation: tuple[int, ...]
-    verified: bool
-    added_tokens: int = 0
-
-
-class Prover(Protocol):
-    """Shows that a version can be applied. The server asks its engine, the command line the model itself."""
-
-    async def prove(self, candidate: Candidate) -> AdapterEffect | None:
-        """Convert it and run it once. Raises AdapterRefused with what went wrong. None: the effect isn't known.
-
-        What was proven is kept ready until `forget` is called, once for each time it was proven.
-        """
-        ...
-
-    async def stored(self, candidate: Candidate) -> None:
-        """A version that was proven is recorded, and its files are where the candidate says from now on."""
-        ...
-
-    async def forget(self, digest: str) -> None:
-        """The candidate is recorded by now, or isn't wanted: it may go unless something uses it."""
-        ...
-
-
-class NoProver:
-    """For whoever has no model at hand: the version stays `registered` until a server proves it."""
-
-    async def prove(self, candidate: Candidate) -> AdapterEffect | None:
-        return None
-
-    async def stored(self, candidate: Candidate) -> None:
-        pass
-
-    async def forget(self, digest: str) -> None:
-        return None
 
 
 class AdapterLibrary:

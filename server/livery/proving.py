@@ -22,7 +22,7 @@ from livery.engine.base import (
     SamplingParams,
 )
 from livery_adapters.effect import AdapterEffect
-from livery_adapters.library import Candidate
+from livery_adapters.prover import Candidate
 from livery_adapters.refusal import AdapterRefused
 
 CANARY_TOKENS = 5

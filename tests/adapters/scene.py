@@ -10,8 +10,9 @@ from pathlib import Path
 
 from adapters.peft_made import tiny_base
 from livery_adapters.effect import AdapterEffect, ModuleEffect
-from livery_adapters.library import AdapterLibrary, Candidate, Fill, from_directory
+from livery_adapters.library import AdapterLibrary, Fill, from_directory
 from livery_adapters.manifest import read_manifest
+from livery_adapters.prover import Candidate
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused
 from livery_adapters.registry import Registry
 from livery_adapters.sources import FolderSource

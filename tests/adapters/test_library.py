@@ -10,7 +10,8 @@ import pytest
 from adapters.scene import Scene, digest_in, out_of
 from livery_adapters.effect import AdapterEffect, ModuleEffect
 from livery_adapters.incoming import Incoming
-from livery_adapters.library import Candidate, Intake
+from livery_adapters.library import Intake
+from livery_adapters.prover import Candidate
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import GenerationMismatch, NothingToRollBack, UnknownAdapter
 from livery_adapters.tensor_file import WEIGHTS_NAME

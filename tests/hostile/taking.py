@@ -15,9 +15,10 @@ from hostile.base import NAME, Weights, base, good
 from hostile.case import Case, write
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.formats import convert
-from livery_adapters.library import AdapterLibrary, Candidate, Intake, from_directory
+from livery_adapters.library import AdapterLibrary, Intake, from_directory
 from livery_adapters.manifest import read_manifest
 from livery_adapters.measure import BaseNorms, measure
+from livery_adapters.prover import Candidate
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused
 from livery_adapters.registry import Registry, RegistryError
 from livery_adapters.store import BlobStore

@@ -18,7 +18,7 @@ from livery.engine.plan import PoolSpec, SampleSpec, SequenceSlice, StepPlan
 from livery.engine.runner import ModelRunner
 from livery.proving import reference
 from livery_adapters.effect import AdapterEffect
-from livery_adapters.library import Candidate
+from livery_adapters.prover import Candidate
 from livery_adapters.refusal import AdapterRefused
 
 STEP_BY_STEP = 6  # the last of them are computed one at a time over the cache, as decoding does

@@ -21,8 +21,8 @@ from livery.engine.reading import ANY_RANK
 from livery.engine.rope import freeze_rope
 from livery_adapters.base_model import BaseModel
 from livery_adapters.layout import Task
-from livery_adapters.library import Candidate
 from livery_adapters.manifest import read_manifest
+from livery_adapters.prover import Candidate
 from livery_adapters.tasks import placed
 
 PROBE_TOKENS = 24
