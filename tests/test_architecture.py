@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.vitals": SEAM | {"livery.refusals"},
     "livery.beside": set(),
     "livery.activity": set(),
+    "livery.logs": set(),
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
     "livery.roster": {"livery_adapters"},
     "livery.overview": SEAM
@@ -110,12 +111,23 @@ ALLOWED: dict[str, set[str]] = {
     | {
         f"livery.{part}"
         for part in (
-            *("activity", "answer_text", "api", "beside", "generation", "lease", "managed", "management", "metrics"),
+            *(
+                "activity",
+                "answer_text",
+                "api",
+                "beside",
+                "generation",
+                "lease",
+                "logs",
+                "managed",
+                "management",
+                "metrics",
+            ),
             *("overview", "reading", "service", "tenancy", "tools"),
         )
     }
     | {"livery_adapters"},
-    "livery.engine": {"livery.engine", "livery.grammars", "livery.models", "livery_adapters"},
+    "livery.engine": {"livery.engine", "livery.grammars", "livery.logs", "livery.models", "livery_adapters"},
     "livery.bench": {"livery.engine", "livery_adapters", "livery_loadtest"},
     "livery.bench.http": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.commands": {"livery", "livery_adapters", "livery_loadtest"},

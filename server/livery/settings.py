@@ -179,6 +179,8 @@ class Settings(BaseModel):
     metrics_max_adapters: int = Field(200, ge=0, description="Adapters with metrics of their own; the rest add up")
     log_level: Annotated[Level, BeforeValidator(_lower)] = Field("info", description="debug, info, warning or error")
 
+    log_format: Literal["text", "json"] = Field("text", description="text for people, or json: an object a line")
+
     @property
     def data_folder(self) -> Path:
         """Where this server keeps its copies: a folder for each port and each Unix socket, unless --data names one.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from livery import logs
 from livery.activity import Finished
 from livery.api.access import LOOKING, Access
 from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe_at
@@ -84,6 +85,7 @@ class Boundary:
         headers = Headers(scope=scope)
         record = RequestRecord(_request_id(headers))
         scope.setdefault("state", {})["record"] = record
+        logs.request_id.set(record.id)
 
         async def reply(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -141,8 +143,12 @@ class Boundary:
         if scope["method"] == "POST" and record.purpose == "ask":
             self._metrics.activity.note(_finished(record, route))
         quiet = record.purpose in PROBES and record.status < 400  # every few seconds, with nothing to say
+        level = logging.DEBUG if quiet else logging.INFO
+        if not log.isEnabledFor(level):
+            return
+        total_s = time.perf_counter() - record.started
         log.log(
-            logging.DEBUG if quiet else logging.INFO,
+            level,
             "%s %s %s status=%d served_by=%s prompt=%d completion=%d outcome=%s first_token=%s total=%.3fs",
             record.id,
             _method(scope),
@@ -153,8 +159,28 @@ class Boundary:
             record.completion_tokens,
             record.outcome,
             "-" if record.first_token_s is None else f"{record.first_token_s:.3f}s",
-            time.perf_counter() - record.started,
+            total_s,
+            extra={"fields": _fields(record, _method(scope), route, total_s)},
         )
+
+
+def _fields(record: RequestRecord, method: str, route: str, total_s: float) -> dict[str, object]:
+    """A line of the access log as fields; nothing that a client wrote is among them but its own harmless id."""
+    return {
+        "request_id": record.id,
+        "method": method,
+        "route": route,
+        "status": record.status,
+        "tenant": record.principal.tenant,
+        "key": record.principal.key,
+        "model": record.served_by.rpartition("@")[0] or None,
+        "served_by": None if record.served_by == "-" else record.served_by,
+        "prompt_tokens": record.prompt_tokens,
+        "completion_tokens": record.completion_tokens,
+        "outcome": None if record.outcome == "-" else record.outcome,
+        "first_token_s": None if record.first_token_s is None else round(record.first_token_s, 6),
+        "total_s": round(total_s, 6),
+    }
 
 
 def _finished(record: RequestRecord, route: str) -> Finished:

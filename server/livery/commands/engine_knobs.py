@@ -37,6 +37,7 @@ def engine_config(settings: Settings, model: Path) -> EngineConfig:
         decoder=settings.decoder,
         deterministic=settings.deterministic,
         log_level=settings.log_level,
+        log_format=settings.log_format,
         hang_s=settings.hang_timeout,
         restarts=settings.engine_restarts,
     )

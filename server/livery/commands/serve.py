@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
+from livery import logs
 from livery.api.app import create_app
 from livery.api.edges import EdgeConfig, EdgeServer
 from livery.assembly import Assembly, ServerParts, assemble
@@ -58,7 +59,7 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
         raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
     folder = DataFolder(settings.data_folder)
     folder.make()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(settings.log_level, settings.log_format)
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # what became of a change is said by the adapter source
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with closing(TenantStore.open(folder.tenants_url(settings.registry))) as tenants:

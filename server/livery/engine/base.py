@@ -270,6 +270,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     decoder: Literal["auto", "transformers"] = "auto"
     deterministic: bool = False  # logits of a request are the same bits in any company; refused where they can't be
     log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"
     hang_s: float = 4.0  # the least that is taken for a hang: seconds without a sign of life, or in an unusual step
     restarts: int = 5  # of an engine that was lost, within ten minutes; 0: none, its end is the server's
 

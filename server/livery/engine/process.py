@@ -15,6 +15,7 @@ import threading
 import msgspec
 import zmq
 
+from livery import logs
 from livery.engine import messages as m
 from livery.engine.base import ModelRefused, RequestRefused
 from livery.engine.core import EngineCore
@@ -60,7 +61,7 @@ class EngineProcess:
         start = self._decoder.decode(self._socket.recv())
         if not isinstance(start, m.Start):  # told to stop before it was told to start
             return 0
-        logging.getLogger().setLevel(start.config.log_level.upper())
+        logs.configure(start.config.log_level, start.config.log_format)
         self._pulse.start()
         try:
             runner = ModelRunner(start.config, lambda text: self._send(m.Progress(text)))
@@ -136,7 +137,7 @@ def _patience_ms(core: EngineCore) -> int:
 
 
 def main() -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure("warning", "text")  # until it is told otherwise
     sys.setswitchinterval(SWITCH_S)
     process = EngineProcess(sys.argv[1], int(sys.argv[2]))
     try:

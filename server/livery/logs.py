@@ -1,0 +1,73 @@
+"""Log lines as text for people or as JSON for machines, in the server's process and the engine's alike.
+
+One record is one line, whatever names and messages hold: what could end a line or move a terminal's cursor is escaped.
+Fields of a record (`extra={"fields": {...}}`) are told as fields in JSON; text has them in its message.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+LogFormat = Literal["text", "json"]
+
+# The request that the running task belongs to, where it belongs to one.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+_TRACE = "    | "  # before each line of a traceback, so that none passes for a record
+
+
+def configure(level: str, form: LogFormat) -> None:
+    """Send everything from this level on to standard error in this form, in place of what was configured."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+class TextLines(logging.Formatter):
+    """`TIME LEVEL LOGGER MESSAGE`, a traceback indented below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = _when(record).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
+        line = f"{when} {record.levelname} {record.name} {on_one_line(record.getMessage())}"
+        trace = "".join(f"\n{_TRACE}{on_one_line(part)}" for part in self._trace(record).splitlines())
+        return line + trace
+
+    def _trace(self, record: logging.LogRecord) -> str:
+        return self.formatException(record.exc_info) if record.exc_info else ""
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, request_id, and the record's own fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told: dict[str, Any] = {
+            "time": _when(record).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request := request_id.get():
+            told["request_id"] = request
+        told |= getattr(record, "fields", {})
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(told, default=str)
+
+
+def on_one_line(text: str) -> str:
+    """The text with everything escaped that isn't printable, as Python would write it."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def _when(record: logging.LogRecord) -> datetime:
+    return datetime.fromtimestamp(record.created).astimezone()
