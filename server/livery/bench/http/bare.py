@@ -33,7 +33,7 @@ async def _admit(self: Admission, model: str, caller: Caller, _: Asked) -> Admit
     return admitted
 
 
-async def _start(_: KeyRing) -> None: ...
+async def _start(*_: object) -> None: ...
 
 
 def take_tenancy_away() -> None:
@@ -42,7 +42,7 @@ def take_tenancy_away() -> None:
         (Admission, "admit", _admit),
         (Boundary, "_tell_rates", lambda *_: None),
         (Doors, "admit", lambda *_: OPERATOR),
-        (Flusher, "start", lambda _: None),
+        (Flusher, "start", lambda *_: None),
         (KeyRing, "start", _start),
     ):
         setattr(owner, name, instead)
