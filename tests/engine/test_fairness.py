@@ -301,6 +301,24 @@ def test_what_was_missed_while_away_is_not_made_up_for() -> None:
     assert 0.4 < share < 0.6
 
 
+def test_what_was_not_asked_for_is_not_made_up_for_either() -> None:
+    """One long answer beside a flood is less than a fair share; requests that come later don't get the rest of it."""
+    city = City(running=4, tokens=16, blocks=512)
+    for _ in range(200):
+        city.ask("a", 4, 20)
+    city.ask("b", 4, 400)
+    for _ in range(200):
+        city.step()
+    assert city.waiting("b") == 0
+    served = city.served.copy()
+    for _ in range(50):
+        city.ask("b", 4, 20)
+    for _ in range(60):
+        city.step()
+    share = (city.served["b"] - served["b"]) / (city.served["a"] - served["a"] + city.served["b"] - served["b"])
+    assert 0.4 < share < 0.6
+
+
 def test_a_token_costs_what_is_streamed_for_it() -> None:
     """A tenant whose adapter is as large as the base gets half the tokens."""
     city = City(running=4, weight_bytes=10 * PAGE_BYTES)
