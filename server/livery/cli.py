@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from livery import __version__
-from livery.commands import adapters, data, doctor, keys, tenants
+from livery.commands import adapters, data, doctor, keys, tenants, top
 from livery.commands.asking import CommandFailed
 from livery.commands.engine_knobs import ENGINE_KNOBS
 from livery.commands.options import takes_settings
@@ -44,6 +44,7 @@ app = typer.Typer(
 )
 app.command("serve")(takes_settings(serve))
 app.command("doctor")(takes_settings(doctor.doctor, ENGINE_KNOBS, {"model": "any"}))
+app.command("top")(top.top)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")

@@ -4,7 +4,7 @@ import { ago, bytes, el, kind, NONE, number, part, say, seconds } from "./dom.js
 import { Detail } from "./detail.js";
 import { Loading } from "./loading.js";
 
-const PAGE = 25;
+export const PAGE = 15;
 const COLUMNS = [
   { name: "name", title: "Adapter" },
   { name: "tier", title: "Where" },
@@ -12,8 +12,8 @@ const COLUMNS = [
   { name: "bytes", title: "Size", number: true, narrow: "narrow-out" },
   { name: "requests", title: "Requests", number: true, narrow: "narrow-out" },
   { name: "tokens", title: "Tokens", number: true },
-  { name: "ttft_p50_s", title: "First token, half", number: true, narrow: "narrow-out" },
-  { name: "ttft_p95_s", title: "95 %", number: true, narrow: "narrow-out" },
+  { name: "ttft_p50_s", title: "TTFT p50", number: true, narrow: "narrow-out" },
+  { name: "ttft_p95_s", title: "TTFT p95", number: true, narrow: "narrow-out" },
   { name: "last_used_s", title: "Used", number: true },
 ];
 // What is looked at first is the most of it; names, and how long ago, begin at the smallest.
@@ -83,11 +83,12 @@ export class Adapters {
 
   makeRow(name) {
     const row = { adapter: null, cells: {} };
-    const opens = el("button", { type: "button", className: "name", textContent: name });
+    const opens = el("button", { type: "button", className: "name" }, ...breakable(name));
     opens.addEventListener("click", () => this.detail.open(row.adapter));
     row.pin = el("span", { className: "pin", textContent: "pinned" });
     row.trouble = el("span", { className: "trouble" });
-    row.tier = el("span", { className: "tier" });
+    row.where = el("span", { className: "words" });
+    row.tier = el("span", { className: "tier" }, row.where);
     row.live = el("span", { className: "live" });
     row.count = el("span");
     const cells = COLUMNS.map((column) => {
@@ -135,6 +136,9 @@ export class Adapters {
   }
 }
 
+/** A name in pieces that a line may end between. */
+const breakable = (name) => name.split(/(?<=[/_-])/).flatMap((piece, place) => (place ? [el("wbr"), piece] : [piece]));
+
 function fill(row, adapter) {
   const { cells } = row;
   const quiet = adapter.state === "ready" || adapter.state === "registered";
@@ -142,7 +146,7 @@ function fill(row, adapter) {
   row.trouble.hidden = quiet && !adapter.error;
   say(row.trouble, adapter.error?.message ?? adapter.state);
   row.tier.dataset.tier = adapter.tier ?? "none";
-  say(row.tier, TIERS[adapter.tier] ?? adapter.state);
+  say(row.where, TIERS[adapter.tier] ?? adapter.state);
   say(cells.peft_type, kind(adapter));
   say(cells.bytes, bytes(adapter.bytes).join(" "));
   say(row.live, adapter.running ? `${number(adapter.running)} running` : "");

@@ -1,6 +1,6 @@
 // The page: a login where the server asks for a key and nothing else; the console, asked for anew every two seconds.
 
-import { Adapters } from "./adapters.js";
+import { Adapters, PAGE } from "./adapters.js";
 import { notice, part, say } from "./dom.js";
 import { showOverview } from "./overview.js";
 import { Requests } from "./requests.js";
@@ -51,7 +51,7 @@ async function refresh() {
   const mine = ++turn;
   clearTimeout(timer);
   try {
-    const found = await status(shown ? shown.adapters.query : { limit: 25 });
+    const found = await status(shown ? shown.adapters.query : { limit: PAGE });
     if (mine !== turn) return;
     if (!shown) showConsole();
     showOverview(root, found);

@@ -1,23 +1,35 @@
 // The tiles: throughput with its last minute, requests, KV cache, memory for adapters.
 
-import { bytes, number, part, say, span } from "./dom.js";
+import { bytes, number, part, say, seconds, span } from "./dom.js";
 
 const WIDTH = 600;
 const HEIGHT = 96;
+
+let before = null; // the last status: what steps take is worked out from two
 
 export function showOverview(root, found) {
   const { base, engine, throughput, load, memory } = found;
   say(part(root, "base-name"), base.name);
   const facts = [engine.device, engine.dtype, engine.threads ? `${engine.threads} threads` : null];
-  say(part(root, "base-facts"), `${facts.filter(Boolean).join(" · ")} · up ${span(found.server.uptime_s)}`);
+  say(part(root, "base-facts"), `${facts.filter((fact) => fact && fact !== "none").join(" · ")} · up ${span(found.server.uptime_s)}`);
   document.title = `${number(throughput.generated_per_s)} tok/s · Livery`;
   say(part(root, "rate"), number(throughput.generated_per_s));
   say(part(root, "prompt-rate"), `${number(throughput.prompt_per_s)} prompt tokens/s`);
   draw(root, throughput.generated_by_second);
   say(part(root, "running"), number(load.running ?? load.open));
   say(part(root, "waiting"), number(load.waiting));
-  say(part(root, "steps"), load.steps === null ? "" : `${number(load.steps)} steps`);
+  say(part(root, "steps"), steps(found));
+  before = found;
   showMemory(root, memory);
+}
+
+/** How many steps there were in a second since the last status. */
+function steps(found) {
+  if (found.load.steps === null || !before || before.load.steps === null) return "";
+  const passed = found.server.uptime_s - before.server.uptime_s;
+  const done = found.load.steps - before.load.steps;
+  if (passed <= 0 || done <= 0) return "No steps right now";
+  return `${number(done / passed)} steps/s, ${seconds(passed / done)} each`;
 }
 
 function showMemory(root, memory) {

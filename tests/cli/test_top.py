@@ -1,0 +1,104 @@
+"""`livery top` against a live server: one frame for scripts, a screen that goes on, and what it says when it can't."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+
+import pytest
+
+from api.conftest import _servers
+from api.live_server import LiveServer, Serve, Setup
+from api.peft_files import make_adapter
+from cli.conftest import Livery
+from livery.management import AddOptions
+from livery.models import resolve_model
+from livery.text import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    tokenizer = Tokenizer.from_directory(resolve_model("smollm2-135m-instruct").path)
+    with _servers(tokenizer, tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def busy(started: Serve, tmp_path_factory: pytest.TempPathFactory) -> LiveServer:
+    """A server with two adapters, one of which was asked three times."""
+    folder = tmp_path_factory.mktemp("busy")
+    make_adapter(folder / "adapters" / ".pool" / "one")
+    server = started(folder=folder)
+    for name in ("idle", "team/busy"):
+        server.call(server.management.put(name, ".pool/one", AddOptions()))
+    server.call(server.management.pin("team/busy", True))
+    for _ in range(3):
+        server.client().completions.create(model="team/busy", prompt=[1000, 1001], max_tokens=4)
+    return server
+
+
+def cells(line: str) -> list[str]:
+    return line.split()
+
+
+def test_one_frame_says_it_all(busy: LiveServer, livery: Livery) -> None:
+    done = livery("top", "--url", busy.url, "--once")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].startswith("Livery base-model")
+    assert "0 running, 0 waiting" in done.out
+    first, second = lines[-3:-1]
+    assert cells(first)[:6] == ["team/busy", "pinned", "●", "device", "LORA", "2"]
+    assert cells(first)[9:11] == ["3", "18"]
+    assert cells(second)[0] == "idle"
+    assert lines[-1].strip() == "by tokens"
+
+
+def test_a_frame_holds_what_is_searched_for(busy: LiveServer, livery: Livery) -> None:
+    done = livery("top", "--url", busy.url, "--once", "--search", "BUSY")
+    assert "team/busy" in done.out
+    assert "idle" not in done.out
+
+
+def test_says_where_nobody_answers_and_who_is_not_let_in(started: Serve, livery: Livery) -> None:
+    done = livery("top", "--url", "http://127.0.0.1:9", "--once")
+    assert (done.code, "http://127.0.0.1:9" in done.err, "livery serve" in done.err) == (1, True, True)
+    server = started(Setup(api_key="sk-operator"))
+    refused = livery("top", "--url", server.url, "--once")
+    assert (refused.code, "API key" in refused.err) == (1, True)
+    assert livery("top", "--url", server.url, "--once", "--key", "sk-operator").code == 0
+
+
+def test_without_a_terminal_it_says_how(busy: LiveServer, livery: Livery) -> None:
+    done = livery("top", "--url", busy.url)
+    assert (done.code, "--once" in done.err) == (1, True)
+
+
+def test_a_screen_goes_on_until_ctrl_c_and_leaves_the_terminal_as_it_was(busy: LiveServer) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (30, 140))
+    before = termios.tcgetattr(theirs)
+    environment = os.environ | {"TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "livery", "top", "--url", busy.url, "--interval", "0.2"]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as process:
+        try:
+            seen = b""
+            while seen.count(b"team/busy") < 3:  # several frames
+                seen += os.read(ours, 65536)
+            process.send_signal(signal.SIGINT)
+            while b"\x1b[?1049l" not in seen:  # the screen that was there before is back
+                seen += os.read(ours, 65536)
+            assert process.wait(30) == 0
+            assert b"Traceback" not in seen
+            assert termios.tcgetattr(theirs) == before
+        finally:
+            process.kill()
+            os.close(ours)
+            os.close(theirs)
