@@ -64,14 +64,15 @@ def _overview(found: Json, before: Json | None) -> Panel:
 
 
 def _steps(found: Json, before: Json | None) -> str:
-    """Steps a second since the frame before, and how long one took if they followed each other without a pause."""
-    if before is None or None in (found["load"]["steps"], before["load"]["steps"]):
+    """Steps a second since the frame before, and how long one took; the first frame says so of all there were."""
+    load, last = found["load"], before["load"] if before else {"steps": 0, "step_seconds": 0.0}
+    if None in (load["steps"], last["steps"]):
         return ""
-    passed = found["server"]["uptime_s"] - before["server"]["uptime_s"]
-    steps = found["load"]["steps"] - before["load"]["steps"]
+    passed = found["server"]["uptime_s"] - (before["server"]["uptime_s"] if before else 0.0)
+    steps, spent = load["steps"] - last["steps"], load["step_seconds"] - last["step_seconds"]
     if passed <= 0 or steps <= 0:
         return "no steps"
-    return f"{steps / passed:,.1f} steps/s, {seconds(passed / steps)} each"
+    return f"{steps / passed:,.1f} steps/s" + (f", {seconds(spent / steps)} a step" if spent > 0 else "")
 
 
 def _adapters(page: Json) -> Table:

@@ -28,8 +28,9 @@ function steps(found) {
   if (found.load.steps === null || !before || before.load.steps === null) return "";
   const passed = found.server.uptime_s - before.server.uptime_s;
   const done = found.load.steps - before.load.steps;
+  const spent = found.load.step_seconds - before.load.step_seconds;
   if (passed <= 0 || done <= 0) return "No steps right now";
-  return `${number(done / passed)} steps/s, ${seconds(passed / done)} each`;
+  return `${number(done / passed)} steps/s${spent > 0 ? `, ${seconds(spent / done)} each` : ""}`;
 }
 
 function showMemory(root, memory) {
