@@ -85,6 +85,26 @@ def test_tenants_come_and_go(here: Callable[..., Done]) -> None:
     assert [tenant["name"] for tenant in here("tenants", "ls", "--json").json()["data"]] == ["default", "zeta"]
 
 
+def test_what_people_copy_is_never_folded(here: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    tenant = "acme-department-of-very-long-names-1234"
+    made = here("keys", "create", "--tenant", tenant, "--role", "owner", "--expires", "30d", "--json").json()
+    here("tenants", "set", tenant, "--disabled")
+    listed = here("keys", "ls").out
+    for word in (made["id"], tenant, "owner", "valid", "everything"):
+        assert word in listed
+    assert "limits" not in listed  # nobody has any
+    here("tenants", "set", tenant, "--limit", "requests_per_minute=60", "--limit", "concurrent_requests=4")
+    told = here("tenants", "ls").out
+    assert tenant in told
+    assert "disabled" in told
+    here("keys", "create", "--tenant", tenant, "--allow", "own,base", "--limit", "n=2")
+    monkeypatch.setenv("COLUMNS", "160")
+    listed = here("keys", "ls").out
+    assert "own, base" in listed
+    assert "n=2" in listed
+
+
 def test_a_tenant_is_kept_off_adapters_that_are_there(here: Callable[..., Done], tmp_path: Path) -> None:
     data_folder(tmp_path / "data")
     assert here("adapters", "add", "acme/sql", make_adapter(tmp_path / "made")).code == 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from livery.adapter_views import Json
 from livery_adapters.profile import read_profile, write_profile
@@ -21,11 +22,9 @@ MODULES_SHOWN = 12  # adapters name a handful of kinds of modules; a list of hun
 def listing(answer: Json) -> None:
     """A page of adapters, and what is to be known of single ones below it."""
     over = f" over {escape(answer['base'])}" if answer["base"] else ""
-    table = new_table(f"Adapters{over}", ("name", "state", "version", "ranks", "size", "in memory", "running"))
-    for adapter in answer["data"]:
-        table.add_row(*_row(adapter))
+    columns = ("name", "state", "version", "ranks", "size", "in memory", "running")
+    print_table(f"Adapters{over}", columns, map(_row, answer["data"]), whole=("name", "version"))
     console = Console(soft_wrap=True)
-    console.print(table)
     for adapter in answer["data"]:
         notes = [adapter["error"]] if adapter["error"] else adapter.get("coverage", {}).get("warnings", ())
         for note in notes:
@@ -65,18 +64,19 @@ def report(answer: Json) -> None:
 
 def history(answer: Json) -> None:
     """The versions of a name, newest first."""
-    table = new_table(f"Versions of {escape(answer['name'])}", ("version", "digest", "state", "type", "size", "added"))
-    for version in answer["data"]:
-        state = "active" if version["active"] else "kept" if version["proven"] else "not run yet"
-        table.add_row(
+    columns = ("version", "digest", "state", "type", "size", "added")
+    rows = [
+        (
             str(version["version"]),
             version["digest"][:12],
-            state,
+            "active" if version["active"] else "kept" if version["proven"] else "not run yet",
             version["peft_type"],
             size(version["bytes"]),
             time_text(version["created"]),
         )
-    Console(soft_wrap=True).print(table)
+        for version in answer["data"]
+    ]
+    print_table(f"Versions of {escape(answer['name'])}", columns, rows, whole=("version", "digest", "state"))
 
 
 def profile(answer: Json) -> None:
@@ -85,10 +85,8 @@ def profile(answer: Json) -> None:
 
 
 def aliases(answer: Json) -> None:
-    table = new_table("Aliases", ("name", "targets", "sticky"))
-    for alias in answer["data"]:
-        table.add_row(escape(alias["name"]), _targets(alias), alias["sticky"])
-    Console(soft_wrap=True).print(table)
+    rows = [(escape(alias["name"]), _targets(alias), alias["sticky"]) for alias in answer["data"]]
+    print_table("Aliases", ("name", "targets", "sticky"), rows, whole=("name", "sticky"))
 
 
 def alias(answer: Json) -> None:
@@ -157,12 +155,24 @@ def size(nbytes: int) -> str:
     return f"{nbytes / 1e6:.1f} MB"
 
 
-def new_table(title: str, columns: Iterable[str]) -> Table:
-    """A table to fill."""
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], whole: Iterable[str] = ()) -> None:
+    """Rows of markup. Columns without a word in them are left out; those named in `whole` are never folded.
+
+    Where even so the terminal is too narrow, lines are longer than it is wide: what people copy stays in one piece.
+    """
+    lines = list(rows)
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    kept = [index for index in range(len(columns)) if not lines or any(line[index] for line in lines)]
+    for index in kept:
+        name = columns[index]
+        cells = [name, *(line[index] for line in lines)] if name in whole else []
+        least = max((Text.from_markup(cell).cell_len for cell in cells), default=None)
+        table.add_column(name, overflow="fold", min_width=least)
+    for line in lines:
+        table.add_row(*(line[index] for index in kept))
+    console = Console(soft_wrap=True)
+    console.width = max(console.width, console.measure(table).minimum)
+    console.print(table)
 
 
 def time_text(seconds: float) -> str:

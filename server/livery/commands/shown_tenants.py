@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.markup import escape
 
 from livery.adapter_views import Json
-from livery.commands.shown import new_table, print_facts, say, time_text
+from livery.commands.shown import print_facts, print_table, say, time_text
+from livery.tenancy import EVERYTHING
 
 
 def tenants(answer: Json) -> None:
-    listed = new_table("Tenants", ("name", "weight", "limits", "since", ""))
-    for one in answer["data"]:
-        listed.add_row(
+    rows = [
+        (
             escape(one["name"]),
+            "disabled" if one["disabled"] else "in use",
             f"{one['weight']:g}",
             _limits(one["limits"]),
             time_text(one["created"]),
-            "disabled" if one["disabled"] else "",
         )
-    Console(soft_wrap=True).print(listed)
+        for one in answer["data"]
+    ]
+    columns = ("name", "state", "weight", "limits", "since")
+    print_table("Tenants", columns, rows, whole=("name", "state", "weight"))
 
 
 def tenant(answer: Json) -> None:
@@ -39,20 +41,22 @@ def deleted(answer: Json) -> None:
 
 
 def keys(answer: Json) -> None:
-    listed = new_table("Keys", ("id", "tenant", "role", "state", "may ask", "limits", "label", "made", "expires"))
-    for key in answer["data"]:
-        listed.add_row(
+    rows = [
+        (
             key["id"],
             escape(key["tenant"]),
             key["role"],
             key["state"],
-            escape(", ".join(key["allow"])),
+            _allowed(key["allow"]),
             _limits(key["limits"]),
             escape(key["label"]),
             time_text(key["created"]),
             _expires(key),
         )
-    Console(soft_wrap=True).print(listed)
+        for key in answer["data"]
+    ]
+    columns = ("id", "tenant", "role", "state", "may ask", "limits", "label", "made", "expires")
+    print_table("Keys", columns, rows, whole=("id", "tenant", "role", "state"))
 
 
 def about_key(answer: Json, place: str) -> str:
@@ -68,6 +72,10 @@ def about_key(answer: Json, place: str) -> str:
 
 def revoked(answer: Json) -> None:
     say(f"key {answer['id']} of tenant {answer['tenant']} is revoked")
+
+
+def _allowed(words: list[str]) -> str:
+    return "everything" if set(EVERYTHING) <= set(words) else escape(", ".join(words))
 
 
 def _limits(limits: Json) -> str:

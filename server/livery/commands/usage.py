@@ -116,6 +116,9 @@ def _show(page: Json) -> None:
         counts = [f"{line[name]:,}" for name in COUNTED]
         table.add_row(*(escape(line[name][:12] if name == "version" else line[name]) for name in page["by"]), *counts)
     console = Console(soft_wrap=True)
+    console.print(
+        f"by {' and '.join(page['by'])}, times in UTC (--by: tenant, key, adapter, version, hour, day)", highlight=False
+    )
     console.print(table)
     if page["next_after"] is not None:
         console.print(f"more: the same with --after {page['next_after']}", highlight=False)
