@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from livery.engine.base import AdapterRef
 from livery.engine.pages import PAGE_BYTES
-from livery.engine.reads import READ_AHEAD
+from livery.engine.reads import NOT_WANTED, READ_AHEAD, ReadQueue
 from livery.engine.residency import Residency
 
 PLENTY = 1000
@@ -284,3 +284,10 @@ def test_shreds_of_memory_are_made_room_of() -> None:
     tiers.arrive(wide=5)
     assert tiers.place() == ["wide"]
     assert len(tiers.residency.resident) < 4
+
+
+def test_what_nobody_wants_any_more_is_not_read_however_much_may_be() -> None:
+    queue = ReadQueue()
+    queue.add(ref("left"))
+    assert queue.take({}, lambda _: NOT_WANTED) == []
+    assert "left" not in queue

@@ -70,10 +70,10 @@ class ReadQueue:
         """
         taken: list[AdapterRef] = []
         while len(self._begun) < READ_AHEAD and len(self._refs) > len(self._begun):
-            waiting = [digest for digest in self._refs if digest not in self._begun]
-            for digest in waiting:
-                if digest not in ranks and digest not in self._asked:
+            for digest in [digest for digest in self._refs if digest not in self._begun | self._asked]:
+                if digest not in ranks:
                     self.end(digest)
+            waiting = [digest for digest in self._refs if digest not in self._begun]
             most = last(len(self._begun))
             ready = [d for d in waiting if d in self._asked or ranks.get(d, NOT_WANTED) <= most]
             if not ready:
