@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.beside": set(),
     "livery.activity": set(),
     "livery.logs": set(),
+    "livery.spans": SEAM,
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
     "livery.roster": {"livery_adapters"},
     "livery.overview": SEAM
@@ -123,7 +124,7 @@ ALLOWED: dict[str, set[str]] = {
                 "management",
                 "metrics",
             ),
-            *("overview", "reading", "service", "tenancy", "tools"),
+            *("overview", "reading", "service", "spans", "tenancy", "tools"),
         )
     }
     | {"livery_adapters"},

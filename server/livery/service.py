@@ -151,7 +151,7 @@ class GenerationService:
             check_task(lease, "generate")
             profile = profile_of(lease)
             job = within_limits(dressed(job, profile))
-            tokenizer = await self._tokenizer_of(lease)
+            tokenizer, began = await self._tokenizer_of(lease), time.perf_counter()
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
             job = held_to_strict(told_of_tools(job, reading, tokenizer.template), reading, tokenizer.special_tokens)
             requests, prompt_tokens = await self._requests(job, lease, tokenizer)
@@ -167,7 +167,7 @@ class GenerationService:
             tokenizer,
             requests,
             job.options,
-            self._meter(lease, job.caller),
+            self._meter(lease, job.caller, began),
             usage,
             admitted,
             [_echoed(prompt, job) for prompt in job.prompts for _ in range(each)],
@@ -328,10 +328,10 @@ class GenerationService:
             raise UnknownModel(name, f"the base model served here is {plain}{at}{digest[:DIGEST_SHOWN]}")
         return True
 
-    def _meter(self, lease: Lease | None, caller: Caller) -> RequestMeter:
-        if lease is None:
-            return self.metrics.begin(tenant=caller.tenant)
-        return self.metrics.begin(lease.full_name, lease.ref.digest, caller.tenant)
+    def _meter(self, lease: Lease | None, caller: Caller, encoding: float | None = None) -> RequestMeter:
+        """The request's clock, whose prompts began to be encoded then."""
+        name, digest = (lease.full_name, lease.ref.digest) if lease else (None, None)
+        return self.metrics.begin(name, digest, caller.tenant, encoding)
 
     def _server_of(self, lease: Lease | None) -> tuple[str, str, str]:
         """What serves a request: its name as the caller knows it, that in full, and its digest."""

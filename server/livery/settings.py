@@ -179,6 +179,11 @@ class Settings(BaseModel):
     metrics_max_adapters: int = Field(200, ge=0, description="Adapters with metrics of their own; the rest add up")
     log_level: Annotated[Level, BeforeValidator(_lower)] = Field("info", description="debug, info, warning or error")
 
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"https?://\S+",
+        description="OTLP/HTTP collector for each request's trace; needs livery[otel]",
+    )
     log_format: Literal["text", "json"] = Field("text", description="text for people, or json: an object a line")
 
     @property

@@ -30,6 +30,7 @@ from livery.api.unknown_fields import UnknownFields
 from livery.management import AdapterManagement
 from livery.overview import Overview
 from livery.service import GenerationService
+from livery.spans import Tracing
 from livery.tenancy import Doors, Purpose, TenantManagement, UsageStore
 
 RATE_HEADERS = tuple(
@@ -65,6 +66,7 @@ def create_app(
     root_path: str = "",
     strict_params: bool = False,
     request_timeout_s: float = 0.0,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application over a service that is ready to take requests; pages of `cors_origins` may call it.
 
@@ -74,7 +76,7 @@ def create_app(
     app = _application("Livery")
     unknown = UnknownFields(service.metrics, strict=strict_params)
     app.state.context = Context(service, management, usage, keep_alive_s, unknown, Overview(service), request_timeout_s)
-    _mount(app, ROUTERS, doors, service, root_path=root_path)
+    _mount(app, ROUTERS, doors, service, root_path=root_path, tracing=tracing)
     if cors_origins:  # outside the boundary: a browser asks without a key whether it may ask
         app.add_middleware(
             CORSMiddleware,
@@ -116,6 +118,7 @@ def _mount(
     *,
     rest: Purpose = "ask",
     root_path: str = "",
+    tracing: Tracing | None = None,
 ) -> None:
     """Give an application its routes, the answers for what goes wrong, and the boundary around them."""
     for router, _ in routers:
@@ -129,4 +132,5 @@ def _mount(
         limiter=service.admission.limiter,
         draining=lambda: service.draining,
         root_path=root_path,
+        tracing=tracing,
     )

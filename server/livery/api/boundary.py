@@ -21,8 +21,9 @@ from livery.api.access import LOOKING, Access
 from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe_at
 from livery.api.routes import route_path
 from livery.api.uploads import is_upload, takes_uploads
-from livery.metrics import Metrics
+from livery.metrics import Metrics, RequestMeter
 from livery.refusals import Draining
+from livery.spans import Timeline, Tracing
 from livery.tenancy import OPERATOR, Doors, Principal, Purpose, RateLimiter
 
 log = logging.getLogger("livery.access")
@@ -54,6 +55,7 @@ class RequestRecord:
     outcome: str = "-"
     principal: Principal = OPERATOR  # whose key it brought
     purpose: Purpose = "ask"
+    meter: RequestMeter | None = None  # its clock, once the engine is asked
 
 
 class Boundary:
@@ -68,8 +70,10 @@ class Boundary:
         limiter: RateLimiter,
         draining: Callable[[], bool],
         root_path: str = "",
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
+        self._tracing = tracing
         self._limiter = limiter
         self._draining = draining
         self._doors = doors
@@ -142,6 +146,8 @@ class Boundary:
         self._metrics.http(route, _method(scope), record.status)
         if scope["method"] == "POST" and record.purpose == "ask":
             self._metrics.activity.note(_finished(record, route))
+            if self._tracing is not None:
+                self._tracing.tell(_timeline(record, _method(scope), route), Headers(scope=scope))
         quiet = record.purpose in PROBES and record.status < 400  # every few seconds, with nothing to say
         level = logging.DEBUG if quiet else logging.INFO
         if not log.isEnabledFor(level):
@@ -162,6 +168,29 @@ class Boundary:
             total_s,
             extra={"fields": _fields(record, _method(scope), route, total_s)},
         )
+
+
+def _timeline(record: RequestRecord, method: str, route: str) -> Timeline:
+    """What becomes the spans of a request that is over."""
+    adapter, _, version = record.served_by.rpartition("@")
+    line = Timeline(record.started, ended=time.perf_counter(), failed=record.status >= 500 or record.outcome == "error")
+    line.attributes = {
+        "http.route": route,
+        "http.request.method": method,
+        "http.response.status_code": record.status,
+        "livery.request_id": record.id,
+        "livery.tenant": record.principal.tenant,
+        "livery.outcome": record.outcome,
+        "gen_ai.response.model": adapter,
+        "livery.version": version if adapter else "",
+        "gen_ai.usage.input_tokens": record.prompt_tokens,
+        "gen_ai.usage.output_tokens": record.completion_tokens,
+    }
+    if (meter := record.meter) is not None:
+        line.submitted, line.times = meter.started, meter.times
+        line.tokenised = None if meter.encoding is None else (meter.encoding, meter.started)
+        line.first_token = None if meter.first_token_s is None else meter.started + meter.first_token_s
+    return line
 
 
 def _fields(record: RequestRecord, method: str, route: str, total_s: float) -> dict[str, object]:

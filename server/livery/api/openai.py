@@ -119,7 +119,7 @@ async def _answer(
     """Stream or collect an opened job; it is closed whatever happens."""
     generation = opened.generation
     record: RequestRecord = request.state.record
-    record.served_by = opened.in_full
+    record.served_by, record.meter = opened.in_full, generation.meter
     headers = {"x-livery-adapter": opened.served_by}
 
     def close() -> None:

@@ -106,6 +106,7 @@ async def _answer(
     job = replace(job, until=until(request, body.timeout, context.request_timeout_s))
     opened = await context.service.pool(job)
     record.served_by, usage = opened.in_full, opened.answer.usage
+    record.meter = opened.answer.meter
     try:
         vectors = await opened.answer.vectors()
     finally:

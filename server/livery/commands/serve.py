@@ -29,6 +29,7 @@ from livery.listening import Listener, listen, listen_for_admins
 from livery.models import ResolvedModel, resolve_model
 from livery.reading import ParserNames
 from livery.settings import Settings, SettingsError, revealed
+from livery.spans import Tracing, TracingUnavailable
 from livery.tenancy import Doors, TenantStore, check_binding
 from livery.text import Tokenizer
 from livery_adapters.refusal import Limits
@@ -97,6 +98,7 @@ async def _serve(
     assert main is not None
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, main.cancel)
+    tracing = _tracing(settings)
     loop.set_default_executor(ThreadPoolExecutor(IO_THREADS, "livery"))
     with ExitStack() as held:
         with _stages(f"loading {resolved.name}") as say:
@@ -108,7 +110,7 @@ async def _serve(
             except BaseException:
                 await engine.stop()
                 raise
-        server = _Server(settings, parts, _doors(settings, parts), listener, admin, engine)
+        server = _Server(settings, parts, _doors(settings, parts), listener, admin, engine, tracing)
         try:
             async with _ended_by_death(engine, server), admin_api(settings, parts, admin):
                 await server.serve(sockets=[listener.socket])
@@ -117,8 +119,20 @@ async def _serve(
                 engine.kill()
             await parts.stop()
             await engine.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
         if server.hurried is not None:
             raise SystemExit(128 + server.hurried)
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    """Where traces go, if anywhere. Raises SettingsError without the packages for it."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        return Tracing(settings.otlp_endpoint)
+    except TracingUnavailable as missing:
+        raise SettingsError(str(missing)) from None
 
 
 def _doors(settings: Settings, parts: ServerParts) -> Doors:
@@ -209,6 +223,7 @@ class _Server(EdgeServer):
         listener: Listener,
         admin: Listener | None,
         engine: Engine,
+        tracing: Tracing | None,
     ) -> None:
         config = EdgeConfig(
             create_app(
@@ -220,6 +235,7 @@ class _Server(EdgeServer):
                 root_path=settings.root_path,
                 strict_params=settings.strict_params,
                 request_timeout_s=settings.request_timeout,
+                tracing=tracing,
             ),
             max_connections=settings.max_connections,
             timeout_graceful_shutdown=settings.drain_timeout,

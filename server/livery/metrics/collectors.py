@@ -44,15 +44,20 @@ class Metrics:
         self._http: dict[tuple[str, str, str], int] = {}  # (route, method, status) -> responses
 
     def begin(
-        self, adapter: str | None = None, digest: str | None = None, tenant: str = DEFAULT_TENANT
+        self,
+        adapter: str | None = None,
+        digest: str | None = None,
+        tenant: str = DEFAULT_TENANT,
+        encoding: float | None = None,
     ) -> RequestMeter:
         """Start the clock of one admitted request.
 
-        `adapter` is its registered name, None for the base; `digest` what the engine knows its version by.
+        `adapter` is its registered name, None for the base; `digest` what the engine knows its version by. `encoding`:
+        when its prompts began to be encoded, by time.perf_counter.
         """
         if adapter is not None and digest is not None:
             self._residents.asked(adapter, digest)
-        return RequestMeter(self._books, adapter, tenant)
+        return RequestMeter(self._books, adapter, tenant, encoding)
 
     def throttled(self, tenant: str, reason: Throttle) -> None:
         """A request of a tenant was told to come later."""

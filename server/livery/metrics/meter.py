@@ -28,12 +28,13 @@ class Books:
 class RequestMeter:
     """The clock and counts of one request; `close` writes what was not yet written."""
 
-    def __init__(self, books: Books, adapter: str | None, tenant: str) -> None:
+    def __init__(self, books: Books, adapter: str | None, tenant: str, encoding: float | None) -> None:
         self._tenant = tenant
         self._books = books
         self._series = books.requests
         self._adapter = adapter
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
+        self.encoding = encoding  # when its prompts began to be encoded, which ended as this started
         self._last: dict[int, float] = {}  # sequence -> time of its newest token
         self.first_token_s: float | None = None
         self.outcome: Outcome | None = None
@@ -45,7 +46,7 @@ class RequestMeter:
 
     @property
     def elapsed_s(self) -> float:
-        return time.perf_counter() - self._started
+        return time.perf_counter() - self.started
 
     def tokens(self, sequence: int, count: int) -> None:
         """So many new tokens of a sequence have come."""
@@ -53,7 +54,7 @@ class RequestMeter:
             return
         now = time.perf_counter()
         if self.first_token_s is None:
-            self.first_token_s = now - self._started
+            self.first_token_s = now - self.started
             self._series.first_token.observe(self.first_token_s)
         if (last := self._last.get(sequence)) is not None:
             self._series.between_tokens.observe((now - last) / count)
@@ -82,7 +83,7 @@ class RequestMeter:
         self._series.longest_answer.observe(self._longest)
         if self.first_token_s is not None:
             last = max(self._last.values())
-            decoding = last - self._started - self.first_token_s
+            decoding = last - self.started - self.first_token_s
             self._series.decoding.observe(decoding)
             self._series.inference.observe(decoding + (self.times.prefill_s if self.times else 0.0))
 
