@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig
+from torch import Tensor
 
 from engine.families import VOCABULARY, save
 from engine.oracle import TOLERANCE, Bench, Oracle, Recorded, ref, save_adapter, save_grown
 from engine.test_parity import MAX_LEN, ROOMY, TIGHT, kv_bytes, prompts
+from livery.engine.arena import Arena
 from livery.engine.base import AdapterRef, EngineConfig, RequestRefused, TokenDelta, TokenLogprobs
 from livery.engine.masks import apply_masks
-from livery.engine.plan import TokenMask
+from livery.engine.plan import SequenceSlice, TokenMask
 
 FAMILIES = {"llama": True, "qwen3": False, "gemma2": True}  # and whether the head is tied; gemma2 runs its own forward
 WIDE = {"block_size": 4, "max_model_len": MAX_LEN, "threads": 1, "prefix_cache": False}
@@ -52,8 +54,17 @@ class Scene:
     def ref(self, name: str) -> AdapterRef:
         return ref(self.folders[name], self.added[name])
 
-    def bench(self, **settings: Any) -> Bench:
-        return Bench(EngineConfig(str(self.base), kv_memory_bytes=kv_bytes(self.base), **ROOMY, **settings))
+    def bench(self, arena: Any = None, **settings: Any) -> Bench:
+        """An engine that has read every adapter already: requests of the base would else be done before the others'."""
+        made = self.unread(arena, **settings)
+        for name in self.folders:
+            made.add(f"read {name}", [3], self.ref(name), max_tokens=1)
+        made.add("read plain", [3], ref(self.plain), max_tokens=1)
+        made.run()
+        return made
+
+    def unread(self, arena: Any = None, **settings: Any) -> Bench:
+        return Bench(EngineConfig(str(self.base), kv_memory_bytes=kv_bytes(self.base), **ROOMY, **settings), arena)
 
     def assert_same(self, prompt: list[int], result: Recorded, folder: Path | None) -> None:
         """Every logit as PEFT computes it for this request alone."""
@@ -81,17 +92,37 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return made
 
 
+def meetings(bench: Bench) -> list[int]:
+    """Grows with every step from now on in which rows of different vocabularies meet: how many vocabularies."""
+    met: list[int] = []
+    forward = bench.runner.forward
+
+    def watched(slices: Sequence[SequenceSlice]) -> Tensor:
+        logits = forward(slices)
+        widths = bench.runner._widths
+        if widths is not None and len(set(widths.rows)) > 1:
+            met.append(len(set(widths.rows)))
+        return logits
+
+    bench.runner.forward = watched  # type: ignore[method-assign]
+    return met
+
+
 def with_own(prompt: list[int], added: int) -> list[int]:
     """A prompt with the first and the last of an adapter's own tokens in its midst."""
     return [*prompt[:3], VOCABULARY, *prompt[3:], VOCABULARY + added - 1, prompt[0]]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("kernels", ["auto", "torch", "arena"])
 def test_a_mixed_batch_is_what_peft_computes_on_resized_models(scene: Scene, kernels: str) -> None:
-    bench = scene.bench(**TIGHT, kernels=kernels)
+    bench = scene.bench(Arena, **TIGHT) if kernels == "arena" else scene.bench(**TIGHT, kernels=kernels)
+    met = meetings(bench)
     asked: dict[str, tuple[list[int], Path | None]] = {}
     drawn = prompts(2 * len(scene.folders) + 2, seed=3)
+    asked["base"], asked["plain"] = (drawn[-1], None), (drawn[-2], scene.plain)
+    bench.add("base", drawn[-1], None, max_tokens=12)
+    bench.add("plain", drawn[-2], ref(scene.plain), max_tokens=12)
     for at, (name, folder) in enumerate(scene.folders.items()):
         prompt, other = with_own(drawn[2 * at], scene.added[name]), drawn[2 * at + 1]
         scene.oracle.assert_visible(other, folder)
@@ -99,10 +130,8 @@ def test_a_mixed_batch_is_what_peft_computes_on_resized_models(scene: Scene, ker
         bench.add(name, prompt, scene.ref(name), max_tokens=4)
         last = VOCABULARY + scene.added[name] - 1
         bench.add(f"{name}-makes", other, scene.ref(name), max_tokens=4, logit_bias={last: 1000.0})
-    asked["base"], asked["plain"] = (drawn[-1], None), (drawn[-2], scene.plain)
-    bench.add("base", drawn[-1], None, max_tokens=6)
-    bench.add("plain", drawn[-2], ref(scene.plain), max_tokens=6)
     results = bench.run()
+    assert max(met) > 2
     for name, (prompt, adapter) in asked.items():
         scene.assert_same(prompt, results[name], adapter)
     for name, added in scene.added.items():
@@ -122,11 +151,11 @@ def logprobs_of(bench: Bench) -> dict[str, list[TokenLogprobs]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_others_get_the_same_bits_beside_it(scene: Scene, deterministic: bool) -> None:
+@pytest.mark.parametrize("settings", [{}, {"deterministic": True}, {"overlap": "on"}], ids=str)
+def test_others_get_the_same_bits_beside_it(scene: Scene, settings: dict[str, Any]) -> None:
     if scene.base.name == "gemma2":
         pytest.skip("torch's own products depend on how many rows there are")
-    bench = scene.bench(**WIDE, deterministic=deterministic)
+    bench = scene.bench(**WIDE, **settings)
     (prompt,) = prompts(1, seed=8)
     asked = {"base": None, "plain": ref(scene.plain)}
     sampling = {"temperature": 1.0, "seed": 4, "logprobs": 3, "prompt_logprobs": 2, "repetition_penalty": 1.2}
@@ -138,7 +167,9 @@ def test_others_get_the_same_bits_beside_it(scene: Scene, deterministic: bool) -
         bench.add(name, prompt, adapter, max_tokens=8, **sampling)
     for name, added in scene.added.items():
         bench.add(f"beside {name}", with_own(prompt, added), scene.ref(name), max_tokens=9, **sampling)
+    met = meetings(bench)
     beside = logprobs_of(bench)
+    assert max(met) > 2
     for name in asked:
         assert bench.results[name].tokens == tokens[name]
         assert beside[name] == alone[name]
@@ -152,7 +183,9 @@ def test_log_probabilities_are_over_its_own_vocabulary(scene: Scene) -> None:
     bench.add("own", prompt, scene.ref("tables"), max_tokens=3, logprobs=VOCABULARY, prompt_logprobs=1)
     bench.add("wide", prompt, scene.ref("tables"), max_tokens=3, logprobs=200, repetition_penalty=1.3)
     bench.add("base", drawn[1], None, max_tokens=3, logprobs=200)
+    met = meetings(bench)
     found = logprobs_of(bench)
+    assert met
     ids = prompt + bench.results["own"].tokens
     expected = torch.log_softmax(scene.oracle.logits(ids, scene.folders["tables"]), dim=-1)
     assert len(found["own"]) == len(ids) - 1
@@ -184,7 +217,9 @@ def test_ids_that_an_adapter_does_not_have_are_refused(scene: Scene) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("claimed", [0, 3])
 def test_a_version_with_other_rows_than_told_of_is_not_loaded(scene: Scene, claimed: int) -> None:
-    bench = scene.bench(**WIDE)
+    with pytest.raises(RequestRefused, match=f"2 tokens of its own, not {claimed}"):
+        scene.bench(**WIDE).add("claims", [3, 4], ref(scene.folders["rows"], claimed), max_tokens=2)
+    bench = scene.unread(**WIDE)
     bench.add("claims", [3, 4], ref(scene.folders["rows"], claimed), max_tokens=2)
     error = bench.run()["claims"].error or ""
     assert f"have 2 tokens beyond the base's, and {claimed} were told of" in error
