@@ -74,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
     "livery.live": {"livery_adapters"},
     "livery.adapter_views": {"livery_adapters"},
-    "livery.intakes": FACTS | {"livery_adapters"},
+    "livery.intakes": FACTS | {"livery.tenancy", "livery_adapters"},
     "livery.origins": FACTS | {"livery.intakes", "livery_adapters"},
     "livery.management": FACTS
     | {f"livery.{part}" for part in ("adapter_views", "intakes", "live", "origins", "tenancy")}

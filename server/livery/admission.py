@@ -14,8 +14,8 @@ before. Knows no HTTP and no engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -182,6 +182,16 @@ class Admission:
             admitted.release()
             raise
         return admitted
+
+    @contextmanager
+    def counting(self, principal: Principal) -> Iterator[None]:
+        """Around a request that asks no model: one of those that its key and tenant may send. Raises LimitExceeded."""
+        with Refusals(principal.tenant, self._throttled):
+            claim = self.limiter.claim(principal)
+        try:
+            yield
+        finally:
+            claim.release()
 
     @asynccontextmanager
     async def visit(self, model: str, caller: Caller) -> AsyncIterator[Lease | None]:

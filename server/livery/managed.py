@@ -38,6 +38,7 @@ class ManagedAdapters:
         self._management = management
         self._principal = principal
         self._admin = principal.role == "admin"
+        self._payer = principal.tenant
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -89,11 +90,11 @@ class ManagedAdapters:
     async def check(self, source: str, *, approximate: int = 0) -> Json:
         """The coverage report of an adapter that isn't taken in."""
         self._check()
-        return await self._management.check(source, approximate=approximate, local=self._admin)
+        return await self._management.check(source, approximate=approximate, local=self._admin, payer=self._payer)
 
     async def check_upload(self, files: Upload, *, approximate: int = 0) -> Json:
         self._check()
-        return await self._management.check_upload(files, approximate=approximate)
+        return await self._management.check_upload(files, approximate=approximate, payer=self._payer)
 
     # -- adapters --------------------------------------------------------------------------------------
 
@@ -215,7 +216,7 @@ class ManagedAdapters:
 
     def _bounded(self, options: AddOptions) -> AddOptions:
         owner = None if self._admin else self._principal.tenant
-        return replace(options, owner=owner, quota=scope.quota(self._principal))
+        return replace(options, owner=owner, quota=scope.quota(self._principal), payer=self._payer)
 
     async def _target(self, alias: str, name: str) -> str:
         """The full name of an adapter that an alias is to lead to. Raises InvalidAlias."""

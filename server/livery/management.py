@@ -21,7 +21,7 @@ from livery.intakes import Intakes
 from livery.live import Live, Offline
 from livery.origins import Origins, Upload, from_upload, kind_of
 from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound
-from livery.tenancy import scope
+from livery.tenancy import OPERATOR, scope
 from livery_adapters.fetching import SourcePolicy
 from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
 from livery_adapters.profile import PROFILE_NAME, Profile, recorded_profile, write_profile
@@ -43,6 +43,7 @@ class AddOptions:
     profile: Profile | None = None
     owner: str | None = None  # None: whom the name says
     quota: Quota = NO_QUOTA
+    payer: str = OPERATOR.tenant  # the tenant that asks for it, on whose account it is on its way
 
 
 class AdapterManagement:
@@ -50,7 +51,8 @@ class AdapterManagement:
 
     What a tenant's key may do, and what it calls things, is said in livery.managed.
 
-    Raises RegistryError (unknown names, conflicts), AdapterRefused (a bad adapter, source or name), TooManyIntakes.
+    Raises RegistryError (unknown names, conflicts), AdapterRefused (a bad adapter, source or name), TooManyIntakes,
+    LimitExceeded.
     """
 
     def __init__(
@@ -138,18 +140,21 @@ class AdapterManagement:
             "data": [version_json(version, active=version.facts.digest == active, whole=False) for version in history],
         }
 
-    async def check(self, source: str, *, approximate: int = 0, local: bool = True) -> Json:
+    async def check(
+        self, source: str, *, approximate: int = 0, local: bool = True, payer: str = OPERATOR.tenant
+    ) -> Json:
         """The coverage report of an adapter that isn't taken in."""
-        return await self._report(self._origins.fill(source, local=local), approximate)
+        return await self._report(self._origins.fill(source, payer, local=local), approximate, payer)
 
-    async def check_upload(self, files: Upload, *, approximate: int = 0) -> Json:
-        return await self._report(from_upload(files), approximate)
+    async def check_upload(self, files: Upload, *, approximate: int = 0, payer: str = OPERATOR.tenant) -> Json:
+        return await self._report(from_upload(files), approximate, payer)
 
     # -- adapters --------------------------------------------------------------------------------------
 
     async def put(self, name: str, source: str, options: AddOptions, *, local: bool = True) -> Json:
         """Take in what `source` holds: hf://, s3://, gs://, az://, or (`local`) a directory the operator allowed."""
-        return await self.take(name, self._origins.fill(source, local=local), kind_of(source), options)
+        fill = self._origins.fill(source, options.payer, local=local)
+        return await self.take(name, fill, kind_of(source), options)
 
     async def upload(self, name: str, files: Upload, options: AddOptions) -> Json:
         """Take in two files as they arrive."""
@@ -175,7 +180,7 @@ class AdapterManagement:
             owner=options.owner or self.owner_of(name),
             quota=options.quota,
         )
-        with self._intakes.claim():
+        with self._intakes.claim(options.payer):
             async with self._live.changing(name, intake.owner):
                 record = await self.library.add(name, fill, intake)
         return await self._record(record)
@@ -327,8 +332,8 @@ class AdapterManagement:
     def _changing(self, name: str) -> AbstractAsyncContextManager[None]:
         return self._live.changing(name, self.owner_of(name))
 
-    async def _report(self, fill: Fill, approximate: int) -> Json:
-        with self._intakes.claim():
+    async def _report(self, fill: Fill, approximate: int, payer: str) -> Json:
+        with self._intakes.claim(payer):
             report = await self.library.check(fill, approximate=approximate)
         return report_json(report)
 

@@ -45,8 +45,11 @@ class Origins:
             )
         return resolved
 
-    def fill(self, text: str, *, local: bool) -> Fill:
-        """Takes in what a source holds; `local`: also a directory of this machine. Raises AdapterRefused."""
+    def fill(self, text: str, tenant: str, *, local: bool) -> Fill:
+        """Takes in what a source holds, on a tenant's account; `local`: also a directory of this machine.
+
+        Raises AdapterRefused.
+        """
         parsed = parse_source(text, self._root)
         if isinstance(parsed, DirectorySource) and not local:
             raise AdapterRefused("source_not_allowed", NO_DIRECTORIES)
@@ -56,7 +59,9 @@ class Origins:
             raise AdapterRefused("source_not_found", f"there is no directory {text[:256]!r}{below}")
 
         async def fill(incoming: Incoming) -> str:
-            origin = await self._intakes.run(lambda interrupt: fetch(source, incoming, _quiet, interrupt=interrupt))
+            origin = await self._intakes.run(
+                tenant, lambda interrupt: fetch(source, incoming, _quiet, interrupt=interrupt)
+            )
             return self.shown(origin.text)
 
         return fill

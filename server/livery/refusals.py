@@ -103,7 +103,7 @@ class GrammarUntried(ServiceRefusal):
 class TooManyIntakes(ServiceRefusal):
     """Too many adapters are on their way in; `retry_after` is in seconds."""
 
-    def __init__(self, limit: int, retry_after: int = 5) -> None:
+    def __init__(self, limit: int, retry_after: int) -> None:
         super().__init__(
             f"The server is already taking in {limit} adapters, which is as many as it does at once. "
             "Please retry when one of them is done."

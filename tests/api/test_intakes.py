@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from starlette.types import Message
 from adapters.hub_server import REPO, HubServer, hang
 from api.live_server import LiveServer, Serve, Setup
 from api.peft_files import make_adapter
+from api.tenants import files
 from livery.api.errors import BodyTooSlow
 from livery.api.uploads import MIN_RATE, SLOW_START_S, UPLOAD_TIMEOUT_S, Pace, uploaded
 from livery.intakes import MAX_INTAKES, Intakes
 from livery.refusals import TooManyIntakes
+from livery.tenancy import LimitExceeded
 from livery_adapters.fetching import Interrupt, Interrupted, SourcePolicy
 
 MULTIPART = {"content-type": "multipart/form-data; boundary=xx"}
@@ -80,10 +83,56 @@ def test_an_upload_keeps_up_a_rate_and_has_an_end(rate: int, ends: float, words:
 
 def test_as_many_intakes_at_once_as_there_are_places() -> None:
     intakes = Intakes(limit=1)
-    with intakes.claim(), pytest.raises(TooManyIntakes), intakes.claim():
+    with intakes.claim("default"), pytest.raises(TooManyIntakes), intakes.claim("default"):
         pass
-    with intakes.claim():
+    with intakes.claim("default"):
         pass
+
+
+def test_a_tenant_leaves_half_of_the_places_to_others() -> None:
+    intakes = Intakes(limit=4)
+    with intakes.claim("acme"), intakes.claim("acme"):
+        with pytest.raises(LimitExceeded, match="a tenant may have 2 at once"), intakes.claim("acme"):
+            pass
+        with intakes.claim("bob"), intakes.claim("default"), pytest.raises(TooManyIntakes), intakes.claim("cora"):
+            pass
+    with intakes.claim("acme"), ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(intakes.claim("default"))
+
+
+def test_slow_uploads_of_one_tenant_leave_room_for_the_others(serve: Serve, tmp_path: Path) -> None:
+    """The first half of each upload comes, and the second when the test has seen what it came for."""
+    server, saved = serve(folder=tmp_path), make_adapter(tmp_path / "saved")
+    keys = {tenant: {"authorization": f"Bearer {server.make_key(tenant, role='owner')}"} for tenant in ("acme", "bob")}
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+
+    def halves() -> Iterator[bytes]:
+        yield OPENING + b"z" * 100
+        arrived.release()
+        go_on.wait(30)
+        yield b"z\r\n--xx--\r\n"
+
+    def slow(number: int) -> int:
+        url = f"{server.url}/v1/adapters/slow{number}/versions"
+        return httpx.post(url, content=halves(), headers=MULTIPART | keys["acme"], timeout=60).status_code
+
+    def upload(tenant: str) -> httpx.Response:
+        return httpx.post(
+            f"{server.url}/v1/adapters/one/versions", files=files(saved), headers=keys[tenant], timeout=60
+        )
+
+    with ThreadPoolExecutor(MAX_INTAKES) as pool:
+        under_way = [pool.submit(slow, number) for number in range(MAX_INTAKES // 2)]
+        for _ in under_way:
+            assert arrived.acquire(timeout=30)
+        refused = upload("acme")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert int(refused.headers["retry-after"]) > 0
+        assert upload("bob").status_code == 200
+        go_on.set()
+        assert [one.result() for one in under_way] == [422] * len(under_way)  # no adapters
+    assert upload("acme").status_code == 200
 
 
 def test_what_was_given_up_keeps_its_place_until_its_thread_ends() -> None:
@@ -100,8 +149,8 @@ def test_what_was_given_up_keeps_its_place_until_its_thread_ends() -> None:
         intakes = Intakes(limit=1)
 
         async def one() -> None:
-            with intakes.claim():
-                await intakes.run(stuck)
+            with intakes.claim("acme"):
+                await intakes.run("acme", stuck)
 
         task = asyncio.create_task(one())
         while not threads:
@@ -111,11 +160,13 @@ def test_what_was_given_up_keeps_its_place_until_its_thread_ends() -> None:
             await task
         with pytest.raises(Interrupted):
             seen.check()
-        with pytest.raises(TooManyIntakes), intakes.claim():
+        with pytest.raises(LimitExceeded), intakes.claim("acme"):
+            pass
+        with pytest.raises(TooManyIntakes), intakes.claim("default"):
             pass
         released.set()
         threads[0].join(30)
-        with intakes.claim():
+        with intakes.claim("acme"):
             pass
 
     asyncio.run(main())
@@ -135,7 +186,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 def test_sources_that_hang_hold_up_neither_requests_nor_the_end(hub: HubServer, serve: Serve, tmp_path: Path) -> None:
     server = serve(Setup(drain_s=0), folder=tmp_path)
     make_adapter(server.adapter_root / ".pool" / "one", seed=1)
-    server.management._policy = SourcePolicy(["hf://", str(server.adapter_root)])
+    server.management._origins._policy = SourcePolicy(["hf://", str(server.adapter_root)])
     arrived = threading.Semaphore(0)
 
     def hanging(handler: BaseHTTPRequestHandler) -> None:

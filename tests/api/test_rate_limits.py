@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -109,6 +112,57 @@ def test_what_is_no_generation_counts_too(server: LiveServer) -> None:
         f"{server.url}/v1/messages", json={"model": BASE, "messages": user, "max_tokens": 2}, headers={"x-api-key": key}
     )
     assert (anthropic.status_code, anthropic.json()["error"]["type"]) == (429, "rate_limit_error")
+
+
+LOOKING = (
+    "/v1/models",
+    "/v1/models/nobody",
+    "/v1/status",
+    "/v1/usage",
+    "/load",
+    "/version",
+    "/v1/adapters",
+    "/v1/aliases",
+)
+
+
+def test_looking_and_managing_count_too(server: LiveServer) -> None:
+    key = server.make_key("managing", role="owner", limits={"requests_per_minute": len(LOOKING) + 3})
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        *(("GET", path, {}) for path in LOOKING),
+        ("PUT", "/v1/adapters/x", {"json": {"source": "hf://no/where"}}),
+        ("POST", "/v1/adapters/x/versions", {"files": {"adapter_config.json": b"{}"}}),
+        ("DELETE", "/v1/adapters/x", {}),
+    ]
+    for expected in (False, True):
+        for method, path, sent in calls:
+            answer = httpx.request(method, f"{server.url}{path}", headers=bearer(key), timeout=30, **sent)
+            assert (answer.status_code == 429) is expected, (method, path, answer.text)
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_an_upload_is_one_of_the_requests_at_a_time_while_it_lasts(server: LiveServer) -> None:
+    key = server.make_key("uploading", role="owner", limits={"concurrent_requests": 1})
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def halves() -> Iterator[bytes]:
+        yield b'--xx\r\ncontent-disposition: form-data; name="adapter_config.json"\r\n\r\n{'
+        arrived.set()
+        go_on.wait(30)
+        yield b"}\r\n--xx--\r\n"
+
+    headers = bearer(key) | {"content-type": "multipart/form-data; boundary=xx"}
+    with ThreadPoolExecutor(1) as pool:
+        url = f"{server.url}/v1/adapters/x/versions"
+        slow = pool.submit(lambda: httpx.post(url, content=halves(), headers=headers, timeout=60))
+        assert arrived.wait(30)
+        while (busy := httpx.get(f"{server.url}/v1/adapters", headers=bearer(key))).status_code != 429:
+            assert busy.status_code == 200
+        assert "(concurrent_requests)" in busy.json()["error"]["message"]
+        assert ask(server, key).status_code == 429
+        go_on.set()
+        assert slow.result().status_code == 422
+    assert httpx.get(f"{server.url}/v1/adapters", headers=bearer(key)).status_code == 200
 
 
 def test_requests_at_a_time_are_counted_until_they_end_or_their_client_leaves(serve: Serve) -> None:

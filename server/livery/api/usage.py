@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from livery.api.answers import answers
 from livery.api.boundary import RequestRecord
-from livery.api.context import ContextDep
+from livery.api.context import COUNTED, ContextDep
 from livery.api.responses import json_response
 from livery.tenancy import UsageStore
 from livery.tenancy.reports import as_csv, asked, page_of
 from livery.tenancy.usage import MOST_TOLD
 
-router = APIRouter()
+router = APIRouter(dependencies=[COUNTED])
 
 Word = Annotated[str | None, Query(max_length=1024)]
 Moment = Annotated[str | None, Query(max_length=64)]
