@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from livery.adapter_text import AdapterText
@@ -147,7 +148,8 @@ class GenerationService:
         asked = asked_by(job, self.info.max_model_len)
         admitted = await self.admission.admit(job.model, job.caller, asked)
         lease = admitted.lease
-        try:
+        with ExitStack() as undo:  # until there is an answer whose closing does it
+            undo.callback(admitted.release)
             check_task(lease, "generate")
             profile = profile_of(lease)
             job = within_limits(dressed(job, profile))
@@ -156,37 +158,31 @@ class GenerationService:
             job = held_to_strict(told_of_tools(job, reading, tokenizer.template), reading, tokenizer.special_tokens)
             requests, prompt_tokens = await self._requests(job, lease, tokenizer)
             admitted.encoded(prompt_tokens, sum(request.sampling.max_tokens for request in requests))
-        except BaseException:
-            admitted.release()
-            raise
-        name, full_name, digest = self._server_of(lease)
-        short, usage, each = digest[:DIGEST_SHOWN], Usage(prompt_tokens=prompt_tokens), job.options.answers_made
-        admitted.answered(full_name, digest, job.caller.principal, usage)
-        generation = Generation(
-            self._engine,
-            tokenizer,
-            requests,
-            job.options,
-            self._meter(lease, job.caller, began),
-            usage,
-            admitted,
-            [_echoed(prompt, job) for prompt in job.prompts for _ in range(each)],
-            reading,
-        )
-        return OpenedJob(
-            generation,
-            f"{name}@{short}",
-            f"{full_name}@{short}",
-            f"livery-{self.info.base_digest[:8]}-{short}",
-            profile,
-        )
+            name, full_name, digest = self._server_of(lease)
+            short, usage, each = digest[:DIGEST_SHOWN], Usage(prompt_tokens=prompt_tokens), job.options.answers_made
+            generation = Generation(
+                self._engine,
+                tokenizer,
+                requests,
+                job.options,
+                self._meter(lease, job.caller, began),
+                usage,
+                admitted,
+                [_echoed(prompt, job) for prompt in job.prompts for _ in range(each)],
+                reading,
+            )
+            admitted.answered(full_name, digest, job.caller.principal, usage)
+            undo.pop_all()
+        fingerprint = f"livery-{self.info.base_digest[:8]}-{short}"
+        return OpenedJob(generation, f"{name}@{short}", f"{full_name}@{short}", fingerprint, profile)
 
     async def pool(self, job: PoolingJob) -> OpenedPooling:
         """Admit a request for vectors, as `open` does one for text."""
         asked = Asked(min(len(job.prompts), AT_ONCE), guessed_tokens(job.prompts, self.info.max_model_len))
         admitted = await self.admission.admit(job.model, job.caller, asked)
         lease = admitted.lease
-        try:
+        with ExitStack() as undo:
+            undo.callback(admitted.release)
             check_task(lease, job.purpose)
             profile = profile_of(lease)
             pooling = pooling_of(job, lease, profile, self.info.shapes.hidden_size)
@@ -202,31 +198,27 @@ class GenerationService:
                 inputs = [without_padding(ids, self.info.pad_token_id) for ids in inputs]
             starts = [activation(ids, lease, job.prompt_param) for ids in inputs]
             admitted.encoded(sum(map(len, inputs)), 0)
-        except BaseException:
-            admitted.release()
-            raise
-        requests = [
-            GenerationRequest(
-                f"{job.request_id}-{index}",
-                ids,
-                SamplingParams(max_tokens=1),
-                lease.ref if lease else None,
-                start,
-                job.caller.tenant,
-                job.cache_salt,
-                pooling,
-                weight=job.caller.principal.weight,
-                resident_bytes=job.caller.resident_bytes,
-            )
-            for index, (ids, start) in enumerate(zip(inputs, starts, strict=True))
-        ]
-        meter = self._meter(lease, job.caller)
-        usage = Usage(prompt_tokens=sum(map(len, inputs)))
-        name, full_name, digest = self._server_of(lease)
-        admitted.answered(full_name, digest, job.caller.principal, usage)
-        answer = PooledAnswer(self._engine, requests, meter, usage, admitted, job.until)
-        short = digest[:DIGEST_SHOWN]
-        return OpenedPooling(answer, f"{name}@{short}", f"{full_name}@{short}", labels_of(lease, profile))
+            requests = [
+                GenerationRequest(
+                    f"{job.request_id}-{index}",
+                    ids,
+                    SamplingParams(max_tokens=1),
+                    lease.ref if lease else None,
+                    start,
+                    job.caller.tenant,
+                    job.cache_salt,
+                    pooling,
+                    weight=job.caller.principal.weight,
+                    resident_bytes=job.caller.resident_bytes,
+                )
+                for index, (ids, start) in enumerate(zip(inputs, starts, strict=True))
+            ]
+            name, full_name, digest = self._server_of(lease)
+            short, labels, usage = digest[:DIGEST_SHOWN], labels_of(lease, profile), Usage(sum(map(len, inputs)))
+            answer = PooledAnswer(self._engine, requests, self._meter(lease, job.caller), usage, admitted, job.until)
+            admitted.answered(full_name, digest, job.caller.principal, usage)
+            undo.pop_all()
+        return OpenedPooling(answer, f"{name}@{short}", f"{full_name}@{short}", labels)
 
     async def tokenize(self, job: Job, *, strings: bool) -> Tokens:
         """What the engine would be asked to read for the job's only prompt. Raises as `open` does."""

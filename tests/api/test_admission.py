@@ -131,11 +131,37 @@ def test_everything_is_given_back_on_every_way_out(
     known = (ServiceRefusal, EngineError, LimitExceeded, OverShare, type(None))
     found = narrow.call(together())
     assert all(isinstance(one, known) for one in found), found
+    assert_nothing_is_held(service)
+
+
+def assert_nothing_is_held(service: GenerationService) -> None:
     room = service.admission.room
     assert (room.sequences.held, room.tokens.held, len(room)) == (0, 0, 0)
     for account in service.admission.limiter._accounts.values():
         assert (account.concurrent, account.queued, account.tokens.reserved) == (0, 0, 0)
     assert not service.admission._open
+
+
+@pytest.mark.parametrize(
+    ("broken", "path"),
+    [
+        ("livery.generation.StopSearch", "/v1/completions"),
+        ("livery.service.labels_of", "/v1/embeddings"),
+        ("livery.api.openai.Envelope", "/v1/completions"),
+        ("livery.api.openai.EventStream", "/v1/completions"),
+    ],
+)
+def test_an_answer_that_cant_be_made_keeps_nothing(
+    narrow: LiveServer, monkeypatch: pytest.MonkeyPatch, broken: str, path: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("as by a defect")
+
+    monkeypatch.setattr(broken, fails)
+    body = {"model": BASE, "prompt": [3, 4], "stream": True} if "completions" in path else {"input": [3, 4]}
+    answer = httpx.post(f"{narrow.url}{path}", json=body, timeout=30)
+    assert answer.status_code == 500, answer.text
+    assert_nothing_is_held(narrow.service)
 
 
 def test_what_one_request_may_ask_is_bounded_by_the_lower_limit(narrow: LiveServer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -35,15 +35,13 @@ S = TypeVar("S", bound=Shape)
 @router.post("/v1/chat/completions", responses=answers(ChatCompletion, streamed=True))
 async def chat_completions(body: ChatCompletionBody, request: Request, context: ContextDep) -> Response:
     job = await _job(body, _id("chatcmpl"), "messages", request, context)
-    opened = await context.service.open(job)
-    return await _answer(ChatShape(_envelope(job, opened, body, context)), opened, body, request, context)
+    return await _answer(job, lambda envelope, _: (ChatShape(envelope), OPENAI), body, request, context)
 
 
 @router.post("/v1/completions", responses=answers(TextCompletion, streamed=True))
 async def completions(body: CompletionBody, request: Request, context: ContextDep) -> Response:
     job = await _job(body, _id("cmpl"), "prompt", request, context)
-    opened = await context.service.open(job)
-    return await _answer(TextShape(_envelope(job, opened, body, context)), opened, body, request, context)
+    return await _answer(job, lambda envelope, _: (TextShape(envelope), OPENAI), body, request, context)
 
 
 @router.get("/v1/models", responses=answers(ModelList), dependencies=[COUNTED])
@@ -70,9 +68,12 @@ async def retell(
     `make` gives the shape of the answer, from the chat's and the usage that grows with it.
     """
     job = await _job(chat, _id(prefix), "messages", request, context)
-    opened = await context.service.open(job)
-    shape = make(ChatShape(_envelope(job, opened, chat, context)), opened.generation.usage)
-    return await _answer(shape, opened, chat, request, context, dialect(shape))
+
+    def shaped(envelope: Envelope, usage: Usage) -> tuple[S, Dialect]:
+        shape = make(ChatShape(envelope), usage)
+        return shape, dialect(shape)
+
+    return await _answer(job, shaped, chat, request, context)
 
 
 async def count(chat: ChatCompletionBody, request: Request, context: Context) -> int:
@@ -109,14 +110,14 @@ def _envelope(job: Job, opened: OpenedJob, body: GenerationBody, context: Contex
 
 
 async def _answer(
-    shape: Shape,
-    opened: OpenedJob,
+    job: Job,
+    shaped: Callable[[Envelope, Usage], tuple[Shape, Dialect]],
     body: GenerationBody,
     request: Request,
     context: Context,
-    dialect: Dialect = OPENAI,
 ) -> Response:
-    """Stream or collect an opened job; it is closed whatever happens."""
+    """Open a job, and stream or collect it in the shape made for it; it is closed whatever happens."""
+    opened = await context.service.open(job)
     generation = opened.generation
     record: RequestRecord = request.state.record
     record.served_by, record.meter = opened.in_full, generation.meter
@@ -129,13 +130,15 @@ async def _answer(
         record.first_token_s = generation.meter.first_token_s
         record.outcome = generation.meter.outcome or "-"
 
-    if body.stream:
-        chunks = _chunks(shape, generation, body, dialect)
-        return EventStream(chunks, headers, close, context.keep_alive_s, dialect=dialect)
-    try:
+    with ExitStack() as closing:
+        closing.callback(close)
+        shape, dialect = shaped(_envelope(job, opened, body, context), generation.usage)
+        if body.stream:
+            chunks = _chunks(shape, generation, body, dialect)
+            stream = EventStream(chunks, headers, close, context.keep_alive_s, dialect=dialect)
+            closing.pop_all()  # from here on it is the stream that closes
+            return stream
         answers = await _collect(generation)
-    finally:
-        close()
     return json_response(shape.whole(answers, generation.usage), headers=headers)
 
 
