@@ -391,6 +391,31 @@ def test_what_can_not_be_read_in_time_is_not_begun() -> None:
     assert late not in city._read
 
 
+def test_small_prompts_say_nothing_about_how_fast_large_ones_are_read() -> None:
+    """A step takes a second whatever it computes: 20 tokens a second of small prompts, 64 of large ones."""
+    city = City(blocks=512, tokens=64)
+    for _ in range(20):
+        city.ask("a", 20, 1)
+        city.run_out()
+    large = city.ask("a", 640, 1, deadline=11)
+    city.run_out()
+    assert city.ended[large].finish_reason == "length"
+
+
+def test_a_pace_that_nothing_confirms_refuses_nothing_for_ever() -> None:
+    city = City(blocks=512, tokens=16)
+    city.ask("a", 16, 1)
+    city.step(100.0)  # as a first step may take
+    early = city.ask("a", 160, 1, deadline=12)
+    city.run_out()
+    for _ in range(10):  # none of these tells a pace
+        city.ask("a", 4, 8)
+        city.run_out()
+    late = city.ask("a", 160, 1, deadline=12)
+    city.run_out()
+    assert (city.ended[early].code, city.ended[late].finish_reason) == ("deadline_exceeded", "length")
+
+
 def test_a_tenant_at_its_limit_gives_up_its_own_adapters() -> None:
     city = City(room=10)
     city.ask("b", 4, 1, adapter="bystander")

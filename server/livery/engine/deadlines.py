@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterable
 
 from livery.engine.sequence import Sequence
 
-FORGETS = 0.98  # of the best pace, per step that reads prompts: a slower machine shows after some dozens
-MIN_SAMPLE = 16  # tokens of prompts below which a step's fixed costs say nothing about them
+FORGETS = 0.98  # of the best pace, per step that tells one: a slower machine shows after some dozens
+TELLS = 0.5  # of a step's most tokens, read from prompts: below that its fixed costs hide what reading costs
+BELIEVED_S = 60.0  # a pace that no step told again: what it refused may be possible by now, and only trying shows
 
 
 class Deadlines:
     """The only writer of who has to be done when, and of how fast prompts are read."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], max_batch_tokens: int) -> None:
         self._clock = clock
+        self._tells = max_batch_tokens * TELLS
         self._began = 0.0  # when the last step was planned
         self._pace = 0.0  # tokens a second at which prompts were read, the best of late
+        self._told = -math.inf  # when the last step told it
 
     def set(self, sequence: Sequence) -> None:
         """A request has come."""
@@ -41,18 +44,20 @@ class Deadlines:
 
     def step_ended(self, prompt_tokens: int, tokens: int) -> None:
         """The step computed so many tokens, of which so many of prompts."""
-        seconds = self._clock() - self._began
-        if seconds > 0 and prompt_tokens >= MIN_SAMPLE:
-            self._pace = max(tokens / seconds, self._pace * FORGETS)
+        now = self._clock()
+        if now > self._began and prompt_tokens >= self._tells:
+            before = self._pace * FORGETS if now <= self._told + BELIEVED_S else 0.0
+            self._pace, self._told = max(tokens / (now - self._began), before), now
 
     def can_begin(self, sequence: Sequence, found: int) -> bool:
         """Whether a sequence of which so many tokens were found could read the others before its time is up.
 
-        At the pace that was measured; as long as none was, everything can.
+        At the pace that steps told lately; as long as none did, everything can.
         """
-        if not self._pace or sequence.expires == math.inf:
+        now = self._clock()
+        if sequence.expires == math.inf or now > self._told + BELIEVED_S:
             return True
-        return self._clock() + (sequence.num_tokens - found) / self._pace <= sequence.expires
+        return now + (sequence.num_tokens - found) / self._pace <= sequence.expires
 
 
 def late(sequence: Sequence, why: str) -> str:

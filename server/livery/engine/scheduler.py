@@ -112,7 +112,7 @@ class Scheduler:
         self.roster = Roster(pool, residency, self.prefix, self.tokens, max_running, weight_bytes)
         self.outcomes = Outcomes(self.roster, self.prefix, self.drafting, self.tokens, eos_token_ids, max_model_len)
         self._turns = Turns(pool, residency, self.tokens, max_running, recomputed=not self.prefix.is_on)
-        self._deadlines = Deadlines(clock)
+        self._deadlines = Deadlines(clock, max_batch_tokens)
         self._ended: list[TokenDelta] = []  # of requests that ended apart from a step's result
         self.turns = 0  # that ended for lack of room
         self._was_short = False  # whether prompts were kept out of the last step (_Step.short)
