@@ -17,7 +17,7 @@ import msgspec
 from livery.tenancy.checks import expiry
 from livery.tenancy.keys import KeyRing
 from livery.tenancy.records import EVERYTHING, Key, Role, Tenant
-from livery.tenancy.store import TenantStore
+from livery.tenancy.store import TenantStore, name_in_use
 from livery_adapters.registry import Registry, TenantNotEmpty
 
 log = logging.getLogger("livery.keys")
@@ -52,6 +52,7 @@ class TenantManagement:
         tenant = await asyncio.to_thread(
             self._store.create_tenant, name, weight=weight, limits=limits, occupied=self._occupied
         )
+        await asyncio.to_thread(self._look_again, name)
         await self._told()
         return tenant_json(tenant)
 
@@ -105,6 +106,8 @@ class TenantManagement:
             expires=ends,
             occupied=self._occupied,
         )
+        if new:
+            await asyncio.to_thread(self._look_again, tenant)
         await self._told()
         log.info("key %s of tenant %s is made: role %s", key.id, key.tenant, key.role)
         return {"key": text, **key_json(key, now), "tenant_created": new}
@@ -131,6 +134,16 @@ class TenantManagement:
             except TenantNotEmpty as error:
                 return error.examples[0]
         return None
+
+    def _look_again(self, tenant: str) -> None:
+        """Undo a tenant below whose name something was put while it was made: the two are in different databases.
+
+        Raises TenantInUse.
+        """
+        there = self._occupied(tenant)
+        if there is not None:
+            self._store.delete_tenant(tenant, occupied=lambda _: None)
+            raise name_in_use(tenant, there)
 
     def _forget(self, tenant: str) -> None:
         """What others share with a tenant that has nothing itself must not be the next one's of that name."""

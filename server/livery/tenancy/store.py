@@ -237,13 +237,17 @@ class TenantStore:
             return new, secret.text
 
 
+def name_in_use(tenant: str, there: str) -> TenantInUse:
+    """Why a tenant can't have its name: that of an adapter or alias begins with it."""
+    return TenantInUse(
+        f"a tenant {tenant} would own {there}, which isn't its; rename what lies below {tenant}/ or choose another name"
+    )
+
+
 def _add(connection: Connection, tenant: Tenant, occupied: Occupied) -> None:
     there = occupied(tenant.name)
     if there is not None:
-        raise TenantInUse(
-            f"a tenant {tenant.name} would own {there}, which isn't its; rename what lies below {tenant.name}/ or "
-            "choose another name"
-        )
+        raise name_in_use(tenant.name, there)
     connection.execute(insert(tenants).values(rows.of_tenant(tenant)))
     _note(connection)
 
