@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from livery.engine.loader import Worker
-from livery.engine.pulse import FIRST_S, FIRST_STEPS, GENEROUS, QUIET_S, Beat, StepTimes, judge
+from livery.engine.pulse import (
+    FIRST_S,
+    FIRST_STEPS,
+    GENEROUS,
+    QUIET_S,
+    THREADS,
+    Beat,
+    Judgement,
+    Starvation,
+    StepTimes,
+    judge,
+)
 
 HANG = 4.0
 
@@ -47,6 +60,14 @@ def test_quick_steps_may_take_as_long_as_silence_may() -> None:
     assert not judge(0.1, beat(3.9, allowed_s=0.01), HANG).hang
     assert judge(0.1, beat(4.1, allowed_s=0.01), HANG).hang
     assert not judge(0.1, beat(4.1, allowed_s=0.01), 30.0).hang
+
+
+def test_what_waits_for_cores_is_slow_and_no_hang_until_it_had_them_for_long_enough() -> None:
+    assert judge(0.1, Beat(1, 60.0, 0.01, waited_s=59.0), HANG) == Judgement()
+    assert not judge(0.1, Beat(1, 6.0, 0.01, waited_s=4.1), HANG).hang
+    assert judge(0.1, Beat(1, 6.0, 0.01, waited_s=3.9), HANG).hang
+    assert judge(0.1, Beat(1, 4.1, 0.01, waited_s=1.5), HANG).hang  # on a busy core it takes no longer
+    assert not judge(0.1, Beat(1, 6.0, 5.0, waited_s=1.5), HANG).hang  # such steps take long
 
 
 def test_a_loop_that_stays_between_steps_hangs_too() -> None:
@@ -99,3 +120,19 @@ def test_a_worker_whose_thread_ended_says_so() -> None:
     worker.submit(1)
     worker.stop()
     assert not worker.alive
+
+
+@pytest.mark.skipif(not THREADS.is_dir(), reason="only Linux says how long a thread was ready and didn't run")
+def test_who_waits_for_the_interpreter_is_no_part_of_a_step() -> None:
+    """On one core the pulse's own thread waits most of the time for a step that spins: that is no want of a core."""
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    starvation = Starvation()
+    try:
+        assert starvation.during(1.0) == 0.0
+        assert str(threading.get_native_id()) in starvation._before
+        assert str(other.native_id) not in starvation._before
+    finally:
+        done.set()
+        other.join()

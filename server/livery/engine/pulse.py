@@ -2,16 +2,16 @@
 
 Four times a second the engine's process says how long its loop has been where it is, on a socket of its own that no
 step stands before. The parent takes silence, or a step that is far older than such steps have been, for a hang. Ages
-are measured within one process: no two clocks are compared. What is slow for want of a core is no hang: time for which
-the process was ready to run and didn't is left out of the age, and time for which the parent itself didn't run is left
-out of the silence.
+are measured within one process: no two clocks are compared. What is slow for want of a core is no hang: how long a step
+was ready to run and didn't is told beside its age, and time for which the parent itself didn't run is left out of the
+silence.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ FIRST_STEPS = 3  # of one size, which may compile kernels and fill caches
 FIRST_S = 180.0
 GENEROUS = 20.0  # times as long as the longest such step lately is a hang,
 UNUSUAL = 5.0  # times as long is reason enough to send requests elsewhere
+OWN_SHARE = 0.5  # of the time after which a step may hang: so much of it must have had its cores
 FORGET = 0.99  # the longest step fades by this with each one after it
 THREADS = Path("/proc/self/task")
 
@@ -32,13 +33,18 @@ class Beat(msgspec.Struct, frozen=True, array_like=True):
     """How the loop stands. `age_s`: since it began the step under way, or last looked for messages.
 
     `tokens` are computed in that step, and `allowed_s` is how long such steps may take by the record. `ended` names a
-    thread beside the loop that is gone.
+    thread beside the loop that is gone. For `waited_s` of its age it was ready to run and had no core.
     """
 
     tokens: int
     age_s: float
     allowed_s: float
     ended: str = ""
+    waited_s: float = 0.0
+
+    @property
+    def ran_s(self) -> float:
+        return self.age_s - self.waited_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +61,12 @@ def judge(silent_s: float, beat: Beat | None, hang_s: float) -> Judgement:
         return Judgement(ready=False, hang=f"its process has given no sign of life for {silent_s:.1f} s")
     if beat is not None and beat.ended:
         return Judgement(ready=False, hang=f"its thread {beat.ended} has ended")
-    if beat is not None and beat.age_s > max(hang_s, beat.allowed_s):
+    if beat is not None and beat.age_s > hang_s and beat.ran_s > max(OWN_SHARE * hang_s, beat.allowed_s):
         where = f"one step over {beat.tokens} tokens" if beat.tokens else "one place between steps"
         usual = f", where such steps may take {max(hang_s, beat.allowed_s):.1f} s" if beat.tokens else ""
         return Judgement(ready=False, hang=f"its loop has been in {where} for {beat.age_s:.1f} s{usual}")
     usual_s = QUIET_S if beat is None else max(QUIET_S, beat.allowed_s * UNUSUAL / GENEROUS)
-    return Judgement(ready=silent_s < QUIET_S and (beat is None or beat.age_s <= usual_s))
+    return Judgement(ready=silent_s < QUIET_S and (beat is None or beat.ran_s <= usual_s))
 
 
 class StepTimes:
@@ -128,23 +134,27 @@ class Pulse:
         since, tokens = self._since, self.tokens()
         age = time.monotonic() - since
         waited = self._starved.during(since) if age > BEAT_S else 0.0
-        return Beat(tokens, max(0.0, age - waited), self._times.allowed(tokens), self.ended())
+        return Beat(tokens, age, self._times.allowed(tokens), self.ended(), min(waited, age))
 
 
 class Starvation:
-    """For how long a step had to wait for cores: the longest that any one thread was ready to run and didn't.
+    """For how long a step had to wait for cores: the longest that any one thread of its own was ready and didn't run.
 
-    Linux counts it for each thread (the second number of schedstat); elsewhere nothing is known, and nothing left out.
+    A step's own threads are the loop's, on which this is made, and those of torch, which Python knows nothing of. The
+    others wait for the interpreter while a step computes; on one core they are woken for it and wait for the very step
+    that hangs. Linux counts it for each thread (the second number of schedstat); elsewhere nothing is known, and
+    nothing left out.
     """
 
     def __init__(self) -> None:
+        self._loop = threading.get_native_id()
         self._since = 0.0
         self._before: dict[str, int] = {}
         self._waited_s = 0.0
 
     def during(self, since: float) -> float:
         """Seconds of the step that began at `since`, from the first time that this is asked during it."""
-        delays = _run_delays()
+        delays = _run_delays({one.native_id for one in threading.enumerate()} - {self._loop})
         if since != self._since:
             self._since, self._waited_s = since, 0.0
         else:
@@ -154,10 +164,12 @@ class Starvation:
         return self._waited_s
 
 
-def _run_delays() -> dict[str, int]:
-    """Nanoseconds for which each thread of this process has been ready to run and didn't."""
+def _run_delays(without: Container[int | None]) -> dict[str, int]:
+    """Nanoseconds for which each other thread of this process has been ready to run and didn't."""
     found = {}
     for thread in THREADS.iterdir() if THREADS.is_dir() else ():
+        if int(thread.name) in without:
+            continue
         try:
             found[thread.name] = int((thread / "schedstat").read_text().split()[1])
         except (OSError, IndexError):  # it ended meanwhile, or this kernel doesn't count
