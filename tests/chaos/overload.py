@@ -2,7 +2,8 @@
 
     python tests/chaos/overload.py [--seed N] [--seconds 60] [--times 10]
 
-Three tenants send alike. Capacity is measured first, by clients that wait for their answers (closed loop).
+Three tenants, each with a key of its own, send alike. Capacity is measured first, by clients that wait for their
+answers (closed loop).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +22,13 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from chaos import common
+from chaos.flood import key_of
 from livery.models import resolve_model
 
 RUNNING, OPEN = 16, 32
 TOKENS = 32
 TENANTS = ("red", "green", "blue")
+Keys = Mapping[str, Mapping[str, str]]  # the header of each tenant's key
 REFUSED_S, RECOVERY_S, GOODPUT, GROWTH = 0.05, 5.0, 0.9, 1.1
 
 
@@ -38,13 +42,12 @@ class Answer:
     retry_after: bool
 
 
-async def ask(client: httpx.AsyncClient, tenant: str, dice: int) -> Answer:
+async def ask(client: httpx.AsyncClient, keys: Keys, tenant: str, dice: int) -> Answer:
     begun = time.monotonic()
-    body = {"prompt": [3 + (dice * 31 + place) % 40000 for place in range(40)], "max_tokens": TOKENS}
+    ids = [3 + (dice * 31 + place) % 40000 for place in range(40)]
+    body = {"prompt": ids, "max_tokens": TOKENS, "ignore_eos": True}
     try:
-        answer = await client.post(
-            "/v1/completions", json={**body, "ignore_eos": True, "user": tenant, "cache_salt": tenant}
-        )
+        answer = await client.post("/v1/completions", json=body, headers=keys[tenant])
     except httpx.HTTPError:
         return Answer(tenant, 0, begun, time.monotonic() - begun, 0, False)
     tokens = answer.json()["usage"]["completion_tokens"] if answer.status_code == 200 else 0
@@ -52,33 +55,37 @@ async def ask(client: httpx.AsyncClient, tenant: str, dice: int) -> Answer:
     return Answer(tenant, answer.status_code, begun, time.monotonic() - begun, tokens, retry)
 
 
-async def closed_loop(client: httpx.AsyncClient, seconds: float) -> list[Answer]:
+async def closed_loop(client: httpx.AsyncClient, keys: Keys, seconds: float) -> list[Answer]:
     """As many clients as sequences are computed together, each with its next request after its last answer."""
     found: list[Answer] = []
     end = time.monotonic() + seconds
 
     async def one(number: int) -> None:
         while time.monotonic() < end:
-            found.append(await ask(client, TENANTS[number % len(TENANTS)], len(found)))
+            found.append(await ask(client, keys, TENANTS[number % len(TENANTS)], len(found)))
 
     await asyncio.gather(*(one(number) for number in range(RUNNING)))
     return found
 
 
-async def open_loop(run: common.Run, client: httpx.AsyncClient, rate: float, seconds: float) -> list[Answer]:
+async def open_loop(
+    run: common.Run, client: httpx.AsyncClient, keys: Keys, rate: float, seconds: float
+) -> list[Answer]:
     """Requests that come when they come, in a Poisson process."""
     tasks: list[asyncio.Task[Answer]] = []
     begun, due = time.monotonic(), 0.0
     while due < seconds:
         await asyncio.sleep(max(0.0, begun + due - time.monotonic()))
-        tasks.append(asyncio.create_task(ask(client, run.dice.choice(TENANTS), len(tasks))))
+        tasks.append(asyncio.create_task(ask(client, keys, run.dice.choice(TENANTS), len(tasks))))
         due += run.dice.expovariate(rate)
     return await asyncio.gather(*tasks)
 
 
-async def probe(url: str, pid: int, loads: list[int], sizes: list[float], ready: Counter[int]) -> None:
+async def probe(
+    url: str, key: Mapping[str, str], pid: int, loads: list[int], sizes: list[float], ready: Counter[int]
+) -> None:
     """What the server says of itself meanwhile."""
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=30, headers=key) as client:
         while True:
             loads.append((await client.get("/load")).json()["server_load"])
             ready[(await client.get("/ready")).status_code] += 1
@@ -86,24 +93,24 @@ async def probe(url: str, pid: int, loads: list[int], sizes: list[float], ready:
             await asyncio.sleep(0.5)
 
 
-async def measure(run: common.Run, url: str, pid: int, seconds: float, times: float) -> None:
+async def measure(run: common.Run, url: str, keys: Keys, pid: int, seconds: float, times: float) -> None:
     limits = httpx.Limits(max_connections=4096, max_keepalive_connections=256)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-        await closed_loop(client, 3)
+        await closed_loop(client, keys, 3)
         begun = time.monotonic()
-        answers = await closed_loop(client, 20)
+        answers = await closed_loop(client, keys, 20)
         took = time.monotonic() - begun
         capacity, base_tokens = len(answers) / took, sum(one.tokens for one in answers) / took
         run.say(f"closed loop, {RUNNING} clients: {capacity:.2f} requests/s, {base_tokens:.1f} tokens/s")
         loads: list[int] = []
         sizes: list[float] = []
         ready: Counter[int] = Counter()
-        prober = asyncio.create_task(probe(url, pid, loads, sizes, ready))
+        prober = asyncio.create_task(probe(url, keys[TENANTS[0]], pid, loads, sizes, ready))
         begun = time.monotonic()
-        answers = await open_loop(run, client, times * capacity, seconds)
+        answers = await open_loop(run, client, keys, times * capacity, seconds)
         drained = time.monotonic() - begun
         recovering = time.monotonic()
-        fresh = await ask(client, TENANTS[0], 7)
+        fresh = await ask(client, keys, TENANTS[0], 7)
         recovery = time.monotonic() - recovering
         prober.cancel()
     report(run, answers, base_tokens, drained, loads, sizes)
@@ -120,8 +127,10 @@ def report(
     statuses = Counter(one.status for one in answers)
     run.say(f"open loop: {len(answers)} requests in {drained:.0f} s with draining: {dict(statuses)}")
     for tenant in TENANTS:
-        mine = [one for one in answers if one.tenant == tenant]
-        run.say(f"  {tenant}: {len(mine)} sent, {sum(one.status == 200 for one in mine)} answered")
+        mine = Counter(one.status == 200 for one in answers if one.tenant == tenant)
+        run.say(f"  {tenant}: {mine.total()} sent, {mine[True]} answered")
+    by_tenant = Counter(one.tenant for one in answers if one.status == 200)
+    run.check("each tenant was answered", len(by_tenant) == len(TENANTS))
     refused = [one for one in answers if one.status in (429, 503)]
     late = common.quantile([one.took_s for one in refused], 0.95)
     run.say(f"refused: median {common.quantile([one.took_s for one in refused], 0.5) * 1000:.1f} ms")
@@ -142,9 +151,11 @@ def main() -> int:
     common.skip_unless_linux("overload.py")
     run = common.Run(f"{given.times:g} times what can be answered", given.seed)
     with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        keys = {tenant: key_of(tenant, folder / "server" / "data") for tenant in TENANTS}
         flags = ("--max-running", str(RUNNING), "--max-open", str(OPEN))
-        with common.served(str(resolve_model(given.model).path), Path(name), *flags) as server:
-            asyncio.run(measure(run, server.url, server.pid, given.seconds, given.times))
+        with common.served(str(resolve_model(given.model).path), folder, *flags) as server:
+            asyncio.run(measure(run, server.url, keys, server.pid, given.seconds, given.times))
     return run.finish()
 
 
