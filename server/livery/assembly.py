@@ -125,7 +125,7 @@ async def assemble(
     usage = UsageStore(tenants.database)
     flusher = Flusher(service.admission.meter, usage.add, service.admission.account)
     parts = ServerParts(service, management, folder, registry, text, tenants, keys, usage, flusher)
-    flusher.start()
+    flusher.start(vitals)
     try:
         await parts.keys.start(vitals)
         await adapters.start()

@@ -7,8 +7,10 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zmq
 from peft import LoraConfig
 
 from engine.families import linear_targets, save
@@ -24,6 +26,7 @@ from livery.engine.base import (
     SamplingParams,
 )
 from livery.engine.client import EngineClient
+from livery.engine.messages import pulse_address
 from livery.engine.pulse import FIRST_STEPS
 from livery.engine.supervisor import LONGEST_PAUSE_S, WINDOW_S, Lost, RestartBudget, SupervisedEngine
 
@@ -155,6 +158,57 @@ async def test_whatever_takes_it_is_found_and_it_comes_back(started: Started, fa
     await started.back()
     assert len(started.clients) >= 2
     assert await tokens(engine, greedy("after")) == answer
+
+
+def task_named(name: str) -> asyncio.Task[Any]:
+    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == name]
+    return task
+
+
+async def test_an_engine_that_nobody_listens_to_any_more_is_lost(
+    started: Started, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("engine-messages", "engine-exit", "engine-pulse"):
+        client = started.clients[-1]
+        task_named(name).cancel()
+        async with asyncio.timeout(60):
+            assert name in await client.died()
+        await started.back()
+        assert name in caplog.text
+        assert started.clients[-1] is not client
+        assert len(await tokens(started.engine, greedy(f"after-{name}"))) == 8
+
+
+async def test_a_beat_that_can_not_be_read_ends_no_more_than_that_engine(started: Started) -> None:
+    client, context = started.clients[-1], zmq.Context()
+    socket = context.socket(zmq.PUSH)
+    try:
+        socket.connect(pulse_address(f"ipc://{client._folder}/engine"))
+        async with asyncio.timeout(60):
+            while not client._death.is_set():  # real beats come between these
+                socket.send(b"\xc1")
+                await asyncio.sleep(0)
+    finally:
+        context.destroy(linger=0)
+    assert "engine-pulse" in await client.died()
+    await started.back()
+
+
+async def test_who_looks_after_engines_is_missed(started: Started, caplog: pytest.LogCaptureFixture) -> None:
+    engine = started.engine
+    assert await engine.ready()
+    task_named("engine-residents").cancel()
+    await asyncio.wait({task_named("engine-residents")})
+    with pytest.raises(EngineDead, match="engine-residents"):
+        await engine.ready()
+    assert "engine-residents" in caplog.text
+    assert len(await tokens(engine, greedy("still answered"))) == 8
+    task_named("engine-supervisor").cancel()
+    async with asyncio.timeout(60):
+        assert "engine-supervisor" in await engine.died()  # upon which the server ends
+    with pytest.raises(EngineDead):
+        await tokens(engine, greedy("refused"))
+    assert "engine-supervisor" in caplog.text
 
 
 async def _lost(engine: SupervisedEngine) -> EngineError | str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -35,6 +36,8 @@ from livery.engine.base import (
 )
 from livery.engine.pulse import BEAT_S, Beat, Judgement, judge
 from livery_adapters.effect import AdapterEffect
+
+log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0  # how long a stopping engine may take before it is killed
 ANSWER_SECONDS = 0.5  # how long an engine may take to answer before its beats are asked
@@ -114,6 +117,8 @@ class EngineClient:
         self._serving = True
         work = {"engine-messages": self._receive(), "engine-exit": self._watch(exited), "engine-pulse": self._feel()}
         self._tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in work.items()]
+        for task in self._tasks:
+            task.add_done_callback(self._check_task)
         return info
 
     async def stop(self) -> None:
@@ -279,6 +284,15 @@ class EngineClient:
         if not self._stopping:
             self._fail_all(f"the engine hangs: {self._judgement.hang}")
             self.kill()
+
+    def _check_task(self, task: asyncio.Task[None]) -> None:
+        """Without any one of its tasks an engine would only seem to work: it is lost, like one that crashed."""
+        error = None if task.cancelled() else task.exception()
+        if self._stopping or (error is None and not task.cancelled()):
+            return
+        log.critical("the server's %s ended by itself", task.get_name(), exc_info=error)
+        self._fail_all(f"the server's {task.get_name()} ended by itself ({error or 'cancelled'})")
+        self.kill()
 
     def _settle_load(self, outcome: m.LoadOutcome) -> None:
         for done in self._loads.pop(outcome.digest, []):

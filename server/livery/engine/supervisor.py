@@ -12,8 +12,9 @@ import logging
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
@@ -35,6 +36,7 @@ from livery_adapters.effect import AdapterEffect
 log = logging.getLogger(__name__)
 
 WINDOW_S = 600.0  # in which restarts are counted
+SUPERVISOR = "engine-supervisor"
 LONGEST_PAUSE_S = 30.0  # between two starts
 LOOK_S = 2.0  # how often it is noted what is in device memory
 REMEMBERED = 4096  # versions
@@ -77,6 +79,7 @@ class SupervisedEngine:
         self._took_s = 0.0  # the last start
         self._back_at: float | None = None  # when one that was lost may be back, by the loop's own clock
         self._why: str | None = None  # it is at its end for good
+        self._ended = ""  # a task beside the supervisor's that ended by itself
         self._end = asyncio.Event()
         self._known: OrderedDict[str, AdapterRef] = OrderedDict()  # what was asked for last comes last
         self._resident: tuple[str, ...] = ()
@@ -91,8 +94,7 @@ class SupervisedEngine:
         info = await self._engine.start()
         self._took_s = time.monotonic() - begun
         self._serving = True
-        work = {"engine-supervisor": self._mind(info), "engine-residents": self._note()}
-        self._tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in work.items()]
+        self._tasks = [self._run(SUPERVISOR, self._mind(info)), self._run("engine-residents", self._note())]
         return info
 
     async def stop(self) -> None:
@@ -140,9 +142,26 @@ class SupervisedEngine:
         return msgspec.structs.replace(stats, restarts=self._restarts)
 
     async def ready(self) -> bool:
+        if self._ended:
+            raise EngineDead(f"the server's {self._ended} has ended; the server must be restarted")
         return await self._running().ready()
 
     # -- inside --------------------------------------------------------------------------------------
+
+    def _run(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._check_task)
+        return task
+
+    def _check_task(self, task: asyncio.Task[None]) -> None:
+        """Nothing starts these again: without the supervisor the server ends, without another it isn't ready."""
+        error = None if task.cancelled() else task.exception()
+        if self._why is not None or (error is None and not task.cancelled()):
+            return
+        self._ended = task.get_name()
+        log.critical("the server's %s ended by itself; restart the server", self._ended, exc_info=error)
+        if self._ended == SUPERVISOR:
+            self._ends(f"the server's {SUPERVISOR} ended by itself ({error or 'cancelled'})")
 
     def _running(self) -> Engine:
         if not self._serving:
@@ -185,7 +204,7 @@ class SupervisedEngine:
             except EngineDead as dead:
                 return self._ends(str(dead))
             self._serving, self._back_at = True, None
-            self._reloading = asyncio.create_task(self._reload(self._engine), name="engine-reload")
+            self._reloading = self._run("engine-reload", self._reload(self._engine))
 
     async def _started_anew(self, reason: str, first: EngineInfo) -> Engine:
         """The engine's successor, serving. Raises EngineDead where there is none."""

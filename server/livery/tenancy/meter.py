@@ -25,11 +25,13 @@ from typing import NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from livery.vitals import Vitals
 from livery_adapters.registry import RegistryError
 
 log = logging.getLogger("livery.usage")
 
 HOUR_S = 3600
+FLUSHER = "usage-writer"
 FLUSH_S = 1.0
 STOP_S = 5.0  # that the end of a server waits for its last flush
 MOST_ROWS = 10_000
@@ -135,17 +137,15 @@ class Flusher:
     _number: int = 0
     _unsure: Flush | None = None  # that was or wasn't written
     _failing: bool = False
-    _task: asyncio.Task[None] | None = None
+    _vitals: Vitals = field(default_factory=Vitals)
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._flush_often())
-        self._task.add_done_callback(_say_if_it_failed)
+    def start(self, vitals: Vitals | None = None) -> None:
+        self._vitals = vitals or self._vitals
+        self._vitals.run(FLUSHER, self._flush_often())
 
     async def stop(self) -> None:
         """Write the rest; what can't be written within STOP_S is lost, and the log says how much."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._vitals.stop(FLUSHER)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 while await self.flush() and len(self.meter):
@@ -182,8 +182,3 @@ class Flusher:
         while True:
             await asyncio.sleep(self.every_s)
             await self.flush()
-
-
-def _say_if_it_failed(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("usage is no longer written, restart the server", exc_info=error)
