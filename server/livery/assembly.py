@@ -18,7 +18,7 @@ from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.served import ServedAdapters
 from livery.service import GenerationService
-from livery.tenancy import Flusher, KeyRing, TenantStore, UsageStore
+from livery.tenancy import Flusher, KeyRing, TenantStore, UsageExpiry, UsageStore
 from livery.text import Tokenizer
 from livery.vitals import Vitals
 from livery_adapters.base_model import BaseModel
@@ -43,6 +43,7 @@ class Assembly:
     max_open: int = 1024
     max_queued_tokens: int = 0
     metrics_max_adapters: int = 200
+    usage_days: int = 0
     adapter_templates: bool = True
     parsers: ParserNames = AS_THE_TEMPLATE
 
@@ -60,6 +61,7 @@ class ServerParts:
     keys: KeyRing
     usage: UsageStore
     flusher: Flusher
+    expiry: UsageExpiry
 
     async def stop(self) -> None:
         """Stop following folder, registry and keys, and write what was used; requests must have ended."""
@@ -67,6 +69,7 @@ class ServerParts:
             await self.folder.stop()
         await self.keys.stop()
         await self.flusher.stop()
+        await self.expiry.stop()
         await self.service.adapters.stop()
         await self.service.grammars.stop()
         self.text.close()
@@ -124,8 +127,10 @@ async def assemble(
         folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll, is_tenant=keys.is_tenant)
     usage = UsageStore(tenants.database)
     flusher = Flusher(service.admission.meter, usage.add, service.admission.account)
-    parts = ServerParts(service, management, folder, registry, text, tenants, keys, usage, flusher)
+    expiry = UsageExpiry(usage, plan.usage_days)
+    parts = ServerParts(service, management, folder, registry, text, tenants, keys, usage, flusher, expiry)
     flusher.start(vitals)
+    expiry.start(vitals)
     try:
         await parts.keys.start(vitals)
         await adapters.start()

@@ -95,6 +95,7 @@ class Settings(BaseModel):
         (), description="Where the API may add adapters from, as in hf://my-org/,s3://bucket/team/; comma-separated"
     )
     keep_versions: int = Field(10, ge=0, description="Versions kept per adapter for rolling back; 0: all")
+    usage_days: int = Field(400, ge=0, le=36_500, description="Days that usage is kept; 0: for ever")
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
     port: Port = Field(PORT, description="Port to listen on; 0 takes a free one")
     uds: Folder | None = Field(None, description="Unix socket to listen on; not beside --host or --port")

@@ -15,14 +15,19 @@ LIVERY = [sys.executable, "-c", "from livery.cli import main; main()"]
 SERVE_FAKE = [
     sys.executable,
     "-c",
-    "import os\n"
+    "import asyncio, os\n"
     "from livery import cli\n"
     "from livery.commands import serve\n"
     "from livery.engine.fake import Behaviour, FakeEngine\n"
     "from livery_adapters.base_model import ModuleShape\n"
     "shapes = {f'model.layers.{n}.self_attn.{m}_proj': ModuleShape('linear', 16, 16) for n in (0, 1) for m in 'qkvo'}\n"
     "behaviour = Behaviour(die_after=1) if 'FAKE_DIES' in os.environ else Behaviour()\n"
-    "def make(config, progress): return FakeEngine(behaviour, vocab_size=49152, modules=shapes)\n"
+    "behaviour.stepped = 'FAKE_STEPPED' in os.environ\n"
+    "def make(config, progress):\n"
+    "    engine = FakeEngine(behaviour, vocab_size=49152, modules=shapes)\n"
+    "    def step(): engine.step(len(os.read(0, 100) or os._exit(1)))\n"
+    "    if behaviour.stepped: asyncio.get_running_loop().add_reader(0, step)\n"
+    "    return engine\n"
     "serve._engine_process = make\n"
     "cli.main()\n",
 ]
@@ -37,10 +42,14 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def serving(folder: Path, data: Path, *arguments: str, **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in its own process and everything it printed until it was ready."""
+    """A server in its own process and everything it printed until it was ready.
+
+    With FAKE_STEPPED its engine lets out one token for each letter that is written to the process.
+    """
     command = [*SERVE_FAKE, "serve", "--model", "smollm2-135m-instruct", "--adapters", str(folder)]
     process = subprocess.Popen(
         [*command, *([] if "--uds" in arguments else ["--port", "0"]), "--data", str(data), *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -24,7 +24,8 @@ def data(tmp_path: Path, livery: Livery) -> Path:
 def test_a_restored_folder_is_the_one_backed_up(data: Path, tmp_path: Path, livery: Livery) -> None:
     out, new = tmp_path / "backup", tmp_path / "new"
     told = livery("data", "backup", out, "--data", data, "--json").json()
-    assert told == {"directory": str(out), "adapters": 1, "versions": 2, "blobs": 2}
+    counts = {"adapters": 1, "versions": 2, "blobs": 2, "tenants": 1, "keys": 0, "usage_rows": 0}
+    assert told == {"directory": str(out), **counts}
     assert "1 adapters, 2 versions" in livery("data", "restore", out, "--data", new).out
     for verb in (["ls"], ["versions", "pirate"], ["aliases"]):
         before, after = (livery("adapters", *verb, "--json", "--data", folder).json() for folder in (data, new))

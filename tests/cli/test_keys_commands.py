@@ -13,11 +13,12 @@ import pytest
 
 from api.peft_files import make_adapter
 from cli.conftest import Done, Livery
-from cli.folders import data_folder
+from cli.folders import data_folder, use
 from cli.processes import serving
 
 KEY = re.compile(r"lv-([a-z2-7]{8})-[A-Za-z0-9_-]{43}")
 ADMIN = "sk-admin-1"
+BY_ALL = ("--by", "hour,tenant,key,adapter,version")
 # What differs from run to run and from place to place.
 VARYING = re.compile(r"\d{9,}\.\d+|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|lv-[a-z2-7]{8}-[\w-]{43}|\b[a-z2-7]{8}\b")
 
@@ -159,15 +160,30 @@ def test_a_backup_has_tenants_and_keys(here: Callable[..., Done], livery: Livery
     secret = here("keys", "create", "--tenant", "acme", "--label", "CI").out.strip()
     here("tenants", "create", "zeta", "--weight", "3")
     (tmp_path / "data" / "livery.db").touch()  # a registry without adapters
+    use(tmp_path / "data" / "tenants.db")
     out = tmp_path / "backup"
-    assert here("data", "backup", out).code == 0
+    assert "3 tenants, 1 keys, 2 rows of usage" in here("data", "backup", out).out
     assert secret[12:].encode() not in b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
-    assert livery("data", "restore", out, "--data", tmp_path / "new").code == 0
-    for verb in (("keys", "ls"), ("tenants", "ls")):
+    told = livery("data", "restore", out, "--data", tmp_path / "new", "--json").json()
+    assert (told["tenants"], told["keys"], told["usage_rows"]) == (3, 1, 2)
+    for verb in (("keys", "ls"), ("tenants", "ls"), ("usage", *BY_ALL)):
         assert here(*verb, "--json").json() == livery(*verb, "--json", "--data", tmp_path / "new").json()
+        assert here(*verb, "--json").json()["data"]
     again = livery("data", "restore", out, "--data", tmp_path / "new")
     assert again.code == 1
     assert "not empty" in again.err
+
+
+def test_usage_alone_is_not_written_over(here: Callable[..., Done], livery: Livery, tmp_path: Path) -> None:
+    use(data_folder(tmp_path / "data") / "tenants.db")
+    (tmp_path / "data" / "livery.db").touch()
+    out, used = tmp_path / "backup", data_folder(tmp_path / "used")
+    assert here("data", "backup", out).code == 0
+    use(used / "tenants.db")
+    refused = livery("data", "restore", out, "--data", used)
+    assert refused.code == 1
+    assert "it has tenants, keys or usage; restore into a new one" in refused.err
+    assert len(livery("usage", *BY_ALL, "--data", used, "--json").json()["data"]) == 2
 
 
 class Two(NamedTuple):

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from livery.tenancy import TenantStore, UsageStore
+from livery.tenancy import TenantStore, UsageExpiry, UsageStore
 from livery.tenancy.meter import Counts, Flush, Flusher, Meter, Payer, Row
-from livery.tenancy.usage import Line, Question
+from livery.tenancy.usage import MOST_DELETED, Line, Question
+from livery.vitals import Vitals
 from livery_adapters.registry import RegistryUnavailable
 
 HOUR = 480_000  # in 2024
@@ -152,3 +153,65 @@ def test_servers_add_up_and_reports_group_and_page(usage: UsageStore) -> None:
         after = found[:4][-1].group
     assert pages == lines(usage, "tenant", "adapter", "hour")
     assert len(pages) == 12
+
+
+def counted_in(*hours: int, payers: int = 1) -> dict[Row, Counts]:
+    return {Row(hour, f"t{number}", "k1", "base", ""): Counts(1) for hour in hours for number in range(payers)}
+
+
+async def test_hours_older_than_some_days_are_deleted_in_bounded_steps(usage: UsageStore) -> None:
+    cut = HOUR - 400 * 24
+    usage.add(Flush("one", 1, counted_in(1, cut - 1, cut, HOUR)))
+    usage.add(Flush("one", 2, counted_in(cut - 2, payers=MOST_DELETED + 1)))
+    assert usage.delete_before(cut) == MOST_DELETED
+    assert lines(usage, "hour")[0].group == (cut - 2,), "the oldest go first"
+    expiry = UsageExpiry(usage, 400, at(HOUR + 0.9))
+    assert await expiry.expire() == 3
+    assert [(line.group, line.counts.requests) for line in lines(usage, "hour")] == [((cut,), 1), ((HOUR,), 1)]
+    assert await expiry.expire() == 0
+    usage.add(Flush("one", 2, counted_in(HOUR)))
+    assert total(usage).requests == 2, "what was added once stays added"
+
+
+@pytest.mark.parametrize("days", [0, 1])
+async def test_a_server_deletes_when_it_starts(usage: UsageStore, days: int) -> None:
+    usage.add(Flush("one", 1, counted_in(HOUR - 25, HOUR)))
+    deleted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Watched(UsageStore):
+        def delete_before(self, hour: int) -> int:
+            found = super().delete_before(hour)
+            if not found:
+                loop.call_soon_threadsafe(deleted.set)
+            return found
+
+    vitals, expiry = Vitals(), UsageExpiry(Watched(usage._database), days, at(HOUR))
+    expiry.start(vitals)
+    if days:
+        await deleted.wait()
+    assert vitals.names == (["usage-expiry"] if days else [])
+    await expiry.stop()
+    assert total(usage).requests == (1 if days else 2)
+    assert not vitals.ended
+
+
+async def test_a_database_that_is_gone_keeps_old_usage_and_no_server_down(
+    usage: UsageStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Gone(UsageStore):
+        def delete_before(self, hour: int) -> int:
+            loop.call_soon_threadsafe(asked.set)
+            raise RegistryUnavailable("down")
+
+    vitals, expiry = Vitals(), UsageExpiry(Gone(usage._database), 1)
+    expiry.start(vitals)
+    await asked.wait()
+    async with asyncio.timeout(60):
+        while "can't be deleted" not in caplog.text:
+            await asyncio.sleep(0)
+    assert not vitals.ended
+    await expiry.stop()

@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from livery.tenancy import Limits, TenantStore
+from livery.tenancy import Limits, TenantStore, UsageStore
+from livery.tenancy.meter import Counts, Flush, Row
 from livery.tenancy.migrations import MIGRATIONS
+from livery.tenancy.usage import Question
 
 FIXTURES = Path(__file__).parent / "schemas"
+USED = {
+    Row(480_000, "acme", "key1key1", "acme/pirate", "ab" * 32): Counts(3, 1 << 40, 1 << 33, 70),
+    Row(480_001, "default", "", "base", "fa" * 32): Counts(1, 5, 0, 2),
+}
+FLUSH = Flush("server1", 7, USED)
 DIGESTS = [hashlib.sha256(text.encode()).hexdigest() for text in ("one", "two")]
 
 
@@ -37,7 +44,17 @@ def test_every_schema_there_was_is_opened_with_all_it_holds(tmp_path: Path, dump
     assert [one.digest, two.digest] == DIGESTS
     assert store.keyed()
     store.revoke_key(two.id)
+    usage = UsageStore(store.database)
+    if dump.stem >= "0002":  # the first that has it
+        assert _used(usage) == USED
+    usage.add(FLUSH)  # which newer ones have already
+    assert _used(usage) == USED
     store.close()
+
+
+def _used(usage: UsageStore) -> dict[Row, Counts]:
+    lines = usage.report(Question(by=("hour", "tenant", "key", "adapter", "version")))
+    return {Row(*line.group): line.counts for line in lines}  # type: ignore[arg-type]
 
 
 def make_fixture(folder: Path) -> str:
@@ -50,6 +67,7 @@ def make_fixture(folder: Path) -> str:
     store.revoke_key(kept.id)
     store.create_key("zeta", expires=4e9, occupied=lambda _: None)
     store.update_tenant("acme", disabled=True)
+    UsageStore(store.database).add(FLUSH)
     with store.database.write() as connection:  # digests that a test can know
         for (id_, *_), digest in zip(
             connection.exec_driver_sql("SELECT id FROM tenant_keys ORDER BY created").fetchall(), DIGESTS, strict=True

@@ -38,7 +38,7 @@ def backup(
     registry: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy adapters, their names, tenants and keys' hashes into a directory; servers may go on meanwhile."""
+    """Copy adapters, their names, tenants, keys' hashes and usage into a directory; servers may go on meanwhile."""
     _told(lambda: _backup(DataFolder(data.expanduser()), registry, out), "is backed up in", as_json)
 
 
@@ -55,17 +55,21 @@ def restore(
 
 def _backup(folder: DataFolder, url: str | None, out: Path) -> Json:
     prepare(folder, Place(folder.root, url), Need())
+    copied = tenant_backups.Copied()
+
+    def beside(directory: Path) -> None:
+        nonlocal copied
+        copied = tenant_backups.write(tenants, directory)
+
     with (
         closing(registries.Registry.open(url or folder.registry_url())) as registry,
         closing(TenantStore.open(folder.tenants_url(url))) as tenants,
         bar("copying adapters", 0, pieces=True) as tell,
     ):
-        summary = backups.backup(
-            registry, folder.adapters, out, tell, lambda directory: tenant_backups.write(tenants, directory)
-        )
+        summary = backups.backup(registry, folder.adapters, out, tell, beside)
     if folder.base_file.exists():
         shutil.copyfile(folder.base_file, DataFolder(out).base_file)
-    return {"directory": str(out), **asdict(summary)}
+    return {"directory": str(out), **asdict(summary), **asdict(copied)}
 
 
 def _restore(source: Path, folder: DataFolder, url: str | None) -> Json:
@@ -77,12 +81,11 @@ def _restore(source: Path, folder: DataFolder, url: str | None) -> Json:
     ):
         tenant_backups.check_empty(tenants)
         summary = backups.restore(source, url or folder.registry_url(), folder.adapters, tell)
-        if rows is not None:
-            tenant_backups.bring_in(rows, tenants)
+        copied = tenant_backups.bring_in(rows, tenants) if rows is not None else tenant_backups.Copied()
     known = DataFolder(source).base()
     if known is not None:
         folder.write_base(msgspec.structs.replace(known, registry=without_password(url)))
-    return {"directory": str(folder.root), **asdict(summary)}
+    return {"directory": str(folder.root), **asdict(summary), **asdict(copied)}
 
 
 def _told(action: Callable[[], Json], became: str, as_json: bool) -> None:
@@ -94,5 +97,6 @@ def _told(action: Callable[[], Json], became: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
-        counts = f"{answer['adapters']} adapters, {answer['versions']} versions, files of {answer['blobs']}"
-        shown.say(f"{counts}: all {became} {answer['directory']}")
+        adapters = f"{answer['adapters']} adapters, {answer['versions']} versions, files of {answer['blobs']}"
+        others = f"{answer['tenants']} tenants, {answer['keys']} keys, {answer['usage_rows']} rows of usage"
+        shown.say(f"{adapters}; {others}: all {became} {answer['directory']}")

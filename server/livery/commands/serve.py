@@ -206,6 +206,7 @@ async def _parts(
         max_open=settings.max_open,
         max_queued_tokens=settings.max_queued_tokens,
         metrics_max_adapters=settings.metrics_max_adapters,
+        usage_days=settings.usage_days,
         adapter_templates=settings.adapter_templates,
         parsers=ParserNames(settings.tool_parser, settings.reasoning_parser),
     )

@@ -15,12 +15,15 @@ from rich.table import Table
 from livery.adapter_views import Json
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import open_server
-from livery.commands.offline import Need, Place, prepare
+from livery.commands.offline import Place
 from livery.commands.reach import Reach, ask, reaches
 from livery.data_folder import DataFolder
 from livery.tenancy import OPERATOR, TenantStore
 from livery.tenancy.reports import COUNTED, as_csv, asked, page_of
 from livery.tenancy.usage import MOST_TOLD, UsageStore
+
+_FILTERS = ("from", "to", "tenant", "key", "adapter", "after")
+_OPTIONS = {"key": "key-id"}  # where a filter's name is another option's
 
 
 class Reports(Protocol):
@@ -74,9 +77,12 @@ def usage(
     if csv and reach.as_json:
         raise typer.BadParameter("--csv and --json: give one of them")
     if csv:
-        ask(_reports(reach), lambda reports: _print_csv(reports, words))
+        page = ask(_reports(reach), lambda reports: _print_csv(reports, words))
     else:
-        reach.print(ask(_reports(reach), lambda reports: reports.usage(words)), _show)
+        page = ask(_reports(reach), lambda reports: reports.usage(words))
+        reach.print(page, _show)
+    if not page["data"]:
+        typer.echo(_nothing(words), err=True)
 
 
 def _reports(reach: Reach) -> AbstractAsyncContextManager[Reports]:
@@ -87,9 +93,8 @@ def _reports(reach: Reach) -> AbstractAsyncContextManager[Reports]:
 async def _open_local(place: Place) -> AsyncIterator[LocalReports]:
     """Raises CommandFailed, DataFolderUnusable, RegistryError."""
     folder = DataFolder(place.data)
-    await asyncio.to_thread(prepare, folder, place, Need())
-    if place.registry is None and not folder.tenants.exists():
-        raise CommandFailed(f"{folder.root} holds no usage ({folder.tenants.name}): no server has run on it yet")
+    if place.registry is None:
+        await asyncio.to_thread(_check, folder)
     store = await asyncio.to_thread(TenantStore.open, folder.tenants_url(place.registry))
     try:
         yield LocalReports(UsageStore(store.database))
@@ -97,13 +102,36 @@ async def _open_local(place: Place) -> AsyncIterator[LocalReports]:
         await asyncio.to_thread(store.close)
 
 
+def _check(folder: DataFolder) -> None:
+    """Raises CommandFailed for a folder without the usage of a server, DataFolderUnusable."""
+    known = folder.base()
+    if known is not None and known.registry:
+        raise CommandFailed(
+            f"the usage of {folder.root} is not in it but at {known.registry}; give its URL with --registry"
+        )
+    if not folder.tenants.exists():
+        raise CommandFailed(
+            f"{folder.root} holds no usage ({folder.tenants.name}); give the folder that `livery serve` has with "
+            "--data DIR, or --registry URL, or ask the server with --url URL"
+        )
+
+
 async def _print_csv(reports: Reports, words: Json) -> Json:
-    page = await reports.usage(words)
+    """All pages, one after the other; the first of them."""
+    page = first = await reports.usage(words)
     typer.echo(as_csv(page), nl=False)
     while page["has_more"]:
         page = await reports.usage({**words, "after": page["next_after"]})
         typer.echo(as_csv(page, header=False), nl=False)
-    return page
+    return first
+
+
+def _nothing(words: Json) -> str:
+    """What there is to say beside a report without a line."""
+    filters = [f"--{_OPTIONS.get(name, name)} {value}" for name, value in words.items() if name in _FILTERS]
+    if not filters:
+        return "nothing was used yet; what is computed shows up here within a second or two"
+    return f"nothing was used with {' '.join(filters)}; without, --by tenant,key,adapter,day shows what was"
 
 
 def _show(page: Json) -> None:

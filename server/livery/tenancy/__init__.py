@@ -21,6 +21,7 @@ from livery.tenancy.errors import (
     UnknownKey,
     UnknownTenant,
 )
+from livery.tenancy.expiry import UsageExpiry
 from livery.tenancy.keys import KeyRing
 from livery.tenancy.limits import LimitExceeded, RateLimiter
 from livery.tenancy.management import TenantManagement, no_names
@@ -62,6 +63,7 @@ __all__ = [
     "TenantStore",
     "UnknownKey",
     "UnknownTenant",
+    "UsageExpiry",
     "UsageStore",
     "check_admin_binding",
     "check_binding",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, Table, func, select, update
 
 from livery.tenancy.migrations import MIGRATIONS
-from livery.tenancy.schema import keys, metadata, state, tenants
+from livery.tenancy.schema import keys, metadata, state, tenants, usage
 from livery.tenancy.store import TenantStore
 from livery_adapters.registry.database import Database
 from livery_adapters.row_file import BackupError, RowFile, put
@@ -19,10 +20,20 @@ ROWS = "tenants.jsonl"
 _FILE = RowFile("livery tenants 1", MIGRATIONS, metadata)
 
 
-def write(store: TenantStore, out_dir: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What was copied. `usage_rows`: one per hour, tenant, key and adapter version."""
+
+    tenants: int = 0
+    keys: int = 0
+    usage_rows: int = 0
+
+
+def write(store: TenantStore, out_dir: Path) -> Copied:
     """Put the rows of one moment into `out_dir`. Raises RegistryError, OSError."""
     with store.database.read() as connection:
-        _FILE.write(connection, out_dir / ROWS)
+        counts = _FILE.write(connection, out_dir / ROWS)
+    return Copied(counts[tenants.name], counts[keys.name], counts[usage.name])
 
 
 @contextmanager
@@ -43,23 +54,29 @@ def staged(in_dir: Path) -> Iterator[Database | None]:
 
 
 def check_empty(store: TenantStore) -> None:
-    """Raises BackupError where there is more than the operator's own tenant, or where a key was ever made."""
-    if store.keyed() or len(store.tenants()) > 1:
-        raise BackupError(f"{store.database.where} is not empty; restore into a new one")
+    """Raises BackupError where there is more than the operator's own tenant, a key was ever made or anything used."""
+    with store.database.read() as connection:
+        _check_empty(store, connection)
 
 
-def bring_in(source: Database, store: TenantStore) -> tuple[int, int]:
-    """Put what was staged in the place of what is there; how many tenants and keys that is. Raises BackupError."""
-    with source.read() as staged_rows:
-        check_empty(store)
-        with store.database.write() as connection:
-            before = connection.execute(select(state.c.changes)).scalar_one()
-            for table in reversed(metadata.sorted_tables):
-                connection.execute(table.delete())
-            put(connection, metadata, _FILE.rows(staged_rows))
-            # A number that nobody has seen: a server that runs on the database reads everything again.
-            connection.execute(update(state).values(changes=state.c.changes + before + 1))
-        counts = [
-            staged_rows.execute(select(func.count()).select_from(table)).scalar_one() for table in (tenants, keys)
-        ]
-    return counts[0], counts[1]
+def bring_in(source: Database, store: TenantStore) -> Copied:
+    """Put what was staged in the place of what is there. Raises BackupError."""
+    with source.read() as staged_rows, store.database.write() as connection:
+        _check_empty(store, connection)
+        before = connection.execute(select(state.c.changes)).scalar_one()
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(table.delete())
+        put(connection, metadata, _FILE.rows(staged_rows))
+        # A number that nobody has seen: a server that runs on the database reads everything again.
+        connection.execute(update(state).values(changes=state.c.changes + before + 1))
+        return Copied(*(_count(connection, table) for table in (tenants, keys, usage)))
+
+
+def _check_empty(store: TenantStore, connection: Connection) -> None:
+    keyed = connection.execute(select(state.c.keyed)).scalar_one()
+    if keyed or _count(connection, tenants) > 1 or _count(connection, usage):
+        raise BackupError(f"{store.database.where} is not empty: it has tenants, keys or usage; restore into a new one")
+
+
+def _count(connection: Connection, table: Table) -> int:
+    return int(connection.execute(select(func.count()).select_from(table)).scalar_one())

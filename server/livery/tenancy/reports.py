@@ -106,7 +106,11 @@ def _shown(by: By, value: str | int, principal: Principal) -> str:
 
 def _only(given: str | None, own: str | None, param: str) -> None:
     if given is not None and given != own:
-        raise InvalidParameter(f"{param} is {given[:64]!r}, and this key sees the usage of {own!r} alone.", param)
+        raise InvalidParameter(
+            f"{param} is {given[:64]!r}, and this key sees the usage of {own!r} alone; leave {param} out, or ask with "
+            "a key that may see more.",
+            param,
+        )
 
 
 def _group(word: str) -> By:

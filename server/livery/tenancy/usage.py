@@ -3,6 +3,7 @@
 store = UsageStore(database)
 store.add(flush)                                    # once, however often it is called with the same flush
 page = store.report(Question(by=("tenant", "day"), start=hour, end=hour + 24))
+while store.delete_before(hour): ...                # old ones
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from livery_adapters.registry.database import Database
 By = Literal["tenant", "key", "adapter", "version", "hour", "day"]
 BYS: tuple[By, ...] = get_args(By)
 MOST_TOLD = 1000  # rows of one page
+MOST_DELETED = 1000  # rows of one transaction
 HOURS_A_DAY = 24
 # How long the number of a server's last flush is remembered after it: longer than any server keeps trying.
 REMEMBERED_S = 30 * 86400.0
@@ -111,6 +113,16 @@ class UsageStore:
                     for row, counts in flush.rows.items()
                 ],
             )
+
+    def delete_before(self, hour: int) -> int:
+        """Delete rows of hours before this one, the oldest first and MOST_DELETED at most; how many there were.
+
+        Raises RegistryUnavailable, RegistryUnreadable.
+        """
+        key = tuple(usage.primary_key.columns)
+        oldest = select(*key).where(usage.c.hour < hour).order_by(*key).limit(MOST_DELETED)
+        with self._database.write() as connection:
+            return connection.execute(usage.delete().where(tuple_(*key).in_(oldest))).rowcount
 
     def report(self, question: Question) -> Sequence[Line]:
         """One page, ordered by its groups: at most `limit` lines, and one more where there are more.

@@ -51,11 +51,14 @@ CREATE TABLE usage (
 	completion_tokens BIGINT NOT NULL, 
 	CONSTRAINT usage_key PRIMARY KEY (hour, tenant, key_id, adapter, digest)
 );
+INSERT INTO "usage" VALUES(480000,'acme','key1key1','acme/pirate','abababababababababababababababababababababababababababababababab',3,1099511627776,8589934592,70);
+INSERT INTO "usage" VALUES(480001,'default','','base','fafafafafafafafafafafafafafafafafafafafafafafafafafafafafafafafa',1,5,0,2);
 CREATE TABLE usage_flushes (
 	server TEXT NOT NULL, 
 	number BIGINT NOT NULL, 
 	at DOUBLE NOT NULL, 
 	PRIMARY KEY (server)
 );
+INSERT INTO "usage_flushes" VALUES('server1',7,1795285669.5);
 CREATE INDEX tenant_keys_tenant ON tenant_keys (tenant);
 COMMIT;
