@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,14 +22,24 @@ _TRACE = "    | "  # before each line of a traceback, so that none passes for a 
 
 
 def configure(level: str, form: LogFormat) -> None:
-    """Send everything from this level on to standard error in this form, in place of what was configured."""
-    handler = logging.StreamHandler()
+    """Send everything from this level on to standard error in this form, in place of an earlier one."""
+    handler = _StandardError()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     root = logging.getLogger()
-    for old in root.handlers[:]:
+    for old in [old for old in root.handlers if isinstance(old, _StandardError)]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
+
+
+class _StandardError(logging.Handler):
+    """Writes to what standard error is at the time, which whoever runs this within a program of theirs may replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except OSError:  # nobody reads it any more
+            self.handleError(record)
 
 
 class TextLines(logging.Formatter):
