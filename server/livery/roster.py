@@ -35,5 +35,6 @@ class Roster:
             return now, {brief.name: brief for brief in self._registry.briefs()}
         if not names:
             return now, briefs
-        left = {name: brief for name, brief in briefs.items() if name not in set(names)}
+        changed = set(names)
+        left = {name: brief for name, brief in briefs.items() if name not in changed}
         return now, left | {brief.name: brief for brief in self._registry.briefs(names)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -156,3 +158,21 @@ def test_times_are_whole_hours_in_utc(scene: Scene) -> None:
     (hour,) = scene.lines("admin", by="hour")
     assert hour["hour"].startswith(f"{day}T") and hour["hour"].endswith(":00:00Z")
     assert scene.lines("admin", by="hour", **{"from": hour["hour"]}) == [hour]
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("to", "9999-12-31T23:30"),
+        ("from", "0001-01-01T00:00+23:59"),
+        ("from", "1969-12-31"),
+        ("adapter", "a\0b"),
+        ("key", "\0"),
+        ("tenant", "a\n"),
+        ("after", base64.urlsafe_b64encode(json.dumps(["\ud800"]).encode()).decode()),
+        ("after", base64.urlsafe_b64encode(json.dumps(["\0"]).encode()).decode()),
+    ],
+)
+def test_what_no_database_or_calendar_knows_is_a_400(scene: Scene, param: str, value: str) -> None:
+    answer = scene.report("admin", by="tenant", **{param: value})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text

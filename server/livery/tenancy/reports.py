@@ -24,6 +24,7 @@ from livery.tenancy.records import Principal
 from livery.tenancy.usage import BYS, HOURS_A_DAY, MOST_TOLD, By, Line, Question
 
 Json = dict[str, Any]
+FIRST_YEAR, LAST_YEAR = 1970, 9998  # within which an hour more or less, or another zone, is still a date
 COUNTED = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
@@ -48,6 +49,9 @@ def asked(
         key = principal.key
     if limit is not None and not 1 <= limit <= MOST_TOLD:
         raise InvalidParameter(f"limit is {limit}; a page has 1 to {MOST_TOLD} lines.", "limit")
+    for name, word in (("tenant", tenant), ("key", key), ("adapter", adapter)):
+        if word is not None and not word.isprintable():  # databases don't take every character
+            raise InvalidParameter(f"{name} is {word[:64]!a}, which no {name} is called.", name)
     groups = tuple(_group(one) for part in by for one in part.split(",") if one) or ("day",)
     if len(set(groups)) < len(groups):
         raise InvalidParameter(f"by names something twice: {', '.join(groups)}.", "by")
@@ -125,6 +129,8 @@ def _hour(text: str | None, param: str) -> int | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
+        if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+            raise ValueError(moment)
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise InvalidParameter(
@@ -152,6 +158,6 @@ def _group_after(cursor: str | None, by: Sequence[By]) -> tuple[str | int, ...]:
     wanted = [int if one in ("hour", "day") else str for one in by]
     if not isinstance(found, list) or [type(value) for value in found] != wanted:
         raise InvalidParameter("after is not what a page with the same by gave as next_after.", "after")
-    if any(isinstance(value, int) and abs(value) >= 1 << 63 for value in found):
+    if not all(value.isprintable() if isinstance(value, str) else abs(value) < 1 << 63 for value in found):
         raise InvalidParameter("after is not what a page with the same by gave as next_after.", "after")
     return tuple(found)
