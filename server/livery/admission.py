@@ -223,14 +223,15 @@ def within_limits(job: Job) -> Job:
 
 def guessed_tokens(prompts: Sequence[Prompt], max_model_len: int) -> int:
     """About how many tokens prompts have; none is longer than the model's context, or it is refused."""
-    return sum(min(_guessed(prompt), max_model_len) for prompt in prompts)
+    return sum(min(_guessed(prompt, max_model_len), max_model_len) for prompt in prompts)
 
 
-def _guessed(prompt: Prompt) -> int:
+def _guessed(prompt: Prompt, most: int) -> int:
+    """About how many tokens a prompt has, or some number over `most`."""
     if isinstance(prompt, list):
         return len(prompt)
     if isinstance(prompt, ChatPrompt):
-        size = weight((prompt.messages, prompt.tools, prompt.documents))
+        size = weight((prompt.messages, prompt.tools, prompt.documents), most * CHARACTERS_PER_TOKEN)
     else:
         size = len(prompt.text if isinstance(prompt, BareText) else prompt)
     return 1 + size // CHARACTERS_PER_TOKEN

@@ -28,18 +28,18 @@ async def beside(threads: Executor, size: int, work: Callable[P, T], *args: P.ar
     return await asyncio.get_running_loop().run_in_executor(threads, lambda: work(*args, **keywords))
 
 
-def weight(value: object) -> int:
-    """About how many characters plain data holds, counting its values too; no more than it takes to be LONG."""
+def weight(value: object, most: int = LONG) -> int:
+    """About how many characters plain data holds, counting its values too; no more than it takes to be over `most`."""
     total, waiting = 0, [value]
-    while waiting and total <= LONG:
+    while waiting and total <= most:
         item = waiting.pop()
         total += 1
         if isinstance(item, str):
             total += len(item)
         elif isinstance(item, dict):
             total += len(item)
-            waiting += item.values() if total <= LONG else ()
+            waiting += item.values() if total <= most else ()
         elif isinstance(item, list | tuple):
             total += len(item)
-            waiting += item if total <= LONG else ()
+            waiting += item if total <= most else ()
     return total

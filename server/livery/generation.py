@@ -26,6 +26,10 @@ from livery.text import Tokenizer
 
 EndReason = StopReason | Literal["tool_calls"]
 
+# What ends a request by its client's doing. Its prompts count then as if their answers had begun: how much of them was
+# computed isn't known here, and whoever leaves early must not compute for nothing.
+GIVEN_UP = (asyncio.CancelledError, GeneratorExit, DeadlineExceeded)
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
@@ -127,26 +131,33 @@ class Generation:
         text = self._texts[index]
         waits = index % self._answers_each == 0  # a prompt is one, however many answers it gets
         # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
-        async with aclosing(cast(AsyncGenerator[TokenDelta], self._engine.generate(self._requests[index]))) as source:
-            prompt: Sequence[int] | None = self._requests[index].prompt_token_ids
-            async for tokens in source:
-                before = text.count
-                piece = text.push(tokens)
-                if waits and (tokens.token_ids or piece.reason):
-                    waits = False
-                    self._admitted.begun(len(self._requests[index].prompt_token_ids))
-                self.usage.completion_tokens += text.count - before
-                if index % self._answers_each == 0:  # the others find what the first answer's run has computed
-                    self.usage.cached_tokens += tokens.cached_tokens
-                if tokens.times is not None:
-                    self.meter.begun(tokens.times)
-                self.meter.tokens(index, text.count - before)
-                for delta in _deltas(index, piece, self._readers[index]):
-                    yield replace(delta, prompt_token_ids=prompt)
-                    prompt = None
-                if piece.reason:
-                    self.meter.sequence_finished(piece.reason, text.count)
-                    return
+        try:
+            async with aclosing(
+                cast(AsyncGenerator[TokenDelta], self._engine.generate(self._requests[index]))
+            ) as source:
+                prompt: Sequence[int] | None = self._requests[index].prompt_token_ids
+                async for tokens in source:
+                    before = text.count
+                    piece = text.push(tokens)
+                    if waits and (tokens.token_ids or piece.reason):
+                        waits = False
+                        self._admitted.begun(len(self._requests[index].prompt_token_ids))
+                    self.usage.completion_tokens += text.count - before
+                    if index % self._answers_each == 0:  # the others find what the first answer's run has computed
+                        self.usage.cached_tokens += tokens.cached_tokens
+                    if tokens.times is not None:
+                        self.meter.begun(tokens.times)
+                    self.meter.tokens(index, text.count - before)
+                    for delta in _deltas(index, piece, self._readers[index]):
+                        yield replace(delta, prompt_token_ids=prompt)
+                        prompt = None
+                    if piece.reason:
+                        self.meter.sequence_finished(piece.reason, text.count)
+                        return
+        except GIVEN_UP:
+            if waits:
+                self._admitted.begun(len(self._requests[index].prompt_token_ids))
+            raise
         raise GenerationFailed("The engine ended this request without a reason.")
 
     async def _merged(self) -> AsyncGenerator[ChoiceDelta]:

@@ -16,7 +16,7 @@ from msgspec import structs
 
 from livery.admission import Admitted
 from livery.engine.base import Engine, EngineInfo, GenerationRequest, Pooling, TokenDelta
-from livery.generation import Usage, kind_of, seconds_left
+from livery.generation import GIVEN_UP, Usage, kind_of, seconds_left
 from livery.jobs import PoolingJob
 from livery.lease import Lease
 from livery.metrics import RequestMeter
@@ -152,12 +152,16 @@ class PooledAnswer:
             request = structs.replace(request, deadline_s=seconds_left(self._until))
             # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
             source = cast(AsyncGenerator[TokenDelta], self._engine.generate(request))
-            async with aclosing(source):
-                async for delta in source:
-                    if delta.finish_reason != "stop":
-                        raise failure_of(delta.error or "The engine dropped this request.", delta.code)
-                    self.usage.cached_tokens += delta.cached_tokens
-                    self.meter.begun(delta.times)
-                    self._admitted.begun(len(request.prompt_token_ids))
-                    return delta.pooled
+            try:
+                async with aclosing(source):
+                    async for delta in source:
+                        if delta.finish_reason != "stop":
+                            raise failure_of(delta.error or "The engine dropped this request.", delta.code)
+                        self.usage.cached_tokens += delta.cached_tokens
+                        self.meter.begun(delta.times)
+                        self._admitted.begun(len(request.prompt_token_ids))
+                        return delta.pooled
+            except GIVEN_UP:
+                self._admitted.begun(len(request.prompt_token_ids))
+                raise
         raise GenerationFailed("The engine ended this request without a reason.")

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.live_server import BASE, LiveServer, Serve, Setup
+from livery.admission import guessed_tokens
 from livery.engine.base import EngineError
 from livery.engine.fake import Behaviour
-from livery.jobs import Job, Options, PoolingJob
+from livery.jobs import ChatPrompt, Job, Options, PoolingJob
 from livery.lease import Caller
 from livery.refusals import InvalidParameter, Overloaded, ServiceRefusal
 from livery.service import GenerationService
@@ -191,13 +192,15 @@ def test_a_flood_fills_the_room_for_nobody_else(serve: Serve) -> None:
 
     found = server.call(flood())
     assert [type(one) for one in found[16:]] == [OverShare] * 14
-    calm = [server.call(server.service.open(job(FREE))) for _ in range(2)]
+    server.call(server.service.open(job(FREE)))
+    with pytest.raises(OverShare):
+        server.call(server.service.open(job(FREE)))
+    server.call(server.service.open(job(PAYING)))  # the first to come leaves room for the next
     with pytest.raises(Overloaded):
         server.call(server.service.open(job(FREE)))
     found[0].generation.close()
     with pytest.raises(OverShare):
         server.call(server.service.open(job(FLOOD)))
-    calm.append(server.call(server.service.open(job(FREE))))
 
 
 def test_refusing_asks_nobody_and_encodes_nothing(serve: Serve) -> None:
@@ -233,3 +236,32 @@ def test_prompts_wait_until_their_answers_begin(serve: Serve) -> None:
         return found
 
     assert server.call(watched()) == [50, 20, 0]
+
+
+def test_a_prompt_whose_client_leaves_before_its_answer_counts(serve: Serve) -> None:
+    server = serve(Setup(behaviour=Behaviour(stepped=True)))
+
+    async def left() -> None:
+        opened = await server.service.open(job(PAYING, [5] * 40, [6] * 2, n=2))
+        deltas = opened.generation.deltas()
+        first = asyncio.ensure_future(anext(deltas))
+        await server.engine.wait_until(lambda engine: engine.open_requests == 4)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await deltas.aclose()
+        opened.generation.close()
+        never_asked = await server.service.open(job(PAYING, [5] * 30))
+        never_asked.generation.close()
+        await server.flusher.flush()
+
+    server.call(left())
+    (line,) = httpx.get(f"{server.url}/v1/usage", params={"by": "tenant"}, timeout=30).json()["data"]
+    assert (line["tenant"], line["prompt_tokens"], line["completion_tokens"]) == ("acme", 42, 0)
+    assert_nothing_is_held(server.service)
+
+
+def test_the_guess_of_a_long_conversation_isnt_cut_short() -> None:
+    """What is guessed too low is encoded before it is refused."""
+    long = ChatPrompt([{"role": "user", "content": "word " * 1400} for _ in range(290)])
+    assert 290 * 7000 // 4 <= guessed_tokens([long], 1_000_000) < 290 * 7100 // 4
+    assert guessed_tokens([long, long], 2048) == 2 * 2048

@@ -120,13 +120,18 @@ def test_a_flood_of_one_tenant_leaves_room_for_the_next() -> None:
     room = Room(900, 10_000)
     flood = fill(room, "flood")
     assert len(flood) == 800
-    calm = [room.enter("calm", 1.0, 1, 10) for _ in range(100)]
+    calm = fill(room, "calm")
+    assert len(calm) == 88, "eight ninths of what the flood has left"
+    with pytest.raises(OverShare, match=r"88 sequences of tenant 'calm'.* its share is 88"):
+        room.enter("calm", 1.0, 1, 10)
+    assert [len(fill(room, name)) for name in ("third", "fourth", "fifth")] == [10, 1, 1], "there is always a next one"
     with pytest.raises(Overloaded, match="900 sequences"):
         room.enter("late", 1.0, 1, 10)
-    flood.pop().leave()
-    with pytest.raises(OverShare, match=r"799 sequences of tenant 'flood'.* its share is 423"):
+    for place in flood[:400]:
+        place.leave()
+    with pytest.raises(OverShare, match=r"400 sequences of tenant 'flood'.* its share is 175"):
         room.enter("flood", 1.0, 1, 10)
-    calm.append(room.enter("calm", 1.0, 1, 10))
+    assert len(fill(room, "third")) > 100
 
 
 def test_a_flood_of_long_prompts_leaves_room_too() -> None:
@@ -148,7 +153,10 @@ def test_weights_share_a_busy_room() -> None:
             with suppress(OverShare):
                 room.enter(tenant, WEIGHTS[tenant], 1, 0)
                 got[tenant] += 1
-    assert got == {"light": 250, "heavy": 727}  # half the room for who comes first, then 1 and 3 in 4.125
+    assert got == {
+        "light": 250,
+        "heavy": 720,
+    }  # half the room for who comes first, then 3 in 3.125 of what light leaves
 
 
 def test_one_large_request_shuts_nobody_out() -> None:

@@ -9,8 +9,9 @@
 Neither bound is passed. A request larger than half of one counts as half, so that one large request shuts nobody out.
 While the room would be over half full, a tenant may hold at most its share by weight, among the tenants that are in the
 room and one newcomer of an eighth of the usual weight: so nobody fills the room for others, a place is left for whoever
-comes next, and a tenant by itself has eight ninths of the room. A tenant that holds nothing is let in whatever its
-share is.
+comes next, and a tenant by itself has eight ninths of the room. While some hold more than their share, as from before
+others came, the others share what these leave, in the same way: so who comes first into what was left for newcomers
+leaves some of it for the next. A tenant that holds nothing is let in whatever its share is.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from livery.refusals import Overloaded
 
 NEWCOMER = 0.125  # weight of whoever may come next, beside the usual 1
+NOBODY = ""  # its name, which no tenant has
 LATELY_S = 10.0  # how quickly it is forgotten how fast things went
 LONGEST_WAIT_S = 60  # the longest that OpenAI's clients honour
 UNKNOWN_WAIT_S = 2.0  # where nothing went yet
 
 Clock = Callable[[], float]
+Weights = Mapping[str, float]  # of tenants, and of whoever may come next under no name
 
 
 class OverShare(Exception):
@@ -83,18 +86,34 @@ class Stock:
         """What so much counts as."""
         return min(amount, (self.most + 1) // 2)
 
-    def check(self, tenant: str, amount: int, share: float, had: int = 0) -> None:
-        """May a tenant with this share, 0 to 1, hold so much in place of the `had`? Raises Overloaded, OverShare."""
+    def check(self, tenant: str, amount: int, weights: Weights, had: int = 0) -> None:
+        """May a tenant hold so much in place of the `had`? Raises Overloaded, OverShare."""
         if not amount:
             return
         held, own = self.held - had, self._by[tenant] - had
         lacking = held + amount - self.most
         if lacking > 0:
             raise Overloaded(self.held, self.what, self._drain.retry_after(lacking))
-        above = own + amount - share * self.most
-        if own > 0 and above > 0 and 2 * (held + amount) > self.most:
-            wait = self._drain.retry_after(above)
-            raise OverShare(tenant, self._by[tenant], int(share * self.most), self.what, wait)
+        if own <= 0 or 2 * (held + amount) <= self.most:
+            return
+        share = self.share(tenant, weights)
+        above = own + amount - share
+        if above > 0:
+            raise OverShare(tenant, self._by[tenant], int(share), self.what, self._drain.retry_after(above))
+
+    def share(self, tenant: str, weights: Weights) -> float:
+        """How much of it a tenant may hold while it is wanted: by weight, of what those above their share leave.
+
+        Those are found as in water-filling: from who holds most for its weight, each by what is left without it.
+        """
+        left, whole = float(self.most), sum(weights.values())
+        others = [one for one in weights if one != tenant]
+        for other in sorted(others, key=lambda one: self._by[one] / weights[one], reverse=True):
+            if self._by[other] * whole <= weights[other] * left:
+                break
+            left -= self._by[other]
+            whole -= weights[other]
+        return weights[tenant] / whole * left
 
     def by_tenant(self) -> dict[str, int]:
         """How much of it each tenant holds."""
@@ -128,18 +147,17 @@ class Room:
 
         Raises Overloaded, OverShare.
         """
-        share = self.share(tenant, weight, alone=alone)
-        self.sequences.check(tenant, max(1, self.sequences.counted(sequences)), share)
-        self.tokens.check(tenant, self.tokens.counted(tokens), share)
+        weights = self.weights(tenant, weight, alone=alone)
+        self.sequences.check(tenant, max(1, self.sequences.counted(sequences)), weights)
+        self.tokens.check(tenant, self.tokens.counted(tokens), weights)
         self._weights[tenant] = weight
         self._places[tenant] += 1
         return Place(self, tenant, self.sequences.counted(sequences), tokens, alone=alone)
 
-    def share(self, tenant: str, weight: float | None = None, *, alone: bool = False) -> float:
-        """How much of a busy room a tenant may hold, 0 to 1."""
+    def weights(self, tenant: str, weight: float | None = None, *, alone: bool = False) -> Weights:
+        """Of everybody who shares the room with a tenant, which has the weight it came with before if none is given."""
         own = self._weights.get(tenant, 1.0) if weight is None else weight
-        others = sum(self._weights.values()) - self._weights.get(tenant, 0.0)
-        return own / (own + others + (0.0 if alone else NEWCOMER))
+        return {**self._weights, tenant: own, **({} if alone else {NOBODY: NEWCOMER})}
 
     def left(self, tenant: str) -> None:
         """One of a tenant's places is free."""
@@ -170,8 +188,8 @@ class Place:
     def resize(self, tokens: int) -> None:
         """So many prompt tokens it really is. Raises Overloaded or OverShare where these don't fit."""
         stock = self._room.tokens
-        share = self._room.share(self._tenant, alone=self._alone)
-        stock.check(self._tenant, stock.counted(tokens), share, self._held)
+        weights = self._room.weights(self._tenant, alone=self._alone)
+        stock.check(self._tenant, stock.counted(tokens), weights, self._held)
         self._wait(tokens, drained=False)
 
     def begun(self, tokens: int) -> None:
