@@ -18,10 +18,11 @@ from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 
 MAX_ADAPTERS = 2000  # whose doings are remembered: those used last
-MAX_REQUESTS = 100
+MAX_REQUESTS = 100  # of each tenant that are remembered
+MAX_TENANTS = 100  # whose requests are: those whose last ones ended last
 WINDOW_S = 60
 RATE_S = 10  # complete seconds that a rate is the mean of
 BASE = ""  # the name that the base model's requests are counted under
@@ -139,7 +140,7 @@ class Activity:
 
     def __init__(self) -> None:
         self.throughput = Throughput(time.perf_counter())
-        self.recent: deque[Finished] = deque(maxlen=MAX_REQUESTS)
+        self._recent: OrderedDict[str, deque[Finished]] = OrderedDict()  # by tenant, longest silent first
         self._adapters: OrderedDict[str, AdapterActivity] = OrderedDict()  # longest unused first
 
     def tokens(self, now: float, count: int) -> None:
@@ -165,8 +166,16 @@ class Activity:
             done.error, done.error_at = work.error, now
 
     def note(self, request: Finished) -> None:
-        """A request is over, whatever it reached."""
-        self.recent.append(request)
+        """A request whose tenant is known is over, whatever it reached."""
+        self._recent.setdefault(request.tenant, deque(maxlen=MAX_REQUESTS)).append(request)
+        self._recent.move_to_end(request.tenant)
+        if len(self._recent) > MAX_TENANTS:
+            self._recent.popitem(last=False)
+
+    def recent(self, tenant: str | None = None) -> list[Finished]:
+        """The last requests of a tenant, or of all, newest first."""
+        found = self._recent.get(tenant, ()) if tenant is not None else chain(*self._recent.values())
+        return sorted(found, key=lambda request: request.at, reverse=True)[:MAX_REQUESTS]
 
     def of(self, adapter: str) -> AdapterActivity | None:
         """What an adapter did, BASE for the base; None where it did nothing that is remembered."""

@@ -17,6 +17,9 @@ READING = ThreadPoolExecutor(1, "livery-reading")
 # Tokenizers work without the interpreter's lock, but on the cores that the loop and the engine need as well.
 ENCODING = ThreadPoolExecutor(max(2, (os.cpu_count() or 1) // 2), "livery-encoding")
 
+# Reports add up as many rows as there are: two at a time leave the database, and its connections, to others.
+REPORTING = ThreadPoolExecutor(2, "livery-reporting")
+
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -75,7 +75,9 @@ class Overview:
             "memory": self._memory(stats),
             "adapters": _page(rows, wanted),
             "requests": [
-                _finished(principal, one, now) for one in reversed(activity.recent) if _may_see(principal, one)
+                _finished(principal, one, now)
+                for one in activity.recent(None if principal.role == "admin" else principal.tenant)
+                if _may_see(principal, one)
             ],
             "caller": _caller(principal),
         }

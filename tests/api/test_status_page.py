@@ -131,6 +131,27 @@ def test_the_last_requests_are_kept_and_no_more(live: LiveServer) -> None:
     assert len(status(live)["requests"]) == 100
 
 
+def test_nobody_empties_anothers_list_of_requests(serve: Serve) -> None:
+    server = serve()
+    keys = {tenant: server.make_key(tenant, role="owner") for tenant in ("acme", "busy")}
+
+    def ask(key: str) -> int:
+        headers = {"authorization": f"Bearer {key}"}
+        body = {"model": "nobody", "prompt": "x"}
+        return httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=30).status_code
+
+    def listed(tenant: str) -> int:
+        headers = {"authorization": f"Bearer {keys[tenant]}"}
+        return len(httpx.get(f"{server.url}/v1/status", headers=headers, timeout=30).json()["requests"])
+
+    assert ask(keys["acme"]) == 404
+    assert {ask("wrong") for _ in range(2)} == {401}
+    assert [one.tenant for one in server.service.metrics.activity.recent()] == ["acme"], "whose key is wrong is nobody"
+    for _ in range(101):
+        ask(keys["busy"])
+    assert (listed("acme"), listed("busy")) == (1, 100)
+
+
 def test_errors_show_with_their_adapter(serve: Serve, saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "adapters" / ".pool")
     server = serve(Setup(behaviour=Behaviour(fail_after=1)), folder=tmp_path)

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from livery.tenancy import Doors, InvalidApiKey, KeyRing, Limits, Principal, TenantStore, keys
+from livery.tenancy import (
+    Doors,
+    Flusher,
+    InvalidApiKey,
+    KeyRing,
+    Limits,
+    Meter,
+    Principal,
+    TenantStore,
+    UsageStore,
+    keys,
+)
+from livery.tenancy.meter import Counts, Payer
 from livery.tenancy.secrets import digest
 
 
@@ -187,3 +201,22 @@ def test_the_database_file_holds_no_key(tmp_path: Path) -> None:
     assert len(secrets) == 30
     for secret in secrets:
         assert secret[12:] not in kept
+
+
+async def test_keys_and_usage_wait_for_nobody_elses_thread(store: TenantStore) -> None:
+    """Every thread that work without one of its own shares is taken, as by reports and listings."""
+    let_go = threading.Event()
+    ring, meter = KeyRing(store), Meter()
+    with ThreadPoolExecutor(1) as shared:
+        asyncio.get_running_loop().set_default_executor(shared)
+        blocked = asyncio.get_running_loop().run_in_executor(None, let_go.wait)
+        try:
+            _, key = made(store, "acme")
+            meter.count(Payer("acme", "k1", "pirate", "ab"), Counts(requests=1))
+            async with asyncio.timeout(20):
+                await ring.refresh()
+                assert await Flusher(meter, UsageStore(store.database).add, lambda: None).flush()
+            assert ring.find(key) is not None
+        finally:
+            let_go.set()
+            await blocked

@@ -54,6 +54,7 @@ class RequestRecord:
     first_token_s: float | None = None
     outcome: str = "-"
     principal: Principal = OPERATOR  # whose key it brought
+    admitted: bool = False  # whether that is known: one without a right key is nobody's
     purpose: Purpose = "ask"
     meter: RequestMeter | None = None  # its clock, once the engine is asked
 
@@ -116,6 +117,7 @@ class Boundary:
         record, method = scope["state"]["record"], scope["method"]
         record.purpose = self._access.purpose(method, path)
         record.principal = self._doors.admit(record.purpose, _key(headers))
+        record.admitted = True
         if not path.isprintable():  # a router may well drop a line end and take the rest for a name
             raise UnknownUrl(ascii(path)[1:-1])
         if self._draining() and record.purpose not in PROBES:
@@ -145,7 +147,8 @@ class Boundary:
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.http(route, _method(scope), record.status)
         if scope["method"] == "POST" and record.purpose == "ask":
-            self._metrics.activity.note(_finished(record, route))
+            if record.admitted:
+                self._metrics.activity.note(_finished(record, route))
             if self._tracing is not None:
                 self._tracing.tell(_timeline(record, _method(scope), route), Headers(scope=scope))
         quiet = record.purpose in PROBES and record.status < 400  # every few seconds, with nothing to say

@@ -13,6 +13,7 @@ from livery.api.answers import answers
 from livery.api.boundary import RequestRecord
 from livery.api.context import COUNTED, ContextDep
 from livery.api.responses import json_response
+from livery.beside import REPORTING
 from livery.tenancy import UsageStore
 from livery.tenancy.reports import as_csv, asked, page_of
 from livery.tenancy.usage import MOST_TOLD
@@ -86,7 +87,8 @@ async def report(request: Request, store: UsageStore, wanted: Wanted) -> Respons
         limit=wanted.limit,
         after=wanted.after,
     )
-    page = page_of(question, await asyncio.to_thread(store.report, question), record.principal)
+    lines = await asyncio.get_running_loop().run_in_executor(REPORTING, store.report, question)
+    page = page_of(question, lines, record.principal)
     if wanted.form == "csv" or (wanted.form is None and "text/csv" in request.headers.get("accept", "")):
         more = {"x-next-after": page["next_after"]} if page["has_more"] else {}
         return Response(as_csv(page), media_type="text/csv", headers=more)

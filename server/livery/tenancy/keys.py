@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from msgspec import MsgspecError
@@ -60,6 +61,8 @@ class KeyRing:
         self._clock = clock
         self._known = _NOTHING
         self._reading = asyncio.Lock()
+        # Of its own: a revoked key holds no longer because others ask for much.
+        self._thread = ThreadPoolExecutor(1, "livery-keys")
         self._vitals = Vitals()
 
     @property
@@ -90,7 +93,8 @@ class KeyRing:
     async def refresh(self) -> None:
         """Know what the database knows now. Raises RegistryError."""
         async with self._reading:
-            seen = await asyncio.to_thread(self._read, self._known.number)
+            loop = asyncio.get_running_loop()
+            seen = await loop.run_in_executor(self._thread, self._read, self._known.number)
             if seen is not None:
                 self._known = seen
 

@@ -20,6 +20,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -138,6 +139,8 @@ class Flusher:
     _unsure: Flush | None = None  # that was or wasn't written
     _failing: bool = False
     _vitals: Vitals = field(default_factory=Vitals)
+    # Of its own: usage is written however much others ask for.
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "livery-usage"))
 
     def start(self, vitals: Vitals | None = None) -> None:
         self._vitals = vitals or self._vitals
@@ -167,7 +170,7 @@ class Flusher:
             self._number += 1
             self._unsure = Flush(self.server, self._number, rows)
         try:
-            await asyncio.to_thread(self.write, self._unsure)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self.write, self._unsure)
         except WRITE_ERRORS as error:
             if not self._failing:
                 log.warning("usage can't be written and is kept until it can (%s)", error)
