@@ -7,8 +7,8 @@
 
 A rendering has a limit of processor time, of memory and of length, held by the system in a process of its own
 (`livery.template_worker`), which is killed when it goes over one and started again. That process never renders another
-template: whatever a template leaves behind in it meets no conversation of another adapter. Renderings of one template
-wait for each other, so that a slow one takes one worker at most.
+template: whatever a template leaves behind in it meets no conversation of another adapter. A tenant's renderings of one
+template wait for each other, so that a slow one takes one worker, and all that a tenant asks for take half of them.
 """
 
 from __future__ import annotations
@@ -68,19 +68,31 @@ class TemplateWorkers:
     One that has rendered nothing yet stands by, so that a template's first rendering needn't wait for a start.
     """
 
-    def __init__(self, count: int = 2, limits: RenderLimits | None = None) -> None:
+    def __init__(self, count: int = 4, limits: RenderLimits | None = None) -> None:
         self.limits = limits or RenderLimits()
+        self._each = max(1, count // 2)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="livery-template")
         self._idle: list[_Worker] = []  # the latest used last
         self._idle_lock = threading.Lock()
-        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._turns: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
+        self._places: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
         self._closed = False
 
-    async def run(self, key: str, work: Callable[[], T]) -> T:
-        """Run in a thread of these workers, one at a time of the same key."""
-        turn = self._turns.setdefault(key, asyncio.Lock())
-        async with turn:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def run(self, tenant: str, source: str, work: Callable[[], T]) -> T:
+        """Run in a thread of these workers, one at a time of the same tenant and template.
+
+        Whoever goes away while it runs waits for its end all the same, or its tenant could take every thread.
+        """
+        turn = self._turns.setdefault((tenant, source), asyncio.Lock())
+        places = self._places.setdefault(tenant, asyncio.Semaphore(self._each))
+        async with turn, places:
+            running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                if not running.done():
+                    await asyncio.wait([running])
+                raise
 
     def render(self, source: str, named_tokens: Mapping[str, str], chat: Conversation) -> str:
         """Blocks, within the limits. Raises InvalidMessages."""
@@ -155,9 +167,12 @@ class ForeignTemplate:
         """Whether its text has the name of a variable in it: nothing of it is parsed in this process."""
         return re.search(rf"\b{re.escape(variable)}\b", self.source) is not None
 
-    async def apart(self, work: Callable[[], T]) -> T:
-        """Work that renders blocks, so it has a thread of the workers', after that of the same template."""
-        return await self._workers.run(self.source, work)
+    async def apart(self, work: Callable[[], T], tenant: str = "") -> T:
+        """Work that renders blocks, so it has a thread of the workers', after that of the same tenant and template.
+
+        Trying a template out is no tenant's.
+        """
+        return await self._workers.run(tenant, self.source, work)
 
     def render(self, chat: Conversation) -> str:
         """Blocks. Raises InvalidMessages."""

@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -121,6 +123,45 @@ async def test_renderings_of_one_template_wait_for_each_other_and_others_do_not(
         group.create_task(render("quick", quick))
     assert done.index("quick") < 3
     assert done.count("slow stopped") == 4
+
+
+async def test_a_tenant_with_many_slow_templates_leaves_workers_to_others(workers: TemplateWorkers) -> None:
+    burn = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    done: list[str] = []
+
+    async def render(tenant: str, source: str) -> None:
+        template = ForeignTemplate(source, {}, workers)
+        with suppress(TemplateStopped):
+            await template.apart(lambda: template.render(HI), tenant)
+        done.append(tenant)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(4):
+            group.create_task(render("zeta", f"{number}{burn}"))
+        await asyncio.sleep(0)
+        group.create_task(render("acme", "{{ messages[0].content }}"))
+    assert done.index("acme") < 3
+
+
+async def test_a_client_that_goes_away_holds_its_tenants_worker_until_that_is_free(workers: TemplateWorkers) -> None:
+    begun, gate = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def block() -> None:
+        begun.set()
+        gate.wait(60)
+
+    left = asyncio.create_task(workers.run("zeta", "a", block))
+    await asyncio.to_thread(begun.wait, 60)
+    left.cancel()
+    second = asyncio.create_task(workers.run("zeta", "b", lambda: order.append("second")))
+    await workers.run("acme", "c", lambda: order.append("another tenant's"))
+    order.append("the end of the first")
+    gate.set()
+    await second
+    assert order == ["another tenant's", "the end of the first", "second"]
+    with pytest.raises(asyncio.CancelledError):
+        await left
 
 
 def test_a_process_that_has_rendered_one_template_never_renders_another() -> None:
