@@ -72,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     | {f"livery.{part}" for part in ("holds", "lease", "meaning", "proving", "standing", "tenancy", "vitals")}
     | {"livery_adapters"},
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
-    "livery.live": {"livery_adapters"},
+    "livery.live": {"livery.tenancy", "livery_adapters"},
     "livery.adapter_views": {"livery_adapters"},
     "livery.intakes": FACTS | {"livery.tenancy", "livery_adapters"},
     "livery.origins": FACTS | {"livery.intakes", "livery_adapters"},

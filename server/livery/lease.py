@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from livery.engine.base import AdapterRef
+from livery.engine.base import AdapterRef, Asker
 from livery.refusals import InvalidParameter
 from livery.tenancy import OPERATOR, Principal
 from livery_adapters.composition import added_up, composition_digest
@@ -39,6 +39,11 @@ class Caller:
         """The most device memory that its tenant's adapters may take, as the engine takes it: 0 is no limit."""
         limit = self.principal.tenant_limits.resident_bytes
         return 0 if limit is None else max(1, limit)
+
+    @property
+    def asker(self) -> Asker:
+        """Its tenant, as the engine takes one that asks for an adapter."""
+        return Asker(self.tenant, self.principal.weight, self.resident_bytes)
 
 
 ANYONE = Caller()

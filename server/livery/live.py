@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
+from livery.tenancy import Principal
 from livery_adapters.registry import OPERATOR, AdapterRecord
 
 
@@ -28,8 +29,8 @@ class Live(Protocol):
         """Names whose active version is in device memory."""
         ...
 
-    async def prefetch(self, record: AdapterRecord) -> None:
-        """Have the engine read the active version now."""
+    async def prefetch(self, record: AdapterRecord, principal: Principal) -> None:
+        """Have the engine read the active version now, within what a tenant's adapters may take."""
         ...
 
 
@@ -49,5 +50,5 @@ class Offline:
     async def resident(self) -> frozenset[str]:
         return frozenset()
 
-    async def prefetch(self, record: AdapterRecord) -> None:
+    async def prefetch(self, record: AdapterRecord, principal: Principal) -> None:
         return None

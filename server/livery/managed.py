@@ -146,7 +146,7 @@ class ManagedAdapters:
 
     async def prefetch(self, name: str) -> Json:
         with self._own(name) as full:
-            return self._told(await self._management.prefetch(full, shown=name))
+            return self._told(await self._management.prefetch(full, shown=name, principal=self._principal))
 
     async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json:
         """Let another tenant use an adapter of the caller's, or no longer. Whether there is such a one isn't told."""

@@ -21,7 +21,7 @@ from livery.intakes import Intakes
 from livery.live import Live, Offline
 from livery.origins import Origins, Upload, from_upload, kind_of
 from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound
-from livery.tenancy import OPERATOR, scope
+from livery.tenancy import OPERATOR, Principal, scope
 from livery_adapters.fetching import SourcePolicy
 from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
 from livery_adapters.profile import PROFILE_NAME, Profile, recorded_profile, write_profile
@@ -244,15 +244,15 @@ class AdapterManagement:
     async def pin(self, name: str, pinned: bool) -> Json:
         """A pinned adapter is loaded when the server starts and stays in device memory."""
         if pinned:  # what can't be loaded is refused before the pin is written down
-            await self._live.prefetch(await asyncio.to_thread(self._registry.get, name))
+            await self._live.prefetch(await asyncio.to_thread(self._registry.get, name), OPERATOR)
         async with self._changing(name):
             record = await asyncio.to_thread(self._registry.pin, name, pinned)
         return await self._record(record)
 
-    async def prefetch(self, name: str, *, shown: str | None = None) -> Json:
+    async def prefetch(self, name: str, *, shown: str | None = None, principal: Principal = OPERATOR) -> Json:
         """Have the engine read the active version before a request asks for it. `shown` is what messages call it."""
         record = await asyncio.to_thread(self._registry.get, name)
-        await self._live.prefetch(replace(record, name=shown or name))
+        await self._live.prefetch(replace(record, name=shown or name), principal)
         return await self._record(record)
 
     async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json:

@@ -169,13 +169,13 @@ class ServedAdapters:
         finally:
             self._forget_names([name])
 
-    async def prefetch(self, record: AdapterRecord) -> None:
+    async def prefetch(self, record: AdapterRecord, principal: Principal = ANYONE.principal) -> None:
         """Have the engine read the active version now. Raises AdapterUnusable or EngineRestarting."""
         if record.active is None:
             raise AdapterUnusable(record.name, record.error or record.state)
         version = await self._proven(record.active, record.name)
         try:
-            await self._engine.load_adapter(self._reference(version))
+            await self._engine.load_adapter(self._reference(version), Caller(principal=principal).asker)
         except EngineRestarting:
             raise
         except EngineError as error:

@@ -218,3 +218,8 @@ def test_a_tenants_quota_is_told_and_holds(live: People, saved: list[Path]) -> N
     assert upload(who, "dora", "one", saved[1]).status_code == 200
     assert call(who, "dora", "DELETE", "/v1/adapters/one").status_code == 200
     assert upload(who, "dora", "two", saved[1]).status_code == 200
+
+
+def test_the_engine_is_told_whose_an_adapter_read_ahead_is(live: People) -> None:
+    assert call(live, "acme-owner", "POST", "/v1/adapters/pirate/prefetch").status_code == 200
+    assert live.server.engine.askers[-1].tenant == "acme"

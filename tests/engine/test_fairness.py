@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from livery.engine.base import AdapterRef, GenerationRequest, SamplingParams, TokenDelta
+from livery.engine.base import AdapterRef, Asker, GenerationRequest, SamplingParams, TokenDelta
 from livery.engine.blocks import BlockPool
 from livery.engine.fairness import ANSWER_COST, PROMPT_COST
 from livery.engine.pages import PAGE_BYTES
@@ -57,7 +57,7 @@ class City:
         self.ended: dict[str, TokenDelta] = {}
         self.served = Counter[str]()  # tenant -> costs of what was computed for it, counted apart from the scheduler
         self._read = Counter[str]()  # request -> prompt tokens computed for the first time
-        self.plans: list[StepPlan] = []
+        self.computed = Counter[str]()  # request -> rows, each as often as it was computed
 
     def ask(
         self,
@@ -100,6 +100,7 @@ class City:
         tokens = {part.request_id: (9,) * len(part.samples) for part in plan.slices if part.samples}
         for part in plan.slices:
             name, asked = part.request_id, self.requests[part.request_id]
+            self.computed[name] += len(part.token_ids)
             end = min(part.start + len(part.token_ids), len(asked.prompt_token_ids))
             new = max(0, end - max(part.start, self._read[name]))
             self._read[name] = max(end, self._read[name])
@@ -214,6 +215,21 @@ def test_a_flood_takes_nobodys_place() -> None:
     assert city.now - city.came[quiet] == TURN + 4, "it was preempted"
     city.run_out()
     assert {delta.finish_reason for delta in city.ended.values()} == {"length"}
+
+
+def test_who_loses_least_makes_room() -> None:
+    """An answer finds itself in the prefix cache again; a prompt in mid-read would begin anew."""
+    city = City(cache=True, running=2, tokens=16)
+    answering = city.ask("a", 8, 60)
+    reading = city.ask("a", 400, 1)
+    for _ in range(5):
+        city.step()
+    quiet = city.ask("b", 4, 1)
+    city.step()
+    assert quiet in city.first
+    city.run_out()
+    assert city.computed[reading] == 400
+    assert city.scheduler.roster.preemptions == 1 and answering in city.ended
 
 
 def test_places_are_shared_by_weight() -> None:
@@ -387,8 +403,7 @@ def test_what_can_not_be_read_in_time_is_not_begun() -> None:
     early = city.ask("a", 160, 1, deadline=11)
     city.run_out()
     assert (city.ended[late].code, city.ended[early].finish_reason) == ("deadline_exceeded", "length")
-    assert not any(part.request_id == late for plan in city.plans for part in plan.slices)
-    assert late not in city._read
+    assert late not in city.computed
 
 
 def test_small_prompts_say_nothing_about_how_fast_large_ones_are_read() -> None:
@@ -451,6 +466,22 @@ def test_a_tenant_at_its_limit_waits_for_its_own_and_holds_up_nobody() -> None:
             assert "y" not in city.residency.resident
     city.run_out(sizes)
     assert city.ended[second].finish_reason == "length"
+
+
+def test_what_is_read_ahead_counts_among_what_a_tenant_may_take() -> None:
+    """Beyond that it stays in host memory until a request asks for it, for which the tenant's others go."""
+    city = City(room=10)
+    sizes = {"x": 3, "y": 3, "theirs": 3}
+    for name, tenant, pages in (("x", "a", 4), ("y", "a", 4), ("theirs", "b", 4)):
+        assert not city.residency.load(AdapterRef.of(name, name), Asker(tenant, limit=pages * PAGE_BYTES))
+    city.load(sizes)
+    city.load(sizes)
+    assert set(city.residency.resident) == {"x", "theirs"}
+    assert set(city.residency.in_host) == {"x", "y", "theirs"}
+    asked = city.ask("a", 4, 1, adapter="y", room=4)
+    city.run_out(sizes)
+    assert city.ended[asked].finish_reason == "length"
+    assert set(city.residency.resident) == {"y", "theirs"}
 
 
 def test_an_adapter_beyond_a_tenants_limit_is_refused() -> None:

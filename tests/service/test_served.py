@@ -15,7 +15,7 @@ import pytest
 from api.live_server import BASE, MODULES
 from api.peft_files import make_adapter
 from livery.data_folder import DataFolder
-from livery.engine.base import AdapterRef
+from livery.engine.base import NOBODY, AdapterRef, Asker
 from livery.engine.fake import FakeEngine
 from livery.followed import FollowedFolder
 from livery.lease import Caller, Lease
@@ -335,7 +335,7 @@ class StumblingEngine(FakeEngine):
 
     stumbled = False
 
-    async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
+    async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:
         if not self.stumbled:
             self.stumbled = True
             raise ValueError("nobody thought of this")

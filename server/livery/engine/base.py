@@ -153,6 +153,17 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     deadline_s: float = 0.0
 
 
+class Asker(msgspec.Struct, frozen=True):
+    """A tenant that asks for a version: its weight, and the most bytes that its versions may take (0: any)."""
+
+    tenant: str = DEFAULT_TENANT
+    weight: float = 1.0
+    limit: int = 0
+
+
+NOBODY = Asker()
+
+
 # How the ids of an adapter's first, proving run begin: nobody's request.
 CANARY = "canary-"
 
@@ -339,8 +350,10 @@ class Engine(Protocol):
         """Drop a request; its memory is free within a step. Unknown ids are ignored."""
         ...
 
-    async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
+    async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:
         """Read, verify and pack a version, so that its first request needn't wait. Raises AdapterLoadFailed.
+
+        It comes to device memory where there is room, also among what its asker's versions may take.
 
         Returns what it does to the base where the engine can tell.
         """

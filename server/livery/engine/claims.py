@@ -8,21 +8,8 @@ version by giving up its own, never by others' leaving, and nobody's limit is re
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
-from livery.engine.base import DEFAULT_TENANT
-
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """A tenant that asks for a version: its weight, and the most bytes that its versions may take (0: any)."""
-
-    tenant: str = DEFAULT_TENANT
-    weight: float = 1.0
-    limit: int = 0
-
-
-NOBODY = Asker()
+from livery.engine.base import Asker
 
 
 class Claims:

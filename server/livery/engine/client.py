@@ -22,8 +22,10 @@ import zmq.asyncio
 from livery import models
 from livery.engine import messages as m
 from livery.engine.base import (
+    NOBODY,
     AdapterLoadFailed,
     AdapterRef,
+    Asker,
     EngineConfig,
     EngineDead,
     EngineError,
@@ -179,11 +181,11 @@ class EngineClient:
         with suppress(EngineError):  # then there is nothing left to abort
             await self._send(m.Abort(request_id))
 
-    async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
+    async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:
         self._check_alive()
         done: asyncio.Future[AdapterEffect | None] = asyncio.get_running_loop().create_future()
         self._loads.setdefault(adapter.digest, []).append(done)
-        await self._send(m.Load(adapter))
+        await self._send(m.Load(adapter, asker))
         return await done
 
     async def unload_adapter(self, digest: str) -> None:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from livery.engine.base import (
+    NOBODY,
     AdapterRef,
+    Asker,
     EngineInfo,
     EngineStats,
     GenerationRequest,
@@ -158,10 +160,10 @@ class EngineCore:
     def abort(self, request_id: str) -> bool:
         return self._scheduler.abort(request_id)
 
-    def load_adapter(self, adapter: AdapterRef) -> None:
+    def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> None:
         """Start reading a version unless it is there already. The outcome shows in `take_loads()`."""
         digest = adapter.digest
-        if self._residency.load(adapter):
+        if self._residency.load(adapter, asker):
             image = self._images.get(digest)
             effect = self._runner.effect(digest) if image is None else image.effect
             self._load_results.append(LoadOutcome(digest, effect))

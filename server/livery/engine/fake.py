@@ -31,8 +31,10 @@ from dataclasses import dataclass, field
 from livery.engine.base import (
     CANARY,
     DEADLINE_EXCEEDED,
+    NOBODY,
     AdapterLoadFailed,
     AdapterRef,
+    Asker,
     EngineDead,
     EngineInfo,
     EngineRestarting,
@@ -89,6 +91,7 @@ class FakeEngine:
         self.requests: list[GenerationRequest] = []  # every request ever taken
         self.aborted: list[str] = []
         self.loaded: dict[str, AdapterRef] = {}
+        self.askers: list[Asker] = []  # of `load_adapter`
         self.kept: tuple[str, ...] = ()
         self._seen: set[int] = set()  # beginnings of prompts, whole blocks, each by a hash over the one before it
         self._open: dict[str, GenerationRequest] = {}
@@ -221,11 +224,12 @@ class FakeEngine:
             self.aborted.append(request_id)
             self._notify()
 
-    async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
+    async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:
         self._check()
         if reason := self.behaviour.refuse_adapters.get(adapter.digest):
             raise AdapterLoadFailed(reason)
         self.loaded[adapter.digest] = adapter
+        self.askers.append(asker)
         return None
 
     async def unload_adapter(self, digest: str) -> None:

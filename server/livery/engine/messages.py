@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from livery.engine.base import AdapterRef, EngineConfig, EngineInfo, EngineStats, GenerationRequest, TokenDelta
+from livery.engine.base import AdapterRef, Asker, EngineConfig, EngineInfo, EngineStats, GenerationRequest, TokenDelta
 from livery_adapters.effect import AdapterEffect
 
 
@@ -24,6 +24,7 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 
 class Load(msgspec.Struct, frozen=True, tag=True):
     adapter: AdapterRef
+    asker: Asker
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):

@@ -106,8 +106,8 @@ class EngineProcess:
                     self._send(m.Rejected(request.request_id, str(error)))
             case m.Abort(request_id):
                 core.abort(request_id)
-            case m.Load(adapter):
-                core.load_adapter(adapter)
+            case m.Load(adapter, asker):
+                core.load_adapter(adapter, asker)
             case m.Unload(digest):
                 core.unload_adapter(digest)
             case m.Keep(digests):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from livery.engine.base import AdapterRef
+from livery.engine.base import AdapterRef, Asker
 
 READ_AHEAD = 2  # versions handed to the loader at a time: one being read, one for when that is done
 NOT_WANTED = 1 << 60  # the place in the queue of what no request waits for
@@ -26,19 +26,23 @@ class ReadQueue:
         self._refs: dict[str, list[AdapterRef]] = {}  # the oldest first, those being read included; each at its places
         self._tried: Counter[str] = Counter()  # how many of a version's places failed
         self._begun: set[str] = set()
-        self._asked: set[str] = set()  # to be read whether or not a request waits: somebody wants to know if it can be
+        self._asked: dict[str, tuple[Asker, ...]] = {}  # to be read whether or not a request waits, and for whom
         self._oldest_next = False
 
     def __contains__(self, digest: object) -> bool:
         return digest in self._refs
 
-    def add(self, adapter: AdapterRef, *, asked: bool = False) -> None:
-        """Have a version read, from here if it is on its way from elsewhere and can't be read there."""
+    def add(self, adapter: AdapterRef, asker: Asker | None = None) -> None:
+        """Have a version read, from here if it is on its way from elsewhere and can't be read there.
+
+        With an asker whether or not a request waits for it: somebody wants to know if it can be.
+        """
         places = self._refs.setdefault(adapter.digest, [])
         if adapter not in places:
             places.append(adapter)
-        if asked:
-            self._asked.add(adapter.digest)
+        if asker is not None:
+            before = self._asked.get(adapter.digest, ())
+            self._asked[adapter.digest] = tuple(dict.fromkeys((*before, asker)))
 
     def begun(self, digest: str) -> bool:
         return digest in self._begun
@@ -56,12 +60,12 @@ class ReadQueue:
         self._begun.discard(digest)
         return True
 
-    def end(self, digest: str) -> None:
-        """The version is read, can't be, or isn't wanted any more."""
+    def end(self, digest: str) -> tuple[Asker, ...]:
+        """The version is read, can't be, or isn't wanted any more. Who asked for it apart from requests."""
         del self._refs[digest]
         del self._tried[digest]
         self._begun.discard(digest)
-        self._asked.discard(digest)
+        return self._asked.pop(digest, ())
 
     def take(self, ranks: Mapping[str, int], last: Callable[[int], int]) -> list[AdapterRef]:
         """Versions to begin with now; for requests, those with a place in the queue up to `last(being read)`.
@@ -70,7 +74,7 @@ class ReadQueue:
         """
         taken: list[AdapterRef] = []
         while len(self._begun) < READ_AHEAD and len(self._refs) > len(self._begun):
-            for digest in [digest for digest in self._refs if digest not in self._begun | self._asked]:
+            for digest in [digest for digest in self._refs if digest not in self._begun | self._asked.keys()]:
                 if digest not in ranks:
                     self.end(digest)
             waiting = [digest for digest in self._refs if digest not in self._begun]
@@ -85,6 +89,6 @@ class ReadQueue:
         return taken
 
     def check_invariants(self) -> None:
-        assert self._begun | self._asked <= set(self._refs), "what is read isn't asked for"
+        assert self._begun | self._asked.keys() <= set(self._refs), "what is read isn't asked for"
         assert len(self._begun) <= READ_AHEAD
         assert all(self._tried[digest] < len(places) for digest, places in self._refs.items()), "no place is left"

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from livery.engine.base import AdapterRef
-from livery.engine.claims import NOBODY, Asker, Claims
+from livery.engine.base import NOBODY, AdapterRef, Asker
+from livery.engine.claims import Claims
 from livery.engine.eviction import GreedyDual
 from livery.engine.pages import PAGE_BYTES, PageAllocator, Run, pages_for
 from livery.engine.reads import LAST, NOT_WANTED, ReadQueue
@@ -43,7 +43,7 @@ class Residency:
         self._resident = GreedyDual()
         self._host = GreedyDual()
         self._placing: set[str] = set()
-        self._arrived: dict[str, None] = {}  # hosted, and not yet tried to place
+        self._arrived: dict[str, tuple[Asker, ...]] = {}  # hosted, not yet tried to place, and asked for by these
         self._pins: dict[str, int] = {}
         self._loading = ReadQueue()
         self._to_evict: list[str] = []
@@ -103,13 +103,13 @@ class Residency:
 
     # -- asked for by the service --------------------------------------------------------------------
 
-    def load(self, adapter: AdapterRef) -> bool:
+    def load(self, adapter: AdapterRef, asker: Asker = NOBODY) -> bool:
         """Bring a version into memory though no request waits for it; True when it is there already."""
         digest = adapter.digest
         self._retired.discard(digest)
         if digest in self._versions:
             return True
-        self._loading.add(adapter, asked=True)
+        self._loading.add(adapter, asker)
         return False
 
     def keep(self, digests: Collection[str]) -> None:
@@ -118,7 +118,7 @@ class Residency:
         They give way only to a request that finds no room otherwise, and come back with their next request.
         """
         self._kept = frozenset(digests)
-        self._arrived |= dict.fromkeys(digest for digest in self._host if digest in self._kept)
+        self._arrived |= dict.fromkeys((digest for digest in self._host if digest in self._kept), ())
 
     def evict(self, digest: str) -> bool:
         """Give a version's device memory back unless a request uses it; its image stays in host memory."""
@@ -156,13 +156,13 @@ class Residency:
 
         `sizes` are the bytes of its pieces; reading took so many seconds.
         """
-        self._loading.end(digest)
+        askers = self._loading.end(digest)
         if digest in self._retired:
             self._retired.discard(digest)
             return False
         pages = sum(map(pages_for, sizes))
         self._versions[digest] = Version(tuple(sizes), pages, sum(sizes), seconds)
-        self._arrived[digest] = None
+        self._arrived[digest] = askers
         # What nobody waits for comes without any standing, and so replaces nothing.
         self._host.use(digest, sum(sizes), seconds if self._rank(digest) < NOT_WANTED else 0.0)
         return True
@@ -186,16 +186,17 @@ class Residency:
         what is free when they arrive. One that doesn't fit stays hosted, so that a large one never holds up others.
         """
         wanted = [digest for digest in self._ranks if self.lacks_room(digest)]
-        others = [digest for digest in self._arrived if digest not in self._ranks and self.lacks_room(digest)]
-        self._arrived.clear()
+        arrived, self._arrived = self._arrived, {}
+        others = [digest for digest in arrived if digest not in self._ranks and self.lacks_room(digest)]
         self.limited.clear()
         placements = []
         for digest in [*wanted, *sorted(others, key=lambda digest: digest not in self._kept)]:
-            version, asker = self._versions[digest], self._asker(digest)
+            version, askers = self._versions[digest], self._askers.get(digest) or arrived.get(digest)
+            asker = self._asker(digest, askers or (NOBODY,))
             if asker is None:
                 self.limited.add(digest)
             elif (runs := self._allocate(digest)) is not None:
-                if digest in self._askers:
+                if askers:
                     self._claims.add(digest, version.nbytes, asker, 0)
                 version.runs, version.on_device = runs, True
                 self._placing.add(digest)
@@ -295,7 +296,6 @@ class Residency:
 
     def _in_order(self, tier: GreedyDual, among: Iterable[str]) -> list[str]:
         """Versions in the order in which they make room."""
-
         above = self._claims.above_share(self.budget_bytes)
 
         def order(digest: str) -> tuple[int, bool, bool, float]:
@@ -304,10 +304,10 @@ class Residency:
 
         return sorted(among, key=order)
 
-    def _asker(self, digest: str) -> Asker | None:
-        """The first tenant that waits for a version and may have room for it, its own others given up where need be."""
+    def _asker(self, digest: str, askers: Iterable[Asker]) -> Asker | None:
+        """The first tenant that may have room for a version, its own others given up where it waits for this one."""
         version = self._versions[digest]
-        for asker in self._askers.get(digest, (NOBODY,)):
+        for asker in askers:
             behind = [other for other in self._resident if self._rank(other) > self._rank(digest)]
             surplus = self._claims.surplus(asker, version.nbytes, self._in_order(self._resident, behind))
             if surplus is not None:

@@ -6,9 +6,8 @@ import math
 import time
 from collections import Counter
 
-from livery.engine.base import AdapterRef
+from livery.engine.base import AdapterRef, Asker
 from livery.engine.blocks import BlockPool
-from livery.engine.claims import Asker
 from livery.engine.fairness import VirtualTokens, held_by
 from livery.engine.prefix import PrefixCache
 from livery.engine.residency import Residency

@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from livery.engine.adjust import Adjuster
-from livery.engine.base import FinishReason, GenerationRequest, RequestRefused, TokenLogprobs
-from livery.engine.claims import Asker
+from livery.engine.base import Asker, FinishReason, GenerationRequest, RequestRefused, TokenLogprobs
 from livery.engine.constraint import Constraint
 from livery.engine.figures import RequestTimes
 from livery.engine.plan import UNKNOWN, PoolSpec, SampleSpec, SequenceSlice

@@ -19,8 +19,10 @@ from typing import Any
 import msgspec
 
 from livery.engine.base import (
+    NOBODY,
     AdapterLoadFailed,
     AdapterRef,
+    Asker,
     Engine,
     EngineConfig,
     EngineDead,
@@ -122,9 +124,9 @@ class SupervisedEngine:
         if self._serving:
             await self._engine.abort(request_id)
 
-    async def load_adapter(self, adapter: AdapterRef) -> AdapterEffect | None:
+    async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:
         self._remember(adapter)
-        return await self._running().load_adapter(adapter)
+        return await self._running().load_adapter(adapter, asker)
 
     async def unload_adapter(self, digest: str) -> None:
         self._known.pop(digest, None)

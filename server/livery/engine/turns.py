@@ -2,9 +2,9 @@
 
 Two things are short at times. Room for adapters: adapters whose sequences had a turn make room for one that waits for
 some. Places and blocks: where a tenant holds less of the engine than its fair share and its next request waits for a
-place or for blocks, the tenant that is most above its own share gives up its youngest sequence, and one more until that
-is enough. No tenant with a lower counter gives up anything, and what came in this way stays for a turn at least, so
-that two tenants never throw each other out step by step.
+place or for blocks, the tenant that is most above its own share gives up the sequence that loses least, of equal ones
+the youngest, and one more until that is enough. No tenant with a lower counter gives up anything, and what came in this
+way stays for a turn at least, so that two tenants never throw each other out step by step.
 """
 
 from __future__ import annotations
@@ -75,17 +75,24 @@ class Turns:
         return leaving
 
     def _above_share(self, running: Listed[Sequence], counter: float) -> Sequence | None:
-        """The youngest that had its turn, of the tenant that is most above its share, and not below a counter."""
+        """The one that loses least, of the tenant that is most above its share, and not below a counter."""
         excess = {
             tenant: held / self._tokens.share(tenant)
             for tenant, held in held_by(running, self._max_running, self._pool.num_blocks).items()
             if self._tokens.counter(tenant) >= counter
         }
         for tenant in sorted((tenant for tenant in excess if excess[tenant] > 1), key=excess.__getitem__, reverse=True):
-            for sequence in reversed(running):
-                if sequence.tenant == tenant and (not sequence.ousted or self._left(sequence, TURN) <= 0):
-                    return sequence
+            if own := [seq for seq in reversed(running) if seq.tenant == tenant and self._may_go(seq)]:
+                return min(own, key=self._lost)
         return None
+
+    def _may_go(self, sequence: Sequence) -> bool:
+        """Whether it had its turn, if it took another's place."""
+        return not sequence.ousted or self._left(sequence, TURN) <= 0
+
+    def _lost(self, sequence: Sequence) -> int:
+        """Blocks that it would have to compute again: of an answer few or none, of a prompt in mid-read all."""
+        return sequence.num_computed // self._pool.block_size - sequence.published
 
     def _left(self, sequence: Sequence, turn: int) -> int:
         return sequence.left_of_turn(turn, recomputed=self._recomputed)
