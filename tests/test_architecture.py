@@ -92,12 +92,13 @@ ALLOWED: dict[str, set[str]] = {
     | {f"livery.{part}" for part in ("admission", "generation", "lease", "metrics", "prompts", "text")}
     | {"livery_adapters"},
     "livery.sampling": SEAM | FACTS | {"livery.prompts"},
+    "livery.cards": SEAM | {"livery.lease", "livery_adapters"},
     "livery.service": SEAM
     | FACTS
     | {
         f"livery.{part}"
         for part in (
-            *("admission", "beside", "generation", "grammar_check", "lease", "metrics"),
+            *("admission", "beside", "cards", "generation", "grammar_check", "lease", "metrics"),
             *("pooling", "profiles", "prompts", "reading", "sampling", "served", "tenancy", "text", "vitals"),
         )
     }
@@ -117,6 +118,7 @@ ALLOWED: dict[str, set[str]] = {
                 "answer_text",
                 "api",
                 "beside",
+                "cards",
                 "generation",
                 "lease",
                 "logs",

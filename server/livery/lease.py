@@ -53,10 +53,11 @@ class Lease:
     """A request's hold on what it runs under. Release it once; more calls do nothing.
 
     `name` is the adapter's own, whatever alias led there, as the caller knows it, and `full_name` what it is called
-    among those of all tenants; `digest` is that of its version, `ref` the engine's view.
+    among those of all tenants; `digest` is that of its version, `ref` the engine's view. `own` says that the caller may
+    know everything about it.
     """
 
-    __slots__ = ("_release", "digest", "facts", "full_name", "name", "ref", "task")
+    __slots__ = ("_release", "digest", "facts", "full_name", "name", "own", "ref", "task")
 
     def __init__(
         self,
@@ -66,8 +67,11 @@ class Lease:
         facts: VersionFacts | None,
         task: Task,
         full_name: str,
+        *,
+        own: bool,
     ) -> None:
         self.name = name
+        self.own = own
         self.full_name = full_name
         self.digest = digest
         self.ref = ref

@@ -20,12 +20,13 @@ from livery_adapters.registry import Alias, Card, NamedVersion, Registry
 @dataclass(frozen=True, slots=True)
 class Meant:
     """The adapter that somebody means: its name in full and as they know it. `asked` is all they wrote, `pin` the
-    version they want, None for the active one.
+    version they want, None for the active one; `own` says that it is theirs to know everything about.
     """
 
     asked: str
     shown: str
     candidate: scope.Candidate
+    own: bool
     pin: str | None = None
 
     @property
@@ -60,7 +61,7 @@ class Meanings:
         if found is None or not scope.allows(principal, scope.kind_of(principal, found.owner), plain):
             raise UnknownModel(name)
         if isinstance(found, Standing):
-            return Meant(name, plain, candidate, pin if at else None)
+            return Meant(name, plain, candidate, scope.owns(principal, found.owner), pin if at else None)
         if at:
             raise UnknownModel(name, f"{plain} is an alias; pin a version of one of its adapters")
         return await self._target(name, found, caller)
@@ -111,7 +112,7 @@ class Meanings:
             found, candidate = await self._first(scope.within(alias.owner, chosen))
             if isinstance(found, Standing):
                 shown = scope.shown(caller.principal, chosen)
-                return Meant(shown, shown, candidate)
+                return Meant(shown, shown, candidate, scope.owns(caller.principal, found.owner))
             targets = [target for target in targets if target.name != chosen]
         raise UnknownModel(name, "it is an alias, and none of its adapters is there any more")
 

@@ -1,6 +1,6 @@
 """What an adapter's profile makes of a request: its words before the client's, its defaults where the client is silent.
 
-    job = dressed(job, profile_of(lease))     # InvalidParameter where the profile's bounds say no
+    job = dressed(job, profile_of(lease), lease)     # InvalidParameter where the profile's bounds say no
 
 Pure: no text is encoded here and nothing is waited for. A raw prompt of /v1/completions gets the sampling and the
 stop strings, and no words: whoever sends one has put everything into it.
@@ -32,15 +32,35 @@ def profile_of(lease: Lease | None) -> Profile:
         raise AdapterUnusable(lease.name, f"its profile can't be read ({invalid}); set it again") from None
 
 
-def dressed(job: Job, profile: Profile) -> Job:
+def tells_words(lease: Lease | None, profile: Profile) -> bool:
+    """Whether the caller may see what its messages become: an owner's words and template are told to nobody else."""
+    own = lease is None or lease.own
+    return own or not (profile.system_prompt or profile.examples or profile.chat_template)
+
+
+def dressed(job: Job, profile: Profile, lease: Lease | None) -> Job:
     """The request as the profile completes it. Raises InvalidParameter for what the profile doesn't allow."""
     if profile == EMPTY:
         return job
+    if any(isinstance(prompt, ChatPrompt) for prompt in job.prompts) and not tells_words(lease, profile):
+        _check_untold(job.options)
     return replace(
         job,
         prompts=[_prompt(prompt, profile) for prompt in job.prompts],
         options=_options(job.options, profile),
     )
+
+
+def _check_untold(options: Options) -> None:
+    """Nothing that would show the prompt is asked for."""
+    asked = {"return_token_ids": options.token_ids, "prompt_logprobs": options.prompt_logprobs is not None}
+    for field, wanted in asked.items():
+        if wanted:
+            raise InvalidParameter(
+                f"{field} would show the words or the template that this adapter's owner puts around yours, which only "
+                f"its owner may see; leave {field} out.",
+                field,
+            )
 
 
 def _prompt(prompt: Prompt, profile: Profile) -> Prompt:

@@ -198,6 +198,11 @@ class ServedAdapters:
         return await self._proven(version, meant.shown)
 
     async def _pinned(self, meant: Meant, wanted: str, active: NamedVersion) -> NamedVersion:
+        """Raises UnknownModel: to who isn't its owner a name has no other version than the active one."""
+        if not meant.own:
+            if len(wanted) >= MIN_DIGEST_PREFIX and active.facts.digest.startswith(wanted):
+                return active
+            raise UnknownModel(meant.asked)
         if len(wanted) < MIN_DIGEST_PREFIX and not wanted.isdecimal():
             raise UnknownModel(meant.asked, f"a version is pinned by at least {MIN_DIGEST_PREFIX} digits of its digest")
         if active.facts.digest.startswith(wanted) and len(wanted) >= MIN_DIGEST_PREFIX:
@@ -238,7 +243,8 @@ class ServedAdapters:
     def _hold_version(self, meant: Meant, version: NamedVersion) -> Lease:
         """Raises FileNotFoundError when its files are gone."""
         facts = version.facts
-        lease = Lease(meant.shown, facts.digest, self._reference(version), facts, task_of(facts), meant.full)
+        ref, task = self._reference(version), task_of(facts)
+        lease = Lease(meant.shown, facts.digest, ref, facts, task, meant.full, own=meant.own)
         return self._hold(lease, [meant.full])
 
     def _hold_composition(self, name: str, chosen: Sequence[tuple[Meant, NamedVersion, float]]) -> Lease:
@@ -249,8 +255,9 @@ class ServedAdapters:
         ref, composed = found
         names = [meant.full for meant, _, _ in chosen]
         in_full = format_composition([(meant.part, weight) for meant, _, weight in chosen])
+        lease = Lease(name, ref.digest, ref, None, task, in_full, own=all(meant.own for meant, _, _ in chosen))
         try:
-            return self._hold(Lease(name, ref.digest, ref, None, task, in_full), names, composed=composed)
+            return self._hold(lease, names, composed=composed)
         except FileNotFoundError:
             self._forget_names(names)
             raise UnknownModel(name, "one of its adapters was deleted just now") from None

@@ -21,14 +21,15 @@ from dataclasses import dataclass, replace
 from livery.adapter_text import AdapterText
 from livery.admission import Admission, Asked, asked_by, guessed_tokens, within_limits
 from livery.beside import ENCODING, beside
+from livery.cards import ModelCard, Tokens, adapter_card, base_card
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
 from livery.generation import Generation, Usage, seconds_left
 from livery.grammar_check import GrammarCheck
-from livery.jobs import Job, PoolingJob, Prompt
-from livery.lease import Caller, Lease, task_of
+from livery.jobs import ChatPrompt, Job, PoolingJob, Prompt
+from livery.lease import Caller, Lease
 from livery.metrics import Metrics, RequestMeter, ServerState, Snapshot
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
-from livery.profiles import dressed, profile_of
+from livery.profiles import dressed, profile_of, tells_words
 from livery.prompts import activation, bad_words, check_ids, encode, token_ids
 from livery.reading import AS_THE_TEMPLATE, ParserNames, held_to_strict, reading_of, told_of_tools
 from livery.refusals import AdapterUnusable, NotReady, UnknownModel
@@ -37,11 +38,10 @@ from livery.served import ServedAdapters
 from livery.tenancy import Meter, RateLimiter, Room, scope
 from livery.text import Tokenizer, TokenizerFacts
 from livery.vitals import Readiness
-from livery_adapters.layout import Task
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.profile import Profile
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import NamedVersion, RegistryError
+from livery_adapters.registry import RegistryError
 
 log = logging.getLogger("livery.service")
 
@@ -72,26 +72,6 @@ class OpenedPooling:
     served_by: str
     in_full: str
     labels: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """One name that requests may use. `parent` is None for the base. `created` is a Unix time."""
-
-    id: str
-    created: int
-    digest: str
-    parent: str | None
-    max_model_len: int
-    task: Task | None = None  # None in lists, which don't look at what an adapter holds
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What a prompt is computed from; `strings` as the vocabulary spells the ids, where asked for."""
-
-    ids: list[int]
-    strings: list[str] | None
 
 
 class GenerationService:
@@ -152,7 +132,7 @@ class GenerationService:
             undo.callback(admitted.release)
             check_task(lease, "generate")
             profile = profile_of(lease)
-            job = within_limits(dressed(job, profile))
+            job = within_limits(dressed(job, profile, lease))
             tokenizer, began = await self._tokenizer_of(lease), time.perf_counter()
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
             job = held_to_strict(told_of_tools(job, reading, tokenizer.template), reading, tokenizer.special_tokens)
@@ -224,11 +204,14 @@ class GenerationService:
         """What the engine would be asked to read for the job's only prompt. Raises as `open` does."""
         async with self.admission.visit(job.model, job.caller) as lease:
             profile, tokenizer = profile_of(lease), await self._tokenizer_of(lease)
-            job = dressed(job, profile)
+            job = dressed(job, profile, lease)
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
             job = told_of_tools(job, reading, tokenizer.template)
             ids = await token_ids(job.prompts[0], job, tokenizer, self.info.max_model_len, self._vocabulary(lease))
-            return Tokens(ids, await beside(ENCODING, len(ids), tokenizer.strings, ids) if strings else None)
+            if isinstance(job.prompts[0], ChatPrompt) and not tells_words(lease, profile):
+                return Tokens(len(ids), None, None)
+            spelt = await beside(ENCODING, len(ids), tokenizer.strings, ids) if strings else None
+            return Tokens(len(ids), ids, spelt)
 
     async def detokenize(self, model: str, ids: list[int], caller: Caller) -> str:
         """The text of ids, special tokens included. Raises as `open` does."""
@@ -238,24 +221,25 @@ class GenerationService:
             return await beside(ENCODING, len(ids), tokenizer.decode_all, ids)
 
     async def tokenizer_facts(self, model: str, caller: Caller) -> TokenizerFacts:
-        """Special tokens and chat template of a model. Raises as `open` does."""
+        """Special tokens of a model, and its chat template where it is the caller's to see. Raises as `open` does."""
         async with self.admission.visit(model, caller) as lease:
-            return (await self._tokenizer_of(lease)).facts
+            facts = (await self._tokenizer_of(lease)).facts
+            return facts if tells_words(lease, profile_of(lease)) else replace(facts, chat_template=None)
 
     async def models(self, caller: Caller) -> list[ModelCard]:
         """What the caller may ask: the base first, then adapters and aliases by name, as the caller knows them."""
         served = await self.adapters.cards(caller.principal)
         limit = self.info.max_model_len
         return [
-            *([self._base_card()] if self._may_ask_base(caller) else []),
+            *([base_card(self.base_name, self.info, self._created)] if self._may_ask_base(caller) else []),
             *(ModelCard(card.name, int(card.created), card.digest, self.base_name, limit) for card in served),
         ]
 
     async def model(self, name: str, caller: Caller) -> ModelCard:
         """What the caller's requests for `name` would get, which may pin a version. Raises UnknownModel."""
         if self._is_base(name, caller):
-            return replace(self._base_card(), id=name)
-        return self._adapter_card(name, await self.adapters.version(name, caller))
+            return replace(base_card(self.base_name, self.info, self._created), id=name)
+        return adapter_card(name, await self.adapters.version(name, caller), self.base_name, self.info)
 
     async def progress(self) -> EngineStats:
         """The engine's numbers, fresh from its loop. Raises EngineDead, or NotReady when it is slow."""
@@ -374,16 +358,6 @@ class GenerationService:
             for copy in range(each)
         ]
         return requests, sum(map(len, prompts))
-
-    def _base_card(self) -> ModelCard:
-        info = self.info
-        return ModelCard(self.base_name, self._created, info.base_digest, None, info.max_model_len, "generate")
-
-    def _adapter_card(self, name: str, version: NamedVersion) -> ModelCard:
-        facts = version.facts
-        return ModelCard(
-            name, int(version.added), facts.digest, self.base_name, self.info.max_model_len, task_of(facts)
-        )
 
 
 def _echoed(prompt: Prompt, job: Job) -> str | None:

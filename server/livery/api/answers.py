@@ -332,7 +332,7 @@ class TokenizedPrompt(BaseModel):
 
     count: int
     max_model_len: int
-    tokens: list[int]
+    tokens: Annotated[list[int] | None, Field(description="None where an adapter's owner has words in the prompt")]
     token_strs: Annotated[list[str] | None, Field(description="As the vocabulary spells them, where asked for")]
 
 

@@ -80,7 +80,7 @@ async def count(chat: ChatCompletionBody, request: Request, context: Context) ->
     """Tokens that a chat completion would read."""
     job = await _job(chat, _id("count"), "messages", request, context)
     tokens = await context.service.tokenize(job, strings=False)
-    return len(tokens.ids)
+    return tokens.count
 
 
 async def _job(

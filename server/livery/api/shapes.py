@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from livery.answer_text import TokenEntry
+from livery.cards import ModelCard
 from livery.generation import ChoiceDelta, EndReason, Usage
 from livery.jobs import Options
 from livery.reading import CallDelta
-from livery.service import ModelCard
 
 Json = dict[str, Any]
 

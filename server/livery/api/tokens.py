@@ -74,7 +74,10 @@ TokenizeBody = Annotated[
 
 @router.post("/tokenize", responses=answers(TokenizedPrompt))
 async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) -> Response:
-    """The ids that a request with this prompt would be computed from."""
+    """The ids that a request with this prompt would be computed from.
+
+    Where another tenant's adapter puts words or a template of its own around messages, only how many they are.
+    """
     if isinstance(body, TokenizeChatBody):
         body.check()
         context.unknown_fields.met(body.unknown_fields)
@@ -91,7 +94,7 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
     tokens = await context.service.tokenize(job, strings=bool(body.return_token_strs))
     return json_response(
         {
-            "count": len(tokens.ids),
+            "count": tokens.count,
             "max_model_len": context.service.info.max_model_len,
             "tokens": tokens.ids,
             "token_strs": tokens.strings,

@@ -81,6 +81,11 @@ def kind_of(principal: Principal, owner: str) -> Kind:
     return "own" if owner == principal.tenant else "public" if owner == DEFAULT_TENANT else "shared"
 
 
+def owns(principal: Principal, owner: str) -> bool:
+    """Whether the caller may know everything about what is this owner's; an admin may of all."""
+    return principal.role == "admin" or owner == principal.tenant
+
+
 def allows(principal: Principal, kind: Kind | Literal["base"], name: str) -> bool:
     """Whether the key may ask for what the caller calls `name`."""
     kinds = {"own", "public"} if kind == "own" and principal.tenant == DEFAULT_TENANT else {kind}
