@@ -96,6 +96,19 @@ def test_a_copy_that_vanishes_fails_nobody_who_asked_for_the_stored_files(
     assert [outcome.code for outcome in outcomes] == ["missing_config"], "nobody knows another place for it"
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0", "gone"])
+def test_what_reading_came_upon_isnt_told_with_its_path(base: Path, name: str, tmp_path: Path) -> None:
+    """Neither to who loads an adapter nor to the requests that wait for it."""
+    bench = bench_of(base)
+    asked = AdapterRef("d" * 64, (AdapterPart("d" * 64, f"{tmp_path}/{name}", verified=True),))
+    bench.core.load_adapter(asked)
+    bench.add("waits", PROMPT, asked, max_tokens=2)
+    told = [bench.run()["waits"].error, *(outcome.error for outcome in bench.core.take_loads())]
+    assert len(told) == 2
+    for error in told:
+        assert error and str(tmp_path) not in error and "null" not in error
+
+
 def test_what_another_process_stored_is_hashed_before_it_is_proven(
     base: Path, adapters: list[Path], tmp_path: Path
 ) -> None:

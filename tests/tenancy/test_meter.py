@@ -215,3 +215,15 @@ async def test_a_database_that_is_gone_keeps_old_usage_and_no_server_down(
             await asyncio.sleep(0)
     assert not vitals.ended
     await expiry.stop()
+
+
+def test_what_a_deleted_tenant_used_isnt_the_next_ones_of_its_name(store: TenantStore, usage: UsageStore) -> None:
+    used = Counts(1, 10, 4, 3)
+    for number in (1, 2):
+        created = store.create_tenant("acme", occupied=lambda _: None).created
+        assert lines(usage, "tenant", tenant="acme") == []
+        usage.add(Flush("one", number, {Row(HOUR, "acme", "k", "base", "d"): used}))
+        assert [line.counts for line in lines(usage, "tenant", tenant="acme")] == [used]
+        store.delete_tenant("acme", occupied=lambda _: None)
+        assert [line.counts for line in lines(usage, "tenant", tenant=f"acme~{created:.6f}")] == [used]
+    assert len(lines(usage, "tenant")) == 2

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 SCORED_BYTES = 64 << 20  # of logits of prompts' tokens in a step, in fp32
 MAX_FAILED_STEPS = 3  # in a row; beyond that the device is taken to be lost
+NOT_READ = "the adapter could not be read; the server's log says why"
 UNLOADED = "the adapter was unloaded while it was loading"
 LOAD_FAILED = "activation_failed"  # for what no check foresaw
 STEP_FAILED = "the engine failed on a step with this request; the request was dropped, try it again"
@@ -355,11 +356,12 @@ class EngineCore:
 
     def _take(self, read: Done[AdapterRef, AdapterImage]) -> list[TokenDelta]:
         digest, image = read.job.digest, read.result
-        error, code = None if read.error is None else str(read.error), LOAD_FAILED
+        error, code = None, LOAD_FAILED
         if isinstance(read.error, AdapterRefused):
-            code = read.error.code
-        elif error is not None:
-            log.warning("adapter %s can't be loaded: %s", digest[:12], error)
+            error, code = read.error.message, read.error.code
+        elif read.error is not None:  # whose words may hold paths of this machine, and go to clients no further
+            log.warning("adapter %s can't be loaded: %s", digest[:12], read.error)
+            error = NOT_READ
         if error is not None and self._residency.read_elsewhere(digest, self._scheduler.roster.waiting_for(digest)):
             return []
         if image is not None and not self._residency.fits(image.sizes):

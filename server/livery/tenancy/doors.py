@@ -117,10 +117,10 @@ class Doors:
         self._own_socket = own_socket
         # Digests are compared, so that neither time nor length says anything about the key.
         self._static: list[tuple[bytes, Principal]] = []
-        for given, anywhere in ((api_key, False), (admin_key, True)):
+        for given, known_as, anywhere in ((api_key, "static", False), (admin_key, "static-admin", True)):
             if given is not None:
                 key = digest(given.encode())
-                self._static.append((key, replace(OPERATOR, key=key.hex()[:16], anywhere=anywhere)))
+                self._static.append((key, replace(OPERATOR, key=known_as, anywhere=anywhere)))
         self._metrics = digest(metrics_key.encode()) if metrics_key is not None else None
 
     @property

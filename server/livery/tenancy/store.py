@@ -26,7 +26,7 @@ from livery.tenancy.errors import InvalidTenancy, KeyOver, TenantExists, TenantI
 from livery.tenancy.migrations import MIGRATIONS
 from livery.tenancy.records import EVERYTHING, NO_LIMITS, Key, Role, Tenant
 from livery.tenancy.rows import Snapshot
-from livery.tenancy.schema import keys, state, tenants
+from livery.tenancy.schema import keys, state, tenants, usage
 from livery.tenancy.secrets import new_key
 from livery_adapters.registry.database import Database
 
@@ -146,15 +146,20 @@ class TenantStore:
             return after
 
     def delete_tenant(self, name: str, *, occupied: Occupied) -> None:
-        """Its keys go with it. Raises UnknownTenant, InvalidTenancy, and TenantInUse."""
+        """Its keys go with it; what it used is kept as NAME~CREATED's, and isn't the next one's of that name.
+
+        Raises UnknownTenant, InvalidTenancy, and TenantInUse.
+        """
         if name == DEFAULT_TENANT:
             raise InvalidTenancy(f"{name} is the operator's own tenant and can't be deleted")
         with self.database.write() as connection:
-            rows.tenant(connection, name)
+            tenant = rows.tenant(connection, name)
             there = occupied(name)
             if there is not None:
                 raise TenantInUse(f"tenant {name} still has adapters, {there} among them; delete those first")
             connection.execute(delete(tenants).where(tenants.c.name == name))
+            gone = f"{name}~{tenant.created:.6f}"
+            connection.execute(update(usage).where(usage.c.tenant == name).values(tenant=gone))
             _note(connection)
 
     # -- keys --------------------------------------------------------------------------------------------
