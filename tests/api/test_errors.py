@@ -78,10 +78,12 @@ def test_routes_that_take_a_model_are_all_known_here(server: LiveServer) -> None
         "/v1/adapters/{name}",
         *(
             f"/v1/adapters/{{name}}/{verb}"
-            for verb in ("activate", "pin", "prefetch", "profile", "rollback", "unpin", "versions")
+            for verb in ("activate", "pin", "prefetch", "profile", "rollback", "share", "unpin", "unshare", "versions")
         ),
         "/v1/aliases",
         "/v1/aliases/{name}",
+        "/v1/status",
+        "/v1/usage",
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
         "/health",

@@ -177,7 +177,7 @@ def test_what_is_asked_of_the_engine_is_shown_as_flags_and_reaches_it() -> None:
     fields = {field.removesuffix("_bytes"): field for field in EngineConfig.__struct_fields__}
     assert all(getattr(told, fields[knob]) != getattr(default, fields[knob]) for knob in ENGINE_KNOBS)
     assert set(fields) - set(ENGINE_KNOBS) == {
-        *("model_path", "base_digest", "block_size", "log_level", "overlap", "hang_s", "restarts")
+        *("model_path", "base_digest", "block_size", "log_level", "log_format", "overlap", "hang_s", "restarts")
     }
     assert asked_for(load_settings({"model": "m", "speculate": "0", "log_level": "debug"}, {})) == ""
 
