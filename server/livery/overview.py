@@ -70,7 +70,7 @@ class Overview:
             },
             "base": self._base(activity, now, whole=principal.role == "admin"),
             "engine": self._engine(stats),
-            "load": _load(stats, service.open_sequences),
+            "load": _load(stats if principal.role == "admin" else None, service.open_to(principal)),
             "throughput": _throughput(activity, now),
             "memory": self._memory(stats),
             "adapters": _page(rows, wanted),
@@ -222,7 +222,7 @@ def _adapters(used: int, limit: int, count: int) -> Json:
 def _load(stats: EngineStats | None, held: int) -> Json:
     """`open`: answers under way or waiting, as the service counts them; the rest as the engine does.
 
-    `step_seconds` is the time of all steps together.
+    The rest is None but for the operator. `step_seconds` is the time of all steps together.
     """
     if stats is None:
         unknown = ("running", "waiting", "steps", "step_seconds", "preemptions")

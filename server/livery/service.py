@@ -35,7 +35,7 @@ from livery.reading import AS_THE_TEMPLATE, ParserNames, held_to_strict, reading
 from livery.refusals import AdapterUnusable, NotReady, UnknownModel
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
-from livery.tenancy import Meter, RateLimiter, Room, scope
+from livery.tenancy import Meter, Principal, RateLimiter, Room, scope
 from livery.text import Tokenizer, TokenizerFacts
 from livery.vitals import Readiness
 from livery_adapters.names import MIN_DIGEST_PREFIX
@@ -110,6 +110,11 @@ class GenerationService:
     def open_sequences(self) -> int:
         """Answers under way or waiting."""
         return self.admission.room.sequences.held
+
+    def open_to(self, principal: Principal) -> int:
+        """Answers under way or waiting, as a caller may know: its tenant's, or all to the operator."""
+        held = self.admission.room.sequences
+        return held.held if principal.role == "admin" else held.by_tenant().get(principal.tenant, 0)
 
     @property
     def draining(self) -> bool:

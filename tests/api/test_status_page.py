@@ -192,6 +192,21 @@ def test_tenants_see_their_own_adapters_and_not_what_others_do(serve: Serve, sav
     assert status(server, keys["acme"])["base"]["requests"] is None
 
 
+def test_how_busy_others_are_is_the_operators_to_know(serve: Serve) -> None:
+    server = serve(Setup(behaviour=Behaviour(stepped=True), api_key="sk-operator", keep_alive_s=0.05))
+    keys = {"acme": server.make_key("acme", role="owner"), "bob": server.make_key("bob"), "operator": "sk-operator"}
+    stream = server.client(keys["acme"]).completions.create(model=BASE, prompt=[3], max_tokens=9, stream=True)
+    server.wait_until(lambda engine: engine.open_requests == 1)
+    found = {who: status(server, key)["load"] for who, key in keys.items()}
+    assert {who: load["open"] for who, load in found.items()} == {"acme": 1, "bob": 0, "operator": 1}
+    assert [load["running"] is None for load in found.values()] == [True, True, False]
+    for who, key in keys.items():
+        answer = httpx.get(f"{server.url}/load", headers={"authorization": f"Bearer {key}"}, timeout=30)
+        assert answer.json() == {"server_load": found[who]["open"]}
+    server.step(100)
+    stream.close()
+
+
 def test_users_see_their_own_requests_owners_their_tenants(serve: Serve) -> None:
     server = serve(Setup(api_key="sk-operator"))
     user, colleague = server.make_key("acme"), server.make_key("acme")

@@ -53,9 +53,10 @@ async def ping() -> Response:
 
 
 @router.get("/load", responses=answers(ServerLoad))
-async def load(context: ContextDep) -> Response:
-    """Answers under way or waiting, under vLLM's name."""
-    return json_response({"server_load": context.service.open_sequences})
+async def load(request: Request, context: ContextDep) -> Response:
+    """Answers under way or waiting, under vLLM's name: the tenant's own, or all to the operator."""
+    record: RequestRecord = request.state.record
+    return json_response({"server_load": context.service.open_to(record.principal)})
 
 
 @router.get("/v1/status", responses=answers(ServerStatus))
