@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,18 @@ def keep_to_own_cores() -> None:
 
 
 keep_to_own_cores()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """What a server in this process sets up for its log ends with the test."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
+    root.setLevel(level)
+
 
 # Several pytest workers and an engine share few cores; spinning OpenMP threads would fight each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -29,6 +29,7 @@ from livery.models import resolve_model
 from server.running import livery_serve
 
 QUIET, LOUD = "quiet", "loud"
+OPERATOR = "default"  # whose key sees how busy all of it is
 PROMPT, ANSWER = 60, 64  # tokens of a request of the flood
 OPEN = 256
 REFUSED_S = 0.05
@@ -45,7 +46,9 @@ class Heard:
 
 def key_of(tenant: str, data: Path) -> dict[str, str]:
     """The header of a new key of a tenant, made in a data folder that no server has opened yet."""
-    command = [sys.executable, "-m", "livery", "keys", "create", "--tenant", tenant, "--data", str(data), "--json"]
+    role = "admin" if tenant == OPERATOR else "user"
+    command = [sys.executable, "-m", "livery", "keys", "create", "--tenant", tenant, "--role", role]
+    command += ["--data", str(data), "--json"]
     made = subprocess.run(command, check=True, capture_output=True, text=True)
     return {"authorization": f"Bearer {json.loads(made.stdout)['key']}"}
 
@@ -128,6 +131,7 @@ async def measure(run: common.Run, url: str, keys: dict[str, dict[str, str]], se
     async with (
         httpx.AsyncClient(base_url=url, timeout=300, limits=limits, headers=keys[LOUD]) as loud,
         httpx.AsyncClient(base_url=url, timeout=300, headers=keys[QUIET]) as quiet,
+        httpx.AsyncClient(base_url=url, timeout=300, headers=keys[OPERATOR]) as operator,
     ):
         await one_by_one(quiet, run.dice, 3)
         alone = await one_by_one(quiet, run.dice, seconds / 4)
@@ -136,7 +140,7 @@ async def measure(run: common.Run, url: str, keys: dict[str, dict[str, str]], se
             f"{rate:.2f} requests/s of {PROMPT} + {ANSWER} tokens is all it can; the flood sends {times * rate:.1f}"
         )
         loads: list[int] = []
-        watching = asyncio.create_task(watch(loud, loads))
+        watching = asyncio.create_task(watch(operator, loads))
         flooding = asyncio.create_task(flood(loud, run.dice, times * rate, seconds))
         await asyncio.sleep(seconds / 8)  # by now it is as full as it gets
         beside = await one_by_one(quiet, run.dice, seconds * 3 / 4)
@@ -179,7 +183,7 @@ def main() -> int:
     run = common.Run("a flood beside a quiet tenant", options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        keys = {tenant: key_of(tenant, folder / "data") for tenant in (QUIET, LOUD)}
+        keys = {tenant: key_of(tenant, folder / "data") for tenant in (QUIET, LOUD, OPERATOR)}
         (folder / "none").mkdir()
         model = resolve_model("smollm2-135m-instruct").path
         with livery_serve(model, folder / "none", folder, "--max-open", str(OPEN)) as server:

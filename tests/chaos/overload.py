@@ -22,7 +22,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from chaos import common
-from chaos.flood import key_of
+from chaos.flood import OPERATOR, key_of
 from livery.models import resolve_model
 
 RUNNING, OPEN = 16, 32
@@ -105,7 +105,7 @@ async def measure(run: common.Run, url: str, keys: Keys, pid: int, seconds: floa
         loads: list[int] = []
         sizes: list[float] = []
         ready: Counter[int] = Counter()
-        prober = asyncio.create_task(probe(url, keys[TENANTS[0]], pid, loads, sizes, ready))
+        prober = asyncio.create_task(probe(url, keys[OPERATOR], pid, loads, sizes, ready))
         begun = time.monotonic()
         answers = await open_loop(run, client, keys, times * capacity, seconds)
         drained = time.monotonic() - begun
@@ -152,7 +152,7 @@ def main() -> int:
     run = common.Run(f"{given.times:g} times what can be answered", given.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        keys = {tenant: key_of(tenant, folder / "server" / "data") for tenant in TENANTS}
+        keys = {tenant: key_of(tenant, folder / "server" / "data") for tenant in (*TENANTS, OPERATOR)}
         flags = ("--max-running", str(RUNNING), "--max-open", str(OPEN))
         with common.served(str(resolve_model(given.model).path), folder, *flags) as server:
             asyncio.run(measure(run, server.url, keys, server.pid, given.seconds, given.times))

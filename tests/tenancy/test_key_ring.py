@@ -204,13 +204,15 @@ def test_the_database_file_holds_no_key(tmp_path: Path) -> None:
         assert secret[12:] not in kept
 
 
-async def test_keys_and_usage_wait_for_nobody_elses_thread(store: TenantStore) -> None:
+def test_keys_and_usage_wait_for_nobody_elses_thread(store: TenantStore) -> None:
     """Every thread that work without one of its own shares is taken, as by reports and listings."""
     let_go = threading.Event()
     ring, meter = KeyRing(store), Meter()
-    with ThreadPoolExecutor(1) as shared:
-        asyncio.get_running_loop().set_default_executor(shared)
-        blocked = asyncio.get_running_loop().run_in_executor(None, let_go.wait)
+
+    async def with_all_threads_taken() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        blocked = loop.run_in_executor(None, let_go.wait)
         try:
             _, key = made(store, "acme")
             meter.count(Payer("acme", "k1", "pirate", "ab"), Counts(requests=1))
@@ -221,3 +223,5 @@ async def test_keys_and_usage_wait_for_nobody_elses_thread(store: TenantStore) -
         finally:
             let_go.set()
             await blocked
+
+    asyncio.run(with_all_threads_taken())  # other tests share a loop, which would keep the executor

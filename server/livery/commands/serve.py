@@ -172,7 +172,7 @@ async def _ended_by_death(engine: Engine, server: _Server) -> AsyncIterator[None
     async def watch() -> str:
         reason = await engine.died()
         log.error("the engine died and the server stops: %s", reason)
-        server.handle_exit(signal.SIGTERM, None)
+        server.end()
         return reason
 
     watching = asyncio.create_task(watch())
@@ -271,6 +271,11 @@ class _Server(EdgeServer):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
+
+    def end(self) -> None:
+        """Stop without having been told to: a signal that comes then, or came before, is the only one."""
+        self._service.drain()
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self._told:
