@@ -11,7 +11,9 @@ from livery.engine.pulse import (
     FIRST_S,
     FIRST_STEPS,
     GENEROUS,
+    LONG_S,
     QUIET_S,
+    SPARING,
     THREADS,
     Beat,
     Judgement,
@@ -93,12 +95,21 @@ def test_first_steps_of_a_size_get_minutes() -> None:
 
 def test_one_slow_step_is_forgotten_in_time() -> None:
     times = StepTimes()
-    for seconds in (0.05, 0.05, 2.0, 0.05):
+    for seconds in (0.05, 0.05, 1.0, 0.05):
         times.learn(4, seconds)
-    assert times.allowed(4) > GENEROUS * 1.9
+    assert times.allowed(4) > GENEROUS * 0.9
     for _ in range(1000):
         times.learn(4, 0.05)
     assert times.allowed(4) == pytest.approx(GENEROUS * 0.05)
+
+
+def test_one_very_slow_step_hides_no_hang_for_minutes() -> None:
+    times = StepTimes()
+    for seconds in (0.05, 0.05, 5.0):
+        times.learn(4, seconds)
+    assert times.allowed(4) == LONG_S
+    times.learn(4, 20.0)
+    assert times.allowed(4) == SPARING * 20.0
 
 
 def test_a_machine_that_slows_down_gradually_is_never_taken_for_a_hang() -> None:

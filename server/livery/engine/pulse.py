@@ -24,6 +24,7 @@ FIRST_STEPS = 3  # of one size, which may compile kernels and fill caches
 FIRST_S = 180.0
 GENEROUS = 20.0  # times as long as the longest such step lately is a hang,
 UNUSUAL = 5.0  # times as long is reason enough to send requests elsewhere
+SPARING, LONG_S = 3.0, 30.0  # GENEROUS times goes up to so many seconds, and so many times beyond
 OWN_SHARE = 0.5  # of the time after which a step may hang: so much of it must have had its cores
 FORGET = 0.99  # the longest step fades by this with each one after it
 THREADS = Path("/proc/self/task")
@@ -80,9 +81,12 @@ class StepTimes:
         self._taken[tokens.bit_length()] = count + 1, max(seconds, longest * FORGET)
 
     def allowed(self, tokens: int) -> float:
-        """Seconds: a generous multiple of what such steps took; minutes where there were few."""
+        """Seconds: a generous multiple of what such steps took, a smaller one beyond LONG_S; minutes after few steps.
+
+        One slow step, as of a machine that swaps, must not hide the next hang for minutes.
+        """
         count, longest = self._taken.get(tokens.bit_length(), (0, 0.0))
-        return FIRST_S if count < FIRST_STEPS else GENEROUS * longest
+        return FIRST_S if count < FIRST_STEPS else max(min(GENEROUS * longest, LONG_S), SPARING * longest)
 
 
 class Pulse:
