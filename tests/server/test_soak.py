@@ -205,7 +205,9 @@ async def until_nothing_is_held(client: httpx.AsyncClient, data: Path) -> None:
             served = (await client.get("/v1/adapters")).json()["data"]
             lines = (await client.get("/metrics")).text.splitlines()
             (held,) = [float(line.split()[1]) for line in lines if line.startswith("livery_adapter_memory_bytes ")]
-            if not served and not held and not list(data.rglob("adapter_model.safetensors")):
+            # os.walk passes over folders that vanish meanwhile, which rglob does not.
+            stored = any("adapter_model.safetensors" in files for _, _, files in os.walk(data))
+            if not served and not held and not stored:
                 return
 
 
