@@ -54,8 +54,9 @@ ALLOWED: dict[str, set[str]] = {
     "livery.roster": {"livery_adapters"},
     "livery.overview": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("activity", "roster", "service", "tenancy")}
+    | {f"livery.{part}" for part in ("activity", "roster", "service", "status_rows", "tenancy")}
     | {"livery_adapters"},
+    "livery.status_rows": {"livery.activity", "livery.served", "livery.tenancy", "livery_adapters"},
     "livery.answer_text": SEAM | FACTS | {"livery.stops", "livery.text"},
     "livery.admission": FACTS | {"livery.beside", "livery.lease", "livery.tenancy"},
     "livery.generation": SEAM
@@ -126,7 +127,7 @@ ALLOWED: dict[str, set[str]] = {
                 "management",
                 "metrics",
             ),
-            *("overview", "reading", "service", "spans", "tenancy", "tools"),
+            *("overview", "reading", "service", "spans", "status_rows", "tenancy", "tools"),
         )
     }
     | {"livery_adapters"},

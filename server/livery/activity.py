@@ -1,12 +1,13 @@
 """What requests did lately, for people who look on: tokens a second, how each adapter does, the last requests.
 
     activity = Activity()
-    activity.tokens(now, 3)                                            # as they come
-    activity.finished("pirate", Work(outcome="stop", first_token_s=0.2, prompt_tokens=9, generated=40), now)
+    activity.tokens("acme", now, 3)                                    # as they come, by the account of whose they are
+    activity.finished("acme", "pirate", Work(outcome="stop", first_token_s=0.2, prompt_tokens=9, generated=40), now)
     activity.note(Finished(...))                                       # one line of the list of recent requests
+    activity.of("acme").adapter("pirate")                              # and activity.of(None) of all tenants together
 
-Everything is bounded: the adapters used last, the last requests, the last minute. Times are time.perf_counter's, as the
-meters take them anyway. Use from one event loop.
+Everything is bounded: the adapters used last, the last requests, the last minute; of the tenants seen last. Times are
+time.perf_counter's, as the meters take them anyway. Use from one event loop.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from itertools import accumulate
 
-MAX_ADAPTERS = 2000  # whose doings are remembered: those used last
-MAX_REQUESTS = 100  # of each tenant that are remembered
-MAX_TENANTS = 100  # whose requests are: those whose last ones ended last
+MAX_ADAPTERS = 2000  # whose doings are remembered of one tenant, and of all together: those used last
+MAX_REQUESTS = 100  # that are remembered, likewise
+MAX_TENANTS = 1000  # of which anything is remembered: those seen last
+# What tenants have between them, in equal parts: about 10 MB and 4 MB.
+ALL_ADAPTERS = 16_000
+ALL_REQUESTS = 10_000
 WINDOW_S = 60
 RATE_S = 10  # complete seconds that a rate is the mean of
 BASE = ""  # the name that the base model's requests are counted under
@@ -118,7 +121,9 @@ class AdapterActivity:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One request that is over, without what it said. `adapter` is the name in full, "" where none was reached."""
+    """One request that is over, without what it said. `adapter` is the name in full, "" where none was reached;
+    `account` whose request it was (Principal).
+    """
 
     id: str
     route: str
@@ -130,22 +135,27 @@ class Finished:
     generated: int
     first_token_s: float | None
     duration_s: float
-    tenant: str
+    account: str
     key: str | None
     at: float = field(default_factory=time.perf_counter)
 
 
-class Activity:
-    """Of one server."""
+class Doings:
+    """What the requests of one tenant did, or those of all."""
 
-    def __init__(self) -> None:
-        self.throughput = Throughput(time.perf_counter())
-        self._recent: OrderedDict[str, deque[Finished]] = OrderedDict()  # by tenant, longest silent first
+    def __init__(self, now: float) -> None:
+        self.throughput = Throughput(now)
         self._adapters: OrderedDict[str, AdapterActivity] = OrderedDict()  # longest unused first
+        self._recent: deque[Finished] = deque()  # oldest first
+        self._room = MAX_ADAPTERS, MAX_REQUESTS
 
-    def tokens(self, now: float, count: int) -> None:
-        """So many tokens were generated."""
-        self.throughput.add(now, count)
+    def keep(self, adapters: int, requests: int) -> None:
+        """Remember at most so many from now on."""
+        self._room = adapters, requests
+        while len(self._adapters) > adapters:
+            self._adapters.popitem(last=False)
+        while len(self._recent) > requests:
+            self._recent.popleft()
 
     def finished(self, adapter: str | None, work: Work, now: float) -> None:
         """A request of an adapter, or of the base (None), is over."""
@@ -153,8 +163,7 @@ class Activity:
         name = adapter or BASE
         done = self._adapters.setdefault(name, AdapterActivity())
         self._adapters.move_to_end(name)
-        if len(self._adapters) > MAX_ADAPTERS:
-            self._adapters.popitem(last=False)
+        self.keep(*self._room)
         done.requests += 1
         done.prompt_tokens += work.prompt_tokens
         done.generated += work.generated
@@ -166,22 +175,57 @@ class Activity:
             done.error, done.error_at = work.error, now
 
     def note(self, request: Finished) -> None:
-        """A request whose tenant is known is over, whatever it reached."""
-        self._recent.setdefault(request.tenant, deque(maxlen=MAX_REQUESTS)).append(request)
-        self._recent.move_to_end(request.tenant)
-        if len(self._recent) > MAX_TENANTS:
-            self._recent.popitem(last=False)
+        self._recent.append(request)
+        self.keep(*self._room)
 
-    def recent(self, tenant: str | None = None) -> list[Finished]:
-        """The last requests of a tenant, or of all, newest first."""
-        found = self._recent.get(tenant, ()) if tenant is not None else chain(*self._recent.values())
-        return sorted(found, key=lambda request: request.at, reverse=True)[:MAX_REQUESTS]
+    def recent(self) -> list[Finished]:
+        """The last requests, newest first."""
+        return list(reversed(self._recent))
 
-    def of(self, adapter: str) -> AdapterActivity | None:
+    def adapter(self, name: str) -> AdapterActivity | None:
         """What an adapter did, BASE for the base; None where it did nothing that is remembered."""
-        return self._adapters.get(adapter)
+        return self._adapters.get(name)
 
-    def drop(self, adapters: Iterable[str]) -> None:
-        """These are no longer served."""
-        for name in adapters:
-            self._adapters.pop(name, None)
+
+class Activity:
+    """Of one server: what all requests did, and apart from that each tenant's, who sees nothing of the others'."""
+
+    def __init__(self) -> None:
+        self._all = Doings(time.perf_counter())
+        self._by_account: OrderedDict[str, Doings] = OrderedDict()  # longest unseen first
+
+    def tokens(self, account: str, now: float, count: int) -> None:
+        """So many tokens were generated for a tenant."""
+        self._all.throughput.add(now, count)
+        self._own(account, now).throughput.add(now, count)
+
+    def finished(self, account: str, adapter: str | None, work: Work, now: float) -> None:
+        """A tenant's request of an adapter, or of the base (None), is over."""
+        self._all.finished(adapter, work, now)
+        self._own(account, now).finished(adapter, work, now)
+
+    def note(self, request: Finished) -> None:
+        """A request whose tenant is known is over, whatever it reached."""
+        self._all.note(request)
+        self._own(request.account, request.at).note(request)
+
+    def of(self, account: str | None) -> Doings:
+        """What a tenant's requests did, or (None) those of all."""
+        if account is None:
+            return self._all
+        return self._by_account.get(account) or Doings(time.perf_counter())
+
+    def _own(self, account: str, now: float) -> Doings:
+        """Where a tenant's are written down; one that comes anew takes its part of what there is room for."""
+        found = self._by_account.get(account)
+        if found is None:
+            full = len(self._by_account) == MAX_TENANTS
+            if full:
+                self._by_account.popitem(last=False)
+            found = self._by_account[account] = Doings(now)
+            tenants = len(self._by_account)
+            for one in [found] if full else self._by_account.values():
+                one.keep(min(MAX_ADAPTERS, ALL_ADAPTERS // tenants), min(MAX_REQUESTS, ALL_REQUESTS // tenants))
+        else:
+            self._by_account.move_to_end(account)
+        return found

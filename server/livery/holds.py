@@ -7,11 +7,14 @@ collection, in this and every other process.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from livery.engine.base import AdapterRef
 from livery_adapters.store import Hold
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,29 @@ class Told:
     digest: str
     weights: tuple[str, ...]
     composed: bool
+
+
+class UnderWay:
+    """How many requests there are under way on each adapter, of all tenants and of each (by account)."""
+
+    def __init__(self) -> None:
+        self._all: Counter[str] = Counter()
+        self._own: Counter[tuple[str, str]] = Counter()
+
+    def of(self, name: str, account: str | None = None) -> int:
+        """On an adapter, whichever of its versions; with an account that tenant's alone."""
+        return self._all[name] if account is None else self._own[account, name]
+
+    def begin(self, account: str, names: Collection[str]) -> None:
+        """A tenant's request runs on these, by their names in full."""
+        self._all.update(names)
+        self._own.update((account, name) for name in names)
+
+    def end(self, account: str, names: Collection[str]) -> None:
+        """One that began is over."""
+        for name in names:
+            _one_less(self._all, name)
+            _one_less(self._own, (account, name))
 
 
 class Holds:
@@ -83,3 +109,10 @@ class Holds:
                 hold.release()
             raise
         return held
+
+
+def _one_less(counts: Counter[K], key: K) -> None:
+    """And forget who has none."""
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

@@ -21,8 +21,8 @@ class Live(Protocol):
         """The record's state with what is on its way in or out."""
         ...
 
-    def requests(self, name: str) -> int:
-        """Requests under way on the adapter."""
+    def requests(self, name: str, account: str | None = None) -> int:
+        """Requests under way on the adapter; with an account that tenant's alone."""
         ...
 
     async def resident(self) -> frozenset[str]:
@@ -44,7 +44,7 @@ class Offline:
     def state(self, record: AdapterRecord) -> str:
         return record.state
 
-    def requests(self, name: str) -> int:
+    def requests(self, name: str, account: str | None = None) -> int:
         return 0
 
     async def resident(self) -> frozenset[str]:

@@ -137,7 +137,7 @@ class ManagedAdapters:
         """No new requests, and nobody has a share in what may get the name later."""
         with self._own(name) as full:
             answer = await self._management.retire(full, drain_s=drain_s, expected_generation=expected_generation)
-            return answer | {"name": name}
+            return answer | {"name": name, "requests": self._under_way(full)}
 
     async def pin(self, name: str, pinned: bool) -> Json:
         """Keep an adapter in device memory: the operator's to give."""
@@ -234,9 +234,14 @@ class ManagedAdapters:
 
     def _told(self, adapter: Json) -> Json:
         """An adapter as the caller knows it."""
-        named = adapter | {"name": scope.shown(self._principal, adapter["name"])}
+        full = adapter["name"]
+        named = adapter | {"name": scope.shown(self._principal, full), "requests": self._under_way(full)}
         own = self._admin or adapter["owner"] == self._principal.tenant
         return named if own else told_to_others(named)
+
+    def _under_way(self, full: str) -> int:
+        """Requests on an adapter that the caller may know of: its tenant's, or all to an admin."""
+        return self._management.requests(full, None if self._admin else self._principal.account)
 
     def _alias(self, alias: Json) -> Json:
         targets = [target | {"adapter": scope.shown(self._principal, target["adapter"])} for target in alias["targets"]]

@@ -327,6 +327,10 @@ class AdapterManagement:
         """Whom a name in full belongs to."""
         return scope.owner_of(name, self._is_tenant)
 
+    def requests(self, name: str, account: str | None = None) -> int:
+        """Requests under way on an adapter; with an account that tenant's alone."""
+        return self._live.requests(name, account)
+
     # -- inside ----------------------------------------------------------------------------------------
 
     def _changing(self, name: str) -> AbstractAsyncContextManager[None]:

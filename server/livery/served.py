@@ -12,13 +12,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from livery.engine.base import AdapterRef, Engine, EngineDead, EngineError, EngineInfo, EngineRestarting
-from livery.holds import Holds
+from livery.holds import Holds, UnderWay
 from livery.lease import ANYONE, Caller, Lease, common_task, summed, task_of
 from livery.meaning import Meanings, Meant, cards_for
 from livery.proving import EngineProver, reference
@@ -54,7 +54,7 @@ class ServedAdapters:
         self.base = base
         self.registry = registry
         self._engine = engine
-        self._by_name: Counter[str] = Counter()  # adapter name in full -> requests
+        self._under_way = UnderWay()
         self._meanings = Meanings(registry, base.name)
         self._seen = 0  # changes of the registry
         self._dirty = asyncio.Event()
@@ -96,16 +96,16 @@ class ServedAdapters:
         if parts is not None:
             meant = [(await self._meanings.part(part, caller), weight) for part, weight in parts]
             chosen = [(one, await self._choose(one), weight) for one, weight in meant]
-            return self._hold_composition(name, chosen)
+            return self._hold_composition(name, chosen, caller)
         only = await self._meanings.of(name, caller)
         if only is None:
             return None
         try:
-            return self._hold_version(only, await self._choose(only))
+            return self._hold_version(only, await self._choose(only), caller)
         except FileNotFoundError:  # another process deleted it a moment ago
             self._forget_names([only.full])
         try:
-            return self._hold_version(only, await self._choose(only))
+            return self._hold_version(only, await self._choose(only), caller)
         except FileNotFoundError as error:
             raise AdapterUnusable(only.shown, "its files are gone from the data folder; add it again") from error
 
@@ -121,15 +121,15 @@ class ServedAdapters:
 
     # -- looking ---------------------------------------------------------------------------------------
 
-    def requests(self, name: str) -> int:
-        """Requests under way on an adapter, whichever of its versions."""
-        return self._by_name[name]
+    def requests(self, name: str, account: str | None = None) -> int:
+        """Requests under way on an adapter, whichever of its versions; with an account that tenant's alone."""
+        return self._under_way.of(name, account)
 
     def state(self, record: AdapterRecord | Brief) -> str:
         """The record's state as this server sees it: what is on its way in or out shows only here."""
         if record.active is None and self._meanings.staged(record.name, record.owner):
             return "staging"
-        if record.state == "retired" and self._by_name[record.name]:
+        if record.state == "retired" and self._under_way.of(record.name):
             return "draining"
         return record.state
 
@@ -240,14 +240,16 @@ class ServedAdapters:
     def _reference(self, version: NamedVersion) -> AdapterRef:
         return reference(self.library.candidate(version.facts))
 
-    def _hold_version(self, meant: Meant, version: NamedVersion) -> Lease:
+    def _hold_version(self, meant: Meant, version: NamedVersion, caller: Caller) -> Lease:
         """Raises FileNotFoundError when its files are gone."""
         facts = version.facts
         ref, task = self._reference(version), task_of(facts)
         lease = Lease(meant.shown, facts.digest, ref, facts, task, meant.full, own=meant.own)
-        return self._hold(lease, [meant.full])
+        return self._hold(lease, [meant.full], caller)
 
-    def _hold_composition(self, name: str, chosen: Sequence[tuple[Meant, NamedVersion, float]]) -> Lease:
+    def _hold_composition(
+        self, name: str, chosen: Sequence[tuple[Meant, NamedVersion, float]], caller: Caller
+    ) -> Lease:
         task = common_task([replace(version, name=meant.shown) for meant, version, _ in chosen])
         found = summed([(self._reference(version), weight) for _, version, weight in chosen])
         if found is None:
@@ -257,22 +259,20 @@ class ServedAdapters:
         in_full = format_composition([(meant.part, weight) for meant, _, weight in chosen])
         lease = Lease(name, ref.digest, ref, None, task, in_full, own=all(meant.own for meant, _, _ in chosen))
         try:
-            return self._hold(lease, names, composed=composed)
+            return self._hold(lease, names, caller, composed=composed)
         except FileNotFoundError:
             self._forget_names(names)
             raise UnknownModel(name, "one of its adapters was deleted just now") from None
 
-    def _hold(self, lease: Lease, names: Sequence[str], *, composed: bool = False) -> Lease:
+    def _hold(self, lease: Lease, names: Sequence[str], caller: Caller, *, composed: bool = False) -> Lease:
         """Hold what a lease is on; `names` are those in full of its adapters. Raises FileNotFoundError."""
         self._holds.keep(lease.ref, composed=composed)
-        self._by_name.update(names)
+        account = caller.principal.account
+        self._under_way.begin(account, names)
 
         def release() -> None:
             self._holds.let_go(lease.ref.digest)
-            self._by_name.subtract(names)
-            for one in names:
-                if not self._by_name[one]:
-                    del self._by_name[one]
+            self._under_way.end(account, names)
 
         return lease.until(release)
 

@@ -312,7 +312,7 @@ class GenerationService:
     def _meter(self, lease: Lease | None, caller: Caller, encoding: float | None = None) -> RequestMeter:
         """The request's clock, whose prompts began to be encoded then."""
         name, digest = (lease.full_name, lease.ref.digest) if lease else (None, None)
-        return self.metrics.begin(name, digest, caller.tenant, encoding)
+        return self.metrics.begin(name, digest, caller.tenant, encoding, account=caller.principal.account)
 
     def _server_of(self, lease: Lease | None) -> tuple[str, str, str]:
         """What serves a request: its name as the caller knows it, that in full, and its digest."""

@@ -65,7 +65,7 @@ def fill(server: LiveServer, count: int) -> None:
         facts = replace(version.facts, profile={})
         registry.put(name, facts, source="api", origin="benchmark", state="ready")
         for turn in range(5):
-            activity.finished(name, Work("stop", 0.01 * (turn + 1), 100, 50), time.perf_counter())
+            activity.finished("default", name, Work("stop", 0.01 * (turn + 1), 100, 50), time.perf_counter())
 
 
 def measure(server: LiveServer, name: str, query: dict[str, str | int], rounds: int) -> float:

@@ -88,6 +88,17 @@ test("a user's key shows no verbs", () =>
     await page.getByRole("heading", { name: "Recent requests" }).waitFor();
     await page.getByText("Live", { exact: true }).waitFor();
     assert.equal(await page.getByRole("button", { name: "Load an adapter" }).count(), 0);
+    await page.getByText("What tenant acme does.").waitFor();
+    assert.equal(await page.getByText("The engine doesn't answer").count(), 0);
+    assert.equal(await page.getByRole("meter").count(), 0);
+  }));
+
+test("the operator's key shows all there is, memory too", () =>
+  on({ url: facts.keyed, mayFail: true }, async (page) => {
+    await page.getByLabel("API key").fill(facts.key);
+    await page.keyboard.press("Enter");
+    await page.getByRole("meter", { name: "KV cache in use" }).waitFor();
+    assert.equal(await page.getByText("What tenant").count(), 0);
   }));
 
 test("the table is searched, sorted and paged by the server", () =>

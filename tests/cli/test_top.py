@@ -74,6 +74,17 @@ def test_says_where_nobody_answers_and_who_is_not_let_in(started: Serve, livery:
     assert livery("top", "--url", server.url, "--once", "--key", "sk-operator").code == 0
 
 
+def test_a_tenants_key_sees_what_the_tenant_does_and_is_told_so(started: Serve, livery: Livery) -> None:
+    server = started(Setup(api_key="sk-operator"))
+    done = livery("top", "--url", server.url, "--once", "--key", server.make_key("acme"))
+    assert done.code == 0, done.err
+    assert "What tenant acme does" in done.out
+    assert "KV cache" not in done.out
+    assert "doesn't answer" not in done.out
+    whole = livery("top", "--url", server.url, "--once", "--key", "sk-operator").out
+    assert ("KV cache" in whole, "What tenant" in whole) == (True, False)
+
+
 def test_without_a_terminal_it_says_how(busy: LiveServer, livery: Livery) -> None:
     done = livery("top", "--url", busy.url)
     assert (done.code, "--once" in done.err) == (1, True)

@@ -70,12 +70,12 @@ async def followed(condition: Callable[[], bool]) -> None:
 
 async def test_a_key_is_its_tenants_with_all_that_was_said_of_both(store: TenantStore, ring: KeyRing) -> None:
     assert not ring.keyed
-    store.create_tenant("acme", weight=2.0, limits={"n": 3}, occupied=nothing)
+    tenant = store.create_tenant("acme", weight=2.0, limits={"n": 3}, occupied=nothing)
     id_, key = made(store, "acme", role="owner", allow=("own",), limits={"n": 2})
     await ring.refresh()
     assert ring.keyed
     assert ring.find(key) == Principal(
-        "acme", "owner", id_, ("own",), 2.0, Limits(n=2), tenant_limits=Limits(n=3), anywhere=True
+        "acme", "owner", id_, ("own",), 2.0, Limits(n=2), Limits(n=3), anywhere=True, created=tenant.created
     )
     user = ring.find(made(store, "acme")[1])
     assert user is None  # not before it is read

@@ -228,7 +228,7 @@ def _finished(record: RequestRecord, route: str) -> Finished:
         record.completion_tokens,
         record.first_token_s,
         time.perf_counter() - record.started,
-        record.principal.tenant,
+        record.principal.account,
         record.principal.key,
     )
 

@@ -15,9 +15,9 @@ from livery.api.context import COUNTED, ContextDep
 from livery.api.responses import json_response
 from livery.api.status_answers import ServerStatus
 from livery.engine.base import EngineDead, EngineError
-from livery.overview import MAX_PAGE, Column, Wanted
 from livery.refusals import Draining, NotReady
 from livery.service import GenerationService
+from livery.status_rows import MAX_PAGE, Column, Wanted
 
 probes = APIRouter()  # anybody may call these: they say nothing but whether requests should come here
 scraping = APIRouter()

@@ -18,7 +18,10 @@ class AdapterRows(BaseModel):
 
 
 class ServerStatus(BaseModel):
-    """How everything is at this moment. `memory` is null while the engine doesn't answer."""
+    """How everything is at this moment: figures of all to an admin, to others (`caller.sees` "tenant") their tenant's.
+
+    `memory` is null while the engine doesn't answer, and to who isn't an admin.
+    """
 
     object: Literal["status"]
     server: dict[str, Any]

@@ -16,7 +16,7 @@ from livery.commands.backends import DEFAULT_URL
 from livery.commands.top_view import frame
 
 EXAMPLE = "livery top --url http://127.0.0.1:8000"
-AROUND = 11  # lines of a frame that aren't adapters
+AROUND = 12  # lines of a frame that aren't adapters
 ROWS = 50  # adapters where there is no screen that they have to fit on
 
 
@@ -27,7 +27,7 @@ class Looking(Asking):
 
     async def status(self, rows: int, search: str) -> Json:
         params = {"limit": rows, "sort": "tokens", "order": "desc", "search": search or None}
-        return await self._ask("GET", "/v1/status", {"engine", "load", "adapters"}, params=given(params))
+        return await self._ask("GET", "/v1/status", {"engine", "load", "adapters", "caller"}, params=given(params))
 
 
 def top(

@@ -23,6 +23,9 @@ COLUMNS = (
 def frame(found: Json, before: Json | None, trouble: str | None = None) -> RenderableType:
     """One frame; `before` is the one before it, for what is worked out from both. `trouble`: why this is an old one."""
     parts: list[RenderableType] = [_head(found), _overview(found, before), _adapters(found["adapters"])]
+    if found["caller"]["sees"] == "tenant":
+        whose = f"What tenant {found['caller']['tenant']} does; the whole server's figures are for its operator's key."
+        parts.insert(2, Text(whose, QUIET))
     if trouble:
         parts.append(Text(f"{trouble}; trying again", "red"))
     elif not found["engine"]["answers"]:

@@ -49,15 +49,17 @@ class Metrics:
         digest: str | None = None,
         tenant: str = DEFAULT_TENANT,
         encoding: float | None = None,
+        *,
+        account: str = "",
     ) -> RequestMeter:
         """Start the clock of one admitted request.
 
         `adapter` is its registered name, None for the base; `digest` what the engine knows its version by. `encoding`:
-        when its prompts began to be encoded, by time.perf_counter.
+        when its prompts began to be encoded, by time.perf_counter. `account` is the tenant's, "": its name.
         """
         if adapter is not None and digest is not None:
             self._residents.asked(adapter, digest)
-        return RequestMeter(self._books, adapter, tenant, encoding)
+        return RequestMeter(self._books, adapter, tenant, account or tenant, encoding)
 
     def throttled(self, tenant: str, reason: Throttle) -> None:
         """A request of a tenant was told to come later."""

@@ -28,8 +28,9 @@ class Books:
 class RequestMeter:
     """The clock and counts of one request; `close` writes what was not yet written."""
 
-    def __init__(self, books: Books, adapter: str | None, tenant: str, encoding: float | None) -> None:
+    def __init__(self, books: Books, adapter: str | None, tenant: str, account: str, encoding: float | None) -> None:
         self._tenant = tenant
+        self._account = account
         self._books = books
         self._series = books.requests
         self._adapter = adapter
@@ -60,7 +61,7 @@ class RequestMeter:
             self._series.between_tokens.observe((now - last) / count)
         self._last[sequence] = now
         self._series.generation_tokens.value += count
-        self._books.activity.tokens(now, count)
+        self._books.activity.tokens(self._account, now, count)
 
     def begun(self, times: RequestTimes | None) -> None:
         """A sequence's first token came, or its vector, after so much time in the engine."""
@@ -104,7 +105,7 @@ class RequestMeter:
         series.prompt_length.observe(prompt_tokens)
         series.prompt_tokens.inc(prompt_tokens)
         work = Work(self.outcome, self.first_token_s, prompt_tokens, generated, self.error)
-        self._books.activity.finished(self._adapter, work, time.perf_counter())
+        self._books.activity.finished(self._account, self._adapter, work, time.perf_counter())
         if self._adapter is not None:
             counts = AdapterCounts(prompt_tokens, generated, cached_tokens, last_use=time.time())
             counts.requests[self.outcome] = 1

@@ -132,6 +132,7 @@ def _known(snapshot: Snapshot) -> _Known:
                 limits=key.limits,
                 tenant_limits=tenants[key.tenant].limits,
                 anywhere=key.role != "user",
+                created=tenants[key.tenant].created,
             ),
             math.inf if key.expires is None else key.expires,
         )

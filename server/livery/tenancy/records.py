@@ -75,7 +75,8 @@ class Key(msgspec.Struct, frozen=True):
 class Principal:
     """Whom a request comes from. `key` is the key's id, None where no key is asked for.
 
-    `anywhere`: may manage from other machines too, for the key says who it is; else from this machine only.
+    `created` is when its tenant was made, a Unix time. `anywhere`: may manage from other machines too, for the key says
+    who it is; else from this machine only.
     """
 
     tenant: str = DEFAULT_TENANT
@@ -86,6 +87,17 @@ class Principal:
     limits: Limits = NO_LIMITS  # of the key
     tenant_limits: Limits = NO_LIMITS
     anywhere: bool = False
+    created: float = 0.0
+
+    @property
+    def account(self) -> str:
+        """What belongs to this tenant and to none that had its name before or gets it later is kept under this."""
+        return account_of(self.tenant, self.created)
+
+
+def account_of(tenant: str, created: float) -> str:
+    """A tenant of that name made then. There is one operator's, whenever that was made; no name holds a `~`."""
+    return tenant if tenant == DEFAULT_TENANT else f"{tenant}~{created:.6f}"
 
 
 OPERATOR = Principal()  # anybody, on a server that asks for no key

@@ -24,7 +24,7 @@ from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy import checks, rows
 from livery.tenancy.errors import InvalidTenancy, KeyOver, TenantExists, TenantInUse
 from livery.tenancy.migrations import MIGRATIONS
-from livery.tenancy.records import EVERYTHING, NO_LIMITS, Key, Role, Tenant
+from livery.tenancy.records import EVERYTHING, NO_LIMITS, Key, Role, Tenant, account_of
 from livery.tenancy.rows import Snapshot
 from livery.tenancy.schema import keys, state, tenants, usage
 from livery.tenancy.secrets import new_key
@@ -158,7 +158,7 @@ class TenantStore:
             if there is not None:
                 raise TenantInUse(f"tenant {name} still has adapters, {there} among them; delete those first")
             connection.execute(delete(tenants).where(tenants.c.name == name))
-            gone = f"{name}~{tenant.created:.6f}"
+            gone = account_of(name, tenant.created)
             connection.execute(update(usage).where(usage.c.tenant == name).values(tenant=gone))
             _note(connection)
 

@@ -1,6 +1,6 @@
 // The table of adapters: searched, sorted and cut by the server, row by row kept where it is on the page.
 
-import { ago, bytes, el, kind, NONE, number, part, say, seconds } from "./dom.js";
+import { ago, bytes, el, kind, number, part, say, seconds } from "./dom.js";
 import { Detail } from "./detail.js";
 import { Loading } from "./loading.js";
 
@@ -155,5 +155,5 @@ function fill(row, adapter) {
   say(cells.tokens, number(adapter.tokens));
   say(cells.ttft_p50_s, seconds(adapter.ttft_p50_s));
   say(cells.ttft_p95_s, seconds(adapter.ttft_p95_s));
-  say(cells.last_used_s, adapter.own ? ago(adapter.last_used_s) : NONE);
+  say(cells.last_used_s, ago(adapter.last_used_s));
 }

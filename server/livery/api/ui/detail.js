@@ -1,6 +1,6 @@
 // One adapter: how it stands, its versions, what it changes, and the verbs for who may use them.
 
-import { ago, bytes, confirmed, el, kind, NONE, notice, number, part, seconds } from "./dom.js";
+import { ago, bytes, confirmed, el, kind, notice, number, part, seconds } from "./dom.js";
 import { json, named, Refused } from "./server.js";
 
 export class Detail {
@@ -63,7 +63,7 @@ export class Detail {
       ["Requests", `${number(adapter.requests)}, ${number(adapter.running)} running`],
       ["Tokens", `${number(adapter.prompt_tokens)} prompt, ${number(adapter.generated_tokens)} answer`],
       ["First token", adapter.ttft_p50_s === null ? "–" : `half within ${seconds(adapter.ttft_p50_s)}, 95 % within ${seconds(adapter.ttft_p95_s)}`],
-      ["Last used", adapter.own ? ago(adapter.last_used_s) : NONE],
+      ["Last used", ago(adapter.last_used_s)],
       ["Version", adapter.version === null ? "–" : `${adapter.version} (${adapter.digest.slice(0, 12)})`],
     ];
     const list = el("dl", { className: "facts" });

@@ -8,7 +8,8 @@ const HEIGHT = 96;
 let before = null; // the last status: what steps take is worked out from two
 
 export function showOverview(root, found) {
-  const { base, engine, throughput, load, memory } = found;
+  const { base, engine, throughput, load, memory, caller } = found;
+  showWhose(root, caller);
   say(part(root, "base-name"), base.name);
   const facts = [engine.device, engine.dtype, engine.threads ? `${engine.threads} threads` : null];
   say(part(root, "base-facts"), `${facts.filter((fact) => fact && fact !== "none").join(" · ")} · up ${span(found.server.uptime_s)}`);
@@ -20,7 +21,16 @@ export function showOverview(root, found) {
   say(part(root, "waiting"), number(load.waiting));
   say(part(root, "steps"), steps(found));
   before = found;
-  showMemory(root, memory);
+  if (caller.sees === "all") showMemory(root, memory);
+}
+
+/** A tenant sees what it does itself; what all share, and fill together, is the operator's to see. */
+function showWhose(root, caller) {
+  const own = caller.sees === "tenant";
+  const note = part(root, "whose");
+  note.hidden = !own;
+  if (own) say(note, `What tenant ${caller.tenant} does. The whole server's figures and its memory are for its operator.`);
+  for (const tile of root.querySelectorAll("[data-everybodys]")) tile.hidden = own;
 }
 
 /** How many steps there were in a second since the last status. */
