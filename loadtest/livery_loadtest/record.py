@@ -80,6 +80,17 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Hooked:
+    """A command that was run: `status` is its exit status, None where it was killed for its time; `output` its end."""
+
+    at: float
+    name: str
+    seconds: float
+    status: int | None
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One workload, once, on one target. `started` and `seconds` bound it on the clock of its records.
 
@@ -94,4 +105,5 @@ class Run:
     health: Health
     samples: Sequence[Sample] = ()
     loads: Sequence[Load] = ()
+    hooked: Sequence[Hooked] = ()
     interrupted: bool = False

@@ -1,216 +1,174 @@
 """A workload as people write it: one YAML file of few words, every field checked before anything is sent.
 
 Facts only. What becomes of them is elsewhere: times in `arrivals`, names in `popularity`, lengths in `lengths`,
-and all of it together, as requests, in `script`.
+and all of it together, as requests, in `build`. The docstrings are what loadtest/README.md says of each field.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 from msgspec import Meta
 
-Count = Annotated[int, Meta(ge=1)]
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
-Share = Annotated[float, Meta(ge=0, le=1)]
+from livery_loadtest.checked import SpecInvalid, convert, load_yaml
+from livery_loadtest.kinds import (
+    KINDS,
+    Arrivals,
+    Azure,
+    AzureGaps,
+    Between,
+    Closed,
+    Count,
+    CountOrNone,
+    Distinct,
+    Drifting,
+    Fixed,
+    Gamma,
+    Identical,
+    Length,
+    Lognormal,
+    NotNegative,
+    OfTrace,
+    Part,
+    Poisson,
+    Popularity,
+    Positive,
+    Power,
+    Share,
+    Text,
+    Tokens,
+    Trace,
+    Turns,
+    Uniform,
+    Weights,
+    Zipf,
+)
+
+__all__ = [
+    "Arrivals",
+    "Azure",
+    "AzureGaps",
+    "Between",
+    "Churn",
+    "Closed",
+    "ColdArrivals",
+    "Conversations",
+    "Disconnects",
+    "Distinct",
+    "Drifting",
+    "Fixed",
+    "Gamma",
+    "Hook",
+    "Identical",
+    "Length",
+    "Lognormal",
+    "OfTrace",
+    "Poisson",
+    "Popularity",
+    "Power",
+    "SharedPrefix",
+    "Slo",
+    "Slope",
+    "SpecInvalid",
+    "Structured",
+    "Tenant",
+    "Trace",
+    "Turns",
+    "Uniform",
+    "Weights",
+    "Workload",
+    "Zipf",
+    "parse_workload",
+    "read_workload",
+]
 
 
-class SpecInvalid(ValueError):
-    """A workload file can't be used; the message names the file, the field, the value and what is expected."""
+class SharedPrefix(Part, frozen=True):
+    """`share` of the prompts begin with one of `groups` texts of `tokens` tokens, so that a cache can be of use.
 
-
-class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A part of a workload: what isn't a field is an error, since a misspelt field would be silently ignored."""
-
-
-class _Kind(_Spec, frozen=True, tag_field="kind", tag=str.lower):
-    """One of several ways; `kind` in the file says which."""
-
-
-# --- when requests come ---
-
-
-class Closed(_Kind, frozen=True):
-    """A closed loop: each of `streams` sends its next request when its last is done."""
-
-    streams: Count = 16
-
-
-class Poisson(_Kind, frozen=True):
-    """Open loop: independent arrivals, `rate` requests a second on average."""
-
-    rate: Positive
-
-
-class Gamma(_Kind, frozen=True):
-    """Open loop: intervals Gamma-distributed with coefficient of variation `cv`; 1 is Poisson, more comes in bursts."""
-
-    rate: Positive
-    cv: Positive = 1.0
-
-
-class Trace(_Kind, frozen=True):
-    """Open loop: the times of a CSV file, `speed` times as fast; its lengths too where `lengths` says so.
-
-    The file has a head with TIMESTAMP, ContextTokens, GeneratedTokens, as the public Azure traces have; `.gz` is read.
+    These tokens come on top of the prompt's own. The texts are the same in every repeat, as a system prompt is; of a
+    conversation the first turn begins so.
     """
 
-    file: str
-    speed: Positive = 1.0
-    start_s: NotNegative = 0.0
-
-
-Arrivals = Closed | Poisson | Gamma | Trace
-
-
-# --- which adapter a request names ---
-
-
-class Identical(_Kind, frozen=True):
-    """All requests name the first adapter."""
-
-
-class Uniform(_Kind, frozen=True):
-    """Every adapter is as likely as any other."""
-
-
-class Distinct(_Kind, frozen=True):
-    """In turn, so that as many different adapters as there are run at once."""
-
-
-class Zipf(_Kind, frozen=True):
-    """The k-th adapter weighs 1 / k**exponent."""
-
-    exponent: NotNegative = 1.0
-
-
-class Power(_Kind, frozen=True):
-    """S-LoRA's power law: adapter floor(N * u**(1/alpha)), u uniform: 1 is even, 0.1 gives one of 1,000 half of all.
-
-    Source: S-LoRA's benchmarks (trace.py), where the index is N times a draw of numpy.random.power(alpha).
-    """
-
-    alpha: Positive = 1.0
-
-
-class Drifting(_Kind, frozen=True):
-    """`hot` adapters take `hot_share` of the requests evenly; every `every` requests the hot set moves on by one."""
-
-    hot: Count = 4
-    hot_share: Share = 0.9
-    every: Count = 100
-
-
-class Weights(_Kind, frozen=True):
-    """By hand: adapter name -> weight; what isn't named gets none."""
-
-    weights: Mapping[str, NotNegative]
-
-
-Popularity = Identical | Uniform | Distinct | Zipf | Power | Drifting | Weights
-
-
-# --- how long prompts and answers are, in tokens ---
-
-
-class Fixed(_Kind, frozen=True):
-    """Always `tokens`."""
-
-    tokens: Count
-
-
-class Between(_Kind, frozen=True, tag="uniform"):
-    """Evenly from `low` to `high`, both included."""
-
-    low: Count
-    high: Count
-
-
-class Lognormal(_Kind, frozen=True):
-    """Lognormal with this median and sigma (of the logarithm), cut to `low`..`high`."""
-
-    median: Positive
-    sigma: NotNegative
-    low: Count = 1
-    high: Count = 4096
-
-
-class Azure(_Kind, frozen=True):
-    """The quantiles of the public Azure LLM inference traces of 2023, shipped with this package, scaled and cut.
-
-    `trace` is `conv` or `code`; whether prompts or answers are meant depends on where this stands.
-    """
-
-    trace: str = "conv"
-    scale: Positive = 1.0
-    high: Count = 4096
-
-
-class OfTrace(_Kind, frozen=True, tag="trace"):
-    """The lengths of the requests in the trace that `arrivals` replays, scaled and cut."""
-
-    scale: Positive = 1.0
-    high: Count = 4096
-
-
-Length = Fixed | Between | Lognormal | Azure | OfTrace
-
-
-# --- what else traffic is made of ---
-
-
-class SharedPrefix(_Spec, frozen=True):
-    """`share` of the prompts begin with one of `groups` texts of `tokens` tokens, so that a cache can be of use."""
-
-    tokens: Count
+    tokens: Tokens
     share: Share = 1.0
     groups: Count = 1
 
 
-class Tenant(_Spec, frozen=True):
-    """One customer: its requests carry the key in the environment variable `key_env`; `weight` is its part of them."""
+class Tenant(Part, frozen=True):
+    """One customer, `name`: its requests carry the key in the environment variable `key_env`; `weight` is its part."""
 
-    name: str
-    key_env: str
+    name: Text
+    key_env: Text
     weight: Positive = 1.0
 
 
-class Conversations(_Spec, frozen=True):
-    """Chats of several turns: each turn repeats what was said, waits `think_s` after the last answer, and goes on."""
+class Conversations(Part, frozen=True):
+    """Chats of several `turns`: each turn repeats what was said, waits `think_s` after the last answer, and goes on.
 
-    turns: Length
+    `arrivals` and all shares then count conversations, which keep their adapter and tenant; `prompt` is what each
+    turn adds; `requests` counts turns.
+    """
+
+    turns: Turns
     think_s: NotNegative = 0.0
 
 
-class ColdArrivals(_Spec, frozen=True):
+class ColdArrivals(Part, frozen=True):
     """`share` of the requests name an adapter not asked for before in this run, as long as there are any left.
 
-    `reserved` adapters, the last of the list, are kept for this and take no other requests.
+    `reserved` adapters, the last of the list, are kept for this and take no other requests. Each repeat goes on where
+    the one before stopped in that list, since an adapter is cold once: reserve enough for all repeats.
     """
 
     share: Share
     reserved: Count
 
 
-class Churn(_Spec, frozen=True):
+class Churn(Part, frozen=True):
     """Every `every_s` seconds one of the last `adapters` adapters is unloaded and loaded again, in turn.
 
     Needs a server that knows vLLM's /v1/load_lora_adapter and /v1/unload_lora_adapter, and `source`: the directory
-    in which the server finds each adapter under its name.
+    in which the server finds each adapter under its name. Those reserved for cold arrivals are left alone.
     """
 
     every_s: Positive
     adapters: Count
-    source: str
+    source: Text
 
 
-class Structured(_Spec, frozen=True):
-    """`share` of the requests ask for an answer that follows `json_schema` (response_format)."""
+class Hook(Part, frozen=True):
+    """The shell command `run`, `at_s` seconds after the start, to cause faults.
+
+    Its status and the end of its output are noted. It finds TARGET_NAME and TARGET_URL in its environment and is killed
+    after `timeout_s`; `name` is shown for it. Only run with --allow-hooks: a workload may come from somebody else.
+    """
+
+    at_s: NotNegative
+    run: Text
+    name: str = ""
+    timeout_s: Positive = 60.0
+
+
+class Slope(Part, frozen=True):
+    """What mustn't creep over hours: from second `after_s` on, `of` may grow by `percent_per_hour` of its first level.
+
+    `of` is ttft_ms, itl_ms or e2e_ms (medians by the minute), or a name of the server's own metrics, series added up.
+    """
+
+    of: Text
+    percent_per_hour: NotNegative
+    after_s: NotNegative = 600.0
+
+
+class Structured(Part, frozen=True):
+    """`share` of the requests ask for an answer that follows `json_schema` (response_format).
+
+    Such an answer ends where the schema does: `ignore_eos` isn't sent with it, and `output` only bounds it.
+    """
 
     share: Share
     json_schema: Mapping[str, Any] = msgspec.field(
@@ -223,14 +181,17 @@ class Structured(_Spec, frozen=True):
     )
 
 
-class Disconnects(_Spec, frozen=True):
-    """`share` of the clients leave after `after_events` events of their answer, or before the first at 0."""
+class Disconnects(Part, frozen=True):
+    """`share` of the clients leave after `after_events` events of their answer, or before the first at 0.
+
+    Of a conversation they leave in the last turn.
+    """
 
     share: Share
-    after_events: Annotated[int, Meta(ge=0)] = 4
+    after_events: CountOrNone = 4
 
 
-class Slo(_Spec, frozen=True):
+class Slo(Part, frozen=True):
     """A good answer: first token within `ttft_ms`, a further one each `tpot_ms` on average, all in `e2e_ms`. 0: any."""
 
     ttft_ms: NotNegative = 0.0
@@ -238,23 +199,24 @@ class Slo(_Spec, frozen=True):
     e2e_ms: NotNegative = 0.0
 
 
-class Workload(_Spec, frozen=True):
-    """Everything about one load. Two runs of one workload with one seed send the same requests.
+class Workload(Part, frozen=True):
+    """Everything about one load, under a `name`. Two runs of one workload with one `seed` send the same requests.
 
     A run ends when `requests` are sent or, in an open loop, when `duration_s` is over, whichever comes first; one of
-    them is needed. `base_share` of the requests name the base model, the rest adapters by `popularity`; `adapters`
-    bounds how many of those that a server lists are used (0: all). `endpoint` is `completions` or `chat`.
-    `warm_up` requests go before, unmeasured. `ignore_eos` makes answers exactly as long as asked for.
+    them is needed (0: no bound). `base_share` of the requests name the base model, the rest adapters by `popularity`;
+    the first `adapters` of those that a server lists are used (0: all). `endpoint` is completions or chat.
+    `warm_up` requests go before, unmeasured. `prompt` and `output` are lengths in tokens; `ignore_eos` makes answers
+    exactly as long as asked for. `temperature` 0 is greedy. An answer that isn't whole after `timeout_s` has failed.
     """
 
-    name: str
-    seed: Annotated[int, Meta(ge=0)] = 0
-    endpoint: str = "completions"
+    name: Text
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    endpoint: Literal["completions", "chat"] = "completions"
     arrivals: Arrivals = msgspec.field(default_factory=Closed)
-    requests: Annotated[int, Meta(ge=0)] = 0
+    requests: CountOrNone = 0
     duration_s: NotNegative = 0.0
-    warm_up: Annotated[int, Meta(ge=0)] = 8
-    adapters: Annotated[int, Meta(ge=0)] = 0
+    warm_up: CountOrNone = 8
+    adapters: CountOrNone = 0
     base_share: Share = 0.0
     popularity: Popularity = msgspec.field(default_factory=Uniform)
     prompt: Length = msgspec.field(default_factory=lambda: Fixed(tokens=64))
@@ -264,60 +226,48 @@ class Workload(_Spec, frozen=True):
     conversations: Conversations | None = None
     cold: ColdArrivals | None = None
     churn: Churn | None = None
+    hooks: tuple[Hook, ...] = ()
     structured: Structured | None = None
     disconnects: Disconnects | None = None
     slo: Slo = msgspec.field(default_factory=Slo)
+    slopes: tuple[Slope, ...] = ()
     ignore_eos: bool = True
     temperature: NotNegative = 0.0
     timeout_s: Positive = 300.0
 
+    def __post_init__(self) -> None:
+        """What one field alone can't say. Raises ValueError."""
+        closed = isinstance(self.arrivals, Closed)
+        of_trace = any(isinstance(one, OfTrace) for one in (self.prompt, self.output))
+        names = [tenant.name for tenant in self.tenants]
+        wrong = {
+            "arrivals of kind closed need `requests`: nothing else ends a closed loop": closed and not self.requests,
+            "give `requests` or `duration_s`: nothing else ends the run": not (self.requests or self.duration_s),
+            "`conversations` need `endpoint: chat`": self.conversations is not None and self.endpoint != "chat",
+            "`structured` needs `endpoint: chat`": self.structured is not None and self.endpoint != "chat",
+            "`churn` in a closed loop needs `duration_s`, until which it goes on": closed
+            and self.churn is not None
+            and not self.duration_s,
+            "lengths of kind trace need `arrivals` of kind trace: they are that file's lengths": of_trace
+            and not isinstance(self.arrivals, Trace),
+            "lengths of kind trace are of one request each: leave out `conversations`": of_trace
+            and self.conversations is not None,
+            f"`tenants` have a name twice ({', '.join(names)}): give each its own": len(set(names)) < len(names),
+        }
+        for message, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(message)
+
 
 def parse_workload(text: str, where: str = "the workload") -> Workload:
-    """A workload from YAML. Raises SpecInvalid, with the path of the field that is wrong."""
-    try:
-        loaded = yaml.safe_load(text)
-        workload = msgspec.convert(loaded, Workload)
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
-        raise SpecInvalid(f"{where}: {error}") from error
-    _check(workload, where)
-    return workload
+    """A workload from YAML. Raises SpecInvalid, with the path of the field that is wrong and its value."""
+    return convert(load_yaml(text, where), Workload, where, KINDS)
 
 
 def read_workload(path: Path) -> Workload:
     """A workload from a file. Raises SpecInvalid."""
     try:
         return parse_workload(path.read_text(), str(path))
-    except OSError as error:
-        raise SpecInvalid(f"{path}: {error.strerror}; give the path of a workload, or a suite's name") from error
-
-
-def _check(workload: Workload, where: str) -> None:
-    """What one field alone can't say. Raises SpecInvalid."""
-    closed = isinstance(workload.arrivals, Closed)
-    wrong = [
-        (
-            workload.endpoint not in ("completions", "chat"),
-            f"endpoint {workload.endpoint!r}: expected completions or chat",
-        ),
-        (closed and not workload.requests, "arrivals of kind closed need `requests`: nothing else ends a closed loop"),
-        (not (workload.requests or workload.duration_s), "give `requests` or `duration_s`: nothing else ends the run"),
-        (
-            workload.conversations is not None and workload.endpoint != "chat",
-            "conversations need `endpoint: chat`",
-        ),
-        (
-            any(isinstance(one, OfTrace) for one in (workload.prompt, workload.output))
-            and not isinstance(workload.arrivals, Trace),
-            "lengths of kind trace need `arrivals` of kind trace: they are that file's lengths",
-        ),
-        (
-            any(
-                isinstance(one, Azure) and one.trace not in ("conv", "code")
-                for one in (workload.prompt, workload.output)
-            ),
-            "lengths of kind azure: `trace` is conv or code",
-        ),
-    ]
-    for is_wrong, message in wrong:
-        if is_wrong:
-            raise SpecInvalid(f"{where}: {message}")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SpecInvalid(f"{path}: {why}; give the path of a workload, or a suite's name") from error

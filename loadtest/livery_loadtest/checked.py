@@ -1,0 +1,54 @@
+"""YAML as typed values, or an error that says where, which field, what it is and what is expected instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+import yaml
+
+Spec = TypeVar("Spec", bound=msgspec.Struct)
+
+
+class SpecInvalid(ValueError):
+    """A workload can't be used; the message names the file, the field, the value and what is expected."""
+
+
+def load_yaml(text: str, where: str) -> object:
+    """What YAML says. Raises SpecInvalid."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecInvalid(f"{where}: {error}") from error
+
+
+def convert(loaded: object, kind: type[Spec], where: str, kinds: Mapping[str, Sequence[str]]) -> Spec:
+    """What YAML said as a struct; `kinds` has, by the end of a field's path, the words that may stand there.
+
+    Raises SpecInvalid.
+    """
+    try:
+        return msgspec.convert(loaded, kind)
+    except msgspec.ValidationError as error:
+        said, _, path = str(error).rpartition(" - at `$")
+        if not said:
+            raise SpecInvalid(f"{where}: {error}") from error
+        path = path.removesuffix("`").lstrip(".")
+        allowed = kinds.get(".".join(path.split(".")[-2:])) or kinds.get(path.rpartition(".")[2])
+        remedy = f"; expected one of {', '.join(allowed)}" if allowed else ""
+        field = f"{path}{_value(loaded, path)}: " if path else ""
+        raise SpecInvalid(f"{where}: {field}{said}{remedy}") from error
+
+
+def _value(loaded: object, path: str) -> str:
+    """` is VALUE` of a plain value under a path such as `tenants[0].weight`; empty where there is none."""
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]", path):
+        if isinstance(loaded, list) and index.isdigit():
+            loaded = loaded[int(index)]
+        elif isinstance(loaded, dict) and name in loaded:
+            loaded = loaded[name]
+        else:
+            return ""
+    return f" is {loaded!r}" if isinstance(loaded, str | int | float) else ""
