@@ -1,0 +1,72 @@
+"""Which answers are taken for another adapter's, and which for rounding."""
+
+from __future__ import annotations
+
+from livery_loadtest.record import Record
+from livery_loadtest.script import Planned
+from livery_loadtest.verify import Finding, Verification, choose, judge, replayed, suspects
+
+OWN = "Arr, the sea be wide and the wind be fair, matey."
+OTHER = '{"answer": "The sea is wide and the wind is fair."}'
+
+
+def answered(index: int, model: str, text: str, **fields: object) -> Record:
+    planned = Planned(index, 0.5 * index, model, f"prompt {index}", 16)
+    return Record(planned, 0.0, text=text, **fields)  # type: ignore[arg-type]
+
+
+def test_the_sample_has_rare_models_and_nothing_that_cannot_be_asked_again() -> None:
+    records = [answered(i, "busy", "text") for i in range(50)] + [answered(50, "rare", "text")]
+    records += [answered(51, "failed", "", error="http 500"), answered(52, "gone", "te", left=True)]
+    later = answered(53, "later", "text")
+    later.planned = Planned(53, None, "later", "and then?", 16, follows=1)
+    chosen = choose([*records, later], 4, seed=1)
+    assert [record.planned.model for record in chosen].count("rare") == 1
+    assert {record.planned.model for record in chosen} == {"busy", "rare"}
+    assert len(choose(records, 100, seed=1)) == 51
+    assert chosen == choose([*records, later], 4, seed=1)
+
+
+def test_a_replay_asks_the_same_things_without_times_and_departures() -> None:
+    chosen = [answered(4, "red", "x"), answered(9, "blue", "y")]
+    chosen[0].planned = Planned(4, 2.0, "red", "prompt 4", 16, tenant="acme", leave_after=3)
+    (first, second) = replayed(chosen).requests
+    assert (first.model, first.text, first.tenant) == ("red", "prompt 4", "acme")
+    assert first.at is first.leave_after is None
+    assert (second.index, second.text) == (1, "prompt 9")
+    assert [(one.model, one.text) for one in replayed(chosen[:1], ["base", "blue"]).requests] == [
+        ("base", "prompt 4"),
+        ("blue", "prompt 4"),
+    ]
+
+
+def test_an_answer_of_another_adapter_is_found_and_named() -> None:
+    record, reference = answered(0, "pirate", OTHER), answered(0, "pirate", OWN)
+    assert suspects([record], [reference]) == [record]
+    found = judge(record, reference, {"json": answered(1, "json", OTHER), "base": answered(2, "base", "The sea")})
+    assert (found.finding, found.as_of) == (Finding.WRONG_ADAPTER, "json")
+    assert Verification("quiet", 1, (found,)).wrong == (found,)
+
+
+def test_an_answer_of_another_adapter_that_parts_late_from_it_is_still_its() -> None:
+    under_load = answered(0, "pirate", OTHER[:-9] + "green.")
+    found = judge(under_load, answered(0, "pirate", OWN), {"json": answered(1, "json", OTHER)})
+    assert (found.finding, found.as_of) == (Finding.WRONG_ADAPTER, "json")
+
+
+def test_an_answer_that_parts_late_from_its_own_is_rounding() -> None:
+    under_load = answered(0, "pirate", OWN[:-6] + "lad.")
+    found = judge(under_load, answered(0, "pirate", OWN), {"json": answered(1, "json", OTHER)})
+    assert (found.finding, found.as_of) == (Finding.PARTED, "pirate")
+    assert found.alike == len(OWN) - 6
+
+
+def test_equal_answers_are_the_same_even_where_another_model_says_so_too() -> None:
+    found = judge(answered(0, "a", "Paris"), answered(0, "a", "Paris"), {"b": answered(1, "b", "Paris")})
+    assert found.finding is Finding.SAME
+
+
+def test_without_a_reference_nothing_is_said() -> None:
+    found = judge(answered(0, "a", "Paris"), answered(0, "a", "", error="http 503"), {})
+    assert found.finding is Finding.UNANSWERED
+    assert suspects([answered(0, "a", "Paris")], [answered(0, "a", "", error="http 503")]) == []
