@@ -116,6 +116,7 @@ ALLOWED: dict[str, set[str]] = {
         for part in (
             *(
                 "activity",
+                "admission",
                 "answer_text",
                 "api",
                 "beside",
@@ -154,6 +155,7 @@ BROAD_EXCEPT = {
     ("livery.bench.suite", "_in_part"),  # what fails in one part of a run is no reason to lose the others
     ("livery.api.boundary", "__call__"),  # what nobody expected becomes a 500 of the usual shape
     ("livery.intakes", "_settle"),  # a thread's failure is its waiter's
+    ("livery.beside", "_do_next"),  # as there
     ("livery.grammar_process", "_tried"),  # a grammar that breaks the compiler is a refused grammar
     ("livery.api.sse", "_pump"),  # once a stream has begun, any failure is an event in it
 }

@@ -1,5 +1,6 @@
 """The one way in for every kind of request: the room there is, its key's and tenant's limits, and what serves it.
 
+    claim, body = admission.count(principal), admission.hold_body(principal, 2048)    # before its body is read
     admitted = await admission.admit(model, caller, Asked(sequences=1, prompt_tokens=40, answer_tokens=256))
     try:
         admitted.encoded(38, 256)    # once the prompts are encoded
@@ -14,8 +15,8 @@ before. Knows no HTTP and no engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -26,8 +27,9 @@ from livery.refusals import Draining, InvalidParameter, Overloaded
 from livery.tenancy import Principal
 from livery.tenancy.limits import Claim, LimitExceeded, RateLimiter, bound_of
 from livery.tenancy.meter import Counts, Meter, Payer
-from livery.tenancy.room import OverShare, Place, Room
+from livery.tenancy.room import OverShare, Part, Place, Room, Space
 
+BODY_BYTES = 256 << 20  # of all requests under way: what was made of a body is kept as long as its request
 CHARACTERS_PER_TOKEN = 4  # as a guess, before a prompt is encoded
 
 Throttled = Callable[[str, Literal["limit", "room"]], None]
@@ -136,6 +138,7 @@ class Admission:
         """`find` gives a hold on what a name stands for, None for the base; `throttled` is told who is refused why."""
         self._throttled = throttled
         self.room = room
+        self.bodies = Space("bytes of request bodies", BODY_BYTES)
         self.limiter = limiter
         self.meter = meter
         self.draining = False
@@ -150,6 +153,16 @@ class Admission:
         """Count what open requests used since the last time."""
         for admitted in self._open:
             admitted.account()
+
+    def count(self, principal: Principal) -> Claim:
+        """One of the requests that a key and its tenant may send, whatever it asks for. Raises LimitExceeded."""
+        with Refusals(principal.tenant, self._throttled):
+            return self.limiter.claim(principal)
+
+    def hold_body(self, principal: Principal, size: int) -> Part:
+        """Room for a request's body of so many bytes. Raises Overloaded, OverShare."""
+        with Refusals(principal.tenant, self._throttled):
+            return self.bodies.enter(principal.tenant, principal.weight, size, alone=principal.key is None)
 
     async def admit(self, model: str, caller: Caller, asked: Asked) -> Admitted:
         """Take room and hold what serves the request.
@@ -170,7 +183,7 @@ class Admission:
                 alone=principal.key is None,  # where no key is asked for, all are one tenant
             )
             try:
-                claim = self.limiter.claim(principal, asked.prompt_tokens, asked.answer_tokens)
+                claim = self._claim(caller, asked)
             except BaseException:
                 place.leave()
                 raise
@@ -183,15 +196,11 @@ class Admission:
             raise
         return admitted
 
-    @contextmanager
-    def counting(self, principal: Principal) -> Iterator[None]:
-        """Around a request that asks no model: one of those that its key and tenant may send. Raises LimitExceeded."""
-        with Refusals(principal.tenant, self._throttled):
-            claim = self.limiter.claim(principal)
-        try:
-            yield
-        finally:
-            claim.release()
+    def _claim(self, caller: Caller, asked: Asked) -> Claim:
+        if caller.claim is None:
+            return self.limiter.claim(caller.principal, asked.prompt_tokens, asked.answer_tokens)
+        caller.claim.resize(asked.prompt_tokens, asked.answer_tokens)
+        return caller.claim
 
     @asynccontextmanager
     async def visit(self, model: str, caller: Caller) -> AsyncIterator[Lease | None]:

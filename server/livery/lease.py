@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec import structs
 
 from livery.engine.base import AdapterRef, Asker
 from livery.refusals import InvalidParameter
 from livery.tenancy import OPERATOR, Principal
+from livery.tenancy.limits import Claim
 from livery_adapters.composition import added_up, composition_digest
 from livery_adapters.layout import Task
 from livery_adapters.registry import Alias, AliasTarget, NamedVersion, VersionFacts
@@ -19,10 +20,14 @@ from livery_adapters.registry import Alias, AliasTarget, NamedVersion, VersionFa
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the client's `user` field, and whose key it brings."""
+    """Who asks: the client's `user` field, whose key it brings, and what it holds of that one's limits already.
+
+    Without a claim the request is counted where it is admitted.
+    """
 
     user: str | None = None
     principal: Principal = OPERATOR
+    claim: Claim | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str | None:

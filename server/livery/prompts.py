@@ -29,17 +29,18 @@ async def token_ids(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, 
     Not so where only its last tokens are wanted: which these are is known once all is encoded, and bodies are bounded.
     """
     room = limit if job.options.truncate_prompt_tokens is None else None
+    tenant = job.caller.tenant
     try:
         if isinstance(prompt, ChatPrompt):
             foreign = tokenizer.foreign_template
             if foreign is None:
-                ids = await beside(ENCODING, _size(job), tokenizer.encode_chat, prompt, room)
+                ids = await beside(ENCODING, tenant, _size(job), tokenizer.encode_chat, prompt, room)
             else:
-                ids = await foreign.apart(partial(tokenizer.encode_chat, prompt, room), job.caller.tenant)
+                ids = await foreign.apart(partial(tokenizer.encode_chat, prompt, room), tenant)
         elif isinstance(prompt, str):
-            ids = await beside(ENCODING, _size(job), tokenizer.encode, prompt, room)
+            ids = await beside(ENCODING, tenant, _size(job), tokenizer.encode, prompt, room)
         elif isinstance(prompt, BareText):
-            ids = await beside(ENCODING, _size(job), tokenizer.encode_bare, prompt.text, room)
+            ids = await beside(ENCODING, tenant, _size(job), tokenizer.encode_bare, prompt.text, room)
         else:
             ids = prompt
             check_ids(ids, vocab_size, job.prompt_param)

@@ -215,7 +215,7 @@ class GenerationService:
             ids = await token_ids(job.prompts[0], job, tokenizer, self.info.max_model_len, self._vocabulary(lease))
             if isinstance(job.prompts[0], ChatPrompt) and not tells_words(lease, profile):
                 return Tokens(len(ids), None, None)
-            spelt = await beside(ENCODING, len(ids), tokenizer.strings, ids) if strings else None
+            spelt = await beside(ENCODING, job.caller.tenant, len(ids), tokenizer.strings, ids) if strings else None
             return Tokens(len(ids), ids, spelt)
 
     async def detokenize(self, model: str, ids: list[int], caller: Caller) -> str:
@@ -223,7 +223,7 @@ class GenerationService:
         async with self.admission.visit(model, caller) as lease:
             check_ids(ids, self._vocabulary(lease), "tokens")
             tokenizer = await self._tokenizer_of(lease)
-            return await beside(ENCODING, len(ids), tokenizer.decode_all, ids)
+            return await beside(ENCODING, caller.tenant, len(ids), tokenizer.decode_all, ids)
 
     async def tokenizer_facts(self, model: str, caller: Caller) -> TokenizerFacts:
         """Special tokens of a model, and its chat template where it is the caller's to see. Raises as `open` does."""

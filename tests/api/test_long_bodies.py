@@ -14,10 +14,12 @@ from fastapi import APIRouter, FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError, model_validator
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.live_server import BASE, LiveServer
 from livery.api import schemas
 from livery.api.body import WholeBody
+from livery.api.boundary import RequestRecord
 from livery.api.plain_json import _STRING, MAX_PARTS, _parts, check_count
 from livery.api.reading import BodyRoute
 from livery.beside import LONG, weight
@@ -43,7 +45,7 @@ class Told(WholeBody):
         return value
 
 
-def app_that_reads() -> FastAPI:
+def app_that_reads() -> ASGIApp:
     router = APIRouter(route_class=BodyRoute)
 
     @router.post("/told")
@@ -52,7 +54,12 @@ def app_that_reads() -> FastAPI:
 
     app = FastAPI()
     app.include_router(router)
-    return app
+
+    async def recorded(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"] = {"record": RequestRecord("req_1")}
+        await app(scope, receive, send)
+
+    return recorded
 
 
 def test_long_bodies_are_read_beside_the_loop() -> None:

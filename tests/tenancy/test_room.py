@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from livery.refusals import Overloaded
 from livery.tenancy import OverShare, Room
-from livery.tenancy.room import LONGEST_WAIT_S, Place
+from livery.tenancy.room import LONGEST_WAIT_S, Place, Space
 
 MOST, TOKENS = 20, 1000
 WEIGHTS = {"light": 1.0, "heavy": 3.0, "other": 1.0}
@@ -187,3 +187,21 @@ def test_a_wait_is_told_by_what_went_lately() -> None:
     with pytest.raises(Overloaded) as stuck:
         room.enter("b", 1.0, 1, 0)
     assert stuck.value.retry_after == LONGEST_WAIT_S
+
+
+def test_a_space_for_one_thing_is_shared_alike() -> None:
+    space = Space("bytes of request bodies", 9000)
+    flood = [space.enter("flood", 1.0, 1000) for _ in range(8)]
+    with pytest.raises(OverShare, match=r"8000 bytes of request bodies of tenant 'flood'.* its share is 8000"):
+        space.enter("flood", 1.0, 1)
+    calm = space.enter("calm", 1.0, 900)
+    with pytest.raises(Overloaded, match="8900 bytes of request bodies"):
+        space.enter("late", 1.0, 101)
+    calm.hold(100)
+    late = space.enter("late", 1.0, 900)
+    for part in (*flood, calm, late):
+        part.leave()
+        part.leave()
+        part.hold(50)
+    assert (space.stock.held, len(space)) == (0, 0)
+    assert space.enter("flood", 1.0, 20_000, alone=True) and space.stock.held == 4500

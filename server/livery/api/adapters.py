@@ -36,7 +36,7 @@ from livery.api.answers import (
     answers,
     plain,
 )
-from livery.api.context import COUNTED, ManagedDep
+from livery.api.context import ManagedDep
 from livery.api.reading import BodyRoute
 from livery.api.responses import json_response
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
@@ -45,7 +45,7 @@ from livery.management import MAX_DRAIN_S, MAX_PAGE, AddOptions
 from livery.refusals import AdapterFieldEmpty, UnsupportedParameter
 from livery_adapters.registry import State
 
-router = APIRouter(route_class=BodyRoute, dependencies=[COUNTED])
+router = APIRouter(route_class=BodyRoute)
 
 ACCEPTED = 202
 

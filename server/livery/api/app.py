@@ -129,8 +129,7 @@ def _mount(
         doors=doors,
         access=Access(routers, rest),
         metrics=service.metrics,
-        limiter=service.admission.limiter,
-        draining=lambda: service.draining,
+        admission=service.admission,
         root_path=root_path,
         tracing=tracing,
     )

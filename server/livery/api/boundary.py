@@ -9,7 +9,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from livery import logs
 from livery.activity import Finished
+from livery.admission import Admission
 from livery.api.access import LOOKING, Access
 from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe_at
 from livery.api.routes import route_path
@@ -24,7 +24,9 @@ from livery.api.uploads import is_upload, takes_uploads
 from livery.metrics import Metrics, RequestMeter
 from livery.refusals import Draining
 from livery.spans import Timeline, Tracing
-from livery.tenancy import OPERATOR, Doors, Principal, Purpose, RateLimiter
+from livery.tenancy import OPERATOR, Doors, Principal, Purpose
+from livery.tenancy.limits import Claim
+from livery.tenancy.room import Part
 
 log = logging.getLogger("livery.access")
 
@@ -35,6 +37,7 @@ FORWARDING_HEADERS = (
     "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-server", "x-real-ip",
 )  # fmt: skip
 PROBES: tuple[Purpose, ...] = ("open", "scrape")
+COUNTED: tuple[Purpose, ...] = ("ask", "manage")  # among the requests that limits are about
 CLIENT_GONE = 499
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -57,6 +60,15 @@ class RequestRecord:
     admitted: bool = False  # whether that is known: one without a right key is nobody's
     purpose: Purpose = "ask"
     meter: RequestMeter | None = None  # its clock, once the engine is asked
+    claim: Claim | None = None  # its part of its key's and tenant's limits
+    body: Part | None = None  # the room that its body takes
+
+    def release(self) -> None:
+        """Give back what it holds from its door to its end."""
+        if self.claim is not None:
+            self.claim.release()
+        if self.body is not None:
+            self.body.leave()
 
 
 class Boundary:
@@ -68,15 +80,13 @@ class Boundary:
         doors: Doors,
         access: Access,
         metrics: Metrics,
-        limiter: RateLimiter,
-        draining: Callable[[], bool],
+        admission: Admission,
         root_path: str = "",
         tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._tracing = tracing
-        self._limiter = limiter
-        self._draining = draining
+        self._admission = admission
         self._doors = doors
         self._access = access
         self._metrics = metrics
@@ -110,6 +120,7 @@ class Boundary:
         except Exception as error:  # noqa: BLE001  (request boundary)
             await self._fail(error, record, scope, receive, reply)
         finally:
+            record.release()
             self._close(record, scope)
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, reply: Send) -> None:
@@ -120,15 +131,43 @@ class Boundary:
         record.admitted = True
         if not path.isprintable():  # a router may well drop a line end and take the rest for a name
             raise UnknownUrl(ascii(path)[1:-1])
-        if self._draining() and record.purpose not in PROBES:
+        if self._admission.draining and record.purpose not in PROBES:
             raise Draining
         if _changes(method, record.purpose) and not record.principal.anywhere:
             client, host = scope.get("client"), headers.get("host", "")
             forwarded = any(name in headers for name in FORWARDING_HEADERS)
             self._doors.check_local(client[0] if client else None, host, forwarded=forwarded)
             self._doors.check_page(host, headers.get("origin"), headers.get("sec-fetch-site"))
+        if record.purpose in COUNTED:
+            record.claim = self._admission.count(record.principal)
         streams = takes_uploads(method, path) and is_upload(headers.get("content-type", ""))
-        await self._app(scope, receive if streams else await _with_body(headers, receive), reply)
+        unread = streams or record.purpose in PROBES  # which have no bodies, and are asked without a key
+        await self._app(scope, receive if unread else await self._with_body(record, headers, receive), reply)
+
+    async def _with_body(self, record: RequestRecord, headers: Headers, receive: Receive) -> Receive:
+        """Read the whole body first, within limits of size and time, and hand it on as one message."""
+        size = _announced(headers)
+        if size > MAX_BODY:
+            raise _too_large()
+        if size:
+            record.body = self._admission.hold_body(record.principal, size)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body = await _read(receive)
+        except TimeoutError:
+            raise BodyTooSlow(f"The request body didn't arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
+        if record.body is not None and len(body) < size:
+            record.body.hold(len(body))
+        message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+        async def replay() -> Message:
+            nonlocal message
+            if message is not None:
+                first, message = message, None
+                return first
+            return await receive()
+
+        return replay
 
     async def _fail(self, error: Exception, record: RequestRecord, scope: Scope, receive: Receive, reply: Send) -> None:
         answer = describe_at(error, route_path(scope))
@@ -138,7 +177,7 @@ class Boundary:
 
     def _tell_rates(self, headers: MutableHeaders, principal: Principal) -> None:
         """What is left of the caller's limits per minute, under OpenAI's names."""
-        for kind, rate in self._limiter.rates(principal).items():
+        for kind, rate in self._admission.limiter.rates(principal).items():
             headers[f"x-ratelimit-limit-{kind}"] = str(rate.limit)
             headers[f"x-ratelimit-remaining-{kind}"] = str(rate.remaining)
             headers[f"x-ratelimit-reset-{kind}"] = f"{rate.reset_s:.3f}s"
@@ -265,26 +304,12 @@ def _method(scope: Scope) -> str:
     return method if method in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH") else "OTHER"
 
 
-async def _with_body(headers: Headers, receive: Receive) -> Receive:
-    """Read the whole body first, within limits of size and time, and hand it on as one message."""
+def _announced(headers: Headers) -> int:
+    """How many bytes a body is said to have: as many as one may have where that isn't said."""
+    if "transfer-encoding" in headers:
+        return MAX_BODY
     length = headers.get("content-length", "0")
-    if length.isdigit() and int(length) > MAX_BODY:
-        raise _too_large()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await _read(receive)
-    except TimeoutError:
-        raise BodyTooSlow(f"The request body didn't arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
-    message: Message | None = {"type": "http.request", "body": body, "more_body": False}
-
-    async def replay() -> Message:
-        nonlocal message
-        if message is not None:
-            first, message = message, None
-            return first
-        return await receive()
-
-    return replay
+    return int(length) if length.isdigit() else MAX_BODY
 
 
 async def _read(receive: Receive) -> bytes:

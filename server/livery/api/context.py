@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -43,16 +42,7 @@ ContextDep = Annotated[Context, Depends(_context)]
 def caller_of(request: Request, user: str | None = None) -> Caller:
     """Who asks; `user` is the field of that name."""
     record: RequestRecord = request.state.record
-    return Caller(user, record.principal)
-
-
-async def _count(request: Request, context: ContextDep) -> AsyncIterator[None]:
-    with context.service.admission.counting(caller_of(request).principal):
-        yield
-
-
-COUNTED = Depends(_count)
-"""Of routes that ask no model: a request of its key and tenant while it lasts. Others are admitted by the service."""
+    return Caller(user, record.principal, record.claim)
 
 
 async def _managed(request: Request, context: ContextDep) -> ManagedAdapters:

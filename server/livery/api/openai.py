@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from livery.api.answers import ChatCompletion, Model, ModelList, TextCompletion, answers
 from livery.api.boundary import RequestRecord
 from livery.api.chat_shape import ChatShape
-from livery.api.context import COUNTED, Context, ContextDep, caller_of
+from livery.api.context import Context, ContextDep, caller_of
 from livery.api.reading import AnswerRoute, beside_body
 from livery.api.responses import json_response
 from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
@@ -44,13 +44,13 @@ async def completions(body: CompletionBody, request: Request, context: ContextDe
     return await _answer(job, lambda envelope, _: (TextShape(envelope), OPENAI), body, request, context)
 
 
-@router.get("/v1/models", responses=answers(ModelList), dependencies=[COUNTED])
+@router.get("/v1/models", responses=answers(ModelList))
 async def list_models(request: Request, context: ContextDep) -> Response:
     cards = await context.service.models(caller_of(request))
     return json_response({"object": "list", "data": [model_json(card) for card in cards]})
 
 
-@router.get("/v1/models/{model:path}", responses=answers(Model), dependencies=[COUNTED])
+@router.get("/v1/models/{model:path}", responses=answers(Model))
 async def retrieve_model(model: str, request: Request, context: ContextDep) -> Response:
     return json_response(model_json(await context.service.model(model, caller_of(request))))
 

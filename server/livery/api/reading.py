@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from livery.api.boundary import CLIENT_GONE
+from livery.api.boundary import CLIENT_GONE, RequestRecord
 from livery.api.plain_json import check_count
 from livery.api.sse import unless_gone
 from livery.beside import READING, beside
@@ -59,7 +59,12 @@ class AnswerRoute(BodyRoute):
 
 async def beside_body(request: Request, work: Callable[[], T]) -> T:
     """Do work on what a body holds where the body was read: here if it is short."""
-    return await beside(READING, len(await request.body()), work)
+    return await beside(READING, _tenant_of(request), len(await request.body()), work)
+
+
+def _tenant_of(request: Request) -> str:
+    record: RequestRecord = request.state.record
+    return record.principal.tenant
 
 
 class _ReadRequest(Request):
@@ -70,7 +75,7 @@ class _ReadRequest(Request):
         content = await self.body()
         self._read: object = None
         if content and _is_json(self.headers.get("content-type", "")):
-            self._read = await beside(READING, len(content), _parse, content, model)
+            self._read = await beside(READING, _tenant_of(self), len(content), _parse, content, model)
 
     async def json(self) -> Any:  # noqa: ANN401 - as in the framework
         return self._read

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from livery import __version__
 from livery.api.answers import Alive, ServerLoad, ServerVersion, Standing, answers, plain
 from livery.api.boundary import RequestRecord
-from livery.api.context import COUNTED, ContextDep
+from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.api.status_answers import ServerStatus
 from livery.engine.base import EngineDead, EngineError
@@ -21,7 +21,7 @@ from livery.status_rows import MAX_PAGE, Column, Wanted
 
 probes = APIRouter()  # anybody may call these: they say nothing but whether requests should come here
 scraping = APIRouter()
-router = APIRouter(dependencies=[COUNTED])
+router = APIRouter()
 
 
 @probes.get("/health", responses=answers(Standing))

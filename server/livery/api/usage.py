@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from livery.api.answers import answers
 from livery.api.boundary import RequestRecord
-from livery.api.context import COUNTED, ContextDep
+from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.beside import REPORTING
 from livery.tenancy import UsageStore
 from livery.tenancy.reports import as_csv, asked, page_of
 from livery.tenancy.usage import MOST_TOLD
 
-router = APIRouter(dependencies=[COUNTED])
+router = APIRouter()
 
 Word = Annotated[str | None, Query(max_length=1024)]
 Moment = Annotated[str | None, Query(max_length=64)]
@@ -87,7 +87,7 @@ async def report(request: Request, store: UsageStore, wanted: Wanted) -> Respons
         limit=wanted.limit,
         after=wanted.after,
     )
-    lines = await asyncio.get_running_loop().run_in_executor(REPORTING, store.report, question)
+    lines = await REPORTING.run(record.principal.tenant, partial(store.report, question))
     page = page_of(question, lines, record.principal)
     if wanted.form == "csv" or (wanted.form is None and "text/csv" in request.headers.get("accept", "")):
         more = {"x-next-after": page["next_after"]} if page["has_more"] else {}

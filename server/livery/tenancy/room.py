@@ -6,7 +6,11 @@
     place.begun(190)                                            # an answer began: its prompt waits no longer
     place.leave()                                               # once at least; more calls do nothing
 
-Neither bound is passed. A request larger than half of one counts as half, so that one large request shuts nobody out.
+    space = Space("bytes of request bodies", 1 << 28)           # the same for one thing alone
+    part = space.enter("acme", 1.0, 2048)                       # Overloaded, OverShare
+    part.leave()
+
+No bound is passed. A request larger than half of one counts as half, so that one large request shuts nobody out.
 While the room would be over half full, a tenant may hold at most its share by weight, among the tenants that are in the
 room and one newcomer of an eighth of the usual weight: so nobody fills the room for others, a place is left for whoever
 comes next, and a tenant by itself has eight ninths of the room. While some hold more than their share, as from before
@@ -133,80 +137,129 @@ class Stock:
             self._drain.went(amount)
 
 
-class Room:
-    """All that is open or waits. Use from one event loop."""
+class Shared:
+    """Who shares something, and by what weights: the tenants that hold a part of it. Use from one event loop."""
 
-    def __init__(self, max_sequences: int, max_tokens: int, clock: Clock = time.monotonic) -> None:
-        self.sequences = Stock("sequences", max_sequences, clock)  # under way or waiting
-        self.tokens = Stock("prompt tokens", max_tokens, clock)  # of answers that haven't begun
-        self._weights: dict[str, float] = {}  # of the tenants in the room
-        self._places: Counter[str] = Counter()
-
-    def enter(self, tenant: str, weight: float, sequences: int, tokens: int, *, alone: bool = False) -> Place:
-        """A place for a request of `tenant`. `alone`: there is no other tenant, so the whole room is its.
-
-        Raises Overloaded, OverShare.
-        """
-        weights = self.weights(tenant, weight, alone=alone)
-        self.sequences.check(tenant, max(1, self.sequences.counted(sequences)), weights)
-        self.tokens.check(tenant, self.tokens.counted(tokens), weights)
-        self._weights[tenant] = weight
-        self._places[tenant] += 1
-        return Place(self, tenant, self.sequences.counted(sequences), tokens, alone=alone)
+    def __init__(self) -> None:
+        self._weights: dict[str, float] = {}
+        self._parts: Counter[str] = Counter()
 
     def weights(self, tenant: str, weight: float | None = None, *, alone: bool = False) -> Weights:
-        """Of everybody who shares the room with a tenant, which has the weight it came with before if none is given."""
+        """Of everybody who shares it with a tenant, which has the weight it came with before if none is given.
+
+        `alone`: there is no other tenant, so all of it is its.
+        """
         own = self._weights.get(tenant, 1.0) if weight is None else weight
         return {**self._weights, tenant: own, **({} if alone else {NOBODY: NEWCOMER})}
 
+    def came(self, tenant: str, weight: float) -> None:
+        self._weights[tenant] = weight
+        self._parts[tenant] += 1
+
     def left(self, tenant: str) -> None:
-        """One of a tenant's places is free."""
-        self._places[tenant] -= 1
-        if not self._places[tenant]:
-            del self._places[tenant], self._weights[tenant]
+        """One of a tenant's parts is free."""
+        self._parts[tenant] -= 1
+        if not self._parts[tenant]:
+            del self._parts[tenant], self._weights[tenant]
 
     def __len__(self) -> int:
-        """How many tenants are in the room."""
+        """How many tenants hold a part of it."""
         return len(self._weights)
+
+
+class Part:
+    """What one request holds of one stock."""
+
+    __slots__ = ("_alone", "_amount", "_held", "_here", "_shared", "_stock", "_tenant")
+
+    def __init__(self, shared: Shared, stock: Stock, tenant: str, weight: float, amount: int, *, alone: bool) -> None:
+        self._shared = shared
+        self._stock = stock
+        self._tenant = tenant
+        self._alone = alone
+        self._amount = amount
+        self._held = stock.counted(amount)
+        self._here = True
+        shared.came(tenant, weight)
+        stock.add(tenant, self._held)
+
+    def resize(self, amount: int) -> None:
+        """So much it really is. Raises Overloaded or OverShare where that doesn't fit."""
+        weights = self._shared.weights(self._tenant, alone=self._alone)
+        self._stock.check(self._tenant, self._stock.counted(amount), weights, self._held)
+        self.hold(amount)
+
+    def hold(self, amount: int, *, drained: bool = False) -> None:
+        """So much from now on, whether it fits or not. `drained`: what is held no longer is done with."""
+        if not self._here:
+            return
+        held = self._stock.counted(amount)
+        self._stock.add(self._tenant, held)
+        self._stock.remove(self._tenant, self._held, drained=drained)
+        self._amount, self._held = amount, held
+
+    def give(self, amount: int) -> None:
+        """So much of it is done with."""
+        self.hold(self._amount - amount, drained=True)
+
+    def leave(self) -> None:
+        """All of it is done with; more calls do nothing."""
+        if self._here:
+            self.hold(0, drained=True)
+            self._here = False
+            self._shared.left(self._tenant)
+
+
+class Space(Shared):
+    """Room for one thing, which is called `what`, in the plural."""
+
+    def __init__(self, what: str, most: int, clock: Clock = time.monotonic) -> None:
+        super().__init__()
+        self.stock = Stock(what, most, clock)
+
+    def enter(self, tenant: str, weight: float, amount: int, *, alone: bool = False) -> Part:
+        """A part of it for a request of `tenant`; `alone` as in `weights`. Raises Overloaded, OverShare."""
+        weights = self.weights(tenant, weight, alone=alone)
+        self.stock.check(tenant, self.stock.counted(amount), weights)
+        return Part(self, self.stock, tenant, weight, amount, alone=alone)
+
+
+class Room(Shared):
+    """All that is open or waits."""
+
+    def __init__(self, max_sequences: int, max_tokens: int, clock: Clock = time.monotonic) -> None:
+        super().__init__()
+        self.sequences = Stock("sequences", max_sequences, clock)  # under way or waiting
+        self.tokens = Stock("prompt tokens", max_tokens, clock)  # of answers that haven't begun
+
+    def enter(self, tenant: str, weight: float, sequences: int, tokens: int, *, alone: bool = False) -> Place:
+        """A place for a request of `tenant`; `alone` as in `weights`. Raises Overloaded, OverShare."""
+        weights = self.weights(tenant, weight, alone=alone)
+        self.sequences.check(tenant, max(1, self.sequences.counted(sequences)), weights)
+        self.tokens.check(tenant, self.tokens.counted(tokens), weights)
+        return Place(
+            Part(self, self.sequences, tenant, weight, sequences, alone=alone),
+            Part(self, self.tokens, tenant, weight, tokens, alone=alone),
+        )
 
 
 class Place:
     """What one request holds of the room."""
 
-    __slots__ = ("_alone", "_held", "_room", "_sequences", "_tenant", "_tokens")
+    __slots__ = ("_sequences", "_tokens")
 
-    def __init__(self, room: Room, tenant: str, sequences: int, tokens: int, *, alone: bool) -> None:
-        self._room = room
-        self._tenant = tenant
-        self._alone = alone
+    def __init__(self, sequences: Part, tokens: Part) -> None:
         self._sequences = sequences
         self._tokens = tokens  # that wait
-        self._held = room.tokens.counted(tokens)
-        room.sequences.add(tenant, sequences)
-        room.tokens.add(tenant, self._held)
 
     def resize(self, tokens: int) -> None:
         """So many prompt tokens it really is. Raises Overloaded or OverShare where these don't fit."""
-        stock = self._room.tokens
-        weights = self._room.weights(self._tenant, alone=self._alone)
-        stock.check(self._tenant, stock.counted(tokens), weights, self._held)
-        self._wait(tokens, drained=False)
+        self._tokens.resize(tokens)
 
     def begun(self, tokens: int) -> None:
         """So many of its prompt tokens wait no longer."""
-        self._wait(self._tokens - tokens)
+        self._tokens.give(tokens)
 
     def leave(self) -> None:
-        if self._sequences:
-            self._wait(0)
-            self._room.sequences.remove(self._tenant, self._sequences)
-            self._room.left(self._tenant)
-            self._sequences = 0
-
-    def _wait(self, tokens: int, *, drained: bool = True) -> None:
-        """So many tokens wait from now on."""
-        stock = self._room.tokens
-        held = stock.counted(tokens)
-        stock.add(self._tenant, held)
-        stock.remove(self._tenant, self._held, drained=drained)
-        self._tokens, self._held = tokens, held
+        self._tokens.leave()
+        self._sequences.leave()

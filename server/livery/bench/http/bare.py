@@ -40,6 +40,8 @@ def take_tenancy_away() -> None:
     """Put nothing in the place of all of it, for this process."""
     for owner, name, instead in (
         (Admission, "admit", _admit),
+        (Admission, "count", lambda *_: None),
+        (Admission, "hold_body", lambda *_: None),
         (Boundary, "_tell_rates", lambda *_: None),
         (Doors, "admit", lambda *_: OPERATOR),
         (Flusher, "start", lambda *_: None),
