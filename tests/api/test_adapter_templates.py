@@ -99,7 +99,8 @@ def test_a_hostile_template_hurts_only_its_own_request(
 ) -> None:
     """It behaves when it is tried, and loops for a word; a stream beside it goes on meanwhile."""
     shutil.copytree(saved, tmp_path / "adapters" / ".pool" / "one")
-    live = serve(Setup(behaviour=saying(tokenizer, "one two three four", stepped=True)), folder=tmp_path)
+    speaking = saying(tokenizer, "one two three four", stepped=True)
+    live = serve(Setup(behaviour=speaking, keep_alive_s=0.01), folder=tmp_path)  # so that the stream begins at once
     trap = "{% if 'now' in messages[0].content %}" + LOOPS + "{% endif %}{{ messages[0].content }}"
     assert put(live, "hostile", {"chat_template": trap}).status_code == 200
     put(live, "victim", {"chat_template": TEMPLATE})

@@ -145,7 +145,7 @@ def test_what_is_wrong_is_named(roomy: LiveServer, path: str, body: object, para
 
 
 def test_load_counts_what_is_open(serve: Serve) -> None:
-    server = serve(Setup(Behaviour(stepped=True)))
+    server = serve(Setup(Behaviour(stepped=True), keep_alive_s=0.01))  # answers begin with that, before any token
     assert httpx.get(f"{server.url}/load").json() == {"server_load": 0}
     with server.client().completions.create(model=BASE, prompt=[1], max_tokens=2, n=2, stream=True):
         server.wait_until(lambda engine: engine.open_requests == 2)

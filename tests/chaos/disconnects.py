@@ -90,11 +90,16 @@ def _far_enough(received: bytes, moment: str, dice: random.Random) -> bool:
         case "decoding":
             return len(received) > dice.randrange(200, 4000) or b"\r\n\r\n" in received
         case "last token":
-            return b'"finish_reason":"' in received
+            return b'"finish_reason":"' in received or _is_whole(received)
         case "done":
-            return b"[DONE]" in received or received.endswith(b"0\r\n\r\n") or b"content-length" in received
+            return _is_whole(received)
         case _:
             return False
+
+
+def _is_whole(received: bytes) -> bool:
+    """Whether this is all of an answer."""
+    return b"[DONE]" in received or received.endswith(b"0\r\n\r\n") or b"content-length" in received
 
 
 def storm(url: str, seed: int, requests: int) -> Counter[str]:

@@ -33,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save("llama", tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def engine(base: Path) -> AsyncIterator[EngineClient]:
     client = EngineClient(config(base))
     await client.start()

@@ -68,8 +68,9 @@ class Server:
         self.process.stdin.flush()
 
     @contextmanager
-    def stream(self, max_tokens: int) -> Iterator[Iterator[int]]:
-        """How many tokens there are with each event of an answer."""
+    def stream(self, max_tokens: int, tokens: int) -> Iterator[Iterator[int]]:
+        """How many tokens there are with each event of an answer, of which so many are computed at once."""
+        self.compute(tokens)  # an answer begins with its first token
         body = {
             "model": "smollm2-135m-instruct",
             "prompt": PROMPT,
@@ -105,9 +106,8 @@ def test_a_killed_server_loses_what_it_had_not_written_and_nothing_is_counted_tw
         with serving(scene.adapters, scene.data, FAKE_STEPPED="1") as (process, printed):
             yield Server(process, printed, scene.keys[number][1])
 
-    with started(0) as killed, started(1) as other, killed.stream(200) as first, other.stream(9) as second:
-        for server, told in ((killed, first), (other, second)):
-            server.compute(5)
+    with started(0) as killed, started(1) as other, killed.stream(200, 5) as first, other.stream(9, 5) as second:
+        for told in (first, second):
             reach(5, told)
         both = Counts(2, 2 * len(PROMPT), 0, 10)
         scene.until(lambda: scene.used() == both, "both streams are written while they run")
@@ -119,8 +119,7 @@ def test_a_killed_server_loses_what_it_had_not_written_and_nothing_is_counted_tw
         assert 5 <= left.completion_tokens <= 8
         assert left == Counts(1, len(PROMPT), 0, left.completion_tokens)
         with started(2) as restarted:
-            restarted.compute(7)
-            with restarted.stream(7) as third:
+            with restarted.stream(7, 7) as third:
                 reach(7, third)
                 list(third)
             other.compute(4)

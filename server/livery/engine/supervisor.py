@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 WINDOW_S = 600.0  # in which restarts are counted
 SUPERVISOR = "engine-supervisor"
-LONGEST_PAUSE_S = 30.0  # between two starts
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between two starts
 LOOK_S = 2.0  # how often it is noted what is in device memory
 REMEMBERED = 4096  # versions
 # A start that takes so many times as long as the first one did, and at least so long, hangs.
@@ -50,10 +50,14 @@ MakeEngine = Callable[[EngineConfig, Lost], Engine]
 
 
 class RestartBudget:
-    """How often an engine may be started anew: `restarts` times within WINDOW_S, with growing pauses."""
+    """How often an engine may be started anew: `restarts` times within WINDOW_S.
 
-    def __init__(self, restarts: int) -> None:
+    The first time at once, then after `pause_s`, and each time after twice as long, up to LONGEST_PAUSE_S.
+    """
+
+    def __init__(self, restarts: int, pause_s: float = FIRST_PAUSE_S) -> None:
         self.restarts = restarts
+        self._pause_s = pause_s
         self._taken: deque[float] = deque()
 
     def pause(self, now: float) -> float | None:
@@ -62,7 +66,7 @@ class RestartBudget:
             self._taken.popleft()
         if len(self._taken) >= self.restarts:
             return None
-        return min(2.0 ** (len(self._taken) - 1), LONGEST_PAUSE_S) if self._taken else 0.0
+        return min(self._pause_s * 2.0 ** (len(self._taken) - 1), LONGEST_PAUSE_S) if self._taken else 0.0
 
     def take(self, now: float) -> None:
         self._taken.append(now)
@@ -71,10 +75,13 @@ class RestartBudget:
 class SupervisedEngine:
     """The Engine protocol over engines that follow one another. Use from one event loop."""
 
-    def __init__(self, config: EngineConfig, make: MakeEngine) -> None:
-        """`make` makes an engine that isn't started yet, and that tells its requests of its end by what it is given."""
+    def __init__(self, config: EngineConfig, make: MakeEngine, pause_s: float = FIRST_PAUSE_S) -> None:
+        """`make` makes an engine that isn't started yet, and that tells its requests of its end by what it is given.
+
+        `pause_s`: before the second start within WINDOW_S, and twice as long before each one more.
+        """
         self._config, self._make = config, make
-        self._budget = RestartBudget(config.restarts)
+        self._budget = RestartBudget(config.restarts, pause_s)
         self._engine = make(config, self._lost)
         self._serving = False
         self._restarts = 0
