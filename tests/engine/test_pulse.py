@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
 from livery.engine.loader import Worker
@@ -14,10 +12,8 @@ from livery.engine.pulse import (
     LONG_S,
     QUIET_S,
     SPARING,
-    THREADS,
     Beat,
     Judgement,
-    Starvation,
     StepTimes,
     judge,
 )
@@ -47,6 +43,14 @@ def test_silence_for_long_is_a_hang_even_before_the_first_beat() -> None:
     assert "4.0 s" in judge(4.0, None, HANG).hang
     assert judge(1.0, None, HANG).ready
     assert not judge(50.0, None, 60.0).hang  # an operator said so
+
+
+def test_silence_for_want_of_a_core_is_no_hang_until_it_had_one_for_long_enough() -> None:
+    starving = judge(60.0, beat(0.05), HANG, starved_s=59.0)
+    assert not starving.hang
+    assert not starving.ready
+    assert not judge(6.0, None, HANG, starved_s=4.1).hang
+    assert judge(6.0, None, HANG, starved_s=3.9).hang
 
 
 def test_a_step_may_take_a_multiple_of_what_such_steps_took() -> None:
@@ -80,17 +84,32 @@ def test_a_thread_that_is_gone_is_named() -> None:
     assert "adapter-loader" in judge(0.0, beat(0.0, ended="adapter-loader"), HANG).hang
 
 
-def test_first_steps_of_a_size_get_minutes() -> None:
+def test_the_very_first_steps_get_minutes() -> None:
     times = StepTimes()
-    for _ in range(100):
+    for _ in range(FIRST_STEPS):
+        assert times.allowed(1) == times.allowed(256) == FIRST_S
         times.learn(1, 0.05)
     assert times.allowed(1) == pytest.approx(GENEROUS * 0.05)
-    assert times.allowed(256) == FIRST_S
+    assert times.allowed(0) == FIRST_S  # a round without a step tells nothing of steps, nor they of it
+
+
+def test_first_steps_of_a_size_get_long_enough_for_what_others_let_expect() -> None:
+    times = StepTimes()
     for _ in range(FIRST_STEPS):
-        assert times.allowed(300) == FIRST_S
+        times.learn(1, 0.05)
+    assert times.allowed(100) == LONG_S
+    assert times.allowed(800) == pytest.approx(SPARING * 512 * 0.05)
+    assert times.allowed(100_000) == FIRST_S
+    times.learn(256, 20.0)
+    assert times.allowed(256) == SPARING * 20.0
+    for _ in range(FIRST_STEPS):
+        times.learn(256, 0.8)
+    for _ in range(1000):
         times.learn(256, 0.8)
     assert times.allowed(300) == pytest.approx(GENEROUS * 0.8)  # of the same size, by powers of two
     assert times.allowed(1) == pytest.approx(GENEROUS * 0.05)
+    assert times.allowed(64) == LONG_S  # those of more tokens took less
+    assert times.allowed(1024) == LONG_S
 
 
 def test_one_slow_step_is_forgotten_in_time() -> None:
@@ -131,19 +150,3 @@ def test_a_worker_whose_thread_ended_says_so() -> None:
     worker.submit(1)
     worker.stop()
     assert not worker.alive
-
-
-@pytest.mark.skipif(not THREADS.is_dir(), reason="only Linux says how long a thread was ready and didn't run")
-def test_who_waits_for_the_interpreter_is_no_part_of_a_step() -> None:
-    """On one core the pulse's own thread waits most of the time for a step that spins: that is no want of a core."""
-    done = threading.Event()
-    other = threading.Thread(target=done.wait)
-    other.start()
-    starvation = Starvation()
-    try:
-        assert starvation.during(1.0) == 0.0
-        assert str(threading.get_native_id()) in starvation._before
-        assert str(other.native_id) not in starvation._before
-    finally:
-        done.set()
-        other.join()

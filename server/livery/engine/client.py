@@ -37,6 +37,7 @@ from livery.engine.base import (
     TokenDelta,
 )
 from livery.engine.pulse import BEAT_S, Beat, Judgement, judge
+from livery.engine.starvation import Silence
 from livery_adapters.effect import AdapterEffect
 
 log = logging.getLogger(__name__)
@@ -274,15 +275,18 @@ class EngineClient:
 
     async def _feel(self) -> None:
         """Follow the beats; an engine that hangs is lost, and its process is killed."""
+        assert self._process is not None
         now = asyncio.get_running_loop().time
-        beat, silent_s, looked = None, 0.0, now()
+        beat, silence, looked = None, Silence(Path(f"/proc/{self._process.pid}/task")), now()
         while not self._judgement.hang:
             came = await self._pulse.poll(int(1000 * BEAT_S))
             before, looked = looked, now()
-            silent_s += min(looked - before, 2 * BEAT_S)  # in longer gaps it is this process that didn't run
             if came:
-                beat, silent_s = self._beat_decoder.decode(await self._pulse.recv()), 0.0
-            self._judgement = judge(silent_s, beat, self._config.hang_s)
+                beat = self._beat_decoder.decode(await self._pulse.recv())
+                silence.ends()
+            else:
+                silence.goes_on(min(looked - before, 2 * BEAT_S))  # in longer gaps it is this process that didn't run
+            self._judgement = judge(silence.lasts_s, beat, self._config.hang_s, silence.starved_s)
         if not self._stopping:
             self._fail_all(f"the engine hangs: {self._judgement.hang}")
             self.kill()

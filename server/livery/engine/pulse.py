@@ -2,32 +2,32 @@
 
 Four times a second the engine's process says how long its loop has been where it is, on a socket of its own that no
 step stands before. The parent takes silence, or a step that is far older than such steps have been, for a hang. Ages
-are measured within one process: no two clocks are compared. What is slow for want of a core is no hang: how long a step
-was ready to run and didn't is told beside its age, and time for which the parent itself didn't run is left out of the
-silence.
+are measured within one process: no two clocks are compared. What is slow for want of a core is no hang
+(livery.engine.starvation): how long a step was ready to run and didn't is told beside its age, the parent looks for the
+same in a process that is silent, and time for which the parent itself didn't run is left out of the silence.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import zmq
 
+from livery.engine.starvation import Starvation
+
 BEAT_S = 0.25
 QUIET_S = 1.25  # of silence, or in a step that is unusual, after which nothing new should come here
 FIRST_STEPS = 3  # of one size, which may compile kernels and fill caches
-FIRST_S = 180.0
+FIRST_S = 180.0  # for a step while nothing is known of any
 GENEROUS = 20.0  # times as long as the longest such step lately is a hang,
 UNUSUAL = 5.0  # times as long is reason enough to send requests elsewhere
 SPARING, LONG_S = 3.0, 30.0  # GENEROUS times goes up to so many seconds, and so many times beyond
-OWN_SHARE = 0.5  # of the time after which a step may hang: so much of it must have had its cores
+OWN_SHARE = 0.5  # of the time after which a step or silence may be a hang: so much of it must have had its cores
 FORGET = 0.99  # the longest step fades by this with each one after it
-THREADS = Path("/proc/self/task")
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True):
@@ -56,9 +56,12 @@ class Judgement:
     hang: str = ""
 
 
-def judge(silent_s: float, beat: Beat | None, hang_s: float) -> Judgement:
-    """What to make of the newest beat, `silent_s` seconds after it came. Less than `hang_s` is never a hang."""
-    if silent_s >= hang_s:
+def judge(silent_s: float, beat: Beat | None, hang_s: float, starved_s: float = 0.0) -> Judgement:
+    """What to make of the newest beat, `silent_s` seconds after it came, of which it had no core for `starved_s`.
+
+    Less than `hang_s` is never a hang.
+    """
+    if silent_s >= hang_s and silent_s - starved_s >= OWN_SHARE * hang_s:
         return Judgement(ready=False, hang=f"its process has given no sign of life for {silent_s:.1f} s")
     if beat is not None and beat.ended:
         return Judgement(ready=False, hang=f"its thread {beat.ended} has ended")
@@ -81,12 +84,26 @@ class StepTimes:
         self._taken[tokens.bit_length()] = count + 1, max(seconds, longest * FORGET)
 
     def allowed(self, tokens: int) -> float:
-        """Seconds: a generous multiple of what such steps took, a smaller one beyond LONG_S; minutes after few steps.
+        """Seconds: a generous multiple of what such steps took, a smaller one beyond LONG_S.
 
-        One slow step, as of a machine that swaps, must not hide the next hang for minutes.
+        One slow step, as of a machine that swaps, must not hide the next hang for minutes. After few steps of a size
+        LONG_S at least, and longer where steps of other sizes let that be expected.
         """
         count, longest = self._taken.get(tokens.bit_length(), (0, 0.0))
-        return FIRST_S if count < FIRST_STEPS else max(min(GENEROUS * longest, LONG_S), SPARING * longest)
+        if count >= FIRST_STEPS:
+            return max(min(GENEROUS * longest, LONG_S), SPARING * longest)
+        expected = self._expected(tokens.bit_length())
+        return FIRST_S if expected is None else max(LONG_S, SPARING * longest, min(FIRST_S, SPARING * expected))
+
+    def _expected(self, size: int) -> float | None:
+        """The longest of the next size that is known, in proportion where that one is smaller; None for rounds without
+        a step, and where no size is known.
+        """
+        known = {other: longest for other, (count, longest) in self._taken.items() if other and count >= FIRST_STEPS}
+        if not size or not known:
+            return None
+        other = min(known, key=lambda other: (other < size, abs(other - size)))
+        return float(known[other] * 2 ** max(0, size - other))
 
 
 class Pulse:
@@ -139,43 +156,3 @@ class Pulse:
         age = time.monotonic() - since
         waited = self._starved.during(since) if age > BEAT_S else 0.0
         return Beat(tokens, age, self._times.allowed(tokens), self.ended(), min(waited, age))
-
-
-class Starvation:
-    """For how long a step had to wait for cores: the longest that any one thread of its own was ready and didn't run.
-
-    A step's own threads are the loop's, on which this is made, and those of torch, which Python knows nothing of. The
-    others wait for the interpreter while a step computes; on one core they are woken for it and wait for the very step
-    that hangs. Linux counts it for each thread (the second number of schedstat); elsewhere nothing is known, and
-    nothing left out.
-    """
-
-    def __init__(self) -> None:
-        self._loop = threading.get_native_id()
-        self._since = 0.0
-        self._before: dict[str, int] = {}
-        self._waited_s = 0.0
-
-    def during(self, since: float) -> float:
-        """Seconds of the step that began at `since`, from the first time that this is asked during it."""
-        delays = _run_delays({one.native_id for one in threading.enumerate()} - {self._loop})
-        if since != self._since:
-            self._since, self._waited_s = since, 0.0
-        else:
-            both = delays.keys() & self._before.keys()
-            self._waited_s += max((delays[one] - self._before[one] for one in both), default=0) / 1e9
-        self._before = delays
-        return self._waited_s
-
-
-def _run_delays(without: Container[int | None]) -> dict[str, int]:
-    """Nanoseconds for which each other thread of this process has been ready to run and didn't."""
-    found = {}
-    for thread in THREADS.iterdir() if THREADS.is_dir() else ():
-        if int(thread.name) in without:
-            continue
-        try:
-            found[thread.name] = int((thread / "schedstat").read_text().split()[1])
-        except (OSError, IndexError):  # it ended meanwhile, or this kernel doesn't count
-            continue
-    return found
