@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.activity": set(),
     "livery.logs": set(),
     "livery.spans": SEAM,
+    "livery.otlp": {"livery.spans"},
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
     "livery.roster": {"livery_adapters"},
     "livery.overview": SEAM
@@ -128,7 +129,7 @@ ALLOWED: dict[str, set[str]] = {
                 "management",
                 "metrics",
             ),
-            *("overview", "reading", "service", "spans", "status_rows", "tenancy", "tools"),
+            *("otlp", "overview", "reading", "service", "spans", "status_rows", "tenancy", "tools"),
         )
     }
     | {"livery_adapters"},

@@ -1,7 +1,7 @@
 """What requests did lately, for people who look on: tokens a second, how each adapter does, the last requests.
 
     activity = Activity()
-    activity.tokens("acme", now, 3)                                    # as they come, by the account of whose they are
+    activity.tokens("acme", since, now, 3)                             # as they came, by the account of whose they are
     activity.finished("acme", "pirate", Work(outcome="stop", first_token_s=0.2, prompt_tokens=9, generated=40), now)
     activity.note(Finished(...))                                       # one line of the list of recent requests
     activity.of("acme").adapter("pirate")                              # and activity.of(None) of all tenants together
@@ -19,6 +19,9 @@ from bisect import bisect_left
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Literal
+
+Outcome = Literal["stop", "length", "abort", "error"]  # how a request ends
 
 MAX_ADAPTERS = 2000  # whose doings are remembered of one tenant, and of all together: those used last
 MAX_REQUESTS = 100  # that are remembered, likewise
@@ -72,37 +75,53 @@ class Throughput:
 
     def __init__(self, now: float) -> None:
         self._second = math.floor(now)
-        self._generated = deque([0] * (WINDOW_S + 1), WINDOW_S + 1)  # the last one is of the second that passes
-        self._prompt = deque([0] * (WINDOW_S + 1), WINDOW_S + 1)
+        self._generated = deque([0.0] * (WINDOW_S + 1), WINDOW_S + 1)  # the last one is of the second that passes
+        self._prompt = deque([0.0] * (WINDOW_S + 1), WINDOW_S + 1)
 
-    def add(self, now: float, generated: int, prompt: int = 0) -> None:
-        if now >= self._second + 1:
-            self._roll(now)
-        self._generated[-1] += generated
+    def add(self, since: float, now: float, generated: int, prompt: int = 0) -> None:
+        """So many tokens came between two moments, evenly as far as anybody knows."""
+        self._roll(now)
+        if generated:
+            self._spread(since, now, generated)
         self._prompt[-1] += prompt
 
     def by_second(self, now: float) -> tuple[list[int], list[int]]:
         """Generated tokens and prompt tokens of each complete second, oldest first."""
         self._roll(now)
-        return list(self._generated)[:-1], list(self._prompt)[:-1]
+        return [round(count) for count in self._generated][:-1], [round(count) for count in self._prompt][:-1]
+
+    def _spread(self, since: float, now: float, generated: int) -> None:
+        first = max(math.floor(since), self._second - WINDOW_S)
+        if first >= self._second:
+            self._generated[-1] += generated
+            return
+        begin, rate = max(since, first), generated / (now - max(since, first))
+        for second in range(first, self._second + 1):
+            share = min(now, second + 1) - max(begin, second)
+            self._generated[second - self._second - 1] += rate * share
 
     def _roll(self, now: float) -> None:
-        passed = max(0, math.floor(now) - self._second)
-        empty = [0] * min(passed, WINDOW_S + 1)
-        self._generated.extend(empty)
-        self._prompt.extend(empty)
-        self._second += passed
+        passed = math.floor(now) - self._second
+        if passed > 0:
+            empty = [0.0] * min(passed, WINDOW_S + 1)
+            self._generated.extend(empty)
+            self._prompt.extend(empty)
+            self._second += passed
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one request came to. `error`, in words without anything of its content, where it failed."""
+    """What one request came to. Where it failed, `error` says why in words without anything of its content, and `kind`
+    in one.
+    """
 
-    outcome: str
+    outcome: Outcome
     first_token_s: float | None
     prompt_tokens: int
     generated: int
+    cached_tokens: int = 0  # of the prompts', found in the prefix cache
     error: str = ""
+    kind: str = ""
 
 
 @dataclass(slots=True)
@@ -159,11 +178,14 @@ class Doings:
 
     def finished(self, adapter: str | None, work: Work, now: float) -> None:
         """A request of an adapter, or of the base (None), is over."""
-        self.throughput.add(now, 0, work.prompt_tokens)
+        self.throughput.add(now, now, 0, work.prompt_tokens)
         name = adapter or BASE
-        done = self._adapters.setdefault(name, AdapterActivity())
-        self._adapters.move_to_end(name)
-        self.keep(*self._room)
+        done = self._adapters.get(name)
+        if done is None:
+            done = self._adapters[name] = AdapterActivity()
+            self.keep(*self._room)
+        else:
+            self._adapters.move_to_end(name)
         done.requests += 1
         done.prompt_tokens += work.prompt_tokens
         done.generated += work.generated
@@ -194,10 +216,10 @@ class Activity:
         self._all = Doings(time.perf_counter())
         self._by_account: OrderedDict[str, Doings] = OrderedDict()  # longest unseen first
 
-    def tokens(self, account: str, now: float, count: int) -> None:
-        """So many tokens were generated for a tenant."""
-        self._all.throughput.add(now, count)
-        self._own(account, now).throughput.add(now, count)
+    def tokens(self, account: str, since: float, now: float, count: int) -> None:
+        """So many tokens were generated for a tenant between two moments."""
+        self._all.throughput.add(since, now, count)
+        self._own(account, now).throughput.add(since, now, count)
 
     def finished(self, account: str, adapter: str | None, work: Work, now: float) -> None:
         """A tenant's request of an adapter, or of the base (None), is over."""

@@ -126,7 +126,7 @@ async def assemble(
     if root is not None:
         folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll, is_tenant=keys.is_tenant)
     usage = UsageStore(tenants.database)
-    flusher = Flusher(service.admission.meter, usage.add, service.admission.account)
+    flusher = Flusher(service.admission.meter, usage.add, service.account)
     expiry = UsageExpiry(usage, plan.usage_days)
     parts = ServerParts(service, management, folder, registry, text, tenants, keys, usage, flusher, expiry)
     flusher.start(vitals)

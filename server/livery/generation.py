@@ -122,14 +122,14 @@ class Generation:
         if self._closed:
             return
         self._closed = True
-        usage = self.usage
-        self.meter.close(usage.prompt_tokens, usage.completion_tokens, self._unfinished, usage.cached_tokens)
+        self.meter.close(self._unfinished)
         self._admitted.release()
 
     async def _sequence(self, index: int) -> AsyncGenerator[ChoiceDelta]:
         """One sequence's text. Leaving early, as at a stop string, closes the engine's side: an abort."""
         text = self._texts[index]
         waits = index % self._answers_each == 0  # a prompt is one, however many answers it gets
+        meter = self.meter.sequence()
         # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
         try:
             async with aclosing(
@@ -142,17 +142,18 @@ class Generation:
                     if waits and (tokens.token_ids or piece.reason):
                         waits = False
                         self._admitted.begun(len(self._requests[index].prompt_token_ids))
-                    self.usage.completion_tokens += text.count - before
+                    if new := text.count - before:
+                        self.usage.completion_tokens += new
+                        meter.tokens(new)
                     if index % self._answers_each == 0:  # the others find what the first answer's run has computed
                         self.usage.cached_tokens += tokens.cached_tokens
                     if tokens.times is not None:
-                        self.meter.begun(tokens.times)
-                    self.meter.tokens(index, text.count - before)
+                        meter.begun(tokens.times)
                     for delta in _deltas(index, piece, self._readers[index]):
                         yield replace(delta, prompt_token_ids=prompt)
                         prompt = None
                     if piece.reason:
-                        self.meter.sequence_finished(piece.reason, text.count)
+                        meter.finished(piece.reason, text.count)
                         return
         except GIVEN_UP:
             if waits:

@@ -43,6 +43,7 @@ class Overview:
     async def status(self, principal: Principal, wanted: Wanted) -> Json:
         """Everything at once."""
         stats, briefs = await asyncio.gather(self._stats(), self._briefs())
+        self._service.metrics.catch_up()
         service, now, whole = self._service, time.perf_counter(), principal.role == "admin"
         doings = service.metrics.activity.of(None if whole else principal.account)
         rows = await self._rows(principal, stats, self._roster.known if briefs is None else briefs)

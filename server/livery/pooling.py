@@ -137,19 +137,20 @@ class PooledAnswer:
             self._unfinished, self.meter.error = "error", str(failed.exceptions[0])
             self.meter.kind = kind_of(failed.exceptions[0])
             raise failed.exceptions[0] from None
-        self.meter.pooled(len(tasks))
+        self.meter.pooled()
         return [task.result() for task in tasks]
 
     def close(self) -> None:
         """Let go of the adapter version and close the books; safe to call twice."""
         if not self._closed:
             self._closed = True
-            self.meter.close(self.usage.prompt_tokens, 0, self._unfinished, self.usage.cached_tokens)
+            self.meter.close(self._unfinished)
             self._admitted.release()
 
     async def _vector(self, request: GenerationRequest) -> bytes:
         async with self._turns:
             request = structs.replace(request, deadline_s=seconds_left(self._until))
+            meter = self.meter.sequence()
             # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
             source = cast(AsyncGenerator[TokenDelta], self._engine.generate(request))
             try:
@@ -158,7 +159,8 @@ class PooledAnswer:
                         if delta.finish_reason != "stop":
                             raise failure_of(delta.error or "The engine dropped this request.", delta.code)
                         self.usage.cached_tokens += delta.cached_tokens
-                        self.meter.begun(delta.times)
+                        meter.begun(delta.times)
+                        meter.pooled()
                         self._admitted.begun(len(request.prompt_token_ids))
                         return delta.pooled
             except GIVEN_UP:

@@ -27,7 +27,7 @@ from livery.generation import Generation, Usage, seconds_left
 from livery.grammar_check import GrammarCheck
 from livery.jobs import ChatPrompt, Job, PoolingJob, Prompt
 from livery.lease import Caller, Lease
-from livery.metrics import Metrics, RequestMeter, ServerState, Snapshot
+from livery.metrics import OTHER, Metrics, RequestMeter, ServerState, Snapshot
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
 from livery.profiles import dressed, profile_of, tells_words
 from livery.prompts import activation, bad_words, check_ids, encode, token_ids
@@ -124,6 +124,11 @@ class GenerationService:
         """Take nothing new from now on; what is open runs to its end."""
         self.admission.drain()
 
+    def account(self) -> None:
+        """Count what open requests used since the last time, for whoever pays and whoever looks."""
+        self.admission.account()
+        self.metrics.catch_up()
+
     async def open(self, job: Job) -> OpenedJob:
         """Admit a request: bind its adapter version, encode its prompts, check that the answer can fit.
 
@@ -150,7 +155,7 @@ class GenerationService:
                 tokenizer,
                 requests,
                 job.options,
-                self._meter(lease, job.caller, began),
+                self._meter(usage, lease, job.caller, began),
                 usage,
                 admitted,
                 [_echoed(prompt, job) for prompt in job.prompts for _ in range(each)],
@@ -171,10 +176,11 @@ class GenerationService:
             check_task(lease, job.purpose)
             profile = profile_of(lease)
             pooling = pooling_of(job, lease, profile, self.info.shapes.hidden_size)
+            tokenizer, began = await self._tokenizer_of(lease), time.perf_counter()
             inputs = await asyncio.to_thread(
                 encode_inputs,
                 job,
-                await self._tokenizer_of(lease),
+                tokenizer,
                 self.info,
                 self._vocabulary(lease),
                 as_pairs=bool(job.pairs) and pooling.head,
@@ -200,7 +206,8 @@ class GenerationService:
             ]
             name, full_name, digest = self._server_of(lease)
             short, labels, usage = digest[:DIGEST_SHOWN], labels_of(lease, profile), Usage(sum(map(len, inputs)))
-            answer = PooledAnswer(self._engine, requests, self._meter(lease, job.caller), usage, admitted, job.until)
+            meter = self._meter(usage, lease, job.caller, began)
+            answer = PooledAnswer(self._engine, requests, meter, usage, admitted, job.until)
             admitted.answered(full_name, digest, job.caller.principal, usage)
             undo.pop_all()
         return OpenedPooling(answer, f"{name}@{short}", f"{full_name}@{short}", labels)
@@ -309,10 +316,13 @@ class GenerationService:
             raise UnknownModel(name, f"the base model served here is {plain}{at}{digest[:DIGEST_SHOWN]}")
         return True
 
-    def _meter(self, lease: Lease | None, caller: Caller, encoding: float | None = None) -> RequestMeter:
+    def _meter(self, usage: Usage, lease: Lease | None, caller: Caller, encoding: float) -> RequestMeter:
         """The request's clock, whose prompts began to be encoded then."""
-        name, digest = (lease.full_name, lease.ref.digest) if lease else (None, None)
-        return self.metrics.begin(name, digest, caller.tenant, encoding, account=caller.principal.account)
+        principal = caller.principal
+        name, digest = None, None
+        if lease is not None:  # whoever composes adapters makes names: they count together
+            name, digest = (lease.full_name if lease.facts is not None else OTHER), lease.ref.digest
+        return self.metrics.begin(usage, name, digest, principal.tenant, encoding, principal.account)
 
     def _server_of(self, lease: Lease | None) -> tuple[str, str, str]:
         """What serves a request: its name as the caller knows it, that in full, and its digest."""

@@ -1,113 +1,106 @@
-"""One request as OpenTelemetry spans: what it waited for and what was computed, exported over OTLP/HTTP.
+"""One request as OpenTelemetry spans: what it waited for and what was computed.
 
-An extra (`pip install livery[otel]`), off unless `--otlp-endpoint` is given, and then not imported. Spans carry ids,
-names, versions and counts of tokens; never text. Times are the engine's own: no span is open while a request runs, all
-of a request's are made at its end.
+Spans carry ids, names, versions and counts of tokens; never text. Times are the engine's own: no span is open while a
+request runs, all of a request's are made when it is over, beside the event loop (livery.otlp).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+import random
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
-from livery import __version__
 from livery.engine.figures import RequestTimes
 
-if TYPE_CHECKING:
-    from opentelemetry.context import Context
-    from opentelemetry.trace import Tracer
+MOST_SEQUENCES = 16  # of a request that have spans of their own
 
-TRACES_PATH = "/v1/traces"
-REMEDY = "--otlp-endpoint needs OpenTelemetry's packages: pip install 'livery[otel]'"
+Value = str | int
 
 
-class TracingUnavailable(Exception):
-    """The extra isn't installed; the message says how to get it."""
+class Stretch(Protocol):
+    """One sequence of a request: when the engine was asked for it, and when its first and newest token came, or its
+    vector; 0 where nothing has. Moments are those of time.perf_counter, in seconds.
+    """
+
+    asked: float
+    first: float
+    last: float
+    times: RequestTimes | None
 
 
 @dataclass(slots=True)
 class Timeline:
-    """What is known of a request when it ends. Moments are those of time.perf_counter, in seconds."""
+    """What is known of a request when it ends. `traceparent` and `tracestate` are the headers it came with."""
 
+    name: str
     started: float
+    ended: float
+    failed: bool
+    attributes: dict[str, Value]
     tokenised: tuple[float, float] | None = None
-    submitted: float | None = None  # to the engine
-    times: RequestTimes | None = None
-    first_token: float | None = None
-    ended: float = 0.0
-    failed: bool = False
-    attributes: dict[str, Any] = field(default_factory=dict)
+    sequences: Sequence[Stretch] = ()
+    traceparent: str = ""
+    tracestate: str = ""
 
 
-class Tracing:
-    """Where spans go. `close` sends what is left."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A span within a request's: name, begin, end, and of which sequence where there are several."""
 
-    def __init__(self, endpoint: str) -> None:
-        """`endpoint` is that of a collector, as http://127.0.0.1:4318. Raises TracingUnavailable."""
-        try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        except ImportError:
-            raise TracingUnavailable(REMEDY) from None
-        resource = Resource.create({"service.name": "livery", "service.version": __version__})
-        self._provider = TracerProvider(resource=resource)
-        address = endpoint if endpoint.endswith(TRACES_PATH) else endpoint.rstrip("/") + TRACES_PATH
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=address)))
-        self._tracer: Tracer = self._provider.get_tracer("livery", __version__)
-        # One pair of readings: perf_counter goes evenly, whatever is done to the wall clock.
-        self._epoch_ns = time.time_ns() - int(time.perf_counter() * 1e9)
-
-    def close(self) -> None:
-        """Export what waits; blocks, at most for the exporter's own time limit."""
-        self._provider.shutdown()
-
-    def tell(self, line: Timeline, carrier: Mapping[str, str]) -> None:
-        """A request is over. `carrier`: its headers, of which traceparent says whose part it is."""
-        from opentelemetry import trace
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-        parent = TraceContextTextMapPropagator().extract(dict(carrier))
-        span = self._tracer.start_span(
-            str(line.attributes.get("http.route", "request")),
-            parent,
-            trace.SpanKind.SERVER,
-            line.attributes,
-            start_time=self._at(line.started),
-        )
-        if line.failed:
-            span.set_status(trace.StatusCode.ERROR)
-        inside = trace.set_span_in_context(span, parent)
-        for name, begin, end in parts(line):
-            self._part(name, begin, end, inside)
-        span.end(self._at(line.ended))
-
-    def _part(self, name: str, begin: float, end: float, inside: Context) -> None:
-        self._tracer.start_span(name, inside, start_time=self._at(begin)).end(self._at(end))
-
-    def _at(self, moment: float) -> int:
-        return self._epoch_ns + int(moment * 1e9)
+    name: str
+    begin: float
+    end: float
+    attributes: Mapping[str, Value] = field(default_factory=dict)
 
 
-def parts(line: Timeline) -> list[tuple[str, float, float]]:
-    """The spans within a request: name, begin, end. What didn't happen, or isn't known, is left out.
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose part a request is: ids of 16 and 8 bytes, the latter empty where a trace begins with it."""
+
+    trace_id: bytes
+    parent_id: bytes
+    sampled: bool
+    state: str = ""
+
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_MAX_STATE = 512  # characters of tracestate that have to be passed on
+
+
+def origin_of(traceparent: str, tracestate: str = "") -> Origin:
+    """As W3C's Trace Context has it (https://www.w3.org/TR/trace-context/): what is malformed begins a new trace."""
+    found = _TRACEPARENT.fullmatch(traceparent)
+    if found is not None:
+        version, trace, parent, flags, more = found.groups()
+        known = version != "ff" and not (version == "00" and more)
+        if known and trace.strip("0") and parent.strip("0"):
+            state = tracestate if tracestate.isprintable() and len(tracestate) <= _MAX_STATE else ""
+            return Origin(bytes.fromhex(trace), bytes.fromhex(parent), bool(int(flags, 16) & 1), state)
+    return Origin(random.randbytes(16), b"", True)
+
+
+def parts(line: Timeline) -> list[Part]:
+    """The spans within a request. What didn't happen, or isn't known, is left out.
 
     The engine tells durations, not moments of its own clock: they are laid end to end from when it was asked.
     """
-    found = []
-    if line.tokenised is not None:
-        found.append(("tokenise", *line.tokenised))
-    if line.submitted is None or line.times is None or line.first_token is None:
-        return found
-    times, at = line.times, line.submitted
-    last = max(line.first_token, at)
-    loaded = min(at + times.load_s, last)
-    running = min(at + times.queue_s, last)
-    if times.load_s:
-        found.append(("load", at, loaded))
-    found += [("queue", loaded, max(loaded, running)), ("prefill", max(loaded, running), last)]
-    found.append(("decode", last, max(last, line.ended)))
+    found = [] if line.tokenised is None else [Part("tokenise", *line.tokenised)]
+    several = len(line.sequences) > 1
+    for number, sequence in enumerate(line.sequences):
+        found += _of_sequence(sequence, {"livery.sequence": number} if several else {})
+    return found
+
+
+def _of_sequence(one: Stretch, attributes: Mapping[str, Value]) -> list[Part]:
+    if one.times is None or not one.first:
+        return []
+    first = max(one.first, one.asked)
+    loaded = min(one.asked + one.times.load_s, first)
+    running = max(loaded, min(one.asked + one.times.queue_s, first))
+    found = [Part("load", one.asked, loaded, attributes)] if one.times.load_s else []
+    found += [Part("queue", loaded, running, attributes), Part("prefill", running, first, attributes)]
+    if one.last > first:
+        found.append(Part("decode", first, one.last, attributes))
     return found

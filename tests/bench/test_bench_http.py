@@ -34,6 +34,11 @@ TINY = Sizes(
     request_tokens=3,
     tenant_streams=2,
     tenant_pairs=2,
+    metrics_streams=2,
+    metrics_pairs=2,
+    scraped_adapters=12,
+    shown_adapters=8,
+    looks=2,
     profile_streams=2,
     profile_answers=20,
     text_streams=2,
@@ -53,6 +58,14 @@ def test_every_part_is_measured(findings: Findings) -> None:
     assert [row.streams for row in findings.streams] == [1, 3]
     assert all(row.per_second.low > 0 for row in (*findings.streams, *findings.requests))
     assert [(row.streams, row.ratio.low > 0) for row in findings.tenants] == [(2, True)]
+    (metrics,) = findings.metrics
+    assert metrics.ratio.low > 0 and metrics.cpu > 0 and metrics.traced > 500
+    assert [(row.name.split()[1].split("?")[0], row.adapters) for row in findings.looking] == [
+        ("/v1/status,", 8),
+        ("/v1/status,", 8),
+        ("/metrics", 12),
+    ]
+    assert all(row.took_ms.low > 0 and row.worst_ms > 0 and row.size > 1000 for row in findings.looking)
     assert findings.profile and sum(row.share for row in findings.profile) == pytest.approx(1)
     assert [row.status for row in findings.hostile] == [400, 400]
     calls = {row.part: row.calls for row in findings.text}
@@ -73,7 +86,8 @@ def test_the_document_says_how_it_was_measured_and_no_paths(findings: Findings, 
     assert str(tmp_path.anchor + "tmp") not in text
     shown = io.StringIO()
     print_findings(findings, Console(file=shown, width=160))
-    assert "where the server's time goes" in shown.getvalue()
+    for title in ("where the server's time goes", "metrics and traces", "looking on"):
+        assert title in shown.getvalue()
 
 
 def test_answers_are_counted_by_the_servers_usage(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from livery.engine.base import EngineInfo, EngineStats
+from livery.generation import Usage
 from livery.metrics import OTHER, AdapterCounts, Metrics, Snapshot, Top
 from livery_adapters.base_model import BaseShapes
 
@@ -42,12 +43,13 @@ def counts(tokens: int) -> AdapterCounts:
 
 def test_the_names_routers_and_dashboards_read() -> None:
     metrics = Metrics("base", INFO)
-    meter = metrics.begin("pirate")
-    meter.tokens(0, 1)
-    meter.tokens(0, 2)
-    meter.sequence_finished("stop", 3)
+    meter = metrics.begin(Usage(5, 0, 3), "pirate")
+    sequence = meter.sequence()
+    sequence.tokens(1)
+    sequence.tokens(2)
+    sequence.finished("stop", 3)
     meter.finished()
-    meter.close(5, 3, "abort")
+    meter.close("abort")
     stats = EngineStats(
         running=2, waiting=3, blocks_total=8, blocks_free=6, preemptions=7, drafted_tokens=9, accepted_tokens=5,
         prefix_queries=40, prefix_hits=32, prefix_evictions=6, blocks_cached=4,
@@ -66,7 +68,8 @@ def test_the_names_routers_and_dashboards_read() -> None:
         "request_decode_time_seconds",
     ):
         assert f"vllm:{name}_bucket" in names
-        assert found[(f"vllm:{name}_count", *sorted_labels(whole))] == 1
+        each = 2 if name == "inter_token_latency_seconds" else 1  # of its three tokens two came after another
+        assert found[(f"vllm:{name}_count", *sorted_labels(whole))] == each
     assert found[("vllm:request_max_num_generation_tokens_sum", *sorted_labels(whole))] == 3
     assert found[("vllm:prompt_tokens_total", *sorted_labels(whole))] == 5
     assert found[("vllm:generation_tokens_total", *sorted_labels(whole))] == 3
@@ -93,8 +96,8 @@ def sorted_labels(whole: tuple[str, str]) -> tuple[str, str]:
 
 def test_a_request_that_did_not_end_counts_as_what_ended_it() -> None:
     metrics = Metrics("base", INFO)
-    metrics.begin("pirate").close(5, 0, "abort")
-    metrics.begin(None).close(5, 0, "error")
+    metrics.begin(Usage(5), "pirate").close("abort")
+    metrics.begin(Usage(5), None).close("error")
     found = samples(metrics, None)
     assert found[("vllm:request_success_total", "0", "abort", "base")] == 1
     assert found[("vllm:request_success_total", "0", "error", "base")] == 1

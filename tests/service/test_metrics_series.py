@@ -5,6 +5,7 @@ from __future__ import annotations
 from livery.engine.base import EngineStats
 from livery.engine.figures import AdapterUse, EngineFigures, RequestTimes, TenantStanding
 from livery.engine.tally import AdapterLog, StepClock, figures, standings
+from livery.generation import Usage
 from livery.metrics import OTHER, Metrics, ServerState, Snapshot
 from service.test_metrics import INFO, samples
 
@@ -16,12 +17,12 @@ def used(*uses: AdapterUse) -> Snapshot:
 
 def test_an_adapter_tells_its_errors_its_last_use_and_its_cached_tokens() -> None:
     metrics = Metrics("base", INFO)
-    meter = metrics.begin("pirate", "d1", "acme")
+    meter = metrics.begin(Usage(5, 4), "pirate", "d1", "acme")
     meter.kind = "deadline_exceeded"
-    meter.close(5, 0, "error", 4)
-    unforeseen = metrics.begin("pirate", "d1", "acme")
+    meter.close("error")
+    unforeseen = metrics.begin(Usage(5), "pirate", "d1", "acme")
     unforeseen.kind = "whatever a later engine may say"
-    unforeseen.close(5, 0, "error")
+    unforeseen.close("error")
     found = samples(metrics, None)
     assert found["livery_adapter_errors_total", "pirate", "deadline_exceeded"] == 1
     assert found["livery_adapter_errors_total", "pirate", "failed"] == 1
@@ -34,7 +35,7 @@ def test_an_adapter_tells_its_errors_its_last_use_and_its_cached_tokens() -> Non
 def test_what_the_engine_says_of_versions_is_told_by_adapter_and_counted_once() -> None:
     metrics = Metrics("base", INFO)
     for name, digest in (("pirate", "d1"), ("terse", "d2"), ("formal", "d3")):
-        metrics.begin(name, digest).close(1, 1, "abort")
+        metrics.begin(Usage(1, 0, 1), name, digest).close("abort")
     first = used(AdapterUse("d1", 2, 0.5, 0, 1, 7, 3), AdapterUse("nobody's", 1, 0.25))
     for _ in range(3):  # several scrapers
         found = samples(metrics, first)
@@ -60,7 +61,7 @@ def by_tier(found: dict[tuple[str, ...], float]) -> list[tuple[tuple[str, ...], 
 def test_tenants_are_bounded_like_adapters() -> None:
     metrics = Metrics("base", INFO)
     for number in range(150):
-        metrics.begin(tenant=f"tenant-{number}").close(number + 1, 0, "abort")
+        metrics.begin(Usage(number + 1), tenant=f"tenant-{number}").close("abort")
     metrics.render(None)  # from here on the busiest have labels
     metrics.throttled("tenant-149", "limit")
     metrics.throttled("tenant-149", "room")
@@ -103,10 +104,11 @@ def test_where_an_engines_time_goes() -> None:
 
 def test_the_time_before_the_first_token_is_told_under_vllms_names() -> None:
     metrics = Metrics("base", INFO)
-    meter = metrics.begin("pirate", "d1")
-    meter.begun(RequestTimes(2.0, 1.5, 0.25))
-    meter.tokens(0, 1)
-    meter.sequence_finished("stop", 1)
+    meter = metrics.begin(Usage(1, 0, 1), "pirate", "d1")
+    sequence = meter.sequence()
+    sequence.begun(RequestTimes(2.0, 1.5, 0.25))
+    sequence.tokens(1)
+    sequence.finished("stop", 1)
     meter.finished()
     found = samples(metrics, None)
     assert found["vllm:request_queue_time_seconds_sum", "0", "base"] == 2
@@ -116,7 +118,7 @@ def test_the_time_before_the_first_token_is_told_under_vllms_names() -> None:
 
 def test_a_scrape_while_the_engine_is_away_tells_what_is_known() -> None:
     metrics = Metrics("base", INFO)
-    metrics.begin("pirate", "d1").close(5, 3, "abort")
+    metrics.begin(Usage(5, 0, 3), "pirate", "d1").close("abort")
     text = metrics.render(None, ServerState(heartbeat_age_s=7.5, open_sequences=4, queued_tokens=9)).decode()
     assert "livery_ready 0.0" in text
     assert "livery_engine_heartbeat_age_seconds 7.5" in text
@@ -128,7 +130,7 @@ def test_a_scrape_while_the_engine_is_away_tells_what_is_known() -> None:
 def test_ten_thousand_adapters_are_two_hundred_and_one() -> None:
     metrics = Metrics("base", INFO)
     for number in range(10_000):
-        metrics.begin(f"adapter-{number}", f"{number:064x}").close(number, 1, "abort")
+        metrics.begin(Usage(number, 0, 1), f"adapter-{number}", f"{number:064x}").close("abort")
     text = metrics.render(Snapshot(EngineStats(), served=10_000)).decode()
     assert text.count("livery_adapter_prompt_tokens_total{") == 201
     assert "livery_adapters_registered 10000.0" in text

@@ -28,9 +28,9 @@ from livery.api.routes import Routes
 from livery.api.sse import KEEP_ALIVE_S
 from livery.api.unknown_fields import UnknownFields
 from livery.management import AdapterManagement
+from livery.otlp import Tracing
 from livery.overview import Overview
 from livery.service import GenerationService
-from livery.spans import Tracing
 from livery.tenancy import Doors, Purpose, TenantManagement, UsageStore
 
 RATE_HEADERS = tuple(

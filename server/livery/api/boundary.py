@@ -22,8 +22,9 @@ from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl,
 from livery.api.routes import route_path
 from livery.api.uploads import is_upload, takes_uploads
 from livery.metrics import Metrics, RequestMeter
+from livery.otlp import Tracing
 from livery.refusals import Draining
-from livery.spans import Timeline, Tracing
+from livery.spans import MOST_SEQUENCES, Timeline
 from livery.tenancy import OPERATOR, Doors, Principal, Purpose
 from livery.tenancy.limits import Claim
 from livery.tenancy.room import Part
@@ -189,7 +190,7 @@ class Boundary:
             if record.admitted:
                 self._metrics.activity.note(_finished(record, route))
             if self._tracing is not None:
-                self._tracing.tell(_timeline(record, _method(scope), route), Headers(scope=scope))
+                self._tracing.tell(_timeline(record, _method(scope), route, Headers(scope=scope)))
         quiet = record.purpose in PROBES and record.status < 400  # every few seconds, with nothing to say
         level = logging.DEBUG if quiet else logging.INFO
         if not log.isEnabledFor(level):
@@ -212,27 +213,33 @@ class Boundary:
         )
 
 
-def _timeline(record: RequestRecord, method: str, route: str) -> Timeline:
+def _timeline(record: RequestRecord, method: str, route: str, headers: Headers) -> Timeline:
     """What becomes the spans of a request that is over."""
     adapter, _, version = record.served_by.rpartition("@")
-    line = Timeline(record.started, ended=time.perf_counter(), failed=record.status >= 500 or record.outcome == "error")
-    line.attributes = {
-        "http.route": route,
-        "http.request.method": method,
-        "http.response.status_code": record.status,
-        "livery.request_id": record.id,
-        "livery.tenant": record.principal.tenant,
-        "livery.outcome": record.outcome,
-        "gen_ai.response.model": adapter,
-        "livery.version": version if adapter else "",
-        "gen_ai.usage.input_tokens": record.prompt_tokens,
-        "gen_ai.usage.output_tokens": record.completion_tokens,
-    }
-    if (meter := record.meter) is not None:
-        line.submitted, line.times = meter.started, meter.times
-        line.tokenised = None if meter.encoding is None else (meter.encoding, meter.started)
-        line.first_token = None if meter.first_token_s is None else meter.started + meter.first_token_s
-    return line
+    meter = record.meter
+    return Timeline(
+        route,
+        record.started,
+        time.perf_counter(),
+        record.status >= 500 or record.outcome == "error",
+        {
+            "http.route": route,
+            "http.request.method": method,
+            "http.response.status_code": record.status,
+            "livery.request_id": record.id,
+            "livery.tenant": record.principal.tenant,
+            "livery.outcome": record.outcome,
+            "livery.sequences": len(meter.sequences) if meter else 0,
+            "gen_ai.response.model": adapter,
+            "livery.version": version if adapter else "",
+            "gen_ai.usage.input_tokens": record.prompt_tokens,
+            "gen_ai.usage.output_tokens": record.completion_tokens,
+        },
+        None if meter is None or meter.encoding is None else (meter.encoding, meter.started),
+        meter.sequences[:MOST_SEQUENCES] if meter else (),
+        headers.get("traceparent", ""),
+        headers.get("tracestate", ""),
+    )
 
 
 def _fields(record: RequestRecord, method: str, route: str, total_s: float) -> dict[str, object]:

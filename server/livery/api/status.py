@@ -96,6 +96,7 @@ async def series(service: GenerationService) -> Response:
         snapshot = await service.snapshot()
     except (NotReady, EngineError):
         snapshot = None
+    service.metrics.catch_up()
     state = service.state(answers=snapshot is not None)
     text = await asyncio.to_thread(service.metrics.render, snapshot, state)
     return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})

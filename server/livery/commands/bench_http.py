@@ -13,7 +13,7 @@ from livery import __version__
 from livery.commands.asking import CommandFailed
 from livery.models import DEMO_MODEL
 
-PARTS = ("streams", "requests", "tenants", "profile", "hostile", "text")
+PARTS = ("streams", "requests", "tenants", "metrics", "scrape", "profile", "hostile", "text")
 
 
 def http(
@@ -24,9 +24,9 @@ def http(
 ) -> None:
     """Measure what is around the engine: events a second with a fake one on one core, and where the time goes.
 
-    Then what keys, limits and metering cost, how long others wait beside requests that cost as much as a body may, and,
-    with a real engine, the share of tokenising, templating and detokenising. The machine should have nothing else
-    to do.
+    Then what keys, limits and metering cost, and metrics and traces; a scrape and the console's poll with thousands of
+    adapters; how long others wait beside requests that cost as much as a body may; and, with a real engine, the share
+    of tokenising, templating and detokenising. The machine should have nothing else to do.
     """
     unknown = sorted(set(only or ()) - set(PARTS))
     if unknown:

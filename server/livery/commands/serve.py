@@ -27,9 +27,9 @@ from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineDead, EngineInfo
 from livery.listening import Listener, listen, listen_for_admins
 from livery.models import ResolvedModel, resolve_model
+from livery.otlp import Tracing, TracingUnavailable
 from livery.reading import ParserNames
 from livery.settings import Settings, SettingsError, revealed
-from livery.spans import Tracing, TracingUnavailable
 from livery.tenancy import Doors, TenantStore, check_binding
 from livery.text import Tokenizer
 from livery_adapters.refusal import Limits

@@ -6,10 +6,11 @@ bounded to the busiest adapters. Knows no HTTP and no engine object: the engine'
 
 from __future__ import annotations
 
+from livery.activity import Outcome
 from livery.metrics.adapters import AdapterCounts
 from livery.metrics.collectors import Metrics
-from livery.metrics.meter import RequestMeter
-from livery.metrics.outcomes import OUTCOMES, Outcome
+from livery.metrics.meter import RequestMeter, SequenceMeter
+from livery.metrics.outcomes import OUTCOMES
 from livery.metrics.server import ServerState
 from livery.metrics.snapshot import Snapshot
 from livery.metrics.tenants import Throttle
@@ -22,6 +23,7 @@ __all__ = [
     "Metrics",
     "Outcome",
     "RequestMeter",
+    "SequenceMeter",
     "ServerState",
     "Snapshot",
     "Throttle",

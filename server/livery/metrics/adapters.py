@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 
-from livery.metrics.outcomes import OUTCOMES, Outcome
+from livery.activity import Outcome, Work
+from livery.metrics.outcomes import FAILED, KINDS, OUTCOMES
 from livery.metrics.top import OTHER
 
 TIERS = ("device", "host", "store")
@@ -49,6 +51,15 @@ class AdapterCounts:
         self.evictions += other.evictions
         self.hits += other.hits
         self.misses += other.misses
+
+    def ended(self, work: Work) -> None:
+        self.prompt_tokens += work.prompt_tokens
+        self.generation_tokens += work.generated
+        self.cached_tokens += work.cached_tokens
+        self.requests[work.outcome] += 1
+        if work.outcome == "error":
+            self.errors[work.kind if work.kind in KINDS else FAILED] += 1
+        self.last_use = time.time()
 
 
 def adapter_families(rows: list[tuple[str, AdapterCounts]]) -> Iterator[Metric]:

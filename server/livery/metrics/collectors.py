@@ -11,7 +11,7 @@ from livery.activity import Activity
 from livery.engine.base import DEFAULT_TENANT, EngineInfo
 from livery.metrics.adapters import AdapterCounts, adapter_families, tier_family
 from livery.metrics.engine import engine_families
-from livery.metrics.meter import Books, RequestMeter
+from livery.metrics.meter import Books, RequestMeter, Used
 from livery.metrics.plain import Counter
 from livery.metrics.requests import RequestSeries
 from livery.metrics.residents import Residents
@@ -25,7 +25,7 @@ from livery.metrics.tenants import (
     standing_families,
     tenant_families,
 )
-from livery.metrics.top import Top
+from livery.metrics.top import OTHER, Top
 
 
 class Metrics:
@@ -45,21 +45,27 @@ class Metrics:
 
     def begin(
         self,
+        used: Used,
         adapter: str | None = None,
         digest: str | None = None,
         tenant: str = DEFAULT_TENANT,
         encoding: float | None = None,
-        *,
         account: str = "",
     ) -> RequestMeter:
-        """Start the clock of one admitted request.
+        """Start the clock of one admitted request, whose tokens grow in `used`.
 
-        `adapter` is its registered name, None for the base; `digest` what the engine knows its version by. `encoding`:
-        when its prompts began to be encoded, by time.perf_counter. `account` is the tenant's, "": its name.
+        `adapter` is its registered name, None for the base, OTHER for what has none; `digest` what the engine knows its
+        version by. `encoding`: when its prompts began to be encoded, by time.perf_counter. `account` is the tenant's,
+        "": its name.
         """
-        if adapter is not None and digest is not None:
+        if adapter is not None and adapter != OTHER and digest is not None:
             self._residents.asked(adapter, digest)
-        return RequestMeter(self._books, adapter, tenant, account or tenant, encoding)
+        return RequestMeter(self._books, used, adapter, tenant, account or tenant, encoding)
+
+    def catch_up(self) -> None:
+        """Count what came to open requests since the last time."""
+        for meter in self._books.open:
+            meter.catch_up()
 
     def throttled(self, tenant: str, reason: Throttle) -> None:
         """A request of a tenant was told to come later."""

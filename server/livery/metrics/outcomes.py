@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
-Outcome = Literal["stop", "length", "abort", "error"]
+from livery.activity import Outcome
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 # What failed a request, as a label: the engine's own codes for it, its loss, or anything else.
 KINDS = ("deadline_exceeded", "resident_bytes_exceeded", "adapter_load_failed", "engine_lost", "request_refused")
 FAILED = "failed"
-
-OUTCOMES: tuple[Outcome, ...] = ("stop", "length", "abort", "error")

@@ -15,24 +15,24 @@ Labels = dict[str, str]
 
 
 class Histogram:
-    """Observations, counted by the first of the rising `bounds` that is not below them."""
+    """Observations, counted by the first of the rising `bounds` that is not below them: `counts`, and their `total`."""
 
-    __slots__ = ("_bounds", "_counts", "_family", "_names", "total")
+    __slots__ = ("_family", "_names", "bounds", "counts", "total")
 
     def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
         self._family = name, text
-        self._bounds = tuple(bounds)
+        self.bounds = tuple(bounds)
         self._names = names_of(bounds)
-        self._counts = [0] * len(self._names)
+        self.counts = [0] * len(self._names)
         self.total = 0.0
 
     def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
     def family(self, labels: Labels) -> Metric:
-        """As of now; an observation made meanwhile may show in the sum and not yet in the counts."""
-        return histogram(*self._family, labels, self._names, self._counts.copy(), self.total)
+        """As of now; an observation made meanwhile may show in one of counts and sum and not yet in the other."""
+        return histogram(*self._family, labels, self._names, self.counts.copy(), self.total)
 
 
 class Counter:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from livery.metrics.outcomes import OUTCOMES, Outcome
+from livery.activity import Outcome
+from livery.metrics.outcomes import OUTCOMES
 from livery.metrics.plain import Counter, Histogram, Labels
 
 # vLLM's bounds, so that queries and boards written for it work unchanged. Seconds.

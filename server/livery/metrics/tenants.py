@@ -8,8 +8,9 @@ from typing import Literal
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from livery.activity import Outcome, Work
 from livery.engine.figures import TenantStanding
-from livery.metrics.outcomes import OUTCOMES, Outcome
+from livery.metrics.outcomes import OUTCOMES
 from livery.metrics.top import OTHER
 
 MAX_TENANTS = 100  # with series of their own; the rest add up
@@ -36,6 +37,11 @@ class TenantCounts:
             self.requests[outcome] += count
         for reason, count in other.throttled.items():
             self.throttled[reason] += count
+
+    def ended(self, work: Work) -> None:
+        self.prompt_tokens += work.prompt_tokens
+        self.generation_tokens += work.generated
+        self.requests[work.outcome] += 1
 
 
 def tenant_families(rows: list[tuple[str, TenantCounts]]) -> Iterator[Metric]:

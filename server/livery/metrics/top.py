@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection
 from heapq import nsmallest
 from typing import Generic, Protocol, Self, TypeVar
 
+from livery.activity import Work
+
 OTHER = "_other"
 
 
@@ -19,6 +21,10 @@ class Counts(Protocol):
         ...
 
     def add(self, other: Self) -> None: ...
+
+    def ended(self, work: Work) -> None:
+        """One more request is over."""
+        ...
 
 
 C = TypeVar("C", bound=Counts)
@@ -43,14 +49,24 @@ class Top(Generic[C]):
     def record(self, name: str | None, counts: C) -> None:
         """Add to a name's counts, or to no name's. Names come from what is registered, never as a client sent them."""
         with self._lock:
-            shown = None if name is None else self._shown.get(name)
-            if name is not None:
-                self._work[name] = self._work.get(name, 0) + counts.work
-                if shown is None and len(self._shown) < self._limit:
-                    shown = self._shown[name] = self._new()
-            if shown is None:
-                shown = self._other = self._other or self._new()
-            shown.add(counts)
+            self._of(name, counts.work).add(counts)
+
+    def ended(self, name: str | None, work: Work) -> None:
+        """A request of a name, or of none, is over."""
+        with self._lock:
+            self._of(name, work.prompt_tokens + work.generated).ended(work)
+
+    def _of(self, name: str | None, tokens: int) -> C:
+        """What counts for a name that did so much work, its own or those of all without a label."""
+        shown = None
+        if name is not None and name != OTHER:
+            self._work[name] = self._work.get(name, 0) + tokens
+            shown = self._shown.get(name)
+            if shown is None and len(self._shown) < self._limit:
+                shown = self._shown[name] = self._new()
+        if shown is None:
+            shown = self._other = self._other or self._new()
+        return shown
 
     def names(self) -> list[str]:
         """Every name with counts."""

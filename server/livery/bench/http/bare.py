@@ -1,10 +1,14 @@
-"""A server without what keeps tenants apart, to measure what that costs: no key, room or limit, nothing counted."""
+"""A server without something, to measure what that costs: without what keeps tenants apart (no key, room or limit, no
+usage), or without all that is counted for those who look on.
+"""
 
 from __future__ import annotations
 
+from livery.activity import Activity
 from livery.admission import Admission, Admitted, Asked
 from livery.api.boundary import Boundary
 from livery.lease import Caller
+from livery.metrics import Metrics
 from livery.tenancy import OPERATOR, Doors, Flusher, KeyRing
 
 
@@ -36,6 +40,25 @@ async def _admit(self: Admission, model: str, caller: Caller, _: Asked) -> Admit
 async def _start(*_: object) -> None: ...
 
 
+class Uncounted:
+    """In the place of a request's meter and of each of its sequences': it counts nothing."""
+
+    first_token_s = outcome = encoding = None
+    sequences: tuple[()] = ()
+    kind = error = ""
+    started = 0.0
+
+    def sequence(self) -> Uncounted:
+        return self
+
+    def _nothing(self, *_: object) -> None: ...
+
+    begun = tokens = finished = pooled = close = _nothing
+
+
+UNCOUNTED = Uncounted()
+
+
 def take_tenancy_away() -> None:
     """Put nothing in the place of all of it, for this process."""
     for owner, name, instead in (
@@ -46,5 +69,16 @@ def take_tenancy_away() -> None:
         (Doors, "admit", lambda *_: OPERATOR),
         (Flusher, "start", lambda *_: None),
         (KeyRing, "start", _start),
+    ):
+        setattr(owner, name, instead)
+
+
+def take_metrics_away() -> None:
+    """Count nothing for scrapes and the console, in this process."""
+    for owner, name, instead in (
+        (Metrics, "begin", lambda *_: UNCOUNTED),
+        (Metrics, "http", lambda *_: None),
+        (Metrics, "catch_up", lambda *_: None),
+        (Activity, "note", lambda *_: None),
     ):
         setattr(owner, name, instead)

@@ -23,8 +23,16 @@ from livery_loadtest.lean import Load, post, run_load
 from livery_loadtest.servers import LaunchedServer, LaunchSpec, cpu_seconds, free_port
 
 # "bare": without keys, room, limits and metering. "limited": requests bring a key that has limits of every kind.
-Tenants = Literal["none", "bare", "limited"]
-NAMED: dict[Tenants, str] = {"none": "", "bare": " and no tenants", "limited": " and limits"}
+# "uncounted": nothing is counted for those who look on. "traced": every request goes to a collector as well.
+Variant = Literal["usual", "bare", "limited", "uncounted", "traced"]
+NAMED: dict[Variant, str] = {
+    "usual": "",
+    "bare": " and no tenants",
+    "limited": " and limits",
+    "uncounted": " and no metrics",
+    "traced": " and traces",
+}
+WITHOUT: dict[Variant, Literal["tenants", "metrics"]] = {"bare": "tenants", "uncounted": "metrics"}
 FAR_LIMITS = {
     name: 1 << 40
     for name in ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "queued_tokens", "max_tokens", "n")
@@ -53,9 +61,10 @@ class Cores:
 class MeasuredServer:
     """A running server; `cpu_s` of its process group so far."""
 
-    def __init__(self, launched: LaunchedServer, found: Path, key: str | None = None) -> None:
+    def __init__(self, launched: LaunchedServer, found: Path, data: DataFolder, key: str | None = None) -> None:
         self._launched = launched
         self._found = found
+        self.data = data
         self._key = key
         self.url = launched.spec.url
 
@@ -97,19 +106,28 @@ class MeasuredServer:
 
 @contextmanager
 def measured_server(
-    model: str, core: int | None, console: Console, *, fake: bool, tenants: Tenants = "none"
+    model: str,
+    core: int | None,
+    console: Console,
+    *,
+    fake: bool,
+    variant: Variant = "usual",
+    collector: str | None = None,
 ) -> Iterator[MeasuredServer]:
-    """Start a server with a data folder of its own and stop it at the end. Raises ServerFailed."""
+    """Start a server with a data folder of its own and stop it at the end. `collector` takes its traces.
+
+    Raises ServerFailed.
+    """
     with TemporaryDirectory(prefix="livery-bench-") as folder:
         found, port, data = Path(folder) / "found.json", free_port(), DataFolder(Path(folder) / "data")
-        setup = Setup(model, str(data.root), port, str(found), fake, core, tenants == "bare")
+        setup = Setup(model, str(data.root), port, str(found), fake, core, WITHOUT.get(variant, ""), collector)
         command = [sys.executable, "-m", "livery.bench.http.server", msgspec.json.encode(setup).decode()]
-        name = f"the server with a {'fake' if fake else 'real'} engine{NAMED[tenants]}"
+        name = f"the server with a {'fake' if fake else 'real'} engine{NAMED[variant]}"
         spec = LaunchSpec(name, command, f"http://127.0.0.1:{port}", Path(folder) / "server.log", ready="/ready")
-        key = _key(data) if tenants == "limited" else None
+        key = _key(data) if variant == "limited" else None
         with LaunchedServer(spec) as launched:
             launched.wait_ready(START_S, console)
-            yield MeasuredServer(launched, found, key)
+            yield MeasuredServer(launched, found, data, key)
 
 
 def _key(data: DataFolder) -> str:

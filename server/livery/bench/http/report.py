@@ -9,8 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from livery.bench.http.looking import POLL_MS, SCRAPE_MS
 from livery.bench.http.suite import (
     DELAY_MS,
+    METRICS_RATIO,
     TENANTS_RATIO,
     TEXT_SHARE,
     TOKENS_A_SECOND,
@@ -34,6 +36,9 @@ def write_report(findings: Findings, sizes: Sizes, origin: Origin, path: Path) -
     bars = {
         "tokens_per_second": TOKENS_A_SECOND,
         "tenants_ratio": TENANTS_RATIO,
+        "metrics_ratio": METRICS_RATIO,
+        "scrape_ms": SCRAPE_MS,
+        "poll_ms": POLL_MS,
         "text_share": TEXT_SHARE,
         "delay_ms": DELAY_MS,
     }
@@ -43,7 +48,7 @@ def write_report(findings: Findings, sizes: Sizes, origin: Origin, path: Path) -
 def print_findings(findings: Findings, console: Console) -> None:
     """A table for each part that was measured."""
     cores = findings.cores
-    if findings.streams or findings.requests or findings.tenants or findings.profile:
+    if findings.streams or findings.requests or findings.tenants or findings.metrics or findings.profile:
         apart = "one core each" if cores.server != cores.client else "ONE CORE FOR BOTH: numbers are too low"
         console.print(f"server with a fake engine, client in another process, {apart}", highlight=False)
     if findings.streams:
@@ -52,6 +57,10 @@ def print_findings(findings: Findings, console: Console) -> None:
         console.print(_loads("answers in one piece", "requests/s", findings.requests, None))
     if findings.tenants:
         console.print(_tenants(findings))
+    if findings.metrics:
+        console.print(_metrics(findings))
+    if findings.looking:
+        console.print(_looking(findings))
     if findings.profile:
         console.print(_profile(findings))
     if findings.hostile:
@@ -73,9 +82,40 @@ def _tenants(findings: Findings) -> Table:
     title = "keys, limits and metering, tokens/s in turn"
     table = _table(title, "streams", "with", "without", "ratio", "")
     for row in findings.tenants:
-        ratio = f"{row.ratio.median:.3f} ({row.ratio.low:.3f}..{row.ratio.high:.3f})"
         verdict = _verdict(TENANTS_RATIO, row.ratio.median)
-        table.add_row(str(row.streams), _spread(row.limited), _spread(row.bare), ratio, verdict)
+        table.add_row(str(row.streams), _spread(row.limited), _spread(row.bare), _ratio(row.ratio), verdict)
+    return table
+
+
+def _metrics(findings: Findings) -> Table:
+    title = "metrics and traces, tokens/s in turn"
+    table = _table(title, "streams", "with", "without", "ratio", "CPU per token", "traces")
+    for row in findings.metrics:
+        verdict = _verdict(METRICS_RATIO, row.ratio.median)
+        traces = f"{row.traced:.0f} bytes a request"
+        table.add_row(
+            str(row.streams),
+            _spread(row.counted),
+            _spread(row.uncounted),
+            f"{_ratio(row.ratio)} {verdict}",
+            f"{row.cpu:.3f}",
+            traces,
+        )
+    return table
+
+
+def _looking(findings: Findings) -> Table:
+    table = _table("looking on", "what", "adapters", "takes, ms", "server's time, ms", "others wait, ms", "KB")
+    for row in findings.looking:
+        verdict = _verdict(row.bar, row.judged_ms)
+        table.add_row(
+            f"{row.name} {verdict}",
+            f"{row.adapters:,}",
+            f"{row.took_ms.median:.1f} ({row.took_ms.low:.1f}..{row.took_ms.high:.1f})",
+            f"{row.server_ms:.1f}",
+            f"{row.worst_ms:.1f} {_verdict(DELAY_MS, row.worst_ms)}",
+            f"{row.size / 1e3:.0f}",
+        )
     return table
 
 
@@ -117,3 +157,7 @@ def _verdict(bar: Bar, value: float) -> str:
 
 def _spread(value: Spread) -> str:
     return f"{value.median:.0f} ({value.low:.0f}..{value.high:.0f})"
+
+
+def _ratio(value: Spread) -> str:
+    return f"{value.median:.3f} ({value.low:.3f}..{value.high:.3f})"

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import msgspec
 
-from livery.bench.http.bare import take_tenancy_away
+from livery.bench.http.bare import take_metrics_away, take_tenancy_away
 from livery.bench.http.clock import TextClock
 from livery.bench.http.sampler import Sampler
 from livery.commands.serve import run_server
@@ -25,9 +26,12 @@ from livery.engine.client import EngineClient
 from livery.engine.fake import Behaviour, FakeEngine
 from livery.settings import load_settings
 from livery.text import Tokenizer
+from livery_adapters.base_model import ModuleShape
 
 VOCABULARY = 1 << 20  # above any tokenizer's
 CONTEXT = 1 << 17
+HIDDEN = 16
+MODULES = {"model.layers.0.self_attn.q_proj": ModuleShape("linear", HIDDEN, HIDDEN)}  # that adapters may change
 # What the fake engine says, over and over: prose with figures, a few accents and signs of several bytes.
 SAYING = (
     "The market opens at six. By half past seven the first boats are back, and whoever wants the good fish has to be "
@@ -39,7 +43,7 @@ SAYING = (
 class Setup(msgspec.Struct, frozen=True):
     """What to serve, where, and where to write what was measured inside. `core` is None for all.
 
-    `bare`: without what keeps tenants apart.
+    `without`: what is taken away from it. `otlp_endpoint`: where its traces go.
     """
 
     model: str
@@ -48,7 +52,8 @@ class Setup(msgspec.Struct, frozen=True):
     found: str
     fake: bool = True
     core: int | None = None
-    bare: bool = False
+    without: Literal["", "tenants", "metrics"] = ""
+    otlp_endpoint: str | None = None
 
 
 class Found(msgspec.Struct):
@@ -67,15 +72,17 @@ def fake_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engine
     def say(request: GenerationRequest) -> list[int]:
         return list(itertools.islice(itertools.cycle(ids), request.sampling.max_tokens))
 
-    return FakeEngine(Behaviour(script=say), vocab_size=VOCABULARY, max_model_len=CONTEXT)
+    return FakeEngine(Behaviour(script=say), vocab_size=VOCABULARY, max_model_len=CONTEXT, modules=MODULES)
 
 
 def main() -> None:
     setup = msgspec.json.decode(sys.argv[1], type=Setup)
     if setup.core is not None:
         os.sched_setaffinity(0, {setup.core})
-    if setup.bare:
+    if setup.without == "tenants":
         take_tenancy_away()
+    elif setup.without == "metrics":
+        take_metrics_away()
     sampler, clock = Sampler(), TextClock()
 
     def begin(_number: int, _frame: FrameType | None) -> None:
@@ -93,7 +100,8 @@ def main() -> None:
 
     signal.signal(signal.SIGUSR1, begin)
     signal.signal(signal.SIGUSR2, end)
-    settings = load_settings({"model": setup.model, "data": setup.data, "port": setup.port, "max_open": 4096}, {})
+    flags = {"model": setup.model, "data": setup.data, "port": setup.port, "max_open": 4096}
+    settings = load_settings(flags | {"otlp_endpoint": setup.otlp_endpoint}, {})
     run_server(settings, fake_engine if setup.fake else EngineClient)
 
 

@@ -10,8 +10,11 @@ from enum import StrEnum
 from rich.console import Console
 
 from livery.bench.http.clock import DETOKENISING, ENCODING, STOPS
+from livery.bench.http.collector import collecting
 from livery.bench.http.hostile import Delay, Hostile, hostile_requests, worst_delay
+from livery.bench.http.looking import LookRow, first_of, polls, scrapes, stock
 from livery.bench.http.measured import Cores, MeasuredServer, measured_server
+from livery.bench.http.pairs import Loaded, Pairs
 from livery.bench.http.sampler import WAITING
 from livery_loadtest.bars import Bar
 from livery_loadtest.measures import Percentiles, Spread, over_rounds, percentiles
@@ -19,6 +22,7 @@ from livery_loadtest.measures import Percentiles, Spread, over_rounds, percentil
 TOKENS_A_SECOND = Bar(10_000, 20_000)
 TEXT_SHARE = Bar(0.05, 0.01, lower=True)
 TENANTS_RATIO = Bar(0.97, 0.99)  # of tokens per second, with keys, limits and metering to without
+METRICS_RATIO = Bar(0.99, 0.995)  # with metrics and traces to without
 DELAY_MS = Bar(50, 25, lower=True)  # of others, from one request
 
 
@@ -28,6 +32,8 @@ class Part(StrEnum):
     STREAMS = "streams"  # with a fake engine, one core for the server
     REQUESTS = "requests"
     TENANTS = "tenants"
+    METRICS = "metrics"
+    SCRAPE = "scrape"
     PROFILE = "profile"
     HOSTILE = "hostile"
     TEXT = "text"  # with a real engine
@@ -46,6 +52,11 @@ class Sizes:
     request_tokens: int = 16
     tenant_streams: int = 64
     tenant_pairs: int = 8
+    metrics_streams: int = 64
+    metrics_pairs: int = 16
+    scraped_adapters: int = 10_000
+    shown_adapters: int = 1_000
+    looks: int = 20  # scrapes, and polls of the console
     profile_streams: int = 16
     profile_answers: int = 16  # of each stream
     text_streams: int = 16
@@ -75,6 +86,21 @@ class TenantsRow:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsRow:
+    """Tokens per second with metrics and traces and without either, measured in turn, and the ratio of each pair.
+
+    `cpu` is the ratio of the servers' processor time per token, `traced` the bytes of traces for each request.
+    """
+
+    streams: int
+    counted: Spread
+    uncounted: Spread
+    ratio: Spread
+    cpu: float
+    traced: float
+
+
+@dataclass(frozen=True, slots=True)
 class TimeRow:
     """Where a server's time goes: a part's share of it, and the microseconds of it that fall on each token."""
 
@@ -101,6 +127,8 @@ class Findings:
     streams: list[LoadRow] = field(default_factory=list)
     requests: list[LoadRow] = field(default_factory=list)
     tenants: list[TenantsRow] = field(default_factory=list)
+    metrics: list[MetricsRow] = field(default_factory=list)
+    looking: list[LookRow] = field(default_factory=list)
     profile: list[TimeRow] = field(default_factory=list)
     busy: float = 0.0  # share of samples that found the profiled server doing something
     hostile: list[Delay] = field(default_factory=list)
@@ -124,10 +152,14 @@ class Suite:
 
     def run(self, parts: frozenset[Part]) -> Findings:
         """Measure. Raises ServerFailed or LoadFailed."""
-        if parts - {Part.TEXT, Part.TENANTS}:
+        if parts - {Part.TEXT, Part.TENANTS, Part.METRICS, Part.SCRAPE}:
             self._on_fake(parts)
         if Part.TENANTS in parts:
             self._with_tenants_and_without()
+        if Part.METRICS in parts:
+            self._with_metrics_and_without()
+        if Part.SCRAPE in parts:
+            self._looked_at()
         if Part.TEXT in parts:
             with measured_server(self._model, None, self._console, fake=False) as server:
                 self._text(server)
@@ -152,28 +184,62 @@ class Suite:
                 _pin(everywhere)
 
     def _with_tenants_and_without(self) -> None:
-        """Two servers on one core, of which one is asked at a time."""
-        cores, everywhere, sizes = self.findings.cores, _affinity(), self._sizes
+        cores, sizes = self.findings.cores, self._sizes
         with (
-            measured_server(self._model, cores.server, self._console, fake=True, tenants="limited") as limited,
-            measured_server(self._model, cores.server, self._console, fake=True, tenants="bare") as bare,
+            measured_server(self._model, cores.server, self._console, fake=True, variant="limited") as limited,
+            measured_server(self._model, cores.server, self._console, fake=True, variant="bare") as bare,
         ):
-            _pin({cores.client} if cores.client is not None else everywhere)
-            try:
-                each = max(1, sizes.load_tokens // (sizes.tokens * sizes.tenant_streams))
-                for server in (limited, bare):
-                    server.load(8, 2, 64)  # imports and caches
-                rates: dict[MeasuredServer, list[float]] = {limited: [], bare: []}
-                for pair in range(sizes.tenant_pairs):  # each goes first as often
-                    for server in (limited, bare) if pair % 2 else (bare, limited):
-                        load = server.load(sizes.tenant_streams, each, sizes.tokens)
-                        rates[server].append(load.tokens / load.seconds)
-            finally:
-                _pin(everywhere)
-        ratios = over_rounds([one / other for one, other in zip(rates[limited], rates[bare], strict=True)])
-        with_, without = over_rounds(rates[limited]), over_rounds(rates[bare])
-        assert with_ is not None and without is not None and ratios is not None
-        self.findings.tenants.append(TenantsRow(sizes.tenant_streams, with_, without, ratios))
+            pairs = self._in_turn(limited, bare, sizes.tenant_streams, sizes.tenant_pairs)
+        row = TenantsRow(sizes.tenant_streams, pairs.rates(0), pairs.rates(1), pairs.ratio())
+        self.findings.tenants.append(row)
+
+    def _with_metrics_and_without(self) -> None:
+        cores, sizes = self.findings.cores, self._sizes
+        with (
+            collecting() as collector,
+            measured_server(
+                self._model, cores.server, self._console, fake=True, variant="traced", collector=collector.url
+            ) as counted,
+            measured_server(self._model, cores.server, self._console, fake=True, variant="uncounted") as uncounted,
+        ):
+            pairs = self._in_turn(counted, uncounted, sizes.metrics_streams, sizes.metrics_pairs)
+        row = MetricsRow(
+            sizes.metrics_streams,
+            pairs.rates(0),
+            pairs.rates(1),
+            pairs.ratio(),
+            pairs.cpu_ratio(),
+            collector.taken / sum(one.answers for one, _ in pairs.rounds),
+        )
+        self.findings.metrics.append(row)
+
+    def _in_turn(self, one: MeasuredServer, other: MeasuredServer, streams: int, rounds: int) -> Pairs:
+        """Two servers on one core, of which one is asked at a time; each goes first as often."""
+        cores, everywhere, sizes = self.findings.cores, _affinity(), self._sizes
+        each = max(1, sizes.load_tokens // (sizes.tokens * streams))
+        _pin({cores.client} if cores.client is not None else everywhere)
+        try:
+            found: dict[MeasuredServer, list[Loaded]] = {one: [], other: []}
+            for server in found:
+                server.load(8, 2, 64)  # imports and caches
+            for pair in range(rounds):
+                for server in (one, other) if pair % 2 else (other, one):
+                    before = server.cpu_s
+                    load = server.load(streams, each, sizes.tokens)
+                    found[server].append(Loaded(load.tokens, load.seconds, server.cpu_s - before, len(load.answers)))
+        finally:
+            _pin(everywhere)
+        return Pairs(list(zip(found[one], found[other], strict=True)))
+
+    def _looked_at(self) -> None:
+        """What scrapes and the console cost, where there are many adapters in use."""
+        cores, sizes = self.findings.cores, self._sizes
+        with measured_server(self._model, cores.server, self._console, fake=True) as server:
+            facts = first_of(server)
+            stock(server, facts, range(1, sizes.shown_adapters))
+            self.findings.looking += polls(server, sizes.shown_adapters, sizes.looks)
+            stock(server, facts, range(sizes.shown_adapters, sizes.scraped_adapters))
+            self.findings.looking += scrapes(server, sizes.scraped_adapters, sizes.looks)
 
     def _streamed(self, server: MeasuredServer, streams: int) -> LoadRow:
         sizes = self._sizes

@@ -1,0 +1,203 @@
+"""Traces on their way to a collector: OTLP over HTTP, as protobuf, on a thread beside the event loop.
+
+An extra (`pip install livery[otel]`), off unless `--otlp-endpoint` is given, and then not imported. What requests left
+behind waits in a bounded queue and goes out once a second, many at a time; a collector that doesn't answer is tried
+again a few times, and costs traces, never requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from livery import __version__
+from livery.spans import Timeline, Value, origin_of, parts
+
+if TYPE_CHECKING:
+    import httpx
+    from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+log = logging.getLogger("livery.otlp")
+
+TRACES_PATH = "/v1/traces"
+REMEDY = "--otlp-endpoint needs OpenTelemetry's messages: pip install 'livery[otel]'"
+EVERY_S = 1.0
+AT_ONCE = 64  # requests of one message
+MOST_WAITING = 2048  # requests; the oldest go where there are more
+TRIES = 5
+FIRST_PAUSE_S = 1.0  # between tries, doubled each time
+TIMEOUT_S = 10.0  # of one try
+STOP_S = 5.0  # for what is left at the end
+TRY_AGAIN = frozenset({429, 502, 503, 504})  # as OTLP's specification has it
+HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")  # the latter's win
+
+
+class TracingUnavailable(Exception):
+    """The extra isn't installed; the message says how to get it."""
+
+
+class Tracing:
+    """Sends what it is told. `close` sends what is left."""
+
+    def __init__(self, endpoint: str) -> None:
+        """`endpoint` is that of a collector, as http://127.0.0.1:4318. Raises TracingUnavailable."""
+        try:
+            import opentelemetry.proto.collector.trace.v1.trace_service_pb2  # noqa: F401
+        except ImportError:
+            raise TracingUnavailable(REMEDY) from None
+        self._address = endpoint if endpoint.endswith(TRACES_PATH) else endpoint.rstrip("/") + TRACES_PATH
+        self._waiting: deque[Timeline] = deque(maxlen=MOST_WAITING)
+        self._lost = 0  # requests whose traces were dropped since the collector last took some
+        self._ending = threading.Event()
+        # One pair of readings: perf_counter goes evenly, whatever is done to the wall clock.
+        self._epoch_ns = time.time_ns() - int(time.perf_counter() * 1e9)
+        self._thread = threading.Thread(target=self._run, name="livery-otlp", daemon=True)
+        self._thread.start()
+
+    def tell(self, line: Timeline) -> None:
+        """A request is over. Costs an append."""
+        self._waiting.append(line)
+
+    def close(self) -> None:
+        """Send what waits; blocks, for STOP_S at most."""
+        self._ending.set()
+        self._thread.join(STOP_S)
+        if left := len(self._waiting):
+            log.warning("the traces of the last %d requests didn't reach %s", left, self._address)
+
+    def _run(self) -> None:
+        import httpx
+
+        headers = {"content-type": "application/x-protobuf", **headers_of(os.environ)}
+        with httpx.Client(headers=headers, timeout=TIMEOUT_S) as client:
+            while not self._ending.wait(EVERY_S):
+                self._send_all(client)
+            self._send_all(client)
+
+    def _send_all(self, client: httpx.Client) -> None:
+        while lines := self._take():
+            body = encoded(lines, self._epoch_ns)
+            if body and (why := self._refused(client, body)):
+                self._lose(len(lines), why)
+
+    def _take(self) -> list[Timeline]:
+        taken: list[Timeline] = []
+        while self._waiting and len(taken) < AT_ONCE:
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def _refused(self, client: httpx.Client, body: bytes) -> str:
+        """Post one message, again where that may help. Why it couldn't be, empty where it was taken."""
+        import httpx
+
+        pause, why = FIRST_PAUSE_S, ""
+        for _ in range(TRIES):
+            try:
+                answer = client.post(self._address, content=body)
+            except httpx.HTTPError as error:
+                why, again = f"{type(error).__name__}: {error}", True
+            else:
+                if answer.is_success:
+                    self._taken()
+                    return ""
+                why, again = f"HTTP {answer.status_code}", answer.status_code in TRY_AGAIN
+            if not again or self._ending.wait(pause):
+                break
+            pause *= 2
+        return why
+
+    def _lose(self, requests: int, why: str) -> None:
+        if not self._lost:
+            log.warning("traces don't reach %s and are dropped until they do: %s", self._address, why)
+        self._lost += requests
+
+    def _taken(self) -> None:
+        if self._lost:
+            log.warning("traces reach %s again; those of %d requests were dropped", self._address, self._lost)
+        self._lost = 0
+
+
+def headers_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """What OpenTelemetry's variables add to each message: NAME=VALUE, by commas, percent-encoded."""
+    found: dict[str, str] = {}
+    for variable in HEADERS:
+        for pair in environment.get(variable, "").split(","):
+            name, sign, value = pair.partition("=")
+            if sign and name.strip():
+                found[unquote(name.strip()).lower()] = unquote(value.strip())
+    return found
+
+
+def encoded(lines: Sequence[Timeline], epoch_ns: int) -> bytes:
+    """One message with the spans of these requests, empty where none is asked for.
+
+    `epoch_ns`: the Unix time of moment 0.
+    """
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+    from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+    from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+    from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
+
+    spans = [span for line in lines for span in _spans(line, epoch_ns)]
+    if not spans:
+        return b""
+    scope = ScopeSpans(scope=InstrumentationScope(name="livery", version=__version__), spans=spans)
+    resource = Resource(attributes=_attributes({"service.name": "livery", "service.version": __version__}))
+    message = ExportTraceServiceRequest(resource_spans=[ResourceSpans(resource=resource, scope_spans=[scope])])
+    body: bytes = message.SerializeToString()
+    return body
+
+
+def _spans(line: Timeline, epoch_ns: int) -> Iterator[Span]:
+    """The request's own first, then what lies within it; none where its client's trace isn't recorded."""
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+    origin = origin_of(line.traceparent, line.tracestate)
+    if not origin.sampled:
+        return
+
+    def at(moment: float) -> int:
+        return epoch_ns + int(moment * 1e9)
+
+    own = random.randbytes(8)
+    yield Span(
+        trace_id=origin.trace_id,
+        span_id=own,
+        parent_span_id=origin.parent_id,
+        trace_state=origin.state,
+        name=line.name,
+        kind=Span.SPAN_KIND_SERVER,
+        start_time_unix_nano=at(line.started),
+        end_time_unix_nano=at(line.ended),
+        attributes=_attributes(line.attributes),
+        status=Status(code=Status.STATUS_CODE_ERROR) if line.failed else None,
+    )
+    for part in parts(line):
+        yield Span(
+            trace_id=origin.trace_id,
+            span_id=random.randbytes(8),
+            parent_span_id=own,
+            trace_state=origin.state,
+            name=part.name,
+            kind=Span.SPAN_KIND_INTERNAL,
+            start_time_unix_nano=at(part.begin),
+            end_time_unix_nano=at(part.end),
+            attributes=_attributes(part.attributes),
+        )
+
+
+def _attributes(values: Mapping[str, Value]) -> list[KeyValue]:
+    from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+
+    return [
+        KeyValue(key=key, value=AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=value))
+        for key, value in values.items()
+    ]
