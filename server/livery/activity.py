@@ -119,9 +119,9 @@ class Work:
     first_token_s: float | None
     prompt_tokens: int
     generated: int
-    cached_tokens: int = 0  # of the prompts', found in the prefix cache
     error: str = ""
     kind: str = ""
+    cached_tokens: int = 0  # of the prompts', found in the prefix cache
 
 
 @dataclass(slots=True)

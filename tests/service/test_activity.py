@@ -39,7 +39,7 @@ def test_tokens_a_second_are_those_of_whoever_asks() -> None:
     found = Activity()
     began = found.of(None).throughput._second
     for account, tokens in (("acme", 3), ("zeta", 5)):
-        found.tokens(account, began + 0.5, tokens)
+        found.tokens(account, began + 0.5, began + 0.5, tokens)
         found.finished(account, None, Work("stop", None, 10 * tokens, tokens), began + 0.5)
     sums = {
         who: [sum(one) for one in found.of(who).throughput.by_second(began + 1.5)] for who in ("acme", "zeta", None)
@@ -68,7 +68,7 @@ def test_tenants_share_what_is_remembered_in_equal_parts() -> None:
         found.note(request("first", number))
     others = activity.ALL_ADAPTERS // 100
     for number in range(others - 1):
-        found.tokens(f"t{number}", 1.0, 1)
+        found.tokens(f"t{number}", 1.0, 1.0, 1)
     kept = [number for number in range(activity.MAX_ADAPTERS) if found.of("first").adapter(f"a{number}")]
     assert kept == list(range(activity.MAX_ADAPTERS - 100, activity.MAX_ADAPTERS))
     newest = [one.id for one in found.of("first").recent()]
@@ -79,6 +79,6 @@ def test_of_more_tenants_than_are_remembered_those_seen_last_are() -> None:
     found = Activity()
     for number in range(activity.MAX_TENANTS):
         found.finished(f"t{number}", "a", DONE, 1.0)
-    found.tokens("t0", 1.0, 1)
+    found.tokens("t0", 1.0, 1.0, 1)
     found.finished("late", "a", DONE, 1.0)
     assert [who for who in ("t0", "t1", "t2", "late") if found.of(who).adapter("a")] == ["t0", "t2", "late"]

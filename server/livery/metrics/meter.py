@@ -183,9 +183,9 @@ class RequestMeter:
             self.first_token_s,
             used.prompt_tokens,
             used.completion_tokens,
-            used.cached_tokens,
             self.error,
             self.kind,
+            used.cached_tokens,
         )
         self._books.activity.finished(self._account, self._adapter, work, now)
         if self._adapter is not None:
