@@ -16,7 +16,7 @@ from typing import Literal, cast
 
 from livery.admission import Admitted
 from livery.answer_text import AnswerText, Piece, StopReason, TokenEntry
-from livery.engine.base import Engine, EngineError, GenerationRequest, RequestRefused, TokenDelta
+from livery.engine.base import Engine, EngineError, EngineRestarting, GenerationRequest, RequestRefused, TokenDelta
 from livery.jobs import Options
 from livery.metrics import RequestMeter
 from livery.reading import TAIL_TOKENS, AnswerReader, CallDelta, Reading
@@ -107,7 +107,7 @@ class Generation:
                 async for delta in source:
                     yield delta
         except (GenerationFailed, EngineError) as error:
-            self._unfinished, self.meter.error = "error", str(error)
+            self._unfinished, self.meter.error = "error", words_of(error)
             self.meter.kind = kind_of(error)
             raise
         self.meter.finished()
@@ -206,6 +206,12 @@ def kind_of(error: BaseException) -> str:
     if isinstance(error, GenerationFailed):
         return error.code
     return "request_refused" if isinstance(error, RequestRefused) else "engine_lost"
+
+
+def words_of(error: BaseException) -> str:
+    """What failed a request, in words fit for its client; those of a lost engine may tell of this machine."""
+    fit = isinstance(error, GenerationFailed | RequestRefused | EngineRestarting)
+    return str(error) if fit else "The engine failed."
 
 
 async def _raise_first(task: asyncio.Task[None]) -> None:

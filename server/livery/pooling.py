@@ -16,7 +16,7 @@ from msgspec import structs
 
 from livery.admission import Admitted
 from livery.engine.base import Engine, EngineInfo, GenerationRequest, Pooling, TokenDelta
-from livery.generation import GIVEN_UP, Usage, kind_of, seconds_left
+from livery.generation import GIVEN_UP, Usage, kind_of, seconds_left, words_of
 from livery.jobs import PoolingJob
 from livery.lease import Lease
 from livery.metrics import RequestMeter
@@ -134,7 +134,7 @@ class PooledAnswer:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._vector(request)) for request in self._requests]
         except BaseExceptionGroup as failed:
-            self._unfinished, self.meter.error = "error", str(failed.exceptions[0])
+            self._unfinished, self.meter.error = "error", words_of(failed.exceptions[0])
             self.meter.kind = kind_of(failed.exceptions[0])
             raise failed.exceptions[0] from None
         self.meter.pooled()

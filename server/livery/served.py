@@ -17,7 +17,15 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from livery.engine.base import AdapterRef, Engine, EngineDead, EngineError, EngineInfo, EngineRestarting
+from livery.engine.base import (
+    AdapterLoadFailed,
+    AdapterRef,
+    Engine,
+    EngineDead,
+    EngineError,
+    EngineInfo,
+    EngineRestarting,
+)
 from livery.holds import Holds, UnderWay
 from livery.lease import ANYONE, Caller, Lease, common_task, summed, task_of
 from livery.meaning import Meanings, Meant, cards_for
@@ -170,16 +178,14 @@ class ServedAdapters:
             self._forget_names([name])
 
     async def prefetch(self, record: AdapterRecord, principal: Principal = ANYONE.principal) -> None:
-        """Have the engine read the active version now. Raises AdapterUnusable or EngineRestarting."""
+        """Have the engine read the active version now. Raises AdapterUnusable, EngineError."""
         if record.active is None:
             raise AdapterUnusable(record.name, record.error or record.state)
         version = await self._proven(record.active, record.name)
         try:
             await self._engine.load_adapter(self._reference(version), Caller(principal=principal).asker)
-        except EngineRestarting:
-            raise
-        except EngineError as error:
-            raise AdapterUnusable(record.name, str(error)) from error
+        except AdapterLoadFailed as failed:
+            raise AdapterUnusable(record.name, str(failed)) from failed
 
     async def settle(self) -> None:
         """Wait until what nobody uses any more has left the engine and the disk."""

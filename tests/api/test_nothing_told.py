@@ -15,6 +15,7 @@ import pytest
 from api.live_server import LiveServer, Serve, Setup
 from api.peft_files import damage_weights, make_adapter
 from livery.api import errors
+from livery.engine.base import EngineError
 from livery.jobs import Job, Options
 from livery.refusals import Overloaded
 from livery_adapters import registry
@@ -80,6 +81,17 @@ def test_a_relative_source_is_called_what_the_client_called_it(live: LiveServer)
         assert f"source '{source}' has an empty" in answer.json()["error"]["message"]
     added = httpx.put(f"{live.url}/v1/adapters/n", json={"source": ".pool/good"}, timeout=30)
     assert added.json()["origin"] == ".pool/good"
+
+
+def test_what_the_engine_says_of_itself_stays_here(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    httpx.put(f"{live.url}/v1/adapters/known", json={"source": ".pool/good"}, timeout=30)
+
+    async def fails(*_: object) -> None:
+        raise EngineError("no /dev/shm/secret on gpu-7.internal")
+
+    monkeypatch.setattr(live.engine, "load_adapter", fails)
+    answer = httpx.post(f"{live.url}/v1/adapters/known/prefetch", headers={"x-request-id": "r1"}, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (500, "The engine failed. (request id r1)")
 
 
 @pytest.fixture

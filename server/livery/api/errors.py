@@ -2,7 +2,9 @@
 
     {"error": {"message", "type", "param", "code"}}
 
-Whatever is not in the table is our fault: a 500 without details. Knows how errors look, not when they happen.
+Whatever is not in the table is our fault: a 500 without details. What goes out are the words of refusals made for
+clients, and fixed sentences with the request's id, under which the log has the rest. Knows how errors look, not when
+they happen.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from livery import refusals, tenancy
+from livery import logs, refusals, tenancy
 from livery.api.responses import json_response
 from livery.api.routes import MAX_PATH, USUAL, Routes, route_path
 from livery.chat_template import InvalidMessages
@@ -216,23 +218,24 @@ def describe(error: Exception) -> ApiError:
         return _invalid_body(error.errors())
     if isinstance(error, StarletteHTTPException):
         return _http_error(error)
-    failure = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), None)
-    if failure is None:
-        log.error("unexpected %s", type(error).__name__, exc_info=error)
-        failure = UNEXPECTED
+    failure = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), UNEXPECTED)
     if isinstance(error, AdapterRefused):  # each reason has a code of its own
         failure = Failure(ADAPTER_STATUS.get(error.code, failure.status), INVALID, error.code)
     elif isinstance(error, tenancy.TenancyError):
         failure = Failure(failure.status, failure.type, error.code)
     elif isinstance(error, registry.RegistryError):
-        if failure.message is not None:
-            log.error("the registry failed a request: %s", error)
         failure = Failure(failure.status, failure.type, error.code, failure.message)
-    return ApiError(
-        failure.status,
-        error_body(failure.message or str(error), failure, getattr(error, "param", None)),
-        _headers(error, failure),
-    )
+    message = str(error) if failure.message is None else _withheld(error, failure)
+    body = error_body(message, failure, getattr(error, "param", None))
+    return ApiError(failure.status, body, _headers(error, failure))
+
+
+def _withheld(error: Exception, failure: Failure) -> str:
+    """What is said in place of an error's own words, which the log has under the same request id."""
+    request = logs.request_id.get()
+    trace = error if failure is UNEXPECTED else None
+    log.error("request %s failed: %s: %s", request or "-", type(error).__name__, error, exc_info=trace)
+    return f"{failure.message} (request id {request})" if request else str(failure.message)
 
 
 def error_body(message: str, failure: Failure, param: str | None = None) -> dict[str, Any]:
