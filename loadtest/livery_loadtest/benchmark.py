@@ -14,17 +14,9 @@ from typing import Protocol
 import httpx
 
 from livery_loadtest.check import CheckResult, check_request_count, check_target, compare_targets
-from livery_loadtest.client import (
-    Dialect,
-    Record,
-    Target,
-    TargetUnusable,
-    http_client,
-    list_models,
-    send,
-    server_version,
-)
+from livery_loadtest.client import Dialect, Record, http_client, send
 from livery_loadtest.closed_loop import closed_loop
+from livery_loadtest.target import Target, TargetUnusable, list_models, server_version
 from livery_loadtest.workload import Phase, Scenario, Workload, round_requests
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from livery_loadtest.benchmark import AlwaysOn, Benchmark, Plan, Stage, Subject, find_subjects, request_count
-from livery_loadtest.client import Dialect, Target, TargetUnusable
+from livery_loadtest.client import Dialect
 from livery_loadtest.machine import Machine, describe_machine
 from livery_loadtest.origin import Origin
 from livery_loadtest.peers import EnvironmentFailed
@@ -25,6 +25,7 @@ from livery_loadtest.peers.vllm import VllmEnvironment, default_environment
 from livery_loadtest.progress import RequestBar
 from livery_loadtest.report import Report, build_report, print_report
 from livery_loadtest.servers import ServerFailed, Sleep
+from livery_loadtest.target import Target, TargetUnusable
 from livery_loadtest.workload import Popularity, Scenario, Workload
 
 LOCAL = "livery=http://127.0.0.1:8000"

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from livery_loadtest.gaps import Gaps
 from livery_loadtest.script import Planned
 
 
@@ -14,11 +15,13 @@ class Record:
     """What happened to one request. Times are seconds of `time.perf_counter`, 0.0 where not reached.
 
     `intended` is when it should have been sent, `sent` when its first byte was: latencies count from `intended`, so
-    that a client that was held up doesn't flatter the server (coordinated omission). `events` are the arrival times
-    of events that carried text, reasoning or a call; a server may put several tokens into one, or hold one back.
-    `output_tokens` is the server's own usage, None where it sent none; `error` a short kind, such as "http 404",
-    None where the answer was whole. `model_told` is the `model` of the answer, `version` its `x-livery-adapter`.
-    `retry_after_s` is what a refusal asked for. `left` marks a client that went away as planned.
+    that a client that was held up doesn't flatter the server (coordinated omission). `connected` is when a connection
+    made for it was there, 0.0 where one was kept from before. `events` are the arrival times of events that carried
+    text, reasoning or a call; a server may put several tokens into one, or hold one back. `output_tokens` is the
+    server's own usage, None where it sent none; `error` a short kind, such as "http 404", None where the answer was
+    whole. `model_told` is the `model` of the answer, `version` its `x-livery-adapter`. `retry_after_s` is what a
+    refusal asked for. `left` marks a client that went away as planned. `retried`: a connection kept from before had
+    been closed meanwhile, and the request went out once more on another.
     """
 
     planned: Planned
@@ -39,6 +42,7 @@ class Record:
     error_message: str = ""
     retry_after_s: float | None = None
     left: bool = False
+    retried: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,9 @@ class Hooked:
 class Run:
     """One workload, once, on one target. `started` and `seconds` bound it on the clock of its records.
 
-    `interrupted` is set where it was stopped midway: what is here then is what was finished by then.
+    `gaps` are the times between events where the run was too long to keep those: each record then has only its first
+    and its last event. `interrupted` is set where it was stopped midway: what is here then is what was finished by
+    then.
     """
 
     target: str
@@ -107,3 +113,4 @@ class Run:
     loads: Sequence[Load] = ()
     hooked: Sequence[Hooked] = ()
     interrupted: bool = False
+    gaps: Gaps | None = None

@@ -46,7 +46,7 @@ class LaunchSpec:
     """How to start a server. `url` is its root.
 
     It is ready when GET `ready` answers 200 and /v1/models lists every name in `expects`. `models` and `fields` are
-    as in livery_loadtest.client.Target. `told_by` names the option that arguments of the command came from, if any.
+    as in livery_loadtest.target.Target. `told_by` names the option that arguments of the command came from, if any.
     """
 
     name: str

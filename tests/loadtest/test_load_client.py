@@ -5,16 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from livery_loadtest.client import (
-    Dialect,
-    Record,
-    Target,
-    TargetUnusable,
-    http_client,
-    list_models,
-    send,
-    server_version,
-)
+from livery_loadtest.client import Dialect, Record, http_client, send
+from livery_loadtest.target import Target
 from livery_loadtest.workload import Request
 from loadtest.known_server import CUT, FAILING, REFUSED, SILENT_USAGE, UNFINISHED, KnownServer
 
@@ -77,32 +69,9 @@ async def test_nobody_listening_is_an_error_in_the_record() -> None:
     assert record.error == "ConnectError"
 
 
-async def test_models_and_version_come_from_the_server(faulty: KnownServer) -> None:
-    target = Target("faulty", faulty.url + "/v1/")
-    assert target.url == faulty.url
-    async with http_client(10) as client:
-        assert await list_models(client, target) == faulty.models
-        assert await server_version(client, target) == "faulty-1.0"
-
-
-async def test_a_server_without_models_is_unusable(faulty: KnownServer) -> None:
-    faulty.models.clear()
-    async with http_client(10) as client:
-        with pytest.raises(TargetUnusable, match="lists no model"):
-            await list_models(client, Target("faulty", faulty.url))
-        with pytest.raises(TargetUnusable, match="is the server up"):
-            await list_models(client, Target("nowhere", "http://127.0.0.1:9"))
-
-
 async def test_the_key_is_sent_as_a_bearer_token() -> None:
     async with http_client(10, "sk-test") as client:
         assert client.build_request("GET", "http://x").headers["authorization"] == "Bearer sk-test"
-
-
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "", "ftp://x"])
-def test_a_target_needs_a_url(url: str) -> None:
-    with pytest.raises(ValueError, match="expected NAME=http://HOST:PORT"):
-        Target("ours", url)
 
 
 def test_timeouts_are_httpx_errors() -> None:

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from livery_loadtest.check import FIXED_PROMPT, CheckResult, check_target, compare_targets
 from livery_loadtest.cli import app
-from livery_loadtest.client import Dialect, Target, http_client, send
+from livery_loadtest.client import Dialect, http_client, send
+from livery_loadtest.target import Target
 from livery_loadtest.workload import Workload
 from loadtest.known_server import CHANGING, CUT, KnownServer
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from rich.console import Console
 
-from livery_loadtest.client import Target
 from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment, llama_cpp_command, lora_fields
 from livery_loadtest.peers.peft import VARIABLES, ensure_peft, peft_command
 from livery_loadtest.peers.vllm import VllmEnvironment, vllm_command, vllm_variables
@@ -31,6 +30,7 @@ from livery_loadtest.servers import (
     free_port,
     memory_mib,
 )
+from livery_loadtest.target import Target
 
 FIND_MODEL = "import sys; from livery.models import resolve_model; print(resolve_model(sys.argv[1]).path)"
 FIND_GGUF = "import sys; from livery.models import gguf_file; print(gguf_file(sys.argv[1]))"
