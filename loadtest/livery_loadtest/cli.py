@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from livery_loadtest.benchmark import AlwaysOn, Benchmark, Plan, Stage, Subject, find_subjects, request_count
+from livery_loadtest.benchmark_report import Report, build_report, print_report
 from livery_loadtest.client import Dialect
 from livery_loadtest.machine import Machine, describe_machine
 from livery_loadtest.origin import Origin
@@ -23,7 +24,6 @@ from livery_loadtest.peers.launching import SERVERS, PeersSetup, SideBySide
 from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment
 from livery_loadtest.peers.vllm import VllmEnvironment, default_environment
 from livery_loadtest.progress import RequestBar
-from livery_loadtest.report import Report, build_report, print_report
 from livery_loadtest.servers import ServerFailed, Sleep
 from livery_loadtest.target import Target, TargetUnusable
 from livery_loadtest.workload import Popularity, Scenario, Workload

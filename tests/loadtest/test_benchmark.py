@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from livery_loadtest.benchmark_report import SCHEMA
 from livery_loadtest.cli import app
-from livery_loadtest.report import SCHEMA
 from loadtest.known_server import CUT, FAILING, KnownServer
 
 

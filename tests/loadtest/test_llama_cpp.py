@@ -13,13 +13,13 @@ from rich.console import Console
 
 from livery_loadtest.bars import Verdict
 from livery_loadtest.benchmark import Cell, CellResult, Outcome, Plan, Subject, find_subjects
+from livery_loadtest.benchmark_report import build_report
 from livery_loadtest.client import Dialect, Record, http_client, send
 from livery_loadtest.machine import describe_machine
 from livery_loadtest.origin import Origin
 from livery_loadtest.peers import EnvironmentFailed
 from livery_loadtest.peers.launching import gguf_file
 from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment, llama_cpp_command, lora_fields, unpack
-from livery_loadtest.report import build_report
 from livery_loadtest.servers import ServerFailed
 from livery_loadtest.target import Target
 from livery_loadtest.workload import Request, Scenario, Workload

@@ -1,0 +1,1 @@
+"""What people and programs get to see of a measurement: a JSON document, tables, one HTML page. Measures nothing."""

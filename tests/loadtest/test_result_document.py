@@ -1,0 +1,142 @@
+"""The result document: written, read back, whole; without secrets; refused where it isn't one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from livery_loadtest.columns import Columns
+from livery_loadtest.figures import Measured, summarise
+from livery_loadtest.machine import Machine
+from livery_loadtest.origin import Origin
+from livery_loadtest.report.packed import pack, unpack_samples
+from livery_loadtest.report.result import Result, ResultUnreadable, Target, make_result, read_result, write_result
+from loadtest.made_runs import BUSY, Making, made_run, workload
+
+ORIGIN = Origin(
+    "livery bench run load.yaml --target ours=http://admin:secret@host:1",
+    "2026-11-21T12:00:00+00:00",
+    "1.0",
+    Machine("A CPU", 2, 16.0, "Linux", "3.11", 0.1),
+)
+
+
+def made_result(repeats: int = 2, **making: object) -> Result:
+    ours = Making(requests=90, failing=0.05, leaving=0.05, cold=5, **making)
+    theirs = Making(requests=90, ttft_s=0.16, **making)
+    runs = [
+        made_run(some, name, repeat) for repeat in range(repeats) for name, some in (("ours", ours), ("theirs", theirs))
+    ]
+    targets = [
+        Target(name="ours", url="http://admin:secret@host:1", adapters=("a", "b"), settings={"--x": "because"}),
+        Target(name="theirs", url="http://host:2"),
+        Target(name="unused", url="http://host:3"),
+    ]
+    return make_result(workload(), targets, runs, ORIGIN)
+
+
+def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
+    result = made_result()
+    path = tmp_path / "deep" / "result.json"
+    write_result(result, path)
+    again = read_result(path)
+    assert msgspec.json.encode(again) == msgspec.json.encode(result)
+    assert [one.name for one in again.targets] == ["ours", "theirs"]
+    for name, repeats in again.measured.items():
+        worked_out = summarise(name, repeats, again.workload)
+        told = next(one for one in again.summary if one.target == name)
+        assert worked_out == told  # any number can be worked out again from the file
+
+
+def test_the_file_is_plain_json_with_a_line_for_each_repeat(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_result(made_result(), path)
+    assert json.loads(path.read_text())["schema"] == "livery-load/1"
+    before, _, repeats = path.read_text().partition('"repeats": [\n')
+    assert (len(before.splitlines()), len(repeats.splitlines())) == (len(Result.__struct_fields__), 4 + 2)
+
+
+def test_columns_keep_what_was_recorded_to_the_microsecond() -> None:
+    run = made_run(Making(requests=70, failing=0.1, leaving=0.1, cold=3))
+    before, after = Columns.of(run), pack(run, run.started).columns()
+    for name in Columns.__slots__:
+        told, found = getattr(before, name), getattr(after, name)
+        if isinstance(told, tuple):
+            assert told == found
+        elif told.dtype == np.float64:
+            np.testing.assert_allclose(found, told, atol=1.6e-6 if name == "arrivals" else 6e-7, equal_nan=True)
+        else:
+            np.testing.assert_array_equal(found, told)
+
+
+def test_samples_and_loads_come_back() -> None:
+    run = made_run(Making(requests=30))
+    packed = pack(run, run.started)
+    assert packed.loads == list(run.loads)
+    assert set(packed.samples.steady) == {"process_open_fds"}
+    for before, after in zip(run.samples, unpack_samples(packed.samples), strict=True):
+        assert after.values == before.values
+        assert after.at == pytest.approx(before.at, abs=1e-3)
+
+
+def test_no_password_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_result(made_result(), path)
+    assert "secret" not in path.read_text()
+    assert "http://host:1" in path.read_text()
+
+
+def test_what_makes_a_run_invalid_is_told_with_its_target_and_repeat() -> None:
+    runs = [made_run(Making(requests=30), "ours", 0), made_run(Making(requests=30), "ours", 1, BUSY)]
+    result = make_result(workload(), [Target(name="ours", url="http://host")], runs, ORIGIN)
+    assert result.doubts == [f"ours, repeat 2: {BUSY.reasons[0]}"]
+    assert made_result().doubts == []
+
+
+def test_a_result_of_nothing_is_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_result(make_result(workload(), [], [], ORIGIN), path)
+    assert read_result(path).summary == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda told: told.update(schema="livery-load/9"), "schema"),
+        (lambda told: told["repeats"][0]["requests"]["sent_us"].pop(), "column sent_us has 89 entries"),
+        (lambda told: told["repeats"][0]["requests"].update(gaps="AAAA"), "gaps can't be read"),
+        (lambda told: told["repeats"][0]["requests"]["model"].__setitem__(0, 99), "column model"),
+        (lambda told: told["repeats"][0]["requests"]["events"].__setitem__(0, 999), "gaps has"),
+        (lambda told: told["repeats"][0].update(target="nobody"), "nobody"),
+        (lambda told: told.update(extra=1), "extra"),
+    ],
+)
+def test_what_is_no_result_is_refused_by_name(tmp_path: Path, change: object, says: str) -> None:
+    path = tmp_path / "result.json"
+    write_result(made_result(repeats=1), path)
+    told = json.loads(path.read_text())
+    assert callable(change)
+    change(told)
+    path.write_text(json.dumps(told))
+    with pytest.raises(ResultUnreadable, match=says) as refused:
+        read_result(path)
+    assert str(path) in str(refused.value)
+
+
+def test_a_missing_or_broken_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ResultUnreadable, match=r"nowhere\.json: No such file"):
+        read_result(tmp_path / "nowhere.json")
+    (tmp_path / "cut.json").write_text('{"schema": "livery-load/1", ')
+    with pytest.raises(ResultUnreadable, match=r"cut\.json"):
+        read_result(tmp_path / "cut.json")
+
+
+def test_measured_repeats_are_in_order_whatever_the_order_of_the_file() -> None:
+    result = made_result(repeats=3)
+    turned = msgspec.structs.replace(result, repeats=tuple(reversed(result.repeats)))
+    assert [one.repeat for one in turned.measured["ours"]] == [0, 1, 2]
+    assert isinstance(turned.measured["ours"][0], Measured)
