@@ -42,6 +42,7 @@ from livery_adapters.registry import (
     Registry,
     VersionFacts,
     VersionState,
+    reader_of,
 )
 from livery_adapters.store import BlobStore
 from livery_adapters.text_side import NoText, TextSide, profile_beside
@@ -171,42 +172,59 @@ class AdapterLibrary:
             added_tokens=facts.added_tokens,
         )
 
-    # -- change --------------------------------------------------------------------------------------
+    # -- change, of a name that is `owner`'s (None: anybody's) -------------------------------------
 
-    async def activate(self, name: str, version: str, expected_generation: int | None = None) -> AdapterRecord:
+    async def activate(
+        self, name: str, version: str, expected_generation: int | None = None, *, owner: str | None = None
+    ) -> AdapterRecord:
         """Serve another version of the name's history, by number or digest prefix.
 
         One that was never run is proven first. Raises RegistryError, AdapterRefused.
         """
-        chosen = await asyncio.to_thread(self.registry.version, name, version)
+        chosen = await asyncio.to_thread(self.registry.version, name, version, owner=owner)
         self._check_base(chosen.facts)
         if chosen.state != "ready" and self._proves:
             await self.prove(chosen)
-        return await asyncio.to_thread(self.registry.activate, name, chosen.facts.digest, expected_generation)
+        return await asyncio.to_thread(
+            self.registry.activate, name, chosen.facts.digest, expected_generation, owner=owner
+        )
 
-    async def rollback(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
+    async def rollback(
+        self, name: str, expected_generation: int | None = None, *, owner: str | None = None
+    ) -> AdapterRecord:
         """Serve what was active before, passing over what was taken in for another base model.
 
         One that was never run is proven first. Raises RegistryError when there is nothing before, AdapterRefused.
         """
         base = self.base.digest or None  # a stock that was opened without its base can't compare
-        target = await asyncio.to_thread(self.registry.rollback_target, name, base)
+        target = await asyncio.to_thread(self.registry.rollback_target, name, base, owner=owner)
         if target.state != "ready" and self._proves:
             await self.prove(target)
-        return await asyncio.to_thread(self.registry.rollback, name, expected_generation, base)
+        return await asyncio.to_thread(self.registry.rollback, name, expected_generation, base, owner=owner)
 
     async def set_profile(
-        self, name: str, profile: Profile, expected_generation: int | None = None, quota: Quota = NO_QUOTA
+        self,
+        name: str,
+        profile: Profile,
+        expected_generation: int | None = None,
+        quota: Quota = NO_QUOTA,
+        *,
+        owner: str | None = None,
     ) -> AdapterRecord:
         """Serve the active version's weights with another profile. Raises RegistryError, AdapterRefused."""
-        if (active := (await asyncio.to_thread(self.registry.get, name)).active) is not None:
+        record = await asyncio.to_thread(self.registry.get, name, reader=reader_of(owner))
+        if (active := record.active) is not None:
             check_labels(profile, active.facts.num_labels)
             profile = await self._text.settle(profile, active.facts.beside, active.facts.added_tokens)
-        return await asyncio.to_thread(self.registry.set_profile, name, profile.to_json(), expected_generation, quota)
+        return await asyncio.to_thread(
+            self.registry.set_profile, name, profile.to_json(), expected_generation, quota, owner=owner
+        )
 
-    async def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
+    async def retire(
+        self, name: str, expected_generation: int | None = None, *, owner: str | None = None
+    ) -> AdapterRecord:
         """Take the name out of service; its history goes with it. Raises RegistryError."""
-        return await asyncio.to_thread(self.registry.retire, name, expected_generation)
+        return await asyncio.to_thread(self.registry.retire, name, expected_generation, owner=owner)
 
     async def export(self, weights: str, out: Path) -> None:
         """Copy a stored version's two files into a directory. Raises FileExistsError unless it is new or empty."""

@@ -49,7 +49,8 @@ class AddOptions:
 class AdapterManagement:
     """Every verb on adapters and aliases, by their names in full. Use from one event loop.
 
-    What a tenant's key may do, and what it calls things, is said in livery.managed.
+    What a tenant's key may do, and what it calls things, is said in livery.managed. With an `owner` a verb knows that
+    tenant's names alone, as they are at that moment; None: everybody's.
 
     Raises RegistryError (unknown names, conflicts), AdapterRefused (a bad adapter, source or name), TooManyIntakes,
     LimitExceeded.
@@ -118,9 +119,9 @@ class AdapterManagement:
         found = await asyncio.to_thread(self._registry.get, name, include_retired=leaving, reader=reader)
         return await self._record(found)
 
-    async def profile(self, name: str) -> Json:
+    async def profile(self, name: str, *, owner: str | None = None) -> Json:
         """The active version's profile, as `set_profile` takes it, and the generation to expect."""
-        record = await asyncio.to_thread(self._registry.get, name)
+        record = await self._get(name, owner)
         active = record.active.facts if record.active else None
         return {
             "name": name,
@@ -129,10 +130,10 @@ class AdapterManagement:
             "profile": dict(active.profile) if active else {},
         }
 
-    async def versions(self, name: str) -> Json:
+    async def versions(self, name: str, *, owner: str | None = None) -> Json:
         """The name's history, newest first."""
-        record = await asyncio.to_thread(self._registry.get, name)
-        history = await asyncio.to_thread(self._registry.versions, name)
+        record = await self._get(name, owner)
+        history = await asyncio.to_thread(self._registry.versions, name, owner=owner)
         active = record.active.facts.digest if record.active else None
         return {
             "object": "list",
@@ -206,36 +207,53 @@ class AdapterManagement:
         except UnknownAdapter:
             raise AdapterNotFound(name) from None
 
-    async def activate(self, name: str, version: str, expected_generation: int | None = None) -> Json:
+    async def activate(
+        self, name: str, version: str, expected_generation: int | None = None, *, owner: str | None = None
+    ) -> Json:
         async with self._changing(name):
-            record = await self.library.activate(name, version, expected_generation)
+            record = await self.library.activate(name, version, expected_generation, owner=owner)
         return await self._record(record)
 
-    async def rollback(self, name: str, expected_generation: int | None = None) -> Json:
+    async def rollback(
+        self, name: str, expected_generation: int | None = None, *, owner: str | None = None
+    ) -> Json:
         async with self._changing(name):
-            record = await self.library.rollback(name, expected_generation)
+            record = await self.library.rollback(name, expected_generation, owner=owner)
         return await self._record(record)
 
     async def set_profile(
-        self, name: str, profile: Profile, expected_generation: int | None = None, quota: Quota = NO_QUOTA
+        self,
+        name: str,
+        profile: Profile,
+        expected_generation: int | None = None,
+        quota: Quota = NO_QUOTA,
+        *,
+        owner: str | None = None,
     ) -> Json:
         """Give the active version's weights another profile: a new version, or one there was."""
         async with self._changing(name):
-            record = await self.library.set_profile(name, profile, expected_generation, quota)
+            record = await self.library.set_profile(name, profile, expected_generation, quota, owner=owner)
         return await self._record(record)
 
-    async def retire(self, name: str, *, drain_s: float = 0.0, expected_generation: int | None = None) -> Json:
+    async def retire(
+        self,
+        name: str,
+        *,
+        drain_s: float = 0.0,
+        expected_generation: int | None = None,
+        owner: str | None = None,
+    ) -> Json:
         """No new requests; waits up to `drain_s` seconds for those under way, which finish in any case.
 
         Once more, while they are still under way, only waits.
         """
         try:
             async with self._changing(name):
-                record = await self.library.retire(name, expected_generation)
+                record = await self.library.retire(name, expected_generation, owner=owner)
         except UnknownAdapter:
             if not self._live.requests(name):
                 raise
-            record = await asyncio.to_thread(self._registry.get, name, include_retired=True)
+            record = await self._get(name, owner, include_retired=True)
         deadline = asyncio.get_running_loop().time() + min(drain_s, MAX_DRAIN_S)
         while self._live.requests(name) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(DRAIN_POLL_S)
@@ -244,20 +262,21 @@ class AdapterManagement:
     async def pin(self, name: str, pinned: bool) -> Json:
         """A pinned adapter is loaded when the server starts and stays in device memory."""
         if pinned:  # what can't be loaded is refused before the pin is written down
-            await self._live.prefetch(await asyncio.to_thread(self._registry.get, name), OPERATOR)
+            await self._live.prefetch(await self._get(name, None), OPERATOR)
         async with self._changing(name):
             record = await asyncio.to_thread(self._registry.pin, name, pinned)
         return await self._record(record)
 
-    async def prefetch(self, name: str, *, shown: str | None = None, principal: Principal = OPERATOR) -> Json:
+    async def prefetch(
+        self, name: str, *, shown: str | None = None, principal: Principal = OPERATOR, owner: str | None = None
+    ) -> Json:
         """Have the engine read the active version before a request asks for it. `shown` is what messages call it."""
-        record = await asyncio.to_thread(self._registry.get, name)
+        record = await self._get(name, owner)
         await self._live.prefetch(replace(record, name=shown or name), principal)
         return await self._record(record)
 
-    async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json:
+    async def share(self, name: str, tenant: str, *, shared: bool = True, owner: str | None = None) -> Json:
         """Let another tenant use an adapter until that is deleted, or (`shared` False) no longer."""
-        owner = self.owner_of(name)
         change = self._registry.share if shared else self._registry.unshare
         async with self._changing(name):
             found = await asyncio.to_thread(change, name, owner, tenant)
@@ -270,8 +289,8 @@ class AdapterManagement:
         found = await asyncio.to_thread(self._registry.aliases, tenant)
         return {"object": "list", "data": [alias_json(alias) for alias in found]}
 
-    async def alias(self, name: str) -> Json:
-        return alias_json(await asyncio.to_thread(self._registry.alias, name))
+    async def alias(self, name: str, *, owner: str | None = None) -> Json:
+        return alias_json(await asyncio.to_thread(self._registry.alias, name, reader_of(owner)))
 
     async def set_alias(
         self,
@@ -295,9 +314,9 @@ class AdapterManagement:
             )
         return alias_json(alias)
 
-    async def delete_alias(self, name: str) -> Json:
+    async def delete_alias(self, name: str, *, owner: str | None = None) -> Json:
         async with self._changing(name):
-            await asyncio.to_thread(self._registry.delete_alias, name)
+            await asyncio.to_thread(self._registry.delete_alias, name, owner=owner)
         return {"name": name, "deleted": True}
 
     # -- the stock -------------------------------------------------------------------------------------
@@ -335,6 +354,11 @@ class AdapterManagement:
 
     def _changing(self, name: str) -> AbstractAsyncContextManager[None]:
         return self._live.changing(name, self.owner_of(name))
+
+    async def _get(self, name: str, owner: str | None, *, include_retired: bool = False) -> AdapterRecord:
+        return await asyncio.to_thread(
+            self._registry.get, name, include_retired=include_retired, reader=reader_of(owner)
+        )
 
     async def _report(self, fill: Fill, approximate: int, payer: str) -> Json:
         with self._intakes.claim(payer):

@@ -10,6 +10,7 @@ from livery_adapters.registry.errors import (
     NameTaken,
     NothingToRollBack,
     OwnedElsewhere,
+    OwnerChanged,
     QuotaExceeded,
     RegistryError,
     RegistryTooNew,
@@ -36,6 +37,7 @@ from livery_adapters.registry.records import (
     VersionFacts,
     VersionState,
     View,
+    reader_of,
 )
 from livery_adapters.registry.registry import Registry
 
@@ -57,6 +59,7 @@ __all__ = [
     "NamedVersion",
     "NothingToRollBack",
     "OwnedElsewhere",
+    "OwnerChanged",
     "Page",
     "Quota",
     "QuotaExceeded",
@@ -76,5 +79,6 @@ __all__ = [
     "VersionFacts",
     "VersionState",
     "View",
+    "reader_of",
     "validate_name",
 ]

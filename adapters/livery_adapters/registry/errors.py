@@ -106,6 +106,19 @@ class NameTaken(AboutName):
         return f"{shown} is {article} {self.kind}; delete it first or use another name"
 
 
+class OwnerChanged(AboutName):
+    """Whose a name is changed while it was on its way in: a tenant was made or deleted. `now` owns it by now."""
+
+    code = "owner_changed"
+
+    def __init__(self, name: str, now: str) -> None:
+        super().__init__(name)
+        self.now = now
+
+    def words(self, shown: str) -> str:
+        return f"{shown} is a name of tenant {self.now!r} by now, which it was not when this began; add it again"
+
+
 class NothingToRollBack(AboutName):
     """No version was active before the active one, or it is no longer kept."""
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, and_, delete, func, insert, not_, sele
 from livery_adapters.names import OPERATOR
 from livery_adapters.registry import changes, reading
 from livery_adapters.registry.errors import InvalidShare, QuotaExceeded, TenantNotEmpty
-from livery_adapters.registry.records import NO_QUOTA, Quota, Reader, Usage
+from livery_adapters.registry.records import NO_QUOTA, Quota, Usage, reader_of
 from livery_adapters.registry.rows import printable
 from livery_adapters.registry.schema import adapters, aliases, shares, versions
 
@@ -65,10 +65,10 @@ def check_room(connection: Connection, name: str, owner: str, quota: Quota) -> N
 # -- shares --------------------------------------------------------------------------------------------
 
 
-def share(connection: Connection, name: str, owner: str, grantee: str) -> tuple[str, ...]:
+def share(connection: Connection, name: str, owner: str | None, grantee: str) -> tuple[str, ...]:
     """See Registry.share."""
     grantee = printable(grantee)
-    reading.get(connection, name, reader=Reader("owner", owner))
+    owner = reading.get(connection, name, reader=reader_of(owner)).owner
     if owner == OPERATOR:
         raise InvalidShare(name, "it is the operator's, which every tenant may use anyway")
     if grantee in (owner, OPERATOR):
@@ -83,9 +83,9 @@ def share(connection: Connection, name: str, owner: str, grantee: str) -> tuple[
     return grantees(connection, name)
 
 
-def unshare(connection: Connection, name: str, owner: str, grantee: str) -> tuple[str, ...]:
+def unshare(connection: Connection, name: str, owner: str | None, grantee: str) -> tuple[str, ...]:
     """See Registry.unshare."""
-    reading.get(connection, name, reader=Reader("owner", owner))
+    reading.get(connection, name, reader=reader_of(owner))
     match = (shares.c.name == name) & (shares.c.grantee == printable(grantee))
     if connection.execute(delete(shares).where(match)).rowcount:
         changes.note(connection, name)

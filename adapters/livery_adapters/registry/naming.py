@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 from livery_adapters.names import OPERATOR
 from livery_adapters.registry import changes, reading
 from livery_adapters.registry.errors import InvalidAlias, NameTaken, UnknownAlias
-from livery_adapters.registry.records import Alias, AliasTarget, Reader, Sticky
+from livery_adapters.registry.records import Alias, AliasTarget, Reader, Sticky, reader_of
 from livery_adapters.registry.rows import printable
 from livery_adapters.registry.schema import alias_targets, aliases
 from livery_adapters.registry.writing import check_generation
@@ -70,9 +70,9 @@ def set_alias(
     return found
 
 
-def delete_alias(connection: Connection, name: str, expected: int | None) -> None:
+def delete_alias(connection: Connection, name: str, expected: int | None, owner: str | None) -> None:
     """See Registry.delete_alias."""
-    before = find(connection, name)
+    before = find(connection, name, reader_of(owner))
     if before is None:
         raise UnknownAlias(name)
     check_generation(name, expected, before.generation)

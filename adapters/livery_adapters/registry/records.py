@@ -138,6 +138,11 @@ class Reader:
     tenant: str
 
 
+def reader_of(owner: str | None) -> Reader | None:
+    """An owner as one who asks; None for one who sees everything."""
+    return None if owner is None else Reader("owner", owner)
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """Whose eyes a list is for: names of its own, which it knows without OWNER/, the operator's, and shared ones.

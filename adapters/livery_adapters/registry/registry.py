@@ -13,14 +13,15 @@ thread may call them. Bytes, engines and HTTP are not known here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from livery_adapters.names import OPERATOR, validate_name
 from livery_adapters.registry import changes, keeping, naming, reading, viewing, writing
 from livery_adapters.registry.briefs import Brief, briefs
 from livery_adapters.registry.database import Database
-from livery_adapters.registry.errors import UnknownAlias
+from livery_adapters.registry.errors import OwnerChanged, UnknownAlias
 from livery_adapters.registry.migrations import migrate
 from livery_adapters.registry.records import (
     NO_QUOTA,
@@ -36,31 +37,34 @@ from livery_adapters.registry.records import (
     VersionFacts,
     VersionState,
     View,
+    reader_of,
 )
 from livery_adapters.registry.rows import printable
 from livery_adapters.registry.schema import adapters, aliases, versions
-from livery_adapters.registry.tenants import TenantsVerbs
+from livery_adapters.registry.tenants import TenantVerbs
 
 
-class Registry(TenantsVerbs):
+class Registry(TenantVerbs, AliasVerbs):
     """The only writer of names, versions, aliases and states.
 
     Every method may raise RegistryUnavailable (the database can't be used now) or RegistryUnreadable (damaged).
     `expected_generation` makes a change a compare-and-set, with GenerationMismatch for the loser; 0 expects that
-    the name doesn't exist.
+    the name doesn't exist. Where an `owner` changes or looks at a name, it is unknown unless it is that tenant's (None:
+    whosever it is).
     """
 
-    def __init__(self, database: Database, reserved: Collection[str] = ()) -> None:
-        """Use `open`, which brings the schema up to date."""
-        super().__init__(database)
-        self.reserved = frozenset(reserved)
-
     @classmethod
-    def open(cls, url: str | Path, reserved: Collection[str] = frozenset()) -> Registry:
+    def open(
+        cls,
+        url: str | Path,
+        reserved: Collection[str] = frozenset(),
+        owner_of: Callable[[str], str] | None = None,
+    ) -> Registry:
         """A SQLite file, made when it isn't there, or `postgresql://user@host/name`. An older schema is migrated.
 
-        `reserved` are names that nothing may have: the base model's. Raises RegistryTooNew, RegistryUnreadable,
-        RegistryUnavailable, RegistryError.
+        `reserved` are names that nothing may have: the base model's. `owner_of` says whose a name is at this moment and
+        blocks; it is asked whenever a name is settled, while nobody else writes, and may ask other databases. Raises
+        RegistryTooNew, RegistryUnreadable, RegistryUnavailable, RegistryError.
         """
         database = Database(url)
         try:
@@ -69,7 +73,7 @@ class Registry(TenantsVerbs):
         except BaseException:
             database.close()
             raise
-        return cls(database, reserved)
+        return cls(database, reserved, owner_of)
 
     def close(self) -> None:
         self.database.close()
@@ -101,12 +105,13 @@ class Registry(TenantsVerbs):
         past. When the folder gives the files it gave last time, the record stays as it stands, also when it was
         retired or rolled back since. The same files checked against another base model bring new facts.
 
-        Raises AdapterRefused (invalid_name), NameTaken, GenerationMismatch, QuotaExceeded, and OwnedElsewhere: the
-        folder and others never share a name before it is retired.
+        Raises AdapterRefused (invalid_name), NameTaken, GenerationMismatch, QuotaExceeded, OwnerChanged, and
+        OwnedElsewhere: the folder and others never share a name before it is retired.
         """
         validate_name(name, self.reserved, owner)
         arrival = writing.Arrival(source, origin, state, pinned, activate, owner)
         with self.database.write() as connection, keeping.within(connection, owner, quota):
+            self._check_owner(name, owner)
             record = writing.put(connection, name, facts, arrival, expected_generation)
             if keep:
                 writing.trim(connection, keep, name)
@@ -135,9 +140,11 @@ class Registry(TenantsVerbs):
     def fail(self, name: str, *, code: str, message: str, source: str, origin: str, owner: str = OPERATOR) -> None:
         """Record why a version was not taken. An active one goes on serving, and a name without any is `failed`.
 
-        Nothing is recorded for a name that is an alias, or that another owner's version is active under.
+        Nothing is recorded for a name that is an alias, or another owner's, also by its active version.
         """
-        with self.database.write() as connection:
+        with self.database.write() as connection, suppress(OwnerChanged):
+            if source:  # else it is about a version that is there
+                self._check_owner(name, owner)
             writing.fail(connection, printable(name), code, message, source, origin, owner)
 
     def forget_failure(self, name: str) -> None:
@@ -145,16 +152,23 @@ class Registry(TenantsVerbs):
         with self.database.write() as connection:
             writing.forget_failure(connection, printable(name))
 
-    def activate(self, name: str, version: str, expected_generation: int | None = None) -> AdapterRecord:
+    def activate(
+        self, name: str, version: str, expected_generation: int | None = None, *, owner: str | None = None
+    ) -> AdapterRecord:
         """Serve a version of the history, by number or at least 8 digits of its digest.
 
         Raises UnknownAdapter, UnknownVersion, GenerationMismatch.
         """
         with self.database.write() as connection:
-            return writing.activate(connection, printable(name), version, expected_generation)
+            return writing.activate(connection, printable(name), version, expected_generation, owner)
 
     def rollback(
-        self, name: str, expected_generation: int | None = None, base_digest: str | None = None
+        self,
+        name: str,
+        expected_generation: int | None = None,
+        base_digest: str | None = None,
+        *,
+        owner: str | None = None,
     ) -> AdapterRecord:
         """Serve what was active before, and once more goes back further.
 
@@ -162,20 +176,24 @@ class Registry(TenantsVerbs):
         UnknownAdapter, NothingToRollBack, GenerationMismatch.
         """
         with self.database.write() as connection:
-            return writing.rollback(connection, printable(name), expected_generation, base_digest)
+            return writing.rollback(connection, printable(name), expected_generation, base_digest, owner)
 
-    def rollback_target(self, name: str, base_digest: str | None = None) -> NamedVersion:
+    def rollback_target(
+        self, name: str, base_digest: str | None = None, *, owner: str | None = None
+    ) -> NamedVersion:
         """What `rollback` would serve now. Raises UnknownAdapter, NothingToRollBack."""
         with self.database.read() as connection:
-            return writing.rollback_target(connection, printable(name), base_digest)
+            return writing.rollback_target(connection, printable(name), base_digest, owner)
 
-    def retire(self, name: str, expected_generation: int | None = None) -> AdapterRecord:
+    def retire(
+        self, name: str, expected_generation: int | None = None, *, owner: str | None = None
+    ) -> AdapterRecord:
         """Take the name out of service and drop its history. What the folder gave last stays known.
 
         Raises UnknownAdapter, GenerationMismatch.
         """
         with self.database.write() as connection:
-            return writing.retire(connection, printable(name), expected_generation)
+            return writing.retire(connection, printable(name), expected_generation, owner)
 
     def pin(self, name: str, pinned: bool) -> AdapterRecord:
         """Pinned adapters are loaded at start and keep their history. Raises UnknownAdapter."""
@@ -188,14 +206,16 @@ class Registry(TenantsVerbs):
         profile: Mapping[str, object],
         expected_generation: int | None = None,
         quota: Quota = NO_QUOTA,
+        *,
+        owner: str | None = None,
     ) -> AdapterRecord:
         """Serve the active version's weights with another profile: a new version, or one there was.
 
         Raises UnknownAdapter, GenerationMismatch, QuotaExceeded.
         """
         with self.database.write() as connection:
-            owner = reading.get(connection, printable(name)).owner
-            with keeping.within(connection, owner, quota):
+            record = reading.get(connection, printable(name), reader=reader_of(owner))
+            with keeping.within(connection, record.owner, quota):
                 return writing.set_profile(connection, printable(name), profile, expected_generation)
 
     def trim(self, keep: int) -> list[tuple[str, str]]:
@@ -284,14 +304,18 @@ class Registry(TenantsVerbs):
         with self.database.read() as connection:
             return reading.origins(connection, source)
 
-    def versions(self, name: str) -> tuple[NamedVersion, ...]:
+    def versions(self, name: str, *, owner: str | None = None) -> tuple[NamedVersion, ...]:
         """The history of a name, newest first. Raises UnknownAdapter."""
         with self.database.read() as connection:
+            if owner is not None:
+                reading.get(connection, printable(name), reader=reader_of(owner))
             return reading.history(connection, printable(name))
 
-    def version(self, name: str, wanted: str) -> NamedVersion:
+    def version(self, name: str, wanted: str, *, owner: str | None = None) -> NamedVersion:
         """One version by number or at least 8 digits of its digest. Raises UnknownAdapter, UnknownVersion."""
         with self.database.read() as connection:
+            if owner is not None:
+                reading.get(connection, printable(name), reader=reader_of(owner))
             return reading.version(connection, printable(name), wanted)
 
     def proven_facts(self, weights: str, approximate: int, base_digest: str) -> VersionFacts | None:
@@ -322,45 +346,3 @@ class Registry(TenantsVerbs):
         """
         with self.database.read() as connection:
             return changes.since(connection, since)
-
-    # -- aliases ---------------------------------------------------------------------------------------
-
-    def set_alias(
-        self,
-        name: str,
-        targets: Sequence[AliasTarget],
-        sticky: Sticky,
-        expected_generation: int | None = None,
-        *,
-        owner: str = OPERATOR,
-        quota: Quota = NO_QUOTA,
-    ) -> Alias:
-        """Let a name share its requests out to adapters that its owner may use, or to the base model, by weight.
-
-        Raises AdapterRefused (invalid_name), NameTaken, InvalidAlias, GenerationMismatch, QuotaExceeded.
-        """
-        validate_name(name, self.reserved, owner)
-        with self.database.write() as connection, keeping.within(connection, owner, quota):
-            return naming.set_alias(connection, name, targets, sticky, expected_generation, self.reserved, owner)
-
-    def alias(self, name: str, reader: Reader | None = None) -> Alias:
-        """Raises UnknownAlias."""
-        found = self.find_alias(name, reader)
-        if found is None:
-            raise UnknownAlias(name)
-        return found
-
-    def find_alias(self, name: str, reader: Reader | None = None) -> Alias | None:
-        """The alias, None when there is none of this name that `reader` may use (None: any)."""
-        with self.database.read() as connection:
-            return naming.find(connection, printable(name), reader)
-
-    def aliases(self, owner: str | None = None) -> tuple[Alias, ...]:
-        """All aliases of a tenant (None: of everybody) by name."""
-        with self.database.read() as connection:
-            return naming.every(connection, *([] if owner is None else [aliases.c.owner == printable(owner)]))
-
-    def delete_alias(self, name: str, expected_generation: int | None = None) -> None:
-        """Raises UnknownAlias, GenerationMismatch."""
-        with self.database.write() as connection:
-            naming.delete_alias(connection, printable(name), expected_generation)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from livery_adapters.registry import keeping
-from livery_adapters.registry.database import Database
 from livery_adapters.registry.records import Usage
 from livery_adapters.registry.rows import printable
+from livery_adapters.registry.verbs import Verbs
 
 
-class TenantsVerbs:
-    """Over one database. Every method is one transaction and may raise as Registry's do."""
+class TenantVerbs(Verbs):
+    """Whose names are, and who else may use them."""
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Around making or deleting a tenant: no name is settled meanwhile, here or in another process."""
+        with self.database.write():
+            yield
 
-    def share(self, name: str, owner: str, grantee: str) -> tuple[str, ...]:
+    def share(self, name: str, owner: str | None, grantee: str) -> tuple[str, ...]:
         """Let another tenant use an adapter, by its name in full, until that is deleted; whom it is shared with then.
 
-        Whether there is such a tenant isn't known here. Raises UnknownAdapter, InvalidShare.
+        It must be `owner`'s (None: anybody's). Whether there is such a tenant isn't known here. Raises UnknownAdapter,
+        InvalidShare.
         """
         with self.database.write() as connection:
             return keeping.share(connection, printable(name), owner, grantee)
 
-    def unshare(self, name: str, owner: str, grantee: str) -> tuple[str, ...]:
+    def unshare(self, name: str, owner: str | None, grantee: str) -> tuple[str, ...]:
         """Take `share` back. Raises UnknownAdapter."""
         with self.database.write() as connection:
             return keeping.unshare(connection, printable(name), owner, grantee)

@@ -144,25 +144,31 @@ def forget_failure(connection: Connection, name: str) -> None:
         _change(connection, name, {})
 
 
-def activate(connection: Connection, name: str, version: str, expected: int | None) -> AdapterRecord:
+def activate(
+    connection: Connection, name: str, version: str, expected: int | None, owner: str | None
+) -> AdapterRecord:
     """See Registry.activate."""
-    row = _existing(connection, name, expected)
+    row = _existing(connection, name, expected, owner)
     chosen = reading.version(connection, name, version)
     if chosen.number == row.active:
         return reading.get(connection, name)
     return _move(connection, row, chosen.number, chosen.facts.digest, row.activation)
 
 
-def rollback(connection: Connection, name: str, expected: int | None, base_digest: str | None) -> AdapterRecord:
+def rollback(
+    connection: Connection, name: str, expected: int | None, base_digest: str | None, owner: str | None
+) -> AdapterRecord:
     """See Registry.rollback."""
-    row = _existing(connection, name, expected)
+    row = _existing(connection, name, expected, owner)
     number, step = _step_back(connection, row, base_digest)
     return _move(connection, row, number, step.digest, step.previous)
 
 
-def rollback_target(connection: Connection, name: str, base_digest: str | None) -> NamedVersion:
+def rollback_target(
+    connection: Connection, name: str, base_digest: str | None, owner: str | None
+) -> NamedVersion:
     """See Registry.rollback_target."""
-    _, step = _step_back(connection, _existing(connection, name, None), base_digest)
+    _, step = _step_back(connection, _existing(connection, name, None, owner), base_digest)
     return reading.version(connection, name, step.digest)
 
 
@@ -184,9 +190,9 @@ def _step_back(connection: Connection, row: Row[Any], base_digest: str | None) -
     raise NothingToRollBack(row.name)
 
 
-def retire(connection: Connection, name: str, expected: int | None) -> AdapterRecord:
+def retire(connection: Connection, name: str, expected: int | None, owner: str | None) -> AdapterRecord:
     """See Registry.retire."""
-    row = _existing(connection, name, expected)
+    row = _existing(connection, name, expected, owner)
     connection.execute(delete(versions).where(versions.c.name == name))
     connection.execute(delete(shares).where(shares.c.name == name))
     values = {"retired": True, "pinned": False, "active": None, "activation": None, "generation": row.generation + 1}
@@ -254,9 +260,9 @@ def _generation(row: Row[Any] | None) -> int:
     return 0 if row is None or row.retired else int(row.generation)
 
 
-def _existing(connection: Connection, name: str, expected: int | None) -> Row[Any]:
+def _existing(connection: Connection, name: str, expected: int | None, owner: str | None = None) -> Row[Any]:
     row = reading.row_of(connection, name)
-    if row is None or (row.retired and row.error is None):
+    if row is None or (row.retired and row.error is None) or (owner is not None and row.owner != printable(owner)):
         raise UnknownAdapter(name)
     check_generation(name, expected, _generation(row))
     return row
