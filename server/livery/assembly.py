@@ -18,7 +18,7 @@ from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.served import ServedAdapters
 from livery.service import GenerationService
-from livery.tenancy import Flusher, KeyRing, TenantStore, UsageExpiry, UsageStore
+from livery.tenancy import Flusher, KeyRing, TenantStore, UsageExpiry, UsageStore, scope
 from livery.text import Tokenizer
 from livery.vitals import Vitals
 from livery_adapters.base_model import BaseModel
@@ -82,10 +82,13 @@ async def assemble(
 ) -> ServerParts:
     """Open what is on disk and take in what the folder holds. Raises RegistryError or NotADirectoryError."""
     progress("opening the registry")
-    registry = await asyncio.to_thread(
-        Registry.open, plan.registry or plan.data.registry_url(), frozenset({plan.base_name})
-    )
     tenants = await asyncio.to_thread(TenantStore.open, plan.data.tenants_url(plan.registry))
+    registry = await asyncio.to_thread(
+        Registry.open,
+        plan.registry or plan.data.registry_url(),
+        frozenset({plan.base_name}),
+        lambda name: scope.owner_of(name, tenants.is_tenant),
+    )
     keys = KeyRing(tenants)
     store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits)
     base = BaseModel(plan.base_name, info.base_digest, info.shapes)

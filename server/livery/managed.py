@@ -39,6 +39,7 @@ class ManagedAdapters:
         self._principal = principal
         self._admin = principal.role == "admin"
         self._payer = principal.tenant
+        self._owner = None if self._admin else principal.tenant
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -81,11 +82,11 @@ class ManagedAdapters:
 
     async def profile(self, name: str) -> Json:
         with self._own(name) as full:
-            return await self._management.profile(full) | {"name": name}
+            return await self._management.profile(full, owner=self._owner) | {"name": name}
 
     async def versions(self, name: str) -> Json:
         with self._own(name) as full:
-            return await self._management.versions(full) | {"name": name}
+            return await self._management.versions(full, owner=self._owner) | {"name": name}
 
     async def check(self, source: str, *, approximate: int = 0) -> Json:
         """The coverage report of an adapter that isn't taken in."""
@@ -122,21 +123,26 @@ class ManagedAdapters:
 
     async def activate(self, name: str, version: str, expected_generation: int | None = None) -> Json:
         with self._own(name) as full:
-            return self._told(await self._management.activate(full, version, expected_generation))
+            answer = await self._management.activate(full, version, expected_generation, owner=self._owner)
+            return self._told(answer)
 
     async def rollback(self, name: str, expected_generation: int | None = None) -> Json:
         with self._own(name) as full:
-            return self._told(await self._management.rollback(full, expected_generation))
+            return self._told(await self._management.rollback(full, expected_generation, owner=self._owner))
 
     async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> Json:
         with self._own(name) as full:
-            quota = scope.quota(self._principal)
-            return self._told(await self._management.set_profile(full, profile, expected_generation, quota))
+            answer = await self._management.set_profile(
+                full, profile, expected_generation, scope.quota(self._principal), owner=self._owner
+            )
+            return self._told(answer)
 
     async def retire(self, name: str, *, drain_s: float = 0.0, expected_generation: int | None = None) -> Json:
         """No new requests, and nobody has a share in what may get the name later."""
         with self._own(name) as full:
-            answer = await self._management.retire(full, drain_s=drain_s, expected_generation=expected_generation)
+            answer = await self._management.retire(
+                full, drain_s=drain_s, expected_generation=expected_generation, owner=self._owner
+            )
             return answer | {"name": name, "requests": self._under_way(full)}
 
     async def pin(self, name: str, pinned: bool) -> Json:
@@ -146,26 +152,28 @@ class ManagedAdapters:
 
     async def prefetch(self, name: str) -> Json:
         with self._own(name) as full:
-            return self._told(await self._management.prefetch(full, shown=name, principal=self._principal))
+            answer = await self._management.prefetch(full, shown=name, principal=self._principal, owner=self._owner)
+            return self._told(answer)
 
     async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json:
         """Let another tenant use an adapter of the caller's, or no longer. Whether there is such a one isn't told."""
         with self._own(name) as full:
             if not TENANT.fullmatch(tenant):
                 raise InvalidShare(name, f"{tenant[:80]!r} is no tenant's name: those have a-z, 0-9 and -, at most 39")
-            return await self._management.share(full, tenant, shared=shared) | {"name": name}
+            answer = await self._management.share(full, tenant, shared=shared, owner=self._owner)
+            return answer | {"name": name}
 
     # -- aliases ---------------------------------------------------------------------------------------
 
     async def aliases(self, tenant: str | None = None) -> Json:
         """The caller's own aliases by name; `tenant` is an admin's choice."""
         self._check(tenant is not None)
-        answer = await self._management.aliases(tenant if self._admin else self._principal.tenant)
+        answer = await self._management.aliases(self._owner or tenant)
         return answer | {"data": [self._alias(alias) for alias in answer["data"]]}
 
     async def alias(self, name: str) -> Json:
         with self._own(name, alias=True) as full:
-            return self._alias(await self._management.alias(full))
+            return self._alias(await self._management.alias(full, owner=self._owner))
 
     async def set_alias(
         self,
@@ -177,15 +185,15 @@ class ManagedAdapters:
         """Share requests out over adapters that the caller may use itself."""
         with self._own(name, alias=True, makes=True) as full:
             wanted = [(await self._target(name, target), weight) for target, weight in targets]
-            quota, owner = scope.quota(self._principal), None if self._admin else self._principal.tenant
+            quota = scope.quota(self._principal)
             answer = await self._management.set_alias(
-                full, wanted, sticky, expected_generation, owner=owner, quota=quota
+                full, wanted, sticky, expected_generation, owner=self._owner, quota=quota
             )
             return self._alias(answer)
 
     async def delete_alias(self, name: str) -> Json:
         with self._own(name, alias=True) as full:
-            return await self._management.delete_alias(full) | {"name": name}
+            return await self._management.delete_alias(full, owner=self._owner) | {"name": name}
 
     def check_operator(self) -> None:
         """Raises RoleNotAllowed for everybody else."""
@@ -215,8 +223,7 @@ class ManagedAdapters:
             raise
 
     def _bounded(self, options: AddOptions) -> AddOptions:
-        owner = None if self._admin else self._principal.tenant
-        return replace(options, owner=owner, quota=scope.quota(self._principal), payer=self._payer)
+        return replace(options, owner=self._owner, quota=scope.quota(self._principal), payer=self._payer)
 
     async def _target(self, alias: str, name: str) -> str:
         """The full name of an adapter that an alias is to lead to. Raises InvalidAlias."""

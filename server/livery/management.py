@@ -20,12 +20,21 @@ from livery.adapter_views import Json, alias_json, report_json, version_json
 from livery.intakes import Intakes
 from livery.live import Live, Offline
 from livery.origins import Origins, Upload, from_upload, kind_of
-from livery.refusals import AdapterExists, AdapterNotFound, AdapterPathNotFound
+from livery.refusals import AdapterExists, AdapterPathNotFound
 from livery.tenancy import OPERATOR, Principal, scope
 from livery_adapters.fetching import SourcePolicy
 from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
 from livery_adapters.profile import PROFILE_NAME, Profile, recorded_profile, write_profile
-from livery_adapters.registry import NO_QUOTA, AdapterRecord, AliasTarget, Quota, Reader, UnknownAdapter, View
+from livery_adapters.registry import (
+    NO_QUOTA,
+    AdapterRecord,
+    AliasTarget,
+    Quota,
+    Reader,
+    UnknownAdapter,
+    View,
+    reader_of,
+)
 
 MAX_PAGE = 1000
 DRAIN_POLL_S = 0.05
@@ -200,13 +209,6 @@ class AdapterManagement:
         fill = from_directory(directory, [self._root or directory], self._origins.shown(str(directory)))
         await self.take(name, fill, "api", AddOptions())
 
-    async def unload(self, name: str) -> None:
-        """vLLM's verb. Raises AdapterNotFound."""
-        try:
-            await self.retire(name)
-        except UnknownAdapter:
-            raise AdapterNotFound(name) from None
-
     async def activate(
         self, name: str, version: str, expected_generation: int | None = None, *, owner: str | None = None
     ) -> Json:
@@ -214,9 +216,7 @@ class AdapterManagement:
             record = await self.library.activate(name, version, expected_generation, owner=owner)
         return await self._record(record)
 
-    async def rollback(
-        self, name: str, expected_generation: int | None = None, *, owner: str | None = None
-    ) -> Json:
+    async def rollback(self, name: str, expected_generation: int | None = None, *, owner: str | None = None) -> Json:
         async with self._changing(name):
             record = await self.library.rollback(name, expected_generation, owner=owner)
         return await self._record(record)

@@ -53,7 +53,7 @@ class Origins:
         parsed = parse_source(text, self._root)
         if isinstance(parsed, DirectorySource) and not local:
             raise AdapterRefused("source_not_allowed", NO_DIRECTORIES)
-        source = self._policy.check(parsed)
+        source = self._policy.check(parsed, tenant)
         if isinstance(source, DirectorySource) and not os.path.isdir(source.path):
             below = "; relative sources start at the server's adapter folder (--adapters)" if self._root else ""
             raise AdapterRefused("source_not_found", f"there is no directory {text[:256]!r}{below}")

@@ -92,7 +92,9 @@ class Settings(BaseModel):
     data: Folder | None = Field(None, description="Folder for all the server keeps; one per port or socket otherwise")
     registry: str | None = Field(None, min_length=1, description="postgresql:// URL; a SQLite file in --data otherwise")
     allow_source: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
-        (), description="Where the API may add adapters from, as in hf://my-org/,s3://bucket/team/; comma-separated"
+        (),
+        description="Where the API may add adapters from, as in hf://my-org/,s3://bucket/{tenant}/; comma-separated. "
+        "Tenants may use only those with {tenant} in them",
     )
     keep_versions: int = Field(10, ge=0, description="Versions kept per adapter for rolling back; 0: all")
     usage_days: int = Field(400, ge=0, le=36_500, description="Days that usage is kept; 0: for ever")

@@ -147,6 +147,38 @@ def test_a_prefix_allows_what_is_below_it(allowed: list[str], text: str, fits: b
     assert f"--allow-source {text}" in caught.value.message
 
 
+PLACES = ["hf://ours/", "s3://bucket/{tenant}/", "gs://box-{tenant}", "hf://{tenant}/shown"]
+
+
+@pytest.mark.parametrize(
+    ("tenant", "text", "fits"),
+    [
+        ("acme", "s3://bucket/acme/x", True),
+        ("acme", "gs://box-acme/x", True),
+        ("acme", "hf://acme/shown", True),
+        ("acme", "s3://bucket/zeta/x", False),
+        ("acme", "s3://bucket/acme2/x", False),
+        ("acme", "s3://bucket/{tenant}/x", False),
+        ("acme", "gs://box-zeta/x", False),
+        ("acme", "hf://acme/hidden", False),
+        ("acme", "hf://ours/x", False),
+        ("acme", "s3://bucket/x", False),
+        ("default", "hf://ours/x", True),
+        ("default", "s3://bucket/default/x", True),
+        ("default", "s3://bucket/acme/x", False),
+    ],
+)
+def test_a_tenant_may_name_what_is_below_its_own_places(tenant: str, text: str, fits: bool) -> None:
+    policy, source = SourcePolicy(PLACES), parse_source(text)
+    if fits:
+        assert policy.check(source, tenant) == source
+        return
+    with pytest.raises(SourceNotAllowed) as caught:
+        policy.check(source, tenant)
+    assert ("{tenant}" in caught.value.message.replace(text, "")) == (tenant != "default")
+    assert "ours" not in caught.value.message.replace(text, ""), "what others may name isn't told"
+
+
 def test_a_directory_is_allowed_under_either_of_its_names(tmp_path: Path) -> None:
     (tmp_path / "real" / "pirate").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -156,7 +188,7 @@ def test_a_directory_is_allowed_under_either_of_its_names(tmp_path: Path) -> Non
         assert source == DirectorySource(tmp_path / named / "pirate", (tmp_path / allowed,))
 
 
-@pytest.mark.parametrize("text", ["adapters", "s3://a/../b", "https://example.org", ""])
+@pytest.mark.parametrize("text", ["adapters", "{tenant}", "s3://{tenants}/x", "s3://a/../b", "https://example.org", ""])
 def test_a_prefix_that_means_nothing_is_said_at_once(text: str) -> None:
     with pytest.raises(ValueError, match="--allow-source"):
         SourcePolicy([text])

@@ -17,12 +17,14 @@ from livery_adapters.registry import (
     InvalidAlias,
     InvalidShare,
     NameTaken,
+    OwnerChanged,
     Quota,
     QuotaExceeded,
     Reader,
     Registry,
     TenantNotEmpty,
     UnknownAdapter,
+    UnknownAlias,
     Usage,
     View,
     keeping,
@@ -171,6 +173,58 @@ def test_aliases_lead_where_their_owner_may_go(shop: Registry) -> None:
     ):
         with pytest.raises(InvalidAlias, match="is no adapter"):
             shop.set_alias(name, [AliasTarget(target)], "user", owner=owner)
+
+
+VERBS: dict[str, tuple[object, ...]] = {
+    "activate": ("1",),
+    "rollback": (),
+    "rollback_target": (),
+    "retire": (),
+    "set_profile": ({"system": "Arr."},),
+    "versions": (),
+    "version": ("1",),
+}
+
+
+def test_verbs_know_an_owners_names_alone(shop: Registry) -> None:
+    put(shop, "bob/x", "two", owner="bob")
+    shop.set_alias("bob/crew", [AliasTarget("bob/x")], "none", owner="bob")
+    before = shop.get("bob/x")
+    for owner in ("acme", "default"):
+        for verb, more in VERBS.items():
+            with pytest.raises(UnknownAdapter):
+                getattr(shop, verb)("bob/x", *more, owner=owner)
+        with pytest.raises(UnknownAlias):
+            shop.delete_alias("bob/crew", owner=owner)
+    assert shop.get("bob/x") == before
+    assert shop.find_alias("bob/crew") is not None
+    for owner in ("bob", None):
+        assert shop.activate("bob/x", "1", owner=owner).active is not None
+        assert [version.number for version in shop.versions("bob/x", owner=owner)] == [2, 1]
+        assert shop.version("bob/x", "2", owner=owner).number == 2
+
+
+def test_a_name_whose_owner_changed_on_its_way_in_is_not_settled(new_url: Callable[[], str]) -> None:
+    tenants = {"bob"}
+    registry = Registry.open(
+        new_url(), {"base"}, lambda name: first if (first := name.partition("/")[0]) in tenants else "default"
+    )
+    try:
+        put(registry, "acme/x")
+        put(registry, "bob/x", owner="bob")
+        tenants ^= {"acme", "bob"}  # one is made and one deleted
+        for name, owner in (("acme/y", "default"), ("bob/y", "bob")):
+            with pytest.raises(OwnerChanged, match="by now"):
+                put(registry, name, owner=owner)
+            with pytest.raises(OwnerChanged):
+                registry.set_alias(name, [AliasTarget("base")], "none", owner=owner)
+            registry.fail(name, code="bad", message="bad", source="folder", origin="", owner=owner)
+            assert (registry.find(name, include_retired=True), registry.find_alias(name)) == (None, None)
+        put(registry, "acme/y", owner="acme")
+        registry.fail("acme/y", code="bad", message="was tried", source="", origin="")  # of one that is there
+        assert registry.get("acme/y").error == "was tried"
+    finally:
+        registry.close()
 
 
 # -- shares --------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ class Setup:
     parsers: ParserNames = AS_THE_TEMPLATE
     strict_params: bool = False
     request_timeout_s: float = 0.0
+    allow_source: tuple[str, ...] = ()
 
 
 class LiveServer:
@@ -144,6 +145,7 @@ class LiveServer:
                 max_queued_tokens=setup.max_queued_tokens,
                 adapter_templates=setup.adapter_templates,
                 parsers=setup.parsers,
+                allow_source=setup.allow_source,
             )
             plan.data.make()
             parts = await assemble(self.engine, info, self._tokenizer, plan, lambda _: None)

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from livery_adapters.names import OPERATOR
 from livery_adapters.refusal import AdapterRefused
 
+TENANT = "{tenant}"  # in an allowed source: the name of whichever tenant asks
 OBJECT_SCHEMES = ("s3", "gs", "az")
 _FORMS = (
     "/DIRECTORY, hf://ORG/NAME[@REVISION][/FOLDER], s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
@@ -31,12 +33,15 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
 class SourceNotAllowed(AdapterRefused):
-    """The operator doesn't allow this source."""
+    """The operator doesn't allow this source, or not to this tenant."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, tenant: str = OPERATOR) -> None:
+        whose = "" if tenant == OPERATOR else f" for tenant {tenant!r}"
+        remedy = str(source) if tenant == OPERATOR else f"and a place of each tenant's own, as in s3://bucket/{TENANT}/"
         super().__init__(
             "source_not_allowed",
-            f"this server may not fetch from {str(source)!r}; its operator can allow it with --allow-source {source}",
+            f"this server may not fetch from {str(source)!r}{whose}; its operator can allow it with --allow-source "
+            f"{remedy}",
         )
 
 
@@ -121,32 +126,44 @@ def parse_source(text: str, folder: Path | None = None) -> Source:
 
 
 class SourcePolicy:
-    """The sources that the operator allows: those below one of the given prefixes."""
+    """The sources that the operator allows: those below one of the given prefixes.
+
+    Whatever is fetched is fetched with the server's own credentials. So a tenant may name only what is below a prefix
+    with `{tenant}` in it, which stands for its name; the operator may name what is below any, its own name `default`.
+    """
 
     def __init__(self, allowed: Sequence[str]) -> None:
-        """`allowed`: sources as in `parse_source`, of any depth: `hf://`, `hf://org/`, `s3://bucket/team`, `/srv`.
+        """`allowed`: sources as in `parse_source`, of any depth: `hf://`, `hf://org/`, `s3://bucket/team`, `/srv`,
+        `s3://bucket/{tenant}/`.
 
         With a revision, a hub prefix allows that revision only. Raises ValueError for one that can't be understood.
         """
+        self._allowed = tuple(allowed)
         try:
-            self._allowed = [_parse(text) for text in allowed]
+            self._places(OPERATOR)
         except AdapterRefused as refused:
             raise ValueError(f"--allow-source: {refused.message}") from None
-        self._roots = tuple(Path("/", *place.segments) for place in self._allowed if place.scheme == "file")
 
-    def check(self, source: Source) -> Source:
-        """The source as it may be fetched. Raises SourceNotAllowed."""
+    def check(self, source: Source, tenant: str = OPERATOR) -> Source:
+        """The source as it may be fetched for a tenant. Raises SourceNotAllowed."""
+        places = self._places(tenant)
         if isinstance(source, DirectorySource):
+            roots = tuple(Path("/", *place.segments) for place in places if place.scheme == "file")
             real = Path(os.path.realpath(source.path))
             if not any(
-                source.path.is_relative_to(root) or real.is_relative_to(os.path.realpath(root)) for root in self._roots
+                source.path.is_relative_to(root) or real.is_relative_to(os.path.realpath(root)) for root in roots
             ):
-                raise SourceNotAllowed(source)
-            return replace(source, roots=self._roots)
+                raise SourceNotAllowed(source, tenant)
+            return replace(source, roots=roots)
         place = _parse(str(source))
-        if not any(allowed.covers(place) for allowed in self._allowed):
-            raise SourceNotAllowed(source)
+        if not any(allowed.covers(place) for allowed in places):
+            raise SourceNotAllowed(source, tenant)
         return source
+
+    def _places(self, tenant: str) -> list[_Place]:
+        """What a tenant may name something below. Raises AdapterRefused (bad_source)."""
+        own = [text for text in self._allowed if tenant == OPERATOR or TENANT in text]
+        return [_parse(text.replace(TENANT, tenant)) for text in own]
 
 
 def _check_plain(text: str) -> None:

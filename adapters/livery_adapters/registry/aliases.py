@@ -52,9 +52,7 @@ class AliasVerbs(Verbs):
         with self.database.read() as connection:
             return naming.every(connection, *([] if owner is None else [aliases.c.owner == printable(owner)]))
 
-    def delete_alias(
-        self, name: str, expected_generation: int | None = None, *, owner: str | None = None
-    ) -> None:
+    def delete_alias(self, name: str, expected_generation: int | None = None, *, owner: str | None = None) -> None:
         """Raises UnknownAlias, GenerationMismatch."""
         with self.database.write() as connection:
             naming.delete_alias(connection, printable(name), expected_generation, owner)

@@ -13,34 +13,32 @@ thread may call them. Bytes, engines and HTTP are not known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from livery_adapters.names import OPERATOR, validate_name
 from livery_adapters.registry import changes, keeping, naming, reading, viewing, writing
+from livery_adapters.registry.aliases import AliasVerbs
 from livery_adapters.registry.briefs import Brief, briefs
 from livery_adapters.registry.database import Database
-from livery_adapters.registry.errors import OwnerChanged, UnknownAlias
+from livery_adapters.registry.errors import OwnerChanged
 from livery_adapters.registry.migrations import migrate
 from livery_adapters.registry.records import (
     NO_QUOTA,
     AdapterRecord,
-    Alias,
-    AliasTarget,
     Card,
     NamedVersion,
     Page,
     Quota,
     Reader,
-    Sticky,
     VersionFacts,
     VersionState,
     View,
     reader_of,
 )
 from livery_adapters.registry.rows import printable
-from livery_adapters.registry.schema import adapters, aliases, versions
+from livery_adapters.registry.schema import adapters, versions
 from livery_adapters.registry.tenants import TenantVerbs
 
 
@@ -178,16 +176,12 @@ class Registry(TenantVerbs, AliasVerbs):
         with self.database.write() as connection:
             return writing.rollback(connection, printable(name), expected_generation, base_digest, owner)
 
-    def rollback_target(
-        self, name: str, base_digest: str | None = None, *, owner: str | None = None
-    ) -> NamedVersion:
+    def rollback_target(self, name: str, base_digest: str | None = None, *, owner: str | None = None) -> NamedVersion:
         """What `rollback` would serve now. Raises UnknownAdapter, NothingToRollBack."""
         with self.database.read() as connection:
             return writing.rollback_target(connection, printable(name), base_digest, owner)
 
-    def retire(
-        self, name: str, expected_generation: int | None = None, *, owner: str | None = None
-    ) -> AdapterRecord:
+    def retire(self, name: str, expected_generation: int | None = None, *, owner: str | None = None) -> AdapterRecord:
         """Take the name out of service and drop its history. What the folder gave last stays known.
 
         Raises UnknownAdapter, GenerationMismatch.

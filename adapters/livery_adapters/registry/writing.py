@@ -144,9 +144,7 @@ def forget_failure(connection: Connection, name: str) -> None:
         _change(connection, name, {})
 
 
-def activate(
-    connection: Connection, name: str, version: str, expected: int | None, owner: str | None
-) -> AdapterRecord:
+def activate(connection: Connection, name: str, version: str, expected: int | None, owner: str | None) -> AdapterRecord:
     """See Registry.activate."""
     row = _existing(connection, name, expected, owner)
     chosen = reading.version(connection, name, version)
@@ -164,9 +162,7 @@ def rollback(
     return _move(connection, row, number, step.digest, step.previous)
 
 
-def rollback_target(
-    connection: Connection, name: str, base_digest: str | None, owner: str | None
-) -> NamedVersion:
+def rollback_target(connection: Connection, name: str, base_digest: str | None, owner: str | None) -> NamedVersion:
     """See Registry.rollback_target."""
     _, step = _step_back(connection, _existing(connection, name, None, owner), base_digest)
     return reading.version(connection, name, step.digest)

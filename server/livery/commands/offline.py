@@ -25,7 +25,7 @@ from livery.data_folder import DataFolder, KnownBase
 from livery.foreign_templates import TemplateWorkers
 from livery.management import AdapterManagement, AddOptions
 from livery.models import ModelNotFound, base_digest, resolve_model
-from livery.tenancy import OPERATOR, Principal, TenantStore
+from livery.tenancy import OPERATOR, Principal, TenantStore, scope
 from livery.text import Tokenizer
 from livery.tokenizer_files import TokenizerRefused
 from livery_adapters.base_model import BaseModel, BaseShapes
@@ -94,7 +94,9 @@ class LocalBackend(AdapterManagement):
             return await self.put(name, source, options)
         return await self.take(name, directory_fill(source), "upload", options)
 
-    async def prefetch(self, name: str, *, shown: str | None = None, principal: Principal = OPERATOR) -> Json:
+    async def prefetch(
+        self, name: str, *, shown: str | None = None, principal: Principal = OPERATOR, owner: str | None = None
+    ) -> Json:
         """Nobody has a memory to read it into. Raises CommandFailed."""
         raise CommandFailed(
             f"prefetch {shown or name} asks a running server to read it, and --data asks none; use --url, or `pin`, "
@@ -152,7 +154,11 @@ async def open_local(
     known = await asyncio.to_thread(prepare, folder, place, need)
     url = place.registry or folder.registry_url()
     reserved = frozenset({known.name}) if known else frozenset()
-    registry = await asyncio.to_thread(Registry.open, url, reserved)
+
+    def is_tenant(name: str) -> bool:
+        return name in _tenants(folder, place.registry)
+
+    registry = await asyncio.to_thread(Registry.open, url, reserved, lambda name: scope.owner_of(name, is_tenant))
     text: OfflineText | None = None
     try:
         store = await asyncio.to_thread(BlobStore, folder.adapters, limits)

@@ -10,19 +10,21 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
 from livery.tenancy.checks import expiry
 from livery.tenancy.keys import KeyRing
 from livery.tenancy.records import EVERYTHING, Key, Role, Tenant
-from livery.tenancy.store import TenantStore, name_in_use
+from livery.tenancy.store import Occupied, TenantStore
 from livery_adapters.registry import Registry, TenantNotEmpty
 
 log = logging.getLogger("livery.keys")
 
 Json = dict[str, Any]
+T = TypeVar("T")
 Names = Callable[[], AbstractContextManager[Registry | None]]
 """Opens the registry of adapters, where there is one."""
 Limited = Mapping[str, int | None]
@@ -49,10 +51,10 @@ class TenantManagement:
         return tenant_json(await asyncio.to_thread(self._store.tenant, name))
 
     async def create_tenant(self, name: str, *, weight: float = 1.0, limits: Limited | None = None) -> Json:
-        tenant = await asyncio.to_thread(
-            self._store.create_tenant, name, weight=weight, limits=limits, occupied=self._occupied
-        )
-        await asyncio.to_thread(self._look_again, name)
+        def create(occupied: Occupied) -> Tenant:
+            return self._store.create_tenant(name, weight=weight, limits=limits, occupied=occupied)
+
+        tenant = await asyncio.to_thread(self._alone, create)
         await self._told()
         return tenant_json(tenant)
 
@@ -72,7 +74,7 @@ class TenantManagement:
 
     async def delete_tenant(self, name: str) -> Json:
         await asyncio.to_thread(self._forget, name)
-        await asyncio.to_thread(self._store.delete_tenant, name, occupied=self._occupied)
+        await asyncio.to_thread(self._alone, lambda occupied: self._store.delete_tenant(name, occupied=occupied))
         await self._told()
         return {"name": name, "deleted": True}
 
@@ -96,18 +98,13 @@ class TenantManagement:
         """`expires` is a span or a time, as livery.tenancy.checks.expiry reads it."""
         now = time.time()
         ends = None if expires is None else expiry(expires, now)
-        key, text, new = await asyncio.to_thread(
-            self._store.create_key,
-            tenant,
-            role=role,
-            allow=allow,
-            limits=limits,
-            label=label,
-            expires=ends,
-            occupied=self._occupied,
-        )
-        if new:
-            await asyncio.to_thread(self._look_again, tenant)
+
+        def create(occupied: Occupied) -> tuple[Key, str, bool]:
+            return self._store.create_key(
+                tenant, role=role, allow=allow, limits=limits, label=label, expires=ends, occupied=occupied
+            )
+
+        key, text, new = await asyncio.to_thread(self._alone, create)
         await self._told()
         log.info("key %s of tenant %s is made: role %s", key.id, key.tenant, key.role)
         return {"key": text, **key_json(key, now), "tenant_created": new}
@@ -125,37 +122,35 @@ class TenantManagement:
         log.info("key %s of tenant %s takes the place of %s in %g s", new.id, new.tenant, key, grace_s)
         return {"key": text, **key_json(new, time.time()), "replaces": key, "grace_s": grace_s}
 
-    def _occupied(self, tenant: str) -> str | None:
-        """An adapter or alias below a tenant's name."""
+    def _alone(self, change: Callable[[Occupied], T]) -> T:
+        """Change which tenants there are, while nobody puts a name below theirs: the two are in different databases,
+        and whoever settles a name looks here, after this or before it."""
         with self._names() as registry:
-            try:
-                if registry is not None:
-                    registry.check_empty(tenant)
-            except TenantNotEmpty as error:
-                return error.examples[0]
-        return None
-
-    def _look_again(self, tenant: str) -> None:
-        """Undo a tenant below whose name something was put while it was made: the two are in different databases.
-
-        Raises TenantInUse.
-        """
-        there = self._occupied(tenant)
-        if there is not None:
-            self._store.delete_tenant(tenant, occupied=lambda _: None)
-            raise name_in_use(tenant, there)
+            if registry is None:
+                return change(lambda _: None)
+            with registry.alone():
+                return change(partial(_below, registry))
 
     def _forget(self, tenant: str) -> None:
         """What others share with a tenant that has nothing itself must not be the next one's of that name."""
         self._store.tenant(tenant)
         with self._names() as registry:
-            if registry is not None and self._occupied(tenant) is None:
+            if registry is not None and _below(registry, tenant) is None:
                 registry.forget_tenant(tenant)
 
     async def _told(self) -> None:
         """Have this process know at once."""
         if self._ring is not None:
             await self._ring.refresh()
+
+
+def _below(registry: Registry, tenant: str) -> str | None:
+    """An adapter or alias below a tenant's name."""
+    try:
+        registry.check_empty(tenant)
+    except TenantNotEmpty as error:
+        return error.examples[0]
+    return None
 
 
 @contextmanager

@@ -114,6 +114,11 @@ class TenantStore:
         with self.database.read() as connection:
             return rows.tenants_of(connection)
 
+    def is_tenant(self, name: str) -> bool:
+        """Whether there is one of this name now; KeyRing knows it without asking, half a second later."""
+        with self.database.read() as connection:
+            return rows.find_tenant(connection, name) is not None
+
     def tenant(self, name: str) -> Tenant:
         """Raises UnknownTenant."""
         with self.database.read() as connection:
@@ -242,17 +247,13 @@ class TenantStore:
             return new, secret.text
 
 
-def name_in_use(tenant: str, there: str) -> TenantInUse:
-    """Why a tenant can't have its name: that of an adapter or alias begins with it."""
-    return TenantInUse(
-        f"a tenant {tenant} would own {there}, which isn't its; rename what lies below {tenant}/ or choose another name"
-    )
-
-
 def _add(connection: Connection, tenant: Tenant, occupied: Occupied) -> None:
     there = occupied(tenant.name)
     if there is not None:
-        raise name_in_use(tenant.name, there)
+        raise TenantInUse(
+            f"a tenant {tenant.name} would own {there}, which isn't its; rename what lies below {tenant.name}/ or "
+            "choose another name"
+        )
     connection.execute(insert(tenants).values(rows.of_tenant(tenant)))
     _note(connection)
 
