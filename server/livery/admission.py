@@ -95,7 +95,7 @@ class Admitted:
 
     def answered(self, adapter: str, digest: str, principal: Principal, used: Used) -> None:
         """It goes to the engine now: count it, and from here on what it uses, for a version of an adapter."""
-        self._answer = Payer(principal.tenant, principal.key or "", adapter, digest), used
+        self._answer = Payer(principal.account, principal.key or "", adapter, digest), used
         self._meter.count(self._answer[0], Counts(requests=1))
 
     def begun(self, prompt_tokens: int) -> None:

@@ -125,6 +125,7 @@ async def assemble(
         metrics_max_adapters=plan.metrics_max_adapters,
         parsers=plan.parsers,
     )
+    keys.when_gone(service.metrics.forget_tenants)
     folder = None
     if root is not None:
         folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll, is_tenant=keys.is_tenant)

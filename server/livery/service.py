@@ -201,6 +201,7 @@ class GenerationService:
                     pooling,
                     weight=job.caller.principal.weight,
                     resident_bytes=job.caller.resident_bytes,
+                    account=job.caller.principal.account,
                 )
                 for index, (ids, start) in enumerate(zip(inputs, starts, strict=True))
             ]
@@ -368,6 +369,7 @@ class GenerationService:
                 weight=job.caller.principal.weight,
                 resident_bytes=job.caller.resident_bytes,
                 deadline_s=deadline_s,
+                account=job.caller.principal.account,
             )
             for index, ids in enumerate(prompts)
             for copy in range(each)

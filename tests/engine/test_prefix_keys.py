@@ -40,6 +40,7 @@ def test_each_of_the_engines_choices_is_in_the_key(identity: KVIdentity) -> None
     "change",
     [
         {"tenant": "other"},
+        {"account": "tenant~1.0"},
         {"tenant": "", "cache_salt": "tenantsalt"},  # nothing slides from one field into the next
         {"tenant": "tenantsalt", "cache_salt": ""},
         {"cache_salt": ""},

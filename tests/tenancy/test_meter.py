@@ -10,6 +10,7 @@ import pytest
 
 from livery.tenancy import TenantStore, UsageExpiry, UsageStore
 from livery.tenancy.meter import Counts, Flush, Flusher, Meter, Payer, Row
+from livery.tenancy.records import account_of
 from livery.tenancy.usage import MOST_DELETED, Line, Question
 from livery.vitals import Vitals
 from livery_adapters.registry import RegistryUnavailable
@@ -46,6 +47,26 @@ class Open:
 
 def at(hour: float) -> Callable[[], float]:
     return lambda: hour * 3600
+
+
+def test_what_is_written_after_its_tenant_was_deleted_isnt_the_next_ones(store: TenantStore, usage: UsageStore) -> None:
+    def flush(number: int, account: str) -> None:
+        rows = {Row(HOUR, account, "k1", "acme/pirate", "ab"): Counts(1, 10, 4, 3)}
+        usage.add(Flush("one", number, rows))
+
+    first = store.create_tenant("acme", occupied=lambda _: None)
+    account = account_of("acme", first.created)
+    flush(1, account)
+    assert [line.group for line in lines(usage, "tenant")] == [("acme",)]
+    store.delete_tenant("acme", occupied=lambda _: None)
+    flush(2, account)  # was under way
+    second = store.create_tenant("acme", occupied=lambda _: None)
+    flush(3, account)  # a stream that outlived all of this
+    flush(4, account_of("acme", second.created))
+    flush(5, "default")
+    counted = {line.group[0]: line.counts.requests for line in lines(usage, "tenant")}
+    assert counted == {"acme": 1, account: 3, "default": 1}
+    assert len(lines(usage, "tenant", tenant="acme")) == 1
 
 
 async def test_what_is_flushed_once_is_never_added_twice(usage: UsageStore) -> None:

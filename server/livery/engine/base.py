@@ -132,7 +132,8 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     """One sequence to generate. `request_id` is unique among the requests an engine holds.
 
     Tokens before position `adapter_start` run on the base (activated LoRA), the others under `adapter`. What has
-    been computed for a prompt is used again only for requests of the same `tenant` with the same `cache_salt`.
+    been computed for a prompt is used again only for requests of the same `tenant` with the same `cache_salt`, and the
+    same `account` where one is given: a tenant's name may come to be another's.
     With `pooling` nothing is generated: the only delta carries the vector, and finish_reason "stop".
 
     `weight` is the tenant's share of the engine beside others' that wait as well, `resident_bytes` the most device
@@ -151,6 +152,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     weight: float = 1.0
     resident_bytes: int = 0
     deadline_s: float = 0.0
+    account: str = ""
 
 
 class Asker(msgspec.Struct, frozen=True):

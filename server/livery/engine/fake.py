@@ -297,7 +297,9 @@ class FakeEngine:
     def _cached_tokens(self, request: GenerationRequest) -> int:
         """How much of the prompt earlier ones began with; from now on this one is an earlier one."""
         size, ids = self._info.block_size, request.prompt_token_ids
-        begun = hash((request.tenant, request.adapter and request.adapter.digest, request.adapter_start))
+        begun = hash(
+            (request.tenant, request.account, request.adapter and request.adapter.digest, request.adapter_start)
+        )
         begun = hash((begun, request.cache_salt))
         cached, known = 0, True
         for end in range(size, len(ids) + 1, size):

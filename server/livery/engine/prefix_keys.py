@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from livery.engine.base import EngineInfo, GenerationRequest
 
-FORMAT = "livery kv 1"
+FORMAT = "livery kv 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ def _seed(identity: KVIdentity, request: GenerationRequest, *, adapted: bool) ->
         "dtype": identity.dtype,
         "block size": str(identity.block_size),
         "tenant": request.tenant,
+        "account": request.account,
         "adapter": adapter.digest if adapter else "",
         "weights": ",".join(part.weight.hex() for part in adapter.parts) if adapter else "",
         "start": str(request.adapter_start) if adapter else "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -72,6 +72,10 @@ class Metrics:
         counts = TenantCounts()
         counts.throttled[reason] = 1
         self.tenants.record(tenant, counts)
+
+    def forget_tenants(self, names: Collection[str]) -> None:
+        """These are deleted: their series end, and another one of that name begins its own."""
+        self.tenants.drop(names)
 
     def http(self, route: str, method: str, status: int) -> None:
         answer = route, method, str(status)

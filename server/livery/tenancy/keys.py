@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -64,6 +64,7 @@ class KeyRing:
         # Of its own: a revoked key holds no longer because others ask for much.
         self._thread = ThreadPoolExecutor(1, "livery-keys")
         self._vitals = Vitals()
+        self._gone: Callable[[Collection[str]], None] = lambda _: None
 
     @property
     def keyed(self) -> bool:
@@ -84,6 +85,10 @@ class KeyRing:
         """Whether there is a tenant of this name, whose the names are that begin with NAME/."""
         return name in self._known.tenants
 
+    def when_gone(self, told: Callable[[Collection[str]], None]) -> None:
+        """`told` hears of tenants, by name, that aren't there any more, also where there is another one by now."""
+        self._gone = told
+
     async def start(self, vitals: Vitals | None = None) -> None:
         """Read everything, then follow. Raises RegistryError when nothing can be read."""
         await self.refresh()
@@ -96,7 +101,9 @@ class KeyRing:
             loop = asyncio.get_running_loop()
             seen = await loop.run_in_executor(self._thread, self._read, self._known.number)
             if seen is not None:
-                self._known = seen
+                before, self._known = self._known, seen
+                gone = [one for one in before.tenants.values() if not _same(one, seen.tenants.get(one.name))]
+                self._gone([one.name for one in gone])
 
     async def stop(self) -> None:
         await self._vitals.stop(FOLLOWER)
@@ -117,6 +124,10 @@ class KeyRing:
                 if working:  # once, not twice a second
                     log.error("the keys can't be read (%s); those known go on being taken", error)
                 working = False
+
+
+def _same(tenant: Tenant, now: Tenant | None) -> bool:
+    return now is not None and now.created == tenant.created
 
 
 def _known(snapshot: Snapshot) -> _Known:

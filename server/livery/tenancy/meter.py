@@ -43,7 +43,9 @@ WRITE_ERRORS = (RegistryError, SQLAlchemyError, OSError)
 
 
 class Payer(NamedTuple):
-    """Whom a request is counted for. `key` is its id, "" where none is asked for; `digest` the adapter version's."""
+    """Whom a request is counted for. `tenant` is its account (Principal) or just its name, `key` the key's id, "" where
+    none is asked for; `digest` the adapter version's.
+    """
 
     tenant: str
     key: str

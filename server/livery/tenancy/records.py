@@ -96,8 +96,8 @@ class Principal:
 
 
 def account_of(tenant: str, created: float) -> str:
-    """A tenant of that name made then. There is one operator's, whenever that was made; no name holds a `~`."""
-    return tenant if tenant == DEFAULT_TENANT else f"{tenant}~{created:.6f}"
+    """A tenant of that name made then (0: it was never made here). There is one operator's; no name holds a `~`."""
+    return f"{tenant}~{created:.6f}" if created and tenant != DEFAULT_TENANT else tenant
 
 
 OPERATOR = Principal()  # anybody, on a server that asks for no key

@@ -9,15 +9,17 @@ while store.delete_before(hour): ...                # old ones
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, func, literal, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, func, literal, select, text, tuple_
 
 from livery.tenancy.meter import Counts, Flush
-from livery.tenancy.schema import flushes, usage
+from livery.tenancy.records import account_of
+from livery.tenancy.schema import flushes, tenants, usage
 from livery_adapters.registry.database import Database
+from livery_adapters.registry.reading import batches
 
 By = Literal["tenant", "key", "adapter", "version", "hour", "day"]
 BYS: tuple[By, ...] = get_args(By)
@@ -84,7 +86,10 @@ class UsageStore:
         self._database = database
 
     def add(self, flush: Flush) -> None:
-        """Add what a server counted, unless that was done already. Raises RegistryUnavailable, RegistryUnreadable."""
+        """Add what a server counted, unless that was done already. Raises RegistryUnavailable, RegistryUnreadable.
+
+        What a tenant used that is deleted by now joins what it had used before, under NAME~CREATED.
+        """
         with self._database.write() as connection:
             last = connection.scalar(select(flushes.c.number).where(flushes.c.server == flush.server))
             if last is not None and last >= flush.number:
@@ -96,12 +101,13 @@ class UsageStore:
             else:
                 mine = flushes.c.server == flush.server
                 connection.execute(flushes.update().where(mine).values(number=flush.number, at=time.time()))
+            names = _names(connection, {row.tenant for row in flush.rows})
             connection.execute(
                 _ADD,
                 [
                     {
                         "hour": row.hour,
-                        "tenant": row.tenant,
+                        "tenant": names.get(row.tenant, row.tenant),
                         "key_id": row.key,
                         "adapter": row.adapter,
                         "digest": row.digest,
@@ -157,4 +163,13 @@ def _conditions(question: Question) -> list[ColumnElement[bool]]:
         found.append(usage.c.key_id == question.key)
     if question.adapters:
         found.append(usage.c.adapter.in_(question.adapters))
+    return found
+
+
+def _names(connection: Connection, accounts: Collection[str]) -> dict[str, str]:
+    """The names of those of these accounts whose tenants are there."""
+    found: dict[str, str] = {}
+    for some in batches({account.partition("~")[0] for account in accounts}):
+        rows = connection.execute(select(tenants.c.name, tenants.c.created).where(tenants.c.name.in_(some)))
+        found |= {account_of(row.name, row.created): row.name for row in rows}
     return found
