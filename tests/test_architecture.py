@@ -108,7 +108,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.assembly": SEAM
     | TEXT
     | {f"livery.{part}" for part in ("adapter_text", "data_folder", "followed", "foreign_templates", "grammar_check")}
-    | {f"livery.{part}" for part in ("management", "reading", "served", "service", "tenancy", "vitals")}
+    | {f"livery.{part}" for part in ("lease", "management", "reading", "served", "service", "tenancy", "vitals")}
     | {"livery_adapters"},
     "livery.api": SEAM
     | FACTS

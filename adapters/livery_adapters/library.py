@@ -106,7 +106,7 @@ class AdapterLibrary:
             found = await asyncio.to_thread(self._text.look, incoming.beside)
             profile = await asyncio.to_thread(profile_beside, incoming.beside, None)
             await self._text.settle(profile, found, headers.coverage.added_tokens)
-            async with self._examined(incoming, headers, weights, approximate) as files:
+            async with self._examined(incoming, headers, weights, approximate, OPERATOR) as files:
                 return replace(files.coverage, beside=found)
 
     async def add(self, name: str, fill: Fill, intake: Intake) -> AdapterRecord:
@@ -136,13 +136,13 @@ class AdapterLibrary:
                 known = await self._known(weights, intake.approximate, profile, found)
                 if known is not None:
                     return await self._record(name, incoming, known, origin, intake, "ready")
-                async with self._examined(incoming, headers, weights, intake.approximate) as files:
+                async with self._examined(incoming, headers, weights, intake.approximate, intake.owner) as files:
                     report = replace(files.coverage, beside=found)
                     facts = self._new(weights, intake, profile, replace(files, coverage=report))
                     state: VersionState = "ready" if self._proves else "registered"
                     await asyncio.shield(synced)
                     record = await self._record(name, incoming, facts, origin, intake, state)
-                    await self._prover.stored(self.candidate(facts))
+                    await self._prover.stored(self.candidate(facts, intake.owner))
                     return record
 
     async def prove(self, version: NamedVersion) -> None:
@@ -150,7 +150,8 @@ class AdapterLibrary:
         facts = version.facts
         try:
             self._check_base(facts)
-            candidate = self.candidate(facts)
+            record = await asyncio.to_thread(self.registry.find, version.name)
+            candidate = self.candidate(facts, record.owner if record else OPERATOR)
             await self._prover.prove(candidate)
             await self._prover.forget(candidate.digest)
         except AdapterRefused as refused:
@@ -160,7 +161,7 @@ class AdapterLibrary:
             raise
         await asyncio.to_thread(self.registry.mark_ready, version.name, facts.digest)
 
-    def candidate(self, facts: VersionFacts) -> Candidate:
+    def candidate(self, facts: VersionFacts, owner: str = OPERATOR) -> Candidate:
         """A stored version as engines are asked for it."""
         return Candidate(
             converted_digest(facts.weights, facts.approximate),
@@ -170,6 +171,7 @@ class AdapterLibrary:
             tuple(facts.invocation),
             verified=False,
             added_tokens=facts.added_tokens,
+            owner=owner,
         )
 
     # -- change, of a name that is `owner`'s (None: anybody's) -------------------------------------
@@ -309,7 +311,7 @@ class AdapterLibrary:
 
     @asynccontextmanager
     async def _examined(
-        self, incoming: Incoming, headers: CheckedFiles, weights: str, approximate: int
+        self, incoming: Incoming, headers: CheckedFiles, weights: str, approximate: int, owner: str
     ) -> AsyncIterator[CheckedFiles]:
         """Everything else that is checked; the prover keeps it until the context ends. Raises AdapterRefused.
 
@@ -319,7 +321,7 @@ class AdapterLibrary:
         converted, invocation = converted_digest(weights, approximate), headers.manifest.invocation
         added = headers.coverage.added_tokens
         candidate = Candidate(
-            converted, weights, incoming.path, approximate, invocation, verified=True, added_tokens=added
+            converted, weights, incoming.path, approximate, invocation, verified=True, added_tokens=added, owner=owner
         )
         try:
             effect = await self._prover.prove(candidate)

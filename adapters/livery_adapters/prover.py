@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from livery_adapters.effect import AdapterEffect
+from livery_adapters.names import OPERATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class Candidate:
     """A version to be proven: its converted digest, its files, what it asks for.
 
     `added_tokens` are rows beyond the base's. `verified`: this process hashed the files as it wrote them. Of stored
-    files it may have been another one, long ago.
+    files it may have been another one, long ago. `owner` is the tenant whose name it is for.
     """
 
     digest: str
@@ -24,6 +25,7 @@ class Candidate:
     invocation: tuple[int, ...]
     verified: bool
     added_tokens: int = 0
+    owner: str = OPERATOR
 
 
 class Prover(Protocol):

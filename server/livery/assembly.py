@@ -10,10 +10,11 @@ from pathlib import Path
 
 from livery.adapter_text import AdapterText
 from livery.data_folder import DataFolder
-from livery.engine.base import Engine, EngineInfo
+from livery.engine.base import Asker, Engine, EngineInfo
 from livery.followed import FollowedFolder
 from livery.foreign_templates import TemplateWorkers
 from livery.grammar_check import GrammarCheck
+from livery.lease import asker_of
 from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.served import ServedAdapters
@@ -101,8 +102,22 @@ async def assemble(
         try_schema=grammars.check_schema,
     )
     vitals = Vitals()
+
+    def known_asker(name: str) -> Asker:
+        tenant = keys.tenant(name)
+        return asker_of(name) if tenant is None else asker_of(name, tenant.weight, tenant.limits)
+
     adapters = ServedAdapters(
-        engine, info, base, registry, store, plan.limits, keep_versions=plan.keep_versions, text=text, vitals=vitals
+        engine,
+        info,
+        base,
+        registry,
+        store,
+        plan.limits,
+        keep_versions=plan.keep_versions,
+        text=text,
+        vitals=vitals,
+        asker_of=known_asker,
     )
     root = plan.root.resolve() if plan.root is not None else None
     management = AdapterManagement(

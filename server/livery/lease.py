@@ -11,7 +11,7 @@ from msgspec import structs
 
 from livery.engine.base import AdapterRef, Asker
 from livery.refusals import InvalidParameter
-from livery.tenancy import OPERATOR, Principal
+from livery.tenancy import NO_LIMITS, OPERATOR, Limits, Principal
 from livery.tenancy.limits import Claim
 from livery_adapters.composition import added_up, composition_digest
 from livery_adapters.layout import Task
@@ -42,16 +42,21 @@ class Caller:
     @property
     def resident_bytes(self) -> int:
         """The most device memory that its tenant's adapters may take, as the engine takes it: 0 is no limit."""
-        limit = self.principal.tenant_limits.resident_bytes
-        return 0 if limit is None else max(1, limit)
+        return self.asker.limit
 
     @property
     def asker(self) -> Asker:
         """Its tenant, as the engine takes one that asks for an adapter."""
-        return Asker(self.tenant, self.principal.weight, self.resident_bytes)
+        return asker_of(self.tenant, self.principal.weight, self.principal.tenant_limits)
 
 
 ANYONE = Caller()
+
+
+def asker_of(tenant: str, weight: float = 1.0, limits: Limits = NO_LIMITS) -> Asker:
+    """A tenant, as the engine takes one that asks for an adapter."""
+    limit = limits.resident_bytes
+    return Asker(tenant, weight, 0 if limit is None else max(1, limit))
 
 
 class Lease:

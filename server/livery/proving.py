@@ -10,10 +10,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from livery.engine.base import (
+    ADAPTER_TOO_LARGE,
     CANARY,
     AdapterLoadFailed,
     AdapterPart,
     AdapterRef,
+    Asker,
     Engine,
     EngineError,
     EngineInfo,
@@ -44,8 +46,15 @@ class EngineProver:
     """Asks the engine that will serve it; `hold` and `release` keep it from being swept out meanwhile."""
 
     def __init__(
-        self, engine: Engine, info: EngineInfo, hold: Callable[[AdapterRef], None], release: Callable[[str], None]
+        self,
+        engine: Engine,
+        info: EngineInfo,
+        hold: Callable[[AdapterRef], None],
+        release: Callable[[str], None],
+        asker_of: Callable[[str], Asker],
     ) -> None:
+        """`asker_of` says how the engine takes a tenant: what is proven counts among what its owner has there."""
+        self._asker_of = asker_of
         self._engine = engine
         self._hold = hold
         self._release = release
@@ -60,7 +69,7 @@ class EngineProver:
         with ExitStack() as undo:
             undo.callback(self._release, ref.digest)
             try:
-                effect = await self._engine.load_adapter(ref)
+                effect = await self._engine.load_adapter(ref, self._asker_of(candidate.owner))
                 await self._run(ref, candidate)
             except AdapterLoadFailed as failed:
                 raise AdapterRefused(failed.code, str(failed)) from failed
@@ -74,7 +83,7 @@ class EngineProver:
     async def stored(self, candidate: Candidate) -> None:
         """Whoever reads it again, as after a restart of the engine, finds it there; now it only learns the place."""
         with suppress(EngineError):  # a request that comes for it says the same
-            await self._engine.load_adapter(reference(candidate))
+            await self._engine.load_adapter(reference(candidate), self._asker_of(candidate.owner))
 
     async def forget(self, digest: str) -> None:
         self._release(digest)
@@ -86,8 +95,22 @@ class EngineProver:
         own = range(self._vocab_size, self._vocab_size + candidate.added_tokens)
         prompt = [*candidate.invocation, *self._canary, *own[-1:]]
         name = f"{CANARY}{uuid.uuid4().hex}"
-        request = GenerationRequest(name, prompt, SamplingParams(max_tokens=1, temperature=0.0), ref, cache_salt=name)
+        asker = self._asker_of(candidate.owner)
+        request = GenerationRequest(
+            name,
+            prompt,
+            SamplingParams(max_tokens=1, temperature=0.0),
+            ref,
+            tenant=asker.tenant,
+            cache_salt=name,
+            weight=asker.weight,
+            resident_bytes=asker.limit,
+        )
         async for delta in self._engine.generate(request):
+            if delta.finish_reason == "error" and delta.code == ADAPTER_TOO_LARGE:
+                raise AdapterRefused(
+                    delta.code, delta.error or "the adapter is more than its tenant may have in memory"
+                )
             if delta.finish_reason == "error":
                 raise AdapterRefused(
                     "canary_failed",

@@ -13,13 +13,15 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 from livery.engine.base import (
     AdapterLoadFailed,
     AdapterRef,
+    Asker,
     Engine,
     EngineDead,
     EngineError,
@@ -27,7 +29,7 @@ from livery.engine.base import (
     EngineRestarting,
 )
 from livery.holds import Holds, UnderWay
-from livery.lease import ANYONE, Caller, Lease, common_task, summed, task_of
+from livery.lease import ANYONE, Caller, Lease, asker_of, common_task, summed, task_of
 from livery.meaning import Meanings, Meant, cards_for
 from livery.proving import EngineProver, reference
 from livery.refusals import AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
@@ -58,7 +60,9 @@ class ServedAdapters:
     def __init__(
         self, engine: Engine, info: EngineInfo, base: BaseModel, registry: Registry, store: BlobStore, limits: Limits,
         *, keep_versions: int = 0, text: TextSide | None = None, vitals: Vitals | None = None,
+        asker_of: Callable[[str], Asker] = asker_of,
     ) -> None:  # fmt: skip
+        """`asker_of` says how the engine takes a tenant."""
         self.base = base
         self.registry = registry
         self._engine = engine
@@ -74,7 +78,8 @@ class ServedAdapters:
         self._proofs: dict[str, asyncio.Task[None]] = {}
         self._unproven: OrderedDict[str, tuple[float, str]] = OrderedDict()  # digest -> not again before, why
         self.vitals = vitals or Vitals()
-        prover = EngineProver(engine, info, lambda ref: self._holds.keep(ref, stored=False), self._holds.let_go)
+        hold = partial(self._holds.keep, stored=False)
+        prover = EngineProver(engine, info, hold, self._holds.let_go, asker_of)
         self.library = AdapterLibrary(registry, store, base, limits, prover, keep_versions=keep_versions, text=text)
 
     async def start(self) -> None:

@@ -13,6 +13,8 @@ import pytest
 from api.live_server import BASE, LiveServer, Serve
 from api.peft_files import make_adapter
 from api.tenants import OPERATOR, People, ask, call, code_of, people, served_by, upload
+from livery.engine.base import Asker
+from livery.engine.fake import PAGE_BYTES
 from livery.tenancy import EVERYTHING
 from livery_adapters.manifest import read_manifest
 
@@ -223,3 +225,23 @@ def test_a_tenants_quota_is_told_and_holds(live: People, saved: list[Path]) -> N
 def test_the_engine_is_told_whose_an_adapter_read_ahead_is(live: People) -> None:
     assert call(live, "acme-owner", "POST", "/v1/adapters/pirate/prefetch").status_code == 200
     assert live.server.engine.askers[-1].tenant == "acme"
+
+
+def test_what_a_tenant_brings_is_proven_within_what_it_may_have_in_memory(live: People, tmp_path: Path) -> None:
+    server, engine = live.server, live.server.engine
+    heavy = make_adapter(tmp_path / "heavy", seed=11)
+    server.tenants.update_tenant("cora", weight=2.0, limits={"resident_bytes": 1})
+    server.call(server.keys.refresh())
+    asked, proven = len(engine.askers), len(engine.proofs)
+    refused = upload(live, "cora-owner", "heavy", heavy)
+    assert code_of(refused) == (422, "resident_bytes_exceeded")
+    assert "bytes of device memory" in refused.json()["error"]["message"]
+    server.tenants.update_tenant("cora", limits={"resident_bytes": PAGE_BYTES})
+    server.call(server.keys.refresh())
+    assert upload(live, "cora-owner", "heavy", heavy).status_code == 200
+    kept = [Asker("cora", 2.0, limit) for limit in (1, PAGE_BYTES, PAGE_BYTES)]  # tried, tried, and where it lies now
+    assert engine.askers[asked:] == kept
+    runs = [(run.tenant, run.weight, run.resident_bytes) for run in engine.proofs[proven:]]
+    assert runs == [("cora", 2.0, 1), ("cora", 2.0, PAGE_BYTES)]
+    server.tenants.update_tenant("cora", weight=1.0, limits={"resident_bytes": None})
+    server.call(server.keys.refresh())

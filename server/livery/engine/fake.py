@@ -29,6 +29,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from livery.engine.base import (
+    ADAPTER_TOO_LARGE,
     CANARY,
     DEADLINE_EXCEEDED,
     NOBODY,
@@ -92,6 +93,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.loaded: dict[str, AdapterRef] = {}
         self.askers: list[Asker] = []  # of `load_adapter`
+        self.proofs: list[GenerationRequest] = []  # first runs of adapters
         self.kept: tuple[str, ...] = ()
         self._seen: set[int] = set()  # beginnings of prompts, whole blocks, each by a hash over the one before it
         self._open: dict[str, GenerationRequest] = {}
@@ -160,6 +162,11 @@ class FakeEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         if request.request_id.startswith(CANARY):
+            self.proofs.append(request)
+            if 0 < request.resident_bytes < PAGE_BYTES:
+                told = f"The adapter takes {PAGE_BYTES} bytes of device memory"
+                yield TokenDelta(request.request_id, [], "error", told, code=ADAPTER_TOO_LARGE)
+                return
             failed = request.adapter is not None and request.adapter.digest in self.behaviour.fail_canary
             yield TokenDelta(request.request_id, [] if failed else [0], "error" if failed else "length", NAN)
             return

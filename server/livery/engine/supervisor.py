@@ -90,7 +90,8 @@ class SupervisedEngine:
         self._why: str | None = None  # it is at its end for good
         self._ended = ""  # a task beside the supervisor's that ended by itself
         self._end = asyncio.Event()
-        self._known: OrderedDict[str, AdapterRef] = OrderedDict()  # what was asked for last comes last
+        # What was asked for last comes last, with the tenant that did.
+        self._known: OrderedDict[str, tuple[AdapterRef, Asker]] = OrderedDict()
         self._resident: tuple[str, ...] = ()
         self._kept: tuple[str, ...] = ()
         self._tasks: list[asyncio.Task[None]] = []
@@ -124,7 +125,7 @@ class SupervisedEngine:
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         if request.adapter is not None:
-            self._remember(request.adapter)
+            self._remember(request.adapter, Asker(request.tenant, request.weight, request.resident_bytes))
         return self._running().generate(request)
 
     async def abort(self, request_id: str) -> None:
@@ -132,7 +133,7 @@ class SupervisedEngine:
             await self._engine.abort(request_id)
 
     async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:
-        self._remember(adapter)
+        self._remember(adapter, asker)
         return await self._running().load_adapter(adapter, asker)
 
     async def unload_adapter(self, digest: str) -> None:
@@ -177,8 +178,8 @@ class SupervisedEngine:
             raise self._lost(self._why or "")
         return self._engine
 
-    def _remember(self, adapter: AdapterRef) -> None:
-        self._known[adapter.digest] = adapter
+    def _remember(self, adapter: AdapterRef, asker: Asker) -> None:
+        self._known[adapter.digest] = adapter, asker
         self._known.move_to_end(adapter.digest)
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
@@ -261,10 +262,10 @@ class SupervisedEngine:
         resident = set(self._resident)
         used = [digest for digest in reversed(self._known) if digest in resident]
         for digest in dict.fromkeys((*self._kept, *used)):
-            if (adapter := self._known.get(digest)) is None:  # nobody asks for it any more
+            if (known := self._known.get(digest)) is None:  # nobody asks for it any more
                 continue
             try:
-                await engine.load_adapter(adapter)
+                await engine.load_adapter(*known)
             except AdapterLoadFailed as failed:
                 log.warning("adapter %s isn't loaded again: %s", digest[:12], failed)
             except EngineError:  # lost once more
