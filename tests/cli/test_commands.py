@@ -56,6 +56,27 @@ def test_serve_ends_with_an_error_when_its_engine_dies(folder: Path, tmp_path: P
     assert "Traceback" not in said
 
 
+def test_the_end_of_the_engine_is_no_signal_so_that_the_first_one_after_it_hurries_nobody(
+    folder: Path, tmp_path: Path
+) -> None:
+    with serving(folder, tmp_path, FAKE_DIES="yes") as (process, printed):
+        assert process.stderr is not None
+        url = httpx.URL(url_in(printed))
+        with socket.create_connection((url.host, url.port or 0), timeout=30) as upload:
+            upload.sendall(
+                b"POST /v1/adapters/slow/versions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 1000\r\n"
+                b"content-type: multipart/form-data; boundary=x\r\nexpect: 100-continue\r\n\r\n"
+            )
+            assert upload.recv(100).startswith(b"HTTP/1.1 100"), (
+                "its body is waited for, and the server's end waits too"
+            )
+            assert httpx.post(url.join("/v1/completions"), json={"prompt": "Hello", "max_tokens": 5}).status_code == 500
+            assert any("the engine died and the server stops" in line for line in process.stderr)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 2, "by the engine's end, not by a signal"
+        assert "told to stop twice" not in process.stderr.read()
+
+
 def test_serve_with_a_key_prints_examples_that_read_it_from_the_environment(folder: Path, tmp_path: Path) -> None:
     with serving(folder, tmp_path, LIVERY_API_KEY="sk-test-key") as (_, printed):
         assert "sk-test-key" not in printed

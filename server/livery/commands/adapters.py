@@ -36,10 +36,12 @@ def ls(
     state: Annotated[InState | None, typer.Option(help="Only those in this state.")] = None,
     source: Annotated[str | None, typer.Option(help="Only those from here: folder, upload, hub, store, api.")] = None,
     search: Annotated[str | None, typer.Option(help="Only names that hold this.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's; the operator's to ask.")] = None,
 ) -> None:
     """List adapters by name."""
     reach.run(
-        lambda backend: backend.ls(after=after, limit=limit, state=state, source=source, search=search), shown.listing
+        lambda backend: backend.ls(after=after, limit=limit, state=state, source=source, search=search, tenant=tenant),
+        shown.listing,
     )
 
 

@@ -35,7 +35,14 @@ class Backend(Protocol):
     """
 
     async def ls(
-        self, *, after: str, limit: int, state: str | None, source: str | None, search: str | None
+        self,
+        *,
+        after: str,
+        limit: int,
+        state: str | None,
+        source: str | None,
+        search: str | None,
+        tenant: str | None = None,
     ) -> Json: ...
 
     async def show(self, name: str) -> Json: ...
@@ -102,9 +109,19 @@ class HttpBackend(Asking):
 
     hint = "is `livery serve` running there? --url or LIVERY_URL names another, --data DIR needs no server"
 
-    async def ls(self, *, after: str, limit: int, state: str | None, source: str | None, search: str | None) -> Json:
-        params = {"after": after or None, "limit": limit, "state": state, "source": source, "search": search}
-        return await self._ask("GET", "/v1/adapters", {"base", "data"}, params=given(params))
+    async def ls(
+        self,
+        *,
+        after: str,
+        limit: int,
+        state: str | None,
+        source: str | None,
+        search: str | None,
+        tenant: str | None = None,
+    ) -> Json:
+        asked = {"after": after or None, "limit": limit, "state": state, "source": source}
+        params = given({**asked, "search": search, "tenant": tenant})
+        return await self._ask("GET", "/v1/adapters", {"base", "data"}, params=params)
 
     async def show(self, name: str) -> Json:
         return await self._ask("GET", _adapter(name), {"name", "state"})

@@ -26,7 +26,7 @@ def listing(answer: Json) -> None:
     print_table(f"Adapters{over}", columns, map(_row, answer["data"]), whole=("name", "version"))
     console = Console(soft_wrap=True)
     for adapter in answer["data"]:
-        notes = [adapter["error"]] if adapter["error"] else adapter.get("coverage", {}).get("warnings", ())
+        notes = [adapter["error"]] if adapter.get("error") else adapter.get("coverage", {}).get("warnings", ())
         for note in notes:
             console.print(f"{escape(adapter['name'])}: {escape(note)}", highlight=False)
     if answer["next_after"] is not None:
@@ -34,15 +34,15 @@ def listing(answer: Json) -> None:
 
 
 def record(answer: Json) -> None:
-    """One adapter: how it stands, and what its active version changes."""
+    """One adapter: how it stands, and what its active version changes; of somebody else's only what is told of it."""
     facts = {
         "name": answer["name"],
         "state": answer["state"] + (", pinned" if answer["pinned"] else ""),
-        "error": answer["error"],
+        "error": answer.get("error"),
         "generation": answer["generation"],
         "from": _origin(answer),
-        "in memory": "yes" if answer["resident"] else "no",
-        "running": answer["requests"],
+        "in memory": _yes(answer.get("resident")),
+        "running": answer.get("requests"),
         "changed": time_text(answer["updated"]),
     }
     print_facts(facts | (_version(answer) if "digest" in answer else {}))
@@ -196,23 +196,27 @@ def _row(adapter: Json) -> list[str]:
         adapter.get("digest", "")[:12],
         _ranks(coverage.get("ranks", ())),
         size(adapter["bytes"]) if "bytes" in adapter else "",
-        "yes" if adapter["resident"] else "no",
-        str(adapter["requests"]),
+        _yes(adapter.get("resident")),
+        str(adapter.get("requests", "")),
     ]
 
 
+def _yes(told: bool | None) -> str:
+    return "" if told is None else "yes" if told else "no"
+
+
 def _version(answer: Json) -> Json:
-    parents = (f"{parent['weight']:g} × {parent['digest'][:12]}" for parent in answer["parents"])
+    parents = (f"{parent['weight']:g} × {parent['digest'][:12]}" for parent in answer.get("parents", ()))
     return {
         "version": answer["version"],
         "digest": answer["digest"],
         "type": answer["peft_type"],
-        **_coverage(answer["coverage"]),
+        **(_coverage(answer["coverage"]) if "coverage" in answer else {"size": size(answer["bytes"])}),
         "approximated": f"to rank {answer['approximate']}" if answer["approximate"] else None,
         "run before": "yes" if answer["proven"] else "no: the first server that is asked for it tries it",
         "merged from": " + ".join(parents),
         **(merged(answer["merge"]) if "merge" in answer else {}),
-        "profile": answer["profile"],
+        "profile": answer.get("profile"),
     }
 
 
@@ -277,7 +281,7 @@ def _warn(warnings: Iterable[str]) -> None:
 
 
 def _origin(answer: Json) -> str:
-    source, origin = answer["source"], answer["origin"]
+    source, origin = answer["source"], answer.get("origin", "")
     return source if origin in ("", source) else f"{source}: {origin}"
 
 
