@@ -47,15 +47,15 @@ class Gamma(Kind, frozen=True):
     """Open loop, `rate` a second: gaps Gamma-distributed with coefficient of variation `cv`; 1 is Poisson, 4 bursts."""
 
     rate: Positive
-    cv: Positive = 1.0
+    cv: Annotated[float, Meta(gt=0, le=100)] = 1.0
 
 
 class Trace(Kind, frozen=True):
     """Open loop: the times of a CSV `file` from second `start_s` on, `speed` times as fast.
 
-    Its lengths are used where those are of kind trace. The file has a head with TIMESTAMP, ContextTokens and
-    GeneratedTokens, as the public Azure traces have; times are ISO or seconds and never go back. One whose name ends in
-    .gz is unpacked. The path counts from where the command runs.
+    Its lengths are used where those are of kind trace; the run ends with the file at the latest. That has a head with
+    TIMESTAMP, ContextTokens and GeneratedTokens, as the public Azure traces have; times are ISO or seconds and never go
+    back. One whose name ends in .gz is unpacked. The path counts from where the command runs.
     """
 
     file: Text
@@ -94,7 +94,7 @@ class Distinct(Kind, frozen=True):
 class Zipf(Kind, frozen=True):
     """The k-th adapter weighs 1 / k**exponent."""
 
-    exponent: NotNegative = 1.0
+    exponent: Annotated[float, Meta(ge=0, le=100)] = 1.0
 
 
 class Power(Kind, frozen=True):
@@ -103,7 +103,7 @@ class Power(Kind, frozen=True):
     Source: S-LoRA's benchmarks (trace.py), where the index is N times a draw of numpy.random.power(alpha).
     """
 
-    alpha: Positive = 1.0
+    alpha: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
 
 
 class Drifting(Kind, frozen=True):

@@ -240,6 +240,7 @@ class Workload(Part, frozen=True):
         closed = isinstance(self.arrivals, Closed)
         of_trace = any(isinstance(one, OfTrace) for one in (self.prompt, self.output))
         names = [tenant.name for tenant in self.tenants]
+        late = max((hook.at_s for hook in self.hooks), default=0.0)
         wrong = {
             "arrivals of kind closed need `requests`: nothing else ends a closed loop": closed and not self.requests,
             "give `requests` or `duration_s`: nothing else ends the run": not (self.requests or self.duration_s),
@@ -252,6 +253,8 @@ class Workload(Part, frozen=True):
             and not isinstance(self.arrivals, Trace),
             "lengths of kind trace are of one request each: leave out `conversations`": of_trace
             and self.conversations is not None,
+            f"`hooks`: one has at_s {late:g}, when the run is over (duration_s {self.duration_s:g})": self.hooks
+            and 0 < self.duration_s <= late,
             f"`tenants` have a name twice ({', '.join(names)}): give each its own": len(set(names)) < len(names),
         }
         for message, is_wrong in wrong.items():

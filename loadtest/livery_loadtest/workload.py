@@ -12,18 +12,7 @@ from enum import IntEnum, StrEnum
 
 import numpy as np
 
-# Short common words: most tokenisers spend one token on each, so "64 words" is close to 64 prompt tokens.
-COMMON = """
-time year people way day man thing woman life child world school state family student group country
-problem hand part place case week company system program question work number night point home water room
-mother area money story fact month lot right study book eye job word business issue side kind head house
-service friend father power hour game line end member law car city name president team minute idea body
-back parent face level office door health person art war history party result change morning reason
-research girl guy moment air teacher force education good new first last long great little own other old
-big high small large next early young few public bad same able make know take see come think look want
-give use find tell ask seem feel try leave call
-"""
-WORDS = tuple(COMMON.split())
+from livery_loadtest.prompts import WORDS
 
 
 class Scenario(StrEnum):
