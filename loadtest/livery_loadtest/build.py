@@ -8,6 +8,7 @@ adapters are cold. Knows no HTTP and no clock.
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, auto
@@ -199,11 +200,13 @@ def _planned(workload: Workload, traffic: _Traffic, names: Sequence[str], cold: 
 def _texts(workload: Workload, traffic: _Traffic, run: int) -> list[str]:
     """What the user says in each request. Raises SpecInvalid."""
     words = lengths(workload.prompt, Side.PROMPT, traffic.requests, traffic.rows, _generator(workload, _Draw.PROMPT))
-    texts = distinct_texts(words, run, [workload.seed, _Draw.TEXTS], "prompt")
+    # Workloads of one suite with one seed come at the same times, but mustn't find each other's prompts in a cache.
+    name = zlib.crc32(workload.name.encode())
+    texts = distinct_texts(words, run, [workload.seed, _Draw.TEXTS, name], "prompt")
     prefix = workload.shared_prefix
     if prefix is not None:
         of_groups = np.full(prefix.groups, prefix.tokens)
-        prefixes = distinct_texts(of_groups, 0, [workload.seed, _Draw.PREFIX_TEXTS], "shared_prefix")
+        prefixes = distinct_texts(of_groups, 0, [workload.seed, _Draw.PREFIX_TEXTS, name], "shared_prefix")
         rng = _generator(workload, _Draw.PREFIXES)
         shared = rng.random(traffic.chats) < prefix.share
         groups = rng.integers(prefix.groups, size=traffic.chats)

@@ -92,15 +92,15 @@ class Distinct(Kind, frozen=True):
 
 
 class Zipf(Kind, frozen=True):
-    """The k-th adapter weighs 1 / k**exponent."""
+    """The k-th adapter weighs 1 / k^`exponent`."""
 
     exponent: Annotated[float, Meta(ge=0, le=100)] = 1.0
 
 
 class Power(Kind, frozen=True):
-    """S-LoRA's power law: adapter floor(N * u**(1/alpha)), u uniform: 1 is even, 0.1 gives one of 1,000 half of all.
+    """S-LoRA's power law: adapter floor(N · u^(1/`alpha`)), u uniform: 1 is even, 0.1 gives one of 1,000 half of all.
 
-    Source: S-LoRA's benchmarks (trace.py), where the index is N times a draw of numpy.random.power(alpha).
+    Source: S-LoRA's benchmarks (trace.py), where the index is N times a draw of `numpy.random.power`.
     """
 
     alpha: Annotated[float, Meta(ge=0.01, le=100)] = 1.0

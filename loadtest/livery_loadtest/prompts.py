@@ -35,13 +35,13 @@ MOST_WORDS = 500_000_000  # in all texts of a run: some 3 GB
 def distinct_texts(words: Ints, run: int, seed: Sequence[int], what: str) -> list[str]:
     """One text of each of these numbers of words, all different; those of another `run` of a seed differ too.
 
-    Texts under six words of other runs may return when there are no more. Raises SpecInvalid, which says `what`
-    they are for, where there aren't that many different ones, or too much to hold.
+    Where there aren't that many different ones of few words, some get a word more; texts under six words may come again
+    in another run. Raises SpecInvalid, which says `what` they are for, where they are too much to hold.
     """
     total = int(words.sum())
     if total > MOST_WORDS:
         raise SpecInvalid(f"{what}: {total:,} tokens in all, over {MOST_WORDS:,}; ask for fewer or shorter ones")
-    openings = _openings(np.minimum(words, OWN_WORDS), run, seed, what)
+    openings = _openings(_own_words(words), run, seed)
     rng = np.random.default_rng([*seed, run])
     left = np.maximum(words - OWN_WORDS, 0)
     longest = int(left.max(initial=0))
@@ -58,20 +58,15 @@ def distinct_texts(words: Ints, run: int, seed: Sequence[int], what: str) -> lis
 _LENGTHS = np.array([len(word) for word in WORDS])
 
 
-def _openings(words: Ints, run: int, seed: Sequence[int], what: str) -> list[str]:
+def _openings(words: Ints, run: int, seed: Sequence[int]) -> list[str]:
     """The first words of each text: its number among those of that many words, written in words as digits."""
     found = [""] * len(words)
     rng = np.random.default_rng(list(seed))
     for count in range(1, OWN_WORDS + 1):
-        (places,) = np.nonzero(words == count)
         possible = len(WORDS) ** count
-        if len(places) > possible:
-            raise SpecInvalid(
-                f"{what}: {len(places):,} texts of {count} tokens, but only {possible:,} different ones are known; "
-                "ask for fewer or longer ones"
-            )
         # Multiplying by a number without common divisor visits every number once, in no visible order.
         factor, offset = _coprime(int(rng.integers(possible)), possible), int(rng.integers(possible))
+        (places,) = np.nonzero(words == count)
         for rank, place in enumerate(places.tolist(), start=run * MOST_REQUESTS):
             number = (rank * factor + offset) % possible
             digits = []
@@ -80,6 +75,15 @@ def _openings(words: Ints, run: int, seed: Sequence[int], what: str) -> list[str
                 digits.append(WORDS[digit])
             found[place] = " ".join(digits)
     return found
+
+
+def _own_words(words: Ints) -> Ints:
+    """How many words at the beginning of each text are its own: a word more than asked for where all are taken."""
+    own = np.minimum(words, OWN_WORDS)
+    for count in range(1, OWN_WORDS):
+        (places,) = np.nonzero(own == count)
+        own[places[len(WORDS) ** count :]] += 1
+    return own
 
 
 def _coprime(number: int, modulus: int) -> int:

@@ -295,11 +295,7 @@ def test_warm_up_is_like_the_run_and_shares_no_prompt_with_any() -> None:
             {"duration_s": 10, "churn": Churn(every_s=1e-6, adapters=1, source="/a")},
             r"churn.every_s is 1e-06: .* changes in 10 s, over 100,000; raise it",
         ),
-        ({"requests": 200, "prompt": Fixed(tokens=1)}, r"prompt: 200 texts of 1 tokens, but only 135"),
-        (
-            {"prompt": Fixed(tokens=9), "shared_prefix": SharedPrefix(tokens=1, groups=200)},
-            r"shared_prefix: 200 texts of 1 tokens",
-        ),
+        ({"prompt": Fixed(tokens=10**6)}, r"prompt: 2,000,000,000 tokens in all, over 500,000,000; ask for fewer"),
         ({"arrivals": Trace(file="nowhere.csv")}, r"nowhere.csv: No such file"),
         (
             {
