@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 from collections import Counter
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -53,3 +57,44 @@ def test_no_task_is_left_of_clients_that_leave(serve: Serve, stepped: bool) -> N
     assert not server.call(idle())
     assert server.engine.open_requests == 0
     assert server.service.open_sequences == 0
+
+
+PROMPT = {"prompt": [3, 4, 5], "max_tokens": 9}
+USER = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
+WAITING: list[tuple[str, dict[str, Any], int]] = [  # and how many requests it is to the engine
+    ("/v1/completions", {**PROMPT, "stream": True}, 1),
+    ("/v1/completions", PROMPT, 1),
+    ("/v1/completions", {**PROMPT, "n": 3, "stream": True}, 3),
+    ("/v1/chat/completions", {**USER, "stream": True}, 1),
+    ("/v1/chat/completions", USER, 1),
+    ("/v1/messages", {**USER, "stream": True}, 1),
+    ("/v1/messages", USER, 1),
+    ("/v1/responses", {"input": "Hi", "stream": True}, 1),
+    ("/v1/responses", {"input": "Hi"}, 1),
+    ("/v1/embeddings", {"input": [[3], [4, 5]]}, 2),
+    ("/v1/score", {"text_1": "a", "text_2": "b"}, 2),
+]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_waits_for_the_engine_ends_with_its_client(serve: Serve, begun: bool) -> None:
+    """Nothing is computed once the clients have left: what ends then was given up, and nothing else ended it."""
+    server = serve(Setup(behaviour=Behaviour(stepped=True)))
+    place, asked = urlsplit(server.url), sum(count for *_, count in WAITING)
+    clients = []
+    for path, body, _ in WAITING:
+        data = json.dumps(body).encode()
+        clients.append(socket.create_connection((place.hostname, place.port), timeout=30))
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        )
+        clients[-1].sendall(head.encode() + data)
+    server.wait_until(lambda engine: engine.open_requests == asked)
+    if begun:  # a token for the first one, which is a stream
+        server.step()
+        assert clients[0].recv(1 << 16)
+    assert server.engine.aborted == []
+    for client in clients:
+        client.close()
+    server.wait_until(lambda engine: engine.open_requests == 0)
+    assert len(server.engine.aborted) == asked
