@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.chat_template": set(),
     "livery.settings": {"livery.tenancy"},
     "livery.listening": {"livery.settings"},
-    "livery.tenancy": SEAM | {"livery.refusals", "livery.tenancy", "livery.vitals", "livery_adapters"},
+    "livery.tenancy": SEAM | {"livery.beside", "livery.refusals", "livery.tenancy", "livery.vitals", "livery_adapters"},
     "livery.tokenizer_files": {"livery.models"},
     "livery.template_worker": FACTS,
     "livery.foreign_templates": FACTS | {"livery.template_worker"},
@@ -71,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.holds": SEAM | {"livery_adapters"},
     "livery.served": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("holds", "lease", "meaning", "proving", "standing", "tenancy", "vitals")}
+    | {f"livery.{part}" for part in ("beside", "holds", "lease", "meaning", "proving", "standing", "tenancy", "vitals")}
     | {"livery_adapters"},
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
     "livery.live": {"livery.tenancy", "livery_adapters"},
@@ -79,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.intakes": FACTS | {"livery.tenancy", "livery_adapters"},
     "livery.origins": FACTS | {"livery.intakes", "livery_adapters"},
     "livery.management": FACTS
-    | {f"livery.{part}" for part in ("adapter_views", "intakes", "live", "origins", "tenancy")}
+    | {f"livery.{part}" for part in ("adapter_views", "beside", "intakes", "live", "origins", "tenancy")}
     | {"livery_adapters"},
     "livery.managed": FACTS
     | {f"livery.{part}" for part in ("adapter_views", "management", "origins", "tenancy")}

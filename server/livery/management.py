@@ -13,10 +13,12 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from livery.adapter_views import Json, alias_json, report_json, version_json
+from livery.beside import REPORTING
 from livery.intakes import Intakes
 from livery.live import Live, Offline
 from livery.origins import Origins, Upload, from_upload, kind_of
@@ -100,7 +102,7 @@ class AdapterManagement:
 
         `tenant`: only those of this one. With a `view`, what it shows, in its order and with its `next_after`.
         """
-        page = await asyncio.to_thread(
+        read = partial(
             self._registry.page,
             after,
             min(limit, MAX_PAGE),
@@ -110,6 +112,7 @@ class AdapterManagement:
             owner=tenant,
             view=view,
         )
+        page = await REPORTING.run(view.tenant if view else OPERATOR.tenant, read)
         resident = await self._live.resident()
         return {
             "object": "list",
@@ -142,7 +145,8 @@ class AdapterManagement:
     async def versions(self, name: str, *, owner: str | None = None) -> Json:
         """The name's history, newest first."""
         record = await self._get(name, owner)
-        history = await asyncio.to_thread(self._registry.versions, name, owner=owner)
+        read = partial(self._registry.versions, name, owner=owner)
+        history = await REPORTING.run(owner or self.owner_of(name), read)
         active = record.active.facts.digest if record.active else None
         return {
             "object": "list",
@@ -286,7 +290,7 @@ class AdapterManagement:
 
     async def aliases(self, tenant: str | None = None) -> Json:
         """All aliases by name; `tenant`: those of this one."""
-        found = await asyncio.to_thread(self._registry.aliases, tenant)
+        found = await REPORTING.run(tenant or OPERATOR.tenant, partial(self._registry.aliases, tenant))
         return {"object": "list", "data": [alias_json(alias) for alias in found]}
 
     async def alias(self, name: str, *, owner: str | None = None) -> Json:

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
+from livery.beside import REPORTING
 from livery.engine.base import (
     AdapterLoadFailed,
     AdapterRef,
@@ -156,7 +157,7 @@ class ServedAdapters:
 
     async def cards(self, principal: Principal = ANYONE.principal) -> list[Card]:
         """Every name that the caller may ask, aliases too, as it knows them and by that."""
-        return await asyncio.to_thread(cards_for, self.registry, principal)
+        return await REPORTING.run(principal.tenant, partial(cards_for, self.registry, principal))
 
     async def count(self, names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
         """How many adapters take requests, and which of `names` no longer do."""

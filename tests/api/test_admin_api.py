@@ -241,3 +241,19 @@ def test_without_any_key_the_admin_api_is_for_this_machine(serve: Serve) -> None
             assert (answer.status_code, code(answer)) == (403, "loopback_only")
         assert client.post(f"{API}/keys", json={"tenant": "acme"}).status_code == 200
         assert client.get(f"{API}/tenants").status_code == 401  # the first key closes it
+
+
+def test_lists_come_in_pages(live: LiveServer, client: httpx.Client) -> None:
+    for number in range(3):
+        live.make_key(f"page-{number}")
+    for path, name in ((f"{API}/keys", "id"), (f"{API}/tenants", "name")):
+        whole = [one[name] for one in client.get(path).json()["data"]]
+        found, after = [], ""
+        while after is not None:
+            page = client.get(path, params={"after": after, "limit": 2}).json()
+            found += [one[name] for one in page["data"]]
+            after = page["next_after"]
+        assert found == whole
+        assert client.get(path, params={"limit": 1001}).status_code == 400
+    assert client.get(f"{API}/keys", params={"after": "nobody77"}).status_code == 404
+    assert client.get(f"{API}/tenants", params={"after": "No\0"}).status_code == 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import re
@@ -13,7 +14,8 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from livery.tenancy import Key, Limits, Tenant, TenantStore
+from livery.commands.tenants_reach import every_page
+from livery.tenancy import Key, Limits, Tenant, TenantManagement, TenantStore, no_names
 from livery.tenancy.checks import expiry
 from livery.tenancy.errors import (
     InvalidTenancy,
@@ -286,3 +288,26 @@ def test_a_newer_schema_or_something_else_is_not_touched(new_url: Callable[[], s
         TenantStore.open(url)
     with pytest.raises(RegistryUnreadable, match="something else"):
         TenantStore.open(other)
+
+
+def test_keys_and_tenants_come_in_pages(store: TenantStore) -> None:
+    for number in range(7):
+        made(store, f"t{number % 2}")
+        store.create_tenant(f"other-{number}", occupied=nothing)
+    management = TenantManagement(store, no_names)
+    for whose in (None, "t0"):
+        keys, pages, after = store.keys(whose), list[str](), ""
+        while True:
+            page = asyncio.run(management.keys(whose, after, 2))
+            pages += [key["id"] for key in page["data"]]
+            assert len(page["data"]) <= 2 and page["has_more"] is (page["next_after"] is not None)
+            if not page["has_more"]:
+                break
+            after = page["next_after"]
+        assert pages == [key.id for key in keys]
+    everything = asyncio.run(every_page(lambda after: management.tenants(after, 4)))
+    assert [tenant["name"] for tenant in everything["data"]] == [tenant.name for tenant in store.tenants()]
+    with pytest.raises(UnknownKey):
+        store.keys(after="nobody77")
+    with pytest.raises(InvalidTenancy):
+        store.tenants(after="No Name\0")

@@ -27,6 +27,7 @@ from livery.api.status import series
 from livery.api.usage import UsageReport, Wanted, report
 from livery.service import GenerationService
 from livery.tenancy import TenantManagement, UsageStore
+from livery.tenancy.management import MAX_PAGE
 
 router = APIRouter(prefix="/admin/v1", route_class=BodyRoute)
 scraping = APIRouter()
@@ -47,11 +48,13 @@ async def _context(request: Request) -> AdminContext:
 
 AdminDep = Annotated[AdminContext, Depends(_context)]
 Filter = Annotated[str | None, Query(max_length=256)]
+After = Annotated[str, Query(max_length=256)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 
 
 @router.get("/tenants", responses=answers(TenantList))
-async def list_tenants(admin: AdminDep) -> Response:
-    return json_response(await admin.tenants.tenants())
+async def list_tenants(admin: AdminDep, after: After = "", limit: Limit = MAX_PAGE) -> Response:
+    return json_response(await admin.tenants.tenants(after, limit))
 
 
 @router.post("/tenants", responses=answers(TenantView))
@@ -78,8 +81,8 @@ async def delete_tenant(name: str, admin: AdminDep) -> Response:
 
 
 @router.get("/keys", responses=answers(KeyList))
-async def list_keys(admin: AdminDep, tenant: Filter = None) -> Response:
-    return json_response(await admin.tenants.keys(tenant))
+async def list_keys(admin: AdminDep, tenant: Filter = None, after: After = "", limit: Limit = MAX_PAGE) -> Response:
+    return json_response(await admin.tenants.keys(tenant, after, limit))
 
 
 @router.post("/keys", responses=answers(NewKey))

@@ -63,9 +63,11 @@ class TenantView(BaseModel):
 
 
 class TenantList(BaseModel):
-    """All tenants by name."""
+    """One page of tenants by name; `next_after` is where the next one starts."""
 
     data: list[TenantView]
+    has_more: bool
+    next_after: str | None
 
 
 class DeletedTenant(BaseModel):
@@ -106,6 +108,8 @@ class RotatedKey(KeyView):
 
 
 class KeyList(BaseModel):
-    """Keys in the order in which they were made."""
+    """One page of keys in the order in which they were made; `next_after` is where the next one starts."""
 
     data: list[KeyView]
+    has_more: bool
+    next_after: str | None

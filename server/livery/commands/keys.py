@@ -9,7 +9,7 @@ import typer
 
 from livery.adapter_views import Json
 from livery.commands import shown_tenants as shown
-from livery.commands.tenants_reach import TenantsReach, reaches_tenants
+from livery.commands.tenants_reach import TenantsReach, every_page, reaches_tenants
 from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy import EVERYTHING
 
@@ -63,7 +63,7 @@ def ls(
     tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Only this tenant's.")] = None,
 ) -> None:
     """List keys, those that were revoked or have expired too."""
-    reach.run(lambda tenants: tenants.keys(tenant), shown.keys)
+    reach.run(lambda tenants: every_page(lambda after: tenants.keys(tenant, after)), shown.keys)
 
 
 @app.command("revoke")

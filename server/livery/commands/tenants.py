@@ -8,7 +8,7 @@ import typer
 
 from livery.commands import shown_tenants as shown
 from livery.commands.keys import Limit, parse_limits
-from livery.commands.tenants_reach import TenantsReach, reaches_tenants
+from livery.commands.tenants_reach import TenantsReach, every_page, reaches_tenants
 
 app = typer.Typer(
     help="Tenants: on a running server (--url, --key) or in a data folder (--data).", no_args_is_help=True
@@ -30,7 +30,7 @@ def create(reach: TenantsReach, name: Name, weight: Annotated[float, Weight] = 1
 @reaches_tenants
 def ls(reach: TenantsReach) -> None:
     """List the tenants."""
-    reach.run(lambda tenants: tenants.tenants(), shown.tenants)
+    reach.run(lambda tenants: every_page(tenants.tenants), shown.tenants)
 
 
 @app.command("show")

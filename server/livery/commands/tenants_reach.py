@@ -33,7 +33,7 @@ API = "/admin/v1"
 class Tenants(Protocol):
     """The verbs, as TenantManagement has them. Each raises CommandFailed, TenancyError or RegistryError."""
 
-    async def tenants(self) -> Json: ...
+    async def tenants(self, after: str = "") -> Json: ...
 
     async def tenant(self, name: str) -> Json: ...
 
@@ -50,7 +50,7 @@ class Tenants(Protocol):
 
     async def delete_tenant(self, name: str) -> Json: ...
 
-    async def keys(self, tenant: str | None = None) -> Json: ...
+    async def keys(self, tenant: str | None = None, after: str = "") -> Json: ...
 
     async def create_key(
         self,
@@ -68,6 +68,17 @@ class Tenants(Protocol):
     async def rotate_key(self, key: str, *, grace_s: float = 0.0) -> Json: ...
 
 
+async def every_page(page: Callable[[str], Awaitable[Json]]) -> Json:
+    """What all pages have together; `page` gives the one that begins after a name."""
+    found: list[Json] = []
+    after: str | None = ""
+    while after is not None:
+        told = await page(after)
+        found += told["data"]
+        after = told["next_after"]
+    return {"data": found}
+
+
 class HttpTenants(Asking):
     """Asks the admin API of a running server."""
 
@@ -76,8 +87,8 @@ class HttpTenants(Asking):
         "no server"
     )
 
-    async def tenants(self) -> Json:
-        return await self._ask("GET", f"{API}/tenants", {"data"})
+    async def tenants(self, after: str = "") -> Json:
+        return await self._ask("GET", f"{API}/tenants", {"data"}, params={"after": after})
 
     async def tenant(self, name: str) -> Json:
         return await self._ask("GET", _at("tenants", name), {"name", "limits"})
@@ -100,8 +111,8 @@ class HttpTenants(Asking):
     async def delete_tenant(self, name: str) -> Json:
         return await self._ask("DELETE", _at("tenants", name), {"name", "deleted"})
 
-    async def keys(self, tenant: str | None = None) -> Json:
-        return await self._ask("GET", f"{API}/keys", {"data"}, params=given({"tenant": tenant}))
+    async def keys(self, tenant: str | None = None, after: str = "") -> Json:
+        return await self._ask("GET", f"{API}/keys", {"data"}, params={"after": after, **given({"tenant": tenant})})
 
     async def create_key(
         self,

@@ -15,14 +15,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from livery.beside import REPORTING
 from livery.tenancy.checks import expiry
 from livery.tenancy.keys import KeyRing
-from livery.tenancy.records import EVERYTHING, Key, Role, Tenant
+from livery.tenancy.records import EVERYTHING, OPERATOR, Key, Role, Tenant
 from livery.tenancy.store import Occupied, TenantStore
 from livery_adapters.registry import Registry, TenantNotEmpty
 
 log = logging.getLogger("livery.keys")
 
+MAX_PAGE = 1000
 Json = dict[str, Any]
 T = TypeVar("T")
 Names = Callable[[], AbstractContextManager[Registry | None]]
@@ -43,9 +45,14 @@ class TenantManagement:
         self._names = names
         self._ring = ring
 
-    async def tenants(self) -> Json:
-        found = await asyncio.to_thread(self._store.tenants)
-        return {"data": [tenant_json(tenant) for tenant in found]}
+    async def tenants(self, after: str = "", limit: int = MAX_PAGE) -> Json:
+        """One page of the tenants by name; `next_after` is where the next one starts, None at the end."""
+
+        def listed() -> Json:
+            found = self._store.tenants(after, limit + 1)
+            return _page([tenant_json(tenant) for tenant in found], limit, "name")
+
+        return await REPORTING.run(OPERATOR.tenant, listed)
 
     async def tenant(self, name: str) -> Json:
         return tenant_json(await asyncio.to_thread(self._store.tenant, name))
@@ -78,12 +85,15 @@ class TenantManagement:
         await self._told()
         return {"name": name, "deleted": True}
 
-    async def keys(self, tenant: str | None = None) -> Json:
-        def listed() -> Json:  # there may be many thousands
-            now = time.time()
-            return {"data": [key_json(key, now) for key in self._store.keys(tenant)]}
+    async def keys(self, tenant: str | None = None, after: str = "", limit: int = MAX_PAGE) -> Json:
+        """One page of the keys in the order in which they were made, as `tenants` has them; `after` is a key's id."""
 
-        return await asyncio.to_thread(listed)
+        def listed() -> Json:
+            now = time.time()
+            found = self._store.keys(tenant, after, limit + 1)
+            return _page([key_json(key, now) for key in found], limit, "id")
+
+        return await REPORTING.run(OPERATOR.tenant, listed)
 
     async def create_key(
         self,
@@ -157,6 +167,12 @@ def _below(registry: Registry, tenant: str) -> str | None:
 def no_names() -> Iterator[Registry | None]:
     """There is no registry, so that no tenant has anything in it."""
     yield None
+
+
+def _page(found: list[Json], limit: int, name: str) -> Json:
+    """What was found of a page and one more; `name` is the field by which the next page is asked for."""
+    more = len(found) > limit
+    return {"data": found[:limit], "next_after": found[limit - 1][name] if more else None, "has_more": more}
 
 
 def tenant_json(tenant: Tenant) -> Json:

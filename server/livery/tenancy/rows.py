@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, literal, select, tuple_
 
 from livery.tenancy.errors import UnknownKey, UnknownTenant
 from livery.tenancy.records import Key, Limits, Tenant
@@ -43,8 +43,9 @@ def tenant(connection: Connection, name: str) -> Tenant:
     return found
 
 
-def tenants_of(connection: Connection) -> tuple[Tenant, ...]:
-    return tuple(_tenant(row) for row in connection.execute(select(tenants).order_by(tenants.c.name)))
+def tenants_of(connection: Connection, after: str = "", limit: int | None = None) -> tuple[Tenant, ...]:
+    query = select(tenants).where(tenants.c.name > after).order_by(tenants.c.name).limit(limit)
+    return tuple(_tenant(row) for row in connection.execute(query))
 
 
 def key(connection: Connection, id_: str) -> Key:
@@ -55,8 +56,12 @@ def key(connection: Connection, id_: str) -> Key:
     return _key(row)
 
 
-def keys_of(connection: Connection, of_tenant: str | None = None) -> tuple[Key, ...]:
-    query = select(keys).order_by(keys.c.created, keys.c.id)
+def keys_of(
+    connection: Connection, of_tenant: str | None = None, after: Key | None = None, limit: int | None = None
+) -> tuple[Key, ...]:
+    query = select(keys).order_by(keys.c.created, keys.c.id).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(keys.c.created, keys.c.id) > tuple_(literal(after.created), literal(after.id)))
     if of_tenant is not None:
         query = query.where(keys.c.tenant == of_tenant)
     return tuple(_key(row) for row in connection.execute(query))

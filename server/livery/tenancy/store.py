@@ -109,10 +109,12 @@ class TenantStore:
             _add(connection, tenant, occupied)
             return tenant
 
-    def tenants(self) -> tuple[Tenant, ...]:
-        """All of them by name."""
+    def tenants(self, after: str = "", limit: int | None = None) -> tuple[Tenant, ...]:
+        """All of them by name; or at most `limit`, those that come after a name. Raises InvalidTenancy."""
+        if after:
+            checks.check_tenant_name(after)
         with self.database.read() as connection:
-            return rows.tenants_of(connection)
+            return rows.tenants_of(connection, after, limit)
 
     def is_tenant(self, name: str) -> bool:
         """Whether there is one of this name now; KeyRing knows it without asking, half a second later."""
@@ -209,12 +211,15 @@ class TenantStore:
             _keep(connection, key)
             return key, secret.text, new
 
-    def keys(self, tenant: str | None = None) -> tuple[Key, ...]:
-        """All keys, or a tenant's, in the order in which they were made. Raises UnknownTenant."""
+    def keys(self, tenant: str | None = None, after: str = "", limit: int | None = None) -> tuple[Key, ...]:
+        """All keys, or a tenant's, in the order in which they were made; or at most `limit`, those after one.
+
+        Raises UnknownTenant, UnknownKey.
+        """
         with self.database.read() as connection:
             if tenant is not None:
                 rows.tenant(connection, tenant)
-            return rows.keys_of(connection, tenant)
+            return rows.keys_of(connection, tenant, rows.key(connection, after) if after else None, limit)
 
     def revoke_key(self, key: str) -> Key:
         """Raises UnknownKey. One that is revoked already stays so."""

@@ -1,0 +1,68 @@
+"""Lists and reports wait for each other, tenant by tenant, and for nobody else; nobody else waits for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+
+from api.live_server import BASE, LiveServer, Serve, Setup
+from livery.beside import REPORTING
+
+LISTS = ("/v1/models", "/v1/adapters", "/v1/aliases", "/v1/usage")
+
+
+@contextmanager
+def taken() -> Iterator[None]:
+    """All threads of lists and reports are busy."""
+    go_on, both = threading.Event(), threading.Barrier(3)
+
+    def busy() -> None:
+        both.wait(30)
+        go_on.wait(60)
+
+    held = [REPORTING.submit("nobody", busy) for _ in range(2)]
+    both.wait(30)
+    try:
+        yield
+    finally:
+        go_on.set()
+        for one in held:
+            one.result(30)
+
+
+def get(server: LiveServer, path: str, key: str) -> int:
+    return httpx.get(f"{server.url}{path}", headers={"authorization": f"Bearer {key}"}, timeout=60).status_code
+
+
+def test_who_lists_much_keeps_nobody_else_waiting(serve: Serve) -> None:
+    server = serve(Setup(admin=True))
+    many, few = (server.make_key(name, role="owner") for name in ("many", "few"))
+    admin = server.make_key("default", role="admin")
+    with ThreadPoolExecutor(50) as pool:
+        with taken():
+            # More than the event loop's own threads are.
+            asked = [pool.submit(get, server, path, many) for path in LISTS for _ in range(10)]
+            asked.append(pool.submit(get, server, "/v1/models", few))
+            headers = {"authorization": f"Bearer {admin}"}
+            for path in ("keys", "tenants"):
+                url = f"{server.admin_url}/admin/v1/{path}"
+                asked.append(pool.submit(lambda at: httpx.get(at, headers=headers, timeout=60).status_code, url))
+            while sum(map(len, REPORTING._waiting.values())) < len(asked):
+                assert not any(one.done() for one in asked)
+            waiting = {tenant: len(line) for tenant, line in REPORTING._waiting.items()}
+            assert waiting == {"many": 40, "few": 1, "default": 2}
+            revoked = server.make_key("few")  # read by the thread that follows keys
+            server.tenants.revoke_key(revoked[3:11])
+            server.call(server.keys.refresh())
+            assert get(server, "/v1/models/nobody", revoked) == 401
+            assert get(server, "/v1/models/nobody", few) == 404, "a name that was never asked for is looked up"
+            body = {"model": BASE, "prompt": [3, 4], "max_tokens": 1}
+            headers = {"authorization": f"Bearer {few}"}
+            assert httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=30).status_code == 200
+            server.call(server.flusher.flush())
+            assert not len(server.service.admission.meter), "usage is written by a thread of its own"
+        assert {one.result() for one in asked} == {200}
