@@ -32,6 +32,7 @@ NAMED = {
     ("livery.engine.supervisor", "_mind"): "why an engine is started anew: the log's",
     ("livery.engine.supervisor", "_started_anew"): "why an engine is started anew: the log's",
     ("livery.grammars", "__init__"): "what is wrong with a grammar, which was sent",
+    ("livery.otlp", "_refused"): "what a collector says: the log's",
     ("livery.template_worker", "_render"): "what is wrong with a template, by its owner's own line of it",
     ("livery_adapters.profile", "_yaml"): "what is wrong with a profile, which was sent",
     ("livery_adapters.profile", "read_profile"): "what is wrong with a profile, which was sent",
