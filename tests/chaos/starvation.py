@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from chaos import common
 from chaos.flood import LOUD, QUIET, Heard, key_of, listen, request
 from livery.engine.roster import MAX_SKIPS
-from livery.engine.turns import TURN
+from livery.engine.sequence import TURN
 from livery.models import resolve_model
 from server.running import livery_serve
 

@@ -11,7 +11,7 @@ from livery.engine.plan import StepPlan, StepResult
 from livery.engine.residency import Residency
 from livery.engine.roster import MAX_SKIPS
 from livery.engine.scheduler import Scheduler
-from livery.engine.turns import SHORT_TURN, TURN
+from livery.engine.sequence import SHORT_TURN, TURN
 
 EOS = 2
 

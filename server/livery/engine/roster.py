@@ -11,7 +11,7 @@ from livery.engine.blocks import BlockPool
 from livery.engine.fairness import VirtualTokens, held_by
 from livery.engine.prefix import PrefixCache
 from livery.engine.residency import Residency
-from livery.engine.sequence import Sequence
+from livery.engine.sequence import TURN, Sequence
 
 MAX_SKIPS = 64  # rounds without room for its adapter, or of others passing, before a sequence holds up those behind it
 
@@ -44,6 +44,11 @@ class Roster:
     @property
     def is_full(self) -> bool:
         return len(self.running) >= self._max_running
+
+    @property
+    def num_lacking(self) -> int:
+        """Blocks that running sequences are still to hold for the tokens that they have."""
+        return sum(sequence.num_lacking(self._pool.block_size) for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
         """A new sequence waits."""
@@ -85,7 +90,16 @@ class Roster:
                 sequence.loaded = now
 
     def preempt(self, sequence: Sequence) -> None:
-        """A running sequence gives up its place, and is the next of its tenant to be admitted again."""
+        """A running sequence gives up its place, and is the next of its tenant to be admitted again.
+
+        One that loses what it has read before its turn is over holds up those behind it, and keeps its next place until
+        it had its turn: it might never get to its tokens else.
+        """
+        had_turn = sequence.left_of_turn(TURN, recomputed=False) <= 0
+        loses = sequence.num_computed // self._pool.block_size > sequence.published
+        sequence.robbed = not had_turn and (loses or sequence.robbed)
+        if sequence.robbed:
+            sequence.skips = MAX_SKIPS + 1
         self._leave(sequence)
         sequence.tag = self._tokens.counter(sequence.tenant)
         self.waiting.insert(0, sequence)

@@ -247,6 +247,7 @@ class Scheduler:
                 self.roster.put_first(waiting, leaving[0].tenant)
                 for sequence in leaving:
                     self.roster.preempt(sequence)
+            if leaving or waiting.skips > MAX_SKIPS:  # which holds up those behind it
                 return
 
     # -- who computes --------------------------------------------------------------------------------
@@ -304,8 +305,9 @@ class Scheduler:
         cached = self.prefix.find(sequence)
         if cached is None or (sequence.num_unscored and not step.scored):
             return
-        # The whole sequence must fit, not only its first chunk: admitting more would end in preemptions.
-        if self._pool.blocks_for(sequence.num_tokens) - len(cached) > self._pool.free_beside(cached):
+        # The whole sequence must fit beside those that run, not only its first chunk: it would end in preemptions else.
+        needed, room = self._pool.blocks_for(sequence.num_tokens) - len(cached), self._pool.free_beside(cached)
+        if needed > room or needed > room - self.roster.num_lacking:
             step.held.add(sequence.tenant)
             step.closed = sequence.skips > MAX_SKIPS
             step.passed.append(sequence)

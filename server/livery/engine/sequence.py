@@ -20,6 +20,11 @@ from livery.engine.plan import UNKNOWN, PoolSpec, SampleSpec, SequenceSlice
 from livery.engine.prefix_keys import KeyChain
 from livery.engine.speculation import Drafter
 
+# Tokens that each sequence of an adapter gets before the adapter may have to make room for another's: for sequences
+# that had a turn as well, and for those whose client has seen nothing yet. One that took another's place, or lost its
+# own before its turn was over, gets a TURN.
+TURN, SHORT_TURN = 16, 4
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -48,6 +53,7 @@ class Sequence:
     cost: float = 1.0  # of a token, beside one of the base alone
     tag: float = 0.0  # its tenant's counter when its turn to read its prompt comes
     ousted: str = ""  # the tenant that it took its place from
+    robbed: bool = False  # of what it had computed, in a turn that wasn't over
     expires: float = math.inf  # when its time is up
     arrived: float = field(default_factory=time.monotonic)
     loaded: float = 0.0  # when its adapter came that it waited for
@@ -98,6 +104,10 @@ class Sequence:
     def uncomputed(self) -> tuple[int, int]:
         """Where the positions begin and end that are still to be computed."""
         return self.num_computed, len(self.tokens)
+
+    def num_lacking(self, block_size: int) -> int:
+        """Blocks that it is still to hold for the tokens that it has."""
+        return max(0, -(-len(self.tokens) // block_size) - len(self.blocks))
 
     @property
     def num_generated(self) -> int:

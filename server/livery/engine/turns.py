@@ -3,8 +3,9 @@
 Two things are short at times. Room for adapters: adapters whose sequences had a turn make room for one that waits for
 some. Places and blocks: where a tenant holds less of the engine than its fair share and its next request waits for a
 place or for blocks, the tenant that is most above its own share gives up the sequence that loses least, of equal ones
-the youngest, and one more until that is enough. No tenant with a lower counter gives up anything, and what came in this
-way stays for a turn at least, so that two tenants never throw each other out step by step.
+the youngest, and one more until that is enough. No tenant with a lower counter gives up anything. What came in this way
+stays for a turn at least, so that two tenants never throw each other out step by step; so does what was thrown out in
+the middle of its prompt once it is back, so that however many others come it gets to its tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +16,7 @@ from collections.abc import Sequence as Listed
 from livery.engine.blocks import BlockPool
 from livery.engine.fairness import VirtualTokens, held_by
 from livery.engine.residency import Residency
-from livery.engine.sequence import Sequence
-
-# Tokens that each sequence of an adapter gets before the adapter may have to make room for another's: for sequences
-# that had a turn as well, and for those whose client has seen nothing yet. One that took another's place gets a TURN.
-TURN, SHORT_TURN = 16, 4
+from livery.engine.sequence import SHORT_TURN, TURN, Sequence
 
 
 class Turns:
@@ -63,7 +60,7 @@ class Turns:
         if held_by(running, self._max_running, self._pool.num_blocks).get(tenant, 0.0) >= self._tokens.share(tenant):
             return []
         needed = self._pool.blocks_for(waiting.num_tokens) - len(cached)
-        free = self._pool.free_beside(cached)
+        free = self._pool.free_beside(cached) - sum(map(self._lacking, running))
         staying, leaving = list(running), list[Sequence]()
         while free < needed or len(staying) >= self._max_running:
             victim = self._above_share(staying, self._tokens.counter(tenant))
@@ -71,7 +68,7 @@ class Turns:
                 return []
             staying.remove(victim)
             leaving.append(victim)
-            free += sum(self._pool.holders(block) == 1 for block in victim.blocks)
+            free += sum(self._pool.holders(block) == 1 for block in victim.blocks) + self._lacking(victim)
         return leaving
 
     def _above_share(self, running: Listed[Sequence], counter: float) -> Sequence | None:
@@ -87,12 +84,17 @@ class Turns:
         return None
 
     def _may_go(self, sequence: Sequence) -> bool:
-        """Whether it had its turn, if it took another's place."""
+        """Whether it had its turn, if it took another's place, or lost its own before."""
+        if sequence.robbed and sequence.left_of_turn(TURN, recomputed=False) > 0:
+            return False
         return not sequence.ousted or self._left(sequence, TURN) <= 0
 
     def _lost(self, sequence: Sequence) -> int:
         """Blocks that it would have to compute again: of an answer few or none, of a prompt in mid-read all."""
         return sequence.num_computed // self._pool.block_size - sequence.published
+
+    def _lacking(self, sequence: Sequence) -> int:
+        return sequence.num_lacking(self._pool.block_size)
 
     def _left(self, sequence: Sequence, turn: int) -> int:
         return sequence.left_of_turn(turn, recomputed=self._recomputed)
