@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from api.live_server import LiveServer, Serve, Setup
 from api.peft_files import make_adapter
-from api.tenants import People, call, upload
+from api.tenants import People, ask, call, upload
 from livery.management import AddOptions
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import Fill, from_directory
@@ -87,3 +90,43 @@ def test_what_is_the_operators_below_a_tenants_name_is_not_the_tenants_to_change
     assert upload(who, "acme", "old", saved).status_code == 409
     assert call(who, "acme", "PUT", "/v1/aliases/way", json={"targets": [{"adapter": "base-model"}]}).status_code == 409
     assert call(who, "operator", "GET", "/v1/adapters/acme/old").json() == before
+
+
+def test_an_owner_of_the_operators_tenant_has_no_way_below_anothers_name(live: LiveServer, saved: Path) -> None:
+    who = People(live, {"acme": live.make_key("acme", role="owner"), "ours": live.make_key("default", role="owner")})
+    assert upload(who, "acme", "one", saved).status_code == 200
+    for name in ("acme/one", "acme/new"):
+        assert upload(who, "ours", name, saved).status_code == 404
+        to_base = {"targets": [{"adapter": "base-model"}]}
+        assert call(who, "ours", "PUT", f"/v1/aliases/{name}-way", json=to_base).status_code == 404
+        assert call(who, "ours", "DELETE", f"/v1/adapters/{name}").status_code == 404
+    assert upload(who, "ours", "one", saved).status_code == 200  # public, and another one
+    assert [one["name"] for one in call(who, "acme", "GET", "/v1/adapters").json()["data"]] == ["one"]
+    assert live.management.library.registry.find_alias("acme/new-way") is None
+
+
+def test_what_is_on_its_way_in_shows_to_its_owners_alone(live: LiveServer, saved: Path) -> None:
+    who = People(live, {tenant: live.make_key(tenant, role="owner") for tenant in ("acme", "zeta")})
+    fill, arrived, go_on = from_directory(saved, [saved.parent]), threading.Event(), threading.Event()
+
+    async def slow(incoming: Incoming) -> str:
+        arrived.set()
+        await asyncio.to_thread(go_on.wait, 30)
+        return await fill(incoming)
+
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(lambda: live.call(live.management.take("acme/x", slow, "upload", AddOptions(owner="acme"))))
+        try:
+            assert arrived.wait(30)
+            asked = {
+                (key, model): ask(who, key, model)
+                for key, model in (("acme", "x"), ("zeta", "acme/x"), ("zeta", "acme/y"), ("zeta", "x"))
+            }
+        finally:
+            go_on.set()
+        assert taken.result(30)["name"] == "acme/x"
+    assert {one: answer.status_code for one, answer in asked.items()} == {
+        ("acme", "x"): 503,
+        **dict.fromkeys((("zeta", "acme/x"), ("zeta", "acme/y"), ("zeta", "x")), 404),
+    }
+    assert asked["zeta", "acme/x"].text.replace("acme/x", "acme/y") == asked["zeta", "acme/y"].text

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from api.live_server import BASE, LiveServer, Serve, Setup
+from livery.engine.fake import Behaviour
 
 PROMPT = [5] * 40
 
@@ -53,3 +54,21 @@ def test_nothing_goes_by_a_tenants_name_alone(live: LiveServer) -> None:
     assert get(live, second, "/v1/usage")["data"] == []
     assert (cached(live, second), cached(live, second)) == (0, 32)
     assert get(live, "sk-operator", "/v1/status")["base"]["requests"] == 5
+
+
+def test_a_stream_that_outlives_its_tenant_is_nobody_elses(serve: Serve) -> None:
+    live = serve(Setup(behaviour=Behaviour(stepped=True), api_key="sk-operator", keep_alive_s=0.05))
+    first = live.make_key("acme", role="owner")
+    stream = live.client(first).completions.create(model=BASE, prompt=PROMPT, max_tokens=5, stream=True)
+    live.wait_until(lambda engine: engine.open_requests == 1)
+    live.tenants.delete_tenant("acme", occupied=lambda _: None)
+    second = live.make_key("acme", role="owner")
+    live.step(100)
+    assert len(list(stream)) >= 5
+    live.call(live.flusher.flush())
+    seen = get(live, second, "/v1/status")
+    assert (seen["requests"], seen["base"]["requests"], seen["base"]["tokens"]) == ([], 0, 0)
+    assert get(live, second, "/v1/usage")["data"] == []
+    (line,) = get(live, "sk-operator", "/v1/usage?by=tenant")["data"]
+    assert line["tenant"].startswith("acme~")
+    assert (line["requests"], line["completion_tokens"]) == (1, 5)

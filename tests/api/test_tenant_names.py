@@ -245,3 +245,18 @@ def test_what_a_tenant_brings_is_proven_within_what_it_may_have_in_memory(live: 
     assert runs == [("cora", 2.0, 1), ("cora", 2.0, PAGE_BYTES)]
     server.tenants.update_tenant("cora", weight=1.0, limits={"resident_bytes": None})
     server.call(server.keys.refresh())
+
+
+def test_profiles_and_aliases_are_held_to_a_quota_too(live: People, saved: list[Path]) -> None:
+    server = live.server
+    who = People(server, {"eve": server.make_key("eve", role="owner")})
+    server.tenants.update_tenant("eve", limits={"adapters": 1, "versions": 1})
+    server.call(server.keys.refresh())
+    assert upload(who, "eve", "one", saved[0]).status_code == 200
+    other = call(who, "eve", "PUT", "/v1/adapters/one/profile", json={"profile": {"temperature": 0.5}})
+    assert code_of(other) == (403, "quota_exceeded")
+    answers = [
+        call(who, "eve", "PUT", f"/v1/aliases/{name}", json={"targets": [{"adapter": "one"}]}) for name in ("a", "b")
+    ]
+    assert answers[0].status_code == 200, answers[0].text
+    assert code_of(answers[1]) == (403, "quota_exceeded")

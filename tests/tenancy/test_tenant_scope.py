@@ -113,6 +113,14 @@ def test_a_key_is_let_by_a_word_or_by_a_name(kind: scope.Kind, name: str, princi
     assert scope.allows(principal, kind, name) == (bool(words & set(principal.allow)) or by_name)
 
 
+def test_what_something_is_to_a_caller_depends_on_whose_it_is() -> None:
+    kinds = {
+        tenant: [scope.kind_of(Principal(tenant, "user"), owner) for owner in ("acme", "bob", DEFAULT_TENANT)]
+        for tenant in ("acme", DEFAULT_TENANT)
+    }
+    assert kinds == {"acme": ["own", "shared", "public"], DEFAULT_TENANT: ["shared", "shared", "own"]}
+
+
 def test_words_of_an_allow_list_are_no_names() -> None:
     assert not scope.allows(Principal("acme", "user", allow=("own",)), "public", "own")
     assert scope.allows(Principal("acme", "user", allow=("pi*",)), "public", "pirate")
