@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.spans": SEAM,
     "livery.otlp": {"livery.spans"},
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
-    "livery.roster": {"livery_adapters"},
+    "livery.roster": {"livery.metrics", "livery_adapters"},
     "livery.overview": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("activity", "roster", "service", "status_rows", "tenancy")}
@@ -101,7 +101,7 @@ ALLOWED: dict[str, set[str]] = {
         f"livery.{part}"
         for part in (
             *("admission", "beside", "cards", "generation", "grammar_check", "lease", "metrics"),
-            *("pooling", "profiles", "prompts", "reading", "sampling", "served", "tenancy", "text", "vitals"),
+            *("pooling", "profiles", "prompts", "reading", "roster", "sampling", "served", "tenancy", "text", "vitals"),
         )
     }
     | {"livery.adapter_text", "livery_adapters"},

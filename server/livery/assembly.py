@@ -138,6 +138,7 @@ async def assemble(
         max_open=plan.max_open,
         max_queued_tokens=plan.max_queued_tokens,
         metrics_max_adapters=plan.metrics_max_adapters,
+        is_tenant=keys.is_tenant,
         parsers=plan.parsers,
     )
     keys.when_gone(service.metrics.forget_tenants)

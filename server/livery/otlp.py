@@ -1,6 +1,6 @@
 """Traces on their way to a collector: OTLP over HTTP, as protobuf, on a thread beside the event loop.
 
-An extra (`pip install livery[otel]`), off unless `--otlp-endpoint` is given, and then not imported. What requests left
+Importing it needs an extra (`pip install livery[otel]`), so nothing does without `--otlp-endpoint`. What requests left
 behind waits in a bounded queue and goes out once a second, many at a time; a collector that doesn't answer is tried
 again a few times, and costs traces, never requests.
 """
@@ -14,21 +14,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
+
+import httpx
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
 from livery import __version__
 from livery.spans import Timeline, Value, origin_of, parts
 
-if TYPE_CHECKING:
-    import httpx
-    from opentelemetry.proto.common.v1.common_pb2 import KeyValue
-    from opentelemetry.proto.trace.v1.trace_pb2 import Span
-
 log = logging.getLogger("livery.otlp")
 
 TRACES_PATH = "/v1/traces"
-REMEDY = "--otlp-endpoint needs OpenTelemetry's messages: pip install 'livery[otel]'"
 EVERY_S = 1.0
 AT_ONCE = 64  # requests of one message
 MOST_WAITING = 2048  # requests; the oldest go where there are more
@@ -40,19 +39,11 @@ TRY_AGAIN = frozenset({429, 502, 503, 504})  # as OTLP's specification has it
 HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")  # the latter's win
 
 
-class TracingUnavailable(Exception):
-    """The extra isn't installed; the message says how to get it."""
-
-
 class Tracing:
     """Sends what it is told. `close` sends what is left."""
 
     def __init__(self, endpoint: str) -> None:
-        """`endpoint` is that of a collector, as http://127.0.0.1:4318. Raises TracingUnavailable."""
-        try:
-            import opentelemetry.proto.collector.trace.v1.trace_service_pb2  # noqa: F401
-        except ImportError:
-            raise TracingUnavailable(REMEDY) from None
+        """`endpoint` is that of a collector, as http://127.0.0.1:4318."""
         self._address = endpoint if endpoint.endswith(TRACES_PATH) else endpoint.rstrip("/") + TRACES_PATH
         self._waiting: deque[Timeline] = deque(maxlen=MOST_WAITING)
         self._lost = 0  # requests whose traces were dropped since the collector last took some
@@ -74,8 +65,6 @@ class Tracing:
             log.warning("the traces of the last %d requests didn't reach %s", left, self._address)
 
     def _run(self) -> None:
-        import httpx
-
         headers = {"content-type": "application/x-protobuf", **headers_of(os.environ)}
         with httpx.Client(headers=headers, timeout=TIMEOUT_S) as client:
             while not self._ending.wait(EVERY_S):
@@ -96,8 +85,6 @@ class Tracing:
 
     def _refused(self, client: httpx.Client, body: bytes) -> str:
         """Post one message, again where that may help. Why it couldn't be, empty where it was taken."""
-        import httpx
-
         pause, why = FIRST_PAUSE_S, ""
         for _ in range(TRIES):
             try:
@@ -141,11 +128,6 @@ def encoded(lines: Sequence[Timeline], epoch_ns: int) -> bytes:
 
     `epoch_ns`: the Unix time of moment 0.
     """
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-    from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
-    from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-    from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
-
     spans = [span for line in lines for span in _spans(line, epoch_ns)]
     if not spans:
         return b""
@@ -158,8 +140,6 @@ def encoded(lines: Sequence[Timeline], epoch_ns: int) -> bytes:
 
 def _spans(line: Timeline, epoch_ns: int) -> Iterator[Span]:
     """The request's own first, then what lies within it; none where its client's trace isn't recorded."""
-    from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-
     origin = origin_of(line.traceparent, line.tracestate)
     if not origin.sampled:
         return
@@ -195,8 +175,6 @@ def _spans(line: Timeline, epoch_ns: int) -> Iterator[Span]:
 
 
 def _attributes(values: Mapping[str, Value]) -> list[KeyValue]:
-    from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-
     return [
         KeyValue(key=key, value=AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=value))
         for key, value in values.items()

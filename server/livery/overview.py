@@ -19,7 +19,6 @@ from typing import Any
 from livery.activity import BASE, RATE_S, Doings, Finished
 from livery.engine.base import EngineError, EngineStats
 from livery.refusals import NotReady
-from livery.roster import Roster
 from livery.service import GenerationService
 from livery.status_rows import Viewer, Wanted, figures, page
 from livery.tenancy import Principal, scope
@@ -37,7 +36,7 @@ class Overview:
 
     def __init__(self, service: GenerationService) -> None:
         self._service = service
-        self._roster = Roster(service.adapters.registry)
+        self._roster = service.roster
         self._began = time.perf_counter()
 
     async def status(self, principal: Principal, wanted: Wanted) -> Json:

@@ -5,7 +5,9 @@ every other second.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Iterable
 
+from livery.metrics import Standing
 from livery_adapters.registry import Brief, Registry
 
 
@@ -38,3 +40,18 @@ class Roster:
         changed = set(names)
         left = {name: brief for name, brief in briefs.items() if name not in changed}
         return now, left | {brief.name: brief for brief in self._registry.briefs(names)}
+
+
+def standing(
+    briefs: Iterable[Brief], device: Collection[str], waiting: Collection[str], counted: Iterable[str]
+) -> Standing:
+    """From what the registry says of all adapters, the files in device memory and those that requests wait for, and the
+    names that have counts. Some milliseconds for ten thousand.
+    """
+    served = {brief.name: brief.weights for brief in briefs if brief.active is not None}
+    return Standing(
+        len(served),
+        tuple(name for name in counted if name not in served),
+        tuple(sorted(name for name, files in served.items() if files in device)),
+        tuple(sorted(name for name, files in served.items() if files in waiting and files not in device)),
+    )

@@ -159,11 +159,6 @@ class ServedAdapters:
         """Every name that the caller may ask, aliases too, as it knows them and by that."""
         return await REPORTING.run(principal.tenant, partial(cards_for, self.registry, principal))
 
-    async def count(self, names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
-        """How many adapters take requests, and which of `names` no longer do."""
-        count, served = await asyncio.to_thread(self.registry.served, names)
-        return count, tuple(name for name in names if name not in served)
-
     async def names_of(self, digests: Iterable[str]) -> tuple[str, ...]:
         """The names that stand for converted digests the engine reports; those that no name stands for are left out."""
         weights = self.files_of(digests)

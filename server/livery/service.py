@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,7 @@ from livery.profiles import dressed, profile_of, tells_words
 from livery.prompts import activation, bad_words, check_ids, encode, token_ids
 from livery.reading import AS_THE_TEMPLATE, ParserNames, held_to_strict, reading_of, told_of_tools
 from livery.refusals import AdapterUnusable, NotReady, UnknownModel
+from livery.roster import Roster, standing
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
 from livery.tenancy import Meter, Principal, RateLimiter, Room, scope
@@ -41,7 +43,7 @@ from livery.vitals import Readiness
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.profile import Profile
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import RegistryError
+from livery_adapters.registry import Brief, RegistryError
 
 log = logging.getLogger("livery.service")
 
@@ -50,7 +52,8 @@ DIGEST_SHOWN = 12
 QUEUED_STEPS = 256
 # An engine that answers no question for so long isn't ready. A step of many tokens takes seconds on a busy CPU.
 PROGRESS_TIMEOUT_S = 10.0
-REGISTRY_TIMEOUT_S = 5.0  # scrapers give up after 10 seconds as a rule
+# Scrapers give up after 10 seconds as a rule, and want what is known without the engine before that.
+SCRAPE_TIMEOUT_S, REGISTRY_TIMEOUT_S = 5.0, 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class GenerationService:
         max_open: int = 1024,
         max_queued_tokens: int = 0,
         metrics_max_adapters: int = 200,
+        is_tenant: Callable[[str], bool] = lambda _: True,
         parsers: ParserNames = AS_THE_TEMPLATE,
     ) -> None:
         self.info = info
@@ -98,6 +102,8 @@ class GenerationService:
         self.metrics = Metrics(base_name, info, metrics_max_adapters)
         self.grammars = grammars
         self.readiness = Readiness(engine, adapters.vitals)
+        self.roster = Roster(adapters.registry)
+        self._is_tenant = is_tenant
         self._engine = engine
         self._text = text
         self._created = created
@@ -284,16 +290,26 @@ class GenerationService:
 
         Raises EngineDead, or NotReady when the engine is slow.
         """
-        stats = await self.progress()
+        try:
+            async with asyncio.timeout(SCRAPE_TIMEOUT_S):
+                stats, briefs = await asyncio.gather(self.progress(), self._briefs())
+        except TimeoutError:
+            raise NotReady from None
+        tenants = tuple(name for name in self.metrics.tenants.names() if not self._is_tenant(name))
+        if briefs is None:
+            return Snapshot(stats, gone_tenants=tenants)
+        files = self.adapters.files_of
+        device, waiting = files(stats.resident_adapters), files(stats.waiting_adapters)
+        told = await asyncio.to_thread(standing, briefs.values(), device, waiting, self.metrics.adapters.names())
+        return Snapshot(stats, told, tenants)
+
+    async def _briefs(self) -> Mapping[str, Brief] | None:
         try:
             async with asyncio.timeout(REGISTRY_TIMEOUT_S):
-                served, gone = await self.adapters.count(self.metrics.adapters.names())
-                resident = await self.adapters.names_of(stats.resident_adapters)
-                waiting = await self.adapters.names_of(stats.waiting_adapters)
+                return await self.roster.read()
         except (RegistryError, TimeoutError) as error:
             log.warning("metrics leave out what the registry knows: %s", error or "it doesn't answer in time")
-            return Snapshot(stats)
-        return Snapshot(stats, served=served, gone=gone, resident=resident, waiting=waiting)
+            return None
 
     async def _lease(self, name: str, caller: Caller) -> Lease | None:
         """A hold on what `name` stands for, None for the base. Raises as `ServedAdapters.lease` does."""

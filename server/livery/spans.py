@@ -45,6 +45,18 @@ class Timeline:
     tracestate: str = ""
 
 
+class TraceSink(Protocol):
+    """Where traces go (livery.otlp, which an extra brings)."""
+
+    def tell(self, line: Timeline) -> None:
+        """A request is over."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left; blocks."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A span within a request's: name, begin, end, and of which sequence where there are several."""

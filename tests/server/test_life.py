@@ -80,3 +80,19 @@ def test_a_server_goes_on_with_another_engine(server: RunningServer) -> None:
     assert after.headers["x-livery-adapter"] == before.headers["x-livery-adapter"]
     assert common.gauges(server.url)["livery_engine_restarts_total"] == 1
     assert is_idle(server.url)
+
+
+def test_a_scrape_while_the_engine_restarts_tells_what_is_known(server: RunningServer) -> None:
+    assert complete(server, model="pirate").status_code == 200
+    before = common.gauges(server.url)
+    os.kill(common.engine_of(server.pid), signal.SIGKILL)
+    assert common.until(lambda: common.gauges(server.url)["livery_ready"] == 0, 60) is not None
+    away = httpx.get(f"{server.url}/metrics", timeout=30)
+    assert away.status_code == 200
+    assert 'livery_adapter_requests_total{adapter="pirate",outcome="length"}' in away.text
+    assert common.until(lambda: common.gauges(server.url)["livery_ready"] == 1, 120) is not None
+    after = common.gauges(server.url)
+    for name in ("vllm:generation_tokens_total", "vllm:e2e_request_latency_seconds_count"):
+        assert after[name] >= before[name] > 0, name
+    assert after["livery_engine_restarts_total"] == before["livery_engine_restarts_total"] + 1
+    assert "vllm:lora_requests_info" in after

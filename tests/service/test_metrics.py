@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from livery.engine.base import EngineInfo, EngineStats
 from livery.generation import Usage
-from livery.metrics import OTHER, AdapterCounts, Metrics, Snapshot, Top
+from livery.metrics import OTHER, AdapterCounts, Metrics, Snapshot, Standing, Top
 from livery_adapters.base_model import BaseShapes
 
 INFO = EngineInfo(
@@ -54,7 +54,7 @@ def test_the_names_routers_and_dashboards_read() -> None:
         running=2, waiting=3, blocks_total=8, blocks_free=6, preemptions=7, drafted_tokens=9, accepted_tokens=5,
         prefix_queries=40, prefix_hits=32, prefix_evictions=6, blocks_cached=4,
     )  # fmt: skip
-    found = samples(metrics, Snapshot(stats, served=1))
+    found = samples(metrics, Snapshot(stats, Standing(1)))
     whole = ("base", "0")
     names = {name for name, *_ in found}
     for name in (
@@ -108,7 +108,7 @@ def test_a_request_that_did_not_end_counts_as_what_ended_it() -> None:
 def test_adapter_residency_is_exactly_one_sample() -> None:
     metrics = Metrics("base", INFO)
     for resident in (("a",), ("a", "b"), ()):
-        snapshot = Snapshot(EngineStats(), served=3, resident=resident, waiting=("c",))
+        snapshot = Snapshot(EngineStats(), Standing(3, (), resident, ("c",)))
         text = metrics.render(snapshot).decode()
         families = {family.name: family for family in text_string_to_metric_families(text)}
         (sample,) = families["vllm:lora_requests_info"].samples

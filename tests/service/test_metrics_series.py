@@ -6,13 +6,13 @@ from livery.engine.base import EngineStats
 from livery.engine.figures import AdapterUse, EngineFigures, RequestTimes, TenantStanding
 from livery.engine.tally import AdapterLog, StepClock, figures, standings
 from livery.generation import Usage
-from livery.metrics import OTHER, Metrics, ServerState, Snapshot
+from livery.metrics import OTHER, Metrics, ServerState, Snapshot, Standing
 from service.test_metrics import INFO, samples
 
 
 def used(*uses: AdapterUse) -> Snapshot:
     stats = EngineStats(resident_adapters=("d1",), host_adapters=("d2",), figures=EngineFigures(adapters=uses))
-    return Snapshot(stats, served=3)
+    return Snapshot(stats, Standing(3))
 
 
 def test_an_adapter_tells_its_errors_its_last_use_and_its_cached_tokens() -> None:
@@ -131,7 +131,7 @@ def test_ten_thousand_adapters_are_two_hundred_and_one() -> None:
     metrics = Metrics("base", INFO)
     for number in range(10_000):
         metrics.begin(Usage(number, 0, 1), f"adapter-{number}", f"{number:064x}").close("abort")
-    text = metrics.render(Snapshot(EngineStats(), served=10_000)).decode()
+    text = metrics.render(Snapshot(EngineStats(), Standing(10_000))).decode()
     assert text.count("livery_adapter_prompt_tokens_total{") == 201
     assert "livery_adapters_registered 10000.0" in text
     assert text.count("\n") < 8_000

@@ -111,18 +111,6 @@ def cards(connection: Connection, conditions: list[ColumnElement[bool]]) -> list
     return [Card(row.name, row.digest, row.added, row.owner) for row in connection.execute(query)]
 
 
-def count_served(connection: Connection) -> int:
-    return connection.execute(select(func.count()).where(adapters.c.active.is_not(None))).scalar_one()
-
-
-def served_among(connection: Connection, names: Iterable[str]) -> set[str]:
-    found: set[str] = set()
-    for some in batches(names):
-        query = select(adapters.c.name).where(adapters.c.active.is_not(None), adapters.c.name.in_(some))
-        found.update(connection.execute(query).scalars())
-    return found
-
-
 def pinned(connection: Connection) -> tuple[AdapterRecord, ...]:
     query = RECORDS.where(adapters.c.pinned, adapters.c.active.is_not(None)).order_by(adapters.c.name)
     return tuple(record_of(row) for row in connection.execute(query))

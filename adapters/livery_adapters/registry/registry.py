@@ -283,11 +283,6 @@ class Registry(TenantVerbs, AliasVerbs):
         with self.database.read() as connection:
             return briefs(connection, names)
 
-    def served(self, names: Iterable[str]) -> tuple[int, set[str]]:
-        """How many adapters take requests, and which of `names` are among them."""
-        with self.database.read() as connection:
-            return reading.count_served(connection), reading.served_among(connection, names)
-
     def pinned(self) -> tuple[AdapterRecord, ...]:
         """Pinned adapters with an active version, by name."""
         with self.database.read() as connection:

@@ -28,9 +28,9 @@ from livery.api.routes import Routes
 from livery.api.sse import KEEP_ALIVE_S
 from livery.api.unknown_fields import UnknownFields
 from livery.management import AdapterManagement
-from livery.otlp import Tracing
 from livery.overview import Overview
 from livery.service import GenerationService
+from livery.spans import TraceSink
 from livery.tenancy import Doors, Purpose, TenantManagement, UsageStore
 
 RATE_HEADERS = tuple(
@@ -66,7 +66,7 @@ def create_app(
     root_path: str = "",
     strict_params: bool = False,
     request_timeout_s: float = 0.0,
-    tracing: Tracing | None = None,
+    tracing: TraceSink | None = None,
 ) -> FastAPI:
     """The application over a service that is ready to take requests; pages of `cors_origins` may call it.
 
@@ -118,7 +118,7 @@ def _mount(
     *,
     rest: Purpose = "ask",
     root_path: str = "",
-    tracing: Tracing | None = None,
+    tracing: TraceSink | None = None,
 ) -> None:
     """Give an application its routes, the answers for what goes wrong, and the boundary around them."""
     for router, _ in routers:

@@ -22,9 +22,8 @@ from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl,
 from livery.api.routes import route_path
 from livery.api.uploads import is_upload, takes_uploads
 from livery.metrics import Metrics, RequestMeter
-from livery.otlp import Tracing
 from livery.refusals import Draining
-from livery.spans import MOST_SEQUENCES, Timeline
+from livery.spans import MOST_SEQUENCES, Timeline, TraceSink
 from livery.tenancy import OPERATOR, Doors, Principal, Purpose
 from livery.tenancy.limits import Claim
 from livery.tenancy.room import Part
@@ -83,7 +82,7 @@ class Boundary:
         metrics: Metrics,
         admission: Admission,
         root_path: str = "",
-        tracing: Tracing | None = None,
+        tracing: TraceSink | None = None,
     ) -> None:
         self._app = app
         self._tracing = tracing
@@ -183,14 +182,17 @@ class Boundary:
             headers[f"x-ratelimit-remaining-{kind}"] = str(rate.remaining)
             headers[f"x-ratelimit-reset-{kind}"] = f"{rate.reset_s:.3f}s"
 
+    def _trace(self, record: RequestRecord, scope: Scope, route: str) -> None:
+        if self._tracing is not None:
+            self._tracing.tell(_timeline(record, _method(scope), route, Headers(scope=scope)))
+
     def _close(self, record: RequestRecord, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.http(route, _method(scope), record.status)
         if scope["method"] == "POST" and record.purpose == "ask":
             if record.admitted:
                 self._metrics.activity.note(_finished(record, route))
-            if self._tracing is not None:
-                self._tracing.tell(_timeline(record, _method(scope), route, Headers(scope=scope)))
+            self._trace(record, scope, route)
         quiet = record.purpose in PROBES and record.status < 400  # every few seconds, with nothing to say
         level = logging.DEBUG if quiet else logging.INFO
         if not log.isEnabledFor(level):

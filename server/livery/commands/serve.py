@@ -27,9 +27,9 @@ from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineDead, EngineInfo
 from livery.listening import Listener, listen, listen_for_admins
 from livery.models import ResolvedModel, resolve_model
-from livery.otlp import Tracing, TracingUnavailable
 from livery.reading import ParserNames
 from livery.settings import Settings, SettingsError, revealed
+from livery.spans import TraceSink
 from livery.tenancy import Doors, TenantStore, check_binding
 from livery.text import Tokenizer
 from livery_adapters.refusal import Limits
@@ -125,14 +125,15 @@ async def _serve(
             raise SystemExit(128 + server.hurried)
 
 
-def _tracing(settings: Settings) -> Tracing | None:
+def _tracing(settings: Settings) -> TraceSink | None:
     """Where traces go, if anywhere. Raises SettingsError without the packages for it."""
     if settings.otlp_endpoint is None:
         return None
     try:
-        return Tracing(settings.otlp_endpoint)
-    except TracingUnavailable as missing:
-        raise SettingsError(str(missing)) from None
+        from livery.otlp import Tracing
+    except ImportError:
+        raise SettingsError("--otlp-endpoint needs OpenTelemetry's messages: pip install 'livery[otel]'") from None
+    return Tracing(settings.otlp_endpoint)
 
 
 def _doors(settings: Settings, parts: ServerParts) -> Doors:
@@ -224,7 +225,7 @@ class _Server(EdgeServer):
         listener: Listener,
         admin: Listener | None,
         engine: Engine,
-        tracing: Tracing | None,
+        tracing: TraceSink | None,
     ) -> None:
         config = EdgeConfig(
             create_app(

@@ -12,7 +12,7 @@ from livery.metrics.collectors import Metrics
 from livery.metrics.meter import RequestMeter, SequenceMeter
 from livery.metrics.outcomes import OUTCOMES
 from livery.metrics.server import ServerState
-from livery.metrics.snapshot import Snapshot
+from livery.metrics.snapshot import Snapshot, Standing
 from livery.metrics.tenants import Throttle
 from livery.metrics.top import OTHER, Top
 
@@ -26,6 +26,7 @@ __all__ = [
     "SequenceMeter",
     "ServerState",
     "Snapshot",
+    "Standing",
     "Throttle",
     "Top",
 ]

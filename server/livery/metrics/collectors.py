@@ -84,8 +84,10 @@ class Metrics:
     def render(self, snapshot: Snapshot | None, state: ServerState | None = None) -> bytes:
         """The text of one scrape; takes milliseconds, so call it off the event loop."""
         if snapshot is not None:
-            self.adapters.drop(snapshot.gone)
-            self._residents.drop(snapshot.gone)
+            if snapshot.adapters is not None:
+                self.adapters.drop(snapshot.adapters.gone)
+                self._residents.drop(snapshot.adapters.gone)
+            self.tenants.drop(snapshot.gone_tenants)
             self._residents.count(snapshot.stats.figures.adapters)
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Scrape(self, snapshot, state or ServerState()))

@@ -38,15 +38,15 @@ def engine_families(snapshot: Snapshot, info: EngineInfo, labels: Labels) -> Ite
     }
     yield gauge("livery_prefix_cache_blocks", "KV blocks that can be found by content", {}, stats.blocks_cached)
     yield gauge("vllm:cache_config_info", "How the KV cache is cut", cache, 1)
-    if snapshot.served is not None:
+    if (adapters := snapshot.adapters) is not None:
         # One sample, always: routers take the newest, and every label combination would stay for ever.
-        adapters = {
+        lora = {
             "max_lora": str(info.max_running),
-            "running_lora_adapters": ",".join(snapshot.resident),
-            "waiting_lora_adapters": ",".join(snapshot.waiting),
+            "running_lora_adapters": ",".join(adapters.resident),
+            "waiting_lora_adapters": ",".join(adapters.waiting),
         }
-        yield gauge("vllm:lora_requests_info", "Adapters in device memory and waiting", adapters, time.time())
-        yield gauge("livery_adapters_registered", "Adapters served by name", {}, snapshot.served)
+        yield gauge("vllm:lora_requests_info", "Adapters in device memory and waiting", lora, time.time())
+        yield gauge("livery_adapters_registered", "Adapters served by name", {}, adapters.served)
     yield gauge("livery_adapter_memory_bytes", "Adapter bytes in device memory", {}, stats.adapter_bytes)
     yield gauge("livery_adapter_memory_limit_bytes", "Adapter bytes allowed", {}, info.adapter_memory_bytes)
     yield gauge("livery_host_adapter_memory_bytes", "Adapter bytes in host memory", {}, stats.host_adapter_bytes)

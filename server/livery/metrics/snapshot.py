@@ -8,11 +8,23 @@ from livery.engine.base import EngineStats
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How adapters stand by name: how many take requests, and which with counts no longer do; which are in device
+    memory, and which waiting requests need that aren't.
+    """
+
+    served: int
+    gone: tuple[str, ...] = ()
+    resident: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the engine and the registry say at the moment of a scrape."""
+    """What the engine and the registry say at the moment of a scrape; `adapters` is None where the latter doesn't
+    answer. `gone_tenants` have counts and are no more.
+    """
 
     stats: EngineStats
-    served: int | None = None  # adapters that take requests; None: the registry didn't answer, and no name is known
-    gone: tuple[str, ...] = ()  # adapters with counts that no longer do
-    resident: tuple[str, ...] = ()  # adapter names in device memory
-    waiting: tuple[str, ...] = ()  # adapter names that waiting requests need and that are not resident
+    adapters: Standing | None = None
+    gone_tenants: tuple[str, ...] = ()

@@ -4,6 +4,8 @@ usage), or without all that is counted for those who look on.
 
 from __future__ import annotations
 
+from typing import Any
+
 from livery.activity import Activity
 from livery.admission import Admission, Admitted, Asked
 from livery.api.boundary import Boundary
@@ -73,12 +75,24 @@ def take_tenancy_away() -> None:
         setattr(owner, name, instead)
 
 
-def take_metrics_away() -> None:
-    """Count nothing for scrapes and the console, in this process."""
-    for owner, name, instead in (
-        (Metrics, "begin", lambda *_: UNCOUNTED),
-        (Metrics, "http", lambda *_: None),
-        (Metrics, "catch_up", lambda *_: None),
-        (Activity, "note", lambda *_: None),
-    ):
-        setattr(owner, name, instead)
+class MetricsSwitch:
+    """Takes away all that is counted and traced for those who look on, and puts it back, while nothing is asked.
+
+    In one process: two of the same kind differ by more than what is measured.
+    """
+
+    def __init__(self) -> None:
+        self.on = True
+        self._without: tuple[tuple[type, str, Any], ...] = (
+            (Metrics, "begin", lambda *_: UNCOUNTED),
+            (Metrics, "http", lambda *_: None),
+            (Metrics, "catch_up", lambda *_: None),
+            (Activity, "note", lambda *_: None),
+            (Boundary, "_trace", lambda *_: None),
+        )
+        self._usual = tuple((owner, name, getattr(owner, name)) for owner, name, _ in self._without)
+
+    def turn(self) -> None:
+        self.on = not self.on
+        for owner, name, instead in self._usual if self.on else self._without:
+            setattr(owner, name, instead)

@@ -23,16 +23,14 @@ from livery_loadtest.lean import Load, post, run_load
 from livery_loadtest.servers import LaunchedServer, LaunchSpec, cpu_seconds, free_port
 
 # "bare": without keys, room, limits and metering. "limited": requests bring a key that has limits of every kind.
-# "uncounted": nothing is counted for those who look on. "traced": every request goes to a collector as well.
-Variant = Literal["usual", "bare", "limited", "uncounted", "traced"]
+# "traced": every request goes to a collector.
+Variant = Literal["usual", "bare", "limited", "traced"]
 NAMED: dict[Variant, str] = {
     "usual": "",
     "bare": " and no tenants",
     "limited": " and limits",
-    "uncounted": " and no metrics",
     "traced": " and traces",
 }
-WITHOUT: dict[Variant, Literal["tenants", "metrics"]] = {"bare": "tenants", "uncounted": "metrics"}
 FAR_LIMITS = {
     name: 1 << 40
     for name in ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "queued_tokens", "max_tokens", "n")
@@ -94,6 +92,15 @@ class MeasuredServer:
         os.kill(pid, signal.SIGUSR1)
         yield found
         os.kill(pid, signal.SIGUSR2)
+        told = self._told()
+        found.samples, found.seconds, found.calls = told.samples, told.seconds, told.calls
+
+    def turn_metrics(self) -> bool:
+        """Take metrics and traces away or put them back, while nothing is asked; whether they are there now."""
+        os.kill(self._launched.process.pid, signal.SIGHUP)
+        return self._told().counting
+
+    def _told(self) -> Found:
         latest = time.monotonic() + FOUND_S
         while not self._found.exists():
             if time.monotonic() > latest:
@@ -101,7 +108,7 @@ class MeasuredServer:
             time.sleep(0.01)
         told = msgspec.json.decode(self._found.read_bytes(), type=Found)
         self._found.unlink()
-        found.samples, found.seconds, found.calls = told.samples, told.seconds, told.calls
+        return told
 
 
 @contextmanager
@@ -120,7 +127,7 @@ def measured_server(
     """
     with TemporaryDirectory(prefix="livery-bench-") as folder:
         found, port, data = Path(folder) / "found.json", free_port(), DataFolder(Path(folder) / "data")
-        setup = Setup(model, str(data.root), port, str(found), fake, core, WITHOUT.get(variant, ""), collector)
+        setup = Setup(model, str(data.root), port, str(found), fake, core, variant == "bare", collector)
         command = [sys.executable, "-m", "livery.bench.http.server", msgspec.json.encode(setup).decode()]
         name = f"the server with a {'fake' if fake else 'real'} engine{NAMED[variant]}"
         spec = LaunchSpec(name, command, f"http://127.0.0.1:{port}", Path(folder) / "server.log", ready="/ready")

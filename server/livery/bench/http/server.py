@@ -1,7 +1,7 @@
 """The server under measurement, in its own process: `livery serve` as it is, over a fake engine or a real one.
 
 Run as `python -m livery.bench.http.server SETUP` with a Setup as JSON. SIGUSR1 begins a measurement inside, SIGUSR2
-ends it and writes what it found.
+ends it and writes what it found; SIGHUP takes metrics and traces away, or puts them back, and writes that it did.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Literal
 
 import msgspec
 
-from livery.bench.http.bare import take_metrics_away, take_tenancy_away
+from livery.bench.http.bare import MetricsSwitch, take_tenancy_away
 from livery.bench.http.clock import TextClock
 from livery.bench.http.sampler import Sampler
 from livery.commands.serve import run_server
@@ -43,7 +42,7 @@ SAYING = (
 class Setup(msgspec.Struct, frozen=True):
     """What to serve, where, and where to write what was measured inside. `core` is None for all.
 
-    `without`: what is taken away from it. `otlp_endpoint`: where its traces go.
+    `bare`: without what keeps tenants apart. `otlp_endpoint`: where its traces go.
     """
 
     model: str
@@ -52,16 +51,17 @@ class Setup(msgspec.Struct, frozen=True):
     found: str
     fake: bool = True
     core: int | None = None
-    without: Literal["", "tenants", "metrics"] = ""
+    bare: bool = False
     otlp_endpoint: str | None = None
 
 
 class Found(msgspec.Struct):
-    """What was measured inside a server: samples by part, or seconds spent with text."""
+    """What was measured inside a server: samples by part, or seconds spent with text. `counting`: whether it counts."""
 
     samples: dict[str, int] = {}
     seconds: dict[str, float] = {}
     calls: dict[str, int] = {}
+    counting: bool = True
 
 
 def fake_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engine:
@@ -79,11 +79,9 @@ def main() -> None:
     setup = msgspec.json.decode(sys.argv[1], type=Setup)
     if setup.core is not None:
         os.sched_setaffinity(0, {setup.core})
-    if setup.without == "tenants":
+    if setup.bare:
         take_tenancy_away()
-    elif setup.without == "metrics":
-        take_metrics_away()
-    sampler, clock = Sampler(), TextClock()
+    sampler, clock, metrics = Sampler(), TextClock(), MetricsSwitch()
 
     def begin(_number: int, _frame: FrameType | None) -> None:
         if setup.fake:
@@ -93,13 +91,20 @@ def main() -> None:
 
     def end(_number: int, _frame: FrameType | None) -> None:
         sampler.end()
-        found = Found(dict(sampler.samples), dict(clock.seconds), dict(clock.calls))
+        tell(Found(dict(sampler.samples), dict(clock.seconds), dict(clock.calls)))
+
+    def turn(_number: int, _frame: FrameType | None) -> None:
+        metrics.turn()
+        tell(Found(counting=metrics.on))
+
+    def tell(found: Found) -> None:
         part = Path(f"{setup.found}.part")
         part.write_bytes(msgspec.json.encode(found))
         part.rename(setup.found)
 
     signal.signal(signal.SIGUSR1, begin)
     signal.signal(signal.SIGUSR2, end)
+    signal.signal(signal.SIGHUP, turn)
     flags = {"model": setup.model, "data": setup.data, "port": setup.port, "max_open": 4096}
     settings = load_settings(flags | {"otlp_endpoint": setup.otlp_endpoint}, {})
     run_server(settings, fake_engine if setup.fake else EngineClient)

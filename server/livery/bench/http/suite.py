@@ -184,25 +184,33 @@ class Suite:
                 _pin(everywhere)
 
     def _with_tenants_and_without(self) -> None:
+        """Two servers on one core, of which one is asked at a time."""
         cores, sizes = self.findings.cores, self._sizes
         with (
             measured_server(self._model, cores.server, self._console, fake=True, variant="limited") as limited,
             measured_server(self._model, cores.server, self._console, fake=True, variant="bare") as bare,
         ):
-            pairs = self._in_turn(limited, bare, sizes.tenant_streams, sizes.tenant_pairs)
+            pairs = self._in_turn([lambda: limited, lambda: bare], sizes.tenant_streams, sizes.tenant_pairs)
         row = TenantsRow(sizes.tenant_streams, pairs.rates(0), pairs.rates(1), pairs.ratio())
         self.findings.tenants.append(row)
 
     def _with_metrics_and_without(self) -> None:
-        cores, sizes = self.findings.cores, self._sizes
+        """One server, which counts and traces or doesn't."""
+        cores, sizes, fake = self.findings.cores, self._sizes, True
         with (
             collecting() as collector,
             measured_server(
-                self._model, cores.server, self._console, fake=True, variant="traced", collector=collector.url
-            ) as counted,
-            measured_server(self._model, cores.server, self._console, fake=True, variant="uncounted") as uncounted,
+                self._model, cores.server, self._console, fake=fake, variant="traced", collector=collector.url
+            ) as server,
         ):
-            pairs = self._in_turn(counted, uncounted, sizes.metrics_streams, sizes.metrics_pairs)
+
+            def turned(on: bool) -> MeasuredServer:
+                while server.turn_metrics() is not on:
+                    pass
+                return server
+
+            ways = [lambda: turned(True), lambda: turned(False)]
+            pairs = self._in_turn(ways, sizes.metrics_streams, sizes.metrics_pairs)
         row = MetricsRow(
             sizes.metrics_streams,
             pairs.rates(0),
@@ -213,23 +221,24 @@ class Suite:
         )
         self.findings.metrics.append(row)
 
-    def _in_turn(self, one: MeasuredServer, other: MeasuredServer, streams: int, rounds: int) -> Pairs:
-        """Two servers on one core, of which one is asked at a time; each goes first as often."""
+    def _in_turn(self, ways: Sequence[Callable[[], MeasuredServer]], streams: int, rounds: int) -> Pairs:
+        """Two servers on one core, or one in two ways, of which one is asked at a time; each goes first as often."""
         cores, everywhere, sizes = self.findings.cores, _affinity(), self._sizes
         each = max(1, sizes.load_tokens // (sizes.tokens * streams))
         _pin({cores.client} if cores.client is not None else everywhere)
         try:
-            found: dict[MeasuredServer, list[Loaded]] = {one: [], other: []}
-            for server in found:
-                server.load(8, 2, 64)  # imports and caches
+            found: list[list[Loaded]] = [[], []]
+            for way in ways:
+                way().load(8, 2, 64)  # imports and caches
             for pair in range(rounds):
-                for server in (one, other) if pair % 2 else (other, one):
+                for place in (0, 1) if pair % 2 else (1, 0):
+                    server = ways[place]()
                     before = server.cpu_s
                     load = server.load(streams, each, sizes.tokens)
-                    found[server].append(Loaded(load.tokens, load.seconds, server.cpu_s - before, len(load.answers)))
+                    found[place].append(Loaded(load.tokens, load.seconds, server.cpu_s - before, len(load.answers)))
         finally:
             _pin(everywhere)
-        return Pairs(list(zip(found[one], found[other], strict=True)))
+        return Pairs(list(zip(*found, strict=True)))
 
     def _looked_at(self) -> None:
         """What scrapes and the console cost, where there are many adapters in use."""

@@ -1,0 +1,95 @@
+"""GET /metrics of a live server: what is gone has no series, one sample says where adapters are, tokens show early."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from api.live_server import BASE, LiveServer, Serve, Setup
+from api.peft_files import make_adapter
+from livery.engine.fake import Behaviour
+from livery.metrics import OTHER
+
+SCRAPER = "scraper"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    for seed, name in enumerate(("one", "two")):
+        make_adapter(folder / name, seed=seed)
+    return folder
+
+
+@pytest.fixture
+def live(serve: Serve, saved: Path, tmp_path: Path) -> LiveServer:
+    shutil.copytree(saved, tmp_path / "adapters" / ".pool")
+    return serve(Setup(api_key="sk-operator", metrics_key=SCRAPER), tmp_path)
+
+
+def scraped(server: LiveServer) -> list[Sample]:
+    answer = httpx.get(f"{server.url}/metrics", headers={"authorization": f"Bearer {SCRAPER}"}, timeout=30)
+    assert answer.status_code == 200
+    return [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]
+
+
+def labelled(samples: list[Sample], label: str) -> set[str]:
+    return {sample.labels[label] for sample in samples if label in sample.labels}
+
+
+def put(server: LiveServer, name: str, which: str) -> None:
+    from livery.management import AddOptions
+
+    server.call(server.management.put(name, f".pool/{which}", AddOptions()))
+
+
+def test_what_is_deleted_has_no_series(live: LiveServer) -> None:
+    key = live.make_key("acme")
+    for name, which in (("pirate", "one"), ("poet", "two")):
+        put(live, name, which)
+        live.client(key).completions.create(model=name, prompt=[5, 6], max_tokens=2)
+    live.client("sk-operator").completions.create(model="1*pirate+2*poet", prompt=[5, 6], max_tokens=2)
+    found = scraped(live)
+    assert labelled(found, "adapter") == {"pirate", "poet", OTHER}  # what is composed has no name of its own
+    assert labelled(found, "tenant") == {"acme", "default"}
+    live.call(live.management.retire("pirate"))
+    live.tenants.delete_tenant("acme", occupied=lambda _: None)
+    live.call(live.keys.refresh())
+    found = scraped(live)
+    assert labelled(found, "adapter") == {"poet", OTHER}
+    assert labelled(found, "tenant") == {"default"}
+
+
+def test_one_sample_says_where_adapters_are(live: LiveServer) -> None:
+    for name, which in (("pirate", "one"), ("copy", "one"), ("poet", "two")):
+        put(live, name, which)
+    for asked in ("pirate", "poet"):
+        live.client("sk-operator").completions.create(model=asked, prompt=[5, 6], max_tokens=2)
+    (sample,) = [one for one in scraped(live) if one.name == "vllm:lora_requests_info"]
+    assert sample.labels["max_lora"] == "8"
+    assert sample.labels["running_lora_adapters"] == "copy,pirate,poet"  # the first two are the same files
+    assert sample.labels["waiting_lora_adapters"] == ""
+    assert [one.value for one in scraped(live) if one.name == "livery_adapters_registered"] == [3]
+
+
+def test_tokens_of_a_stream_show_while_it_runs(serve: Serve) -> None:
+    server = serve(Setup(behaviour=Behaviour(stepped=True), metrics_key=SCRAPER, keep_alive_s=0.02))
+
+    def told(count: int) -> bool:
+        """Whether a scrape says so many tokens, soon."""
+        for _ in range(1000):
+            if sum(one.value for one in scraped(server) if one.name == "vllm:generation_tokens_total") == count:
+                return True
+        return False
+
+    stream = server.client().completions.create(model=BASE, prompt=[5, 6], max_tokens=9, stream=True)
+    server.step(4)
+    assert told(4)
+    server.step(5)
+    list(stream)
+    assert told(9)
