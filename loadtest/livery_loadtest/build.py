@@ -70,7 +70,7 @@ def build_warm_up(workload: Workload, base: str, adapters: Sequence[str], repeat
         return Script(())
     taking, _ = _split(workload, adapters)
     shortened = msgspec.structs.replace(
-        workload, requests=workload.warm_up, duration_s=0, conversations=None, cold=None, churn=None, hooks=()
+        workload, requests=workload.warm_up, duration_s=0, conversations=None, churn=None, hooks=()
     )
     traffic = replace(_traffic(shortened), times=None)
     names, cold = _models(shortened, traffic.chats, base, taking, (), repeat)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
@@ -16,11 +16,25 @@ class SpecInvalid(ValueError):
     """A workload can't be used; the message names the file, the field, the value and what is expected."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is given twice, of which YAML's own would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        found: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            names = [key.value for key, _ in node.value]
+            twice = sorted({str(name) for name in names if names.count(name) > 1})
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{', '.join(twice)} is given twice; give it once", node.start_mark
+            )
+        return found
+
+
 def load_yaml(text: str, where: str) -> object:
     """What YAML says. Raises SpecInvalid."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise SpecInvalid(f"{where}: {error}") from error
 
 

@@ -26,6 +26,7 @@ big high small large next early young few public bad same able make know take se
 give use find tell ask seem feel try leave call
 """
 WORDS = tuple(COMMON.split())
+_LENGTHS = np.array([len(word) for word in WORDS])
 
 OWN_WORDS = 6  # at the beginning of a text: 6 * 10**12 of them, enough for millions of runs of millions of texts
 SHARED_WORDS = 1 << 16  # in the long text
@@ -53,9 +54,6 @@ def distinct_texts(words: Ints, run: int, seed: Sequence[int], what: str) -> lis
         opening + shared[begin:end]
         for opening, begin, end in zip(openings, ends[first].tolist(), ends[first + left].tolist(), strict=True)
     ]
-
-
-_LENGTHS = np.array([len(word) for word in WORDS])
 
 
 def _openings(words: Ints, run: int, seed: Sequence[int]) -> list[str]:

@@ -155,6 +155,8 @@ def test_shares_and_weights_are_met() -> None:
     assert share(script, lambda request: request.json_schema is not None) == pytest.approx(0.1, abs=0.02)
     assert share(script, lambda request: request.leave_after == 0) == pytest.approx(0.2, abs=0.02)
     assert {request.leave_after for request in script.requests} == {None, 0}
+    of_both = share(script, lambda request: request.json_schema is not None and request.leave_after == 0)
+    assert of_both == pytest.approx(0.02, abs=0.01), "one says nothing of the other"
     by_adapter = Counter(request.model for request in script.requests if request.model != "base")
     assert set(by_adapter) == set(ADAPTERS)
 

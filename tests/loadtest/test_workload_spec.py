@@ -72,6 +72,7 @@ def test_a_file_with_everything_is_read() -> None:
         ("endpoint: chat\nconversations: {turns: {kind: azure}}", r"conversations.turns.kind is 'azure': .*lognormal"),
         ("structured: {share: 0.5}", r"`structured` needs `endpoint: chat`"),
         ("churn: {every_s: 1, adapters: 1, source: /a}", r"`churn` in a closed loop needs `duration_s`"),
+        ("duration_s: 60\nhooks: [{at_s: 60, run: x}]", r"at_s 60, when the run is over \(duration_s 60\)"),
         ("popularity: {kind: weights, weights: {a: 0}}", r"popularity: all weights are 0"),
         ("tenants: [{name: a, key_env: A}, {name: a, key_env: B}]", r"a name twice \(a, a\)"),
         ("tenants: [{name: a, key_env: A, weight: 0}]", r"tenants\[0\].weight is 0: .*> 0"),
@@ -84,10 +85,21 @@ def test_what_is_wrong_is_named_with_its_value_and_what_is_expected(line: str, s
         parse_workload("\n".join([*rest, line]), "here.yaml")
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "[", "{1: 2}", "a\0b"])
+@pytest.mark.parametrize("text", ["", "- 1", "[", "{1: 2}", "a\0b", "[" * 5000])
 def test_what_is_no_workload_at_all_is_refused(text: str) -> None:
     with pytest.raises(SpecInvalid, match="here"):
         parse_workload(text, "here")
+
+
+def test_a_field_given_twice_is_refused_where_it_stands() -> None:
+    with pytest.raises(SpecInvalid, match=r"(?s)here: rate is given twice; give it once.*line 3"):
+        parse_workload("name: a\nrequests: 1\narrivals: {kind: poisson, rate: 3, rate: 4}", "here")
+
+
+def test_the_example_of_the_readme_is_a_workload() -> None:
+    readme = (Path(__file__).parents[2] / "loadtest" / "README.md").read_text()
+    example = parse_workload(readme.partition("```yaml\n")[2].partition("```")[0])
+    assert example.name == "evening" and example.popularity == Zipf(exponent=1)
 
 
 def test_a_file_that_cannot_be_read_is_refused_with_its_path(tmp_path: Path) -> None:
