@@ -199,6 +199,15 @@ class Columns:
         each = np.where(self.answered, self.tokens, 0) / np.maximum(self.events, 1)
         return np.repeat(each, self.events)
 
+    def only(self, some: Flags) -> Columns:
+        """The requests for which `some` is set."""
+        events = np.repeat(some, self.events)
+        kept: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        for name, value in kept.items():
+            if isinstance(value, np.ndarray):
+                kept[name] = value[events if name == "arrivals" else some]
+        return Columns(**kept)
+
 
 def _coded(values: Iterable[str | None]) -> tuple[Ints, tuple[str, ...]]:
     """Names as places in a list of them, in the order in which they first come; -1 for None."""

@@ -14,7 +14,7 @@ from livery_loadtest.figures import Measured, summarise
 from livery_loadtest.machine import Machine
 from livery_loadtest.origin import Origin
 from livery_loadtest.report.packed import pack, unpack_samples
-from livery_loadtest.report.result import Result, ResultUnreadable, Target, make_result, read_result, write_result
+from livery_loadtest.report.result import Result, ResultUnreadable, Server, make_result, read_result, write_result
 from loadtest.made_runs import BUSY, Making, made_run, workload
 
 ORIGIN = Origin(
@@ -32,9 +32,9 @@ def made_result(repeats: int = 2, **making: object) -> Result:
         made_run(some, name, repeat) for repeat in range(repeats) for name, some in (("ours", ours), ("theirs", theirs))
     ]
     targets = [
-        Target(name="ours", url="http://admin:secret@host:1", adapters=("a", "b"), settings={"--x": "because"}),
-        Target(name="theirs", url="http://host:2"),
-        Target(name="unused", url="http://host:3"),
+        Server(name="ours", url="http://admin:secret@host:1", adapters=("a", "b"), settings={"--x": "because"}),
+        Server(name="theirs", url="http://host:2"),
+        Server(name="unused", url="http://host:3"),
     ]
     return make_result(workload(), targets, runs, ORIGIN)
 
@@ -92,7 +92,7 @@ def test_no_password_is_written(tmp_path: Path) -> None:
 
 def test_what_makes_a_run_invalid_is_told_with_its_target_and_repeat() -> None:
     runs = [made_run(Making(requests=30), "ours", 0), made_run(Making(requests=30), "ours", 1, BUSY)]
-    result = make_result(workload(), [Target(name="ours", url="http://host")], runs, ORIGIN)
+    result = make_result(workload(), [Server(name="ours", url="http://host")], runs, ORIGIN)
     assert result.doubts == [f"ours, repeat 2: {BUSY.reasons[0]}"]
     assert made_result().doubts == []
 

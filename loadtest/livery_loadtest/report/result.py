@@ -30,7 +30,7 @@ class ResultUnreadable(ValueError):
     """A file is no result that this version can read; the message names the file and what is wrong with it."""
 
 
-class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A server under test. `settings` is what it was started with, in the words that its report shows, and why."""
 
     name: str
@@ -50,7 +50,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     schema: Literal["livery-load/1"] = SCHEMA
     origin: Origin
     workload: Workload
-    targets: tuple[Target, ...]
+    targets: tuple[Server, ...]
     summary: tuple[Summary, ...]
     verified: dict[str, Verification] = {}
     capacity: Capacity | None = None
@@ -74,8 +74,14 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def doubts(self) -> list[str]:
         """Why this isn't a measurement of the servers, in words; none: it is valid."""
+        return [doubt for target in self.targets for doubt in self.doubts_of(target.name)]
+
+    def doubts_of(self, target: str) -> list[str]:
+        """Those of one target's repeats."""
         return [
-            f"{one.target}, repeat {one.repeat + 1}: {reason}" for one in self.repeats for reason in one.health.reasons
+            f"{target}, repeat {one.repeat + 1}: {reason}"
+            for one in self.repeats_of(target)
+            for reason in one.health.reasons
         ]
 
     @property
@@ -95,7 +101,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 def make_result(
     workload: Workload,
-    targets: Sequence[Target],
+    targets: Sequence[Server],
     runs: Sequence[Run],
     origin: Origin,
     verified: Mapping[str, Verification] | None = None,

@@ -50,13 +50,19 @@ def duration(milliseconds: float | None) -> str:
     return f"{number(milliseconds)} ms"
 
 
-def bounds(value: Estimate, percent: bool = False) -> str:
-    """An interval, or nothing where there is none."""
+def bounds(value: Estimate) -> str:
+    """An interval; nothing where there is none."""
+    return "" if value.low == value.high else f"{number(value.low)} to {number(value.high)}"
+
+
+def between(value: Estimate) -> str:
+    """An interval of milliseconds with its unit; nothing where there is none."""
     if value.low == value.high:
         return ""
-    if percent:
-        return f"{100 * value.low:.1f}..{100 * value.high:.1f} %"
-    return f"{number(value.low)}..{number(value.high)}"
+    low, high = duration(value.low), duration(value.high)
+    if low.rpartition(" ")[2] == high.rpartition(" ")[2]:
+        low = low.rpartition(" ")[0]
+    return f"{low} to {high}"
 
 
 def span(seconds: float) -> str:

@@ -1,0 +1,299 @@
+"""Two results of one workload, paired: is B faster or slower than A, by how much, and how sure is that?
+
+Requests of both are the same ones, repeat by repeat, so differences are taken within pairs: what all requests of a
+repeat have in common, such as a machine that was slower by then, cancels. With enough repeats the pairs are repeats and
+chance is judged by flipping their signs (Fisher, The Design of Experiments, 1935, section 21); with few they are blocks
+of requests, drawn again and again, which doesn't know how runs differ. A difference is shown when chance alone would
+give one as large less than 5 times in 100; of a dozen numbers one may well be such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import product
+
+import msgspec
+import numpy as np
+
+from livery_loadtest.columns import Columns, Floats, Ints, joined
+from livery_loadtest.figures import Measured, by_request, meets, pooled
+from livery_loadtest.intervals import LEVEL, RESAMPLES, Blocks, Estimate, t_quantile
+from livery_loadtest.report.result import Result
+from livery_loadtest.spec import Slo
+
+# Of the 2**n ways to give n differences signs, two are as extreme as all alike: 5 repeats can't show anything at 5 %.
+ENOUGH_PAIRS = 6
+_MOST_EXACT = 14
+_FLIPS = 10_000
+_SEED = 8
+
+
+class NotComparable(ValueError):
+    """Two results can't be compared; the message says which, why, and what to do."""
+
+
+class Verdict(StrEnum):
+    """What was shown of B beside A."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    MORE = "more"
+    FEWER = "fewer"
+    NOTHING = "no difference shown"
+    UNKNOWN = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number of both: `ratio` is B / A with its 95 % interval, `p` how often chance alone gives as much."""
+
+    name: str
+    unit: str
+    a: float | None
+    b: float | None
+    ratio: Estimate | None
+    p: float | None
+    verdict: Verdict
+    better: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """B beside A. `pairs` says in words what was paired and how chance was judged."""
+
+    a: str
+    b: str
+    workload: str
+    repeats: int
+    requests: int
+    pairs: str
+    metrics: tuple[Metric, ...]
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How a number is taken of one repeat: the share `at` of values a request or a gap has, or a sum over a sum."""
+
+    name: str
+    unit: str
+    up_is_good: bool
+    values: Callable[[Columns], tuple[Floats, Ints]] | None = None
+    at: float = 0.5
+    sums: Callable[[Measured], tuple[Floats, Floats]] | None = None
+
+
+def compare(a: Result, b: Result, target_a: str = "", target_b: str = "") -> Comparison:
+    """B beside A; the targets have to be named where a result has several. Raises NotComparable."""
+    check_same_workload(a, b)
+    name_a, name_b = _only(a, target_a, "first"), _only(b, target_b, "second")
+    pairs = _paired(a.measured[name_a], b.measured[name_b])
+    slo = a.workload.slo
+    exact = len(pairs) >= ENOUGH_PAIRS
+    judge = _over_repeats if exact else _over_blocks
+    doubts = [f"A: {doubt}" for doubt in a.doubts_of(name_a)] + [f"B: {doubt}" for doubt in b.doubts_of(name_b)]
+    return Comparison(
+        a=name_a,
+        b=name_b,
+        workload=a.workload.name,
+        repeats=len(pairs),
+        requests=sum(len(one.columns) for one, _ in pairs),
+        pairs=_said(len(pairs), exact),
+        metrics=tuple(judge(kind, pairs) for kind in _kinds(slo)),
+        doubts=tuple(doubts),
+    )
+
+
+def check_same_workload(a: Result, b: Result) -> None:
+    """Raises NotComparable where two workloads differ, naming the fields."""
+    one, other = msgspec.to_builtins(a.workload), msgspec.to_builtins(b.workload)
+    differ = [name for name in one if one[name] != other[name]]
+    if differ:
+        told = "; ".join(f"{name}: {one[name]} and {other[name]}" for name in differ)
+        raise NotComparable(f"the workloads differ in {told}. Run both with the same workload file.")
+
+
+def _only(result: Result, target: str, which: str) -> str:
+    names = [one.name for one in result.targets]
+    if target:
+        if target not in names:
+            raise NotComparable(f"the {which} result has no target {target!r}; it has {', '.join(names) or 'none'}")
+        return target
+    if len(names) != 1:
+        raise NotComparable(f"the {which} result has {len(names)} targets ({', '.join(names)}): name one of them")
+    return names[0]
+
+
+def _paired(a: Sequence[Measured], b: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
+    """Repeats with one number, cut down to the requests that both have. Raises NotComparable where there are none."""
+    of_b = {one.repeat: one for one in b}
+    pairs = []
+    for one in a:
+        other = of_b.get(one.repeat)
+        if other is None:
+            continue
+        common = np.intersect1d(one.columns.index, other.columns.index)
+        if len(common):
+            pairs.append((_cut(one, common), _cut(other, common)))
+    if not pairs:
+        raise NotComparable("no repeat of one result has requests in common with the other's; run both to their end")
+    return pairs
+
+
+def _cut(one: Measured, common: Ints) -> Measured:
+    if len(common) == len(one.columns):
+        return one
+    kept = one.columns.only(np.isin(one.columns.index, common))
+    return Measured(one.repeat, one.seconds, kept, one.samples)
+
+
+def _said(repeats: int, exact: bool) -> str:
+    if exact:
+        how = "all" if repeats <= _MOST_EXACT else f"{_FLIPS:,} random"
+        return f"paired by repeat, {repeats} of them; p by {how} flips of their signs"
+    said = "1 repeat" if repeats == 1 else f"{repeats} repeats"
+    return (
+        f"paired by request, {said}; p by bootstrap over blocks of requests, which doesn't know how runs differ: "
+        f"{ENOUGH_PAIRS} repeats or more say that"
+    )
+
+
+def _kinds(slo: Slo) -> list[_Kind]:
+    """What is compared. Latencies at their middle and at their slow end, then what was got done."""
+    found = []
+    values: tuple[tuple[str, Callable[[Columns], tuple[Floats, Ints]]], ...] = (
+        ("TTFT", by_request("ttft")),
+        ("ITL", Columns.gaps),
+        ("TPOT", by_request("tpot")),
+        ("E2E", by_request("e2e")),
+    )
+    for name, of in values:
+        found += [_Kind(f"{name} p{100 * at:.0f}", "ms", False, of, at) for at in (0.5, 0.99)]
+    found.append(_Kind("output tokens", "per second", True, sums=_tokens))
+    found.append(_Kind("requests", "per second", True, sums=_requests))
+    if slo != Slo():
+        found.append(_Kind("good answers", "share", True, sums=lambda one: _good(one, slo)))
+    found.append(_Kind("failed requests", "share", False, sums=_failed))
+    return found
+
+
+def _tokens(one: Measured) -> tuple[Floats, Floats]:
+    tokens = np.where(one.columns.answered, one.columns.tokens, 0).astype(np.float64)
+    return tokens, np.full(len(tokens), one.seconds / max(len(tokens), 1))
+
+
+def _requests(one: Measured) -> tuple[Floats, Floats]:
+    whole = one.columns.whole.astype(np.float64)
+    return whole, np.full(len(whole), one.seconds / max(len(whole), 1))
+
+
+def _good(one: Measured, slo: Slo) -> tuple[Floats, Floats]:
+    return meets(one.columns, slo).astype(np.float64), (~one.columns.left).astype(np.float64)
+
+
+def _failed(one: Measured) -> tuple[Floats, Floats]:
+    return (~one.columns.answered).astype(np.float64), np.ones(len(one.columns))
+
+
+def _over_repeats(kind: _Kind, pairs: Sequence[tuple[Measured, Measured]]) -> Metric:
+    """From one number a repeat and side: the mean of log ratios with its t interval, p by flipping their signs.
+
+    Where a number is 0 in some repeat, which then has no ratio, differences take the place of ratios.
+    """
+    values = [(_value(kind, [one]), _value(kind, [other])) for one, other in pairs]
+    known = [(x, y) for x, y in values if x is not None and y is not None]
+    if len(known) < len(pairs):
+        return _over_blocks(kind, pairs)  # a repeat without any such value says nothing
+    a, b = (float(np.mean([pair[side] for pair in known])) for side in (0, 1))
+    if any(x <= 0 or y <= 0 for x, y in known):
+        return _metric(kind, a, b, None, sign_flips(np.asarray([y - x for x, y in known])))
+    logs = np.log([y / x for x, y in known])
+    half = t_quantile(len(logs) - 1) * float(np.std(logs, ddof=1)) / len(logs) ** 0.5
+    middle = float(logs.mean())
+    ratio = Estimate(*(float(np.exp(value)) for value in (middle, middle - half, middle + half)))
+    return _metric(kind, a, b, ratio, sign_flips(logs))
+
+
+def sign_flips(differences: Floats) -> float:
+    """How often the mean of paired differences is as far from 0 when each one's sign is left to chance.
+
+    Exact over all ways up to 14 pairs, else from random ones with the one observed counted in.
+    """
+    observed = abs(float(differences.sum()))
+    if len(differences) <= _MOST_EXACT:
+        signs = np.asarray(list(product((-1.0, 1.0), repeat=len(differences))))
+        return float(np.mean(np.abs(signs @ differences) >= observed * (1 - 1e-12)))
+    draw = np.random.default_rng(_SEED)
+    signs = draw.choice((-1.0, 1.0), (_FLIPS, len(differences)))
+    return float((1 + np.sum(np.abs(signs @ differences) >= observed * (1 - 1e-12))) / (1 + _FLIPS))
+
+
+def _over_blocks(kind: _Kind, pairs: Sequence[tuple[Measured, Measured]]) -> Metric:
+    """From blocks of requests, drawn alike on both sides: the ratio's interval, and p by how often it crosses 1."""
+    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+    values = [_value(kind, side) for side in sides]
+    blocks = Blocks([len(one.columns) for one in sides[0]], _SEED)
+    drawn = [_drawn(kind, side, blocks) for side in sides]
+    a, b = values
+    if a is None or b is None or a <= 0 or b <= 0:
+        return _without_ratio(kind, a, b, drawn)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = drawn[1] / drawn[0]
+    ratios = ratios[np.isfinite(ratios)]
+    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    ratio = Estimate(b / a, min(b / a, float(low)), max(b / a, float(high)))
+    return _metric(kind, a, b, ratio, _crossing(ratios - 1))
+
+
+def _without_ratio(kind: _Kind, a: float | None, b: float | None, drawn: Sequence[Floats]) -> Metric:
+    """Where one side is 0 or missing: by the difference."""
+    if a is None or b is None:
+        return Metric(kind.name, kind.unit, a, b, None, None, Verdict.UNKNOWN)
+    return _metric(kind, a, b, None, 1.0 if a == b else _crossing(drawn[1] - drawn[0]))
+
+
+def _crossing(differences: Floats) -> float:
+    """Twice the share of draws on the rarer side of 0, at least what so many draws can tell."""
+    some = differences[np.isfinite(differences)]
+    if not len(some):
+        return 1.0
+    rarer = min(int(np.sum(some <= 0)), int(np.sum(some >= 0)))
+    return min(1.0, 2 * (1 + rarer) / (1 + len(some)))
+
+
+def _value(kind: _Kind, repeats: Sequence[Measured]) -> float | None:
+    if kind.values is not None:
+        values, _ = pooled([one.columns for one in repeats], kind.values)
+        return float(1000 * np.quantile(values, kind.at)) if len(values) else None
+    above, below = _sums(kind, repeats)
+    return float(above.sum() / below.sum()) if below.sum() else None
+
+
+def _drawn(kind: _Kind, repeats: Sequence[Measured], blocks: Blocks) -> Floats:
+    """[RESAMPLES] the number, of blocks drawn again."""
+    if kind.values is not None:
+        values, items = pooled([one.columns for one in repeats], kind.values)
+        drawn: Floats = blocks.percentiles(1000 * values, items, [kind.at])[0]
+        return drawn
+    if not len(blocks.place):
+        return np.full(RESAMPLES, np.nan)
+    return blocks.ratios(*_sums(kind, repeats))
+
+
+def _sums(kind: _Kind, repeats: Sequence[Measured]) -> tuple[Floats, Floats]:
+    assert kind.sums is not None
+    parts = [kind.sums(one) for one in repeats]
+    return joined([above for above, _ in parts]), joined([below for _, below in parts])
+
+
+def _metric(kind: _Kind, a: float, b: float, ratio: Estimate | None, p: float) -> Metric:
+    if p >= 1 - LEVEL or a == b:
+        return Metric(kind.name, kind.unit, a, b, ratio, p, Verdict.NOTHING)
+    better = (b > a) == kind.up_is_good
+    if kind.unit == "share":
+        verdict = Verdict.MORE if b > a else Verdict.FEWER
+    else:
+        verdict = Verdict.FASTER if better else Verdict.SLOWER
+    return Metric(kind.name, kind.unit, a, b, ratio, p, verdict, better)

@@ -1,0 +1,183 @@
+"""Comparing two results: a planted slow server is found, chance isn't taken for one, other loads are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from livery_loadtest.compare import Comparison, Metric, NotComparable, Verdict, compare, sign_flips
+from livery_loadtest.record import Run
+from livery_loadtest.report.comparison import comparison_page, headline, print_comparison, write_comparison
+from livery_loadtest.report.result import Result, Server, make_result
+from loadtest.made_runs import BUSY, GOOD, Making, made_run, workload
+from loadtest.test_result_document import ORIGIN
+
+
+def result(name: str = "a", repeats: int = 1, seed: int = 0, invalid: bool = False, **making: float) -> Result:
+    runs = [
+        made_run(Making(requests=150, seed=seed, tenants=(), **making), name, repeat, BUSY if invalid else GOOD)  # type: ignore[arg-type]
+        for repeat in range(repeats)
+    ]
+    return make_result(workload(tenants=[]), [Server(name=name, url="http://host")], runs, ORIGIN)
+
+
+def metric(found: Comparison, name: str) -> Metric:
+    return next(one for one in found.metrics if one.name == name)
+
+
+@pytest.mark.parametrize("repeats", [1, 8])
+def test_a_planted_slow_server_is_found(repeats: int) -> None:
+    """B takes 1.4 times as long for its first token; requests and all else are the same."""
+    found = compare(result(repeats=repeats), result("b", repeats, ttft_s=0.08 * 1.4))
+    ttft = metric(found, "TTFT p50")
+    assert ttft.verdict is Verdict.SLOWER
+    assert ttft.better is False
+    assert ttft.p is not None and ttft.p < 0.05
+    assert ttft.ratio is not None
+    assert ttft.ratio.value == pytest.approx(1.4, rel=0.01)  # what the client is late is in both
+    assert ttft.ratio.low <= ttft.ratio.value <= ttft.ratio.high
+    for same in ("ITL p50", "ITL p99", "TPOT p50", "failed requests"):
+        assert metric(found, same).verdict is Verdict.NOTHING
+    assert ("by repeat" if repeats == 8 else "by request") in found.pairs
+    back = metric(compare(result("b", repeats, ttft_s=0.08 * 1.4), result(repeats=repeats)), "TTFT p50")
+    assert back.verdict is Verdict.FASTER
+    assert back.ratio is not None
+    assert back.ratio.value == pytest.approx(1 / ttft.ratio.value)
+
+
+def test_a_planted_slow_decoder_is_found_in_its_gaps() -> None:
+    found = compare(result(), result("b", gap_s=0.0132))
+    for name in ("ITL p50", "TPOT p50"):
+        one = metric(found, name)
+        assert one.verdict is Verdict.SLOWER
+        assert one.ratio is not None
+        assert one.ratio.value == pytest.approx(1.1, rel=0.01)
+    assert metric(found, "TTFT p50").verdict is Verdict.NOTHING
+
+
+@pytest.mark.parametrize("repeats", [1, 7])
+def test_a_result_beside_itself_shows_no_difference(repeats: int) -> None:
+    found = compare(result(repeats=repeats), result(repeats=repeats))
+    for one in found.metrics:
+        assert one.verdict is Verdict.NOTHING, one.name
+        if one.ratio is not None:
+            assert (one.ratio.low, one.ratio.value, one.ratio.high) == pytest.approx((1, 1, 1))
+    assert "No difference" in headline(found)
+
+
+def test_planted_failures_are_found() -> None:
+    found = compare(result(), result("b", failing=0.2))
+    failed = metric(found, "failed requests")
+    assert (failed.a, failed.verdict, failed.better, failed.ratio) == (0.0, Verdict.MORE, False, None)
+    good = metric(found, "good answers")
+    assert (good.verdict, good.better) == (Verdict.FEWER, False)
+    assert metric(found, "requests").verdict is Verdict.SLOWER
+    over_repeats = metric(compare(result(repeats=6), result("b", 6, failing=0.2)), "failed requests")
+    assert (over_repeats.verdict, over_repeats.ratio, over_repeats.p) == (Verdict.MORE, None, pytest.approx(2 / 64))
+
+
+def by_definition(differences: list[float]) -> float:
+    """All ways to give them signs, one by one."""
+    observed, as_far = abs(sum(differences)), 0
+    for ways in range(2 ** len(differences)):
+        total = sum(-value if ways >> place & 1 else value for place, value in enumerate(differences))
+        as_far += abs(total) >= observed - 1e-9
+    return as_far / 2 ** len(differences)
+
+
+@given(st.lists(st.integers(-50, 50).map(float), min_size=1, max_size=8))
+def test_sign_flips_follow_the_definition(differences: list[float]) -> None:
+    assert sign_flips(np.asarray(differences)) == pytest.approx(by_definition(differences))
+
+
+def test_sign_flips_cry_wolf_one_time_in_twenty() -> None:
+    """False positives at 5 % where there is no difference, exactly and by random flips."""
+    draw = np.random.default_rng(7)
+    for pairs, tries in ((8, 2000), (20, 300)):
+        wrong = np.mean([sign_flips(draw.normal(0, 1, pairs)) < 0.05 for _ in range(tries)])
+        assert wrong <= 0.05 + 3 * (0.05 * 0.95 / tries) ** 0.5
+
+
+def test_two_of_a_kind_are_seldom_told_apart_by_requests() -> None:
+    """Without repeats, two servers that are the same: the bootstrap's false positives stay near 5 %."""
+    wrong = []
+    for seed in range(16):
+        found = compare(result(seed=seed), result("b", seed=1000 + seed))
+        wrong += [metric(found, name).verdict is not Verdict.NOTHING for name in ("TTFT p50", "ITL p50")]
+    assert np.mean(wrong) <= 0.17  # 32 tries: three standard errors above 5 %
+
+
+def test_six_repeats_that_all_agree_are_enough_and_five_are_not() -> None:
+    """With five, even unanimous signs come about by chance 2 times in 32: the requests are asked instead."""
+    assert sign_flips(np.ones(6)) == pytest.approx(2 / 64)
+    assert sign_flips(np.ones(5)) > 0.05
+    slow = compare(result(repeats=5), result("b", 5, ttft_s=0.2))
+    assert "by request, 5 repeats" in slow.pairs
+    assert metric(slow, "TTFT p50").verdict is Verdict.SLOWER
+
+
+def test_other_workloads_are_refused_by_the_fields_that_differ() -> None:
+    other = make_result(
+        workload(tenants=[], seed=5, requests=10), [Server(name="b", url="http://host")], [made_run(Making())], ORIGIN
+    )
+    with pytest.raises(NotComparable, match=r"seed: 0 and 5; requests: 200 and 10"):
+        compare(result(), other)
+
+
+def test_targets_have_to_be_named_where_there_are_several() -> None:
+    runs = [made_run(Making(requests=40), name) for name in ("x", "y")]
+    both = make_result(workload(), [Server(name=name, url="http://host") for name in ("x", "y")], runs, ORIGIN)
+    with pytest.raises(NotComparable, match=r"2 targets \(x, y\): name one"):
+        compare(both, both)
+    with pytest.raises(NotComparable, match="no target 'z'; it has x, y"):
+        compare(both, both, "x", "z")
+    assert compare(both, both, "x", "y").a == "x"
+
+
+def test_only_what_both_have_is_paired() -> None:
+    """An interrupted result beside a whole one: the requests and repeats that both have."""
+    whole = result(repeats=2)
+    run = made_run(Making(requests=150, tenants=()), "b", 0)
+    cut = Run("b", 0, run.started, run.seconds, run.records[:60], GOOD, interrupted=True)
+    part = make_result(workload(tenants=[]), [Server(name="b", url="http://host")], [cut], ORIGIN)
+    found = compare(whole, part)
+    assert (found.repeats, found.requests) == (1, 60)
+    assert metric(found, "TTFT p50").ratio is not None
+    nothing = make_result(workload(tenants=[]), [Server(name="b", url="x")], [Run("b", 9, 0.0, 1.0, [], GOOD)], ORIGIN)
+    with pytest.raises(NotComparable, match="no repeat"):
+        compare(whole, nothing)
+
+
+def test_a_doubtful_result_is_told_in_every_report() -> None:
+    found = compare(result(), result("b", invalid=True))
+    assert found.doubts == (f"B: b, repeat 1: {BUSY.reasons[0]}",)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_comparison(found, console)
+    assert BUSY.reasons[0] in console.export_text()
+    assert "Invalid" in comparison_page(found)
+
+
+def test_a_comparison_as_json(tmp_path: Path) -> None:
+    found = compare(result(), result("b", ttft_s=0.2))
+    write_comparison(found, tmp_path / "deep" / "comparison.json")
+    told = json.loads((tmp_path / "deep" / "comparison.json").read_text())
+    assert told["metrics"][0]["name"] == "TTFT p50"
+    assert told["metrics"][0]["verdict"] == "slower"
+    assert msgspec.convert(told, Comparison) == found
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000), st.floats(1.0, 3.0))
+def test_intervals_are_about_the_ratio_and_values_give_it(seed: int, times: float) -> None:
+    found = compare(result(seed=seed), result("b", seed=seed, ttft_s=0.08 * times))
+    for one in found.metrics:
+        if one.ratio is not None and one.a and one.b:
+            assert one.ratio.low <= one.ratio.value <= one.ratio.high
+            assert one.ratio.value == pytest.approx(one.b / one.a)
