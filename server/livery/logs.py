@@ -2,6 +2,7 @@
 
 One record is one line, whatever names and messages hold: what could end a line or move a terminal's cursor is escaped.
 Fields of a record (`extra={"fields": {...}}`) are told as fields in JSON; text has them in its message.
+The engine computes for many requests at once: its lines have a list `request_ids`, the server's have `request_id`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -17,6 +19,8 @@ LogFormat = Literal["text", "json"]
 
 # The request that the running task belongs to, where it belongs to one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+NAMED_REQUESTS = 64  # by one line, at most
 
 _TRACE = "    | "  # before each line of a traceback, so that none passes for a record
 
@@ -71,6 +75,17 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             told["traceback"] = self.formatException(record.exc_info)
         return json.dumps(told, default=str)
+
+
+def of_requests(ids: Sequence[str]) -> dict[str, Any]:
+    """The `extra` of a record about these requests; for none it has no field. At most `NAMED_REQUESTS` are named."""
+    return {"fields": {"request_ids": list(ids[:NAMED_REQUESTS])} if ids else {}}
+
+
+def listed(ids: Sequence[str]) -> str:
+    """The same for a message's words."""
+    more = len(ids) - NAMED_REQUESTS
+    return ", ".join(ids[:NAMED_REQUESTS]) + (f" and {more} more" if more > 0 else "")
 
 
 def on_one_line(text: str) -> str:

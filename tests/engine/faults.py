@@ -1,7 +1,8 @@
 """Faults in an engine's process, on demand: what a device, a library or a bug can do to a step.
 
 The process that gets `faulty(folder)` as part of its environment looks for a file in the folder at each step that has
-work, takes it away and does what it says. Nothing of this is in the product: Python itself imports `sitecustomize`.
+work, takes it away and does what it says; for another one at each adapter that it reads. Nothing of this is in the
+product: Python itself imports `sitecustomize`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-Fault = Literal["spin", "lock", "device", "exit", "memory"]
+Fault = Literal["spin", "lock", "device", "exit", "memory", "disk"]
 
 FOLDER = "LIVERY_TEST_FAULTS"
 SITE = '''
@@ -34,6 +35,7 @@ class Patched(importlib.abc.MetaPathFinder):
 def patch(module):
     core = module.EngineCore
     step, attempt, answers = core.step, core._attempt, module.answers
+    read = module.ModelRunner.read_adapter
     broken = []
 
     def faulty_step(self):
@@ -57,11 +59,16 @@ def patch(module):
             raise RuntimeError("CUDA error: device-side assert triggered (asked for by a test)")
         return attempt(self, plan, fail if broken else action)
 
-    core.step, core._attempt = faulty_step, faulty_attempt
+    def faulty_read(self, adapter):
+        if taken("disk"):
+            raise OSError("input/output error (asked for by a test)")
+        return read(self, adapter)
+
+    core.step, core._attempt, module.ModelRunner.read_adapter = faulty_step, faulty_attempt, faulty_read
     module.answers = lambda device: not broken and answers(device)
 
-def taken():
-    path = os.path.join(os.environ["LIVERY_TEST_FAULTS"], "fault")
+def taken(name="fault"):
+    path = os.path.join(os.environ["LIVERY_TEST_FAULTS"], name)
     try:
         with open(path) as file:
             fault = file.read()
@@ -83,7 +90,7 @@ def faulty(folder: Path) -> dict[str, str]:
 
 
 def cause(folder: Path, fault: Fault) -> None:
-    """The next step with work does this."""
+    """The next step with work does this; of "disk", the next reading of an adapter."""
     whole = folder / "fault.new"
     whole.write_text(fault)
-    whole.rename(folder / "fault")
+    whole.rename(folder / ("disk" if fault == "disk" else "fault"))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from livery import logs
 from livery.engine.base import (
     NOBODY,
     AdapterRef,
@@ -289,10 +290,11 @@ class EngineCore:
             found = action()
         except Exception:  # boundary: a step's failure belongs to the requests in it
             self._failed_in_a_row += 1
-            log.exception("a step over %d sequences failed", len(plan.slices))
+            ids = [part.request_id for part in plan.slices]
+            log.exception("a step failed with the requests %s", logs.listed(ids), extra=logs.of_requests(ids))
             if self._failed_in_a_row >= MAX_FAILED_STEPS or not answers(torch.device(self.info.device)):
                 raise
-            return StepResult(failed=dict.fromkeys((part.request_id for part in plan.slices), STEP_FAILED))
+            return StepResult(failed=dict.fromkeys(ids, STEP_FAILED))
         if isinstance(found, StepResult):
             self._failed_in_a_row = 0
         return found
@@ -356,13 +358,16 @@ class EngineCore:
 
     def _take(self, read: Done[AdapterRef, AdapterImage]) -> list[TokenDelta]:
         digest, image = read.job.digest, read.result
+        waiting = self._scheduler.roster.waiting_for(digest) if read.error is not None else []
         error, code = None, LOAD_FAILED
         if isinstance(read.error, AdapterRefused):
             error, code = read.error.message, read.error.code
         elif read.error is not None:  # whose words may hold paths of this machine, and go to clients no further
-            log.warning("adapter %s can't be loaded: %s", digest[:12], read.error)
+            ids = [name for name, _ in waiting]
+            words = "adapter %s can't be loaded (requests that wait for it: %s): %s"
+            log.warning(words, digest[:12], logs.listed(ids) or "none", read.error, extra=logs.of_requests(ids))
             error = NOT_READ
-        if error is not None and self._residency.read_elsewhere(digest, self._scheduler.roster.waiting_for(digest)):
+        if error is not None and self._residency.read_elsewhere(digest, [named for _, named in waiting]):
             return []
         if image is not None and not self._residency.fits(image.sizes):
             error = (

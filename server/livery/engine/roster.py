@@ -179,10 +179,10 @@ class Roster:
                 found.setdefault(sequence.adapter, {}).setdefault(sequence.tenant, sequence.asker)
         return {digest: list(askers.values()) for digest, askers in found.items()}
 
-    def waiting_for(self, digest: str) -> list[AdapterRef]:
-        """A version as each waiting request for it names it."""
-        adapters = (seq.request.adapter for seq in self.waiting)
-        return [adapter for adapter in adapters if adapter is not None and adapter.digest == digest]
+    def waiting_for(self, digest: str) -> list[tuple[str, AdapterRef]]:
+        """The waiting requests for a version: each one's id, and the version as it names it."""
+        asked = ((seq.request_id, seq.request.adapter) for seq in self.waiting)
+        return [(name, adapter) for name, adapter in asked if adapter is not None and adapter.digest == digest]
 
     def check_invariants(self) -> None:
         """Blocks and sequences add up."""
