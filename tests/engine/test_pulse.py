@@ -69,7 +69,7 @@ def test_quick_steps_may_take_as_long_as_silence_may() -> None:
 
 
 def test_what_waits_for_cores_is_slow_and_no_hang_until_it_had_them_for_long_enough() -> None:
-    assert judge(0.1, Beat(1, 60.0, 0.01, waited_s=59.0), HANG) == Judgement()
+    assert judge(0.1, Beat(1, 60.0, 0.01, waited_s=59.0), HANG) == Judgement(ready=False)
     assert not judge(0.1, Beat(1, 6.0, 0.01, waited_s=4.1), HANG).hang
     assert judge(0.1, Beat(1, 6.0, 0.01, waited_s=3.9), HANG).hang
     assert judge(0.1, Beat(1, 4.1, 0.01, waited_s=1.5), HANG).hang  # on a busy core it takes no longer

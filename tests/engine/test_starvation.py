@@ -65,6 +65,19 @@ def test_threads_that_come_and_go_and_a_process_that_ends_are_no_matter(tmp_path
     assert silence.starved_s == 0
 
 
+def test_what_a_step_waited_counts_from_its_beginning_however_late_it_is_first_asked_for(tmp_path: Path) -> None:
+    """Who asks wants for cores too: it is asked for the first time when the step has waited for seconds."""
+    starvation = Starvation(tmp_path)
+    stand(tmp_path, t1=(50, 9), t2=(3, 1))
+    assert starvation.during(100.0) == 0.0, "what was before the first beat isn't known"
+    stand(tmp_path, t1=(50.25, 12), t2=(3, 2))
+    assert starvation.during(100.25) == 3.0
+    stand(tmp_path, t1=(50.25, 12.5), t2=(3, 4))
+    assert starvation.during(100.25) == 5.0
+    stand(tmp_path, t1=(51, 13), t2=(3, 4))
+    assert starvation.during(108.0) == 0.5, "the step before is over"
+
+
 @pytest.mark.skipif(not THREADS.is_dir(), reason="only Linux says how long a thread was ready and didn't run")
 def test_processes_tell_their_times() -> None:
     silence = Silence(Path(f"/proc/{os.getpid()}/task"))

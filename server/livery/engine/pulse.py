@@ -70,7 +70,7 @@ def judge(silent_s: float, beat: Beat | None, hang_s: float, starved_s: float = 
         usual = f", where such steps may take {max(hang_s, beat.allowed_s):.1f} s" if beat.tokens else ""
         return Judgement(ready=False, hang=f"its loop has been in {where} for {beat.age_s:.1f} s{usual}")
     usual_s = QUIET_S if beat is None else max(QUIET_S, beat.allowed_s * UNUSUAL / GENEROUS)
-    return Judgement(ready=silent_s < QUIET_S and (beat is None or beat.ran_s <= usual_s))
+    return Judgement(ready=silent_s < QUIET_S and (beat is None or beat.age_s <= usual_s))
 
 
 class StepTimes:
@@ -154,5 +154,5 @@ class Pulse:
     def _beat(self) -> Beat:
         since, tokens = self._since, self.tokens()
         age = time.monotonic() - since
-        waited = self._starved.during(since) if age > BEAT_S else 0.0
-        return Beat(tokens, age, self._times.allowed(tokens), self.ended(), min(waited, age))
+        waited = min(self._starved.during(since), age)
+        return Beat(tokens, age, self._times.allowed(tokens), self.ended(), waited)

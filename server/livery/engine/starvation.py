@@ -30,19 +30,23 @@ class Starvation:
     that hangs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: Path = THREADS) -> None:
+        """`threads`: /proc/PID/task of this process."""
+        self._threads = threads
         self._loop = threading.get_native_id()
         self._since = 0.0
         self._before: dict[str, CoreTime] = {}
         self._waited_s = 0.0
 
     def during(self, since: float) -> float:
-        """Seconds of the step that began at `since`, from the first time that this is asked during it."""
-        times = _core_times(THREADS, {one.native_id for one in threading.enumerate()} - {self._loop})
+        """Seconds of the step that began at `since`, and of what was between it and the last time this was asked.
+
+        Whoever asks wants for cores as well: what the step waited before it is asked for the first time counts.
+        """
+        times = _core_times(self._threads, {one.native_id for one in threading.enumerate()} - {self._loop})
         if since != self._since:
             self._since, self._waited_s = since, 0.0
-        else:
-            self._waited_s += max((one.waited for one in _growth(self._before, times)), default=0) / 1e9
+        self._waited_s += max((one.waited for one in _growth(self._before, times)), default=0) / 1e9
         self._before = times
         return self._waited_s
 
