@@ -80,7 +80,7 @@ def test_rates_follow_the_capacity_and_lengths_and_time_are_scaled() -> None:
             assert scaled.arrivals.rate == pytest.approx(10 * workload.arrivals.rate)
         else:
             assert scaled.arrivals == workload.arrivals
-    assert by_name["prefixes"].shared_prefix is not None and by_name["prefixes"].shared_prefix.tokens == 384
+    assert by_name["prefixes"].shared_prefix is not None and by_name["prefixes"].shared_prefix.tokens == 256
     assert by_name["structured"].prompt.tokens == 128 and by_name["chats"].output.median == 48
     assert by_name["azure"].prompt.scale == 0.125 and by_name["azure"].prompt.high == 512
     assert suite("scale").workloads[0].prompt == Between(low=1, high=64)
