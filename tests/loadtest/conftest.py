@@ -6,7 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadtest.known_server import CHANGING, CUT, FAILING, REFUSED, SILENT_USAGE, UNFINISHED, KnownServer, serving
+from loadtest.known_server import (
+    CHANGING,
+    CUT,
+    FAILING,
+    MISNAMED,
+    REFUSED,
+    SILENT_USAGE,
+    UNFINISHED,
+    KnownServer,
+    serving,
+)
 
 
 @pytest.fixture
@@ -21,7 +31,7 @@ def pair() -> Iterator[tuple[KnownServer, KnownServer]]:
 @pytest.fixture
 def faulty() -> Iterator[KnownServer]:
     """A server with one good adapter and every kind of bad one."""
-    models = ["base", "pirate", REFUSED, CUT, FAILING, SILENT_USAGE, UNFINISHED, CHANGING]
+    models = ["base", "pirate", REFUSED, CUT, FAILING, SILENT_USAGE, UNFINISHED, CHANGING, MISNAMED]
     server = KnownServer("faulty", models)
     with serving(server):
         yield server

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 # Adapters that misbehave, each in one way; CHANGING answers a prompt otherwise when it is asked again.
 REFUSED, CUT, FAILING, SILENT_USAGE, UNFINISHED = "refused", "cut", "failing", "silent-usage", "unfinished"
-CHANGING = "changing"
+CHANGING, MISNAMED = "changing", "misnamed"
 
 
 @dataclass
@@ -31,12 +31,18 @@ class KnownServer:
     under_way: int = 0
     most_under_way: int = 0
     url: str = ""
+    metrics: str | None = None
+    scrapes: int = 0
+    changes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
     def app(self) -> Starlette:
         return Starlette(
             routes=[
                 Route("/v1/models", self.list_models),
                 Route("/version", self.version),
+                Route("/metrics", self.tell_metrics),
+                Route("/v1/load_lora_adapter", self.change, methods=["POST"]),
+                Route("/v1/unload_lora_adapter", self.change, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
                 Route("/v1/chat/completions", self.complete, methods=["POST"]),
             ]
@@ -48,9 +54,22 @@ class KnownServer:
     async def version(self, _: Request) -> Response:
         return JSONResponse({"version": f"{self.name}-1.0"})
 
+    async def tell_metrics(self, _: Request) -> Response:
+        if self.metrics is None:
+            return PlainTextResponse("there are none", 404)
+        self.scrapes += 1
+        return PlainTextResponse(self.metrics)
+
+    async def change(self, request: Request) -> Response:
+        self.changes.append((request.url.path, await request.json()))
+        if REFUSED in self.changes[-1][1].values():
+            return PlainTextResponse("no such adapter", 404)
+        return PlainTextResponse("done")
+
     async def complete(self, request: Request) -> Response:
         body = await request.json()
-        self.seen.append({"server": self.name, "path": request.url.path, **body})
+        key = request.headers.get("authorization")
+        self.seen.append({"server": self.name, "path": request.url.path, **({"key": key} if key else {}), **body})
         if body["model"] == REFUSED or body["model"] not in self.models:
             error = {"message": f"model {body['model']} is not served", "code": "model_not_found"}
             return JSONResponse({"error": error}, status_code=404)
@@ -84,7 +103,7 @@ class KnownServer:
                 word = word.upper()
             choice: dict[str, object] = {"index": 0, "finish_reason": None}
             choice |= {"delta": {"content": word}} if chat else {"text": word}
-            yield json.dumps({"choices": [choice]})
+            yield json.dumps({"model": "base" if model == MISNAMED else model, "choices": [choice]})
         if model != UNFINISHED:
             yield json.dumps({"choices": [{"index": 0, "text": "", "delta": {}, "finish_reason": "length"}]})
         if model != SILENT_USAGE:

@@ -28,22 +28,32 @@ def says(text: str, model: str = "m", **more: object) -> bytes:
     return event({"model": model, "choices": [{"index": 0, "text": text, "finish_reason": None, **more}]})
 
 
-def ending(tokens: int, reason: str | None = "length") -> bytes:
+def ending(tokens: int, reason: str | None = "length", model: str = "m") -> bytes:
     """The last events of a good answer, and the end of its body."""
     usage = {"prompt_tokens": 3, "completion_tokens": tokens, "prompt_tokens_details": {"cached_tokens": 2}}
-    return says("", finish_reason=reason) + event({"choices": [], "usage": usage}) + chunk(b"data: [DONE]\n\n") + END
+    return (
+        says("", model, finish_reason=reason)
+        + event({"choices": [], "usage": usage})
+        + chunk(b"data: [DONE]\n\n")
+        + END
+    )
 
 
-def good(*texts: str) -> bytes:
+def good(*texts: str, model: str = "m") -> bytes:
     """A whole good answer."""
-    return HEAD + b"".join(map(says, texts)) + ending(len(texts))
+    return HEAD + b"".join(says(text, model) for text in texts) + ending(len(texts), model=model)
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
     """The body of the next request; raises asyncio.IncompleteReadError where there is none."""
-    head = await reader.readuntil(b"\r\n\r\n")
+    return (await read_whole(reader))[1]
+
+
+async def read_whole(reader: asyncio.StreamReader) -> tuple[str, bytes]:
+    """The path and the body of the next request; raises asyncio.IncompleteReadError where there is none."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
     (length,) = (int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"content-length: "))
-    return await reader.readexactly(length)
+    return head.split()[1].decode(), await reader.readexactly(length)
 
 
 @asynccontextmanager
@@ -57,8 +67,8 @@ async def raw_server(handler: Handler) -> AsyncIterator[str]:
         tasks.add(task)
         try:
             await handler(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client is gone
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client is gone, or the server is
         finally:
             writer.close()
             tasks.discard(task)

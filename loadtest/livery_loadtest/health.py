@@ -1,0 +1,106 @@
+"""Whether the client kept up: its CPU time, its event loop's lag, how late requests left. Knows no requests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from livery_loadtest.record import Health
+
+MOST_CPU_SHARE = 0.9
+MOST_LAG_MS = 10.0
+MOST_SEND_DELAY_MS = 5.0
+TICK_S = 0.05
+LEAST_S = 1.0  # in less than this a process is busy with beginning and ending, whatever it measures
+
+
+@dataclass(slots=True)
+class Vitals:
+    """Of one process: CPU seconds of its event loop's thread in `wall_s` seconds, lags and delays in seconds.
+
+    `reasons` are what makes the run invalid besides those.
+    """
+
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    lags: array[float] = field(default_factory=lambda: array("d"))
+    delays: array[float] = field(default_factory=lambda: array("d"))
+    reasons: tuple[str, ...] = ()
+
+
+class Pulse:
+    """Ticks on the running event loop and notes into `lags` how late each one is.
+
+    A loop that stood still for long missed many ticks; each of them counts with the time it was late, or one long
+    standstill would look like one late tick among many good ones.
+    """
+
+    def __init__(self, lags: array[float]) -> None:
+        self._lags = lags
+        self._loop = asyncio.get_running_loop()
+        self._due = self._loop.time() + TICK_S
+        self._timer = self._loop.call_at(self._due, self._tick)
+
+    def stop(self) -> None:
+        """Tick no more; what is late by now counts."""
+        self._timer.cancel()
+        self._note()
+
+    def _tick(self) -> None:
+        self._note()
+        self._timer = self._loop.call_at(self._due, self._tick)
+
+    def _note(self) -> None:
+        now = self._loop.time()
+        while self._due <= now:
+            self._lags.append(now - self._due)
+            self._due += TICK_S
+
+
+class Stopwatch:
+    """CPU time of this thread and wall time, from its making on."""
+
+    def __init__(self) -> None:
+        self._cpu, self._wall = time.thread_time(), time.perf_counter()
+
+    def read_into(self, vitals: Vitals) -> None:
+        vitals.cpu_s, vitals.wall_s = time.thread_time() - self._cpu, time.perf_counter() - self._wall
+
+
+def judge(processes: Sequence[Vitals], *, open_loop: bool) -> Health:
+    """What all processes of a client together say about it. In a closed loop nothing is late: there is no time."""
+    busiest = max(processes, key=lambda one: one.cpu_s / (one.wall_s or 1.0))
+    share = busiest.cpu_s / (busiest.wall_s or 1.0)
+    lag = _shown([one.lags for one in processes])
+    delay = _shown([one.delays for one in processes])
+    found = [
+        (
+            share > MOST_CPU_SHARE and busiest.wall_s >= LEAST_S,
+            f"a client process used {share:.0%} of a core (at most {MOST_CPU_SHARE:.0%})",
+        ),
+        (lag[1] > MOST_LAG_MS, f"the client's event loop lagged {lag[1]:.1f} ms at p99 (at most {MOST_LAG_MS:g} ms)"),
+        (
+            open_loop and delay[1] > MOST_SEND_DELAY_MS,
+            f"requests left {delay[1]:.1f} ms late at p99 (at most {MOST_SEND_DELAY_MS:g} ms)",
+        ),
+    ]
+    reasons = [reason for wrong, reason in found if wrong]
+    for one in processes:
+        reasons += [reason for reason in one.reasons if reason not in reasons]
+    if any(wrong for wrong, _ in found):
+        reasons.append("the client was busy itself: give it more --processes, a core of its own, or less to do")
+    return Health(len(processes), share, lag, delay, tuple(reasons))
+
+
+def _shown(parts: Sequence[array[float]]) -> tuple[float, float, float]:
+    """p50, p99 and maximum in milliseconds; zeros for nothing."""
+    every = np.concatenate([np.asarray(part) for part in parts]) if parts else np.zeros(0)
+    if not every.size:
+        return (0.0, 0.0, 0.0)
+    p50, p99 = np.percentile(every, [50, 99])
+    return (1e3 * float(p50), 1e3 * float(p99), 1e3 * float(every.max()))
