@@ -21,7 +21,7 @@ help:
 	@echo "make browser        the console in a real Chromium; SCREENSHOTS=FOLDER: with pictures"
 	@echo "make check          linters and types only"
 	@echo "make bench          the engine against its bars and floors, then servers: under 15 minutes"
-	@echo "make bench-peers    Livery beside vLLM and llama.cpp, in one run; builds both once"
+	@echo "make bench-peers    Livery beside vLLM, llama.cpp and PEFT, in one run; builds both once"
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
 	@echo "make field-table    write what becomes of every field of a request into README.md"
@@ -75,12 +75,12 @@ format: $(VENV)/.installed
 
 bench: setup
 	$(BIN)/livery bench engine --profile --out bench-engine.json --plot bench-engine.svg
-	$(BIN)/livery bench peers --server livery --rounds 3 --check --out bench.json
+	$(BIN)/livery bench peers --server livery --repeats 3 --out bench
 	$(BIN)/livery bench http --out bench-http.json
 
 bench-peers: setup
 	$(BIN)/livery bench install-peers
-	$(BIN)/livery bench peers --rounds 3 --check --out bench-peers.json
+	$(BIN)/livery bench peers --repeats 3 --out bench-peers
 
 bench-adapters: setup
 	$(BIN)/python tests/benchmarks/adapters.py --out bench-adapters.json

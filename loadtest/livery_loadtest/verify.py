@@ -75,13 +75,26 @@ def choose(records: Sequence[Record], most: int, seed: int) -> list[Record]:
     return chosen[:most]
 
 
-def replayed(chosen: Sequence[Record], models: Sequence[str] | None = None) -> Script:
-    """The same requests one after the other; with `models`, each of them for every one of these instead of its own."""
+def replayed(asked: Sequence[tuple[Record, Sequence[str]]]) -> Script:
+    """The requests of these records one after the other, each for all of the models beside it."""
     requests: list[Planned] = []
-    for record in chosen:
-        for model in models or [record.planned.model]:
+    for record, models in asked:
+        for model in models:
             requests.append(replace(record.planned, index=len(requests), at=None, model=model, leave_after=None))
     return Script(requests)
+
+
+def rivals(record: Record, records: Sequence[Record], most: int) -> list[str]:
+    """Up to `most` other models that were being answered at the same time: a mix-up is one of these as a rule."""
+    found: dict[str, None] = {}
+    for other in records:
+        if (
+            other.sent < record.finished
+            and record.sent < other.finished
+            and other.planned.model != record.planned.model
+        ):
+            found.setdefault(other.planned.model)
+    return list(found)[:most]
 
 
 def suspects(chosen: Sequence[Record], references: Sequence[Record]) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tarfile
+from array import array
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -12,17 +13,21 @@ import pytest
 from rich.console import Console
 
 from livery_loadtest.bars import Verdict
-from livery_loadtest.benchmark import Cell, CellResult, Outcome, Plan, Subject, find_subjects
-from livery_loadtest.benchmark_report import build_report
-from livery_loadtest.client import Dialect, Record, http_client, send
+from livery_loadtest.drive import drive
 from livery_loadtest.machine import describe_machine
+from livery_loadtest.options import Options
 from livery_loadtest.origin import Origin
 from livery_loadtest.peers import EnvironmentFailed
 from livery_loadtest.peers.launching import gguf_file
 from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment, llama_cpp_command, lora_fields, unpack
+from livery_loadtest.peers.ratios import MIXED, SINGLE, ratios
+from livery_loadtest.record import Health, Record, Run
+from livery_loadtest.report.result import Result, Server, make_result
+from livery_loadtest.script import Planned, Script
 from livery_loadtest.servers import ServerFailed
+from livery_loadtest.session import find_served
+from livery_loadtest.spec import Workload
 from livery_loadtest.target import Target
-from livery_loadtest.workload import Request, Scenario, Workload
 from loadtest.known_server import KnownServer
 
 SILENT = Console(file=StringIO())
@@ -109,50 +114,42 @@ def test_only_gguf_files_can_be_compared(tmp_path: Path) -> None:
 
 async def test_adapters_are_chosen_by_a_field_of_the_request(pair: tuple[KnownServer, KnownServer]) -> None:
     server, _ = pair
-    target = Target("llama.cpp", server.url, ("base-l", "pirate", "json"), lora_fields(["pirate", "json"]))
     server.models = ["base-l", "pirate", "json"]
-    (subject,) = await find_subjects([target], ["json"], 10)
+    target = Target("llama.cpp", server.url, ("base-l", "pirate", "json"), lora_fields(["pirate", "json"]))
+    subject = await find_served(target, ["json"])
     assert (subject.base, subject.adapters) == ("base-l", ("json",))
-    async with http_client(10) as client:
-        for model in ("base-l", "json"):
-            record = await send(client, target, Dialect(), Request(model, "hello", 3))
-            assert record.error is None
+    planned = [Planned(index, None, model, "hello", 3) for index, model in enumerate(subject.models)]
+    run = await drive(Script(planned), target, Options(streams=1))
+    assert [record.error for record in run.records] == [None, None]
     assert [request.get("lora") for request in server.seen] == [None, [{"id": 1, "scale": 1.0}]]
 
 
-def outcome(speeds: dict[tuple[str, Scenario], float]) -> Outcome:
-    """One round with one request of 100 tokens in each cell, `speeds` of them a second."""
-    subjects = {
-        name: Subject(Target(name, "http://h"), "base", ("a",), None) for name in dict.fromkeys(n for n, _ in speeds)
-    }
-    cells = []
-    for (name, scenario), speed in speeds.items():
-        record = Record("a", 0.0, 100 / speed, [0.1, 100 / speed], 1, 100, finish_reason="length")
-        cells.append(CellResult(Cell(0, subjects[name], scenario), (record,)))
-    return Outcome(tuple(subjects.values()), cells)
+def measured(workload: str, speeds: dict[str, float]) -> Result:
+    """Two repeats of one request of 100 tokens on each target, `speeds` of them a second."""
+    runs = []
+    for target, speed in speeds.items():
+        for repeat in range(2):
+            planned = Planned(0, None, "a", "hello", 100)
+            record = Record(planned, 0.0, finished=100 / speed, output_tokens=100, events=array("d", [0.1]))
+            health = Health(1, 0.1, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+            runs.append(Run(target, repeat, 0.0, 100 / speed, [record], health))
+    servers = [Server(name=name, url="http://h") for name in speeds]
+    return make_result(Workload(name=workload, requests=1), servers, runs, Origin("c", "d", "v", describe_machine()))
 
 
 def test_every_livery_is_held_against_every_peer() -> None:
-    speeds = {
-        ("livery", Scenario.MIXED): 90.0,
-        ("livery", Scenario.SINGLE): 30.0,
-        ("livery-int8", Scenario.MIXED): 60.0,
-        ("livery-int8", Scenario.SINGLE): 66.0,
-        ("vllm", Scenario.MIXED): 20.0,
-        ("llama.cpp", Scenario.MIXED): 25.0,
-        ("llama.cpp", Scenario.SINGLE): 60.0,
-    }
-    origin = Origin("c", "d", "v", describe_machine())
-    report = build_report(outcome(speeds), Plan(1, scenarios=tuple(Scenario)), Workload(), origin, {})
-    found = {ratio.name: (round(ratio.value.median, 2), ratio.verdict) for ratio in report.ratios}
-    assert found == {
+    mixed = {"livery": 90.0, "livery-int8": 60.0, "vllm": 20.0, "llama.cpp": 25.0}
+    single = {"livery": 30.0, "livery-int8": 69.0, "llama.cpp": 60.0}
+    found = ratios({MIXED: measured(MIXED, mixed), SINGLE: measured(SINGLE, single)}, bars=True)
+    assert {ratio.name: (round(ratio.value.median, 2), ratio.verdict) for ratio in found} == {
         "mixed: livery / vllm": (4.5, Verdict.PASS),
         "mixed: livery / llama.cpp": (3.6, Verdict.AIM),
         "mixed: livery-int8 / vllm": (3.0, Verdict.FAIL),
         "mixed: livery-int8 / llama.cpp": (2.4, Verdict.PASS),
-        "one stream: livery / llama.cpp": (0.5, Verdict.PASS),
-        "one stream: livery-int8 / llama.cpp": (1.1, Verdict.AIM),
+        "one-stream: livery / llama.cpp": (0.5, Verdict.PASS),
+        "one-stream: livery-int8 / llama.cpp": (1.15, Verdict.AIM),
     }
+    assert all(ratio.bar is None for ratio in ratios({MIXED: measured(MIXED, mixed)}, bars=False))
 
 
 def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from livery_loadtest.record import Record
 from livery_loadtest.script import Planned
-from livery_loadtest.verify import Finding, Verification, choose, judge, replayed, suspects
+from livery_loadtest.verify import Finding, Verification, choose, judge, replayed, rivals, suspects
 
 OWN = "Arr, the sea be wide and the wind be fair, matey."
 OTHER = '{"answer": "The sea is wide and the wind is fair."}'
@@ -30,11 +30,11 @@ def test_the_sample_has_rare_models_and_nothing_that_cannot_be_asked_again() -> 
 def test_a_replay_asks_the_same_things_without_times_and_departures() -> None:
     chosen = [answered(4, "red", "x"), answered(9, "blue", "y")]
     chosen[0].planned = Planned(4, 2.0, "red", "prompt 4", 16, tenant="acme", leave_after=3)
-    (first, second) = replayed(chosen).requests
+    (first, second) = replayed([(one, [one.planned.model]) for one in chosen]).requests
     assert (first.model, first.text, first.tenant) == ("red", "prompt 4", "acme")
     assert first.at is first.leave_after is None
     assert (second.index, second.text) == (1, "prompt 9")
-    assert [(one.model, one.text) for one in replayed(chosen[:1], ["base", "blue"]).requests] == [
+    assert [(one.model, one.text) for one in replayed([(chosen[0], ["base", "blue"])]).requests] == [
         ("base", "prompt 4"),
         ("blue", "prompt 4"),
     ]
@@ -70,3 +70,15 @@ def test_without_a_reference_nothing_is_said() -> None:
     found = judge(answered(0, "a", "Paris"), answered(0, "a", "", error="http 503"), {})
     assert found.finding is Finding.UNANSWERED
     assert suspects([answered(0, "a", "Paris")], [answered(0, "a", "", error="http 503")]) == []
+
+
+def test_rivals_are_those_answered_at_the_same_time() -> None:
+    def during(model: str, sent: float, finished: float) -> Record:
+        record = answered(0, model, "x", sent=sent, finished=finished)
+        return record
+
+    asked = during("red", 1.0, 2.0)
+    others = [during("before", 0.0, 1.0), during("into", 0.5, 1.5), during("within", 1.2, 1.4), during("red", 1.1, 1.2)]
+    others += [during("around", 0.0, 3.0), during("after", 2.0, 3.0)]
+    assert rivals(asked, others, 9) == ["into", "within", "around"]
+    assert rivals(asked, others, 1) == ["into"]

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +65,15 @@ def livery_serve(
     *flags: str,
     environ: Mapping[str, str] | None = None,
     ends_with: int = 0,
+    program: Sequence[str] = ("-m", "livery"),
 ) -> Iterator[RunningServer]:
     """Start the command as a user would, wait for the line that says it serves, and end it with SIGTERM.
 
-    `environ` comes on top of this process's. `ends_with`: the exit status, where the block has ended it otherwise.
+    `environ` comes on top of this process's, `program` is what Python runs. `ends_with`: the exit status, where the
+    block has ended it otherwise.
     """
     log = folder / "server.log"
-    command = [sys.executable, "-m", "livery", "serve", "--port", "0", "--data", str(folder / "data")]
+    command = [sys.executable, *program, "serve", "--port", "0", "--data", str(folder / "data")]
     command += ["--model", str(model), "--adapters", str(adapters), *flags]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environ or {})}

@@ -38,6 +38,21 @@ FIND_GGUF = "import sys; from livery.models import gguf_file; print(gguf_file(sy
 LIVERY, VLLM, VLLM_PLAIN, LLAMA_CPP = "livery", "vllm", "vllm-no-lora", "llama.cpp"
 PEFT_MIXED, PEFT_MERGED = "peft", "peft-merged"
 SERVERS = (LIVERY, VLLM, VLLM_PLAIN, LLAMA_CPP, PEFT_MIXED, PEFT_MERGED)
+# What each peer is given beyond its defaults, so that it is seen at its best.
+WHY = {
+    VLLM: (
+        "LoRA only on the modules that the adapters have, all of them resident, slots and rank no larger than theirs: "
+        "by default it wraps embedding and head as well and reads every adapter padded. fp32, since this build's bf16 "
+        "is slower where there is no AMX. Intel's OpenMP and tcmalloc preloaded, as its manual says."
+    ),
+    VLLM_PLAIN: "the same without LoRA support: what its base costs when nothing is to be adapted",
+    LLAMA_CPP: (
+        "4-bit weights, a slot for every stream, all cores; adapters loaded once and chosen by each request. Without "
+        "its prompt cache in memory, as no prompt comes twice."
+    ),
+    PEFT_MIXED: "all that waits in one batch with `adapter_names`, up to as many rows as there are streams",
+    PEFT_MERGED: "what waits for one adapter in one batch, its weights merged meanwhile: tokens cost no more, but wait",
+}
 
 
 @dataclass(frozen=True, slots=True)

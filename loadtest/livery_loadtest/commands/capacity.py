@@ -1,0 +1,137 @@
+"""`livery bench capacity`: the highest rate at which a server still meets an SLO."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from livery_loadtest.capacity import WITHIN, Capacity, Trial, find_capacity
+from livery_loadtest.commands import options
+from livery_loadtest.commands.ending import ENDS, leave, own_version, status, stop
+from livery_loadtest.commands.run import FAILURES, LOCAL, find, misfits
+from livery_loadtest.commands.running import described, parse_targets, write_files
+from livery_loadtest.kinds import Gamma, Poisson, Trace
+from livery_loadtest.live import LiveBar
+from livery_loadtest.machine import Machine, describe_machine
+from livery_loadtest.origin import Origin
+from livery_loadtest.report.result import Result, make_result
+from livery_loadtest.session import Manner, Served, run_session
+from livery_loadtest.spec import SpecInvalid, Workload, read_workload
+
+INTERRUPTED = "interrupted"
+HELP = f"""Search the highest rate at which enough requests meet an SLO, by doubling and halving.
+
+Every rate is a run of the workload, whose arrivals are Poisson unless it says gamma; the one that is found is
+run once more. A run in which the client was the bottleneck, or a request failed, doesn't hold. {ENDS}
+"""
+
+
+def capacity(
+    workload: Annotated[Path, typer.Argument(help="A YAML file with `slo`, or give one by options.")],
+    target: Annotated[str, typer.Option(help="NAME=URL of a running server.")] = LOCAL,
+    first: Annotated[float, typer.Option(min=0.001, help="Requests a second to begin with.")] = 1.0,
+    ceiling: Annotated[float, typer.Option(min=0.001, help="Requests a second that are enough.")] = 1000.0,
+    share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Of all requests, how many must meet it.")] = 0.95,
+    within: Annotated[float, typer.Option(min=1.001, help="How near the answer is to the lowest that fails.")] = WITHIN,
+    slo_ttft_ms: Annotated[float | None, typer.Option(min=0.0, help="In place of the workload's.")] = None,
+    slo_tpot_ms: Annotated[float | None, typer.Option(min=0.0, help="In place of the workload's.")] = None,
+    slo_e2e_ms: Annotated[float | None, typer.Option(min=0.0, help="In place of the workload's.")] = None,
+    processes: options.Processes = 1,
+    adapters: options.Adapters = "",
+    base: options.Base = None,
+    out: options.Out = Path("bench-capacity"),
+) -> None:
+    """Search; the command's help is HELP."""
+    try:
+        given = {"ttft_ms": slo_ttft_ms, "tpot_ms": slo_tpot_ms, "e2e_ms": slo_e2e_ms}
+        asked = with_slo(read_workload(workload), {name: value for name, value in given.items() if value is not None})
+        (subject,) = find(parse_targets([target]), adapters, base)
+        for misfit in misfits([asked], [subject]).values():
+            raise misfit
+        search = Search(asked, subject, Manner(processes=processes), share, out, describe_machine())
+        found = asyncio.run(find_capacity(search.trial, first, ceiling, within))
+    except FAILURES as failure:
+        stop(str(failure))
+    Console().print(trial_table(found, asked))
+    leave([status(result, allow_errors=True) for result in search.results[-1:]])
+
+
+def with_slo(workload: Workload, bounds: dict[str, float]) -> Workload:
+    """The workload with these bounds in place of its own. Raises SpecInvalid where none is left."""
+    slo = msgspec.structs.replace(workload.slo, **bounds)
+    if not (slo.ttft_ms or slo.tpot_ms or slo.e2e_ms):
+        raise SpecInvalid(f"{workload.name} has no `slo`: give --slo-ttft-ms, --slo-tpot-ms or --slo-e2e-ms")
+    return msgspec.structs.replace(workload, slo=slo)
+
+
+def at_rate(workload: Workload, rate: float) -> Workload:
+    """The workload with `rate` requests a second. Raises SpecInvalid for a replayed trace, whose rate is its own."""
+    arrivals = workload.arrivals
+    if isinstance(arrivals, Trace):
+        raise SpecInvalid(f"{workload.name}: a trace has its own times; give arrivals of kind poisson or gamma")
+    again = Gamma(rate=rate, cv=arrivals.cv) if isinstance(arrivals, Gamma) else Poisson(rate=rate)
+    return msgspec.structs.replace(workload, name=f"{workload.name}-{rate:.3g}", arrivals=again)
+
+
+class Search:
+    """The runs of one search; their results are written as they come."""
+
+    def __init__(
+        self, workload: Workload, subject: Served, manner: Manner, share: float, out: Path, machine: Machine
+    ) -> None:
+        self._workload, self._subject, self._manner = workload, subject, manner
+        self._share, self._out, self._machine = share, out, machine
+        self.results: list[Result] = []
+
+    async def trial(self, rate: float) -> Trial:
+        """Run at that rate; once interrupted, no more."""
+        if any(result.interrupted for result in self.results):
+            return Trial(rate, 0.0, False, INTERRUPTED)
+        workload = at_rate(self._workload, rate)
+        with LiveBar() as bar:
+            (found,) = await run_session([workload], [self._subject], self._manner, bar.begin)
+        origin = Origin.here(own_version(), self._machine)
+        result = make_result(workload, [described(self._subject, {})], found.runs, origin)
+        again = sum(one.workload.name == workload.name for one in self.results)
+        write_files(result, self._out, workload.name + ("-again" if again else ""))
+        self.results.append(result)
+        return judge(result, rate, self._share)
+
+
+def judge(result: Result, rate: float, share: float) -> Trial:
+    """Whether a run holds its rate."""
+    (summary,) = result.summary
+    good = summary.good_share.value or 0.0
+    if result.interrupted:
+        because = INTERRUPTED
+    elif result.doubts:
+        because = result.doubts[0]
+    elif summary.failed:
+        because = f"{summary.failed} requests failed"
+    elif good < share:
+        because = f"{good:.0%} of the requests met the SLO"
+    else:
+        because = ""
+    return Trial(rate, good, not because, because)
+
+
+def trial_table(found: Capacity, workload: Workload) -> Table:
+    """What was tried, and the answer in its title."""
+    if found.highest is None:
+        title = f"{workload.name}: no rate that was tried holds"
+    else:
+        title = f"{workload.name}: {found.highest:.3g} requests/s" + ("" if found.confirmed else ", not confirmed")
+    table = Table(title=title, title_justify="left")
+    for heading in ("requests/s", "met the SLO"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for trial in found.trials:
+        verdict = "[green]holds[/]" if trial.holds else f"[red]{trial.because}[/]"
+        table.add_row(f"{trial.rate:.3g}", f"{trial.good:.1%}", verdict)
+    return table

@@ -1,0 +1,34 @@
+"""Options that several commands have, worded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="NAME=URL of a running server; repeat to compare several, measured in turn."),
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Times each target is measured; targets alternate within each.")]
+Processes = Annotated[int, typer.Option(min=1, help="Client processes; more where one core isn't enough.")]
+Out = Annotated[Path, typer.Option(help="Folder for NAME.json and NAME.html of each workload.")]
+Adapters = Annotated[str, typer.Option(help="Names a,b,…; otherwise all that the server lists.")]
+Base = Annotated[str | None, typer.Option(help="The base's name; otherwise the first that the server lists.")]
+Verify = Annotated[
+    int, typer.Option(min=0, help="Ask again for this many answers when nothing else runs, and compare them.")
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(help="Who is asked again: a URL, or `peft` for a plain loop started here. Default: the same server."),
+]
+ReferenceModel = Annotated[str, typer.Option(help="With --reference peft: the base, a directory or a known name.")]
+ReferenceAdapters = Annotated[
+    Path | None, typer.Option(help="With --reference peft: the folder with a directory for each adapter.")
+]
+AllowErrors = Annotated[bool, typer.Option("--allow-errors", help="Failed requests don't make the exit status 1.")]
+AllowHooks = Annotated[
+    bool, typer.Option("--allow-hooks", help="Run the commands of a workload's `hooks`, with your rights.")
+]
+Rate = Annotated[float, typer.Option(min=0.001, help="Scales every arrival rate of the workloads.")]

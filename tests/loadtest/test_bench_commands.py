@@ -1,0 +1,151 @@
+"""The commands as a user calls them: a process each, real servers, files and exit statuses."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from starlette.requests import Request
+from starlette.responses import Response
+
+from livery_loadtest.commands.ending import Exit, status
+from livery_loadtest.report.result import read_result
+from loadtest.known_server import FAILING, KnownServer, serving
+
+BENCH = [sys.executable, "-m", "livery_loadtest"]
+MEASURED = {Exit.FINE, Exit.INVALID}  # on a busy machine the client itself may be late, which isn't what this is about
+
+
+def workload(folder: Path, **fields: Any) -> Path:
+    """A workload's file: eight requests from two streams, unless told otherwise."""
+    asked = {"name": "some", "arrivals": {"kind": "closed", "streams": 2}, "requests": 8, "warm_up": 2}
+    asked |= {"prompt": {"kind": "fixed", "tokens": 5}, "output": {"kind": "fixed", "tokens": 4}, **fields}
+    file = folder / f"{asked['name']}.yaml"
+    file.write_text(yaml.safe_dump(asked))
+    return file
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*BENCH, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_two_servers_are_measured_in_turn_and_compared(pair: tuple[KnownServer, KnownServer], tmp_path: Path) -> None:
+    left, right = pair
+    targets = ["--target", f"left={left.url}", "--target", f"right={right.url}/v1"]
+    done = bench("run", workload(tmp_path), *targets, "--repeats", 2, "--out", tmp_path / "out", "--verify", 4)
+    assert done.returncode in MEASURED, done.stderr
+    result = read_result(tmp_path / "out" / "some.json")
+    assert [(one.target, one.repeat) for one in result.repeats] == [
+        ("left", 0),
+        ("right", 0),
+        ("left", 1),
+        ("right", 1),
+    ]
+    assert [(one.completed, one.failed) for one in result.summary] == [(16, 0), (16, 0)]
+    assert {server.version for server in result.targets} == {"left-1.0", "right-1.0"}
+    asked = [[request["model"] for request in server.seen] for server in pair]
+    assert asked[0] == asked[1], "both are asked for the same adapters in the same order"
+    assert len(left.seen) == 2 * (2 + 8) + 4, "warm-up, requests, and four answers to be compared"
+    assert [
+        one["finding"]
+        for one in json.loads((tmp_path / "out" / "some.json").read_bytes())["verified"]["left"]["compared"]
+    ] == ["same"] * 4
+    page = (tmp_path / "out" / "some.html").read_text()
+    assert "left" in page
+    assert "right" in page
+
+    file = tmp_path / "out" / "some.json"
+    compared = bench("compare", file, file, "--target-a", "left", "--target-b", "right", "--json", tmp_path / "c.json")
+    assert compared.returncode == 0, compared.stderr
+    assert json.loads((tmp_path / "c.json").read_bytes())["b"] == "right"
+
+
+def test_requests_that_fail_make_the_status_1_unless_they_may(faulty: KnownServer, tmp_path: Path) -> None:
+    run = ["run", workload(tmp_path), "--target", f"f={faulty.url}", "--adapters", FAILING, "--repeats", 1]
+    failed = bench(*run, "--out", tmp_path / "out")
+    assert failed.returncode == Exit.FAILED
+    assert "the engine is gone" in failed.stdout
+    assert bench(*run, "--out", tmp_path / "out", "--allow-errors").returncode in MEASURED
+
+
+@dataclass
+class Stuck(KnownServer):
+    """Answers some requests, and keeps all further ones waiting."""
+
+    answered: int = 6
+    reached: threading.Event = field(default_factory=threading.Event)
+
+    async def complete(self, request: Request) -> Response:
+        if len(self.seen) >= self.answered:
+            self.reached.set()
+            while (await request.receive())["type"] != "http.disconnect":
+                continue
+            return Response()
+        return await super().complete(request)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_what_was_there_by_then(how: signal.Signals, tmp_path: Path) -> None:
+    server = Stuck("stuck", ["base", "pirate"])
+    with serving(server):
+        file = workload(tmp_path, requests=50, warm_up=0)
+        command = [*BENCH, "run", file, "--target", f"s={server.url}", "--out", tmp_path, "--repeats", "2"]
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert server.reached.wait(60)
+        process.send_signal(how)
+        told, _ = process.communicate(timeout=60)
+    assert process.returncode == Exit.INTERRUPTED
+    assert "interrupted" in told
+    result = read_result(tmp_path / "some.json")
+    assert result.interrupted
+    assert (len(result.repeats), result.summary[0].completed) == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"requests": 0}, "nothing else ends"),
+        ({"output": {"kind": "fixed", "tokens": -1}}, "output.tokens"),
+        ({"popularity": {"kind": "weights", "weights": {"nobody": 1}}}, "nobody"),
+        ({"tenants": [{"name": "acme", "key_env": "NO_SUCH_KEY"}]}, "NO_SUCH_KEY"),
+    ],
+)
+def test_what_cannot_be_run_is_told_in_one_line(
+    pair: tuple[KnownServer, KnownServer], tmp_path: Path, fields: dict[str, Any], told: str
+) -> None:
+    done = bench("run", workload(tmp_path, **fields), "--target", f"l={pair[0].url}", "--out", tmp_path / "out")
+    assert done.returncode == Exit.FAILED
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not pair[0].seen
+
+
+def test_a_server_that_is_not_there_is_told_with_the_remedy(tmp_path: Path) -> None:
+    done = bench("run", workload(tmp_path), "--target", "gone=http://127.0.0.1:9", "--out", tmp_path)
+    assert done.returncode == Exit.FAILED
+    assert "is the server up?" in done.stderr
+
+
+def test_capacity_finds_a_rate_and_writes_every_trial(pair: tuple[KnownServer, KnownServer], tmp_path: Path) -> None:
+    search = ["--first", 50, "--ceiling", 100, "--slo-ttft-ms", 60_000, "--out", tmp_path / "out"]
+    done = bench("capacity", workload(tmp_path), "--target", f"l={pair[0].url}", *search)
+    assert done.returncode in MEASURED, done.stderr
+    assert "some:" in done.stdout
+    trials = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
+    assert "some-50.json" in trials
+    without = bench("capacity", workload(tmp_path), "--target", f"l={pair[0].url}", "--out", tmp_path / "out")
+    assert "--slo-ttft-ms" in without.stderr
+
+
+def test_the_status_names_the_worst_that_happened(pair: tuple[KnownServer, KnownServer], tmp_path: Path) -> None:
+    assert list(Exit) == [Exit.INTERRUPTED, Exit.FAILED, Exit.INVALID, Exit.FINE]
+    bench("run", workload(tmp_path), "--target", f"l={pair[0].url}", "--out", tmp_path, "--repeats", 1)
+    assert status(read_result(tmp_path / "some.json"), allow_errors=False) in MEASURED
