@@ -9,7 +9,7 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: browser observability field-table chaos clean
+.PHONY: bench-cross-check browser observability field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -22,6 +22,7 @@ help:
 	@echo "make check          linters and types only"
 	@echo "make bench          the engine against its bars and floors, then servers: under 15 minutes"
 	@echo "make bench-peers    Livery beside vLLM, llama.cpp and PEFT, in one run; builds both once"
+	@echo "make bench-cross-check one cell of load by our client, vLLM's benchmark and inference-perf (Python 3.12), in turn"
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
 	@echo "make field-table    write what becomes of every field of a request into README.md"
@@ -81,6 +82,9 @@ bench: setup
 bench-peers: setup
 	$(BIN)/livery bench install-peers
 	$(BIN)/livery bench peers --repeats 3 --out bench-peers
+
+bench-cross-check: setup
+	$(BIN)/python tests/benchmarks/cross_check.py --out bench-cross-check.json
 
 bench-adapters: setup
 	$(BIN)/python tests/benchmarks/adapters.py --out bench-adapters.json
