@@ -17,6 +17,7 @@ from typing import Literal, cast
 from livery.admission import Admitted
 from livery.answer_text import AnswerText, Piece, StopReason, TokenEntry
 from livery.engine.base import Engine, EngineError, EngineRestarting, GenerationRequest, RequestRefused, TokenDelta
+from livery.engine.figures import PromptRead
 from livery.jobs import Options
 from livery.metrics import RequestMeter
 from livery.reading import TAIL_TOKENS, AnswerReader, CallDelta, Reading
@@ -26,8 +27,8 @@ from livery.text import Tokenizer
 
 EndReason = StopReason | Literal["tool_calls"]
 
-# What ends a request by its client's doing. Its prompts count then as if their answers had begun: how much of them was
-# computed isn't known here, and whoever leaves early must not compute for nothing.
+# What ends a request by its client's doing. What was computed of its prompts counts then as if their answers had begun:
+# whoever leaves early must not compute for nothing.
 GIVEN_UP = (asyncio.CancelledError, GeneratorExit, DeadlineExceeded)
 
 
@@ -129,11 +130,11 @@ class Generation:
         """One sequence's text. Leaving early, as at a stop string, closes the engine's side: an abort."""
         text = self._texts[index]
         waits = index % self._answers_each == 0  # a prompt is one, however many answers it gets
-        meter = self.meter.sequence()
+        meter, read = self.meter.sequence(), PromptRead()
         # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
         try:
             async with aclosing(
-                cast(AsyncGenerator[TokenDelta], self._engine.generate(self._requests[index]))
+                cast(AsyncGenerator[TokenDelta], self._engine.generate(self._requests[index], read))
             ) as source:
                 prompt: Sequence[int] | None = self._requests[index].prompt_token_ids
                 async for tokens in source:
@@ -157,7 +158,7 @@ class Generation:
                         return
         except GIVEN_UP:
             if waits:
-                self._admitted.begun(len(self._requests[index].prompt_token_ids))
+                count_given_up(self._requests[index], read, self._admitted, self.usage)
             raise
         raise GenerationFailed("The engine ended this request without a reason.")
 
@@ -189,6 +190,12 @@ class Generation:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+def count_given_up(request: GenerationRequest, read: PromptRead, admitted: Admitted, usage: Usage) -> None:
+    """Count what was computed of a prompt; all of it where the engine didn't say."""
+    admitted.begun(len(request.prompt_token_ids) if read.tokens is None else read.tokens)
+    usage.cached_tokens += read.cached
 
 
 def seconds_left(until: float) -> float:

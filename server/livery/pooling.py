@@ -16,7 +16,8 @@ from msgspec import structs
 
 from livery.admission import Admitted
 from livery.engine.base import Engine, EngineInfo, GenerationRequest, Pooling, TokenDelta
-from livery.generation import GIVEN_UP, Usage, kind_of, seconds_left, words_of
+from livery.engine.figures import PromptRead
+from livery.generation import GIVEN_UP, Usage, count_given_up, kind_of, seconds_left, words_of
 from livery.jobs import PoolingJob
 from livery.lease import Lease
 from livery.metrics import RequestMeter
@@ -150,9 +151,9 @@ class PooledAnswer:
     async def _vector(self, request: GenerationRequest) -> bytes:
         async with self._turns:
             request = structs.replace(request, deadline_s=seconds_left(self._until))
-            meter = self.meter.sequence()
+            meter, read = self.meter.sequence(), PromptRead()
             # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
-            source = cast(AsyncGenerator[TokenDelta], self._engine.generate(request))
+            source = cast(AsyncGenerator[TokenDelta], self._engine.generate(request, read))
             try:
                 async with aclosing(source):
                     async for delta in source:
@@ -164,6 +165,6 @@ class PooledAnswer:
                         self._admitted.begun(len(request.prompt_token_ids))
                         return delta.pooled
             except GIVEN_UP:
-                self._admitted.begun(len(request.prompt_token_ids))
+                count_given_up(request, read, self._admitted, self.usage)
                 raise
         raise GenerationFailed("The engine ended this request without a reason.")

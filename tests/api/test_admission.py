@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -18,7 +21,7 @@ from livery.engine.base import EngineError
 from livery.engine.fake import Behaviour
 from livery.jobs import ChatPrompt, Job, Options, PoolingJob
 from livery.lease import Caller
-from livery.refusals import InvalidParameter, Overloaded, ServiceRefusal
+from livery.refusals import DeadlineExceeded, InvalidParameter, Overloaded, ServiceRefusal
 from livery.service import GenerationService
 from livery.tenancy import LimitExceeded, Limits, OverShare, Principal
 
@@ -238,8 +241,11 @@ def test_prompts_wait_until_their_answers_begin(serve: Serve) -> None:
     assert server.call(watched()) == [50, 20, 0]
 
 
-def test_a_prompt_whose_client_leaves_before_its_answer_counts(serve: Serve) -> None:
-    server = serve(Setup(behaviour=Behaviour(stepped=True)))
+@pytest.mark.parametrize(("reads", "counted"), [(None, 42), (10, 12), (0, 0)])
+def test_what_was_read_of_a_prompt_whose_client_leaves_before_its_answer_counts(
+    serve: Serve, reads: int | None, counted: int
+) -> None:
+    server = serve(Setup(behaviour=Behaviour(stepped=True, reads=reads)))
 
     async def left() -> None:
         opened = await server.service.open(job(PAYING, [5] * 40, [6] * 2, n=2))
@@ -255,9 +261,48 @@ def test_a_prompt_whose_client_leaves_before_its_answer_counts(serve: Serve) -> 
         await server.flusher.flush()
 
     server.call(left())
-    (line,) = httpx.get(f"{server.url}/v1/usage", params={"by": "tenant"}, timeout=30).json()["data"]
-    assert (line["tenant"], line["prompt_tokens"], line["completion_tokens"]) == ("acme", 42, 0)
+    assert used(server) == ("acme", counted, 0, 0)
     assert_nothing_is_held(server.service)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_of_what_was_read_what_was_found_is_told_apart(serve: Serve, late: bool) -> None:
+    """Whether its client leaves or its time is up, which is a second; of requests for vectors too."""
+    server = serve(Setup(behaviour=Behaviour(stepped=True, reads=20)))
+    payer = replace(PAYING, limits=Limits())
+
+    async def given_up(service: GenerationService) -> None:
+        server.engine.step()
+        await _run(service, job(payer, [5] * 16, max_tokens=1))  # which the next ones find
+        until = time.perf_counter() + 1 if late else math.inf
+        opened = await service.open(replace(job(payer, [5] * 40), until=until))
+        caller = Caller(None, payer)
+        pooled = await service.pool(PoolingJob(BASE, "embed", [[5] * 40], job().request_id, caller=caller, until=until))
+        waiting = [
+            asyncio.ensure_future(anext(opened.generation.deltas())),
+            asyncio.ensure_future(pooled.answer.vectors()),
+        ]
+        await server.engine.wait_until(lambda engine: engine.open_requests == 2)
+        if not late:
+            for one in waiting:
+                one.cancel()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in found] == [DeadlineExceeded if late else asyncio.CancelledError] * 2
+        opened.generation.close()
+        pooled.answer.close()
+        await server.flusher.flush()
+
+    server.call(given_up(server.service))
+    assert used(server) == ("acme", 16 + 20 + 20, 16 + 20, 1), (
+        "a block of the first prompt, and all that was read of it again"
+    )
+    assert_nothing_is_held(server.service)
+
+
+def used(server: LiveServer) -> tuple[str, int, int, int]:
+    """By the one tenant that used anything: tokens of prompts, of these found, and of answers."""
+    (line,) = httpx.get(f"{server.url}/v1/usage", params={"by": "tenant"}, timeout=30).json()["data"]
+    return line["tenant"], line["prompt_tokens"], line["cached_tokens"], line["completion_tokens"]
 
 
 def test_the_guess_of_a_long_conversation_isnt_cut_short() -> None:

@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
 import pytest
 from peft import LoraConfig
 
@@ -24,6 +26,7 @@ from livery.engine.base import (
     SamplingParams,
 )
 from livery.engine.client import EngineClient
+from livery.engine.figures import PromptRead
 
 MAX_LEN = 64
 
@@ -77,6 +80,36 @@ async def test_closing_a_stream_frees_everything(engine: EngineClient) -> None:
     stats = await engine.stats()  # goes through the engine's queue, behind the abort
     assert stats.running == stats.waiting == 0
     assert stats.blocks_free == stats.blocks_total
+
+
+async def test_leaving_before_the_answer_tells_how_much_of_the_prompt_was_read(base: Path) -> None:
+    """The engine stands still meanwhile, so that it hears of the request and of its end at once, behind another one."""
+    engine = EngineClient(msgspec.structs.replace(config(base), max_running=1))
+    await engine.start()
+    try:
+        assert engine.pid is not None
+        async with aclosing(engine.generate(greedy("runs", [5, 6, 7], max_tokens=60))) as runs:
+            await anext(runs)
+            os.kill(engine.pid, signal.SIGSTOP)
+            read, begun = PromptRead(), PromptRead()
+            queued = asyncio.create_task(anext(engine.generate(greedy("queued", [5, 6]), read)))
+            await asyncio.sleep(0)  # until it is sent
+            queued.cancel()
+            os.kill(engine.pid, signal.SIGCONT)
+            with pytest.raises(asyncio.CancelledError):
+                await queued
+            assert (read.tokens, read.cached) == (0, 0)
+            os.kill(engine.pid, signal.SIGSTOP)
+        stream = engine.generate(greedy("begun", [5, 6, 7]), begun)
+        first = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        os.kill(engine.pid, signal.SIGCONT)
+        await first
+        await stream.aclose()
+        assert begun.tokens is None, "its answer has begun: nothing is waited for"
+        assert await tokens(engine, greedy("next", [5, 6]))
+    finally:
+        await engine.stop()
 
 
 async def test_what_can_never_run_is_refused(engine: EngineClient) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.simulated import BLOCK, SICK, Simulation, answer, request
+from livery.engine.base import TokenDelta
 
 SYSTEM = [10, 11, 12, 13, 14, 15, 16, 17]  # two blocks
 SIZES = {"a": 10, "b": 10}
@@ -167,11 +168,31 @@ def test_an_abort_while_the_prompt_is_read_leaves_nothing_half_done() -> None:
     house.add(request("gone", [*SYSTEM, 20, 21]))
     house.step()
     house.step()
-    assert house.scheduler.abort("gone")
+    last = house.scheduler.abort("gone")
+    assert last is not None and (last.finish_reason, last.prompt_tokens, last.cached_tokens) == ("abort", 8, 0)
     assert house.pool.num_cached == 0, "no token was sampled yet, so nobody knows whether these are numbers"
     house.scheduler.check_invariants()
     assert house.pool.num_free == house.pool.num_blocks
     house.run(request("next", [*SYSTEM, 20, 21]))
+
+
+def test_what_is_dropped_says_how_much_of_its_prompt_was_computed_or_found() -> None:
+    house = Simulation(tokens=4, running=1)
+    house.run(request("first", [*SYSTEM, 20]))
+    for name in ("found", "queued"):
+        house.add(request(name, [*SYSTEM, *range(20, 30)]))
+    assert house.step() == house.step() == []
+    found, queued = house.scheduler.abort("found"), house.scheduler.abort("queued")
+    assert found == TokenDelta("found", [], "abort", cached_tokens=len(SYSTEM), prompt_tokens=len(SYSTEM) + 8)
+    assert queued == TokenDelta("queued", [], "abort")
+    assert house.scheduler.abort("found") is None
+
+
+def test_what_runs_out_of_time_says_it_too() -> None:
+    house = Simulation(tokens=4, cache=False)
+    house.add(request("late", [*SYSTEM, *range(20, 30)], deadline=2))
+    told = [delta for _ in range(3) for delta in house.step()]
+    assert [(delta.code, delta.prompt_tokens) for delta in told] == [("deadline_exceeded", 8)]
 
 
 def test_a_preempted_sequence_finds_its_own_blocks() -> None:

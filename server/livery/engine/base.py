@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from livery.engine.figures import EngineFigures, RequestTimes
+from livery.engine.figures import EngineFigures, PromptRead, RequestTimes
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.effect import AdapterEffect
 
@@ -182,9 +182,11 @@ class TokenDelta(msgspec.Struct, frozen=True):
     With `finish_reason == "error"`, `error` says what went wrong, in words fit for the client, and `code` in one word
     where programs have to tell it from other errors.
     A stop token ends the sequence and is included as its last token. The first delta with tokens says how many of
-    the prompt's tokens were not computed but found in the prefix cache. `pooled` are fp32 numbers in the machine's
-    own order of bytes. `logprobs` are those of `token_ids`, where they were asked for; `prompt_logprobs` are of the
-    prompt's next tokens, from its second on, and come before or with the first token of the answer.
+    the prompt's tokens were not computed but found in the prefix cache. One that ends a request with "error" or "abort"
+    says that too, and with `prompt_tokens` how many of the prompt's tokens were computed or found until then. `pooled`
+    are fp32 numbers in the machine's own order of bytes. `logprobs` are those of `token_ids`, where they were asked
+    for; `prompt_logprobs` are of the prompt's next tokens, from its second on, and come before or with the first token
+    of the answer.
     """
 
     request_id: str
@@ -197,6 +199,7 @@ class TokenDelta(msgspec.Struct, frozen=True):
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     code: str = ""
     times: RequestTimes | None = None  # with the first token, or the vector
+    prompt_tokens: int = 0
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -344,8 +347,11 @@ class Engine(Protocol):
         """Wait for the engine's end, whoever caused it, and say why."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
-        """Stream one request. Raises RequestRefused before the first delta, EngineDead at any time."""
+    def generate(self, request: GenerationRequest, read: PromptRead | None = None) -> AsyncIterator[TokenDelta]:
+        """Stream one request. Raises RequestRefused before the first delta, EngineDead at any time.
+
+        Ending it before its answer begins writes to `read`, where one is given: closing waits for that, but not long.
+        """
         ...
 
     async def abort(self, request_id: str) -> None:

@@ -36,6 +36,7 @@ from livery.engine.base import (
     RequestRefused,
     TokenDelta,
 )
+from livery.engine.figures import PromptRead
 from livery.engine.pulse import BEAT_S, Beat, Judgement, judge
 from livery.engine.starvation import Silence
 from livery_adapters.effect import AdapterEffect
@@ -43,6 +44,7 @@ from livery_adapters.effect import AdapterEffect
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0  # how long a stopping engine may take before it is killed
+LEFT_SECONDS = 5.0  # how long it may take to say how far it was with a request that is given up: the step under way
 ANSWER_SECONDS = 0.5  # how long an engine may take to answer before its beats are asked
 
 
@@ -157,13 +159,13 @@ class EngineClient:
         await self._death.wait()
         return self._dead or ""
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+    async def generate(self, request: GenerationRequest, read: PromptRead | None = None) -> AsyncIterator[TokenDelta]:
         self._check_alive()
         if request.request_id in self._streams:
             raise RequestRefused(f"request id {request.request_id!r} is already in use")
         stream: asyncio.Queue[TokenDelta | Exception] = asyncio.Queue()
         self._streams[request.request_id] = stream
-        finished = False
+        finished = begun = False
         try:
             await self._send(m.Submit(request))
             while not finished:
@@ -171,12 +173,26 @@ class EngineClient:
                 if isinstance(item, Exception):
                     finished = True
                     raise item
-                finished = item.finish_reason is not None
+                finished, begun = item.finish_reason is not None, begun or bool(item.token_ids)
+                _note(item, read)
                 yield item
         finally:
-            del self._streams[request.request_id]
-            if not finished:
-                await self.abort(request.request_id)
+            try:
+                if not finished:
+                    await self.abort(request.request_id)
+                    if read is not None and not begun:
+                        await self._ended(stream, read)
+            finally:
+                del self._streams[request.request_id]
+
+    async def _ended(self, stream: asyncio.Queue[TokenDelta | Exception], read: PromptRead) -> None:
+        """Wait, but not long, for the last delta of a request that was aborted, and note what it says."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEFT_SECONDS):
+                while isinstance(item := await stream.get(), TokenDelta):
+                    _note(item, read)
+                    if item.finish_reason is not None:
+                        return
 
     async def abort(self, request_id: str) -> None:
         with suppress(EngineError):  # then there is nothing left to abort
@@ -319,6 +335,11 @@ class EngineClient:
         for pong in self._pings.values():
             _fail(pong, self._lost(reason))
         self._loads.clear()
+
+
+def _note(delta: TokenDelta, read: PromptRead | None) -> None:
+    if read is not None and delta.finish_reason in ("abort", "error"):
+        read.tokens, read.cached = delta.prompt_tokens, delta.cached_tokens
 
 
 def _fail(waiting: asyncio.Future[Any], error: Exception) -> None:

@@ -159,7 +159,8 @@ class EngineCore:
                 f"a prompt token id before the adapter's start is not one of the base's {size - added}"
             )
 
-    def abort(self, request_id: str) -> bool:
+    def abort(self, request_id: str) -> TokenDelta | None:
+        """Drop a request and give its last delta; None when it is already gone."""
         return self._scheduler.abort(request_id)
 
     def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> None:

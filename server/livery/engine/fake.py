@@ -11,7 +11,8 @@ from -1/8 on, and t isn't among them.
 A pooled request gets the numbers first, first + 1, …: as many as it wants dimensions, or 2 logits where it asks for a
 head. They aren't scaled, whatever it asks for.
 
-A request's deadline is kept where tokens are let out one at a time.
+A request's deadline is kept where tokens are let out one at a time. A prompt is read before it waits for its first
+token, or as far as a test says.
 
 Of a prompt, the blocks of 16 tokens that an earlier one of the same tenant, adapter and salt began with are reported as
 cached, but never its last token's.
@@ -46,7 +47,7 @@ from livery.engine.base import (
     TokenDelta,
     TokenLogprobs,
 )
-from livery.engine.figures import EngineFigures, RequestTimes, TenantStanding
+from livery.engine.figures import EngineFigures, PromptRead, RequestTimes, TenantStanding
 from livery_adapters.base_model import BaseShapes, ModuleShape
 from livery_adapters.effect import AdapterEffect
 
@@ -63,7 +64,8 @@ class Behaviour:
 
     `stepped`: every token waits for `FakeEngine.step`. `fail_after`: tokens after which a request ends with
     an error. `die_after`: tokens after which the engine dies. `refuse_adapters`: digest -> reason. `together`: tokens
-    in one delta, as from a step with drafts.
+    in one delta, as from a step with drafts. `reads`: tokens of a prompt that are computed or found before its first
+    token is let out; None for all.
     """
 
     script: Script | None = None
@@ -71,6 +73,7 @@ class Behaviour:
     together: int = 1
     fail_after: int | None = None
     die_after: int | None = None
+    reads: int | None = None
     refuse_adapters: dict[str, str] = field(default_factory=dict)
     fail_canary: set[str] = field(default_factory=set)  # digests of adapters whose first run goes wrong
 
@@ -160,7 +163,7 @@ class FakeEngine:
         await self._dead.wait()
         return "the fake engine is stopped"
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+    async def generate(self, request: GenerationRequest, read: PromptRead | None = None) -> AsyncIterator[TokenDelta]:
         if request.request_id.startswith(CANARY):
             self.proofs.append(request)
             if 0 < request.resident_bytes < PAGE_BYTES:
@@ -173,6 +176,7 @@ class FakeEngine:
         self._take(request)
         finished = False
         cached = self._cached_tokens(request)
+        self._read(request, cached, read or PromptRead())
         began: float | None = asyncio.get_running_loop().time()
         until = asyncio.get_running_loop().time() + request.deadline_s if request.deadline_s else None
         try:
@@ -315,6 +319,11 @@ class FakeEngine:
             cached += size if known and end < len(ids) else 0
             self._seen.add(begun)
         return cached
+
+    def _read(self, request: GenerationRequest, cached: int, read: PromptRead) -> None:
+        whole, reads = len(request.prompt_token_ids), self.behaviour.reads
+        read.tokens = whole if reads is None else min(reads, whole)
+        read.cached = min(cached, read.tokens)
 
     def _tokens(self, request: GenerationRequest) -> list[int]:
         limit = request.sampling.max_tokens

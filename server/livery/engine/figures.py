@@ -56,6 +56,15 @@ class EngineFigures(msgspec.Struct, frozen=True):
     tenants: tuple[TenantStanding, ...] = ()  # those with the most requests
 
 
+class PromptRead(msgspec.Struct):
+    """How far an engine had got with a prompt whose request ended before its answer began: `tokens` were computed or
+    found, `cached` of these found. None while that isn't known.
+    """
+
+    tokens: int | None = None
+    cached: int = 0
+
+
 class RequestTimes(msgspec.Struct, frozen=True, array_like=True):
     """What a sequence's time went to before its first token: seconds.
 

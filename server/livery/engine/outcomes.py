@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from livery.engine.base import TokenDelta, TokenLogprobs
 from livery.engine.drafting import Drafting
 from livery.engine.fairness import VirtualTokens, answer_cost, prompt_cost
@@ -11,6 +13,13 @@ from livery.engine.roster import Roster
 from livery.engine.sequence import Sequence
 
 Told = tuple[TokenLogprobs, ...]
+
+
+def dropped(sequence: Sequence) -> TokenDelta:
+    """The last delta of a sequence that ends before its time: how much of its prompt was computed or found."""
+    read = sequence.prompt_counted
+    cached = min(sequence.cached_tokens or 0, read)
+    return TokenDelta(sequence.request_id, [], "abort", cached_tokens=cached, prompt_tokens=read)
 
 
 class Outcomes:
@@ -49,7 +58,7 @@ class Outcomes:
     def fail(self, sequence: Sequence, error: str, code: str = "") -> TokenDelta:
         """End a sequence with an error."""
         self._roster.remove(sequence)
-        return TokenDelta(sequence.request_id, [], "error", error, code=code)
+        return msgspec.structs.replace(dropped(sequence), finish_reason="error", error=error, code=code)
 
     def _take(self, sequence: Sequence, part: SequenceSlice, result: StepResult) -> list[TokenDelta]:
         if sequence.constraint is not None and sequence.constraint.failure:

@@ -105,7 +105,8 @@ class EngineProcess:
                 except RequestRefused as error:
                     self._send(m.Rejected(request.request_id, str(error)))
             case m.Abort(request_id):
-                core.abort(request_id)
+                if (last := core.abort(request_id)) is not None:  # at once: somebody may wait for what it says
+                    self._send(m.Step([last], []))
             case m.Load(adapter, asker):
                 core.load_adapter(adapter, asker)
             case m.Unload(digest):

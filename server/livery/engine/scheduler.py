@@ -35,7 +35,7 @@ from livery.engine.constraint import Constraint
 from livery.engine.deadlines import Deadlines, late
 from livery.engine.drafting import Drafting
 from livery.engine.fairness import VirtualTokens
-from livery.engine.outcomes import Outcomes
+from livery.engine.outcomes import Outcomes, dropped
 from livery.engine.plan import StepPlan, StepResult
 from livery.engine.prefix import PrefixCache
 from livery.engine.prefix_keys import KVIdentity
@@ -129,13 +129,13 @@ class Scheduler:
         self.roster.add(sequence)
         self._deadlines.set(sequence)
 
-    def abort(self, request_id: str) -> bool:
-        """Drop a request and free what it holds; False when it is already gone."""
+    def abort(self, request_id: str) -> TokenDelta | None:
+        """Drop a request, free what it holds and give its last delta; None when it is already gone."""
         sequence = self.roster.by_id.get(request_id)
         if sequence is None:
-            return False
+            return None
         self.roster.remove(sequence)
-        return True
+        return dropped(sequence)
 
     def fail_waiting(self, digest: str, reason: str) -> list[TokenDelta]:
         """End the waiting requests of an adapter that can't be loaded."""

@@ -33,6 +33,7 @@ from livery.engine.base import (
     GenerationRequest,
     TokenDelta,
 )
+from livery.engine.figures import PromptRead
 from livery_adapters.effect import AdapterEffect
 
 log = logging.getLogger(__name__)
@@ -123,10 +124,10 @@ class SupervisedEngine:
         await self._end.wait()
         return self._why or ""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+    def generate(self, request: GenerationRequest, read: PromptRead | None = None) -> AsyncIterator[TokenDelta]:
         if request.adapter is not None:
             self._remember(request.adapter, Asker(request.tenant, request.weight, request.resident_bytes))
-        return self._running().generate(request)
+        return self._running().generate(request, read)
 
     async def abort(self, request_id: str) -> None:
         if self._serving:
