@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from certificates import certificate
 from livery.api import edges
 from livery.api.edges import HEAD_BYTES, EdgeConfig, EdgeServer
 from livery.listening import listen
@@ -235,6 +238,84 @@ def test_a_stopping_server_answers_until_what_is_under_way_has_ended() -> None:
         assert not server.thread.is_alive()
         with pytest.raises(httpx.ConnectError):
             httpx.get(url, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A server's certificate and key, as its configuration names them."""
+    cert, key = certificate(tmp_path_factory.mktemp("tls"))
+    return {"ssl_certfile": cert, "ssl_keyfile": key}
+
+
+def ask_securely(server: Running, files: dict[str, Path], path: str = "/") -> str:
+    host, port = server.address
+    context = ssl.create_default_context(cafile=files["ssl_certfile"])
+    headers, extensions = {"host": "localhost"}, {"sni_hostname": "localhost"}
+    with httpx.Client(verify=context, timeout=30) as client:
+        first, second = (
+            client.get(f"https://{host}:{port}{path}", headers=headers, extensions=extensions) for _ in range(2)
+        )
+    assert first.content == second.content
+    return first.text
+
+
+def test_a_connection_without_a_handshake_counts_and_is_closed(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(max_connections=2, **files) as server:
+        with server.connect() as one, server.connect() as two:
+            while len(server.server.server_state.connections) < 2:
+                assert server.thread.is_alive()
+            with server.connect() as third:
+                assert_cut_off(third)
+            assert len(server.server.server_state.connections) == 2
+            for silent in (one, two):
+                silent.close()
+            while server.server.server_state.connections:
+                assert server.thread.is_alive()
+        assert ask_securely(server, files) == "done"
+        monkeypatch.setattr(edges, "HEAD_TIMEOUT_S", 0.1)
+        with server.connect() as silent:
+            assert_cut_off(silent)
+        monkeypatch.undo()
+        assert len(ask_securely(server, files, "/big")) == BIG
+
+
+def test_what_is_no_handshake_ends_its_connection_alone(files: dict[str, Path]) -> None:
+    with running(**files) as server:
+        with server.connect() as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert b"HTTP" not in read(plain)
+        with server.connect() as silent:
+            while not server.server.server_state.connections:
+                assert server.thread.is_alive()
+            server.stop()  # which waits for no handshake
+            assert_cut_off(silent)
+
+
+def test_a_request_may_come_with_the_end_of_its_handshake(files: dict[str, Path]) -> None:
+    """In one piece, as of a client that waits for nothing."""
+    context = ssl.create_default_context(cafile=files["ssl_certfile"])
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with running(**files) as server, server.connect() as eager:
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                eager.sendall(outgoing.read())
+                incoming.write(eager.recv(1 << 16))
+        client.write(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        eager.sendall(outgoing.read())
+        incoming.write(read(eager))
+        assert client.read(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def assert_cut_off(connection: socket.socket) -> None:
+    """Without a word; what the other side doesn't read may make a reset of it."""
+    with suppress(ConnectionResetError):
+        assert connection.recv(1) == b""
 
 
 def test_the_system_asks_whether_silent_clients_are_there() -> None:

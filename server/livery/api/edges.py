@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import ssl
+from functools import partial
 from typing import Any, cast
 
 import orjson
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 HEAD_TIMEOUT_S = 10.0  # for all of a request's head, from when the connection is made or the head begins
 IDLE_S = 5  # between two requests on a connection
@@ -41,6 +44,13 @@ class EdgeConfig(uvicorn.Config):
             **rest,
         )
         self.max_connections = max_connections or allowed_connections()
+
+    def load(self) -> None:
+        """Make what was configured. Sockets are listened on plainly: TLS begins where its connections are counted."""
+        super().load()
+        if self.ssl is not None:
+            self.http_protocol_class = cast(Any, partial(Handshake, self.ssl))
+            self.ssl = None
 
 
 def allowed_connections() -> int:
@@ -155,6 +165,53 @@ class EdgeProtocol(H11Protocol):
         ]
         self.transport.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
         self.transport.close()
+
+
+class Handshake(asyncio.Protocol):
+    """A connection on which TLS is still to begin. It counts like any other, and has as long as a head."""
+
+    def __init__(self, context: ssl.SSLContext, *, server_state: ServerState, **rest: Any) -> None:  # noqa: ANN401
+        """Arguments besides `context` are EdgeProtocol's."""
+        self._context = context
+        self._served = EdgeProtocol(server_state=server_state, **rest)
+        self._connections = cast(set[asyncio.Protocol], server_state.connections)
+        self._early: list[bytes] = []  # what came with the end of the handshake
+        self._shaking: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._connections.add(self)
+        if len(self._connections) > cast(EdgeConfig, self._served.config).max_connections:
+            transport.abort()  # nothing can be said here, and a handshake is work
+            return
+        transport.pause_reading()
+        self._shaking = self._served.loop.create_task(self._shake(transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._early.append(data)
+
+    def shutdown(self) -> None:
+        """The server stops: there is no request yet."""
+        self._transport.abort()
+
+    async def _shake(self, transport: asyncio.Transport) -> None:
+        try:
+            secure = await self._served.loop.start_tls(
+                transport, self, self._context, server_side=True, ssl_handshake_timeout=HEAD_TIMEOUT_S
+            )
+        except OSError:  # no TLS, too late, or gone; asyncio has closed the connection
+            return
+        finally:
+            self._connections.discard(self)
+        if secure is None or transport.is_closing():
+            return
+        secure.set_protocol(self._served)
+        self._served.connection_made(secure)
+        for data in self._early:
+            self._served.data_received(data)
 
 
 REASONS = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
