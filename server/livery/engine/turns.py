@@ -3,7 +3,8 @@
 Two things are short at times. Room for adapters: adapters whose sequences had a turn make room for one that waits for
 some. Places and blocks: where a tenant holds less of the engine than its fair share and its next request waits for a
 place or for blocks, the tenant that is most above its own share gives up the sequence that loses least, of equal ones
-the youngest, and one more until that is enough. No tenant with a lower counter gives up anything. What came in this way
+the youngest, and one more until that is enough, unless the two tenants only changed places by that: a place that is
+left over after division stays where it is. No tenant with a lower counter gives up anything. What came in this way
 stays for a turn at least, so that two tenants never throw each other out step by step; so does what was thrown out in
 the middle of its prompt once it is back, so that however many others come it gets to its tokens.
 """
@@ -59,11 +60,12 @@ class Turns:
         tenant = waiting.tenant
         if held_by(running, self._max_running, self._pool.num_blocks).get(tenant, 0.0) >= self._tokens.share(tenant):
             return []
+        level = self._level_with(waiting, running)
         needed = self._pool.blocks_for(waiting.num_tokens) - len(cached)
         free = self._pool.free_beside(cached) - sum(map(self._lacking, running))
         staying, leaving = list(running), list[Sequence]()
         while free < needed or len(staying) >= self._max_running:
-            victim = self._above_share(staying, self._tokens.counter(tenant))
+            victim = self._above_share(staying, self._tokens.counter(tenant), level)
             if victim is None:
                 return []
             staying.remove(victim)
@@ -71,14 +73,29 @@ class Turns:
             free += sum(self._pool.holders(block) == 1 for block in victim.blocks) + self._lacking(victim)
         return leaving
 
-    def _above_share(self, running: Listed[Sequence], counter: float) -> Sequence | None:
-        """The one that loses least, of the tenant that is most above its share, and not below a counter."""
+    def _level_with(self, waiting: Sequence, running: Listed[Sequence]) -> float:
+        """How much of its share its tenant would hold with it; 1, the least, where it holds nothing yet."""
+        own = [sequence for sequence in running if sequence.tenant == waiting.tenant]
+        if not own:
+            return 1.0
+        blocks = sum(len(sequence.blocks) for sequence in own) + self._pool.blocks_for(waiting.num_tokens)
+        held = max((len(own) + 1) / self._max_running, blocks / self._pool.num_blocks)
+        return max(1.0, held / self._tokens.share(waiting.tenant))
+
+    def _above_share(self, running: Listed[Sequence], counter: float, level: float) -> Sequence | None:
+        """The one that loses least, of the tenant that is most above its share, above a level and not below a counter.
+
+        The level is what the one that comes brings its own tenant to: at the same one they would only change places,
+        and change back after a turn, as where two tenants share five.
+        """
         excess = {
             tenant: held / self._tokens.share(tenant)
             for tenant, held in held_by(running, self._max_running, self._pool.num_blocks).items()
             if self._tokens.counter(tenant) >= counter
         }
-        for tenant in sorted((tenant for tenant in excess if excess[tenant] > 1), key=excess.__getitem__, reverse=True):
+        for tenant in sorted(
+            (tenant for tenant in excess if excess[tenant] > level), key=excess.__getitem__, reverse=True
+        ):
             if own := [seq for seq in reversed(running) if seq.tenant == tenant and self._may_go(seq)]:
                 return min(own, key=self._lost)
         return None
