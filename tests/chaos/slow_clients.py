@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -25,9 +27,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from chaos import common
 from livery.api.edges import HEAD_TIMEOUT_S
 from livery.api.sse import SEND_TIMEOUT_S
+from server.running import RunningServer, tiny_model
 
 TPOT, GROWTH_MB = 1.10, 64.0
-SMALL_BUFFER = 4096  # bytes: of the readers' sockets, so that what they don't take is the server's affair
+TOKENS = 200  # of a stream
+BUFFER, SEGMENT = 1, 536  # bytes: of the readers, the former raised by the kernel to its least: it takes 40 KB for each
 
 
 async def between_tokens(url: str, tokens: int) -> float:
@@ -42,29 +46,29 @@ async def between_tokens(url: str, tokens: int) -> float:
     return statistics.mean(late - early for early, late in itertools.pairwise(times))
 
 
-async def reader(host: str, port: int, slowly: bool) -> str:
-    """One stream whose client hardly takes anything; how it ended."""
-    body = json.dumps({"prompt": [8, 9], "max_tokens": 200, "stream": True, "ignore_eos": True, "n": 8, "logprobs": 5})
-    to = asyncio.open_connection(host, port, limit=1)
-    incoming, outgoing = await to
-    sock = outgoing.get_extra_info("socket")
-    sock.setsockopt(1, 8, SMALL_BUFFER)  # SOL_SOCKET, SO_RCVBUF
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    outgoing.write(f"{head}\r\n\r\n{body}".encode())
-    outgoing.transport.pause_reading()  # type: ignore[attr-defined]
-    try:
-        while not outgoing.is_closing():
-            await asyncio.sleep(1)
+async def reader(host: str, port: int, slowly: bool, over: asyncio.Event) -> str:
+    """One stream whose client hardly takes anything until it is over; what there is of it then."""
+    body = {"prompt": [8, 9], "max_tokens": TOKENS, "stream": True, "ignore_eos": True, "temperature": 0, "logprobs": 5}
+    data = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
+    loop, received = asyncio.get_running_loop(), b""
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
+        await loop.sock_connect(sock, (host, port))
+        await loop.sock_sendall(sock, head.encode() + b"\r\n\r\n" + data)
+        while not over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), 1)
             if slowly:
-                outgoing.transport.resume_reading()  # type: ignore[attr-defined]
-                if not await incoming.read(1):
-                    return "ended"
-                outgoing.transport.pause_reading()  # type: ignore[attr-defined]
-        return "ended"
-    except OSError:
-        return "cut off"
-    finally:
-        outgoing.close()
+                received += await loop.sock_recv(sock, 1)
+        try:
+            while piece := await loop.sock_recv(sock, 1 << 16):
+                received += piece
+        except ConnectionResetError:
+            pass
+    return "whole" if b"[DONE]" in received else "cut off"
 
 
 async def sender(host: str, port: int, kind: str) -> str:
@@ -95,33 +99,49 @@ async def sender(host: str, port: int, kind: str) -> str:
         outgoing.close()
 
 
-async def measure(run: common.Run, url: str, pid: int, readers: int, senders: int) -> None:
-    host, port = "127.0.0.1", int(url.rpartition(":")[2])
-    alone = statistics.median([await between_tokens(url, 200) for _ in range(5)])
-    before = common.resident_mb(pid)
-    begun = time.monotonic()
-    slow = [asyncio.create_task(reader(host, port, slowly=number % 2 == 0)) for number in range(readers)]
+async def measure(run: common.Run, server: RunningServer, readers: int, senders: int) -> None:
+    host, port, url = "127.0.0.1", int(server.url.rpartition(":")[2]), server.url
+    alone = statistics.median([await between_tokens(url, TOKENS) for _ in range(5)])
+    size, descriptors = common.resident_mb(server.pid), common.descriptors(server.pid)
+    begun, over = time.monotonic(), asyncio.Event()
+    slow = [asyncio.create_task(reader(host, port, number % 2 == 0, over)) for number in range(readers)]
     kinds = [("nothing", "head", "body")[number % 3] for number in range(senders)]
     dripping = [asyncio.create_task(sender(host, port, kind)) for kind in kinds]
-    await asyncio.sleep(5)  # the engine is done with what they asked for
-    beside, largest = [], before
-    while time.monotonic() - begun < SEND_TIMEOUT_S - 5:
-        beside.append(await between_tokens(url, 200))
-        largest = max(largest, common.resident_mb(pid))
+    await asyncio.sleep(1)
+    computed = await asyncio.to_thread(common.until, lambda: _computing(url) == 0, SEND_TIMEOUT_S)
+    run.check(
+        f"readers: the engine was done with what they asked for after {time.monotonic() - begun:.0f} s",
+        computed is not None,
+    )
+    beside, largest = [], size
+    while time.monotonic() - begun < SEND_TIMEOUT_S - 3:
+        beside.append(await between_tokens(url, TOKENS))
+        largest = max(largest, common.resident_mb(server.pid))
+    waiting = await asyncio.to_thread(_load, url)
+    run.check(f"readers: {waiting} of {readers} have most of their streams to take until then", waiting == readers)
     ratio = statistics.median(beside) / alone
-    run.say(f"time between tokens: {alone * 1000:.2f} ms alone, {ratio:.2f} times that beside them")
+    run.say(
+        f"time between tokens: {alone * 1000:.2f} ms alone, {ratio:.2f} times that beside them ({len(beside)} times)"
+    )
     run.check(f"others: time between tokens within {TPOT:.2f} times", ratio <= TPOT)
-    run.check(f"memory: {before:.0f} MB before, at most {largest:.0f} MB beside them", largest - before <= GROWTH_MB)
+    run.check(f"memory: {size:.0f} MB before, at most {largest:.0f} MB beside them", largest - size <= GROWTH_MB)
     told = Counter(zip(kinds, await asyncio.gather(*dripping), strict=True))
     run.say(f"senders: {dict(told)}")
     allowed = {("nothing", "closed"), ("head", "408"), ("body", "408")}
     run.check(f"senders: all were closed, heads after {HEAD_TIMEOUT_S:.0f} s", set(told) <= allowed)
     idle = await asyncio.to_thread(common.until, lambda: _load(url) == 0, 3 * SEND_TIMEOUT_S)
-    after = time.monotonic() - begun
-    run.check(f"readers: none was served any more after {after:.0f} s", idle is not None)
-    for task in slow:
-        task.cancel()
-    await asyncio.gather(*slow, return_exceptions=True)
+    run.check(f"readers: none was served any more after {time.monotonic() - begun:.0f} s", idle is not None)
+    closed = lambda: common.descriptors(server.pid) <= descriptors + 2  # noqa: E731
+    held = await asyncio.to_thread(common.until, closed, 3 * SEND_TIMEOUT_S)
+    run.check(f"readers: their connections were closed after {time.monotonic() - begun:.0f} s", held is not None)
+    over.set()
+    ends = Counter(await asyncio.gather(*slow))
+    run.check(f"readers: {dict(ends)}", set(ends) == {"cut off"})
+
+
+def _computing(url: str) -> float:
+    series = common.gauges(url)
+    return series["vllm:num_requests_running"] + series["vllm:num_requests_waiting"]
 
 
 def _load(url: str) -> int:
@@ -131,13 +151,11 @@ def _load(url: str) -> int:
 def main() -> int:
     given = common.arguments(__doc__ or "", readers=50, senders=200)
     common.skip_unless_linux("slow_clients.py")
-    from server.running import tiny_model
-
     run = common.Run(f"{given.readers} slow readers and {given.senders} slow senders", given.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with common.served(tiny_model(folder / "tiny"), folder, "--threads", "1") as server:
-            asyncio.run(measure(run, server.url, server.pid, given.readers, given.senders))
+            asyncio.run(measure(run, server, given.readers, given.senders))
     return run.finish()
 
 
