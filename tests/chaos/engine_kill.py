@@ -1,19 +1,24 @@
-"""The engine's process is killed, stopped and broken under 16 streams: what its clients see, and when.
+"""The engine's process is killed, stopped, broken and starved under 16 streams: what its clients see, and when.
 
-    python tests/chaos/engine_kill.py [--seed N] [--streams 16] [--rounds 0]
+    python tests/chaos/engine_kill.py [--seed N] [--streams 16] [--starved 20] [--rounds 0]
 
 Every open request gets an error within 5 s, `/ready` says no within 2 s, and the server answers as before once it is
-back. With `--rounds N` the engine is killed N more times, and nothing may be left of those before.
+back. An engine whose core others take is slow and isn't lost: `/ready` says no until it gets on, and every stream goes
+on. With `--rounds N` the engine is killed N more times, and nothing may be left of those before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +31,18 @@ from engine.faults import cause, faulty
 from livery.models import resolve_model
 
 ERROR_S, UNREADY_S, BACK_S = 5.0, 2.0, 120.0
+NEIGHBOURS = 8  # processes that want the core of the engine
+LOWEST = 19  # nice: of the engine beside them, which leaves it a five-hundredth of the core
+DEMO, ADAPTER = Path(__file__).parents[2] / "adapters" / "demo", "pirate"
 PROMPT = "Once upon a time"
 
 
 @dataclass
 class Stream:
-    """What one client saw: when its first token came, when it ended and how."""
+    """What one client saw: when its first token and its newest came, when it ended and how."""
 
     first_s: float = 0.0
+    newest_s: float = 0.0
     ended_s: float = 0.0
     end: str = ""
 
@@ -42,12 +51,24 @@ async def stream(client: httpx.AsyncClient, seen: Stream, begun: asyncio.Semapho
     body = {"prompt": PROMPT, "max_tokens": 1500, "stream": True, "ignore_eos": True}
     async with client.stream("POST", "/v1/completions", json=body) as answer:
         async for line in answer.aiter_lines():
-            if line.startswith("data: ") and not seen.first_s:
-                seen.first_s = time.monotonic()
-                begun.release()
+            if line.startswith("data: "):
+                seen.newest_s = time.monotonic()
+                if not seen.first_s:
+                    seen.first_s = seen.newest_s
+                    begun.release()
             if '"error"' in line or line == "data: [DONE]":
                 seen.end = line
     seen.ended_s = time.monotonic()
+
+
+async def start_streams(client: httpx.AsyncClient, count: int) -> tuple[list[Stream], list[asyncio.Task[None]]]:
+    """So many streams, each of which has its first token."""
+    begun = asyncio.Semaphore(0)
+    seen = [Stream() for _ in range(count)]
+    tasks = [asyncio.create_task(stream(client, one, begun)) for one in seen]
+    for _ in seen:
+        await begun.acquire()
+    return seen, tasks
 
 
 async def probe(client: httpx.AsyncClient, changes: list[tuple[float, int]]) -> None:
@@ -59,14 +80,18 @@ async def probe(client: httpx.AsyncClient, changes: list[tuple[float, int]]) -> 
         await asyncio.sleep(0.05)
 
 
+async def adapted(client: httpx.AsyncClient) -> tuple[int, str]:
+    """The status of a request for the adapter, and what came of it."""
+    body = {"model": ADAPTER, "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+    answer = await client.post("/v1/completions", json=body)
+    return answer.status_code, answer.json()["choices"][0]["text"] if answer.status_code == 200 else answer.text
+
+
 async def round_of(run: common.Run, url: str, pid: int, fault: str, faults: Path, streams: int) -> None:
     """One fault under load."""
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
-        begun = asyncio.Semaphore(0)
-        seen = [Stream() for _ in range(streams)]
-        tasks = [asyncio.create_task(stream(client, one, begun)) for one in seen]
-        for _ in seen:
-            await begun.acquire()
+        before = await adapted(client)
+        seen, tasks = await start_streams(client, streams)
         # Of the same length as the others: the engine knows such steps.
         whole = asyncio.create_task(client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 1500}))
         changes: list[tuple[float, int]] = []
@@ -87,7 +112,7 @@ async def round_of(run: common.Run, url: str, pid: int, fault: str, faults: Path
             while changes[-1][1] != 200 or len(changes) < 3:
                 await asyncio.sleep(0.05)
         prober.cancel()
-        after = await client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 4})
+        after = await adapted(client)
     late = sorted(one.ended_s - at for one in seen)
     run.say(f"{fault}: errors after {late[0]:.2f} to {late[-1]:.2f} s")
     for when, status in changes[1:]:
@@ -100,19 +125,87 @@ async def round_of(run: common.Run, url: str, pid: int, fault: str, faults: Path
         answer.status_code == 503 and answer.headers.get("retry-after", "").isdigit(),
     )
     run.check(f"{fault}: /ready was false within {UNREADY_S:.0f} s", changes[1][0] - at <= UNREADY_S + 0.2)
-    run.check(f"{fault}: the next request got {after.status_code}", after.status_code == 200)
+    run.check(f"{fault}: the adapter's answer is the one before it, {after}", after == before and after[0] == 200)
+
+
+@contextmanager
+def squeezed(pid: int) -> Iterator[None]:
+    """All threads of a process on one core, at the lowest priority, beside others that always want it."""
+    cores = os.sched_getaffinity(pid)
+    core = {max(cores)}
+    for thread in _threads(pid):
+        os.sched_setaffinity(thread, core)
+        os.setpriority(os.PRIO_PROCESS, thread, LOWEST)
+    session = common.PROC / str(pid) / "autogroup"  # where the kernel has it, priorities hold within a session alone
+    if session.exists():
+        session.write_text(str(LOWEST))
+    spin = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(spin, start_new_session=True) for _ in range(NEIGHBOURS)]
+    for one in busy:
+        os.sched_setaffinity(one.pid, core)
+    try:
+        yield
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+        with suppress(OSError):  # it was lost
+            for thread in _threads(pid):
+                os.sched_setaffinity(thread, cores)
+            if session.exists():
+                session.write_text("0")
+
+
+def _threads(pid: int) -> list[int]:
+    return [int(thread.name) for thread in (common.PROC / str(pid) / "task").iterdir()]
+
+
+async def starve(run: common.Run, url: str, pid: int, streams: int, seconds: float) -> None:
+    """The engine gets next to nothing of its core for so long, and then as much as it wants."""
+    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+        seen, tasks = await start_streams(client, streams)
+        changes: list[tuple[float, int]] = []
+        prober = asyncio.create_task(probe(client, changes))
+        await asyncio.sleep(2)  # some steps later
+        engine = common.engine_of(pid)
+        run.say(f"starve: the engine, process {engine}, has its core to itself no more, under {streams} streams")
+        at = time.monotonic()
+        with squeezed(engine):
+            await asyncio.sleep(seconds)
+            fed = time.monotonic()
+            ready = changes[-1][1]
+        async with asyncio.timeout(BACK_S):
+            while changes[-1][1] != 200 or any(one.newest_s < fed and not one.ended_s for one in seen):
+                await asyncio.sleep(0.05)
+            back = time.monotonic()
+        prober.cancel()
+        going = sum(not one.ended_s for one in seen)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        after = await client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 4})
+    for when, status in changes:
+        run.say(f"starve: /ready {status} after {when - at:.2f} s")
+    run.say(f"starve: it had its core again after {fed - at:.2f} s, each stream its next token after {back - at:.2f} s")
+    run.check(f"starve: /ready was {ready} when it had been starved for {seconds:.0f} s", ready == 503)
+    run.check(f"starve: {going} of {streams} streams go on", going == streams)
+    run.check("starve: the engine is the same process", common.engine_of(pid) == engine)
+    run.check(f"starve: the next request got {after.status_code}", after.status_code == 200)
 
 
 def main() -> int:
-    given = common.arguments(__doc__ or "", streams=16, rounds=0, model="smollm2-135m-instruct")
+    given = common.arguments(__doc__ or "", streams=16, starved=20.0, rounds=0)
     common.skip_unless_linux("engine_kill.py")
     run = common.Run("the engine is lost under load", given.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         flags = ("--engine-restarts", str(given.rounds + 10), "--max-model-len", "2048")
         environ = faulty(folder / "faults")
-        with common.served(str(resolve_model(given.model).path), folder, *flags, environ=environ) as server:
+        shutil.copytree(DEMO / ADAPTER, folder / "adapters" / ADAPTER)
+        model = str(resolve_model("smollm2-135m-instruct").path)
+        with common.served(model, folder, *flags, adapters=folder / "adapters", environ=environ) as server:
             httpx.post(f"{server.url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 40}, timeout=120)
+            asyncio.run(starve(run, server.url, server.pid, given.streams, given.starved))
             for fault in ("kill", "stop", "spin", "lock", "device"):
                 asyncio.run(round_of(run, server.url, server.pid, fault, folder / "faults", given.streams))
             leak_rounds(run, server.url, server.pid, given.rounds)

@@ -3,12 +3,15 @@
     python tests/chaos/overload.py [--seed N] [--seconds 60] [--times 10]
 
 Three tenants, each with a key of its own, send alike. Capacity is measured first, by clients that wait for their
-answers (closed loop).
+answers (closed loop). The engine leaves a core to the server's own process and to these clients: asking ten times as
+much is work too, and a step ends when the slowest of its threads does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 import sys
 import tempfile
 import time
@@ -26,7 +29,7 @@ from chaos.flood import OPERATOR, key_of
 from livery.models import resolve_model
 
 RUNNING, OPEN = 16, 32
-TOKENS = 32
+TOKENS = (16, 48)  # of an answer
 TENANTS = ("red", "green", "blue")
 Keys = Mapping[str, Mapping[str, str]]  # the header of each tenant's key
 REFUSED_S, RECOVERY_S, GOODPUT, GROWTH = 0.05, 5.0, 0.9, 1.1
@@ -42,10 +45,11 @@ class Answer:
     retry_after: bool
 
 
-async def ask(client: httpx.AsyncClient, keys: Keys, tenant: str, dice: int) -> Answer:
+async def ask(client: httpx.AsyncClient, keys: Keys, tenant: str, dice: random.Random) -> Answer:
+    """Answers differ in length: of one length they would all end, and begin, in the same step of a closed loop."""
     begun = time.monotonic()
-    ids = [3 + (dice * 31 + place) % 40000 for place in range(40)]
-    body = {"prompt": ids, "max_tokens": TOKENS, "ignore_eos": True}
+    ids = [dice.randrange(3, 40_000) for _ in range(40)]
+    body = {"prompt": ids, "max_tokens": dice.randint(*TOKENS), "ignore_eos": True}
     try:
         answer = await client.post("/v1/completions", json=body, headers=keys[tenant])
     except httpx.HTTPError:
@@ -55,14 +59,14 @@ async def ask(client: httpx.AsyncClient, keys: Keys, tenant: str, dice: int) -> 
     return Answer(tenant, answer.status_code, begun, time.monotonic() - begun, tokens, retry)
 
 
-async def closed_loop(client: httpx.AsyncClient, keys: Keys, seconds: float) -> list[Answer]:
+async def closed_loop(client: httpx.AsyncClient, keys: Keys, dice: random.Random, seconds: float) -> list[Answer]:
     """As many clients as sequences are computed together, each with its next request after its last answer."""
     found: list[Answer] = []
     end = time.monotonic() + seconds
 
     async def one(number: int) -> None:
         while time.monotonic() < end:
-            found.append(await ask(client, keys, TENANTS[number % len(TENANTS)], len(found)))
+            found.append(await ask(client, keys, TENANTS[number % len(TENANTS)], dice))
 
     await asyncio.gather(*(one(number) for number in range(RUNNING)))
     return found
@@ -76,7 +80,7 @@ async def open_loop(
     begun, due = time.monotonic(), 0.0
     while due < seconds:
         await asyncio.sleep(max(0.0, begun + due - time.monotonic()))
-        tasks.append(asyncio.create_task(ask(client, keys, run.dice.choice(TENANTS), len(tasks))))
+        tasks.append(asyncio.create_task(ask(client, keys, run.dice.choice(TENANTS), run.dice)))
         due += run.dice.expovariate(rate)
     return await asyncio.gather(*tasks)
 
@@ -93,24 +97,37 @@ async def probe(
             await asyncio.sleep(0.5)
 
 
+def processors(server: int) -> dict[str, float]:
+    """Seconds of processor time so far."""
+    pids = {"the engine": common.engine_of(server), "the server": server, "these clients": os.getpid()}
+    return {name: common.cpu_s(pid) for name, pid in pids.items()}
+
+
+def say_busy(run: common.Run, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
+    shares = (f"{name} {(after[name] - before[name]) / seconds:.2f}" for name in after)
+    run.say(f"  cores in use: {', '.join(shares)}")
+
+
 async def measure(run: common.Run, url: str, keys: Keys, pid: int, seconds: float, times: float) -> None:
     limits = httpx.Limits(max_connections=4096, max_keepalive_connections=256)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-        await closed_loop(client, keys, 3)
-        begun = time.monotonic()
-        answers = await closed_loop(client, keys, 20)
+        await closed_loop(client, keys, run.dice, 3)
+        begun, spent = time.monotonic(), processors(pid)
+        answers = await closed_loop(client, keys, run.dice, 20)
         took = time.monotonic() - begun
+        say_busy(run, spent, processors(pid), took)
         capacity, base_tokens = len(answers) / took, sum(one.tokens for one in answers) / took
         run.say(f"closed loop, {RUNNING} clients: {capacity:.2f} requests/s, {base_tokens:.1f} tokens/s")
         loads: list[int] = []
         sizes: list[float] = []
         ready: Counter[int] = Counter()
         prober = asyncio.create_task(probe(url, keys[OPERATOR], pid, loads, sizes, ready))
-        begun = time.monotonic()
+        begun, spent = time.monotonic(), processors(pid)
         answers = await open_loop(run, client, keys, times * capacity, seconds)
         drained = time.monotonic() - begun
+        say_busy(run, spent, processors(pid), drained)
         recovering = time.monotonic()
-        fresh = await ask(client, keys, TENANTS[0], 7)
+        fresh = await ask(client, keys, TENANTS[0], run.dice)
         recovery = time.monotonic() - recovering
         prober.cancel()
     report(run, answers, base_tokens, drained, loads, sizes)
@@ -153,7 +170,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         keys = {tenant: key_of(tenant, folder / "server" / "data") for tenant in (*TENANTS, OPERATOR)}
-        flags = ("--max-running", str(RUNNING), "--max-open", str(OPEN))
+        threads = max(1, len(os.sched_getaffinity(0)) - 1)
+        flags = ("--max-running", str(RUNNING), "--max-open", str(OPEN), "--threads", str(threads))
         with common.served(str(resolve_model(given.model).path), folder, *flags) as server:
             asyncio.run(measure(run, server.url, keys, server.pid, given.seconds, given.times))
     return run.finish()
