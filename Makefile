@@ -18,7 +18,7 @@ help:
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
 	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
 	@echo "make observability  a real Prometheus on a live server, promtool on the rules, the dashboard's queries and schema"
-	@echo "make browser        the console in a real Chromium; SCREENSHOTS=FOLDER: with pictures"
+	@echo "make browser        the console in a real Chromium; SCREENSHOTS=FOLDER: pictures of it over the demo model instead"
 	@echo "make check          linters and types only"
 	@echo "make bench          the engine against its bars and floors, then servers: under 15 minutes"
 	@echo "make bench-peers    Livery beside vLLM, llama.cpp and PEFT, in one run; builds both once"

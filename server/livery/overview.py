@@ -56,7 +56,7 @@ class Overview:
             "base": self._base(doings, now),
             "engine": self._engine(stats),
             "load": _load(principal, stats, service.open_to(principal)),
-            "throughput": _throughput(doings, now),
+            "throughput": throughput(doings, now),
             "memory": self._memory(stats) if whole else None,
             "adapters": page(rows, wanted),
             "requests": [_finished(principal, one, now) for one in doings.recent() if _may_see(principal, one)],
@@ -164,7 +164,7 @@ def _load(principal: Principal, stats: EngineStats | None, held: int) -> Json:
     }
 
 
-def _throughput(doings: Doings, now: float) -> Json:
+def throughput(doings: Doings, now: float) -> Json:
     """Tokens a second: the mean of the last seconds, and each of the last minute, oldest first."""
     generated, prompt = doings.throughput.by_second(now)
     return {

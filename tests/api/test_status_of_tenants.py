@@ -103,6 +103,8 @@ def test_what_runs_now_is_told_to_whose_it_is(serve: Serve, tmp_path: Path) -> N
         "ours": 0,
         "operator": 1,
     }
+    kv = found["operator"]["memory"]["kv"]
+    assert 0 < kv["used_tokens"] < kv["total_tokens"] / 2  # those of one short request
     running = {key: rows(found[key])["sql"]["running"] for key in ("acme", "zeta", "operator")}
     assert running == {"acme": 0, "zeta": 1, "operator": 1}
     shown = {key: call(who, key, "GET", f"/v1/adapters/{name}").json()["requests"] for key, name in SQL.items()}

@@ -2,6 +2,7 @@
 
     python tests/browser/run.py [--screenshots FOLDER] [--chromium PROGRAM]
 
+With --screenshots it tests nothing, and writes pictures of the console over the demo model and its adapters.
 Chromium is the machine's own; playwright-core, which drives it, and axe-core, which judges what people with readers and
 keyboards get, are installed once into the user's cache. What is missing is said with the remedy, and fails where
 CI=true. Ends with 1 where a test failed.
@@ -16,8 +17,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -37,6 +39,7 @@ SUITE = Suite(
     tests=str(HERE / "console.test.mjs"),
     npm=("playwright-core@1.65.1", "axe-core@4.14.1"),
 )
+PICTURES = replace(SUITE, name="pictures", tests=str(HERE / "pictures.mjs"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,14 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EnvironmentFailed as failed:
         print(f"The browser tests can't run: {failed}")
         return 1
-    with tempfile.TemporaryDirectory() as folder, servers(Path(folder) / "servers") as facts:
-        told = {**facts, "chromium": chromium, "screenshots": None}
-        if options.screenshots:
-            options.screenshots.mkdir(parents=True, exist_ok=True)
-            told["screenshots"] = str(options.screenshots.resolve())
-        environment = os.environ | {"LIVERY_CONSOLE": json.dumps(told)}
-        command = SUITE.command(Path(folder) / "report.xml")
-        return int(subprocess.run(command, env=environment, timeout=LIMIT_S, check=False).returncode != 0)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if not options.screenshots:
+            with servers(scratch / "servers") as facts:
+                return driven(SUITE, scratch, {**facts, "chromium": chromium})
+        from browser.demo import demo  # imports torch, which the tests don't need here
+
+        options.screenshots.mkdir(parents=True, exist_ok=True)
+        with demo(scratch / "servers") as facts:
+            where = str(options.screenshots.resolve())
+            return driven(PICTURES, scratch, {**facts, "chromium": chromium, "screenshots": where})
+
+
+def driven(suite: Suite, folder: Path, facts: Mapping[str, object]) -> int:
+    """Let the browser do what the suite says. 1 where something failed."""
+    environment = os.environ | {"LIVERY_CONSOLE": json.dumps(facts)}
+    command = suite.command(folder / "report.xml")
+    return int(subprocess.run(command, env=environment, timeout=LIMIT_S, check=False).returncode != 0)
 
 
 def browser(given: str | None) -> str:

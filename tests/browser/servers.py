@@ -119,6 +119,7 @@ def main(folder: Path) -> None:
         "key": "sk-operator",
         "user": keyed.make_key("acme"),
         "base": BASE,
+        "python": sys.executable,
         "upload": [str(upload / name) for name in ("adapter_config.json", "adapter_model.safetensors")],
     }
     print(json.dumps(facts), flush=True)

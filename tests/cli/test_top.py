@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
 import pty
 import signal
@@ -10,12 +12,16 @@ import sys
 import termios
 from collections.abc import Iterator
 
+import httpx
 import pytest
+from rich.console import Console
 
 from api.conftest import _servers
 from api.live_server import LiveServer, Serve, Setup
 from api.peft_files import make_adapter
 from cli.conftest import Livery
+from livery.adapter_views import Json
+from livery.commands.top_view import frame
 from livery.management import AddOptions
 from livery.models import resolve_model
 from livery.text import Tokenizer
@@ -83,6 +89,30 @@ def test_a_tenants_key_sees_what_the_tenant_does_and_is_told_so(started: Serve, 
     assert "doesn't answer" not in done.out
     whole = livery("top", "--url", server.url, "--once", "--key", "sk-operator").out
     assert ("KV cache" in whole, "What tenant" in whole) == (True, False)
+
+
+def test_a_frame_tells_what_steps_took_since_the_one_before(busy: LiveServer) -> None:
+    before = httpx.get(f"{busy.url}/v1/status", timeout=30).raise_for_status().json()
+    found = copy.deepcopy(before)
+    assert "no steps" in printed(found, before)
+    found["server"]["uptime_s"] += 2
+    found["load"]["steps"] += 10
+    found["load"]["step_seconds"] += 0.5
+    assert "5.0 steps/s, 50 ms a step" in printed(found, before)
+
+
+def test_markup_in_names_is_text(busy: LiveServer) -> None:
+    found = httpx.get(f"{busy.url}/v1/status", timeout=30).raise_for_status().json()
+    found["base"]["name"], found["adapters"]["data"][0]["name"] = "[b]base[/b]", "[red]one[/red]"
+    found["caller"] |= {"sees": "tenant", "tenant": "[i]acme[/i]"}
+    text = printed(found, None)
+    assert all(name in text for name in ("[b]base[/b]", "[red]one[/red]", "[i]acme[/i]"))
+
+
+def printed(found: Json, before: Json | None) -> str:
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(frame(found, before))
+    return console.export_text()
 
 
 def test_without_a_terminal_it_says_how(busy: LiveServer, livery: Livery) -> None:

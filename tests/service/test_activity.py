@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from livery import activity
-from livery.activity import BASE, Activity, Finished, Work
+from livery.activity import BASE, RATE_S, Activity, Finished, Work
+from livery.overview import throughput
 
 DONE = Work("stop", 0.1, 9, 40)
 
@@ -45,6 +46,18 @@ def test_tokens_a_second_are_those_of_whoever_asks() -> None:
         who: [sum(one) for one in found.of(who).throughput.by_second(began + 1.5)] for who in ("acme", "zeta", None)
     }
     assert sums == {"acme": [3, 30], "zeta": [5, 50], None: [8, 80]}
+
+
+def test_a_rate_is_of_the_last_complete_seconds() -> None:
+    found = Activity()
+    began = found.of(None).throughput._second
+    found.tokens("acme", began + 0.5, began + 0.5, 30)
+    found.finished("acme", None, Work("stop", None, 20, 30), began + 0.5)
+    lately = throughput(found.of(None), began + RATE_S + 0.5)
+    assert (lately["generated_per_s"], lately["prompt_per_s"]) == (30 / RATE_S, 20 / RATE_S)
+    later = throughput(found.of(None), began + RATE_S + 1.5)
+    assert (later["generated_per_s"], later["prompt_per_s"]) == (0, 0)
+    assert (sum(later["generated_by_second"]), sum(later["prompt_by_second"])) == (30, 20)
 
 
 def test_what_is_remembered_is_bounded_for_one_and_for_all_and_nobody_makes_another_forgotten() -> None:

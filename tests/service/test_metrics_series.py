@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
 from livery.engine.base import EngineStats
 from livery.engine.figures import AdapterUse, EngineFigures, RequestTimes, TenantStanding
 from livery.engine.tally import AdapterLog, StepClock, figures, standings
@@ -36,22 +39,39 @@ def test_what_the_engine_says_of_versions_is_told_by_adapter_and_counted_once() 
     metrics = Metrics("base", INFO)
     for name, digest in (("pirate", "d1"), ("terse", "d2"), ("formal", "d3")):
         metrics.begin(Usage(1, 0, 1), name, digest).close("abort")
-    first = used(AdapterUse("d1", 2, 0.5, 0, 1, 7, 3), AdapterUse("nobody's", 1, 0.25))
+    first = used(AdapterUse("d1", 2, 0.5, 4, 1, 7, 3), AdapterUse("nobody's", 1, 0.25))
     for _ in range(3):  # several scrapers
         found = samples(metrics, first)
     assert found["livery_adapter_load_duration_seconds_count", "pirate"] == 2
     assert found["livery_adapter_load_duration_seconds_sum", "pirate"] == 0.5
     assert found["livery_adapter_evicted_total", "pirate"] == 1
+    assert found["livery_adapter_load_failures_total", "pirate"] == 4
     assert found["livery_adapter_hits_total", "pirate"] == 7
     assert found["livery_adapter_misses_total", "pirate"] == 3
     assert found["livery_adapter_load_duration_seconds_count", OTHER] == 1
     tiers = {name: tier for (metric, name, tier, *_), value in by_tier(found) if metric and value}
     assert tiers == {"pirate": "device", "terse": "host", "formal": "store"}
-    grown = samples(metrics, used(AdapterUse("d1", 3, 0.75, 0, 1, 9, 3)))
+    grown = samples(metrics, used(AdapterUse("d1", 3, 0.75, 5, 1, 9, 3)))
     assert grown["livery_adapter_hits_total", "pirate"] == 9
+    assert grown["livery_adapter_load_failures_total", "pirate"] == 5
     anew = samples(metrics, used(AdapterUse("d1", 1, 0.5, 0, 0, 1, 1)))  # an engine that was started anew
     assert anew["livery_adapter_hits_total", "pirate"] == 10
     assert anew["livery_adapter_load_duration_seconds_count", "pirate"] == 4
+
+
+@pytest.mark.parametrize("fallen", ["loads", "failures", "evictions", "hits", "misses"])
+def test_an_engine_that_was_started_anew_is_known_by_any_count_that_fell(fallen: str) -> None:
+    before = AdapterUse("d1", 3, 0.5, 3, 3, 3, 3)
+    after = msgspec.structs.replace(before, load_seconds=0.25, **{fallen: 2})
+    metrics = Metrics("base", INFO)
+    metrics.begin(Usage(1, 0, 1), "pirate", "d1").close("abort")
+    samples(metrics, used(before))
+    found = samples(metrics, used(after))
+    told = {"loads": "load_duration_seconds_count", "evictions": "evicted_total", "failures": "load_failures_total"}
+    for count in ("loads", "failures", "evictions", "hits", "misses"):
+        name = f"livery_adapter_{told.get(count, f'{count}_total')}"
+        assert found[name, "pirate"] == (5 if count == fallen else 6), name
+    assert found["livery_adapter_load_duration_seconds_sum", "pirate"] == 0.75
 
 
 def by_tier(found: dict[tuple[str, ...], float]) -> list[tuple[tuple[str, ...], float]]:
@@ -84,8 +104,9 @@ def test_where_an_engines_time_goes() -> None:
     clock.lap("launch")
     clock.end(3, 40)
     log.asked("d1", resident=False)
-    log.read("d1", 0.2)
-    log.placed("d1", 0.3)
+    log.read("d1", 0.25)
+    log.read("d1", 0.5)
+    log.placed("d1", 0.25)
     log.failed("d2")
     told = figures(clock, log, standings(["a", "a"], ["b"], {"a": 5.0}))
     found = samples(Metrics("base", INFO), Snapshot(EngineStats(steps=1, figures=told)))
@@ -95,11 +116,11 @@ def test_where_an_engines_time_goes() -> None:
     assert found["livery_engine_step_tokens_sum",] == 40
     assert found["livery_engine_phase_seconds_total", "launch"] > 0
     assert found["livery_engine_phase_seconds_total", "update"] == 0
-    assert found["livery_adapter_read_seconds_sum",] == 0.2
+    assert found["livery_adapter_read_seconds_sum",] == 0.75
     assert found["livery_adapter_copy_seconds_count",] == 1
     assert found["livery_adapter_loads_failed_total",] == 1
     assert told.tenants == (TenantStanding("a", 2, 0, 5.0), TenantStanding("b", 0, 1, 0.0))
-    assert {use.digest: use.load_seconds for use in told.adapters} == {"d1": 0.5, "d2": 0.0}
+    assert {use.digest: use.load_seconds for use in told.adapters} == {"d1": 1.0, "d2": 0.0}
 
 
 def test_the_time_before_the_first_token_is_told_under_vllms_names() -> None:

@@ -35,7 +35,8 @@ def frame(found: Json, before: Json | None, trouble: str | None = None) -> Rende
 
 def _head(found: Json) -> Text:
     base, engine = found["base"], found["engine"]
-    threads = f"{engine['threads']} threads" if engine["threads"] else None
+    count = engine["threads"]
+    threads = f"{count} thread{'s' if count > 1 else ''}" if count else None
     facts = [engine["device"], engine["dtype"], threads, f"up {span(found['server']['uptime_s'])}"]
     return Text.assemble(
         ("Livery ", f"bold {ACCENT}"), (base["name"], "bold"), "  ", (" · ".join(fact for fact in facts if fact), QUIET)

@@ -61,13 +61,19 @@ class Residents:
 
 
 def _growth(use: AdapterUse, before: AdapterUse) -> AdapterCounts:
-    if use.loads < before.loads or use.hits < before.hits or use.misses < before.misses:
-        before = AdapterUse(use.digest)
+    """What came since; where any count fell, the engine was started anew and all of them count from zero."""
+    growth = [now - then for now, then in zip(_counts(use), _counts(before), strict=True)]
+    anew = any(grown < 0 for grown in growth)
+    loads, failures, evictions, hits, misses = _counts(use) if anew else growth
     return AdapterCounts(
-        loads=use.loads - before.loads,
-        load_seconds=max(0.0, use.load_seconds - before.load_seconds),
-        load_failures=use.failures - before.failures,
-        evictions=use.evictions - before.evictions,
-        hits=use.hits - before.hits,
-        misses=use.misses - before.misses,
+        loads=loads,
+        load_seconds=use.load_seconds if anew else max(0.0, use.load_seconds - before.load_seconds),
+        load_failures=failures,
+        evictions=evictions,
+        hits=hits,
+        misses=misses,
     )
+
+
+def _counts(use: AdapterUse) -> tuple[int, ...]:
+    return use.loads, use.failures, use.evictions, use.hits, use.misses

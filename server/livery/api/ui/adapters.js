@@ -1,6 +1,6 @@
 // The table of adapters: searched, sorted and cut by the server, row by row kept where it is on the page.
 
-import { ago, bytes, el, kind, number, part, say, seconds } from "./dom.js";
+import { ago, bytes, el, NONE, number, part, say, seconds } from "./dom.js";
 import { Detail } from "./detail.js";
 import { Loading } from "./loading.js";
 
@@ -8,7 +8,9 @@ export const PAGE = 15;
 const COLUMNS = [
   { name: "name", title: "Adapter" },
   { name: "tier", title: "Where" },
+  { name: "state", title: "State", narrow: "wide-only" },
   { name: "peft_type", title: "Type", narrow: "wide-only" },
+  { name: "rank", title: "Rank", number: true, narrow: "wide-only" },
   { name: "bytes", title: "Size", number: true, narrow: "narrow-out" },
   { name: "requests", title: "Requests", number: true, narrow: "narrow-out" },
   { name: "tokens", title: "Tokens", number: true },
@@ -17,7 +19,7 @@ const COLUMNS = [
   { name: "last_used_s", title: "Used", number: true },
 ];
 // What is looked at first is the most of it; names, and how long ago, begin at the smallest.
-const RISING = new Set(["name", "tier", "peft_type", "last_used_s"]);
+const RISING = new Set(["name", "tier", "state", "peft_type", "last_used_s"]);
 const TIERS = { device: "Device", host: "Host", store: "Store" };
 
 export class Adapters {
@@ -54,6 +56,7 @@ export class Adapters {
     const { found, total, offset, data } = adapters;
     if (offset && !data.length) return void this.want({ offset: 0 });
     say(part(this.root, "count"), found === total ? number(total) : `${number(found)} of ${number(total)}`);
+    say(part(this.root, "found"), this.wanted.search ? `${number(found)} of ${number(total)} adapters` : "");
     this.showRows(data);
     const empty = part(this.root, "empty");
     empty.hidden = data.length > 0;
@@ -147,7 +150,9 @@ function fill(row, adapter) {
   say(row.trouble, adapter.error?.message ?? adapter.state);
   row.tier.dataset.tier = adapter.tier ?? "none";
   say(row.where, TIERS[adapter.tier] ?? adapter.state);
-  say(cells.peft_type, kind(adapter));
+  say(cells.state, adapter.state);
+  say(cells.peft_type, adapter.peft_type ?? NONE);
+  say(cells.rank, number(adapter.rank));
   say(cells.bytes, bytes(adapter.bytes).join(" "));
   say(row.live, adapter.running ? `${number(adapter.running)} running` : "");
   row.live.hidden = !adapter.running;

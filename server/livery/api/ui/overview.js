@@ -11,7 +11,7 @@ export function showOverview(root, found) {
   const { base, engine, throughput, load, memory, caller } = found;
   showWhose(root, caller);
   say(part(root, "base-name"), base.name);
-  const facts = [engine.device, engine.dtype, engine.threads ? `${engine.threads} threads` : null];
+  const facts = [engine.device, engine.dtype, engine.threads ? `${engine.threads} thread${engine.threads > 1 ? "s" : ""}` : null];
   say(part(root, "base-facts"), `${facts.filter((fact) => fact && fact !== "none").join(" · ")} · up ${span(found.server.uptime_s)}`);
   document.title = `${number(throughput.generated_per_s)} tok/s · Livery`;
   say(part(root, "rate"), number(throughput.generated_per_s));
