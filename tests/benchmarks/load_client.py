@@ -14,6 +14,7 @@ import asyncio
 import gc
 import os
 import random
+import re
 import selectors
 import socket
 import subprocess
@@ -84,7 +85,7 @@ class Open:
 
 
 def serve_events(port_to: int, pace: float, core: int | None) -> None:
-    """Answer every request with TOKENS prepared events, one write each, all connections in turn; never returns.
+    """Answer every request with its number of prepared events, one write each, all connections in turn; never returns.
 
     `pace` is the most tokens a second of all of them; 0: as many as there can be.
     """
@@ -93,9 +94,8 @@ def serve_events(port_to: int, pace: float, core: int | None) -> None:
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     os.write(port_to, f"{listening.getsockname()[1]}\n".encode())
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    usage = {"id": "cmpl-0", "choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": TOKENS}}
-    closing = _event(_chunk("", "length")) + _event(usage) + _as_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-    events = [head + _event(_chunk(" word")), *[_event(_chunk(" word"))] * (TOKENS - 1), closing]
+    event = _event(_chunk(" word"))
+    closing = _event(_chunk("", "length")) + _as_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
     waiting = selectors.DefaultSelector()
     waiting.register(listening, selectors.EVENT_READ)
     under_way: dict[socket.socket, Iterator[bytes]] = {}
@@ -107,8 +107,9 @@ def serve_events(port_to: int, pace: float, core: int | None) -> None:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 waiting.register(connection, selectors.EVENT_READ)
             elif isinstance(key.fileobj, socket.socket):
-                if key.fileobj.recv(1 << 16):
-                    under_way[key.fileobj] = iter(events)
+                if asked := re.search(rb'"max_tokens":(\d+)', key.fileobj.recv(1 << 16)):
+                    tokens = int(asked.group(1))
+                    under_way[key.fileobj] = iter([head + event, *[event] * (tokens - 1), closing])
                 else:
                     waiting.unregister(key.fileobj)
                     key.fileobj.close()
@@ -193,7 +194,7 @@ def main() -> None:
     origin, console, cores = Origin.here(__version__), Console(stderr=True), Cores.chosen()
     if cores.client is not None:
         os.sched_setaffinity(0, {cores.client})
-    closed, opened = [], []
+    closed = []
     serving = nullcontext() if chosen.without_server else measured_server(DEMO_MODEL, cores.server, console, fake=True)
     with source(0, cores.server) as fast, source(PACE, cores.server) as paced, serving as server:
         against = [("source", fast, MODEL), ("steps", paced, MODEL)]
@@ -202,8 +203,7 @@ def main() -> None:
         for _ in range(chosen.rounds):
             for name, where, model in against:
                 closed += [closed_loop(name, where, model, streams) for streams in STREAMS]
-        for name, where, model in against:
-            opened.append(open_loop(name, where, model, 16))
+        opened = [open_loop(name, where, model, 16) for name, where, model in against]
     for row in closed:
         console.print(
             f"{row.against}, {row.streams} streams: {row.per_second:.0f} tokens/s, {row.per_cpu_second:.0f} per second "
