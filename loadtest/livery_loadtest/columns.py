@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from livery_loadtest.gaps import GROWTH, LOWEST_S
 from livery_loadtest.record import Record, Run
 
 Floats = NDArray[np.float64]
@@ -31,7 +32,8 @@ class Columns:
     message for each of `errors`. `prompt`, `cached` and `output` are the server's usage, -1 where it told none.
     `arrivals` [events of all] are the times of events, request after request, `events` how many each has. `open`:
     its time was planned, whatever happened before; `planned_leave`: the client was to go away. `structured` is one
-    of NOT_ASKED, BROKEN, PARSED: whether an answer that was to be JSON is.
+    of NOT_ASKED, BROKEN, PARSED: whether an answer that was to be JSON is. Of a run whose times between events were
+    folded into a histogram, that is `folded` (livery_loadtest.gaps), and each answer has its first and last event.
     """
 
     index: Ints
@@ -61,6 +63,7 @@ class Columns:
     left: Flags
     planned_leave: Flags
     cold: Flags
+    folded: Ints
 
     @classmethod
     def of(cls, run: Run) -> Columns:
@@ -120,6 +123,7 @@ class Columns:
             left=flags(record.left for record in records),
             planned_leave=flags(record.planned.leave_after is not None for record in records),
             cold=flags(record.planned.cold for record in records),
+            folded=np.trim_zeros(np.asarray(run.gaps.counts, np.int64), "b") if run.gaps else np.empty(0, np.int64),
         )
 
     def __len__(self) -> int:
@@ -188,7 +192,14 @@ class Columns:
         return np.repeat(np.arange(len(self)), self.events)
 
     def gaps(self) -> tuple[Floats, Ints]:
-        """Seconds between neighbouring events of one answer without an error, and the request of each gap."""
+        """Seconds between neighbouring events of one answer without an error, and the request of each gap.
+
+        Of a folded run: of all answers, to a percent, and nobody knows whose (0).
+        """
+        if len(self.folded):
+            lengths = LOWEST_S * GROWTH ** np.arange(len(self.folded), dtype=np.float64)
+            values = np.repeat(lengths, self.folded)
+            return values, np.zeros(len(values), np.int64)
         owners = self.owners
         inside = np.diff(owners, prepend=-1) == 0
         inside &= self.answered[owners]
@@ -204,7 +215,7 @@ class Columns:
         events = np.repeat(some, self.events)
         kept: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         for name, value in kept.items():
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and name != "folded":
                 kept[name] = value[events if name == "arrivals" else some]
         return Columns(**kept)
 

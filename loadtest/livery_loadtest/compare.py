@@ -233,10 +233,11 @@ def sign_flips(differences: Floats) -> float:
 def _over_blocks(kind: _Kind, pairs: Sequence[tuple[Measured, Measured]]) -> Metric:
     """From blocks of requests, drawn alike on both sides: the ratio's interval, and p by how often it crosses 1."""
     sides = [[pair[side] for pair in pairs] for side in (0, 1)]
-    values = [_value(kind, side) for side in sides]
+    a, b = (_value(kind, side) for side in sides)
+    if kind.values is Columns.gaps and any(len(one.columns.folded) for side in sides for one in side):
+        return Metric(kind.name, kind.unit, a, b, None, None, Verdict.UNKNOWN)  # whose gaps they are isn't known
     blocks = Blocks([len(one.columns) for one in sides[0]], _SEED)
     drawn = [_drawn(kind, side, blocks) for side in sides]
-    a, b = values
     if a is None or b is None or a <= 0 or b <= 0:
         return _without_ratio(kind, a, b, drawn)
     with np.errstate(divide="ignore", invalid="ignore"):

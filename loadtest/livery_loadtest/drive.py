@@ -235,7 +235,7 @@ class _Drive:
         elif record.events:
             self._latest.append(record.events[0] - record.intended)
         self._tokens += len(record.events)
-        if not self._options.keep_text:
+        if not self._options.keep_text and record.planned.json_schema is None:  # whether it is JSON is told later
             record.text = ""
         if self._gaps is not None:
             self._gaps.add(record.events)

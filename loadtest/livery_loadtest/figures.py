@@ -59,7 +59,8 @@ class Usage:
     """The server's usage beside what was counted, over answers without an error.
 
     `tokens_per_event` is told tokens by events where usage was told; `more_events_than_tokens` counts answers whose
-    usage can't be right, `off_length` answers with another number of tokens than asked for where that was exact.
+    usage can't be right; these three are 0 or None where events were folded. `off_length` counts answers with
+    another number of tokens than asked for, where that was exact.
     """
 
     told_tokens: int
@@ -251,6 +252,10 @@ def _latency(blocks: Blocks, parts: Sequence[Columns], of: Callable[[Columns], t
     if len(each) >= ENOUGH_REPEATS:
         mean = over_repeats([float(one.mean()) for one in each])
         shares = [over_repeats([float(value) for value in row]) for row in np.transpose([quantiles(e) for e in each])]
+    elif of is Columns.gaps and any(len(one.folded) for one in parts):
+        values = 1000 * values  # nobody knows whose they are: no blocks to draw
+        mean = interval(float(values.mean()), np.empty(0))
+        shares = [interval(float(value), np.empty(0)) for value in quantiles(values)]
     else:
         values = 1000 * values
         total, number = (sums(items, some, len(blocks.place)) for some in (values, np.ones(len(items))))
@@ -278,11 +283,12 @@ def _usage(parts: Sequence[Columns], exact: bool) -> Usage:
     told_tokens = counted = events = without = more = off = 0
     for one in parts:
         whole, knows = one.whole, one.output >= 0
+        folded = len(one.folded) > 0  # events are then no longer known
         told_tokens += int(one.output[whole & knows].sum())
-        counted += int(one.events[one.answered].sum())
-        events += int(one.events[whole & knows].sum())
+        counted += 0 if folded else int(one.events[one.answered].sum())
+        events += 0 if folded else int(one.events[whole & knows].sum())
         without += int((whole & ~knows).sum())
-        more += int((whole & knows & (one.events > one.output)).sum())
+        more += 0 if folded else int((whole & knows & (one.events > one.output)).sum())
         free = one.structured == NOT_ASKED  # others end where their schema does
         off += int((whole & knows & free & (one.output != one.max_tokens)).sum()) if exact else 0
     return Usage(told_tokens, counted, told_tokens / events if events else None, without, more, off)

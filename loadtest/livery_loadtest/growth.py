@@ -91,7 +91,9 @@ def _added_up(of: str, sample: Sample) -> float:
 
 def _by_the_minute(of: str, columns: Columns) -> tuple[Floats, Floats]:
     """The middle of each minute and the median of a latency in it, in milliseconds."""
-    if of == "itl_ms":
+    if of == "itl_ms" and len(columns.folded):
+        values, times = columns.tpot, columns.begun  # each answer's mean is all that is left of its gaps
+    elif of == "itl_ms":
         values, owners = columns.gaps()
         times = columns.begun[owners]
     else:

@@ -13,14 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livery_loadtest.columns import Columns, is_json
+from livery_loadtest.compare import Verdict, compare
 from livery_loadtest.figures import Measured, Summary, meets, summarise
+from livery_loadtest.gaps import Gaps
 from livery_loadtest.growth import Growth
+from livery_loadtest.machine import Machine
+from livery_loadtest.origin import Origin
 from livery_loadtest.record import Record, Run, Sample
+from livery_loadtest.report.packed import pack
+from livery_loadtest.report.result import Result, Server, make_result
 from livery_loadtest.script import Planned
 from livery_loadtest.spec import Slo
 from loadtest.made_runs import GOOD, Making, made_run, workload
 
 START = 500.0
+ORIGIN = Origin("livery bench run", "2026-11-21T12:00:00+00:00", "1.0", Machine("A CPU", 2, 16.0, "Linux", "3.11", 0.1))
 
 
 def answer(
@@ -300,3 +307,34 @@ def test_growth_is_held_against_what_the_workload_allows(allowed: float, too_ste
     assert lines["cache_used"].per_hour.value == pytest.approx(36)
     assert not lines["e2e_ms"].too_steep
     assert "no_such_metric" not in lines
+
+
+def test_a_folded_run_has_its_gaps_from_the_histogram() -> None:
+    """Of a long run each answer has its first and last event, and all gaps are in one histogram."""
+    run = made_run(Making(requests=80))
+    whole = summarise("t", [Measured(0, run.seconds, Columns.of(run))], workload())
+    gaps = Gaps()
+    for record in run.records:
+        gaps.add(record.events)
+        record.events = array("d", [record.events[0], record.events[-1]])
+    folded = replace(run, gaps=gaps)
+    columns = pack(folded, run.started).columns()  # as it is read back, too
+    found = summarise("t", [Measured(0, run.seconds, columns)], workload())
+    assert found.itl_ms is not None and whole.itl_ms is not None
+    assert found.itl_ms.values == whole.itl_ms.values
+    for name in ("p50", "p90", "p99", "mean"):
+        told, known = getattr(found.itl_ms, name), getattr(whole.itl_ms, name)
+        assert told.value == pytest.approx(known.value, rel=0.011), name
+        assert told.low == told.value == told.high  # whose gaps they are isn't known
+    assert found.tpot_ms is not None and whole.tpot_ms is not None
+    assert found.tpot_ms.p50.value == pytest.approx(whole.tpot_ms.p50.value, rel=1e-3)
+    assert found.usage.more_events_than_tokens == 0
+    assert found.usage.tokens_per_event is None
+    assert found.output_tokens == whole.output_tokens
+    beside = {one.name: one for one in compare(*2 * [_result(folded)]).metrics}
+    assert beside["ITL p50"].verdict is Verdict.UNKNOWN
+    assert beside["TPOT p50"].verdict is Verdict.NOTHING
+
+
+def _result(run: Run) -> Result:
+    return make_result(workload(), [Server(name=run.target, url="http://host")], [run], ORIGIN)

@@ -81,7 +81,7 @@ def write_comparison(found: Comparison, path: Path) -> None:
 def comparison_page(found: Comparison) -> str:
     """The HTML page, which needs nothing else."""
     numbers = Numbers(
-        ["", f"A: {found.a}", f"B: {found.b}", "B / A", "95 % interval", "p", "B is"],
+        ["number", f"A: {found.a}", f"B: {found.b}", "B / A", "95 % interval", "p", "B is"],
         [[*_cells(one), one.verdict.value] for one in found.metrics],
         words=1,
     )

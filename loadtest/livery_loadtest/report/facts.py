@@ -59,7 +59,7 @@ def facts(result: Result) -> Numbers | None:
     row("checked answers", [_checked(result, one.target) for one in each])
     for of in dict.fromkeys(line.what for one in each for line in one.growth):
         row(f"growth an hour: {of}", [_grown(one, of) for one in each])
-    return Numbers(["", *(one.target for one in each)], rows, words=1 + len(each)) if rows else None
+    return Numbers(["what", *(one.target for one in each)], rows, words=1 + len(each)) if rows else None
 
 
 def _cold(one: Summary) -> str:

@@ -21,6 +21,7 @@ class Requests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `model`, `tenant`, `error` and `finish` are places in the lists of names, -1 for none; tokens are the server's
     usage, -1 where it told none. `gaps` holds the microseconds between the events of each answer, one answer after
     the other (an answer of n events has n - 1): 32-bit unsigned little-endian numbers, zlib, base64.
+    `folded`: of a long run, the histogram of all gaps (livery_loadtest.gaps); else empty.
     """
 
     models: list[str]
@@ -51,6 +52,7 @@ class Requests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     planned_leave: list[int]
     cold: list[int]
     gaps: str
+    folded: list[int]
 
 
 class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,12 +136,13 @@ def _pack(columns: Columns) -> Requests:
         planned_leave=columns.planned_leave.astype(np.int64).tolist(),
         cold=columns.cold.astype(np.int64).tolist(),
         gaps=base64.b64encode(zlib.compress(small.tobytes(), 6)).decode("ascii"),
+        folded=columns.folded.tolist(),
     )
 
 
 def _unpack(packed: Requests) -> Columns:
     lists = {name: value for name, value in msgspec.structs.asdict(packed).items() if isinstance(value, list)}
-    names = {"models", "tenants", "errors", "error_examples", "finishes"}
+    names = {"models", "tenants", "errors", "error_examples", "finishes", "folded"}
     lengths = {name: len(value) for name, value in lists.items() if name not in names}
     odd = [name for name, length in lengths.items() if length != len(packed.index)]
     if odd:
@@ -180,6 +183,7 @@ def _unpack(packed: Requests) -> Columns:
         left=_flags(packed.left),
         planned_leave=_flags(packed.planned_leave),
         cold=_flags(packed.cold),
+        folded=_ints(packed.folded),
     )
 
 

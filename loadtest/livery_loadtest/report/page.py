@@ -14,6 +14,7 @@ import msgspec
 import yaml
 
 from livery_loadtest.breakdown import Group
+from livery_loadtest.capacity import Capacity
 from livery_loadtest.figures import Summary
 from livery_loadtest.intervals import Estimate
 from livery_loadtest.report import maps, pictures, sweeps
@@ -54,6 +55,7 @@ class View:
     counted: str
     intervals: str
     tiles: Sequence[Tile]
+    capacity: Plot | None
     latencies: Sequence[Plot]
     latency_numbers: Numbers
     over_time: Sequence[Plot]
@@ -116,6 +118,7 @@ def _view(result: Result) -> View:
         counted=_counted(result.workload),
         intervals=_intervals(result),
         tiles=_tiles(result),
+        capacity=sweeps.searched(result.capacity) if result.capacity else None,
         latencies=pictures.latencies(result),
         latency_numbers=pictures.latency_numbers(result),
         over_time=pictures.over_time(result),
@@ -159,7 +162,8 @@ def _intervals(result: Result) -> str:
 def _tiles(result: Result) -> list[Tile]:
     good = objective(result.workload.slo)
     rows = result.summary
-    tiles = [
+    tiles = [_capacity(result.capacity)] if result.capacity else []
+    tiles += [
         Tile("Output tokens per second", _rated(rows, [one.tokens_per_second for one in rows], "tok/s")),
         Tile("Time to first token, p50", _waits(rows, "ttft_ms")),
         Tile("Between tokens, p50", _waits(rows, "itl_ms")),
@@ -189,6 +193,15 @@ def _tiles(result: Result) -> list[Tile]:
         ]
         tiles.append(Tile("Different models at once", at_once))
     return tiles
+
+
+def _capacity(found: Capacity) -> Tile:
+    """The highest rate that met the SLO."""
+    if found.highest is None:
+        return Tile("Capacity", [Figure(0, "", NOTHING, aside="no rate held", bad=True)])
+    aside = f"{number(found.lowest_failing)} failed" if found.lowest_failing else "the ceiling held"
+    told = aside if found.confirmed else f"{aside}, not confirmed"
+    return Tile("Capacity within the SLO", [Figure(0, "", number(found.highest), "req/s", told)])
 
 
 def _rated(rows: Sequence[Summary], values: Sequence[Estimate], unit: str) -> list[Figure]:

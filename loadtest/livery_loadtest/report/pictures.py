@@ -94,7 +94,7 @@ def latency_numbers(result: Result) -> Numbers:
                 cells = [*told, duration(latency.most)]
             rows.append([what, one.target, *cells])
     colours = [place for _ in range(4) for place in range(len(result.summary))]
-    return Numbers(["", "target", "p50", "p90", "p95", "p99", "most"], rows, colours=colours)
+    return Numbers(["latency", "target", "p50", "p90", "p95", "p99", "most"], rows, colours=colours)
 
 
 def time_axis(result: Result) -> Axis:

@@ -105,6 +105,7 @@ def make_result(
     runs: Sequence[Run],
     origin: Origin,
     verified: Mapping[str, Verification] | None = None,
+    capacity: Capacity | None = None,
 ) -> Result:
     """Put together and summed up; targets without any run are left out."""
     began = min((run.started for run in runs), default=0.0)
@@ -117,6 +118,7 @@ def make_result(
         ),
         summary=(),
         verified=dict(verified or {}),
+        capacity=capacity,
         repeats=tuple(pack(run, began) for run in runs),
     )
     summary = tuple(summarise(name, repeats, workload) for name, repeats in result.measured.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from livery_loadtest.capacity import Capacity, Trial
 from livery_loadtest.figures import Latency, Summary
 from livery_loadtest.intervals import Estimate
 from livery_loadtest.report.pictures import duration_label
@@ -89,8 +90,35 @@ def _swept(results: Sequence[Result], found: tuple[str, list[float]], title: str
     return Plot(title, x_axis, y, lines, dots, numbers, reads=(lambda value: f"{value:,g} {x_title}", read))
 
 
+def searched(found: Capacity) -> Plot | None:
+    """The trials of a capacity search: the share of good answers over the rate, and whether the rate held."""
+    if not found.trials:
+        return None
+    dots = [
+        Dot(
+            0 if trial.holds else 1,
+            trial.rate,
+            trial.good,
+            f"{_label(trial.rate)} a second: {share(trial.good)} good, {_held(trial)}",
+        )
+        for trial in found.trials
+    ]
+    rates = sorted((dot.x, dot.y) for dot in dots)
+    rows = [[_label(trial.rate), share(trial.good), _held(trial)] for trial in found.trials]
+    x = logarithmic("requests per second", rates[0][0], rates[-1][0], lambda value: f"{value:.3g}")
+    y = linear("", 0.0, 1.0, _percent_label)
+    numbers = Numbers(["requests/s", "good", "held"], rows, words=0)
+    note = "each dot is a measurement; the line: the highest rate that held"
+    edge = [Line("highest rate that held", 0, [(found.highest, 0.0), (found.highest, 1.0)])] if found.highest else []
+    return Plot("Good answers", x, y, edge, dots, numbers, note if edge else "", (_label, share))
+
+
+def _held(trial: Trial) -> str:
+    return "held" if trial.holds else trial.because or "not held"
+
+
 def _label(value: float) -> str:
-    return f"{value:,g}"
+    return f"{value:,.4g}"
 
 
 def _percent_label(value: float) -> str:

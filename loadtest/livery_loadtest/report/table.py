@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from livery_loadtest.breakdown import Group
+from livery_loadtest.capacity import Capacity
 from livery_loadtest.figures import Latency, Summary
 from livery_loadtest.growth import Growth
 from livery_loadtest.intervals import Estimate
@@ -39,6 +40,8 @@ def print_result(result: Result, console: Console) -> None:
     for one in result.summary:
         for line in _facts(one):
             console.print(line, highlight=False)
+    if result.capacity:
+        console.print(_capacity(result.capacity), highlight=False)
     for target, verification in result.verified.items():
         for line in _verified(target, verification):
             console.print(line, highlight=False)
@@ -106,6 +109,14 @@ def _groups(title: str, found: Sequence[tuple[str, Sequence[Group]]]) -> Table:
                 end_section=place == len(groups[:_GROUPS_SHOWN]) - 1,
             )
     return table
+
+
+def _capacity(found: Capacity) -> str:
+    if found.highest is None:
+        return f"[red]capacity: none of {len(found.trials)} rates held[/]"
+    failing = f", {number(found.lowest_failing)} did not" if found.lowest_failing else ""
+    doubt = "" if found.confirmed else " [yellow](not confirmed)[/]"
+    return f"[bold]capacity: {number(found.highest)} requests/s held[/]{failing}{doubt}; {len(found.trials)} trials"
 
 
 def _facts(one: Summary) -> Iterator[str]:

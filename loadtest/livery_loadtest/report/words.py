@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from livery_loadtest.intervals import Estimate
-from livery_loadtest.spec import Closed, Gamma, Poisson, Slo, Trace, Workload
+from livery_loadtest.kinds import AzureGaps
+from livery_loadtest.spec import Closed, Gamma, Poisson, Slo, Workload
 
 NOTHING = "–"
 
@@ -86,7 +87,10 @@ def arrivals(workload: Workload) -> str:
         return f"open loop, Poisson, {kind.rate:g} requests/s"
     if isinstance(kind, Gamma):
         return f"open loop, Gamma with cv {kind.cv:g}, {kind.rate:g} requests/s"
-    assert isinstance(kind, Trace)
+    if isinstance(kind, AzureGaps):
+        return f"open loop, gaps as in the Azure {kind.trace} trace" + (
+            f", {kind.rate:g} requests/s" if kind.rate else ""
+        )
     return f"open loop, the times of {kind.file}" + (f", {kind.speed:g} × as fast" if kind.speed != 1 else "")
 
 
