@@ -211,6 +211,7 @@ class _Drive:
         """Send one request and read its answer to the end. A failure is in the record."""
         record = Record(planned, intended)
         echoes = self._target.echoes and planned.model not in self._target.fields
+        keeps_text = keeps_text or planned.json_schema is not None  # whether it is JSON is told later
         answer = Answer(record, echoes=echoes, keep_text=keeps_text)
         self._running[planned.index] = record
         self._sent += 1
@@ -235,7 +236,7 @@ class _Drive:
         elif record.events:
             self._latest.append(record.events[0] - record.intended)
         self._tokens += len(record.events)
-        if not self._options.keep_text and record.planned.json_schema is None:  # whether it is JSON is told later
+        if not self._options.keep_text and record.planned.json_schema is None:
             record.text = ""
         if self._gaps is not None:
             self._gaps.add(record.events)

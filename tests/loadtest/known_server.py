@@ -99,6 +99,8 @@ class KnownServer:
                 yield json.dumps({"error": {"message": "the engine is gone", "code": 500}})
                 return
             word = f"{model}:{index} "
+            if "response_format" in body:
+                word = str(index + 1)  # a number, which is JSON
             if again:
                 word = word.upper()
             choice: dict[str, object] = {"index": 0, "finish_reason": None}

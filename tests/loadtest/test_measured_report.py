@@ -82,3 +82,11 @@ async def test_every_bad_answer_is_told_by_kind(faulty: KnownServer) -> None:
     for error in summary.errors:
         assert error.kind in told
         assert error.kind in text
+
+
+async def test_structured_answers_are_read_also_where_no_text_is_kept(pair: tuple[KnownServer, KnownServer]) -> None:
+    server, _ = pair
+    result = await measured(load(endpoint="chat", structured={"share": 1.0}), server)
+    (summary,) = result.summary
+    assert summary.structured is not None
+    assert (summary.structured.asked, summary.structured.parsed) == (24, 24)
