@@ -23,15 +23,20 @@ from livery.listening import listen
 from livery.settings import Settings
 
 BIG = 64 << 20  # bytes: more than any system buffers between two sockets
+PIECE, PIECES = 4 << 10, 16 << 10
 
 
 class Answering:
-    """An application: `/big` is a large answer, `/wait` one that waits for `release`, all else is small."""
+    """An application: `/big` is a large answer, `/pieces` one in pieces, which `look` is called after, `/wait` one that
+    waits for `release`, all else is small.
+    """
 
     def __init__(self) -> None:
         self.waiting = threading.Event()
         self.release = asyncio.Event()
         self.ended: list[str] = []
+        self.look: Callable[[], int] = lambda: 0
+        self.most = 0  # of what it said
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b"x" * BIG if scope["path"] == "/big" else b"done"
@@ -40,6 +45,9 @@ class Answering:
                 self.waiting.set()
                 await self.release.wait()
             await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(PIECES if scope["path"] == "/pieces" else 0):
+                await send({"type": "http.response.body", "body": b"x" * PIECE, "more_body": True})
+                self.most = max(self.most, self.look())
             await send({"type": "http.response.body", "body": body, "more_body": False})
         finally:
             self.ended.append(scope["path"])
@@ -211,6 +219,18 @@ def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch)
         while not server.app.ended or server.server.server_state.connections:
             assert server.thread.is_alive()  # until the answer has ended, and its connection after it
         assert len(read(stalled)) < BIG  # what the system had taken already
+
+
+def test_an_answer_waits_for_its_client_piece_by_piece() -> None:
+    """What the system takes counts as taken, and nothing is kept beyond the piece that it doesn't take."""
+    with running() as server, server.connect() as slow:
+        connections, app = server.server.server_state.connections, server.app
+        app.look = lambda: max(one.transport.get_write_buffer_size() for one in connections)
+        slow.sendall(b"GET /pieces HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        while not any(one.flow is not None and one.flow.write_paused for one in list(connections)):
+            assert server.thread.is_alive()
+        assert len(read(slow)) > PIECE * PIECES
+    assert 0 < app.most < 2 * PIECE
 
 
 def test_a_client_that_takes_its_time_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from api.peft_files import make_adapter
 from cli.conftest import Done, Livery
 from cli.folders import data_folder, use
 from cli.processes import serving
+from livery.commands.tenants_reach import every_page
 
 KEY = re.compile(r"lv-([a-z2-7]{8})-[A-Za-z0-9_-]{43}")
 ADMIN = "sk-admin-1"
@@ -326,3 +327,14 @@ def test_what_would_open_a_server_to_strangers_is_refused(here: Callable[..., Do
     assert "--ssl-keyfile" in refused("--host", "0.0.0.0", "--ssl-certfile", str(tmp_path / "none"))
     assert "--admin-key" in refused("--admin-port", "0", "--admin-host", "0.0.0.0")
     assert "both given" in refused("--admin-port", "0", "--admin-uds", str(tmp_path / "x"))
+
+
+async def test_a_server_that_knows_no_pages_tells_all_at_once() -> None:
+    asked: list[str] = []
+
+    async def page(after: str) -> dict[str, Any]:
+        asked.append(after)
+        return {"data": [{"name": "acme"}]}
+
+    assert await every_page(page) == {"data": [{"name": "acme"}]}
+    assert asked == [""]

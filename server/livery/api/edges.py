@@ -67,7 +67,7 @@ class EdgeProtocol(H11Protocol):
     transport: asyncio.Transport
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
-    _begun = False  # bytes of a head that isn't whole have come
+    _begun = False  # bytes of a head have come
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -98,10 +98,6 @@ class EdgeProtocol(H11Protocol):
         else:
             self._begun = True
             self._expect_head()
-
-    def on_response_complete(self) -> None:
-        self._begun = False
-        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "invalid_request", f"{msg} Send HTTP/1.1 with a head of at most {HEAD_BYTES} bytes.")

@@ -69,13 +69,16 @@ class Tenants(Protocol):
 
 
 async def every_page(page: Callable[[str], Awaitable[Json]]) -> Json:
-    """What all pages have together; `page` gives the one that begins after a name."""
+    """What all pages have together; `page` gives the one that begins after a name.
+
+    A server from before there were pages says of none that it has a next one: it tells all at once.
+    """
     found: list[Json] = []
     after: str | None = ""
     while after is not None:
         told = await page(after)
         found += told["data"]
-        after = told["next_after"]
+        after = told.get("next_after")
     return {"data": found}
 
 
