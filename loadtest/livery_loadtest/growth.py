@@ -18,6 +18,8 @@ _FEWEST, _MOST_STRETCHES = 5, 20
 WATCHED = {
     "process_resident_memory_bytes": ("resident memory", "MiB", 2.0**20),
     "process_open_fds": ("open descriptors", "", 1.0),
+    "livery_engine_process_resident_memory_bytes": ("resident memory of the engine", "MiB", 2.0**20),
+    "livery_engine_process_open_fds": ("open descriptors of the engine", "", 1.0),
 }
 LATENCIES = {
     "ttft_ms": ("time to first token, median by the minute", "ms"),
@@ -31,6 +33,7 @@ class Growth:
     """A straight line through a run: `per_hour` with its interval, from `begin` to `end`.
 
     `percent_per_hour` is by its first level; `allowed` is what the workload allows of that, None where it says nothing.
+    `missing`: the workload asks for it, and there is nothing to draw it through.
     """
 
     of: str
@@ -41,6 +44,12 @@ class Growth:
     end: float
     percent_per_hour: float
     allowed: float | None = None
+    missing: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether what the workload allows is kept, as far as it says anything."""
+        return self.allowed is None or not (self.missing or self.too_steep)
 
     @property
     def shown(self) -> bool:
@@ -77,7 +86,7 @@ def _line(of: str, columns: Columns, samples: Sequence[Sample], after_s: float, 
     late = times >= after_s
     line = straight(times[late], values[late])
     if line is None:
-        return None
+        return None if allowed is None else Growth(of, what, unit, Estimate(0, 0, 0), 0, 0, 0, allowed, missing=True)
     per_hour, begin, end = line
     percent = 100 * per_hour.value / abs(begin) if begin else 0.0
     return Growth(of, what, unit, per_hour, begin, end, percent, allowed)

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from livery_loadtest.commands.ending import Exit, status
 from livery_loadtest.report.result import read_result
-from loadtest.known_server import FAILING, KnownServer, serving
+from loadtest.known_server import FAILING, MISNAMED, KnownServer, serving
 
 BENCH = [sys.executable, "-m", "livery_loadtest"]
 MEASURED = {Exit.FINE, Exit.INVALID}  # on a busy machine the client itself may be late, which isn't what this is about
@@ -74,6 +74,14 @@ def test_requests_that_fail_make_the_status_1_unless_they_may(faulty: KnownServe
     assert failed.returncode == Exit.FAILED
     assert "the engine is gone" in failed.stdout
     assert bench(*run, "--out", tmp_path / "out", "--allow-errors").returncode in MEASURED
+
+
+def test_another_models_name_is_a_wrong_answer_unless_it_may_be(faulty: KnownServer, tmp_path: Path) -> None:
+    run = ["run", workload(tmp_path), "--target", f"f={faulty.url}", "--adapters", MISNAMED, "--repeats", 1]
+    wrong = bench(*run, "--out", tmp_path / "out")
+    assert wrong.returncode == Exit.FAILED
+    assert "wrong model" in wrong.stdout
+    assert bench(*run, "--out", tmp_path / "out", "--other-names").returncode in MEASURED
 
 
 @dataclass

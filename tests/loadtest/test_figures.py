@@ -306,7 +306,10 @@ def test_growth_is_held_against_what_the_workload_allows(allowed: float, too_ste
     assert lines["cache_used"].too_steep
     assert lines["cache_used"].per_hour.value == pytest.approx(36)
     assert not lines["e2e_ms"].too_steep
-    assert "no_such_metric" not in lines
+    assert lines["process_resident_memory_bytes"].holds is not too_steep
+    assert lines["no_such_metric"].missing
+    assert not lines["no_such_metric"].holds
+    assert lines["ttft_ms"].holds  # nobody asked
 
 
 def test_a_folded_run_has_its_gaps_from_the_histogram() -> None:

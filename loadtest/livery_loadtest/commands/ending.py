@@ -23,8 +23,9 @@ class Exit(IntEnum):
 
 
 ENDS = (
-    "Exit status: 0; 1 when requests failed or an answer came from another adapter; 3 when the client was the "
-    "bottleneck, so that the figures aren't the server's; 130 when it was interrupted, with what was there written."
+    "Exit status: 0; 1 when requests failed, an answer came from another adapter, or a slope is steeper than the "
+    "workload allows; 3 when the client was the bottleneck, so that the figures aren't the server's; 130 when it was "
+    "interrupted, with what was there written."
 )
 
 
@@ -32,7 +33,8 @@ def status(result: Result, allow_errors: bool) -> Exit:
     """The exit status of a result."""
     if result.interrupted:
         return Exit.INTERRUPTED
-    if result.wrong or (result.failed and not allow_errors):
+    crept = any(not line.holds for one in result.summary for line in one.growth)
+    if result.wrong or crept or (result.failed and not allow_errors):
         return Exit.FAILED
     return Exit.INVALID if result.doubts else Exit.FINE
 

@@ -27,6 +27,9 @@ ReferenceModel = Annotated[str, typer.Option(help="With --reference peft: the ba
 ReferenceAdapters = Annotated[
     Path | None, typer.Option(help="With --reference peft: the folder with a directory for each adapter.")
 ]
+OtherNames = Annotated[
+    bool, typer.Option("--other-names", help="Answers may bear another model's name than the one asked for.")
+]
 AllowErrors = Annotated[bool, typer.Option("--allow-errors", help="Failed requests don't make the exit status 1.")]
 AllowHooks = Annotated[
     bool, typer.Option("--allow-hooks", help="Run the commands of a workload's `hooks`, with your rights.")

@@ -43,6 +43,7 @@ def run(
     compare_with: options.Reference = None,
     reference_model: options.ReferenceModel = "smollm2-135m-instruct",
     reference_adapters: options.ReferenceAdapters = None,
+    other_names: options.OtherNames = False,
     allow_errors: options.AllowErrors = False,
     allow_hooks: options.AllowHooks = False,
     fold: Annotated[bool, typer.Option("--fold", help="Keep less of each request: for runs of hours.")] = False,
@@ -52,7 +53,7 @@ def run(
         workloads = [read_workload(path) for path in workload]
         machine = describe_machine()
         with reference(compare_with, reference_model, reference_adapters) as referee:
-            subjects = find(parse_targets(target or [LOCAL]), adapters, base)
+            subjects = find(parse_targets(target or [LOCAL], not other_names), adapters, base)
             for misfit in misfits(workloads, subjects).values():
                 raise misfit
             manner = Manner(

@@ -78,13 +78,13 @@ def write_files(result: documents.Result, out: Path, name: str) -> None:
     Console(stderr=True).print(f"{out / name}.json has all of it, {out / name}.html shows it", soft_wrap=True)
 
 
-def parse_targets(options: Sequence[str]) -> list[Target]:
-    """`NAME=URL`, or a URL alone. Raises ValueError."""
+def parse_targets(options: Sequence[str], echoes: bool = True) -> list[Target]:
+    """`NAME=URL`, or a URL alone; `echoes` as in Target. Raises ValueError."""
     targets = []
     for option in options:
         name, given, url = option.partition("=")
         named = given and "/" not in name
-        targets.append(Target(name, url) if named else Target("server", option))
+        targets.append(Target(name if named else "server", url if named else option, echoes=echoes))
     if len({target.name for target in targets}) != len(targets):
         raise ValueError("two targets have the same name; name them apart: --target NAME=URL")
     return targets

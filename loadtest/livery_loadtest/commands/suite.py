@@ -42,6 +42,7 @@ def run_suite(
     compare_with: options.Reference = None,
     reference_model: options.ReferenceModel = "smollm2-135m-instruct",
     reference_adapters: options.ReferenceAdapters = None,
+    other_names: options.OtherNames = False,
     allow_errors: options.AllowErrors = False,
     allow_hooks: options.AllowHooks = False,
 ) -> None:
@@ -50,7 +51,7 @@ def run_suite(
         chosen = suite(name, capacity, lengths, time)
         machine = describe_machine()
         with reference(compare_with, reference_model, reference_adapters) as referee:
-            subjects = find(parse_targets([url]), adapters, base)
+            subjects = find(parse_targets([url], not other_names), adapters, base)
             left_out = misfits(chosen.workloads, subjects)
             workloads = [workload for workload in chosen.workloads if workload.name not in left_out]
             _announce(chosen, left_out, repeats)

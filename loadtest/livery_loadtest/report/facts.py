@@ -94,6 +94,8 @@ def _grown(one: Summary, what: str) -> str:
     line = next((line for line in one.growth if line.what == what), None)
     if line is None:
         return ""
+    if line.missing:
+        return "nothing to judge it by"
     allowed = "" if line.allowed is None else f"; allowed {number(line.allowed)} %"
     judged = "; too steep" if line.too_steep else "" if line.shown else "; none shown"
     unit = f" {line.unit}" if line.unit else ""

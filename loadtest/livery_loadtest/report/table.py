@@ -155,6 +155,8 @@ def _facts(one: Summary) -> Iterator[str]:
 
 
 def _growth(where: str, line: Growth) -> str:
+    if line.missing:
+        return f"[red]{where}: {escape(line.what)}: the workload bounds it, but there is too little of it to say[/]"
     grows = f"{number(line.per_hour.value)} {line.unit}".strip()
     said = f"{where}: {escape(line.what)}: {grows} an hour ({bounds(line.per_hour)})"
     allowed = "" if line.allowed is None else f", {number(line.allowed)} % an hour allowed"

@@ -259,6 +259,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     running_adapters: tuple[str, ...] = ()  # digests of running requests
     waiting_adapters: tuple[str, ...] = ()  # digests waiting requests ask for and that are not resident
     restarts: int = 0  # of the engine's process; all other counters begin anew with each
+    pid: int = 0  # of that process; 0 where it has none of its own
     figures: EngineFigures = EngineFigures()
 
 

@@ -114,7 +114,7 @@ class EngineProcess:
             case m.Keep(digests):
                 core.keep_adapters(digests)
             case m.Ping(call):
-                self._send(m.Pong(call, core.stats()))
+                self._send(m.Pong(call, msgspec.structs.replace(core.stats(), pid=os.getpid())))
             case m.Stop():
                 self._stopping = True
             case m.Start():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from livery.activity import Activity
@@ -91,6 +91,9 @@ class Metrics:
             self._residents.count(snapshot.stats.figures.adapters)
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Scrape(self, snapshot, state or ServerState()))
+        ProcessCollector(registry=registry)  # under the names that every dashboard knows
+        if snapshot is not None and (pid := snapshot.stats.pid):
+            ProcessCollector(namespace="livery_engine", pid=lambda: pid, registry=registry)
         return generate_latest(registry)
 
     def families(self, snapshot: Snapshot | None, state: ServerState) -> Iterator[Metric]:
