@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from api.peft_files import make_adapter
 from cli.processes import SERVE_FAKE
 from livery import __version__
-from livery.engine.base import EngineConfig
+from livery.engine.base import NOBODY, EngineConfig
 from livery.engine.client import EngineClient
 from livery.engine.kernels import load_sums
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan
@@ -86,7 +86,7 @@ async def taking_in(folder: Path, rounds: int) -> dict[str, Any]:
     engine = EngineClient(EngineConfig(str(base)), lambda _: None)
     info = await engine.start()
     left: list[str] = []
-    prover = EngineProver(engine, info, lambda _: None, left.append)
+    prover = EngineProver(engine, info, lambda _: None, left.append, lambda _: NOBODY)
     registry = Registry.open(folder / "large.db")
     store = BlobStore(folder / "blobs")
     library = AdapterLibrary(registry, store, BaseModel(MODEL, info.base_digest, info.shapes), DEFAULT_LIMITS, prover)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from engine.families import LLAMA_LINEAR, save
 from engine.oracle import Bench, Oracle, load_base, ref, save_adapter, save_tuned
 from engine.test_parity import MAX_LEN, ROOMY, TIGHT, kv_bytes
-from livery.engine.base import AdapterLoadFailed, AdapterPart, AdapterRef, EngineConfig
+from livery.engine.base import NOBODY, AdapterLoadFailed, AdapterPart, AdapterRef, EngineConfig
 from livery.engine.client import EngineClient
 from livery.engine.core import EngineCore
 from livery.engine.images import AdapterImage
@@ -121,7 +121,7 @@ def test_what_another_process_stored_is_hashed_before_it_is_proven(
         try:
             model = BaseModel("tiny", info.base_digest, info.shapes)
             without_model = AdapterLibrary(registry, store, model, Limits())
-            prover = EngineProver(engine, info, lambda ref: None, lambda digest: None)
+            prover = EngineProver(engine, info, lambda ref: None, lambda digest: None, lambda owner: NOBODY)
             library = AdapterLibrary(registry, BlobStore(store.root), model, Limits(), prover)
             for name, folder in zip(("whole", "damaged"), adapters, strict=True):
                 await without_model.add(name, from_directory(folder, [folder]), Intake("cli"))

@@ -13,6 +13,7 @@ import msgspec
 from livery.cli import main
 from livery.engine.base import AdapterRef, GenerationRequest, TokenDelta
 from livery.engine.client import EngineClient
+from livery.engine.figures import PromptRead
 
 EVERY = 3
 sound = EngineClient.generate
@@ -20,7 +21,9 @@ numbers = count(1)
 under_way: list[AdapterRef] = []
 
 
-async def mixed_up(self: EngineClient, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+async def mixed_up(
+    self: EngineClient, request: GenerationRequest, read: PromptRead | None = None
+) -> AsyncIterator[TokenDelta]:
     """As the engine's client, but for every third request that finds another adapter at work."""
     own = request.adapter
     others = [adapter for adapter in under_way if adapter != own]
@@ -29,7 +32,7 @@ async def mixed_up(self: EngineClient, request: GenerationRequest) -> AsyncItera
     if own is not None and others and not next(numbers) % EVERY:
         request = msgspec.structs.replace(request, adapter=others[0])
     try:
-        async for delta in sound(self, request):
+        async for delta in sound(self, request, read):
             yield delta
     finally:
         if own is not None:

@@ -114,7 +114,8 @@ def test_an_interrupt_leaves_what_was_there_by_then(how: signal.Signals, tmp_pat
     assert "interrupted" in told
     result = read_result(tmp_path / "some.json")
     assert result.interrupted
-    assert (len(result.repeats), result.summary[0].completed) == (1, 6)
+    assert len(result.repeats) == 1
+    assert result.summary[0].completed in (5, 6), "the other stream's last answer may have been on its way"
 
 
 @pytest.mark.parametrize(

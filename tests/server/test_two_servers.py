@@ -15,6 +15,7 @@ from cli.processes import serving, url_in
 from livery_adapters.manifest import read_manifest
 
 PATIENCE_S = 60.0
+QUIETLY = ("--log-level", "error")  # nobody reads their logs here, and a full pipe stops whoever writes
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -41,7 +42,7 @@ def test_servers_of_one_data_folder_follow_each_other(tmp_path: Path) -> None:
         answer = httpx.put(f"{url}/v1/adapters/pirate", json={"source": f".pool/{seed}"}, timeout=30)
         assert answer.status_code == 200, answer.text
 
-    with serving(root, data) as (_, first), serving(root, data) as (_, second):
+    with serving(root, data, *QUIETLY) as (_, first), serving(root, data, *QUIETLY) as (_, second):
         one, two = url_in(first), url_in(second)
         put(one, 1)
         until(lambda: served_by(two, "pirate") == f"pirate@{digests[1]}", "the second server serves what was added")
@@ -63,8 +64,8 @@ def test_when_the_follower_is_killed_another_follows(tmp_path: Path) -> None:
     root, data = tmp_path / "adapters", tmp_path / "data"
     make_adapter(root / ".pool" / "1", seed=1)
     with ExitStack() as follower:
-        follower.enter_context(serving(root, data))
-        with serving(root, data) as (_, printed):
+        follower.enter_context(serving(root, data, *QUIETLY))
+        with serving(root, data, *QUIETLY) as (_, printed):
             follower.close()  # killed
             shutil.copytree(root / ".pool" / "1", root / "pirate")
             until(lambda: served_by(url_in(printed), "pirate") is not None, "the one that is left follows the folder")
