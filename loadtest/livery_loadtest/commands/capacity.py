@@ -13,15 +13,13 @@ from rich.table import Table
 
 from livery_loadtest.capacity import WITHIN, Capacity, Trial, find_capacity
 from livery_loadtest.commands import options
-from livery_loadtest.commands.ending import ENDS, leave, own_version, status, stop
-from livery_loadtest.commands.run import FAILURES, LOCAL, find, misfits
-from livery_loadtest.commands.running import described, parse_targets, write_files
+from livery_loadtest.commands.ending import ENDS, leave, status, stop
+from livery_loadtest.commands.run import LOCAL
+from livery_loadtest.commands.running import FAILURES, Task, find, misfits, parse_targets, run_together
 from livery_loadtest.kinds import Gamma, Poisson, Trace
-from livery_loadtest.live import LiveBar
-from livery_loadtest.machine import Machine, describe_machine
-from livery_loadtest.origin import Origin
-from livery_loadtest.report.result import Result, make_result
-from livery_loadtest.session import Manner, Served, run_session
+from livery_loadtest.machine import describe_machine
+from livery_loadtest.report.result import Result
+from livery_loadtest.session import Manner
 from livery_loadtest.spec import SpecInvalid, Workload, read_workload
 
 INTERRUPTED = "interrupted"
@@ -54,7 +52,9 @@ def capacity(
         (subject,) = find(parse_targets([target]), adapters, base)
         for misfit in misfits([asked], [subject]).values():
             raise misfit
-        search = Search(asked, subject, Manner(processes=processes), share, out, describe_machine())
+        manner = Manner(processes=processes)
+        task = Task(workloads=[asked], subjects=[subject], manner=manner, out=out, machine=describe_machine())
+        search = Search(task, share)
         found = asyncio.run(find_capacity(search.trial, first, ceiling, within))
     except FAILURES as failure:
         stop(str(failure))
@@ -80,26 +80,21 @@ def at_rate(workload: Workload, rate: float) -> Workload:
 
 
 class Search:
-    """The runs of one search; their results are written as they come."""
+    """The runs of one search for the rate of a task's one workload; their results are written as they come."""
 
-    def __init__(
-        self, workload: Workload, subject: Served, manner: Manner, share: float, out: Path, machine: Machine
-    ) -> None:
-        self._workload, self._subject, self._manner = workload, subject, manner
-        self._share, self._out, self._machine = share, out, machine
+    def __init__(self, task: Task, share: float) -> None:
+        self._task, self._share = task, share
         self.results: list[Result] = []
 
     async def trial(self, rate: float) -> Trial:
         """Run at that rate; once interrupted, no more."""
         if any(result.interrupted for result in self.results):
             return Trial(rate, 0.0, False, INTERRUPTED)
-        workload = at_rate(self._workload, rate)
-        with LiveBar() as bar:
-            (found,) = await run_session([workload], [self._subject], self._manner, bar.begin)
-        origin = Origin.here(own_version(), self._machine)
-        result = make_result(workload, [described(self._subject, {})], found.runs, origin)
-        again = sum(one.workload.name == workload.name for one in self.results)
-        write_files(result, self._out, workload.name + ("-again" if again else ""))
+        (asked,) = self._task.workloads
+        workload = at_rate(asked, rate)
+        if any(result.workload.name == workload.name for result in self.results):
+            workload = msgspec.structs.replace(workload, name=f"{workload.name}-again")  # with prompts of its own, too
+        (result,) = await run_together(self._task, [workload])
         self.results.append(result)
         return judge(result, rate, self._share)
 

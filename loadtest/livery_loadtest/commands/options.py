@@ -23,9 +23,9 @@ Reference = Annotated[
     str | None,
     typer.Option(help="Who is asked again: a URL, or `peft` for a plain loop started here. Default: the same server."),
 ]
-ReferenceModel = Annotated[str, typer.Option(help="With --reference peft: the base, a directory or a known name.")]
+ReferenceModel = Annotated[str, typer.Option(help="With --compare-with peft: the base, a directory or a known name.")]
 ReferenceAdapters = Annotated[
-    Path | None, typer.Option(help="With --reference peft: the folder with a directory for each adapter.")
+    Path | None, typer.Option(help="With --compare-with peft: the folder with a directory for each adapter.")
 ]
 OtherNames = Annotated[
     bool, typer.Option("--other-names", help="Answers may bear another model's name than the one asked for.")

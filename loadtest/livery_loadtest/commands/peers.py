@@ -14,8 +14,7 @@ from rich.console import Console
 
 from livery_loadtest.commands import options
 from livery_loadtest.commands.ending import ENDS, Exit, leave, own_version, status, stop
-from livery_loadtest.commands.run import FAILURES
-from livery_loadtest.commands.running import Task, parse_targets, run_task
+from livery_loadtest.commands.running import FAILURES, Task, find, parse_targets, run_task
 from livery_loadtest.kinds import Closed, Distinct, Fixed
 from livery_loadtest.live import LiveBar
 from livery_loadtest.machine import describe_machine
@@ -27,7 +26,7 @@ from livery_loadtest.peers.ratios import BASE, MIXED, SINGLE, ratio_table, ratio
 from livery_loadtest.peers.values import answers, compare
 from livery_loadtest.peers.vllm import VllmEnvironment, default_environment
 from livery_loadtest.servers import Sleep
-from livery_loadtest.session import Manner, Served, Stage, find_served
+from livery_loadtest.session import Manner, Served, Stage
 from livery_loadtest.spec import Workload
 from livery_loadtest.target import Target
 from livery_loadtest.verify import Finding, Verification
@@ -103,7 +102,7 @@ def peers(
     )
     try:
         ends = _compare(setup, common, parse_targets(target or []), Manner(repeats=repeats, verify=verify), out)
-    except (*FAILURES, EnvironmentFailed) as failure:
+    except FAILURES as failure:
         stop(str(failure))
     leave(ends)
 
@@ -134,7 +133,7 @@ def _compare(setup: PeersSetup, common: Workload, others: Sequence[Target], mann
     console = Console(stderr=True)
     with SideBySide(setup, console) as launched:
         stage = launched.stage()
-        subjects = [asyncio.run(find_served(target)) for target in (*launched.targets, *others)]
+        subjects = find([*launched.targets, *others])
         values = _check_values(subjects, stage, console)
 
         def settings() -> dict[str, dict[str, str]]:

@@ -33,7 +33,9 @@ def reference(said: str | None, model: str, adapters: Path | None) -> Iterator[S
         yield asyncio.run(find_served(Target("the reference", said)))
     else:
         if adapters is None:
-            raise ValueError("--reference peft needs --reference-adapters DIRECTORY, with a directory for each adapter")
+            raise ValueError(
+                "--compare-with peft needs --reference-adapters DIRECTORY, with a directory for each adapter"
+            )
         ensure_peft()
         found = {path.parent.name: path.parent for path in sorted(adapters.glob("*/adapter_config.json"))}
         if not found:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from livery_loadtest.build import build_script
 from livery_loadtest.commands import options
 from livery_loadtest.commands.ending import ENDS, leave, status, stop
 from livery_loadtest.commands.reference import reference
-from livery_loadtest.commands.running import Task, parse_targets, run_task
+from livery_loadtest.commands.running import FAILURES, Task, find, misfits, parse_targets, run_task
 from livery_loadtest.machine import describe_machine
-from livery_loadtest.options import Options
-from livery_loadtest.peers import EnvironmentFailed
-from livery_loadtest.servers import ServerFailed
-from livery_loadtest.session import Manner, Served, find_served
-from livery_loadtest.spec import SpecInvalid, Workload, read_workload
-from livery_loadtest.target import KEY_ENV, Target, TargetUnusable
+from livery_loadtest.session import Manner
+from livery_loadtest.spec import read_workload
+from livery_loadtest.target import KEY_ENV
 
 HELP = f"""Send workloads to running servers and report what came back: tables, JSON, one HTML page each.
 
@@ -28,7 +22,6 @@ Servers that want a key get the one in {KEY_ENV}; tenants' keys are in the varia
 written down. {ENDS}
 """
 LOCAL = "livery=http://127.0.0.1:8000"
-FAILURES = (TargetUnusable, SpecInvalid, ServerFailed, EnvironmentFailed, ValueError)
 
 
 def run(
@@ -64,40 +57,7 @@ def run(
                 allow_hooks=allow_hooks,
                 fold=fold,
             )
-            task = Task(
-                workloads=workloads,
-                subjects=subjects,
-                manner=manner,
-                out=out,
-                machine=machine,
-            )
-            results = run_task(task)
+            results = run_task(Task(workloads=workloads, subjects=subjects, manner=manner, out=out, machine=machine))
     except FAILURES as failure:
         stop(str(failure))
     leave([status(result, allow_errors) for result in results])
-
-
-def find(targets: list[Target], adapters: str = "", base: str | None = None) -> list[Served]:
-    """What the servers have to offer. Raises TargetUnusable."""
-    names = [name.strip() for name in adapters.split(",") if name.strip()]
-
-    async def ask() -> list[Served]:
-        return [await find_served(target, names, base) for target in targets]
-
-    return asyncio.run(ask())
-
-
-def misfits(workloads: Sequence[Workload], subjects: Sequence[Served]) -> dict[str, SpecInvalid]:
-    """Before anything is measured: workload's name -> why it can't be run on one of the servers.
-
-    Raises TargetUnusable where a tenant's key is missing.
-    """
-    found = {}
-    for workload in workloads:
-        for subject in subjects:
-            Options.of(workload).keys(subject.target)
-            try:
-                build_script(workload, subject.base, subject.adapters)
-            except SpecInvalid as failure:
-                found[workload.name] = failure
-    return found

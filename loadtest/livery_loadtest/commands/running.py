@@ -9,16 +9,23 @@ from pathlib import Path
 
 from rich.console import Console
 
+from livery_loadtest.build import build_script
 from livery_loadtest.commands.ending import own_version
 from livery_loadtest.live import LiveBar
 from livery_loadtest.machine import Machine
+from livery_loadtest.options import Options
 from livery_loadtest.origin import Origin
+from livery_loadtest.peers import EnvironmentFailed
 from livery_loadtest.report import result as documents
 from livery_loadtest.report.page import write_page
 from livery_loadtest.report.table import print_result
-from livery_loadtest.session import Manner, Served, Stage, run_session
-from livery_loadtest.spec import Workload
-from livery_loadtest.target import Target
+from livery_loadtest.servers import ServerFailed
+from livery_loadtest.session import Manner, Served, Stage, find_served, run_session
+from livery_loadtest.spec import SpecInvalid, Workload
+from livery_loadtest.target import Target, TargetUnusable
+
+# What a command ends with, in one line.
+FAILURES = (TargetUnusable, SpecInvalid, ServerFailed, EnvironmentFailed, ValueError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,17 +46,8 @@ def run_task(task: Task, title: str = "") -> list[documents.Result]:
     """Run every workload and write its files as soon as it is done; the results of those that ran."""
     results: list[documents.Result] = []
     groups = [task.workloads] if task.together else [[workload] for workload in task.workloads]
-
     for workloads in groups:
-        with LiveBar() as bar:
-            found = asyncio.run(run_session(workloads, task.subjects, task.manner, bar.begin, task.stage))
-        settings = task.settings()
-        targets = [described(subject, settings.get(subject.target.name, {})) for subject in task.subjects]
-        for one in found:
-            origin = Origin.here(own_version(), task.machine)
-            result = documents.make_result(one.workload, targets, one.runs, origin, one.verified)
-            write_files(result, task.out, one.workload.name)
-            results.append(result)
+        results += asyncio.run(run_together(task, workloads))
         if any(result.interrupted for result in results):
             break
     if len(results) > 1:
@@ -58,7 +56,22 @@ def run_task(task: Task, title: str = "") -> list[documents.Result]:
     return results
 
 
-def described(subject: Served, settings: Mapping[str, str]) -> documents.Server:
+async def run_together(task: Task, workloads: Sequence[Workload]) -> list[documents.Result]:
+    """Run these in turn, repeat after repeat, and write the files of each."""
+    with LiveBar() as bar:
+        found = await run_session(workloads, task.subjects, task.manner, bar.begin, task.stage)
+    settings = task.settings()
+    targets = [_described(subject, settings.get(subject.target.name, {})) for subject in task.subjects]
+    results = []
+    for one in found:
+        origin = Origin.here(own_version(), task.machine)
+        result = documents.make_result(one.workload, targets, one.runs, origin, one.verified)
+        _write_files(result, task.out, one.workload.name)
+        results.append(result)
+    return results
+
+
+def _described(subject: Served, settings: Mapping[str, str]) -> documents.Server:
     """A target as its report shows it."""
     return documents.Server(
         name=subject.target.name,
@@ -70,7 +83,7 @@ def described(subject: Served, settings: Mapping[str, str]) -> documents.Server:
     )
 
 
-def write_files(result: documents.Result, out: Path, name: str) -> None:
+def _write_files(result: documents.Result, out: Path, name: str) -> None:
     """Print a result, and write it as JSON and as a page into the folder."""
     print_result(result, Console())
     documents.write_result(result, out / f"{name}.json")
@@ -88,3 +101,29 @@ def parse_targets(options: Sequence[str], echoes: bool = True) -> list[Target]:
     if len({target.name for target in targets}) != len(targets):
         raise ValueError("two targets have the same name; name them apart: --target NAME=URL")
     return targets
+
+
+def find(targets: list[Target], adapters: str = "", base: str | None = None) -> list[Served]:
+    """What the servers have to offer. Raises TargetUnusable."""
+    names = [name.strip() for name in adapters.split(",") if name.strip()]
+
+    async def ask() -> list[Served]:
+        return [await find_served(target, names, base) for target in targets]
+
+    return asyncio.run(ask())
+
+
+def misfits(workloads: Sequence[Workload], subjects: Sequence[Served]) -> dict[str, SpecInvalid]:
+    """Before anything is measured: workload's name -> why it can't be run on one of the servers.
+
+    Raises TargetUnusable where a tenant's key is missing.
+    """
+    found = {}
+    for workload in workloads:
+        for subject in subjects:
+            Options.of(workload).keys(subject.target)
+            try:
+                build_script(workload, subject.base, subject.adapters)
+            except SpecInvalid as failure:
+                found[workload.name] = failure
+    return found

@@ -13,8 +13,7 @@ from rich.markup import escape
 from livery_loadtest.commands import options
 from livery_loadtest.commands.ending import ENDS, leave, status, stop
 from livery_loadtest.commands.reference import reference
-from livery_loadtest.commands.run import FAILURES, find, misfits
-from livery_loadtest.commands.running import Task, parse_targets, run_task
+from livery_loadtest.commands.running import FAILURES, Task, find, misfits, parse_targets, run_task
 from livery_loadtest.machine import describe_machine
 from livery_loadtest.session import Manner
 from livery_loadtest.spec import SpecInvalid
@@ -65,8 +64,7 @@ def run_suite(
                 allow_hooks=allow_hooks,
                 fold=chosen.minutes > LONG_MINUTES,
             )
-            task = Task(workloads=workloads, subjects=subjects, manner=manner, out=out, machine=machine)
-            results = run_task(task)
+            results = run_task(Task(workloads=workloads, subjects=subjects, manner=manner, out=out, machine=machine))
     except FAILURES as failure:
         stop(str(failure))
     leave([status(result, allow_errors) for result in results])

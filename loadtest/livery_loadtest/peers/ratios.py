@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from rich.table import Table
 
 from livery_loadtest.bars import COLOURS, Bar, Verdict
@@ -36,7 +35,7 @@ def speeds(result: Result) -> dict[str, list[float]]:
     """Output tokens per second of each target's repeats; of a repeat that ended before anything came, 0."""
     found = {}
     for target, repeats in result.measured.items():
-        tokens = [int(np.maximum(one.columns.output, 0)[one.columns.error < 0].sum()) for one in repeats]
+        tokens = [int(one.columns.tokens[one.columns.answered].sum()) for one in repeats]
         pairs = zip(tokens, repeats, strict=True)
         found[target] = [count / one.seconds if one.seconds else 0.0 for count, one in pairs]
     return found
