@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 LogFormat = Literal["text", "json"]
 
@@ -21,6 +22,10 @@ LogFormat = Literal["text", "json"]
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 NAMED_REQUESTS = 64  # by one line, at most
+
+# A line waits so long for whoever reads standard error; once one has waited in vain, the next ones don't.
+PATIENCE_MS = 50
+PIECE = 1024  # characters: at most 4096 bytes, which a pipe that has room at all takes whole (POSIX's PIPE_BUF)
 
 _TRACE = "    | "  # before each line of a traceback, so that none passes for a record
 
@@ -37,13 +42,52 @@ def configure(level: str, form: LogFormat) -> None:
 
 
 class _StandardError(logging.Handler):
-    """Writes to what standard error is at the time, which whoever runs this within a program of theirs may replace."""
+    """Writes to what standard error is at the time, which whoever runs this within a program of theirs may replace.
+
+    A pipe that is full because nobody reads it costs lines, which are counted and told later, and never the event loop.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost = 0
+        self._cut = ""  # what ends a line of which only the beginning went out
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print(self.format(record), file=sys.stderr, flush=True)
-        except OSError:  # nobody reads it any more
+            if self._lost and self._write(self.format(_lines_lost(self._lost)), patience_ms=0):
+                self._lost = 0
+            if self._lost or not self._write(self.format(record), PATIENCE_MS):
+                self._lost += 1
+        except OSError:  # nobody can read it any more
             self.handleError(record)
+
+    def _write(self, line: str, patience_ms: int) -> bool:
+        """Write a line piece by piece; whether there was room for all of it."""
+        stream, text = sys.stderr, f"{self._cut}{line}\n"
+        for start in range(0, len(text), PIECE):
+            if not _has_room(stream, patience_ms):
+                self._cut = "\n" if start else self._cut
+                return False
+            stream.write(text[start : start + PIECE])
+            stream.flush()
+        self._cut = ""
+        return True
+
+
+def _has_room(stream: TextIO, patience_ms: int) -> bool:
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # it is no file
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(patience_ms))
+
+
+def _lines_lost(count: int) -> logging.LogRecord:
+    message = f"{count} log lines were lost: standard error is a pipe that nobody read; read it, or send it to a file"
+    told = {"name": __name__, "levelname": "WARNING", "levelno": logging.WARNING, "msg": message}
+    return logging.makeLogRecord(told)
 
 
 class TextLines(logging.Formatter):

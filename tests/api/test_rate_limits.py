@@ -82,6 +82,13 @@ def test_tokens_are_reserved_and_what_was_not_used_comes_back(server: LiveServer
     assert 1 <= int(refused.headers["retry-after"]) <= 12
 
 
+def test_a_prompts_tokens_stay_spent_when_its_request_is_over(server: LiveServer) -> None:
+    key = server.make_key("long-prompts", limits={"tokens_per_minute": 100})
+    answer = ask(server, key, prompt=[3] * 80, max_tokens=2)
+    assert answer.json()["usage"]["total_tokens"] == 82
+    assert ask(server, key, max_tokens=60).status_code == 429
+
+
 def test_what_one_request_asks_for_is_a_400_that_names_the_field(server: LiveServer) -> None:
     key = server.make_key("modest", limits={"max_tokens": 10, "n": 2})
     for fields, param in (({"max_tokens": 11}, "max_tokens"), ({"n": 3}, "n"), ({"best_of": 3}, "best_of")):

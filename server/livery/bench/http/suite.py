@@ -51,9 +51,10 @@ class Sizes:
     request_streams: int = 16
     request_tokens: int = 16
     tenant_streams: int = 64
-    tenant_pairs: int = 8
+    pair_tokens: int = 16384  # of each load of a pair: short, for what else a machine does changes within seconds
+    tenant_pairs: int = 32
     metrics_streams: int = 64
-    metrics_pairs: int = 16
+    metrics_pairs: int = 96
     scraped_adapters: int = 10_000
     shown_adapters: int = 1_000
     looks: int = 20  # scrapes, and polls of the console
@@ -224,7 +225,7 @@ class Suite:
     def _in_turn(self, ways: Sequence[Callable[[], MeasuredServer]], streams: int, rounds: int) -> Pairs:
         """Two servers on one core, or one in two ways, of which one is asked at a time; each goes first as often."""
         cores, everywhere, sizes = self.findings.cores, _affinity(), self._sizes
-        each = max(1, sizes.load_tokens // (sizes.tokens * streams))
+        each = max(1, sizes.pair_tokens // (sizes.tokens * streams))
         _pin({cores.client} if cores.client is not None else everywhere)
         try:
             found: list[list[Loaded]] = [[], []]

@@ -1,0 +1,67 @@
+"""Standard error as a pipe that nobody reads: lines are lost, counted and told; nobody waits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from livery.logs import PIECE, configure
+
+LINES = 2000
+LINE = 200  # characters: all of them are far more than a pipe holds
+
+
+@contextmanager
+def unread() -> Iterator[TextIO]:
+    """Log lines as JSON go to a pipe; what comes out of it. Not a fixture: pytest takes standard error between them."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with os.fdopen(reading) as out, os.fdopen(writing, "w") as stream:
+        stderr, sys.stderr = sys.stderr, stream
+        configure("info", "json")
+        try:
+            yield out
+        finally:
+            sys.stderr = stderr
+            for handler in set(root.handlers) - set(handlers):
+                root.removeHandler(handler)
+            root.setLevel(level)
+
+
+def read(out: TextIO) -> str:
+    return os.read(out.fileno(), 1 << 20).decode()
+
+
+def test_lines_that_nobody_reads_are_lost_and_told_once_somebody_does() -> None:
+    log = logging.getLogger("test")
+    with unread() as out:
+        for number in range(LINES):
+            log.info("%d %s", number, "x" * LINE)
+        came = [json.loads(line)["message"] for line in read(out).splitlines()]
+        assert [int(message.split()[0]) for message in came] == list(range(len(came)))
+        assert 0 < len(came) < LINES
+        log.info("read again")
+        told, newest = (json.loads(line) for line in read(out).splitlines())
+        assert (told["level"], newest["message"]) == ("warning", "read again")
+        assert told["message"].startswith(f"{LINES - len(came)} log lines were lost: standard error is a pipe")
+        log.info("and nothing is told twice")
+        assert len(read(out).splitlines()) == 1
+
+
+def test_a_line_that_went_out_in_part_ends_before_the_next_one() -> None:
+    log = logging.getLogger("test")
+    with unread() as out:
+        log.info("y" * (PIECE * 1024))
+        assert read(out).endswith("y")
+        log.info("next")
+        end, told, newest = read(out).splitlines()
+        assert end == ""
+        assert json.loads(told)["message"].startswith("1 log lines were lost")
+        assert json.loads(newest)["message"] == "next"
