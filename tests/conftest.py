@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from adapters.hub_server import HubServer, used_hub
+
 
 def keep_to_own_cores() -> None:
     """Each worker of a parallel run, and the servers it starts, keep to a share of the cores.
@@ -40,6 +42,13 @@ def logging_as_it_was() -> Iterator[None]:
     for handler in [handler for handler in root.handlers if handler not in before]:
         root.removeHandler(handler)
     root.setLevel(level)
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """An adapter hub of this test's own."""
+    with used_hub() as server:
+        yield server
 
 
 # Several pytest workers and an engine share few cores; spinning OpenMP threads would fight each other.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
+
+import pytest
 
 REPO = "team/pirate"
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -139,3 +142,18 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
             handler.wfile.write(bytes(1 << 16))
     except OSError:
         handler.close_connection = True
+
+
+@contextmanager
+def used_hub() -> Iterator[HubServer]:
+    """A hub that huggingface_hub in this process asks, without a token."""
+    server = HubServer()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", server.url)
+        environment.setenv("NO_PROXY", "*")
+        environment.delenv("HF_HUB_OFFLINE", raising=False)
+        environment.delenv("HF_TOKEN", raising=False)
+        try:
+            yield server
+        finally:
+            server.close()

@@ -31,17 +31,6 @@ FILES = {CONFIG_NAME: b"{}", WEIGHTS_NAME: b"weights" * 9, "README.md": b"x", "o
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    server = HubServer()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def elsewhere() -> Iterator[HubServer]:
     server = HubServer()
     yield server

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from adapters.hub_server import REPO, HubServer
 from api.live_server import Serve, Setup
@@ -13,16 +10,6 @@ from api.tenants import People, call, code_of
 
 ALLOWED = ("hf://ours/", "hf://{tenant}/")
 TENANT = REPO.partition("/")[0]  # whose repository it is
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    server = HubServer()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    yield server
-    server.close()
 
 
 def test_a_tenant_fetches_from_its_own_places_and_the_operator_from_its_own(

@@ -172,17 +172,6 @@ def test_what_was_given_up_keeps_its_place_until_its_thread_ends() -> None:
     asyncio.run(main())
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    server = HubServer()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield server
-    server.close()
-
-
 def test_sources_that_hang_hold_up_neither_requests_nor_the_end(hub: HubServer, serve: Serve, tmp_path: Path) -> None:
     server = serve(Setup(drain_s=0), folder=tmp_path)
     make_adapter(server.adapter_root / ".pool" / "one", seed=1)

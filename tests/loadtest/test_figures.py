@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from livery_loadtest.report.packed import pack
 from livery_loadtest.report.result import Result, Server, make_result
 from livery_loadtest.script import Planned
 from livery_loadtest.spec import Slo
+from loadtest.definitions import by_definition
 from loadtest.made_runs import GOOD, Making, made_run, workload
 
 START = 500.0
@@ -62,15 +62,6 @@ def of(*records: Record, seconds: float = 4.0, **fields: object) -> Summary:
     run = Run("t", 0, START, seconds, records, GOOD)
     columns = Columns.of(run)
     return summarise("t", [Measured(0, seconds, columns)], workload(**fields))
-
-
-def by_definition(values: list[float], share: float) -> float:
-    """The value at `share` of the way through the sorted list, linear between neighbours."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def test_numbers_of_hand_made_answers() -> None:

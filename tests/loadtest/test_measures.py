@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from livery_loadtest.measures import over_rounds, paired_ratio, percentiles
+from loadtest.definitions import by_definition
 
 durations = st.floats(min_value=1e-4, max_value=1e4)
 speeds = st.floats(min_value=1e-2, max_value=1e5)
-
-
-def by_definition(values: list[float], share: float) -> float:
-    """The value at `share` of the way through the sorted list, linear between neighbours."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 @given(st.lists(durations, min_size=1, max_size=60))

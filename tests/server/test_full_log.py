@@ -19,8 +19,6 @@ LINE = 200  # characters: all of them are far more than a pipe holds
 @contextmanager
 def unread() -> Iterator[TextIO]:
     """Log lines as JSON go to a pipe; what comes out of it. Not a fixture: pytest takes standard error between them."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     with os.fdopen(reading) as out, os.fdopen(writing, "w") as stream:
@@ -30,9 +28,6 @@ def unread() -> Iterator[TextIO]:
             yield out
         finally:
             sys.stderr = stderr
-            for handler in set(root.handlers) - set(handlers):
-                root.removeHandler(handler)
-            root.setLevel(level)
 
 
 def read(out: TextIO) -> str:

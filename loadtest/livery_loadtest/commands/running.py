@@ -23,9 +23,10 @@ from livery_loadtest.servers import ServerFailed
 from livery_loadtest.session import Manner, Served, Stage, find_served, run_session
 from livery_loadtest.spec import SpecInvalid, Workload
 from livery_loadtest.target import Target, TargetUnusable
+from livery_loadtest.workers import ClientFailed
 
 # What a command ends with, in one line.
-FAILURES = (TargetUnusable, SpecInvalid, ServerFailed, EnvironmentFailed, ValueError)
+FAILURES = (TargetUnusable, SpecInvalid, ServerFailed, EnvironmentFailed, ClientFailed, ValueError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

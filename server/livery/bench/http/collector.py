@@ -37,7 +37,6 @@ class _Take(BaseHTTPRequestHandler):
 @contextmanager
 def collecting() -> Iterator[Collector]:
     with Collector() as collector:
-        collector.daemon_threads = True
         thread = Thread(target=collector.serve_forever)
         thread.start()
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from livery.api.boundary import MAX_BODY
+from livery.bench.http.pinging import pinged
 from livery_loadtest.lean import RECEIVED, post
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -83,29 +83,13 @@ def hostile_requests() -> Iterator[Hostile]:
 
 def worst_delay(url: str, hostile: Hostile) -> Delay:
     """Send one hostile request and ping the server from another connection until it is answered."""
-    address = urlsplit(url)
-    assert address.hostname is not None and address.port is not None
-    answer: list[int] = []
-    pings: list[float] = []
-
-    def send() -> None:
-        with socket.create_connection((address.hostname, address.port)) as connection:
-            connection.sendall(post(url, hostile.path, hostile.body))
-            answer.append(int(connection.recv(RECEIVED).split(b" ", 2)[1]))
-
-    ping = f"GET /ping HTTP/1.1\r\nhost: {address.netloc}\r\n\r\n".encode()
-    with socket.create_connection((address.hostname, address.port)) as connection:
-        sender = threading.Thread(target=send)
-        begun = time.perf_counter()
-        sender.start()
-        while sender.is_alive() or not pings:
-            sent = time.perf_counter()
-            connection.sendall(ping)
-            connection.recv(RECEIVED)
-            pings.append(time.perf_counter() - sent)
-        sender.join()
+    address, begun = urlsplit(url), time.perf_counter()
+    with pinged(url) as waits, socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(post(url, hostile.path, hostile.body))
+        answer = connection.recv(RECEIVED)
     seconds = time.perf_counter() - begun
-    return Delay(hostile.name, answer[0] if answer else 0, seconds, len(pings), 1e3 * max(pings))
+    status = int(answer.split(b" ", 2)[1]) if answer else 0
+    return Delay(hostile.name, status, seconds, len(waits), 1e3 * max(waits))
 
 
 def _many(item: object) -> list[object]:

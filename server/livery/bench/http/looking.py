@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,10 +16,10 @@ import numpy as np
 from safetensors.numpy import save
 
 from livery.bench.http.measured import MeasuredServer
+from livery.bench.http.pinging import pinged
 from livery.bench.http.server import HIDDEN, MODULES
 from livery_adapters.registry import Registry, VersionFacts
 from livery_loadtest.bars import Bar
-from livery_loadtest.lean import RECEIVED
 from livery_loadtest.measures import Spread, over_rounds
 
 SCRAPE_MS = Bar(200, 100, lower=True)
@@ -116,36 +114,13 @@ def _look(server: MeasuredServer, name: str, path: str, count: int, times: int, 
             _read(connection)
             took.append(1e3 * (time.perf_counter() - sent))
         spent = 1e3 * (server.cpu_s - before) / times
-        with _pinged(server.url) as waits:
+        with pinged(server.url) as waits:
             for _ in range(times):
                 connection.request("GET", path)
                 _read(connection)
     spread = over_rounds(took)
     assert spread is not None
     return LookRow(name, count, spread, spent, 1e3 * max(waits), size, bar, spent)
-
-
-@contextmanager
-def _pinged(url: str) -> Iterator[list[float]]:
-    """Seconds that each ping took as long as this lasts."""
-    address, waits, done = urlsplit(url), list[float](), threading.Event()
-    ping = f"GET /ping HTTP/1.1\r\nhost: {address.netloc}\r\n\r\n".encode()
-
-    def pinging() -> None:
-        with socket.create_connection((address.hostname, address.port)) as connection:
-            while not done.is_set() or not waits:
-                sent = time.perf_counter()
-                connection.sendall(ping)
-                connection.recv(RECEIVED)
-                waits.append(time.perf_counter() - sent)
-
-    thread = threading.Thread(target=pinging)
-    thread.start()
-    try:
-        yield waits
-    finally:
-        done.set()
-        thread.join()
 
 
 @contextmanager
