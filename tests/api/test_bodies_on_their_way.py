@@ -191,7 +191,7 @@ def test_long_bodies_wait_in_the_line_of_their_tenant(server: LiveServer, path: 
 
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(post, name) for name in ("many", "many", "many", "few")]
-        while sum(map(len, READING._waiting.values())) < 4:
+        while sum(map(len, list(READING._waiting.values()))) < 4:  # a copy: others change it meanwhile
             assert not any(one.done() for one in asked)
         assert {name: len(line) for name, line in READING._waiting.items()} == {"many": 3, "few": 1}
         go_on.set()
