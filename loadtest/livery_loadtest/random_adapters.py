@@ -22,17 +22,36 @@ LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 def write_random_adapters(base: Path, folder: Path, count: int, rank: int, seed: int = 0) -> dict[str, Path]:
     """Write `count` adapters of `rank` on all linear modules of `base` below `folder`; name -> directory.
 
-    A weight change is some 5 to 50 % of the weight it changes: enough to change every answer, too little to
-    make logits numerically wild. An adapter that is already there with that configuration is kept.
     Raises ValueError when the base has none of the modules.
     """
-    shapes = dict(_linear_shapes(base))
-    if not shapes:
-        raise ValueError(f"{base} has no module named {', '.join(LINEAR_MODULES)}; give a Llama-like base")
-    return {
-        f"random-{index}": _write_adapter(base, folder / f"random-{index}", shapes, rank, [seed, index])
-        for index in range(count)
-    }
+    adapters = RandomAdapters(base, rank, seed)
+    return dict(adapters.write(folder, index) for index in range(count))
+
+
+class RandomAdapters:
+    """Adapters of one rank for one base.
+
+    A weight change is some 5 to 50 % of the weight it changes: enough to change every answer, too little to
+    make logits numerically wild.
+    """
+
+    def __init__(self, base: Path, rank: int, seed: int = 0) -> None:
+        """Raises ValueError when the base has none of the modules."""
+        self._base, self._rank, self._seed = base, rank, seed
+        self._shapes = dict(_linear_shapes(base))
+        if not self._shapes:
+            raise ValueError(f"{base} has no module named {', '.join(LINEAR_MODULES)}; give a Llama-like base")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights of one."""
+        return sum(2 * self._rank * (rows + columns) for rows, columns in self._shapes.values())
+
+    def write(self, folder: Path, index: int) -> tuple[str, Path]:
+        """Its name, and its directory below `folder`; one that is there with that configuration is kept."""
+        name = f"random-{index}"
+        target = folder / name
+        return name, _write_adapter(self._base, target, self._shapes, self._rank, [self._seed, index])
 
 
 def _linear_shapes(base: Path) -> Iterator[tuple[str, tuple[int, int]]]:

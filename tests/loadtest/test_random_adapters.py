@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from livery_loadtest.random_adapters import LINEAR_MODULES, _bfloat16, write_random_adapters
+from livery_loadtest.random_adapters import LINEAR_MODULES, RandomAdapters, _bfloat16, write_random_adapters
 
 
 @pytest.fixture
@@ -27,6 +29,20 @@ def base(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
+
+
+def test_the_command_writes_them_and_says_where_and_how_large(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    command = [sys.executable, "-m", "livery_loadtest", "random-adapters", str(folder), "--model", str(base)]
+    done = subprocess.run([*command, "--count", "3", "--rank", "2"], capture_output=True, text=True, check=True)
+    assert "3 adapters of rank 2 are in" in done.stderr
+    weights = {path.parent.name: path.stat().st_size for path in folder.glob("*/adapter_model.safetensors")}
+    assert set(weights) == {"random-0", "random-1", "random-2"}
+    told = RandomAdapters(base, rank=2).size
+    assert all(told < size < 1.5 * told + 8192 for size in weights.values()), "what is told and a header"
+    refused = subprocess.run([*command[:-1], str(tmp_path)], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "has no module named q_proj" in refused.stderr
 
 
 def test_peft_loads_them_and_each_changes_the_logits(base: Path, tmp_path: Path) -> None:
