@@ -95,6 +95,7 @@ class AdapterLibrary:
         self._prover: Prover = prover or NoProver()
         self._proves = prover is not None
         self._keep_versions = keep_versions
+        self._bringing: dict[str, asyncio.Task[bool]] = {}
 
     # -- in ------------------------------------------------------------------------------------------
 
@@ -145,9 +146,22 @@ class AdapterLibrary:
                     await self._prover.stored(self.candidate(facts, intake.owner))
                     return record
 
+    async def bring(self, weights: str) -> None:
+        """Have a version's files in the data folder where servers share an object store; once for all who wait.
+
+        Raises AdapterRefused: blobs_unavailable, blob_missing, storage_full, storage_failed.
+        """
+        if self.store.shared is None or self._held(weights):
+            return
+        if weights not in self._bringing:
+            self._bringing[weights] = asyncio.create_task(asyncio.to_thread(self.store.bring, weights))
+            self._bringing[weights].add_done_callback(lambda _: self._bringing.pop(weights, None))
+        await asyncio.shield(self._bringing[weights])
+
     async def prove(self, version: NamedVersion) -> None:
         """Prove a version that was registered without a model. Raises AdapterRefused; the registry keeps why."""
         facts = version.facts
+        await self.bring(facts.weights)
         try:
             self._check_base(facts)
             record = await asyncio.to_thread(self.registry.find, version.name)
@@ -230,11 +244,18 @@ class AdapterLibrary:
 
     async def export(self, weights: str, out: Path) -> None:
         """Copy a stored version's two files into a directory. Raises FileExistsError unless it is new or empty."""
+        await self.bring(weights)
         await asyncio.to_thread(self.store.export, weights, out)
 
     async def collect_garbage(self, grace_s: float = 0.0) -> list[str]:
         """Delete stored files that no name's history refers to and no process holds (`BlobStore.hold`)."""
         return await asyncio.to_thread(self.store.collect_garbage, self.registry.weights_in_use, grace_s)
+
+    async def collect_shared_garbage(self) -> list[str]:
+        """Delete from the shared object store what nothing has referred to for a day. Raises AdapterRefused."""
+        if self.store.shared is None:
+            return []
+        return await asyncio.to_thread(self.store.shared.collect_garbage, self.registry.weights_in_use)
 
     # -- inside --------------------------------------------------------------------------------------
 

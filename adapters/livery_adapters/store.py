@@ -8,6 +8,7 @@
         ...                                       # commit what refers to the digest
     store.path(digest)                            # a directory to read from until it is garbage
     hold = store.hold(digest)                     # which it isn't, in any process, before hold.release()
+    store.bring(digest)                           # where servers share an object store: a copy of what one put there
 
     store.collect_garbage(keep=registry_digests, grace_s=600)
 
@@ -28,11 +29,15 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from livery_adapters.incoming import Incoming, storing, sync_directory
 from livery_adapters.layout import digest_of
 from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.tensor_file import CHUNK, FILE_NAMES, open_regular
+
+if TYPE_CHECKING:
+    from livery_adapters.shared_blobs import SharedBlobs
 
 __all__ = ["BlobStore", "Hold", "Incoming", "StoreBusy"]
 
@@ -70,8 +75,10 @@ class BlobStore:
     whoever reads it for longer (`hold`), and exclusively for its deletion.
     """
 
-    def __init__(self, root: Path, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, root: Path, limits: Limits = DEFAULT_LIMITS, shared: SharedBlobs | None = None) -> None:
+        """`shared`: what is published is kept there too, and what others published comes from there (`bring`)."""
         self.root = root
+        self.shared = shared
         self._limits = limits
         self._blobs = root / "sha256"
         self._incoming = root / "incoming"  # on the same file system, so that a rename publishes
@@ -89,12 +96,20 @@ class BlobStore:
 
         The row that refers to the digest must be committed inside the context, after `publish` and before `done`:
         until then garbage collection waits, in this and every other process; it does not wait for downloads, which
-        come before `publish`. Raises AdapterRefused (storage_full, storage_failed).
+        come before `publish`. Raises AdapterRefused (storage_full, storage_failed, and of `publish` blobs_unavailable).
         """
+        with self._room(self.shared) as incoming:
+            yield incoming
+
+    @contextlib.contextmanager
+    def _room(self, shared: SharedBlobs | None) -> Iterator[Incoming]:
+        """See `incoming`; `shared` is where what is published is kept as well."""
         with contextlib.ExitStack() as held:
             published = held.enter_context(contextlib.ExitStack())  # holds the shared lock from publish to done
 
             def publish(files: Path, digest: str) -> Path:
+                if shared is not None:
+                    shared.keep(digest, files)
                 published.enter_context(_locked(self.root / _LOCK, fcntl.LOCK_SH))
                 return self._publish(files, digest)
 
@@ -123,6 +138,20 @@ class BlobStore:
                 )
             incoming.publish()
         return digest
+
+    def bring(self, digest: str) -> bool:
+        """Have a version's files here, from the shared object store where they aren't; False: nobody shares any.
+
+        Raises AdapterRefused (blobs_unavailable, blob_missing, storage_full, storage_failed).
+        """
+        if self.path(digest).is_dir():
+            return True
+        if self.shared is None:
+            return False
+        with self._room(None) as incoming:
+            self.shared.bring(digest, incoming)
+            incoming.publish()
+        return True
 
     def _publish(self, files: Path, digest: str) -> Path:
         final = self.path(digest)

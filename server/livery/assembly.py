@@ -26,6 +26,7 @@ from livery_adapters.base_model import BaseModel
 from livery_adapters.fetching import SourcePolicy
 from livery_adapters.refusal import DEFAULT_LIMITS, Limits
 from livery_adapters.registry import Registry
+from livery_adapters.shared_blobs import SharedBlobs
 from livery_adapters.store import BlobStore
 
 
@@ -36,6 +37,7 @@ class Assembly:
     base_name: str
     data: DataFolder
     registry: str | None = None  # a postgresql:// URL; the data folder's own otherwise
+    shared: SharedBlobs | None = None  # where the servers of one registry share adapter files
     root: Path | None = None
     poll: bool = False
     allow_source: tuple[str, ...] = ()
@@ -91,7 +93,7 @@ async def assemble(
         lambda name: scope.owner_of(name, tenants.is_tenant),
     )
     keys = KeyRing(tenants)
-    store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits)
+    store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits, plan.shared)
     base = BaseModel(plan.base_name, info.base_digest, info.shapes)
     grammars = GrammarCheck(tokenizer.to_json, info)
     text = AdapterText(

@@ -35,7 +35,7 @@ class KnownBase(msgspec.Struct, frozen=True):
     """The base model that a folder's adapters are for: its public name, its digest and what adapters may change.
 
     `model` is what the server was started with (--model). `registry` says, without any password, where the
-    registry is when it isn't in the folder.
+    registry is when it isn't in the folder; `blob_store` is the object store in which servers share adapter files.
     """
 
     name: str
@@ -43,6 +43,7 @@ class KnownBase(msgspec.Struct, frozen=True):
     model: str
     shapes: BaseShapes
     registry: str = ""
+    blob_store: str = ""
 
     def as_base(self) -> BaseModel:
         return BaseModel(self.name, self.digest, self.shapes)

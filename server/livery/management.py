@@ -329,7 +329,8 @@ class AdapterManagement:
         """Drop history beyond the newest `keep_versions` of each name, and files that nothing refers to."""
         trimmed = await asyncio.to_thread(self._registry.trim, keep_versions) if keep_versions else []
         removed = await self.library.collect_garbage(grace_s=grace_s)
-        return {"versions_dropped": len(trimmed), "blobs_removed": removed}
+        shared = await self.library.collect_shared_garbage()
+        return {"versions_dropped": len(trimmed), "blobs_removed": removed, "shared_blobs_removed": shared}
 
     async def export(self, name: str, version: str | None, out: Path) -> Json:
         """Copy a version's files and profile into a new directory. Raises FileExistsError when `out` isn't empty."""

@@ -163,6 +163,18 @@ class AdapterNotReady(ServiceRefusal):
         self.retry_after = retry_after
 
 
+class AdapterNotFetched(AdapterNotReady):
+    """Its files are to come from the object store that servers share, which doesn't answer."""
+
+    def __init__(self, name: str, retry_after: int = 5) -> None:
+        ServiceRefusal.__init__(
+            self,
+            f"The files of adapter '{name}' are not on this server, and the object store that has them can't be read "
+            "at the moment. Please retry.",
+        )
+        self.retry_after = retry_after
+
+
 class AdapterExists(ServiceRefusal):
     """A name to load is taken. Worded as vLLM words it: clients look for it."""
 

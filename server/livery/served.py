@@ -33,7 +33,7 @@ from livery.holds import Holds, UnderWay
 from livery.lease import ANYONE, Caller, Lease, asker_of, common_task, summed, task_of
 from livery.meaning import Meanings, Meant, cards_for
 from livery.proving import EngineProver, reference
-from livery.refusals import AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
+from livery.refusals import AdapterNotFetched, AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
 from livery.standing import REMEMBERED
 from livery.tenancy import Principal
 from livery.vitals import Vitals
@@ -221,7 +221,8 @@ class ServedAdapters:
             raise UnknownModel(meant.asked, reason) from None
 
     async def _proven(self, version: NamedVersion, shown: str) -> NamedVersion:
-        """A version registered without a model is proven once, when it is first asked for."""
+        """The version, its files here; one registered without a model is proven once, when it is first asked for."""
+        await self._bring(version, shown)
         if version.state == "ready":
             return version
         digest = version.facts.digest
@@ -241,6 +242,16 @@ class ServedAdapters:
         finally:
             self._forget_names([version.name])
         return replace(version, state="ready")
+
+    async def _bring(self, version: NamedVersion, shown: str) -> None:
+        """Raises AdapterNotFetched, AdapterUnusable."""
+        try:
+            await self.library.bring(version.facts.weights)
+        except AdapterRefused as refused:
+            log.warning("%s", refused.message)
+            if refused.code == "blobs_unavailable":
+                raise AdapterNotFetched(shown) from refused
+            raise AdapterUnusable(shown, refused.message) from refused
 
     # -- leases ----------------------------------------------------------------------------------------
 

@@ -91,6 +91,11 @@ class Settings(BaseModel):
     adapters: Folder | None = Field(None, description="Folder whose subfolders are served as adapters")
     data: Folder | None = Field(None, description="Folder for all the server keeps; one per port or socket otherwise")
     registry: str | None = Field(None, min_length=1, description="postgresql:// URL; a SQLite file in --data otherwise")
+    blob_store: str | None = Field(
+        None,
+        min_length=1,
+        description="Where servers of one --registry share adapter files: s3://bucket/prefix, gs:// or az://",
+    )
     allow_source: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
         (),
         description="Where the API may add adapters from, as in hf://my-org/,s3://bucket/{tenant}/; comma-separated. "

@@ -9,10 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
+from adapters.object_stores import environment, moto, s3
 from adapters.peft_made import make
 from livery_adapters.beside import BESIDE_NAMES
 from livery_adapters.fetching import NetworkLimits, Origin, fetch, object_store, parse_source
@@ -20,41 +19,10 @@ from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.store import BlobStore
 from livery_adapters.tensor_file import CONFIG_NAME, FILE_NAMES, WEIGHTS_NAME
 
+__all__ = ["environment", "moto", "s3"]  # fixtures
 QUICK = NetworkLimits(connect_s=5, stall_s=20, total_s=60, retries=1, backoff_s=0.01)
 FILES = {CONFIG_NAME: b"{}", WEIGHTS_NAME: b"weights" * 9}
 SOURCE = "s3://bucket/team/pirate"
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    monkeypatch.setenv("NO_PROXY", "*")
-    return monkeypatch
-
-
-@pytest.fixture
-def s3(moto: str, environment: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of moto's server, with an empty bucket."""
-    environment.setenv("AWS_ENDPOINT_URL", moto)
-    client = boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
-    client.create_bucket(Bucket="bucket")
-    yield client
-    versions = client.list_object_versions(Bucket="bucket")
-    for entry in (*versions.get("Versions", ()), *versions.get("DeleteMarkers", ())):
-        client.delete_object(Bucket="bucket", Key=entry["Key"], VersionId=entry["VersionId"])
-    client.delete_bucket(Bucket="bucket")
 
 
 @pytest.fixture

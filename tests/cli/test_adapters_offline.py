@@ -40,7 +40,7 @@ def test_what_was_retired_is_collected_and_what_is_named_stays(
     ]
     assert livery("adapters", "rm", "goes", "--data", data).code == 0
     answer = livery("adapters", "gc", "--data", data, "--json").json()
-    assert answer == {"versions_dropped": 0, "blobs_removed": [digests[1]]}
+    assert answer == {"versions_dropped": 0, "blobs_removed": [digests[1]], "shared_blobs_removed": []}
     assert stored(data) == {digests[0]}
     assert "0 versions removed" in livery("adapters", "gc", "--data", data).out
 

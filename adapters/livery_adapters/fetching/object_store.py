@@ -50,7 +50,7 @@ _PART = 8 << 20
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3")
 
-_Store = S3Store | GCSStore | AzureStore
+ObjectStore = S3Store | GCSStore | AzureStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class _State:
 def fetch_objects(source: ObjectSource, incoming: Sink, progress: Progress, limits: NetworkLimits) -> Origin:
     """Stream the two files of a prefix into `incoming`. Raises AdapterRefused; see `livery_adapters.fetching`."""
     with _explained(source):
-        store = _open(source, limits)
+        store = open_store(source, limits)
     states = _look(store, source)
     for name, state in states.items():
         incoming.check_size(name, state.size)
@@ -82,7 +82,7 @@ def fetch_objects(source: ObjectSource, incoming: Sink, progress: Progress, limi
     return Origin(f"{source} ({', '.join(f'{name} {tag}' for name, tag in pinned.items())})", pinned)
 
 
-def _open(source: ObjectSource, limits: NetworkLimits) -> _Store:
+def open_store(source: ObjectSource, limits: NetworkLimits) -> ObjectStore:
     """The store, at the source's prefix. Touches no network. Raises what obstore raises."""
     for name in _ENDPOINTS:
         if name in os.environ and not re.fullmatch(r"https?://[A-Za-z0-9.:_\[\]-]+(/\S*)?", os.environ[name]):
@@ -109,7 +109,7 @@ def _open(source: ObjectSource, limits: NetworkLimits) -> _Store:
     return AzureStore(source.bucket, prefix=prefix, client_options=client, retry_config=retry)
 
 
-def _look(store: _Store, source: ObjectSource) -> dict[str, _State]:
+def _look(store: ObjectStore, source: ObjectSource) -> dict[str, _State]:
     """What the objects are now. Raises AdapterRefused, naming which of the two files isn't there."""
     found = {name: state for name in FILE_NAMES if (state := _state(store, source, name)) is not None}
     if not found:
@@ -125,7 +125,7 @@ def _look(store: _Store, source: ObjectSource) -> dict[str, _State]:
     return found
 
 
-def _state(store: _Store, source: ObjectSource, name: str) -> _State | None:
+def _state(store: ObjectStore, source: ObjectSource, name: str) -> _State | None:
     """What one object is now, None where it isn't. Raises AdapterRefused."""
     with _explained(source):
         try:
@@ -135,7 +135,7 @@ def _state(store: _Store, source: ObjectSource, name: str) -> _State | None:
     return _State(meta["size"], meta["e_tag"], meta["version"], meta["last_modified"].isoformat())
 
 
-def _parts(store: _Store, source: ObjectSource, name: str, state: _State) -> Iterator[memoryview]:
+def _parts(store: ObjectStore, source: ObjectSource, name: str, state: _State) -> Iterator[memoryview]:
     """The object's bytes in order, as long as it stays the one it was. Raises AdapterRefused."""
     for begin in range(0, state.size, _PART):
         end = min(begin + _PART, state.size)

@@ -107,6 +107,7 @@ TABLE: dict[type[Exception], Failure] = {
     refusals.AdapterTooLarge: Failure(400, INVALID, "resident_bytes_exceeded"),
     refusals.AdapterUnusable: Failure(400, INVALID, "adapter_load_failed"),
     refusals.AdapterNotReady: Failure(503, SERVER, "adapter_loading"),
+    refusals.AdapterNotFetched: Failure(503, SERVER, "blobs_unavailable"),
     # vLLM's own types, which clients of its management routes know.
     refusals.AdapterExists: Failure(400, "InvalidUserInput", "adapter_exists"),
     refusals.AdapterNotFound: Failure(404, "NotFoundError", "model_not_found"),
@@ -165,6 +166,7 @@ ADAPTER_STATUS = {
     "too_large": 413,
     "source_unreachable": 502,
     "format_untried": 503,
+    "blobs_unavailable": 503,
     "storage_failed": 507,
     "storage_full": 507,
 }

@@ -19,7 +19,7 @@ from livery.adapter_text import AdapterText
 from livery.adapter_views import Json, report_json
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import EVERYWHERE, is_remote, local_directory
-from livery.commands.serve import without_password
+from livery.commands.parts import without_password
 from livery.commands.shown import stage
 from livery.data_folder import DataFolder, KnownBase
 from livery.foreign_templates import TemplateWorkers
@@ -34,6 +34,7 @@ from livery_adapters.library import AdapterLibrary, Fill, from_directory
 from livery_adapters.profile import PROFILE_NAME, Profile
 from livery_adapters.refusal import DEFAULT_LIMITS, Limits
 from livery_adapters.registry import Registry
+from livery_adapters.shared_blobs import SharedBlobs
 from livery_adapters.store import BlobStore
 from livery_adapters.types.base import vocabulary_of
 
@@ -161,7 +162,8 @@ async def open_local(
     registry = await asyncio.to_thread(Registry.open, url, reserved, lambda name: scope.owner_of(name, is_tenant))
     text: OfflineText | None = None
     try:
-        store = await asyncio.to_thread(BlobStore, folder.adapters, limits)
+        shared = SharedBlobs(known.blob_store) if known and known.blob_store else None
+        store = await asyncio.to_thread(BlobStore, folder.adapters, limits, shared)
         base = known.as_base() if known else NOTHING
         prover = await asyncio.to_thread(_prover, known) if known and need.proves else None
         text = OfflineText(known) if known else None

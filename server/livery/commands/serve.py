@@ -12,27 +12,32 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from socket import socket
 from types import FrameType
-from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from livery import logs
-from livery.api.app import create_app
 from livery.api.edges import EdgeConfig, EdgeServer
-from livery.assembly import Assembly, ServerParts, assemble
+from livery.assembly import ServerParts
 from livery.commands.admin_listener import admin_api, check_admin_doors
 from livery.commands.announce import MAX_LISTED, announce, open_door
 from livery.commands.engine_knobs import asked_for, engine_config
-from livery.data_folder import DataFolder, KnownBase
-from livery.engine.base import Engine, EngineConfig, EngineDead, EngineInfo
+from livery.commands.parts import (
+    application,
+    base_name,
+    engine_process,
+    known_base,
+    server_doors,
+    server_parts,
+    shared_blobs,
+    trace_sink,
+)
+from livery.data_folder import DataFolder
+from livery.engine.base import Engine, EngineConfig, EngineDead
 from livery.listening import Listener, listen, listen_for_admins
 from livery.models import ResolvedModel, resolve_model
-from livery.reading import ParserNames
-from livery.settings import Settings, SettingsError, revealed
+from livery.settings import Settings, SettingsError
 from livery.spans import TraceSink
 from livery.tenancy import Doors, TenantStore, check_binding
-from livery.text import Tokenizer
-from livery_adapters.refusal import Limits
 
 log = logging.getLogger("livery.serve")
 
@@ -46,7 +51,7 @@ MakeEngine = Callable[[EngineConfig, Callable[[str], None]], Engine]
 
 def serve(settings: Settings) -> None:
     """Serve a base model and a folder of adapters over an OpenAI-compatible API."""
-    run_server(settings, _engine_process)
+    run_server(settings, engine_process)
 
 
 def run_server(settings: Settings, make_engine: MakeEngine) -> None:
@@ -72,18 +77,12 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
         if admin is not None:
             stack.enter_context(closing(admin))
         resolved = resolve_model(settings.model)
-        _base_name(settings, resolved)
+        base_name(settings, resolved)
+        shared_blobs(settings)
         try:
             asyncio.run(_serve(settings, resolved, listener, admin, make_engine))
         except asyncio.CancelledError:
             raise SystemExit(128 + signal.SIGTERM) from None  # told to stop while it was starting
-
-
-def _engine_process(config: EngineConfig, progress: Callable[[str], None]) -> Engine:
-    from livery.engine.client import EngineClient
-    from livery.engine.supervisor import SupervisedEngine
-
-    return SupervisedEngine(config, lambda told, lost: EngineClient(told, progress, lost))
 
 
 async def _serve(
@@ -98,19 +97,19 @@ async def _serve(
     assert main is not None
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, main.cancel)
-    tracing = _tracing(settings)
+    tracing = trace_sink(settings)
     loop.set_default_executor(ThreadPoolExecutor(IO_THREADS, "livery"))
     with ExitStack() as held:
         with _stages(f"loading {resolved.name}") as say:
             engine = make_engine(engine_config(settings, resolved.path), say)
             info = await engine.start()
             try:
-                held.enter_context(DataFolder(settings.data_folder).serving(_known_base(settings, resolved, info)))
-                parts = await _parts(settings, resolved, engine, info, say)
+                held.enter_context(DataFolder(settings.data_folder).serving(known_base(settings, resolved, info)))
+                parts = await server_parts(settings, resolved, engine, info, say)
             except BaseException:
                 await engine.stop()
                 raise
-        server = _Server(settings, parts, _doors(settings, parts), listener, admin, engine, tracing)
+        server = _Server(settings, parts, server_doors(settings, parts), listener, admin, engine, tracing)
         try:
             async with _ended_by_death(engine, server), admin_api(settings, parts, admin):
                 await server.serve(sockets=[listener.socket])
@@ -123,32 +122,6 @@ async def _serve(
                 await asyncio.to_thread(tracing.close)
         if server.hurried is not None:
             raise SystemExit(128 + server.hurried)
-
-
-def _tracing(settings: Settings) -> TraceSink | None:
-    """Where traces go, if anywhere. Raises SettingsError without the packages for it."""
-    if settings.otlp_endpoint is None:
-        return None
-    try:
-        from livery.otlp import Tracing
-    except ImportError:
-        raise SettingsError("--otlp-endpoint needs OpenTelemetry's messages: pip install 'livery[otel]'") from None
-    return Tracing(settings.otlp_endpoint)
-
-
-def _doors(settings: Settings, parts: ServerParts) -> Doors:
-    return Doors(
-        revealed(settings.api_key),
-        ring=parts.keys,
-        metrics_key=revealed(settings.metrics_key),
-        behind_proxy=bool(settings.root_path),
-    )
-
-
-def _known_base(settings: Settings, resolved: ResolvedModel, info: EngineInfo) -> KnownBase:
-    """What the data folder is told of the base that is served."""
-    name = _base_name(settings, resolved)
-    return KnownBase(name, info.base_digest, settings.model, info.shapes, without_password(settings.registry))
 
 
 @contextmanager
@@ -187,33 +160,6 @@ async def _ended_by_death(engine: Engine, server: _Server) -> AsyncIterator[None
         raise EngineDead(watching.result())
 
 
-async def _parts(
-    settings: Settings,
-    resolved: ResolvedModel,
-    engine: Engine,
-    info: EngineInfo,
-    progress: Callable[[str], None],
-) -> ServerParts:
-    tokenizer = await asyncio.to_thread(Tokenizer.from_directory, resolved.path)
-    plan = Assembly(
-        base_name=_base_name(settings, resolved),
-        data=DataFolder(settings.data_folder),
-        registry=settings.registry,
-        root=settings.adapters,
-        poll=settings.poll_adapters,
-        allow_source=settings.allow_source,
-        keep_versions=settings.keep_versions,
-        limits=Limits(max_rank=settings.max_rank),
-        max_open=settings.max_open,
-        max_queued_tokens=settings.max_queued_tokens,
-        metrics_max_adapters=settings.metrics_max_adapters,
-        usage_days=settings.usage_days,
-        adapter_templates=settings.adapter_templates,
-        parsers=ParserNames(settings.tool_parser, settings.reasoning_parser),
-    )
-    return await assemble(engine, info, tokenizer, plan, progress)
-
-
 class _Server(EdgeServer):
     """A server that says when it is ready and stops admitting as soon as it is told to stop."""
 
@@ -228,17 +174,7 @@ class _Server(EdgeServer):
         tracing: TraceSink | None,
     ) -> None:
         config = EdgeConfig(
-            create_app(
-                parts.service,
-                parts.management,
-                doors,
-                parts.usage,
-                cors_origins=settings.cors_origins,
-                root_path=settings.root_path,
-                strict_params=settings.strict_params,
-                request_timeout_s=settings.request_timeout,
-                tracing=tracing,
-            ),
+            application(settings, parts, doors, tracing),
             max_connections=settings.max_connections,
             timeout_graceful_shutdown=settings.drain_timeout,
             ssl_certfile=listener.tls.certificate if listener.tls else None,
@@ -301,21 +237,3 @@ class _Server(EdgeServer):
         timer = threading.Timer(HURRY_S, end)  # whatever holds up the loop doesn't hold up this
         timer.daemon = True
         timer.start()
-
-
-def without_password(url: str | None) -> str:
-    """A database URL as it may be written down."""
-    if not url:
-        return ""
-    parts = urlsplit(url)
-    user = f"{parts.username}@" if parts.username else ""
-    port = f":{parts.port}" if parts.port else ""
-    return parts._replace(netloc=f"{user}{parts.hostname or ''}{port}", query="").geturl()
-
-
-def _base_name(settings: Settings, resolved: ResolvedModel) -> str:
-    """What clients call the base; it travels in a header. Raises SettingsError."""
-    name = settings.served_model_name or resolved.name
-    if not name.isascii() or not name.isprintable():
-        raise SettingsError(f"clients can't call a model {name!r}; give it a plain name with --served-model-name")
-    return name

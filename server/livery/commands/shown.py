@@ -120,6 +120,8 @@ def collected(answer: Json) -> None:
     say(f"{answer['versions_dropped']} versions dropped from histories, files of {len(blobs)} versions removed")
     for digest in blobs:
         say(f"  {digest}")
+    if answer["shared_blobs_removed"]:
+        say(f"files of {len(answer['shared_blobs_removed'])} versions removed from the shared object store")
 
 
 def exported(answer: Json) -> None:

@@ -1,0 +1,145 @@
+"""Adapter files that two servers share through an object store, over moto's S3 server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pytest
+
+from adapters.object_stores import environment, moto, s3
+from adapters.peft_made import make
+from livery_adapters.fetching import NetworkLimits
+from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.shared_blobs import UNREFERENCED_S, SharedBlobs
+from livery_adapters.store import BlobStore
+from livery_adapters.tensor_file import FILE_NAMES, WEIGHTS_NAME
+
+__all__ = ["environment", "moto", "s3"]  # fixtures
+QUICK = NetworkLimits(connect_s=5, stall_s=20, total_s=60, retries=0, backoff_s=0.01)
+ABSENT = "ab" * 32
+
+
+@pytest.fixture(params=["s3://bucket/team/livery", "s3://bucket"])
+def shared(request: pytest.FixtureRequest, s3: Any) -> Iterator[SharedBlobs]:
+    yield SharedBlobs(request.param, QUICK)
+
+
+@pytest.fixture
+def one(tmp_path: Path, shared: SharedBlobs) -> BlobStore:
+    return BlobStore(tmp_path / "one", Limits(), shared)
+
+
+@pytest.fixture
+def two(tmp_path: Path, shared: SharedBlobs) -> BlobStore:
+    return BlobStore(tmp_path / "two", Limits(), shared)
+
+
+@pytest.fixture
+def digest(tmp_path: Path, one: BlobStore) -> str:
+    make(tmp_path / "pirate")
+    return one.put(tmp_path / "pirate")
+
+
+def objects(s3: Any) -> dict[str, Any]:
+    return {entry["Key"]: entry for entry in s3.list_objects_v2(Bucket="bucket").get("Contents", ())}
+
+
+def test_what_one_publishes_another_has_byte_by_byte(one: BlobStore, two: BlobStore, digest: str) -> None:
+    assert not two.path(digest).exists()
+    assert two.bring(digest)
+    assert two.verify(digest)
+    assert all((two.path(digest) / name).read_bytes() == (one.path(digest) / name).read_bytes() for name in FILE_NAMES)
+
+
+def test_what_is_here_is_not_asked_for(s3: Any, one: BlobStore, two: BlobStore, digest: str) -> None:
+    assert two.bring(digest)
+    for key in objects(s3):
+        s3.delete_object(Bucket="bucket", Key=key)
+    assert two.bring(digest)
+    with pytest.raises(AdapterRefused) as caught:
+        BlobStore(one.root.parent / "three", Limits(), one.shared).bring(digest)
+    assert caught.value.code == "blob_missing"
+
+
+def test_without_a_shared_store_nothing_comes(tmp_path: Path) -> None:
+    assert not BlobStore(tmp_path / "alone").bring(ABSENT)
+
+
+def test_other_bytes_under_a_digest_are_refused(s3: Any, two: BlobStore, digest: str) -> None:
+    key = next(key for key in objects(s3) if key.endswith(WEIGHTS_NAME))
+    s3.put_object(Bucket="bucket", Key=key, Body=b"poisoned")
+    with pytest.raises(AdapterRefused) as caught:
+        two.bring(digest)
+    assert caught.value.code == "blob_missing"
+    assert two.digests() == []
+    assert list((two.root / "incoming").iterdir()) == []
+
+
+def test_a_version_that_cannot_be_shared_is_not_published(s3: Any, one: BlobStore, tmp_path: Path) -> None:
+    s3.delete_bucket(Bucket="bucket")
+    make(tmp_path / "corsair", seed=2)
+    with pytest.raises(AdapterRefused) as caught:
+        one.put(tmp_path / "corsair")
+    s3.create_bucket(Bucket="bucket")
+    assert caught.value.code == "blobs_unavailable"
+    assert one.digests() == []
+    for secret in ("hidden", "AKIDEXAMPLE", "127.0.0.1", "Signature"):
+        assert secret not in caught.value.message
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_dead_store_says_so(
+    one: BlobStore, two: BlobStore, digest: str, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(AdapterRefused) as caught:
+        two.bring(digest)
+    assert caught.value.code == "blobs_unavailable"
+    make(tmp_path / "corsair", seed=2)
+    with pytest.raises(AdapterRefused) as caught:
+        one.put(tmp_path / "corsair")
+    assert caught.value.code == "blobs_unavailable"
+    assert one.digests() == [digest]
+
+
+def test_garbage_is_what_nobody_names_and_nobody_wrote_lately(
+    s3: Any, shared: SharedBlobs, one: BlobStore, two: BlobStore, digest: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "corsair", seed=2)
+    other = one.put(tmp_path / "corsair")
+    assert shared.collect_garbage(lambda: [digest], UNREFERENCED_S) == []
+    assert shared.collect_garbage(lambda: [digest], 0.0) == [other]
+    assert two.bring(digest)
+    with pytest.raises(AdapterRefused):
+        two.bring(other)
+    assert not any(other in key for key in objects(s3))
+
+
+def test_what_is_written_anew_while_garbage_is_looked_for_stays(
+    shared: SharedBlobs, one: BlobStore, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row comes after the rows were read: only its age, looked at last, says that somebody wants it."""
+    ages: list[str] = []
+    head = obstore.head
+
+    def watched(store: Any, path: str) -> Any:
+        found = head(store, path)
+        if digest in path:
+            ages.append(path)
+            found["last_modified"] = found["last_modified"].replace(year=found["last_modified"].year + 1)
+        return found
+
+    monkeypatch.setattr(obstore, "head", watched)
+    assert shared.collect_garbage(list, 0.0) == []
+    assert ages
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("url", ["hf://org/name", "/srv/blobs", "s3://"])
+def test_what_is_no_object_store_is_refused(url: str) -> None:
+    with pytest.raises(AdapterRefused) as caught:
+        SharedBlobs(url)
+    assert caught.value.code == "bad_source"

@@ -1,0 +1,155 @@
+"""Two servers with one registry and one object store, each with a folder of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.object_stores import environment, moto, s3
+from api.live_server import BASE, MODULES
+from api.peft_files import make_adapter
+from livery.engine.fake import FakeEngine
+from livery.lease import Lease
+from livery.refusals import AdapterNotFetched, AdapterUnusable
+from livery.served import ServedAdapters
+from livery_adapters.base_model import BaseModel
+from livery_adapters.fetching import NetworkLimits
+from livery_adapters.library import Intake, from_directory
+from livery_adapters.manifest import read_manifest
+from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.registry import GenerationMismatch, Registry
+from livery_adapters.shared_blobs import SharedBlobs
+from livery_adapters.store import BlobStore
+
+__all__ = ["environment", "moto", "s3"]  # fixtures
+QUICK = NetworkLimits(connect_s=5, stall_s=20, total_s=60, retries=0, backoff_s=0.01)
+DEAD = "http://127.0.0.1:9"
+
+
+class Server:
+    """What a server knows of adapters, over a fake engine."""
+
+    def __init__(self, folder: Path, adapters: ServedAdapters, store: BlobStore, engine: FakeEngine) -> None:
+        self.folder, self.adapters, self.store, self.engine = folder, adapters, store, engine
+
+    @classmethod
+    async def start(cls, folder: Path, name: str) -> Server:
+        engine = FakeEngine(modules=MODULES)
+        info = await engine.start()
+        base = BaseModel(BASE, info.base_digest, info.shapes)
+        store = BlobStore(folder / name, Limits(), SharedBlobs("s3://bucket/livery", QUICK))
+        registry = Registry.open(folder / "livery.db", frozenset({BASE}))
+        adapters = ServedAdapters(engine, info, base, registry, store, Limits())
+        await adapters.start()
+        return cls(folder, adapters, store, engine)
+
+    async def add(self, name: str, seed: int, expected_generation: int | None = None) -> str:
+        path = self.folder / f"made-{seed}"
+        made = path if path.exists() else make_adapter(path, seed=seed)
+        async with self.adapters.changing(name):
+            intake = Intake("api", expected_generation=expected_generation)
+            await self.adapters.library.add(name, from_directory(made, [made]), intake)
+        return read_manifest(made).digest
+
+    async def lease(self, name: str) -> Lease:
+        lease = await self.adapters.lease(name)
+        assert lease is not None
+        return lease
+
+    async def stop(self) -> None:
+        await self.adapters.stop()
+        self.adapters.registry.close()
+
+
+@pytest.fixture
+async def servers(tmp_path: Path, s3: Any) -> AsyncIterator[tuple[Server, Server]]:
+    one, two = await Server.start(tmp_path, "one"), await Server.start(tmp_path, "two")
+    yield one, two
+    await one.stop()
+    await two.stop()
+
+
+async def test_what_one_takes_in_the_other_serves(servers: tuple[Server, Server]) -> None:
+    one, two = servers
+    digest = await one.add("pirate", 1)
+    leases = await asyncio.gather(*(two.lease("pirate") for _ in range(8)))  # fetched once for all
+    assert {lease.digest for lease in leases} == {digest}
+    assert two.store.verify(digest)
+    assert leases[0].ref.parts[0].path == str(two.store.path(digest))
+
+
+async def test_every_way_to_a_version_brings_its_files(servers: tuple[Server, Server], tmp_path: Path) -> None:
+    one, two = servers
+    first, second = await one.add("pirate", 1), await one.add("corsair", 2)
+    await one.add("pirate", 3)
+    composed = await two.lease("0.5*pirate+0.5*corsair")
+    assert all(Path(part.path).is_dir() for part in composed.ref.parts)
+    async with two.adapters.changing("pirate"):
+        await two.adapters.library.rollback("pirate")
+    assert (await two.lease("pirate")).digest == first
+    three = await Server.start(tmp_path, "three")
+    await three.adapters.prefetch(await asyncio.to_thread(three.adapters.registry.get, "corsair"))
+    await three.adapters.library.export(first, tmp_path / "out")
+    assert set(three.engine.loaded) == {second}
+    assert read_manifest(tmp_path / "out").digest == first
+    await three.stop()
+
+
+async def test_while_the_object_store_is_dead_what_is_here_is_served(
+    servers: tuple[Server, Server], environment: pytest.MonkeyPatch, s3: Any
+) -> None:
+    one, two = servers
+    here, elsewhere = await one.add("pirate", 1), await two.add("corsair", 2)
+    alive = s3.meta.endpoint_url
+    environment.setenv("AWS_ENDPOINT_URL", DEAD)
+    assert (await one.lease("pirate")).digest == here
+    with pytest.raises(AdapterNotFetched):
+        await one.lease("corsair")
+    with pytest.raises(AdapterRefused) as caught:
+        await one.add("sailor", 3)
+    assert caught.value.code == "blobs_unavailable"
+    assert await asyncio.to_thread(one.adapters.registry.find, "sailor") is None
+    environment.setenv("AWS_ENDPOINT_URL", alive)
+    assert (await one.lease("corsair")).digest == elsewhere
+    await one.add("sailor", 3)
+
+
+async def test_a_pinned_adapter_that_cannot_be_fetched_ends_no_task(
+    servers: tuple[Server, Server], environment: pytest.MonkeyPatch
+) -> None:
+    one, two = servers
+    await one.add("pirate", 1)
+    await asyncio.to_thread(one.adapters.registry.pin, "pirate", True)
+    environment.setenv("AWS_ENDPOINT_URL", DEAD)
+    two.adapters._forget_names(None)
+    await two.adapters.settle()
+    assert two.adapters.vitals.ended == []
+
+
+async def test_files_that_are_nowhere_are_the_adapters_own_trouble(servers: tuple[Server, Server], s3: Any) -> None:
+    one, two = servers
+    await one.add("pirate", 1)
+    for entry in s3.list_objects_v2(Bucket="bucket")["Contents"]:
+        s3.delete_object(Bucket="bucket", Key=entry["Key"])
+    with pytest.raises(AdapterUnusable, match="add the adapter again"):
+        await two.lease("pirate")
+    assert await one.lease("pirate")
+
+
+async def test_of_two_servers_that_change_a_name_at_once_one_does(servers: tuple[Server, Server]) -> None:
+    one, two = servers
+    await one.add("pirate", 1)
+    generation = (await asyncio.to_thread(one.adapters.registry.get, "pirate")).generation
+    results = await asyncio.gather(
+        one.add("pirate", 2, generation), two.add("pirate", 3, generation), return_exceptions=True
+    )
+    won = [result for result in results if isinstance(result, str)]
+    assert len(won) == 1
+    assert sum(isinstance(result, GenerationMismatch) for result in results) == 1
+    one.adapters._forget_names(None)
+    two.adapters._forget_names(None)
+    assert {(await server.lease("pirate")).digest for server in servers} == set(won)
