@@ -43,6 +43,10 @@ class Served:
     def models(self) -> tuple[str, ...]:
         return (self.base, *self.adapters)
 
+    def takes(self, workload: Workload) -> bool:
+        """Whether it is measured with this: a server of the base alone, beside others, isn't asked for adapters."""
+        return bool(self.adapters) or workload.base_share == 1
+
 
 class Stage(Protocol):
     """Brings a target to life before it is asked, and may put the others to sleep."""
@@ -118,6 +122,8 @@ async def run_session(
         for subject in subjects:
             stage.enter(subject.target.name)
             for one in measured:
+                if not subject.takes(one.workload):
+                    continue
                 run = await _run_once(one.workload, subject, repeat, manner, begin)
                 one.runs.append(run)
                 if run.interrupted:

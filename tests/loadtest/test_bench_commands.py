@@ -17,7 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from livery_loadtest.commands.ending import Exit, status
+from livery_loadtest.commands.running import Task, find, parse_targets, run_task
+from livery_loadtest.machine import describe_machine
 from livery_loadtest.report.result import read_result
+from livery_loadtest.session import Manner
+from livery_loadtest.spec import read_workload
 from loadtest.known_server import FAILING, MISNAMED, KnownServer, serving
 
 BENCH = [sys.executable, "-m", "livery_loadtest"]
@@ -158,3 +162,22 @@ def test_the_status_names_the_worst_that_happened(pair: tuple[KnownServer, Known
     assert list(Exit) == [Exit.INTERRUPTED, Exit.FAILED, Exit.INVALID, Exit.FINE]
     bench("run", workload(tmp_path), "--target", f"l={pair[0].url}", "--out", tmp_path, "--repeats", 1)
     assert status(read_result(tmp_path / "some.json"), allow_errors=False) in MEASURED
+
+
+def test_a_server_of_the_base_alone_is_measured_with_what_asks_for_the_base(
+    pair: tuple[KnownServer, KnownServer], tmp_path: Path
+) -> None:
+    pair[1].models = ["base-r"]
+    files = [workload(tmp_path, name="base", base_share=1), workload(tmp_path, name="mixed")]
+    subjects = find(parse_targets([f"{server.name}={server.url}" for server in pair]))
+    task = Task(
+        workloads=[read_workload(file) for file in files],
+        subjects=subjects,
+        manner=Manner(),
+        out=tmp_path / "out",
+        machine=describe_machine(),
+        together=True,
+    )
+    targets = {one.workload.name: [server.name for server in one.targets] for one in run_task(task)}
+    assert targets == {"base": ["left", "right"], "mixed": ["left"]}
+    assert {request["model"] for request in pair[1].seen} == {"base-r"}

@@ -62,9 +62,10 @@ async def run_together(task: Task, workloads: Sequence[Workload]) -> list[docume
     with LiveBar() as bar:
         found = await run_session(workloads, task.subjects, task.manner, bar.begin, task.stage)
     settings = task.settings()
-    targets = [_described(subject, settings.get(subject.target.name, {})) for subject in task.subjects]
     results = []
     for one in found:
+        asked = [subject for subject in task.subjects if subject.takes(one.workload)]
+        targets = [_described(subject, settings.get(subject.target.name, {})) for subject in asked]
         origin = Origin.here(own_version(), task.machine)
         result = documents.make_result(one.workload, targets, one.runs, origin, one.verified)
         _write_files(result, task.out, one.workload.name)
