@@ -9,7 +9,7 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: bench-cross-check browser observability field-table chaos clean
+.PHONY: bench-cross-check bench-plan browser observability field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-peers    Livery beside vLLM, llama.cpp and PEFT, in one run; builds both once"
 	@echo "make bench-cross-check one cell of load by our client, vLLM's benchmark and inference-perf (Python 3.12), in turn"
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
+	@echo "make bench-plan     livery plan beside what the engine does on this machine, and its simulation of routing"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
 	@echo "make field-table    write what becomes of every field of a request into README.md"
 	@echo "make chaos          kill -9 two hundred times; adapters change under thousands of requests; every script of tests/chaos"
@@ -88,6 +89,11 @@ bench-cross-check: setup
 
 bench-adapters: setup
 	$(BIN)/python tests/benchmarks/adapters.py --out bench-adapters.json
+
+bench-plan: setup
+	$(BIN)/python tests/benchmarks/plan_check.py --out bench-plan.json
+	$(BIN)/livery plan --gpu l40s --model llama-3.1-8b --adapters 10000 --host-memory 64 --simulate --replicas 64 \
+	--load 0.5 --load 0.7 --load 0.8 --load 0.9 --load 1 --out bench-routing.json --plot bench-routing.svg
 
 peft-table: setup
 	$(BIN)/python -W ignore tests/engine/peft_table.py --write README.md

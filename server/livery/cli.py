@@ -14,6 +14,7 @@ from livery.commands import adapters, data, doctor, keys, tenants, top
 from livery.commands.asking import CommandFailed
 from livery.commands.engine_knobs import ENGINE_KNOBS
 from livery.commands.options import takes_settings
+from livery.commands.plan import plan
 from livery.commands.serve import serve
 from livery.commands.usage import usage
 from livery.data_folder import DataFolderUnusable
@@ -49,6 +50,7 @@ app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
 app.command("usage")(usage)
+app.command("plan")(plan)
 app.add_typer(data.app, name="data")
 
 

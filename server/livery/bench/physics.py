@@ -14,7 +14,7 @@ from statistics import median
 
 from livery_adapters.base_model import BaseShapes
 
-ADAPTER_ITEMSIZE = 2  # bytes a number: random adapters are written in bf16 and held so
+ADAPTER_ITEMSIZE = 2  # bytes a number, where nothing else is said: random adapters are written and held in bf16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ class Base:
     kv_bytes_per_token: int
     attention_flops_per_key: int  # of one query over one key, all layers
     adapter_width: int
+    adapter_itemsize: int = ADAPTER_ITEMSIZE
 
     @classmethod
     def of(
@@ -79,6 +80,7 @@ class Base:
         attention_flops_per_key: int,
         embedding_itemsize: int,
         targets: Sequence[str],
+        adapter_itemsize: int = ADAPTER_ITEMSIZE,
     ) -> Base:
         """From a model's shapes. `held_bytes` counts every weight in memory once.
 
@@ -100,17 +102,18 @@ class Base:
             kv_bytes_per_token=kv_bytes_per_token,
             attention_flops_per_key=attention_flops_per_key,
             adapter_width=sum(shape.in_features + shape.out_features for shape in targeted),
+            adapter_itemsize=adapter_itemsize,
         )
 
     def adapter_bytes(self, rank: int) -> int:
         """Bytes of one adapter at its true rank."""
-        return ADAPTER_ITEMSIZE * rank * self.adapter_width
+        return self.adapter_itemsize * rank * self.adapter_width
 
     def share(self, rank: int) -> float:
         """An adapter's bytes over the base's."""
         return self.adapter_bytes(rank) / self.weight_bytes
 
-    def decode(self, rows: int, context: int, ranks: Sequence[int] = (), row_ranks: Sequence[int] = ()) -> Work:
+    def decode(self, rows: float, context: float, ranks: Sequence[int] = (), row_ranks: Sequence[int] = ()) -> Work:
         """One step of `rows` sequences, each of `context` tokens so far.
 
         `ranks` are those of the distinct adapters of the step, `row_ranks` the rank under which each row runs, where

@@ -1,0 +1,247 @@
+"""`livery plan`: how many GPUs a number of adapters and a rate of requests take, and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from livery import __version__
+from livery.commands.asking import CommandFailed
+from livery.commands.plan_simulate import Simulated, draw_runs, policies_of, show_runs, write_runs
+from livery.commands.plan_simulate import simulate as run_simulation
+from livery.scale.plan.accelerators import Accelerator, accelerator
+from livery.scale.plan.changes import Change, changes
+from livery.scale.plan.figures import number
+from livery.scale.plan.planner import Plan, make_plan
+from livery.scale.plan.question import BANDWIDTH_EFFICIENCY, COMPUTE_EFFICIENCY, Question
+from livery.scale.plan.refusal import PlanRefused
+from livery.scale.plan.shapes import DTYPES, NAMED_TARGETS, WEIGHTS, model_shape, target_modules
+from livery.scale.plan.told import Sections, figures, limit_words
+from livery_loadtest.origin import Origin
+
+SCHEMA = "livery-plan/1"
+LAYOUTS = ("fp32", "bf16", "int8", "int4")  # that the own engine holds
+LOAD, HELD, SPEED, SIM = "The load", "What is held, and how", "Speed and cost", "Simulation of routing"
+
+
+def plan(
+    gpu: Annotated[str, typer.Option(help="h200, l40s, …; FILE.yaml with its numbers; cpu: this machine, measured.")],
+    model: Annotated[str, typer.Option(help="llama-3.1-8b, qwen3-32b, …, or the path of a config.json.")],
+    adapters: Annotated[int, typer.Option(help="Adapters that are asked for.")],
+    rank: Annotated[int, typer.Option(help="Of each adapter.")] = 16,
+    rps: Annotated[float, typer.Option(help="Requests a second in all; 0: what one replica takes.")] = 0.0,
+    zipf: Annotated[
+        float, typer.Option(help="Exponent of the adapters' popularity; 0: uniform.", rich_help_panel=LOAD)
+    ] = 1.0,
+    prompt_tokens: Annotated[int, typer.Option(help="Mean; Azure's public trace.", rich_help_panel=LOAD)] = 1155,
+    output_tokens: Annotated[int, typer.Option(help="Mean; Azure's public trace.", rich_help_panel=LOAD)] = 211,
+    context: Annotated[
+        int, typer.Option(help="Tokens of the longest sequence that must fit.", rich_help_panel=LOAD)
+    ] = 0,
+    slo_ttft_ms: Annotated[float, typer.Option(help="95th percentile to the first token.", rich_help_panel=LOAD)] = 0.0,
+    slo_tpot_ms: Annotated[float, typer.Option(help="Mean time per output token.", rich_help_panel=LOAD)] = 0.0,
+    targets: Annotated[
+        str, typer.Option(help=f"{', '.join(NAMED_TARGETS)} or modules a,b,…", rich_help_panel=HELD)
+    ] = "all-linear",
+    weights: Annotated[str, typer.Option(help=", ".join(WEIGHTS), rich_help_panel=HELD)] = "bf16",
+    dtype: Annotated[
+        str, typer.Option(help="Of KV cache and embedding: float32, bfloat16.", rich_help_panel=HELD)
+    ] = "",
+    kv_dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; as --dtype.", rich_help_panel=HELD)] = "",
+    adapter_dtype: Annotated[str, typer.Option(help="Of adapters' files.", rich_help_panel=HELD)] = "bfloat16",
+    max_running: Annotated[int, typer.Option(help="Sequences computed together.", rich_help_panel=HELD)] = 256,
+    adapter_memory: Annotated[
+        float,
+        typer.Option(help="GB of a replica's device memory; 0: 20 % of what weights leave.", rich_help_panel=HELD),
+    ] = 0.0,
+    host_memory: Annotated[
+        float, typer.Option(help="GB of a replica's host memory for adapters; 0: for all.", rich_help_panel=HELD)
+    ] = 0.0,
+    tensor_parallel: Annotated[
+        int, typer.Option(help="GPUs that share the model; 0: the fewest that do.", rich_help_panel=HELD)
+    ] = 0,
+    by_adapter: Annotated[
+        bool, typer.Option("--by-adapter", help="Each adapter's requests go to one replica.", rich_help_panel=HELD)
+    ] = False,
+    store_gb_s: Annotated[float, typer.Option(help="GB/s from disk or store.", rich_help_panel=SPEED)] = 1.0,
+    bandwidth_efficiency: Annotated[
+        float, typer.Option(help="Of the data sheet's bandwidth.", rich_help_panel=SPEED)
+    ] = BANDWIDTH_EFFICIENCY,
+    compute_efficiency: Annotated[
+        float, typer.Option(help="Of the data sheet's arithmetic.", rich_help_panel=SPEED)
+    ] = COMPUTE_EFFICIENCY,
+    headroom: Annotated[float, typer.Option(help="Of the capacity, how much is used.", rich_help_panel=SPEED)] = 0.8,
+    price_per_hour: Annotated[float, typer.Option(help="Of one GPU.", rich_help_panel=SPEED)] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Play requests through replicas by each policy.", rich_help_panel=SIM)
+    ] = False,
+    replicas: Annotated[int, typer.Option(help="Of the simulation.", rich_help_panel=SIM)] = 64,
+    requests: Annotated[int, typer.Option(help="Of each policy and load.", rich_help_panel=SIM)] = 60_000,
+    load: Annotated[
+        list[float] | None, typer.Option(help="Share of the capacity; repeatable; 0.8.", rich_help_panel=SIM)
+    ] = None,
+    trace: Annotated[str, typer.Option(help="conv, code or a CSV file.", rich_help_panel=SIM)] = "conv",
+    policy: Annotated[list[str] | None, typer.Option(help="One of them; repeatable; all.", rich_help_panel=SIM)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.", rich_help_panel=SIM)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write it to this JSON file.", rich_help_panel=SIM)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it into this SVG file.", rich_help_panel=SIM)] = None,
+) -> None:
+    """Say how many GPUs it takes, what limits them, what it costs, and what would change that; measures nothing.
+
+    Every number comes with its formula. They are worked out in server/livery/scale/plan/README.md, which also has
+    them beside measurements. `floor` is physics; `expected` counts with --bandwidth-efficiency and
+    --compute-efficiency, which `livery bench engine` tells for your own machine.
+    """
+    if not simulate and (out or plot):
+        raise CommandFailed("--out and --plot are of the simulation: add --simulate, or take --json for the plan")
+    try:
+        device = this_machine() if gpu.lower() == "cpu" else accelerator(gpu)
+        question = Question(
+            gpu=device,
+            model=model_shape(model),
+            adapters=adapters,
+            rank=rank,
+            targets=target_modules(targets),
+            zipf=zipf,
+            rps=rps,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            context=context,
+            weights=weights,
+            dtype=dtype or ("float32" if device.kind == "cpu" else "bfloat16"),
+            kv_dtype=kv_dtype,
+            adapter_dtype=adapter_dtype,
+            max_running=max_running,
+            adapter_memory=1e9 * adapter_memory,
+            host_memory=1e9 * host_memory,
+            store_rate=1e9 * store_gb_s,
+            bandwidth_efficiency=bandwidth_efficiency,
+            compute_efficiency=compute_efficiency,
+            headroom=headroom,
+            slo_ttft=slo_ttft_ms / 1e3,
+            slo_tpot=slo_tpot_ms / 1e3,
+            price_per_hour=price_per_hour,
+            by_adapter=by_adapter,
+            tensor_parallel=tensor_parallel,
+        )
+        found = make_plan(question)
+        if simulate:
+            kinds, loads = policies_of(policy or ()), tuple(load or (0.8,))
+            _simulate(found, Simulated(replicas, requests, loads, trace, seed, kinds), as_json, out, plot)
+            return
+    except PlanRefused as refused:
+        raise CommandFailed(str(refused)) from None
+    others = changes(found)
+    if as_json:
+        typer.echo(json.dumps(document(found, others), indent=1))
+    else:
+        show(found, others)
+
+
+def _simulate(found: Plan, asked: Simulated, as_json: bool, out: Path | None, plot: Path | None) -> None:
+    """Play it and tell; a picture needs two loads. Raises PlanRefused."""
+    if plot is not None and len(asked.loads) < 2:
+        raise PlanRefused("--plot draws over the load: give --load twice or more, as in --load 0.5 --load 0.8")
+    origin = Origin.here(__version__)
+    runs = run_simulation(found, asked, Console(stderr=True))
+    if as_json:
+        outcomes = [{"load": load, "outcomes": [asdict(one) for one in some]} for load, some in runs]
+        typer.echo(json.dumps(outcomes, indent=1))
+    else:
+        show_runs(runs)
+    if out is not None:
+        write_runs(found, asked, runs, origin, out)
+    if plot is not None:
+        draw_runs(found, asked, runs, plot)
+
+
+def this_machine() -> Accelerator:
+    """This machine's memory, and what it reads and computes at best; takes seconds, and torch."""
+    import torch
+
+    from livery.bench.machine import measure_peak
+    from livery.engine import host
+    from livery.engine.kernels import load
+
+    torch.set_num_threads(host.cores())
+    peak = measure_peak(torch.device("cpu"), load("auto"))
+    return Accelerator(
+        name="cpu",
+        kind="cpu",
+        memory_gb=host.memory().available / 1e9,
+        bandwidth_gb_s=peak.bandwidth / 1e9,
+        tflops=peak.flops / 1e12,
+        source="measured now: a streaming read, an fp32 product",
+    )
+
+
+def document(found: Plan, others: list[Change]) -> dict[str, Any]:
+    """The plan as JSON."""
+    return {
+        "schema": SCHEMA,
+        "gpu": msgspec.structs.asdict(found.question.gpu),
+        "model": found.question.model.name,
+        "gpus": found.gpus,
+        "limit": found.limit,
+        "limit_in_words": limit_words(found),
+        "serve": serve_options(found),
+        "figures": {title: [asdict(one) for one in rows] for title, rows in figures(found).items()},
+        "changes": [asdict(change) for change in others],
+    }
+
+
+def show(found: Plan, others: list[Change]) -> None:
+    """The plan as tables."""
+    console = Console()
+    asked = found.question
+    sections: Sections = figures(found)
+    table = Table(
+        title=f"{asked.model.name} with {asked.adapters:,} adapters on {asked.gpu.name}", title_justify="left"
+    )
+    for column, justify in (("what", "left"), ("value", "right"), ("how", "left")):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for heading, rows in sections.items():
+        table.add_section()
+        table.add_row(f"[bold]{escape(heading)}[/]", "", "")
+        for one in rows:
+            table.add_row(escape(one.name), escape(str(one)), f"[dim]{escape(one.how)}[/]")
+    console.print(table)
+    console.print(f"[bold]{found.gpus:,} GPUs.[/] What limits: {escape(limit_words(found))}.", highlight=False)
+    console.print(f"livery serve {escape(serve_options(found))}", highlight=False)
+    if others:
+        console.print(_changes(found, others))
+
+
+def serve_options(found: Plan) -> str:
+    """How a replica is told to divide its memory so."""
+    memory, asked = found.memory, found.question
+    options = [
+        f"--kv-memory {memory.kv:.0f}",
+        f"--adapter-memory {memory.adapters:.0f}",
+        f"--host-adapter-memory {memory.host:.0f}",
+        f"--max-running {found.replica.most_rows}",
+    ]
+    if memory.gpus > 1:
+        options.append(f"--engine vllm --vllm-arg=--tensor-parallel-size={memory.gpus}")
+    elif asked.gpu.kind == "cpu" and asked.weights in LAYOUTS:
+        options.append(f"--weights {asked.weights}")
+    return " ".join(options)
+
+
+def _changes(found: Plan, others: list[Change]) -> Table:
+    table = Table(title="What would change it", title_justify="left")
+    for column in ("one thing other", "GPUs", "requests/s", "a GPU takes, times this", "then limits"):
+        table.add_column(column, overflow="fold")
+    for change in others:
+        numbers = (f"{change.gpus:,}", number(change.rate), f"{change.capacity:.2f}")
+        table.add_row(escape(change.what), *numbers, escape(change.limit or "nothing yet"))
+    return table

@@ -1,0 +1,133 @@
+"""`livery plan --simulate`: a plan's replicas under a trace, by every routing policy; table, JSON and picture out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from livery import __version__
+from livery.scale.plan.figures import told
+from livery.scale.plan.planner import Plan
+from livery.scale.plan.refusal import PlanRefused, nearest
+from livery.scale.simulation.cluster import play, spec_of
+from livery.scale.simulation.load import make_requests
+from livery.scale.simulation.pictures import Runs, draw
+from livery.scale.simulation.policies import POLICIES, Policy
+from livery_loadtest.kinds import MOST_REQUESTS
+from livery_loadtest.origin import Origin, document, write_json
+
+SCHEMA = "livery-routing/1"
+MOST_REPLICAS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """What is simulated beside the plan: loads are shares of the planned capacity."""
+
+    replicas: int
+    requests: int
+    loads: tuple[float, ...]
+    trace: str
+    seed: int
+    policies: tuple[type[Policy], ...]
+
+    def __post_init__(self) -> None:
+        """Raises PlanRefused."""
+        if not 1 <= self.replicas <= MOST_REPLICAS:
+            raise PlanRefused(f"--replicas {self.replicas}: expected 1 to {MOST_REPLICAS:,}")
+        if not 10 <= self.requests <= MOST_REQUESTS:
+            raise PlanRefused(f"--requests {self.requests}: expected 10 to {MOST_REQUESTS:,}")
+        for load in self.loads:
+            if not 0 < load <= 2:
+                raise PlanRefused(f"--load {load:g}: expected a share of the capacity, above 0 and up to 2")
+
+
+def policies_of(names: Sequence[str]) -> tuple[type[Policy], ...]:
+    """The policies of these names, all of them for none. Raises PlanRefused."""
+    known = {kind.name: kind for kind in POLICIES}
+    for name in names:
+        if name not in known:
+            raise PlanRefused(f"--policy {name}: unknown; {nearest(name, known)}")
+    return tuple(known[name] for name in names) or POLICIES
+
+
+def simulate(plan: Plan, asked: Simulated, console: Console) -> Runs:
+    """Every policy at every load; says on the console how far it is. Raises PlanRefused."""
+    question, spec = plan.question, spec_of(plan.replica)
+    longest = min(question.model.max_position_embeddings, spec.kv_tokens)
+    runs = []
+    with console.status("starting", refresh_per_second=1) as status:
+        for load in asked.loads:
+            rate = load * asked.replicas * plan.replica.capacity
+            requests = make_requests(
+                asked.trace, asked.requests, rate, question.adapters, question.zipf, longest, asked.seed
+            )
+            outcomes = []
+            for kind in asked.policies:
+                status.update(f"{kind.name} at {load:.0%} of the capacity")
+                outcomes.append(play(requests, spec, asked.replicas, kind, asked.seed))
+            runs.append((load, outcomes))
+    return runs
+
+
+def show_runs(runs: Runs) -> None:
+    """A table for each load."""
+    console = Console()
+    heads = ["policy", "on the device", "coming", "host", "store", "TTFT p50", "p95", "p99"]
+    heads += ["token p50", "p99", "tokens/s", "most / mean"]
+    for load, outcomes in runs:
+        table = Table(title=f"{load:.0%} of the planned capacity", title_justify="left")
+        for head in heads:
+            table.add_column(head, justify="left" if head == "policy" else "right")
+        for one in outcomes:
+            found = (one.hit_rate, one.found_coming, one.found_host, one.found_store)
+            times = (one.ttft_p50, one.ttft_p95, one.ttft_p99, one.tpot_p50, one.tpot_p99)
+            table.add_row(
+                escape(one.policy),
+                *(f"{share:.1%}" for share in found),
+                *(told(seconds, "seconds") for seconds in times),
+                f"{one.throughput:,.0f}",
+                f"{one.imbalance:.2f}",
+            )
+        console.print(table)
+
+
+def write_runs(plan: Plan, asked: Simulated, runs: Runs, origin: Origin, out: Path) -> None:
+    """Everything as JSON, under the head that all measurements have."""
+    question = plan.question
+    measured: dict[str, Any] = {
+        "gpu": question.gpu.name,
+        "model": question.model.name,
+        "adapters": question.adapters,
+        "rank": question.rank,
+        "zipf": question.zipf,
+        "replicas": asked.replicas,
+        "requests": asked.requests,
+        "trace": asked.trace if asked.trace in ("conv", "code") else Path(asked.trace).name,
+        "seed": asked.seed,
+        "capacity_of_a_replica": plan.replica.capacity,
+        "slots": plan.memory.slots,
+        "host_slots": plan.memory.host_slots,
+        "policies": {kind.name: kind.says for kind in asked.policies},
+        "runs": [{"load": load, "outcomes": [asdict(one) for one in outcomes]} for load, outcomes in runs],
+    }
+    write_json(document(SCHEMA, origin, ("numpy",), measured), out)
+
+
+def draw_runs(plan: Plan, asked: Simulated, runs: Runs, out: Path) -> None:
+    """The picture of runs at several loads."""
+    question, memory = plan.question, plan.memory
+    title = f"{question.adapters:,} adapters on {asked.replicas} replicas: {question.model.name}, {question.gpu.name}"
+    under = (
+        f"simulated by livery plan {__version__}: rank {question.rank}, Zipf {question.zipf:g}, "
+        f"{memory.slots:,} adapters on a device, {memory.host_slots:,} on a host, Azure 2023 lengths and arrivals, "
+        f"{asked.requests:,} requests a point"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(draw(runs, title, under), encoding="utf-8")

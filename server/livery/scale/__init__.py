@@ -1,0 +1,1 @@
+"""More than one engine: the capacity plan, and Livery on Ray Serve."""

@@ -1,0 +1,99 @@
+"""What a plan is made for, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from livery.scale.plan.accelerators import Accelerator
+from livery.scale.plan.refusal import PlanRefused, nearest
+from livery.scale.plan.shapes import DTYPES, TARGETS, WEIGHTS, ModelShape
+
+MOST_ADAPTERS = 1_000_000
+# The share of a data sheet's bandwidth that one stream of Llama 3.1 8B reaches in gpt-fast: 1,411 of 2,039 GB/s on an
+# A100 (README of pytorch-labs/gpt-fast); of its arithmetic, what Llama 3 was trained at: 38 to 43 % ("The Llama 3 herd
+# of models", 2024, table 4). Both are defaults to be replaced by one's own measurement.
+BANDWIDTH_EFFICIENCY = 0.69
+COMPUTE_EFFICIENCY = 0.40
+CHUNKS = {"gpu": 2048, "cpu": 256}  # tokens of prompts a step takes: the engine's own defaults
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One base, adapters of one rank, a load, a kind of GPU. Bytes, seconds, requests a second; 0: not given."""
+
+    gpu: Accelerator
+    model: ModelShape
+    adapters: int
+    rank: int = 16
+    targets: tuple[str, ...] = TARGETS
+    zipf: float = 1.0
+    rps: float = 0.0
+    prompt_tokens: int = 1155  # means of the public Azure conversation trace of 2023
+    output_tokens: int = 211
+    context: int = 0  # the longest sequence; 0: prompt and answer
+    weights: str = "bf16"
+    dtype: str = "bfloat16"
+    kv_dtype: str = ""  # that of dtype
+    adapter_dtype: str = "bfloat16"
+    max_running: int = 256
+    adapter_memory: float = 0.0
+    host_memory: float = 0.0  # of a replica, for adapters; 0: enough for all
+    store_rate: float = 1e9  # bytes a second from disk or object store
+    bandwidth_efficiency: float = BANDWIDTH_EFFICIENCY
+    compute_efficiency: float = COMPUTE_EFFICIENCY
+    headroom: float = 0.8  # of a replica's capacity, how much is used
+    slo_ttft: float = 0.0
+    slo_tpot: float = 0.0
+    price_per_hour: float = 0.0
+    by_adapter: bool = False  # each adapter's requests go to one replica
+    tensor_parallel: int = 0  # GPUs that share the model; 0: the fewest that do
+
+    def __post_init__(self) -> None:
+        """Raises PlanRefused."""
+        _within("--adapters", self.adapters, 1, MOST_ADAPTERS, "a plan without adapters is any server's")
+        _within("--prompt-tokens", self.prompt_tokens, 1, 10_000_000, "a mean in tokens")
+        _within("--output-tokens", self.output_tokens, 1, 10_000_000, "a mean in tokens")
+        _within("--max-running", self.max_running, 1, 100_000, "sequences computed together")
+        _within("--zipf", self.zipf, 0, 10, "0 is uniform, 1 is usual")
+        _within("--rps", self.rps, 0, 1e6, "requests a second")
+        for name in ("headroom", "bandwidth_efficiency", "compute_efficiency"):
+            _within(f"--{name.replace('_', '-')}", getattr(self, name), 0.01, 1.0, "a share of what there is")
+        for name in ("weights", "dtype", "adapter_dtype"):
+            self._known(name, WEIGHTS if name == "weights" else DTYPES)
+        if self.kv_dtype:
+            self._known("kv_dtype", DTYPES)
+        self._check_rank()
+        longest = self.model.max_position_embeddings
+        if self.sequence > longest:
+            raise PlanRefused(
+                f"sequences of {self.sequence:,} tokens: {self.model.name} takes {longest:,}; lower --context, "
+                "--prompt-tokens or --output-tokens"
+            )
+
+    @property
+    def sequence(self) -> int:
+        """Tokens of the longest sequence that must fit."""
+        return max(self.context, self.prompt_tokens + self.output_tokens)
+
+    @property
+    def chunk(self) -> int:
+        return CHUNKS[self.gpu.kind]
+
+    def _known(self, name: str, choices: dict[str, float] | dict[str, int]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise PlanRefused(f"--{name.replace('_', '-')} {value}: unknown; {nearest(value, choices)}")
+
+    def _check_rank(self) -> None:
+        modules = self.model.shapes().modules
+        widths = {
+            path.rpartition(".")[2]: min(shape.in_features, shape.out_features) for path, shape in modules.items()
+        }
+        least = min(self.targets, key=lambda name: widths[name])
+        why = f"a ΔW of {self.model.name}'s {least} has no higher rank"
+        _within("--rank", self.rank, 1, widths[least], why)
+
+
+def _within(option: str, value: float, low: float, high: float, why: str) -> None:
+    if not low <= value <= high:
+        raise PlanRefused(f"{option} {value:g}: expected {low:g} to {high:,.10g}; {why}")

@@ -1,0 +1,115 @@
+"""`livery plan` as people call it: tables, JSON, a GPU by file, this machine, refusals, and the simulation's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from cli.conftest import Livery, livery
+from livery.scale.simulation.policies import POLICIES
+
+__all__ = ["livery"]  # the fixture
+
+ASKED = ("plan", "--model", "llama-3.1-8b", "--adapters", 1000)
+
+
+def test_a_plan_says_gpus_limit_and_what_would_change_it(livery: Livery) -> None:
+    done = livery(*ASKED, "--gpu", "h200", "--rps", 50, "--price-per-hour", 4)
+    assert done.code == 0, done.err
+    for words in (
+        *("keys and values", "distinct adapters among them", "time to first token, p95", "price of a million output"),
+        *("4 GPUs.", "one replica fewer fails by compute", "--kv-memory", "What would change it", "GPU b200"),
+    ):
+        assert words in done.out, words
+
+
+def test_json_has_every_number_with_its_formula(livery: Livery) -> None:
+    found = livery(*ASKED, "--gpu", "H200", "--rps", 50, "--json").json()
+    assert found["schema"] == "livery-plan/1"
+    figures = {one["name"]: one for rows in found["figures"].values() for one in rows}
+    assert figures["one adapter (a)"]["value"] == 83_886_080
+    assert figures["GPUs"]["value"] == found["gpus"] == 4
+    assert all(one["how"] for one in figures.values())
+    parts = ("weights", "working memory", "adapters on the device", "keys and values")
+    assert sum(figures[name]["value"] for name in parts) == pytest.approx(figures["device memory"]["value"])
+    assert found["limit"] == "compute"
+    assert {"what", "gpus", "capacity", "limit", "rate"} == set(found["changes"][0])
+
+
+def test_a_gpu_and_a_model_by_file(livery: Livery, tmp_path: Path) -> None:
+    gpu, model = tmp_path / "mine.yaml", tmp_path / "config.json"
+    gpu.write_text("memory_gb: 16\nbandwidth_gb_s: 320\ntflops: 65\n")
+    model.write_text(
+        json.dumps(
+            {
+                **{"model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4},
+                **{"num_attention_heads": 8, "vocab_size": 1000, "torch_dtype": "bfloat16"},
+            }
+        )
+    )
+    found = livery("plan", "--gpu", gpu, "--model", model, "--adapters", 3, "--json").json()
+    assert found["gpu"]["name"] == "mine"
+    assert found["model"] == tmp_path.name
+
+
+def test_this_machine_is_measured(livery: Livery) -> None:
+    found = livery("plan", "--gpu", "cpu", "--model", "smollm2-135m", "--adapters", 8, "--weights", "int4", "--json")
+    gpu = found.json()["gpu"]
+    assert gpu["kind"] == "cpu"
+    assert 0.1 < gpu["bandwidth_gb_s"] < 10_000
+    assert 0.001 < gpu["tflops"] < 100
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--gpu", "h20"), "--gpu h20: unknown; did you mean h200"),
+        (("--gpu", "h200", "--model", "lama-3.1-8b"), "did you mean llama-3.1-8b"),
+        (("--gpu", "h200", "--adapters", 0), "--adapters 0"),
+        (("--gpu", "h200", "--rank", 5000), "--rank 5000: expected 1 to 1,024"),
+        (("--gpu", "h200", "--targets", "qproj"), "did you mean q_proj"),
+        (("--gpu", "h200", "--simulate", "--policy", "afinity"), "did you mean affinity"),
+        (("--gpu", "h200", "--simulate", "--load", 3), "--load 3"),
+        (("--gpu", "h200", "--simulate", "--replicas", 0), "--replicas 0"),
+        (("--gpu", "h200", "--simulate", "--requests", 1), "--requests 1"),
+        (("--gpu", "h200", "--simulate", "--trace", "gone.csv"), "gone.csv"),
+        (("--gpu", "h200", "--simulate", "--plot", "x.svg"), "give --load twice"),
+        (("--gpu", "h200", "--out", "x.json"), "--simulate"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(livery: Livery, options: tuple[object, ...], told: str) -> None:
+    done = livery(*ASKED, *options)
+    assert done.code == 1
+    assert told in " ".join(done.err.split())
+
+
+def test_the_simulation_leaves_a_document_and_a_picture(livery: Livery, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = "".join(f"{index * 0.3},{200 + index},{5 + index % 40}\n" for index in range(60))
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    out, plot = tmp_path / "a" / "routing.json", tmp_path / "a" / "routing.svg"
+    options = ("--gpu", "l40s", "--simulate", "--replicas", 3, "--requests", 200, "--load", 0.4, "--load", 0.8)
+    done = livery(*ASKED, *options, "--trace", trace, "--out", out, "--plot", plot)
+    assert done.code == 0, done.err
+    assert "80% of the planned capacity" in done.out
+    document = json.loads(out.read_text())
+    assert document["schema"] == "livery-routing/1"
+    assert document["trace"] == "trace.csv"
+    assert [run["load"] for run in document["runs"]] == [0.4, 0.8]
+    for run in document["runs"]:
+        assert [one["policy"] for one in run["outcomes"]] == [kind.name for kind in POLICIES]
+        assert all(one["requests"] == 160 for one in run["outcomes"])
+    picture = ElementTree.fromstring(plot.read_text())
+    texts = {element.text for element in picture.iter() if element.text}
+    assert {kind.name for kind in POLICIES} <= texts
+    assert len([element for element in picture.iter() if element.tag.endswith("circle")]) == 3 * 2 * len(POLICIES)
+
+
+def test_a_seed_makes_the_same_simulation_again(livery: Livery) -> None:
+    options = ("--gpu", "l40s", "--simulate", "--replicas", 3, "--requests", 100, "--policy", "affinity", "--json")
+    first = livery(*ASKED, *options, "--seed", 5).json()
+    assert livery(*ASKED, *options, "--seed", 5).json() == first
+    assert livery(*ASKED, *options, "--seed", 6).json() != first
