@@ -9,7 +9,7 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: bench-cross-check bench-plan browser observability field-table chaos clean
+.PHONY: bench-cross-check bench-plan browser observability deploy-check field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
 	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
 	@echo "make observability  a real Prometheus on a live server, promtool on the rules, the dashboard's queries and schema"
+	@echo "make deploy-check   the Kubernetes manifests rendered (kubectl or kustomize) and checked field by field"
 	@echo "make browser        the console in a real Chromium; SCREENSHOTS=FOLDER: pictures of it over the demo model instead"
 	@echo "make check          linters and types only"
 	@echo "make bench          the engine against its bars and floors, then servers: under 15 minutes"
@@ -64,6 +65,9 @@ test-postgres: $(VENV)/.installed
 
 observability: setup
 	$(BIN)/pytest -m observability tests/observability
+
+deploy-check: setup
+	$(BIN)/pytest -m "deploy or not deploy" tests/deploy
 
 conformance: setup
 	$(BIN)/python tests/conformance/run.py $(ONLY) --json conformance.json

@@ -118,6 +118,9 @@ class Settings(BaseModel):
         None, min_length=1, description="The operator's own key, beside those that livery keys create makes"
     )
     metrics_key: SecretKey = Field(None, min_length=1, description="Key for /metrics, which opens nothing else")
+    metrics_without_key: bool = Field(
+        False, description="Answer /metrics to whoever reaches --port, for scrapers that can't send a key"
+    )
     admin_port: Port | None = Field(None, description="Port of the admin API for tenants and keys; off unless given")
     admin_host: str = Field("127.0.0.1", min_length=1, description="Address of the admin API")
     admin_uds: Folder | None = Field(None, description="Unix socket of the admin API, in place of --admin-port")

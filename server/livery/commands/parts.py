@@ -80,6 +80,7 @@ def server_doors(settings: Settings, parts: ServerParts) -> Doors:
         revealed(settings.api_key),
         ring=parts.keys,
         metrics_key=revealed(settings.metrics_key),
+        open_metrics=settings.metrics_without_key,
         behind_proxy=bool(settings.root_path),
     )
 

@@ -98,8 +98,9 @@ class Doors:
 
     `api_key` is the operator's, None for none; it is sent as UTF-8. `ring` holds the keys that are kept: where neither
     has any, none is asked for. `metrics_key` opens /metrics and nothing else, `admin_key` everything, wherever it comes
-    from. `behind_proxy`: somebody on this machine passes on requests of others, whether it says so in each or not.
-    `own_socket`: a Unix socket of these doors' own leads here, whose file keeps strangers out.
+    from. `open_metrics`: /metrics asks nobody for a key. `behind_proxy`: somebody on this machine passes on requests of
+    others, whether it says so in each or not. `own_socket`: a Unix socket of these doors' own leads here, whose file
+    keeps strangers out.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Doors:
         *,
         ring: KeyRing | None = None,
         metrics_key: str | None = None,
+        open_metrics: bool = False,
         admin_key: str | None = None,
         behind_proxy: bool = False,
         own_socket: bool = False,
@@ -115,6 +117,7 @@ class Doors:
         self._ring = ring
         self._behind_proxy = behind_proxy
         self._own_socket = own_socket
+        self._open_metrics = open_metrics
         # Digests are compared, so that neither time nor length says anything about the key.
         self._static: list[tuple[bytes, Principal]] = []
         for given, known_as, anywhere in ((api_key, "static", False), (admin_key, "static-admin", True)):
@@ -135,6 +138,8 @@ class Doors:
         """
         if purpose == "open":
             return OPERATOR
+        if purpose == "scrape" and self._open_metrics:
+            return SCRAPER
         if purpose == "scrape" and self._metrics is not None:
             key = _bearer(authorization)
             if key is not None and hmac.compare_digest(digest(key), self._metrics):

@@ -1,0 +1,81 @@
+"""What the files under server/deploy say of the server and of each other, without any tool of Kubernetes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from deploy.manifests import (
+    BASE,
+    KUBERNETES,
+    OVERLAYS,
+    ROOT,
+    container,
+    environment,
+    image,
+    literals,
+    parsed,
+    read,
+    the,
+    unknown_knobs,
+)
+from deploy.operator_rules import COMMAND, SOURCE, TARGET, operator_rules
+from livery.settings import SettingsError
+
+
+def test_the_operators_rules_are_those_of_prometheus() -> None:
+    assert TARGET.read_text() == operator_rules(), f"run: {COMMAND}"
+    assert yaml.safe_load(TARGET.read_text())["spec"] == yaml.safe_load(SOURCE.read_text())
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_command_line_takes_what_the_manifests_say(overlay: str) -> None:
+    found = container(the(read(BASE / "deployment.yaml"), "Deployment"))
+    environ = environment(found, literals(KUBERNETES / "overlays" / overlay))
+    assert not unknown_knobs(environ)
+    told = parsed(found["args"], environ)
+    assert (told.host, told.port, told.log_format) == ("0.0.0.0", 8000, "json")
+    with pytest.raises(Exception, match="No such option: --drain-time"):
+        parsed([*found["args"], "--drain-time", "60"], environ)
+    with pytest.raises(SettingsError, match="LIVERY_MAX_OPEN"):
+        parsed(found["args"], {**environ, "LIVERY_MAX_OPEN": "many"})
+    assert unknown_knobs({**environ, "LIVERY_MAX_OPENED": "9"}) == {"LIVERY_MAX_OPENED"}
+
+
+def test_a_services_variable_would_be_taken_for_a_knob() -> None:
+    """Why service links are off: Kubernetes sets NAME_PORT for every Service of a namespace."""
+    with pytest.raises(SettingsError, match="LIVERY_PORT"):
+        parsed([], {"LIVERY_MODEL": "m", "LIVERY_PORT": "tcp://10.96.0.7:8000"})
+
+
+def test_the_image_is_what_the_manifests_take_it_for() -> None:
+    pod = the(read(BASE / "deployment.yaml"), "Deployment")["spec"]["template"]["spec"]
+    found, made = container(the(read(BASE / "deployment.yaml"), "Deployment")), image()
+    assert made.entrypoint == ("livery", "serve") and "command" not in found
+    assert str(pod["securityContext"]["runAsUser"]) == made.user
+    assert made.ports == (str(found["ports"][0]["containerPort"]),)
+    told = parsed([], {**made.environ, "LIVERY_MODEL": "m"})
+    given = parsed(found["args"], {"LIVERY_MODEL": "m"})
+    for knob in ("host", "port", "data", "adapters"):
+        assert getattr(told, knob) == getattr(given, knob), knob
+    assert re.search(r"pip install \.?['\"]?\.\[[^]]*postgres", made.text)  # which the registry by URL needs
+
+
+def test_the_readmes_words_are_of_things_that_are_there() -> None:
+    text = (KUBERNETES.parent / "README.md").read_text()
+    for path in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (KUBERNETES.parent / path).exists(), path
+    for folder in re.findall(r"kubernetes/[\w/.-]+\w", text):
+        assert (KUBERNETES.parent / folder).exists(), folder
+    for overlay in OVERLAYS:
+        assert f"overlays/{overlay}" in text
+    named = set(re.findall(r"\blivery-(?:keys|registry|object-store|hub)\b", text))
+    secrets = {
+        name
+        for file in KUBERNETES.rglob("*.yaml")
+        for name in re.findall(r"secretKeyRef: \{name: ([\w-]+)", file.read_text())
+    }
+    assert secrets == named
+    assert "server/deploy/README.md" in (ROOT / "README.md").read_text()
