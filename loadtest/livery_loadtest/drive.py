@@ -75,13 +75,14 @@ async def drive(
     Failures of requests are in their records. Raises TargetUnusable where there is no such host, or a key is missing.
     """
     driven = await drive_part(script, target, options, observer, stop=stop, begin=begin)
+    records = sorted(driven.records, key=lambda record: record.planned.index)
     return Run(
         target=target.name,
         repeat=options.repeat,
         started=driven.started,
         seconds=driven.seconds,
-        records=sorted(driven.records, key=lambda record: record.planned.index),
-        health=judge([driven.vitals], open_loop=not options.streams),
+        records=records,
+        health=judge([driven.vitals], records, open_loop=not options.streams),
         interrupted=driven.interrupted,
         gaps=driven.gaps,
     )

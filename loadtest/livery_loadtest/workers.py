@@ -128,7 +128,8 @@ async def measure(
                 meanwhile.end()
                 await asyncio.gather(*beside)
     told = [sender.ended for sender in senders if sender.ended is not None]
-    health = judge([ended.vitals() for ended in told], open_loop=not options.streams)
+    records = sorted((record for sender in senders for record in sender.records), key=_index)
+    health = judge([ended.vitals() for ended in told], records, open_loop=not options.streams)
     lost = len(senders) - len(told)
     if lost:
         reason = f"{lost} of {len(senders)} client processes ended midway: what they sent is lost"
@@ -138,7 +139,7 @@ async def measure(
         repeat=options.repeat,
         started=begin,
         seconds=max((ended.started + ended.seconds for ended in told), default=time.perf_counter()) - begin,
-        records=sorted((record for sender in senders for record in sender.records), key=_index),
+        records=records,
         health=health,
         samples=watch.samples,
         loads=meanwhile.loads,

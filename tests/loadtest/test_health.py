@@ -8,12 +8,14 @@ from array import array
 
 from livery_loadtest.health import TICK_S, Pulse, Vitals, judge
 from livery_loadtest.precise import new_loop
+from livery_loadtest.record import Record
+from livery_loadtest.script import Planned
 
 GOOD = Vitals(1.0, 10.0, array("d", [0.001] * 100), array("d", [0.002] * 100))
 
 
 def test_a_client_that_kept_up_is_valid() -> None:
-    health = judge([GOOD, GOOD], open_loop=True)
+    health = judge([GOOD, GOOD], [], open_loop=True)
     assert health.valid and health.reasons == ()
     assert (health.processes, health.cpu_share) == (2, 0.1)
     assert (health.loop_lag_ms, health.send_delay_ms) == ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0))
@@ -27,14 +29,33 @@ def test_each_way_to_be_the_bottleneck_has_its_reason() -> None:
         "requests left 20.0 ms late": Vitals(1.0, 10.0, GOOD.lags, late),
         "requests failed: why": Vitals(1.0, 10.0, GOOD.lags, GOOD.delays, ("requests failed: why",)),
     }
-    for words, vitals in cases.items():
-        health = judge([GOOD, vitals], open_loop=True)
+    remedies = ("was busy itself", "waited for a core", "waited for a core", "requests failed")
+    for (words, vitals), remedy in zip(cases.items(), remedies, strict=True):
+        health = judge([GOOD, vitals], [], open_loop=True)
         assert not health.valid
         assert words in health.reasons[0]
-    assert judge([cases["requests left 20.0 ms late"]], open_loop=False).valid
-    blink = judge([Vitals(0.1, 0.1)], open_loop=True)
+        assert remedy in health.reasons[-1]
+    assert judge([cases["requests left 20.0 ms late"]], [], open_loop=False).valid
+    blink = judge([Vitals(0.1, 0.1)], [], open_loop=True)
     assert blink.valid and blink.cpu_share == 1.0
-    assert judge([Vitals()], open_loop=True).valid
+    assert judge([Vitals()], [], open_loop=True).valid
+
+
+def made_record(index: int, first_s: float) -> Record:
+    planned = Planned(index, None, "m", "text", 3)
+    return Record(planned, 10.0, 10.0, finished=12.0, events=array("d", [10.0 + first_s]))
+
+
+def test_being_late_by_little_of_what_the_server_takes_does_not_matter() -> None:
+    late = Vitals(1.0, 10.0, array("d", [0.012] * 10), array("d", [0.007] * 10))
+    answers = [made_record(index, first_s) for index, first_s in enumerate((0.1, 0.25, 0.9))]
+    assert judge([late], answers, open_loop=True).valid
+    quick = [made_record(index, 0.1) for index in range(3)]
+    assert [reason.split(" at p99")[0] for reason in judge([late], quick, open_loop=True).reasons[:2]] == [
+        "the client's event loop lagged 12.0 ms",
+        "requests left 7.0 ms late",
+    ]
+    assert not judge([Vitals(9.5, 10.0)], answers, open_loop=True).valid
 
 
 def test_a_standstill_counts_with_every_tick_it_swallowed() -> None:
