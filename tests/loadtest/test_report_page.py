@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from livery_loadtest.compare import compare
 from livery_loadtest.record import Hooked, Run
 from livery_loadtest.report.comparison import comparison_page, write_comparison_page
+from livery_loadtest.report.overview import overview
 from livery_loadtest.report.page import page, workload_yaml, write_page
 from livery_loadtest.report.plots import exact, linear, logarithmic, nines
 from livery_loadtest.report.result import Result, Server, make_result
@@ -170,6 +171,17 @@ def test_several_rates_become_curves() -> None:
     assert swept(several) == ("requests per second asked for", [5.0, 20.0, 10.0])
     text = self_contained(page(several, "standard")).text
     assert "Over requests per second asked for" in text
+    assert text.index("standard") < text.index("In short") < text.index("Over requests per second")
+    short = overview(several)
+    assert short is not None
+    assert [row[:2] for row in short.rows[:3]] == [
+        ["5 a second", "ours"],
+        ["5 a second", "theirs"],
+        ["20 a second", "ours"],
+    ]
+    assert [row[-1] for row in short.rows] == [str(one.failed) for result in several for one in result.summary]
+    assert short.colours == [0, 1] * 3
+    assert overview(several[:1]) is None
     for name in ("5 a second", "10 a second", "20 a second"):
         assert name in text
     assert swept(several[:1]) is None

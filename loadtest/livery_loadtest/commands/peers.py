@@ -133,7 +133,8 @@ def _compare(setup: PeersSetup, common: Workload, others: Sequence[Target], mann
     console = Console(stderr=True)
     with SideBySide(setup, console) as launched:
         stage = launched.stage()
-        subjects = find([*launched.targets, *others])
+        # Those of the base alone come last, so that a target has the same place, and colour, in every workload.
+        subjects = sorted(find([*launched.targets, *others]), key=lambda one: not one.adapters)
         values = _check_values(subjects, stage, console)
 
         def settings() -> dict[str, dict[str, str]]:

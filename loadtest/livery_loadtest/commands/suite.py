@@ -64,7 +64,8 @@ def run_suite(
                 allow_hooks=allow_hooks,
                 fold=chosen.minutes > LONG_MINUTES,
             )
-            results = run_task(Task(workloads=workloads, subjects=subjects, manner=manner, out=out, machine=machine))
+            task = Task(workloads=workloads, subjects=subjects, manner=manner, out=out, machine=machine)
+            results = run_task(task, chosen.name)
     except FAILURES as failure:
         stop(str(failure))
     leave([status(result, allow_errors) for result in results])

@@ -19,6 +19,7 @@ from livery_loadtest.figures import Summary
 from livery_loadtest.intervals import Estimate
 from livery_loadtest.report import maps, pictures, sweeps
 from livery_loadtest.report.facts import facts, fairness
+from livery_loadtest.report.overview import overview
 from livery_loadtest.report.plots import Numbers, Plot, Strips
 from livery_loadtest.report.result import Result, Server
 from livery_loadtest.report.words import NOTHING, arrivals, bounds, count, duration, number, objective, share, span
@@ -98,6 +99,7 @@ def page(results: Sequence[Result], title: str = "") -> str:
             title=title or (results[0].workload.name if results else "nothing"),
             targets=list(known.values()),
             views=[_view(result) for result in results],
+            overview=overview(results),
             sweep=sweeps.sweep(results),
             swept=swept[0] if swept else "",
         )
