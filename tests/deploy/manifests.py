@@ -109,9 +109,6 @@ def environment(container: Object, settings: Mapping[str, str]) -> dict[str, str
             found[variable["name"]] = variable["value"]
         elif "secretKeyRef" in source:
             found[variable["name"]] = SECRETS.get(source["secretKeyRef"]["key"], f"of {source['secretKeyRef']['key']}")
-        elif "resourceFieldRef" in source:
-            part, name = source["resourceFieldRef"]["resource"].split(".")
-            found[variable["name"]] = container["resources"][part][name]
         else:
             raise AssertionError(variable)
     return found

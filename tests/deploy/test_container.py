@@ -27,7 +27,7 @@ from peft import LoraConfig
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.manifests import BASE, KUBERNETES, ROOT, container, environment, literals, read, the
+from deploy.manifests import BASE, KUBERNETES, ROOT, environment, literals, read, the
 from engine.oracle import save_adapter
 from livery.models import cache_dir
 from server.running import tiny_model
@@ -79,9 +79,7 @@ def pod(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """
     folder = tmp_path_factory.mktemp("pod")
     spec = the(read(BASE / "deployment.yaml"), "Deployment")["spec"]["template"]["spec"]
-    demo = yaml.safe_load((KUBERNETES / "overlays" / "cpu-demo" / "kustomization.yaml").read_text())
-    found = spec["containers"][0] | {"resources": _container_of(demo)["resources"]}
-    found["env"] = found["env"] + _container_of(demo)["env"]
+    found = spec["containers"][0]
     own = literals(GATEWAY).keys() - literals(KUBERNETES / "overlays" / "postgres-object-store").keys()
     settings = literals(KUBERNETES / "overlays" / "cpu-demo") | {name: literals(GATEWAY)[name] for name in own}
     paths = {mount["mountPath"]: folder / mount["name"] for mount in found["volumeMounts"]}
@@ -122,11 +120,6 @@ def pod(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     finally:
         process.kill()
         process.wait(60)
-
-
-def _container_of(kustomization: dict[str, Any]) -> dict[str, Any]:
-    (patch,) = kustomization["patches"]
-    return container(yaml.safe_load(patch["patch"]))
 
 
 def _moved(value: str, mapped: dict[str, str]) -> str:
