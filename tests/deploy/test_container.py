@@ -30,6 +30,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.manifests import BASE, KUBERNETES, ROOT, environment, literals, read, the
 from engine.oracle import save_adapter
 from livery.models import cache_dir
+from observability.parts import prometheus
 from server.running import tiny_model
 
 GATEWAY = KUBERNETES / "overlays" / "gateway"
@@ -194,6 +195,22 @@ def _pattern(rule: dict[str, str]) -> str:
     found = re.search(r'__name__=~"([^"]+)"', rule["seriesQuery"])
     assert found is not None
     return found[1]  # Prometheus matches the whole name
+
+
+@pytest.mark.deploy
+def test_prometheus_answers_what_the_adapter_asks_it(pod: Pod, tmp_path: Path) -> None:
+    """The adapter's two questions as it makes them of its rule, with the labels that a ServiceMonitor gives."""
+    labels = {"namespace": "llm", "pod": "livery-0"}
+    (rule,) = yaml.safe_load((KUBERNETES / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    with prometheus(pod.url.removeprefix("http://"), "none", tmp_path, labels) as watcher:
+        watcher.wait_for("livery_ready == 1")
+        found = {sample["metric"]["__name__"]: sample["metric"] for sample in watcher.query(rule["seriesQuery"])}
+        assert found.keys() == {"livery_open_sequences", "livery_queued_tokens"}
+        for name in found:
+            promql = rule["metricsQuery"].replace("<<.Series>>", name).replace("<<.GroupBy>>", "pod")
+            promql = promql.replace("<<.LabelMatchers>>", 'namespace="llm",pod=~"livery-0|livery-1"')
+            (answer,) = watcher.query(promql)
+            assert answer["metric"] == {"pod": "livery-0"} and float(answer["value"][1]) >= 0
 
 
 def test_it_writes_nowhere_but_on_its_volumes(pod: Pod) -> None:

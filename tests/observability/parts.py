@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,11 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(target: str, key: str, folder: Path) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes `target` (HOST:PORT) five times a second with a key, with the rules of deploy/."""
+def prometheus(target: str, key: str, folder: Path, labels: Mapping[str, str] | None = None) -> Iterator[Prometheus]:
+    """A Prometheus that scrapes `target` (HOST:PORT) five times a second with a key, with the rules of deploy/.
+
+    `labels` are what a discovery would give each series.
+    """
     binary = program("prometheus")
     (folder / "key").write_text(key)
     (folder / "prometheus.yml").write_text(
@@ -68,7 +72,7 @@ def prometheus(target: str, key: str, folder: Path) -> Iterator[Prometheus]:
         "  - job_name: livery\n"
         "    scrape_timeout: 200ms\n".replace("    scrape_timeout: 200ms\n", "")
         + f"    authorization: {{credentials_file: '{folder / 'key'}'}}\n"
-        f"    static_configs: [{{targets: ['{target}']}}]\n"
+        f"    static_configs: [{{targets: ['{target}'], labels: {json.dumps(dict(labels or {}))}}}]\n"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
