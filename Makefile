@@ -9,13 +9,14 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: bench-cross-check bench-plan browser observability deploy-check field-table chaos clean
+.PHONY: bench-cross-check bench-plan browser test-vllm observability deploy-check field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
 	@echo "make serve          serve the demo base with the demo adapters on 127.0.0.1:$(PORT)"
 	@echo "make test           linters, types and the whole test suite"
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
+	@echo "make test-vllm      --engine vllm, in an environment that has vLLM (a download of 0.5 GB, 4 GB on disk, once)"
 	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
 	@echo "make observability  a real Prometheus on a live server, promtool on the rules, the dashboard's queries and schema"
 	@echo "make deploy-check   the Kubernetes manifests rendered (kubectl or kustomize) and checked field by field"
@@ -62,6 +63,9 @@ test: setup check
 
 test-postgres: $(VENV)/.installed
 	$(BIN)/pytest -m postgres tests/postgres
+
+test-vllm: setup
+	$(BIN)/python tests/engine_vllm/run.py
 
 observability: setup
 	$(BIN)/pytest -m observability tests/observability

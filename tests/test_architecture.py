@@ -160,6 +160,7 @@ BROAD_EXCEPT = {
     ("livery.api.boundary", "__call__"),  # what nobody expected becomes a 500 of the usual shape
     ("livery.intakes", "_settle"),  # a thread's failure is its waiter's
     ("livery.beside", "_do_next"),  # as there
+    ("livery.engine.vllm_process", "call"),  # vLLM tells every failed call as a bare Exception
     ("livery.grammar_process", "_tried"),  # a grammar that breaks the compiler is a refused grammar
     ("livery.api.sse", "_pump"),  # once a stream has begun, any failure is an event in it
 }
@@ -257,9 +258,19 @@ def test_the_computing_side_makes_no_policy() -> None:
 
 
 def test_the_api_process_imports_no_torch() -> None:
+    """But with `--engine vllm`, whose AsyncLLM runs in it: of that engine's modules none else imports any."""
     for name in SOURCES:
-        if within(name, HTTP_SIDE | {"livery.engine.client"}):
-            assert not {target for target in reachable(name) if within(target, {"torch"})}, name
+        if within(name, HTTP_SIDE | {"livery.engine.client", "livery.engine.supervisor", "livery.commands.engines"}):
+            assert not {target for target in reachable(name) if within(target, {"torch", "vllm"})}, name
+
+
+def test_only_the_engine_over_vllm_knows_vllm() -> None:
+    over_vllm = {name for name in SOURCES if name.startswith("livery.engine.vllm")}
+    for name, targets in GRAPH.items():
+        if name not in over_vllm:
+            assert not {target for target in targets if within(target, {"vllm"})}, name
+    wrong = {name for name, targets in OWN.items() if targets & over_vllm} - over_vllm
+    assert wrong <= {"livery.commands.engines", "livery.commands.doctor"}
 
 
 def test_no_import_cycles() -> None:
@@ -282,7 +293,9 @@ def test_no_import_cycles() -> None:
 def test_no_pickle_anywhere() -> None:
     banned = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "multiprocessing"}
     for name, targets in GRAPH.items():
-        assert not {target for target in targets if target.partition(".")[0] in banned}, name
+        # vLLM starts its processes by multiprocessing; which these are can be asked there alone. Nothing is sent by it.
+        allowed = {"multiprocessing"} if name == "livery.engine.vllm_process" else set()
+        assert not {target for target in targets if target.partition(".")[0] in banned - allowed}, name
     for name, tree in SOURCES.items():
         # torch.load under any alias, numpy's pickled arrays, and either one imported by name.
         assert not GRAPH[name] & {"torch.load", "torch.serialization", "numpy.load"}, name

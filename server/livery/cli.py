@@ -12,7 +12,7 @@ from rich.markup import escape
 from livery import __version__
 from livery.commands import adapters, data, doctor, keys, tenants, top
 from livery.commands.asking import CommandFailed
-from livery.commands.engine_knobs import ENGINE_KNOBS
+from livery.commands.engine_knobs import CHOICE_KNOBS, ENGINE_KNOBS
 from livery.commands.options import takes_settings
 from livery.commands.plan import plan
 from livery.commands.serve import serve
@@ -44,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("serve")(takes_settings(serve))
-app.command("doctor")(takes_settings(doctor.doctor, ENGINE_KNOBS, {"model": "any"}))
+app.command("doctor")(takes_settings(doctor.doctor, (*CHOICE_KNOBS, *ENGINE_KNOBS), {"model": "any"}))
 app.command("top")(top.top)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")

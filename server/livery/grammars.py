@@ -59,7 +59,7 @@ class GrammarCompiler:
         size = len(grammar.source.encode())
         if size > MAX_SOURCE:
             raise GrammarRefused(f"it has {size} bytes; at most {MAX_SOURCE} are taken")
-        matcher = LLMatcher(self._tokenizer, _written(grammar), log_level=0, limits=LIMITS)
+        matcher = LLMatcher(self._tokenizer, written(grammar), log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise GrammarRefused(shortened(matcher.get_error()))
         return matcher
@@ -78,7 +78,7 @@ def shortened(reason: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _written(grammar: Grammar) -> str:
+def written(grammar: Grammar) -> str:
     """The grammar as llguidance reads it. Raises GrammarRefused."""
     if grammar.kind == "regex":
         return LLMatcher.grammar_from_regex(grammar.source)

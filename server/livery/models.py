@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -156,6 +157,18 @@ def base_digest(model: Path) -> str:
     files = sorted([model / "config.json", *model.glob("*.safetensors")])
     listed = "".join(f"{file.name}\0{_file_digest(file)}\n" for file in files)
     return hashlib.sha256(f"livery-base-v1\n{listed}".encode()).hexdigest()
+
+
+def eos_token_ids(model: Path) -> tuple[int, ...]:
+    """The tokens that end a text, as a model directory says: for generation if it says so, or of the model."""
+    for name in ("generation_config.json", "config.json"):
+        file = model / name
+        told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for part in (told, told.get("text_config") or {}):
+            eos = part.get("eos_token_id")
+            if eos is not None:
+                return tuple(eos) if isinstance(eos, list) else (int(eos),)
+    return ()
 
 
 def _file_digest(file: Path) -> str:

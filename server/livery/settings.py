@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,6 +37,11 @@ def _lower(value: object) -> object:
 def _list(value: object) -> object:
     """Flags and variables hold one text; a YAML file may hold a list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _words(value: object) -> object:
+    """A flag may be repeated, a YAML file holds a list, a variable one text of words, quoted where they have spaces."""
+    return shlex.split(value) if isinstance(value, str) else value
 
 
 def _strip(value: object) -> object:
@@ -144,6 +150,15 @@ class Settings(BaseModel):
     speculate: int = Field(
         0, ge=0, le=64, description="Most tokens guessed ahead per answer and step, from its own text; 0: none"
     )
+    engine: Literal["livery", "vllm"] = Field("livery", description="livery, or vllm where vLLM 0.32 is installed")
+    vllm_arg: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        (),
+        description="KEY=VALUE for vLLM, any of its engine arguments, as in tensor_parallel_size=2; may be repeated",
+        json_schema_extra={"repeatable": True},
+    )
+    max_loras: int = Field(0, ge=0, description="Most adapters in a batch of vLLM; 0: by how many are registered")
+    max_lora_rank: int = Field(0, ge=0, le=512, description="Highest rank in vLLM; 0: by those registered, at least 16")
+    max_cpu_loras: int = Field(0, ge=0, description="Most adapters in vLLM's host memory; 0: by those registered")
     threads: int = Field(0, ge=0, description="Threads of the engine on CPU; 0: measured at start")
     device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto, float32 or bfloat16")

@@ -28,7 +28,7 @@ SERVE_FAKE = [
     "    def step(): engine.step(len(os.read(0, 100) or os._exit(1)))\n"
     "    if behaviour.stepped: asyncio.get_running_loop().add_reader(0, step)\n"
     "    return engine\n"
-    "serve.engine_process = make\n"
+    "serve.engine_of = lambda settings: make\n"
     "cli.main()\n",
 ]
 ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}

@@ -19,8 +19,10 @@ from rich.table import Table
 from livery import __version__
 from livery.commands.engine_knobs import engine_config
 from livery.engine import host
+from livery.engine.base import ModelRefused
+from livery.engine.vllm_found import REMEDY, find_vllm
 from livery.models import cache_dir
-from livery.settings import Settings
+from livery.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from livery.engine.base import EngineConfig
@@ -41,7 +43,8 @@ class Finding(NamedTuple):
 
 def doctor(settings: Settings, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what `serve` would compute with here under the same settings of the engine, and why; loads no model."""
-    findings = [*_software(), *_machine(), *_engine(settings)]
+    computed = _vllm(settings) if settings.engine == "vllm" else _engine(settings)
+    findings = [*_software(), *_machine(), *computed]
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
         return
@@ -60,7 +63,15 @@ def _software() -> list[Finding]:
             findings.append(Finding(name, version(name), "installed"))
         except PackageNotFoundError:
             findings.append(Finding(name, "not installed", OPTIONAL.get(name, f"needed: pip install {name}")))
-    return findings
+    return [*findings, _found_vllm()]
+
+
+def _found_vllm() -> Finding:
+    found = find_vllm()
+    if found is None:
+        return Finding("vllm", "not installed", f"optional, for --engine vllm: {REMEDY}")
+    why = "for --engine vllm" if found.recent else f"too old for --engine vllm: {REMEDY}"
+    return Finding(found.distribution, found.version, why)
 
 
 def _machine() -> list[Finding]:
@@ -88,7 +99,6 @@ def _engine(settings: Settings) -> list[Finding]:
         import torch
     except ImportError as error:
         return [Finding("engine", "unusable", f"torch can't be imported: {error}")]
-    from livery.engine.base import ModelRefused
     from livery.engine.devices import choose, load_chosen
 
     wanted = engine_config(settings, Path())
@@ -106,6 +116,36 @@ def _engine(settings: Settings) -> list[Finding]:
         findings.append(Finding("GPU memory", f"{_size(free)} of {_size(total)} free", ""))
     findings += [*_kernels(compute), Finding("weights", compute.weights, compute.why_weights)]
     return [*findings, *_ways(wanted, compute), *_budget(wanted, compute)]
+
+
+def _vllm(settings: Settings) -> list[Finding]:
+    """What vLLM would be started with, as far as it is known without the model."""
+    from livery.commands.engines import check_knobs, registered_ranks
+    from livery.engine.vllm_args import room_for
+    from livery.engine.vllm_found import require_vllm
+
+    try:
+        check_knobs(settings)
+        require_vllm()
+        ranks = registered_ranks(settings)
+        room = room_for(
+            ranks,
+            settings.max_running,
+            loras=settings.max_loras,
+            cpu_loras=settings.max_cpu_loras,
+            rank=settings.max_lora_rank,
+        )
+    except (SettingsError, ModelRefused) as refused:
+        return [Finding("engine", "unusable", str(refused))]
+    why = f"for {len(ranks)} adapters, the highest of rank {max(ranks, default=0)}"
+    given = " ".join(settings.vllm_arg) or "none"
+    return [
+        Finding("engine", "vllm", "in processes of its own, started by the API's"),
+        Finding("adapters in a batch", str(room.max_loras), f"{why}; --max-loras sets it"),
+        Finding("adapters in host memory", str(room.max_cpu_loras), f"{why}; --max-cpu-loras sets it"),
+        Finding("highest rank", str(room.max_rank), f"{why}; --max-lora-rank sets it"),
+        Finding("vLLM's own", given, "--vllm-arg KEY=VALUE; which there are is known once it starts"),
+    ]
 
 
 def _device(compute: Compute) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from pydantic import ByteSize
@@ -9,6 +10,7 @@ from pydantic import ByteSize
 from livery.engine.base import EngineConfig
 from livery.settings import Settings, flag
 
+CHOICE_KNOBS = ("engine", "vllm_arg", "max_loras", "max_lora_rank", "max_cpu_loras")  # what only vLLM goes by, and it
 ENGINE_KNOBS = (
     *("device", "dtype", "weights", "kernels", "graphs", "decoder", "deterministic"),
     *("threads", "speculate", "prefix_cache", "max_model_len", "max_batch_tokens", "max_running"),
@@ -46,13 +48,16 @@ def engine_config(settings: Settings, model: Path) -> EngineConfig:
 def asked_for(settings: Settings) -> str:
     """Every engine knob that isn't at its default, wherever it was set, written as flags."""
     return " ".join(
-        _as_flag(name, getattr(settings, name))
-        for name in ENGINE_KNOBS
+        as_flag(name, getattr(settings, name))
+        for name in (*CHOICE_KNOBS, *ENGINE_KNOBS)
         if getattr(settings, name) != Settings.model_fields[name].default
     )
 
 
-def _as_flag(name: str, value: object) -> str:
+def as_flag(name: str, value: object) -> str:
+    """A knob with its value as it is written on a command line."""
     if isinstance(value, bool):
         return flag(name if value else f"no_{name}")
+    if isinstance(value, tuple):
+        return " ".join(f"{flag(name)} {shlex.quote(str(item))}" for item in value)
     return f"{flag(name)} {value.human_readable() if isinstance(value, ByteSize) else value}"

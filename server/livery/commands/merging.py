@@ -129,7 +129,7 @@ async def _merge(backend: LocalBackend, recipe: Recipe, versions: Sequence[Named
 
 def _merge_here(backend: LocalBackend, recipe: Recipe, versions: Sequence[NamedVersion], out: Path) -> MergeReport:
     """Convert the parts for the base in this process and write their merge to the new directory `out`. Blocks."""
-    from livery.engine.reading import stored_manifest
+    from livery.engine.stored import stored_manifest
     from livery_adapters.formats import convert  # these need torch
     from livery_adapters.making.merge import MergePart
     from livery_adapters.making.merge import merge as merged

@@ -28,6 +28,7 @@ def takes_settings(
     def run(**options: Any) -> None:  # noqa: ANN401  (typer fills these in by the signature below)
         config_file = options.pop("config")
         given = {parameter.name: options.pop(parameter.name) for parameter in own}
+        options = {name: None if value == [] else value for name, value in options.items()}  # repeated no time
         command(load_settings(options | dict(fixed or {}), os.environ, config_file), **given)
 
     parameters = [_parameter(name, Settings.model_fields[name]) for name in knobs]
@@ -51,7 +52,7 @@ def takes_settings(
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     """Values stay text here: the settings check them and know what to say."""
-    switch = field.annotation is bool
+    switch, repeatable = field.annotation is bool, field.json_schema_extra == {"repeatable": True}
     default = "" if field.is_required() or switch or not field.default else f" [default: {field.default}]"
     names = f"{flag(name)}/{flag(f'no_{name}')}" if switch and field.default else flag(name)
     option = typer.Option(
@@ -61,7 +62,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[bool | None if switch else str | None, option],
+        annotation=Annotated[bool | None if switch else list[str] | None if repeatable else str | None, option],
     )
 
 

@@ -21,10 +21,10 @@ from livery.assembly import ServerParts
 from livery.commands.admin_listener import admin_api, check_admin_doors
 from livery.commands.announce import MAX_LISTED, announce, open_door
 from livery.commands.engine_knobs import asked_for, engine_config
+from livery.commands.engines import MakeEngine, engine_of
 from livery.commands.parts import (
     application,
     base_name,
-    engine_process,
     known_base,
     server_doors,
     server_parts,
@@ -32,7 +32,7 @@ from livery.commands.parts import (
     trace_sink,
 )
 from livery.data_folder import DataFolder
-from livery.engine.base import Engine, EngineConfig, EngineDead
+from livery.engine.base import Engine, EngineDead
 from livery.listening import Listener, listen, listen_for_admins
 from livery.models import ResolvedModel, resolve_model
 from livery.settings import Settings, SettingsError
@@ -46,12 +46,10 @@ HURRY_S = 1.5  # from the second signal to the end, however things stand
 # For what waits for disk and database, not for what computes; the default is a handful on a small machine.
 IO_THREADS = 32
 
-MakeEngine = Callable[[EngineConfig, Callable[[str], None]], Engine]
-
 
 def serve(settings: Settings) -> None:
     """Serve a base model and a folder of adapters over an OpenAI-compatible API."""
-    run_server(settings, engine_process)
+    run_server(settings, engine_of(settings))
 
 
 def run_server(settings: Settings, make_engine: MakeEngine) -> None:

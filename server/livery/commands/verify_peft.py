@@ -17,8 +17,8 @@ from livery.adapter_views import Json
 from livery.commands.asking import CommandFailed
 from livery.commands.proof import OfflineProver
 from livery.engine.base import Pooling
-from livery.engine.reading import ANY_RANK
 from livery.engine.rope import freeze_rope
+from livery.engine.stored import ANY_RANK
 from livery_adapters.base_model import BaseModel
 from livery_adapters.layout import Task
 from livery_adapters.manifest import read_manifest

@@ -14,19 +14,16 @@ from torch import Tensor, nn
 from livery.engine.base import AdapterPart, AdapterRef
 from livery.engine.images import AdapterImage
 from livery.engine.lora.linear import GroupedLinear
+from livery.engine.stored import stored_manifest
 from livery_adapters.base_model import BaseModel, BaseShapes
 from livery_adapters.canonical import CanonicalAdapter
 from livery_adapters.compose import compose
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.formats import convert
 from livery_adapters.identity import converted_digest
-from livery_adapters.manifest import AdapterManifest, Limits, check_against, read_manifest
 from livery_adapters.measure import BaseNorms, measure
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.sums import Sums
-from livery_adapters.tasks import placed
-
-ANY_RANK = Limits(max_rank=1 << 20)  # how high a rank may be was decided when the adapter was taken in
 
 Pack = Callable[[CanonicalAdapter, AdapterEffect], AdapterImage]
 
@@ -52,19 +49,6 @@ class HeldWeights:
     def parameter(self, path: str) -> Tensor:
         """Any other parameter by its dotted path, as it lies in memory."""
         return self._model.get_parameter(path).detach()
-
-
-def stored_manifest(part: AdapterPart, base: BaseModel) -> AdapterManifest:
-    """What a stored version is, hashed again unless that was done when it came in. Raises AdapterRefused."""
-    manifest = placed(read_manifest(Path(part.path), ANY_RANK, digest=part.digest if part.verified else None), base)
-    if manifest.digest != part.digest:
-        raise AdapterRefused(
-            "activation_failed",
-            f"the stored files of {part.digest[:12]} hash to {manifest.digest[:12]} by now: they were changed "
-            "since they were added, or the disk is failing; add the adapter again",
-        )
-    check_against(manifest, base, ANY_RANK)
-    return manifest
 
 
 class AdapterReader:

@@ -1,0 +1,244 @@
+"""Which adapters vLLM has: converted, written for it, and told to it under ids of ours. Use from one event loop.
+
+vLLM knows an adapter as a number and a directory. Numbers come from a counter and are never given again, so that none
+ever means another adapter; the directory is there as long as the adapter is, as vLLM may read it again at any step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from livery.engine.base import AdapterLoadFailed, AdapterRef, EngineError
+from livery.engine.tally import AdapterLog
+from livery.engine.vllm_args import AdapterRoom
+from livery.engine.vllm_lora import NOT_APPLIED, Written
+from livery.engine.vllm_process import CallFailed
+from livery_adapters.background import step_back
+from livery_adapters.effect import AdapterEffect
+from livery_adapters.refusal import AdapterRefused
+
+log = logging.getLogger(__name__)
+
+
+class Loras(Protocol):
+    """What vLLM is asked to do with adapters. All raise CallFailed where it refuses, and EngineError at its end."""
+
+    async def add_lora(self, request: Any) -> None: ...  # noqa: ANN401
+
+    async def remove_lora(self, number: int) -> None: ...
+
+    async def pin_lora(self, number: int) -> None: ...
+
+    async def ask_workers(self, method: str, *args: object) -> list[Any]:
+        """What a method of livery.engine.vllm_worker says on each worker."""
+        ...
+
+
+class Directories(Protocol):
+    """What writes an adapter as a plain LoRA directory (livery.engine.vllm_lora.LoraDirectories)."""
+
+    def write(self, adapter: AdapterRef, out: Path, most: int) -> Written: ...
+
+
+MakeRequest = Callable[[str, int, str], Any]  # name, id, path -> vLLM's LoRARequest
+
+
+@dataclass(slots=True)
+class _Held:
+    request: Any
+    folder: Path
+    effect: AdapterEffect
+
+
+class VllmAdapters:
+    """The only writer of what vLLM is told of adapters."""
+
+    def __init__(
+        self, loras: Loras, directories: Directories, make: MakeRequest, folder: Path, room: AdapterRoom
+    ) -> None:
+        """`folder` is an empty one for the adapters' directories."""
+        self._loras, self._directories, self._make = loras, directories, make
+        self._folder, self._room = folder, room
+        self._ids = itertools.count(1)
+        self._held: dict[str, _Held] = {}
+        self._by_id: dict[int, str] = {}
+        self._loading: dict[str, asyncio.Task[_Held]] = {}
+        self._users: Counter[str] = Counter()
+        self._unwanted: set[str] = set()  # to be forgotten once nobody uses them
+        self._kept: tuple[str, ...] = ()
+        self._pinned: set[str] = set()
+        self._pinning = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "adapter-reader", initializer=step_back)
+        self.log = AdapterLog()
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Digests of open requests."""
+        return tuple(self._users)
+
+    @property
+    def waited_for(self) -> tuple[str, ...]:
+        """Digests of open requests that aren't read yet."""
+        return tuple(digest for digest in self._users if digest not in self._held)
+
+    def digests(self, ids: Iterable[int]) -> tuple[str, ...]:
+        """The adapters behind ids, as far as they are known still."""
+        return tuple(self._by_id[adapter] for adapter in ids if adapter in self._by_id)
+
+    async def load(self, adapter: AdapterRef) -> AdapterEffect:
+        """Have it converted and taken in by vLLM. Raises AdapterLoadFailed."""
+        return (await self._ready(adapter)).effect
+
+    async def hold(self, adapter: AdapterRef) -> Any:  # noqa: ANN401
+        """vLLM's request for it, for one of ours, until `release`. Raises AdapterLoadFailed."""
+        self.log.asked(adapter.digest, resident=adapter.digest in self._held)
+        self._users[adapter.digest] += 1
+        try:
+            return (await self._ready(adapter)).request
+        except BaseException:
+            await self.release(adapter.digest)
+            raise
+
+    async def release(self, digest: str) -> None:
+        """One of our requests has ended."""
+        self._users[digest] -= 1
+        if self._users[digest] <= 0:
+            del self._users[digest]
+            if digest in self._unwanted:
+                await self._forget(digest)
+
+    async def unload(self, digest: str) -> None:
+        """Forget it once no request uses it. Unknown digests are ignored."""
+        if digest in self._users or digest in self._loading:
+            self._unwanted.add(digest)
+        else:
+            await self._forget(digest)
+
+    async def keep(self, digests: tuple[str, ...]) -> None:
+        """Pin these from now on, and no others: all but one of vLLM's slots at most, or nothing else could run."""
+        self._kept = digests
+        async with self._pinning:
+            for digest in self._pinned.difference(self._wanted_pins()):
+                self._pinned.discard(digest)
+                if (held := self._held.get(digest)) is not None:
+                    # vLLM lets go of a pin only with the adapter.
+                    await self._loras.remove_lora(held.request.lora_int_id)
+                    await self._loras.add_lora(held.request)
+            for digest in self._wanted_pins():
+                await self._pin(digest)
+
+    async def residents(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Digests in device memory, and in host memory beside those, as vLLM's workers have them between two steps."""
+        per_worker = await self._loras.ask_workers("livery_adapters")
+        device, host = per_worker[0]
+        return self.digests(device), self.digests(set(host).difference(device))
+
+    def stop(self) -> None:
+        for task in self._loading.values():
+            task.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    async def _ready(self, adapter: AdapterRef) -> _Held:
+        self._unwanted.discard(adapter.digest)
+        if (held := self._held.get(adapter.digest)) is not None:
+            return held
+        task = self._loading.get(adapter.digest)
+        if task is None:
+            task = asyncio.create_task(self._load(adapter), name=f"load {adapter.digest[:12]}")
+            self._loading[adapter.digest] = task
+            task.add_done_callback(lambda done: self._loaded(adapter.digest, done))
+        return await asyncio.shield(task)  # others may wait for it as well
+
+    def _loaded(self, digest: str, task: asyncio.Task[_Held]) -> None:
+        self._loading.pop(digest, None)
+        if not task.cancelled():
+            task.exception()  # its waiters have it, or are gone
+
+    async def _load(self, adapter: AdapterRef) -> _Held:
+        begun = time.monotonic()
+        number = next(self._ids)
+        folder = self._folder / str(number)
+        try:
+            written = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._directories.write, adapter, folder, self._room.max_rank
+            )
+            self.log.read(adapter.digest, time.monotonic() - begun)
+            request = self._make(f"livery@{adapter.digest}", number, str(folder))
+            begun = time.monotonic()
+            await self._tell(request, adapter.digest)
+        except (AdapterRefused, AdapterLoadFailed) as refused:
+            await self._failed(adapter.digest, folder)
+            raise AdapterLoadFailed(str(refused), refused.code) from refused
+        except OSError as error:
+            await self._failed(adapter.digest, folder)
+            raise AdapterLoadFailed(f"its files can't be read: {error.strerror}") from error
+        self.log.placed(adapter.digest, time.monotonic() - begun)
+        held = self._held[adapter.digest] = _Held(request, folder, written.effect)
+        self._by_id[number] = adapter.digest
+        async with self._pinning:
+            if adapter.digest in self._wanted_pins():
+                await self._pin(adapter.digest)
+        if adapter.digest in self._unwanted and adapter.digest not in self._users:
+            await self._forget(adapter.digest)
+        return held
+
+    async def _failed(self, digest: str, folder: Path) -> None:
+        self.log.failed(digest)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _tell(self, request: Any, digest: str) -> None:  # noqa: ANN401
+        """Have vLLM read it, and see that every part of it is applied. Raises AdapterLoadFailed."""
+        try:
+            await self._loras.add_lora(request)
+        except CallFailed as failed:
+            log.warning("vLLM refuses adapter %s: %s", digest[:12], failed)
+            raise AdapterLoadFailed(
+                f"vLLM refuses adapter {digest[:12]}, the server's log has its reason; serve it with --engine livery",
+                NOT_APPLIED,
+            ) from failed
+        per_worker = await self._loras.ask_workers("livery_unapplied", request.lora_int_id)
+        unapplied = sorted(set.intersection(*map(set, per_worker))) if per_worker else []
+        if unapplied:
+            await self._loras.remove_lora(request.lora_int_id)
+            raise AdapterLoadFailed(
+                f"vLLM would leave out {len(unapplied)} modules of adapter {digest[:12]}, such as {unapplied[0]}: its "
+                "model has no LoRA layer there. Start the server with --vllm-arg lora_target_modules=null, or serve "
+                "it with --engine livery",
+                NOT_APPLIED,
+            )
+
+    def _wanted_pins(self) -> list[str]:
+        there = [digest for digest in self._kept if digest in self._held]
+        return there[: self._room.max_loras - 1]
+
+    async def _pin(self, digest: str) -> None:
+        if digest not in self._pinned:
+            self._pinned.add(digest)
+            request = self._held[digest].request
+            await self._loras.add_lora(request)  # it may have gone meanwhile, as the least recently used
+            await self._loras.pin_lora(request.lora_int_id)
+
+    async def _forget(self, digest: str) -> None:
+        self._unwanted.discard(digest)
+        self._pinned.discard(digest)
+        held = self._held.pop(digest, None)
+        if held is None:
+            return
+        self._by_id.pop(held.request.lora_int_id, None)
+        self.log.evicted(digest)
+        with suppress(EngineError):
+            await self._loras.remove_lora(held.request.lora_int_id)
+        await asyncio.to_thread(shutil.rmtree, held.folder, ignore_errors=True)

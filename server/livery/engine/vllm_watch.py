@@ -1,0 +1,107 @@
+"""What vLLM tells of its steps, counted; and whether it still gets on. Knows its statistics by their fields only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from livery.engine.base import EngineStats
+from livery.engine.figures import SIZES, EngineFigures
+from livery.engine.tally import AdapterLog, Tally
+
+Clock = Callable[[], float]
+
+
+class StepCounts:
+    """Counts what vLLM's statistics say of each step. Written on the event loop alone."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self.heard = clock()  # when the engine gave its last sign of life
+        self._running = self._waiting = self._steps = self._preemptions = 0
+        self._queries = self._hits = self._prompt = self._generated = 0
+        self._drafted = self._accepted = 0
+        self._usage = 0.0
+        self._sequences, self._tokens = Tally(SIZES), Tally(SIZES)
+
+    def now(self) -> float:
+        return self._clock()
+
+    def record(self, scheduler: Any, iteration: Any) -> None:  # noqa: ANN401  (vLLM's)
+        """One step: `scheduler` are its gauges, `iteration` what came of it; either may be None."""
+        self.heard = self._clock()
+        if scheduler is not None:
+            self._running = scheduler.num_running_reqs
+            self._waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
+            self._usage = scheduler.kv_cache_usage
+            self._queries += scheduler.prefix_cache_stats.queries
+            self._hits += scheduler.prefix_cache_stats.hits
+            if scheduler.spec_decoding_stats is not None:
+                self._drafted += scheduler.spec_decoding_stats.num_draft_tokens
+                self._accepted += scheduler.spec_decoding_stats.num_accepted_tokens
+        if iteration is not None:
+            prompt = iteration.prompt_token_stats.computed
+            self._steps += 1
+            self._preemptions += iteration.num_preempted_reqs
+            self._prompt += prompt
+            self._generated += iteration.num_generation_tokens
+            self._sequences.add(self._running)
+            self._tokens.add(prompt + iteration.num_generation_tokens)
+
+    def stats(self, blocks: int, adapters: AdapterLog) -> EngineStats:
+        """The newest snapshot, without what only the workers know. `blocks`: of the KV cache."""
+        return EngineStats(
+            running=self._running,
+            waiting=self._waiting,
+            blocks_total=blocks,
+            blocks_free=round(blocks * (1 - self._usage)),
+            steps=self._steps,
+            preemptions=self._preemptions,
+            prefix_queries=self._queries,
+            prefix_hits=self._hits,
+            prompt_tokens=self._prompt,
+            generated_tokens=self._generated,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
+            figures=EngineFigures(
+                step_sequences=self._sequences.spread,
+                step_tokens=self._tokens.spread,
+                reads=adapters.reads.spread,
+                copies=adapters.copies.spread,
+                load_failures=adapters.failures,
+                adapters=adapters.told(),
+            ),
+        )
+
+
+def logger_class(counts: StepCounts) -> type:
+    """What vLLM hands its statistics to: a class of its own kind, which it makes one of.
+
+    It stands in place of vLLM's Prometheus logger, which would else take a dozen locks a step for metrics that nobody
+    reads here.
+    """
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    class CountingLogger(PrometheusStatLogger):  # type: ignore[misc]
+        def __init__(self, vllm_config: object, engine_indexes: list[int] | None = None) -> None:
+            pass
+
+        def record(
+            self, scheduler_stats: object, iteration_stats: object, mm_cache_stats: object = None, engine_idx: int = 0
+        ) -> None:
+            counts.record(scheduler_stats, iteration_stats)
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+        def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
+            pass
+
+        def record_admission_rejection(self, reason: str) -> None:
+            pass
+
+        def log(self) -> None:
+            pass
+
+    return CountingLogger
