@@ -8,7 +8,7 @@ PORT ?= 8000
 # The demo model's template has no place for tools; another MODEL's may have: SERVE= leaves that to it.
 SERVE ?= --tool-parser hermes
 
-.PHONY: help setup serve test test-postgres conformance check format bench bench-peers bench-adapters peft-table
+.PHONY: help setup serve test test-postgres test-ray conformance check format bench bench-peers bench-adapters peft-table
 .PHONY: bench-cross-check bench-plan browser test-vllm observability deploy-check field-table chaos clean
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test           linters, types and the whole test suite"
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
 	@echo "make test-vllm      --engine vllm, in an environment that has vLLM (a download of 0.5 GB, 4 GB on disk, once)"
+	@echo "make test-ray       two replicas on Ray Serve in an environment of their own; ONLY=timelines.py or measure.py: a script"
 	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
 	@echo "make observability  a real Prometheus on a live server, promtool on the rules, the dashboard's queries and schema"
 	@echo "make deploy-check   the Kubernetes manifests rendered (kubectl or kustomize) and checked field by field"
@@ -66,6 +67,9 @@ test-postgres: $(VENV)/.installed
 
 test-vllm: setup
 	$(BIN)/python tests/engine_vllm/run.py
+
+test-ray: setup
+	$(BIN)/python tests/ray_serve/run.py $(ONLY)
 
 observability: setup
 	$(BIN)/pytest -m observability tests/observability

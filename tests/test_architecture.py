@@ -140,6 +140,10 @@ ALLOWED: dict[str, set[str]] = {
     "livery.scale.plan": {"livery.bench.physics", "livery_adapters", "livery_loadtest"},
     "livery.scale.simulation": {"livery.scale.plan", "livery_loadtest"},
     "livery.commands": {"livery", "livery_adapters", "livery_loadtest"},
+    **{
+        f"livery.scale.{name}": {"livery", "livery_adapters"}
+        for name in ("ray_app", "ray_config", "ray_exchange", "ray_replica", "ray_router", "ray_routing", "ray_words")
+    },
     "livery.cli": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.__main__": {"livery.cli"},
     "livery_adapters": {"livery_adapters"},

@@ -90,6 +90,15 @@ class Overloaded(ServiceRefusal):
         self.retry_after = retry_after
 
 
+class ReplicaLost(ServiceRefusal):
+    """The replica that had the request is gone, and nobody knows how far it was."""
+
+    retry_after = 1
+
+    def __init__(self) -> None:
+        super().__init__("The replica that worked on this request was lost. Please retry; another one takes it.")
+
+
 class GrammarUntried(ServiceRefusal):
     """Whether an answer can be held to a grammar isn't found out now; `retry_after` is in seconds."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -69,3 +70,40 @@ def test_when_the_follower_is_killed_another_follows(tmp_path: Path) -> None:
             follower.close()  # killed
             shutil.copytree(root / ".pool" / "1", root / "pirate")
             until(lambda: served_by(url_in(printed), "pirate") is not None, "the one that is left follows the folder")
+
+
+DAY_S = 86_400
+AHEAD = f"import time\nreal = time.time\ntime.time = lambda: real() + {DAY_S}\n"
+
+
+def test_servers_whose_clocks_differ_agree_all_the_same(tmp_path: Path) -> None:
+    """What follows what is told by numbers of the registry; the clock of one is a day ahead."""
+    root, data, skewed = tmp_path / "adapters", tmp_path / "data", tmp_path / "ahead"
+    skewed.mkdir()
+    (skewed / "sitecustomize.py").write_text(AHEAD)
+    path = os.pathsep.join(filter(None, (str(skewed), os.environ.get("PYTHONPATH"))))
+    for seed in (1, 2):
+        make_adapter(root / ".pool" / str(seed), seed=seed)
+    digests = {seed: read_manifest(root / ".pool" / str(seed)).digest[:12] for seed in (1, 2)}
+
+    def put(url: str, seed: int, **fields: int) -> int:
+        body = {"source": f".pool/{seed}", **fields}
+        return httpx.put(f"{url}/v1/adapters/pirate", json=body, timeout=30).status_code
+
+    def started(url: str) -> int:
+        return int(httpx.get(f"{url}/v1/models").json()["data"][0]["created"])
+
+    with serving(root, data, *QUIETLY) as (_, first), serving(root, data, *QUIETLY, PYTHONPATH=path) as (_, second):
+        now, ahead = url_in(first), url_in(second)
+        assert started(ahead) - started(now) > DAY_S / 2
+        for one, other in ((now, ahead), (ahead, now)):
+            for seed in (1, 2):
+                assert put(one, seed) == 200
+                until(
+                    lambda other=other, seed=seed: served_by(other, "pirate") == f"pirate@{digests[seed]}", "it follows"
+                )
+            assert httpx.post(f"{other}/v1/adapters/pirate/rollback").status_code == 200
+            until(lambda one=one: served_by(one, "pirate") == f"pirate@{digests[1]}", "it follows back")
+        generation = httpx.get(f"{now}/v1/adapters/pirate").json()["generation"]
+        assert put(ahead, 2, expected_generation=generation) == 200
+        assert put(now, 1, expected_generation=generation) == 409

@@ -146,7 +146,7 @@ class Boundary:
 
     async def _with_body(self, record: RequestRecord, headers: Headers, receive: Receive) -> Receive:
         """Read the whole body first, within limits of size and time, and hand it on as one message."""
-        size = _announced(headers)
+        size = announced(headers)
         if size > MAX_BODY:
             raise _too_large()
         if size:
@@ -313,7 +313,7 @@ def _method(scope: Scope) -> str:
     return method if method in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH") else "OTHER"
 
 
-def _announced(headers: Headers) -> int:
+def announced(headers: Headers) -> int:
     """How many bytes a body is said to have: as many as one may have where that isn't said."""
     if "transfer-encoding" in headers:
         return MAX_BODY

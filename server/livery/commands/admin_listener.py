@@ -37,7 +37,7 @@ async def admin_api(settings: Settings, parts: ServerParts, listener: Listener |
         own_socket=listener.uds is not None,
     )
     tenants = TenantManagement(parts.tenants, lambda: nullcontext(parts.registry), parts.keys)
-    server = _AdminServer(
+    server = BesideServer(
         EdgeConfig(
             create_admin_app(parts.service, tenants, doors, parts.usage),
             timeout_graceful_shutdown=GRACE_S,
@@ -53,7 +53,7 @@ async def admin_api(settings: Settings, parts: ServerParts, listener: Listener |
         await serving
 
 
-class _AdminServer(EdgeServer):
+class BesideServer(EdgeServer):
     """Signals are for the server whose beside it is."""
 
     @contextmanager

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from livery.activity import Activity
-from livery.engine.base import DEFAULT_TENANT, EngineInfo
+from livery.engine.base import DEFAULT_TENANT, EngineInfo, EngineStats
 from livery.metrics.adapters import AdapterCounts, adapter_families, tier_family
 from livery.metrics.engine import engine_families
 from livery.metrics.meter import Books, RequestMeter, Used
@@ -76,6 +76,10 @@ class Metrics:
     def forget_tenants(self, names: Collection[str]) -> None:
         """These are deleted: their series end, and another one of that name begins its own."""
         self.tenants.drop(names)
+
+    def in_memory(self, stats: EngineStats) -> frozenset[str]:
+        """The adapters whose newest versions are in the device's memory or the host's, by their names in full."""
+        return frozenset(self._residents.tiers(stats))
 
     def http(self, route: str, method: str, status: int) -> None:
         answer = route, method, str(status)

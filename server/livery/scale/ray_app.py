@@ -1,0 +1,290 @@
+"""Livery on Ray Serve: replicas that are whole servers, behind an ingress that sends each request where its adapter is.
+
+    serve run livery.scale.ray_app:app model=smollm2-135m-instruct registry=postgresql://... replicas=2
+    serve deploy config.yaml        # import_path: livery.scale.ray_app:app, args: the same
+
+Arguments are the knobs of `livery serve` and those of `livery.scale.ray_config.Scale`. Ray starts, scales, replaces and
+drains the replicas; who may ask, what is counted and how it is answered is each replica's own server's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.util.queue import Queue
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+
+from livery.api.boundary import BODY_TIMEOUT_S, CLIENT_GONE, MAX_BODY, announced
+from livery.api.errors import BodyTooSlow, describe_at
+from livery.api.routes import route_path
+from livery.api.uploads import is_upload, takes_uploads
+from livery.refusals import Overloaded, ReplicaLost
+from livery.scale.ray_config import Scale, aimed_at, busy_at, most_ongoing, parse
+from livery.scale.ray_exchange import AnswerCutShort, Forwarded, Head, Said, Wanted
+from livery.scale.ray_replica import ReplicaServer
+from livery.scale.ray_router import IDS
+from livery.scale.ray_routing import routing_id
+from livery.scale.ray_words import failed_event
+from livery.settings import Settings
+
+log = logging.getLogger("livery.ingress")
+
+ROUTER = "livery.scale.ray_router:AdapterRouter"
+STATS_S = 0.5  # how often a replica says what it has
+PIECES = 16  # of an upload, on their way to a replica
+PIECE = 256 << 10  # bytes
+STOP_S = 10.0  # what a replica takes to stop beyond the requests that it lets end
+MOST_HELD = 256 << 20  # bytes of bodies on an ingress, as in a server
+MOST_ONGOING = 8192  # on an ingress: it only passes on, and replicas bound what they take
+PLAIN_KEPT = 4096
+
+
+class Replica:
+    """A whole server in a replica of Ray's. Its methods are called by Ray."""
+
+    async def __init__(self, args: dict[str, object]) -> None:  # type: ignore[misc]  # Ray awaits it
+        scale, settings = parse(args, os.environ)
+        self._name = serve.get_replica_context().replica_id.unique_id.encode()
+        self._drain_s = float(settings.drain_timeout)
+        self._server = await ReplicaServer.start(settings)
+        if scale.replica_port:
+            await self._server.listen(scale.replica_host, scale.replica_port)
+
+    async def answer(self, request: Forwarded) -> AsyncGenerator[Said]:
+        """What the server says to a request."""
+        body = _ComingBody()
+        async with aclosing(self._server.answer(request, serve.get_multiplexed_model_id(), body.pull)) as messages:
+            async for message in messages:
+                if isinstance(message, Wanted):
+                    yield Wanted(body.open())
+                elif isinstance(message, Head):
+                    yield replace(message, headers=(*message.headers, (b"x-livery-replica", self._name)))
+                else:
+                    yield message
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What routers are told of this replica."""
+        return {IDS: sorted(await self._server.ids())}
+
+    async def check_health(self) -> None:
+        """Raises where nothing but a new replica helps."""
+        await self._server.check()
+
+    async def __del__(self) -> None:
+        server = getattr(self, "_server", None)
+        if server is not None:
+            await server.stop(self._drain_s)
+
+
+class _ComingBody:
+    """A body that an ingress sends piece by piece, once it is asked for it: only who may upload is."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Future[Queue] = asyncio.get_running_loop().create_future()
+
+    def open(self) -> Queue:
+        queue = Queue(maxsize=PIECES, actor_options={"num_cpus": 0})
+        self._queue.set_result(queue)
+        return queue
+
+    async def pull(self) -> bytes:
+        queue = await self._queue
+        piece: bytes = await queue.get_async()
+        if not piece:
+            queue.shutdown()
+        return piece
+
+
+class Ingress:
+    """Passes requests on to replicas, and their answers back as they come."""
+
+    def __init__(self, replicas: DeploymentHandle) -> None:
+        self._replicas = replicas.options(stream=True, method_name="answer")
+        self._held = 0  # bytes of bodies that are read, or have been and wait
+        self._plain: OrderedDict[str, None] = OrderedDict()  # ids that turned out to ask for no adapter
+
+    async def __call__(self, request: Request) -> Response:
+        """Ray calls it for every request."""
+        path = route_path(request.scope)
+        upload = takes_uploads(request.method, path) and is_upload(request.headers.get("content-type", ""))
+        size = 0 if upload else min(announced(request.headers), MAX_BODY)
+        if self._held + size > MOST_HELD:
+            return describe_at(Overloaded(MOST_HELD >> 20, "MiB of request bodies", 1), path).response()
+        self._held += size
+        try:
+            forwarded, rest = await _read(request, upload)
+            return await self._answer(forwarded, rest, path)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        except BodyTooSlow as error:
+            return describe_at(error, path).response()
+        finally:
+            self._held -= size
+
+    async def _answer(self, forwarded: Forwarded, rest: AsyncIterator[bytes], path: str) -> Response:
+        """The answer, once it has begun."""
+        asked = routing_id(forwarded.headers, forwarded.body)
+        told = "" if asked in self._plain else asked
+        answers = self._replicas.options(multiplexed_model_id=told).remote(forwarded)
+        try:
+            head = await self._head(answers, rest)
+        except (RayError, RayServeException, AnswerCutShort) as error:
+            answers.cancel()
+            return _failure(error, path)
+        except BaseException:
+            answers.cancel()
+            raise
+        self._note(asked, head)
+        answer = StreamingResponse(_pieces(answers, head, path), head.status)
+        answer.raw_headers = list(head.headers)
+        return answer
+
+    async def _head(self, answers: DeploymentResponseGenerator, rest: AsyncIterator[bytes]) -> Head:
+        """The answer's beginning. Beside that goes what a replica wants of the body, which it may have enough of."""
+        sending: asyncio.Task[None] | None = None
+
+        def sent(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and task.exception() is not None:  # the client left
+                answers.cancel()
+
+        try:
+            async for said in answers:
+                if isinstance(said, Wanted):
+                    sending = asyncio.create_task(_send_body(rest, said.to))
+                    sending.add_done_callback(sent)
+                elif isinstance(said, Head):
+                    return said
+        finally:
+            if sending is not None:
+                sending.cancel()
+        raise AnswerCutShort
+
+    def _note(self, asked: str, head: Head) -> None:
+        """Requests that ask for the base go to whoever has the least to do."""
+        if asked and head.base:
+            self._plain[asked] = None
+            self._plain.move_to_end(asked)
+            if len(self._plain) > PLAIN_KEPT:
+                self._plain.popitem(last=False)
+
+
+async def _read(request: Request, upload: bool) -> tuple[Forwarded, AsyncIterator[bytes]]:
+    """A request as it goes to a replica, with the rest of its body if that is an upload.
+
+    Of other bodies as much is read as the API takes, and a byte more: it has words for what is too long. Raises
+    ClientDisconnect, BodyTooSlow.
+    """
+    scope = request.scope
+    headers = tuple((bytes(name), bytes(value)) for name, value in scope["headers"])
+    rest = request.stream()
+    body = b"" if upload else await _beginning(rest)
+    client = scope.get("client")
+    forwarded = Forwarded(
+        request.method,
+        scope["scheme"],
+        scope["path"],
+        scope["query_string"],
+        headers,
+        (client[0], client[1]) if client else None,
+        body,
+        upload,
+    )
+    return forwarded, rest
+
+
+async def _beginning(rest: AsyncIterator[bytes]) -> bytes:
+    """A body up to a byte more than the API takes. Raises BodyTooSlow, ClientDisconnect."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for piece in rest:
+                body += piece
+                if len(body) > MAX_BODY:
+                    break
+    except TimeoutError:
+        raise BodyTooSlow(f"The request body didn't arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
+    return bytes(body[: MAX_BODY + 1])
+
+
+async def _send_body(rest: AsyncIterator[bytes], queue: Queue) -> None:
+    """Put what is left of a body where the replica takes it from, and its end."""
+    async for piece in rest:
+        for start in range(0, len(piece), PIECE):
+            await queue.put_async(piece[start : start + PIECE])
+    await queue.put_async(b"")
+
+
+async def _pieces(answers: DeploymentResponseGenerator, head: Head, path: str) -> AsyncGenerator[bytes]:
+    """An answer's body. A stream of events that is cut off by a lost replica ends with an event that says so."""
+    try:
+        async for piece in answers:
+            yield piece
+    except (RayError, RayServeException) as error:
+        log.warning("an answer was cut off: %s", error)
+        event = failed_event(ReplicaLost(), head, path)
+        if event is None:
+            raise  # the connection ends before the length that was announced
+        yield event
+    finally:
+        answers.cancel()
+
+
+def _failure(error: Exception, path: str) -> Response:
+    """What is said where no answer began."""
+    told: Exception = ReplicaLost()
+    if isinstance(error, BackPressureError):
+        told = Overloaded(error.max_queued_requests, "requests", 1)
+    log.warning("a request got no answer: %s: %s", type(error).__name__, error)
+    return describe_at(told, path).response()
+
+
+def app(args: dict[str, object]) -> serve.Application:
+    """The application of these arguments. Raises SettingsError."""
+    scale, settings = parse(args, os.environ)
+    replicas = serve.deployment(Replica).options(**_replica_options(scale, settings))
+    ingress = serve.deployment(Ingress).options(
+        num_replicas=scale.ingress_replicas,
+        max_ongoing_requests=MOST_ONGOING,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=settings.drain_timeout + STOP_S,
+    )
+    return ingress.bind(replicas.bind(dict(args)))
+
+
+def _replica_options(scale: Scale, settings: Settings) -> dict[str, Any]:
+    """What Ray is told of the replicas' deployment."""
+    options: dict[str, Any] = {
+        "max_ongoing_requests": most_ongoing(scale, settings),
+        "max_queued_requests": scale.max_queued_requests,
+        "graceful_shutdown_timeout_s": settings.drain_timeout + STOP_S,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": 5.0,
+        "ray_actor_options": {"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus},
+        "request_router_config": RequestRouterConfig(
+            request_router_class=ROUTER,
+            request_router_kwargs={"busy_at": busy_at(scale, settings)},
+            request_routing_stats_period_s=STATS_S,
+        ),
+    }
+    if scale.max_replicas is None:
+        options["num_replicas"] = scale.replicas
+    else:
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=scale.min_replicas,
+            max_replicas=scale.max_replicas,
+            target_ongoing_requests=aimed_at(scale, settings),
+        )
+    return options

@@ -1,0 +1,121 @@
+"""What an application of Livery on Ray Serve is told: the knobs of `livery serve`, and how many replicas are to be.
+
+    applications:
+      - import_path: livery.scale.ray_app:app
+        args: {model: smollm2-135m-instruct, registry: "postgresql://...", blob_store: "s3://...", max_replicas: 8}
+
+Knows no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from livery.commands.parts import shared_blobs
+from livery.settings import Settings, SettingsError, load_settings, usual_data_folder
+
+SLOT = "{replica}"  # in a data folder's path: the number of the replica on its machine
+RAYS_OWN = ("host", "port", "uds", "ssl_certfile", "ssl_keyfile", "max_connections")
+NOT_THERE = ("admin_port", "admin_host", "admin_uds", "admin_key")
+
+
+class Scale(BaseModel):
+    """How many replicas, and what each takes; beside these stand the knobs of `livery serve`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    replicas: int = Field(1, ge=1, description="Replicas, where they aren't scaled")
+    min_replicas: int = Field(1, ge=0, description="Fewest replicas that autoscaling leaves")
+    max_replicas: int | None = Field(None, ge=1, description="Most replicas; given, Ray scales them by requests")
+    target_ongoing_requests: float = Field(0, ge=0, description="Requests per replica aimed at; 0: half of max_running")
+    busy_requests: int = Field(
+        0, ge=0, description="Requests under way that make a replica busy, so that another is asked; 0: max_running"
+    )
+    max_ongoing_requests: int = Field(0, ge=0, description="Most requests under way on a replica; 0: max_open")
+    max_queued_requests: int = Field(1024, ge=-1, description="Requests that may wait while all replicas have the most")
+    ingress_replicas: int = Field(1, ge=1, description="Processes that pass requests on")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs that Ray sets aside for a replica")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs that Ray sets aside for a replica")
+    replica_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="First port of this machine on which its replicas answer themselves, /metrics too; 0: on none",
+    )
+    replica_host: str = Field("127.0.0.1", min_length=1, description="Address of those ports")
+
+    @property
+    def most_replicas(self) -> int:
+        return self.max_replicas or self.replicas
+
+
+def parse(args: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Scale, Settings]:
+    """The two parts of an application's arguments. Raises SettingsError."""
+    known = {name: value for name, value in args.items() if name in Scale.model_fields}
+    rest = {name: value for name, value in args.items() if name not in Scale.model_fields}
+    try:
+        scale = Scale.model_validate(known)
+    except ValidationError as error:
+        issue = error.errors()[0]
+        name = str(issue["loc"][0])
+        raise SettingsError(
+            f"{name} is {issue['input']!r}: {issue['msg']}. {Scale.model_fields[name].description}"
+        ) from None
+    settings = load_settings(rest, environ)
+    _check(scale, rest, settings)
+    return scale, settings
+
+
+def _check(scale: Scale, given: Mapping[str, object], settings: Settings) -> None:
+    for name in RAYS_OWN:
+        if name in given:
+            raise SettingsError(f"{name}: Ray Serve listens here, not Livery; say it in its http_options")
+    for name in given:
+        if name not in Settings.model_fields:
+            raise SettingsError(f"{name}: there is no such argument; `livery serve --help` and Scale list them")
+    for name in NOT_THERE:
+        if name in given:
+            raise SettingsError(
+                f"{name}: there is no admin API under Ray Serve; `livery tenants` and `livery keys` take --registry"
+            )
+    if scale.max_replicas is not None and scale.max_replicas < scale.min_replicas:
+        raise SettingsError(f"max_replicas {scale.max_replicas} is below min_replicas {scale.min_replicas}")
+    own_folders = SLOT in str(data_path(settings))
+    if scale.most_replicas > 1 and settings.registry is None:
+        raise SettingsError(
+            f"{scale.most_replicas} replicas need one registry: registry=postgresql://..., or replicas=1"
+        )
+    if own_folders and settings.blob_store is None and scale.most_replicas > 1:
+        raise SettingsError(
+            f"data {settings.data} gives each replica a folder of its own, so adapter files must be shared elsewhere: "
+            f"blob_store=s3://bucket/prefix, or a path without {SLOT} that all replicas see"
+        )
+    if own_folders and settings.adapters is not None:
+        raise SettingsError(
+            f"adapters {settings.adapters} is followed by one replica of a data folder, and {settings.data} gives each "
+            f"its own; leave {SLOT} out, or add adapters by the API"
+        )
+    shared_blobs(settings)
+
+
+def data_path(settings: Settings) -> Path:
+    """Where replicas keep their copies: one folder per machine unless told otherwise."""
+    return settings.data or usual_data_folder().with_name("ray")
+
+
+def busy_at(scale: Scale, settings: Settings) -> int:
+    """Requests under way that make a replica busy: by default as many as it computes together."""
+    return scale.busy_requests or settings.max_running
+
+
+def most_ongoing(scale: Scale, settings: Settings) -> int:
+    """Most requests under way on a replica: by default as many as its server lets in, which shares them out fairly."""
+    return scale.max_ongoing_requests or settings.max_open
+
+
+def aimed_at(scale: Scale, settings: Settings) -> float:
+    """Requests per replica that autoscaling aims at."""
+    return scale.target_ongoing_requests or max(1.0, settings.max_running / 2)

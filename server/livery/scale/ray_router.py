@@ -1,0 +1,38 @@
+"""How Ray chooses a replica: its own router's extension point over the order that `ray_routing` finds."""
+
+from __future__ import annotations
+
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+from livery.scale.ray_routing import Standing, ranked
+
+IDS = "ids"  # what a replica's routing stats have its ids under
+
+
+class AdapterRouter(RequestRouter):  # type: ignore[misc]  # Ray is not there when types are checked
+    """Requests for an adapter go where it is in memory, spill when that replica is busy, and cold ones spread."""
+
+    def initialize_state(self, busy_at: int) -> None:
+        """Ray calls it with the router's keyword arguments; `busy_at` are requests under way on a replica."""
+        self._busy_at = busy_at
+        self._ids: dict[str, frozenset[str]] = {}
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Ray calls it whenever replicas come, go or say something new of themselves."""
+        self._ids = {one.replica_id.unique_id: frozenset((one.routing_stats or {}).get(IDS, ())) for one in replicas}
+        super().update_replicas(replicas)
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The ranks in which Ray is to ask replicas whether they take a request."""
+        asked = ""
+        if pending_request is not None:
+            asked = pending_request.metadata.multiplexed_model_id
+            pending_request.routing_context.should_backoff = True  # where nobody takes it
+        by_id = {one.replica_id.unique_id: one for one in candidate_replicas}
+        standing = [
+            Standing(name, asked in self._ids.get(name, ()), self.replica_queue_len_cache.get(one.replica_id) or 0)
+            for name, one in by_id.items()
+        ]
+        return [[by_id[one.replica] for one in rank] for rank in ranked(asked, standing, self._busy_at)]

@@ -1,0 +1,114 @@
+"""Where a request goes among replicas: an id of what it asks for, the order in which replicas suit it, and which ids a
+replica says it has.
+
+The order is that of rendezvous hashing with bounded loads: every process that routes finds the same one without asking
+anybody, cold adapters spread evenly, and another replica takes over only its own share of them. What is in a replica's
+memory comes before that. (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998; Mirrokni,
+Thorup and Zadimoghaddam, "Consistent hashing with bounded loads", 2018.) Knows no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+ID_DIGITS = 24
+MOST_IDS = 4096  # that a replica remembers; each is told to Ray's controller while it counts
+KEYS = (b"authorization", b"x-api-key")
+
+
+def routing_id(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> str:
+    """What Ray goes by for a request: the same for the same key and model; empty where no model is named.
+
+    A digest of both, so that Ray's metrics and dashboard show no names, and what one key asks for has nothing to do
+    with what another one calls the same. It decides nothing but the way: who may have what, the replica says.
+    """
+    model = _model(body)
+    if model is None:
+        return ""
+    digest = hashlib.sha256()
+    for name, value in headers:
+        if name in KEYS:
+            digest.update(len(value).to_bytes(8) + value)
+    digest.update(b"\0" + model.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:ID_DIGITS]
+
+
+def _model(body: bytes) -> str | None:
+    """The `model` of a JSON object; None for anything else, which the replica will have its own words for."""
+    if body.lstrip()[:1] != b"{":
+        return None
+    try:
+        read = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    model = read.get("model")
+    return model if isinstance(model, str) and model else None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A replica as a router sees it: whether it has what is asked for, and its requests under way."""
+
+    replica: str
+    has: bool
+    ongoing: int
+
+
+def ranked(asked: str, standing: Sequence[Standing], busy_at: int) -> list[list[Standing]]:
+    """The replicas in the order in which they suit a request; those of one rank suit it alike.
+
+    Who has the adapter and isn't busy comes first, then who isn't busy, each in the order that the id gives them, so
+    that what one busy replica passes on goes to the same other one. Last come all alike, for a time when all are busy,
+    and for requests that ask for no adapter.
+    """
+    ranks = []
+    if asked:
+        free = [one for one in standing if one.ongoing < busy_at]
+        ranks = [[one] for one in sorted(free, key=lambda one: (one.has, _draw(asked, one)), reverse=True)]
+    return [*ranks, list(standing)]
+
+
+def _draw(asked: str, one: Standing) -> bytes:
+    """How well a replica suits an id, as chance has it: the same wherever it is asked."""
+    return hashlib.sha256(f"{asked}\0{one.replica}".encode()).digest()
+
+
+class Announced:
+    """The ids that a replica says it has: of requests under way, and of adapters that are in its memory.
+
+    Use from one event loop.
+    """
+
+    def __init__(self, most: int = MOST_IDS) -> None:
+        self._most = most
+        self._under_way: Counter[str] = Counter()
+        self._adapters: OrderedDict[str, str] = OrderedDict()  # id -> adapter's name in full, the longest unused first
+
+    def begin(self, asked: str) -> None:
+        """A request came. Others for the same are to follow it, also before its adapter is loaded."""
+        if asked:
+            self._under_way[asked] += 1
+
+    def end(self, asked: str, adapter: str | None) -> None:
+        """It is over; it ran on this adapter, None: on the base, or not at all."""
+        if not asked:
+            return
+        self._under_way[asked] -= 1
+        if not self._under_way[asked]:
+            del self._under_way[asked]
+        if adapter is None:
+            self._adapters.pop(asked, None)
+            return
+        self._adapters[asked] = adapter
+        self._adapters.move_to_end(asked)
+        if len(self._adapters) > self._most:
+            self._adapters.popitem(last=False)
+
+    def ids(self, in_memory: Collection[str]) -> frozenset[str]:
+        """What is said, where these adapters are in memory, by their names in full."""
+        return frozenset(self._under_way) | {one for one, adapter in self._adapters.items() if adapter in in_memory}

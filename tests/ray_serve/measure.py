@@ -1,0 +1,178 @@
+"""What Ray's way costs and what its routing finds: residency of 100 adapters on two replicas, and time per token.
+
+    make test-ray ONLY=measure.py
+
+Residency: requests drawn by Zipf 1.0 over 100 adapters, on replicas that have room for a quarter of them each, against
+one replica with the room of both, the same requests, the same engine: what no routing could better. Per token: streams
+through Ray and to a replica's own port, in turn; CPU time of every process on the way, per token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+from peft import LoraConfig
+
+from chaos.common import Run, arguments
+from engine.oracle import save_adapter
+from ray_serve.cluster import KEY, Deployed, cluster
+from server.running import tiny_model
+
+ADAPTERS = 100
+ROOM = 25  # adapters in a replica's memory
+HEADERS = {"authorization": f"Bearer {KEY}"}
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> int:
+    options = arguments(__doc__ or "", requests=3000, together=4, tokens=200, streams=8, pairs=5)
+    run = Run("Ray Serve's routing and its way", options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = tiny_model(folder / "tiny")
+        for seed in range(ADAPTERS):
+            save_adapter(
+                model, folder / "made" / f"a{seed}", seed, LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
+            )
+        weights = 1 / np.arange(1, ADAPTERS + 1)
+        drawn = np.random.default_rng(run.seed).choice(ADAPTERS, size=options.requests, p=weights / weights.sum())
+        with cluster(folder, model, max_running=8, max_rank=8, keep_versions=1) as deployed:
+            deployed.wait_for_replicas(2)
+            asyncio.run(_take_in(deployed, folder / "made"))
+            size = _bytes_of_one(deployed)
+            run.say(f"{ADAPTERS} adapters of {size:.0f} bytes are taken in")
+            found = {}
+            for replicas, room in ((1, 2 * ROOM), (2, ROOM)):
+                memory = {"adapter_memory": int(size * room), "host_adapter_memory": 1024}
+                deployed.replace(replicas=replicas, **memory)
+                asyncio.run(_ask_all(deployed, drawn[: options.requests // 3], options.together))
+                hits, misses = _residency(deployed)
+                asyncio.run(_ask_all(deployed, drawn[options.requests // 3 :], options.together))
+                now_hits, now_misses = _residency(deployed)
+                asked = now_hits - hits + now_misses - misses
+                found[replicas] = (now_hits - hits) / asked
+                run.say(
+                    f"{replicas} replicas with room for {room} each: {found[replicas]:.3f} of {asked:.0f} were hits"
+                )
+            share = found[2] / found[1]
+            run.check(f"residency is {share:.3f} of what one replica with the room of both finds", share >= 0.9)
+            deployed.replace(replicas=2, adapter_memory=int(size * ADAPTERS * 2), host_adapter_memory=1 << 20)
+            _per_token(run, deployed, options.tokens, options.streams, options.pairs)
+    return run.finish()
+
+
+async def _take_in(deployed: Deployed, made: Path) -> None:
+    async with httpx.AsyncClient(base_url=deployed.own_urls[0], headers=HEADERS, timeout=300, trust_env=False) as http:
+        for folder in sorted(made.iterdir()):
+            names = ("adapter_config.json", "adapter_model.safetensors")
+            files = {name: (name, (folder / name).read_bytes()) for name in names}
+            answer = await http.post(f"/v1/adapters/{folder.name}/versions", files=files)
+            assert answer.status_code in (200, 201), answer.text
+
+
+async def _ask_all(deployed: Deployed, drawn: np.ndarray, together: int) -> None:
+    """Ask for these adapters in this order, so many at a time."""
+    left = iter(drawn.tolist())
+
+    async def client() -> None:
+        async with httpx.AsyncClient(base_url=deployed.url, headers=HEADERS, timeout=300, trust_env=False) as http:
+            for index in left:
+                body = {"model": f"a{index}", "prompt": [5, 6, 7], "max_tokens": 2, "temperature": 0}
+                answer = await http.post("/v1/completions", json=body)
+                assert answer.status_code == 200, answer.text
+
+    await asyncio.gather(*(client() for _ in range(together)))
+
+
+def _scraped(deployed: Deployed, metric: str) -> float:
+    """The sum of a metric over all replicas and series."""
+    total = 0.0
+    for url in deployed.own_urls:
+        with deployed.http(url) as http:
+            for line in http.get("/metrics").text.splitlines():
+                if line.startswith(f"{metric}{{") or line.startswith(f"{metric} "):
+                    total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
+def _residency(deployed: Deployed) -> tuple[float, float]:
+    return _scraped(deployed, "livery_adapter_hits_total"), _scraped(deployed, "livery_adapter_misses_total")
+
+
+def _bytes_of_one(deployed: Deployed) -> float:
+    """What an adapter takes of a replica's memory, by asking for two."""
+    asyncio.run(_ask_all(deployed, np.arange(ADAPTERS), 1))
+    with deployed.http(deployed.own_urls[0]) as http:
+        adapters = http.get("/v1/status").json()["memory"]["device"]
+    return float(adapters["used_bytes"]) / max(1, int(adapters["adapters"]))
+
+
+def _per_token(run: Run, deployed: Deployed, tokens: int, streams: int, pairs: int) -> None:
+    """The same streams through Ray and to one replica's own port, in turn."""
+    ways = {"direct": deployed.own_urls[0], "ray": deployed.url}
+    for name, url in ways.items():
+        asyncio.run(_streams(url, streams, 8))
+        run.say(f"{name} is warm")
+    for together in (1, streams):
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        cpu: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(pairs):
+            for name, url in ways.items():
+                before = _cpu_s()
+                took = asyncio.run(_streams(url, together, tokens))
+                times[name].append(1e3 * took / tokens)
+                cpu[name].append(1e6 * (_cpu_s() - before) / (tokens * together))
+        for name in ways:
+            run.say(
+                f"{together} streams, {name}: {statistics.median(times[name]):.2f} ms a token of each, "
+                f"{statistics.median(cpu[name]):.0f} us of CPU a token outside engines and client"
+            )
+        paired = [ray - direct for ray, direct in zip(times["ray"], times["direct"], strict=True)]
+        spent = [ray - direct for ray, direct in zip(cpu["ray"], cpu["direct"], strict=True)]
+        run.say(
+            f"{together} streams: Ray's way costs {statistics.median(paired):+.2f} ms and "
+            f"{statistics.median(spent):+.0f} us of CPU a token"
+        )
+
+
+async def _streams(url: str, count: int, tokens: int) -> float:
+    """Seconds from the first to the last byte of so many streams together."""
+    body = {"model": "a0", "prompt": [5, 6, 7], "max_tokens": tokens, "ignore_eos": True, "stream": True}
+
+    async def one(http: httpx.AsyncClient) -> float:
+        async with http.stream("POST", "/v1/completions", json=body) as answer:
+            assert answer.status_code == 200
+            begun = 0.0
+            async for _ in answer.aiter_raw():
+                begun = begun or time.perf_counter()
+            return time.perf_counter() - begun
+
+    async with httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=300, trust_env=False) as http:
+        return statistics.fmean(await asyncio.gather(*(one(http) for _ in range(count))))
+
+
+def _cpu_s() -> float:
+    """CPU time of all of Ray's processes, replicas among them, without the engines and this one."""
+    total = 0.0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes()
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if title.startswith(b"ray::"):
+                total += TICK_S * (int(fields[11]) + int(fields[12]))
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The arguments of an application on Ray Serve, and how its last words to a cut stream look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from livery.refusals import ReplicaLost
+from livery.scale.ray_config import aimed_at, busy_at, data_path, most_ongoing, parse
+from livery.scale.ray_exchange import Head
+from livery.scale.ray_words import failed_event
+from livery.settings import SettingsError
+
+SHARED = {"model": "m", "registry": "postgresql://db/livery", "blob_store": "s3://bucket/x", "data": "/srv/{replica}"}
+SSE = Head(200, ((b"content-type", b"text/event-stream"),))
+
+
+def test_knobs_of_the_server_and_of_the_cluster_stand_beside_each_other() -> None:
+    scale, settings = parse(
+        {**SHARED, "replicas": "4", "max_running": "32", "num_gpus": 0.5}, {"LIVERY_MAX_OPEN": "99"}
+    )
+    assert (scale.replicas, scale.num_gpus, settings.max_running) == (4, 0.5, 32)
+    assert (busy_at(scale, settings), most_ongoing(scale, settings), aimed_at(scale, settings)) == (32, 99, 16.0)
+    assert data_path(parse({"model": "m"}, {"XDG_DATA_HOME": "/x"})[1]).name == "ray"
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"replicas": 0}, "replicas is 0"),
+        ({"replicas": "many"}, "replicas is 'many'"),
+        ({"port": 8000}, "Ray Serve listens"),
+        ({"admin_port": 9000}, "no admin API"),
+        ({"colour": "red"}, "no such argument"),
+        ({"max_replicas": 2, "min_replicas": 3}, "below min_replicas"),
+        ({"replicas": 2, "registry": None, "blob_store": None}, "one registry"),
+        ({"replicas": 2, "blob_store": None}, "blob_store=s3://"),
+        ({"adapters": "/srv/adapters"}, "leave {replica} out"),
+        ({"blob_store": "ftp://x"}, "--blob-store"),
+        ({"model": None}, "--model is needed"),
+    ],
+)
+def test_what_cannot_be_says_so(changed: dict[str, Any], says: str) -> None:
+    args = {name: value for name, value in {**SHARED, **changed}.items() if value is not None}
+    with pytest.raises(SettingsError) as caught:
+        parse(args, {})
+    assert says in str(caught.value)
+
+
+def told(path: str, head: Head = SSE) -> tuple[bytes, dict[str, Any]]:
+    event = failed_event(ReplicaLost(), head, path)
+    assert event is not None
+    name, _, data = event.rpartition(b"data: ")
+    return name, orjson.loads(data)
+
+
+def test_a_cut_stream_ends_in_the_words_of_its_route() -> None:
+    name, data = told("/v1/chat/completions")
+    assert (name, data["error"]["code"]) == (b"", "replica_lost")
+    name, data = told("/v1/messages")
+    assert (name, data["type"], data["error"]["type"]) == (b"event: error\n", "error", "overloaded_error")
+    name, data = told("/llm/v1/responses")
+    assert (name, data["type"], data["code"]) == (b"event: error\n", "error", "replica_lost")
+    assert failed_event(ReplicaLost(), Head(200, ()), "/v1/chat/completions") is None

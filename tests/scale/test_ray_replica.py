@@ -1,0 +1,109 @@
+"""A whole server without a listener, over a fake engine: what a replica of Ray Serve is."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from api.live_server import MODULES, VOCAB
+from api.peft_files import make_adapter
+from livery.engine.base import Engine
+from livery.engine.fake import FakeEngine
+from livery.models import resolve_model
+from livery.refusals import NotReady
+from livery.scale.ray_config import parse
+from livery.scale.ray_exchange import Forwarded, Head
+from livery.scale.ray_replica import ReplicaServer
+from livery.settings import Settings
+from livery.tenancy import OpenDoor
+
+KEY = "lv-test"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    model = tmp_path / "model"
+    model.mkdir()
+    demo = resolve_model("smollm2-135m-instruct").path
+    for name in (*TOKENIZER, "config.json"):
+        shutil.copy(demo / name, model / name)
+    (model / "model.safetensors").touch()  # the fake engine reads no weights
+    make_adapter(tmp_path / "adapters" / "pirate")
+    args = {"model": str(model), "data": str(tmp_path / "data"), "adapters": str(tmp_path / "adapters"), "api_key": KEY}
+    return parse({**args, "max_rank": 8}, {})[1]
+
+
+def fake(*_: object) -> Engine:
+    return FakeEngine(vocab_size=VOCAB, max_model_len=256, modules=MODULES)
+
+
+@pytest.fixture
+async def server(settings: Settings) -> AsyncIterator[ReplicaServer]:
+    server = await ReplicaServer.start(settings, fake)
+    yield server
+    await server.stop(5.0)
+
+
+def asking(model: str, key: str = KEY, **fields: object) -> Forwarded:
+    body = orjson.dumps({"model": model, "prompt": [5, 6], "max_tokens": 3, **fields})
+    headers = ((b"authorization", f"Bearer {key}".encode()), (b"content-type", b"application/json"))
+    return Forwarded("POST", "http", "/v1/completions", b"", (*headers, (b"host", b"x")), ("10.0.0.1", 5), body)
+
+
+async def answer(server: ReplicaServer, request: Forwarded, asked: str = "") -> tuple[Head, bytes]:
+    said = [message async for message in server.answer(request, asked, asyncio.Event().wait)]  # type: ignore[arg-type]
+    assert isinstance(said[0], Head)
+    return said[0], b"".join(piece for piece in said[1:] if isinstance(piece, bytes))
+
+
+async def test_it_answers_as_the_server_does(server: ReplicaServer) -> None:
+    head, body = await answer(server, asking("pirate"))
+    assert head.status == 200
+    assert dict(head.headers)[b"x-livery-adapter"].startswith(b"pirate@")
+    assert not head.base
+    assert (await answer(server, asking("model")))[0].base
+    assert orjson.loads(body)["usage"]["completion_tokens"] == 3
+    assert (await answer(server, asking("pirate", key="other")))[0].status == 401
+    assert (await answer(server, asking("nobody")))[0].status == 404
+    _, events = await answer(server, asking("pirate", stream=True))
+    assert events.endswith(b"data: [DONE]\n\n")
+
+
+async def test_it_says_which_adapters_are_in_its_memory(server: ReplicaServer) -> None:
+    await answer(server, asking("pirate"), "id-of-pirate")
+    await answer(server, asking("nobody"), "id-of-nobody")
+    await answer(server, asking("model"), "id-of-base")
+    assert await server.ids() == {"id-of-pirate"}
+
+
+async def test_strangers_are_not_let_in_without_a_key(settings: Settings) -> None:
+    with pytest.raises(OpenDoor):
+        await ReplicaServer.start(settings.model_copy(update={"api_key": None}), fake)
+
+
+async def test_it_is_unhealthy_when_its_engine_is_lost(settings: Settings) -> None:
+    engine = FakeEngine(vocab_size=VOCAB, max_model_len=256, modules=MODULES)
+    server = await ReplicaServer.start(settings, lambda *_: engine)
+    await server.check()
+    await engine.die()
+    with pytest.raises(NotReady):
+        await server.check()
+    await server.stop(0.0)
+
+
+async def test_replicas_of_a_machine_have_folders_of_their_own_and_take_over_those_that_are_left(
+    settings: Settings, tmp_path: Path
+) -> None:
+    own = settings.model_copy(update={"data": tmp_path / "own-{replica}", "adapters": None})
+    one, two = await ReplicaServer.start(own, fake), await ReplicaServer.start(own, fake)
+    await one.stop(0.0)
+    three = await ReplicaServer.start(own, fake)
+    assert sorted(path.name for path in tmp_path.glob("own-*")) == ["own-0", "own-1"]
+    await two.stop(0.0)
+    await three.stop(0.0)

@@ -1,0 +1,103 @@
+"""Which replica a request goes to, and what a replica says it has: no Ray in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import orjson
+import pytest
+
+from livery.scale.ray_routing import Announced, Standing, ranked, routing_id
+
+KEY = ((b"authorization", b"Bearer lv-one"),)
+OTHER = ((b"authorization", b"Bearer lv-two"),)
+
+
+def body(model: object) -> bytes:
+    return orjson.dumps({"model": model, "messages": []})
+
+
+def first(asked: str, standing: list[Standing], busy_at: int = 8) -> str:
+    return ranked(asked, standing, busy_at)[0][0].replica
+
+
+def replicas(count: int, ongoing: int = 0) -> list[Standing]:
+    return [Standing(f"r{index}", False, ongoing) for index in range(count)]
+
+
+def test_an_id_is_of_key_and_model() -> None:
+    pirate = routing_id(KEY, body("pirate"))
+    assert pirate == routing_id((*KEY, (b"accept", b"*/*")), b" \n" + body("pirate"))
+    assert len({pirate, routing_id(KEY, body("sailor")), routing_id(OTHER, body("pirate")), routing_id((), b"")}) == 4
+    assert "pirate" not in pirate
+    assert routing_id(((b"x-api-key", b"lv-one"),), body("pirate")) != routing_id((), body("pirate"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"model=pirate", body(None), body(7), body(""), body(["pirate"]), b'{"a": ' * 9000]
+)
+def test_what_names_no_model_has_none(content: bytes) -> None:
+    assert routing_id(KEY, content) == ""
+
+
+def test_who_has_it_comes_first_unless_busy() -> None:
+    for holder in ("r0", "r1", "r2"):
+        standing = [Standing(one.replica, one.replica == holder, 7) for one in replicas(3)]
+        assert first("pirate", standing) == holder
+        full = [Standing(one.replica, one.has, 8 if one.has else 0) for one in standing]
+        spilled = ranked("pirate", full, 8)
+        assert spilled[0][0].replica != holder
+        assert [one.replica for one in spilled[-1]] == ["r0", "r1", "r2"]
+
+
+def test_what_a_busy_one_passes_on_goes_to_the_same_other_one() -> None:
+    standing = replicas(5)
+    home = first("pirate", standing)
+    busy = [Standing(one.replica, False, 99 if one.replica == home else 0) for one in standing]
+    assert len({first("pirate", busy[shift:] + busy[:shift]) for shift in range(5)}) == 1
+    assert first("pirate", busy) != home
+
+
+def test_when_all_are_busy_ray_takes_whoever_has_the_least() -> None:
+    standing = replicas(3, ongoing=8)
+    assert ranked("pirate", standing, 8) == [standing]
+
+
+def test_requests_for_no_adapter_go_anywhere() -> None:
+    standing = replicas(3)
+    assert ranked("", standing, 8) == [standing]
+
+
+def test_cold_adapters_spread_and_stay_when_replicas_come() -> None:
+    names = [f"adapter-{index}" for index in range(2000)]
+    before = {name: first(name, replicas(4)) for name in names}
+    assert all(abs(count - 500) < 100 for count in Counter(before.values()).values())
+    after = {name: first(name, replicas(5)) for name in names}
+    moved = {name for name in names if before[name] != after[name]}
+    assert {after[name] for name in moved} == {"r4"}
+    assert abs(len(moved) - 400) < 100
+
+
+def test_a_replica_says_what_is_under_way_and_in_memory() -> None:
+    announced = Announced()
+    announced.begin("one")
+    announced.begin("one")
+    announced.begin("")
+    assert announced.ids(()) == {"one"}
+    announced.end("one", "acme/pirate")
+    announced.end("", None)
+    assert announced.ids(()) == {"one"}
+    announced.end("one", "acme/pirate")
+    assert announced.ids(()) == frozenset()
+    assert announced.ids({"acme/pirate"}) == {"one"}
+    announced.begin("one")
+    announced.end("one", None)  # its name is gone, or leads to the base now
+    assert announced.ids({"acme/pirate"}) == frozenset()
+
+
+def test_of_ids_that_came_long_ago_a_replica_says_nothing() -> None:
+    announced = Announced(most=3)
+    for asked in ("a", "b", "c", "a", "d"):
+        announced.begin(asked)
+        announced.end(asked, "pirate")
+    assert announced.ids({"pirate"}) == {"c", "a", "d"}
