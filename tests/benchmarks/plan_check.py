@@ -4,21 +4,28 @@
 
 The machine's bandwidth and arithmetic are measured between the cells (medians count). Decode steps and prompts are
 single steps of the engine; `floor` is the plan's physics, `expected` the plan at its default efficiencies, `calibrated`
-the plan at the two efficiencies that one decode step and one prompt of this run have (marked *), as one would set
-`--bandwidth-efficiency` and `--compute-efficiency` from one's own measurement. The serving cells keep a number of
-requests under way through the whole engine, scheduler and all, their adapters drawn by Zipf's law, and compare tokens a
-second and the distinct adapters of a step.
+the plan at the two efficiencies that make two of the steps right (marked *), as one would set `--bandwidth-efficiency`
+and `--compute-efficiency` from one's own measurement. The serving cells keep a number of requests under way through the
+whole engine, scheduler and all, their adapters drawn by Zipf's law, and compare tokens a second and the distinct
+adapters of a step.
+
+    python tests/benchmarks/plan_check.py --bench loadtest/results/2026-11-21-engine-cpu.json
+
+puts the plan beside the steps that `livery bench engine` measured, and measures nothing itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import statistics
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +43,8 @@ from livery.scale.plan.accelerators import Accelerator
 from livery.scale.plan.planner import Plan, make_plan
 from livery.scale.plan.popularity import expected_distinct, zipf
 from livery.scale.plan.question import Question
-from livery.scale.plan.shapes import model_shape
+from livery.scale.plan.roofline import StepCosts
+from livery.scale.plan.shapes import ModelShape, model_shape
 from livery_loadtest.origin import Origin, document, write_json
 from livery_loadtest.random_adapters import write_random_adapters
 
@@ -45,8 +53,9 @@ RANK, ADAPTERS, CONTEXT = 16, 32, 128
 PROMPT, OUTPUT = 128, (32, 96)  # tokens; answers are of any length between
 DECODE = ((1, 0), (1, 1), (4, 4), (8, 1), (8, 8), (16, 4), (16, 16), (32, 1), (32, 32), (64, 32))
 PROMPTS = (256, 512, 1024)
-STREAMS = (1, 8, 16, 32)
-BANDWIDTH_CELL, COMPUTE_CELL = "decode 1 x 0", "prompt 512"
+STREAMS = (1, 8, 16)
+FEWEST_SERVED = 12  # requests of a serving cell at least
+CALIBRATING = ((1, 0), (32, 1))  # decode steps: rows, distinct adapters
 say = Console(stderr=True).print
 
 
@@ -68,26 +77,21 @@ class Cell:
         return self.measured / self.calibrated if self.unit == "s" else self.calibrated / self.measured
 
 
-class Check:
-    """Cells of one layout of the weights."""
+class Beside:
+    """The plan for a machine that reached `peak`, beside what an engine did there."""
 
-    def __init__(self, bench: Workbench, adapters: Sequence[AdapterRef], layout: str, rounds: int) -> None:
-        self.bench, self.adapters, self.layout, self.rounds = bench, adapters, layout, rounds
-        self.peaks: list[Peak] = []
-        self.shape = model_shape(bench.config.model_path)
-
-    def look(self) -> None:
-        self.peaks.append(measure_peak(torch.device("cpu"), self.bench.runner.kernels))
+    def __init__(self, shape: ModelShape, layout: str, peak: Peak, context: int) -> None:
+        self.shape, self.layout, self.peak, self.context = shape, layout, peak, context
+        self.own: dict[str, float] = {}
 
     def plan(self, **fields: float) -> Plan:
-        """The plan for this machine as it was measured, for the serving cells' load."""
-        peak = Peak.typical(self.peaks)
+        """The plan for the serving cells' load."""
         machine = Accelerator(
             name="cpu",
             kind="cpu",
             memory_gb=8,
-            bandwidth_gb_s=peak.bandwidth / 1e9,
-            tflops=peak.flops / 1e12,
+            bandwidth_gb_s=self.peak.bandwidth / 1e9,
+            tflops=self.peak.flops / 1e12,
         )
         question = Question(
             gpu=machine,
@@ -101,92 +105,131 @@ class Check:
         )
         return make_plan(replace(question, **fields))
 
-    def steps(self) -> dict[str, float]:
-        """Seconds of decode steps and prompts by name, medians of rounds in which all take turns."""
-        variants = {
-            f"decode {rows} x {distinct}": self.bench.decoder(rows, CONTEXT, self.adapters[:distinct] or [None])
-            for rows, distinct in DECODE
-        }
-        variants |= {f"prompt {tokens}": self.bench.reader(tokens, self.adapters[0]) for tokens in PROMPTS}
-        found: dict[str, list[float]] = {name: [] for name in variants}
-        for _ in range(self.rounds):
-            self.look()
-            for name, seconds in alternate(variants, 1, 3).items():
-                found[name] += seconds
-        return {name: statistics.median(seconds) for name, seconds in found.items()}
+    def calibrate(self, measured: dict[str, float]) -> None:
+        """The two efficiencies at which reading and computing add up to the time of both calibrating cells."""
+        floor = self.plan().floor
+        parts, times = [], []
+        for rows, distinct in CALIBRATING:
+            keys = rows * self.context
+            parts.append((floor.reading(keys, distinct), floor.computing(rows, keys)))
+            times.append(measured[f"decode {rows} x {distinct}"])
+        solved = np.linalg.solve(np.array(parts), np.array(times))
+        names = ("bandwidth_efficiency", "compute_efficiency")
+        self.own = {name: float(np.clip(1 / one, 0.01, 1.0)) for name, one in zip(names, solved, strict=True)}
+        say(f"{self.layout}: {', '.join(f'{name} {value:.2f}' for name, value in self.own.items())}")
 
-    def cells(self) -> list[Cell]:
-        """Every single step beside the plan, then the engine as a whole."""
-        measured = self.steps()
-        plan = self.plan()
-
-        def told(name: str, one: Plan) -> tuple[float, float]:
-            kind, _, rest = name.partition(" ")
-            if kind == "prompt":
-                return one.floor.prefill(int(rest)), one.expected.prefill(int(rest))
-            rows, _, distinct = rest.partition(" x ")
-            keys = int(rows) * CONTEXT
-            costs = (one.floor, one.expected)
-            floor, expected = (cost.decode(int(rows), keys, int(distinct)) for cost in costs)
-            return floor, expected
-
-        own = {
-            "bandwidth_efficiency": min(1.0, told(BANDWIDTH_CELL, plan)[0] / measured[BANDWIDTH_CELL]),
-            "compute_efficiency": min(1.0, told(COMPUTE_CELL, plan)[0] / measured[COMPUTE_CELL]),
-        }
-        say(
-            f"{self.layout}: efficiencies {own}, engine holds {self.bench.info.weight_bytes / 1e6:.1f} MB, "
-            f"the plan {plan.memory.weights / 1e6:.1f}"
-        )
-        calibrated = self.plan(**own)
-        found = [
-            Cell(self.layout, name, seconds, *told(name, plan), told(name, calibrated)[1])
+    def steps(self, measured: dict[str, float]) -> list[Cell]:
+        """Single steps, named `decode ROWS x DISTINCT` and `prompt TOKENS`."""
+        plain, calibrated = self.plan(), self.plan(**self.own)
+        return [
+            Cell(
+                self.layout,
+                name,
+                seconds,
+                *(self._told(name, costs) for costs in (plain.floor, plain.expected, calibrated.expected)),
+            )
             for name, seconds in measured.items()
         ]
-        for streams in STREAMS:
-            rate, distinct = self.serve(streams)
-            expected, own_plan = self.plan(max_running=streams), self.plan(max_running=streams, **own)
-            perfect = self.plan(max_running=streams, bandwidth_efficiency=1.0, compute_efficiency=1.0)
-            tokens = [
-                one.replica.rate_at(streams) * one.question.output_tokens for one in (perfect, expected, own_plan)
-            ]
-            found.append(Cell(self.layout, f"serving {streams} streams", rate, *tokens, unit="tokens/s"))
-            closed_form = expected_distinct(zipf(ADAPTERS, 1.0), streams)
-            distinct_cell = (distinct, closed_form, closed_form, closed_form)
-            found.append(Cell(self.layout, f"distinct of {streams} streams", *distinct_cell, unit="adapters"))
-        return found
 
-    def serve(self, streams: int) -> tuple[float, float]:
-        """Tokens a second and distinct adapters a step of a closed loop, once all streams have begun anew."""
-        rng = np.random.default_rng(streams)
-        shares = zipf(ADAPTERS, 1.0)
-        bench, under_way = self.bench, dict[str, int]()
+    def _told(self, name: str, costs: StepCosts) -> float:
+        kind, _, rest = name.partition(" ")
+        if kind == "prompt":
+            return costs.prefill(int(rest))
+        rows, _, distinct = rest.partition(" x ")
+        return costs.decode(int(rows), int(rows) * self.context, int(distinct))
 
-        def submit() -> None:
-            adapter = int(rng.choice(ADAPTERS, p=shares))
-            length = int(rng.integers(OUTPUT[0], OUTPUT[1], endpoint=True))
-            under_way[bench.submit(bench.tokens(PROMPT), length, self.adapters[adapter])] = adapter
+    def serving(self, streams: int, rate: float, distinct: float) -> list[Cell]:
+        """A closed loop's tokens a second, and the distinct adapters of its steps."""
+        perfect = {"bandwidth_efficiency": 1.0, "compute_efficiency": 1.0}
+        plans = [self.plan(max_running=streams, **efficiencies) for efficiencies in (perfect, {}, self.own)]
+        tokens = [one.replica.rate_at(streams) * one.question.output_tokens for one in plans]
+        closed_form = expected_distinct(zipf(ADAPTERS, 1.0), streams)
+        return [
+            Cell(self.layout, f"serving {streams} streams", rate, *tokens, unit="tokens/s"),
+            Cell(self.layout, f"distinct, {streams} streams", distinct, *[closed_form] * 3, unit="adapters"),
+        ]
 
-        for _ in range(streams):
+
+def of_bench(document: dict[str, Any]) -> tuple[dict[str, float], Peak, int]:
+    """Decode steps and prompts of a `livery bench engine` document, its machine's peak, and its rows' context."""
+    measured: dict[str, float] = {}
+    for row in document["rows"]:
+        facts = row["facts"]
+        if found := re.match(r"one adapter / base, decode, (\d+) rows", row["name"]):
+            rows = found.group(1)
+            measured[f"decode {rows} x 0"], measured[f"decode {rows} x 1"] = facts["base"]["time"], facts["one"]["time"]
+        elif found := re.match(r"(\d+) distinct adapters, decode", row["name"]):
+            measured[f"decode {found.group(1)} x {found.group(1)}"] = facts["mixed"]["time"]
+        elif found := re.match(r"prefill with adapter / base, (\d+) tokens", row["name"]):
+            measured[f"prompt {found.group(1)}"] = facts["one"]["time"]
+    peaks = [Peak(one["bandwidth"], one["flops"]) for one in document["peaks"]]
+    return measured, Peak.typical(peaks), document["sizes"]["context"]
+
+
+def steps_of(bench: Workbench, adapters: Sequence[AdapterRef], rounds: int) -> tuple[dict[str, float], Peak]:
+    """Seconds of decode steps and prompts, medians of rounds in which all take turns, and the machine's peak."""
+    variants = {
+        f"decode {rows} x {distinct}": bench.decoder(rows, CONTEXT, adapters[:distinct] or [None])
+        for rows, distinct in DECODE
+    }
+    variants |= {f"prompt {tokens}": bench.reader(tokens, adapters[0]) for tokens in PROMPTS}
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    peaks = []
+    for _ in range(rounds):
+        peaks.append(measure_peak(torch.device("cpu"), bench.runner.kernels))
+        for name, seconds in alternate(variants, 1, 3).items():
+            found[name] += seconds
+    return {name: statistics.median(seconds) for name, seconds in found.items()}, Peak.typical(peaks)
+
+
+def serve(bench: Workbench, adapters: Sequence[AdapterRef], streams: int) -> tuple[float, float]:
+    """Tokens a second and distinct adapters a step of a closed loop, once as many as it has have ended."""
+    rng = np.random.default_rng(streams)
+    shares = zipf(ADAPTERS, 1.0)
+    under_way: dict[str, int] = {}
+
+    def submit() -> None:
+        adapter = int(rng.choice(ADAPTERS, p=shares))
+        length = int(rng.integers(OUTPUT[0], OUTPUT[1], endpoint=True))
+        under_way[bench.submit(bench.tokens(PROMPT), length, adapters[adapter])] = adapter
+
+    for _ in range(streams):
+        submit()
+    ended, begun, tokens, distinct, steps = 0, 0.0, 0, 0, 0
+    while ended < streams + max(2 * streams, FEWEST_SERVED):
+        before = sum(len(bench.answers[name].tokens) for name in under_way)
+        bench.step()
+        if begun:
+            tokens += sum(len(bench.answers[name].tokens) for name in under_way) - before
+            distinct += len(set(under_way.values()))
+            steps += 1
+        for name in [name for name in under_way if bench.answers[name].done]:
+            del under_way[name], bench.answers[name]
+            ended += 1
             submit()
-        ended, begun, tokens, distinct, steps = 0, 0.0, 0, 0, 0
-        while ended < streams + max(2 * streams, 12):
-            before = sum(len(bench.answers[name].tokens) for name in under_way)
-            bench.step()
-            after = sum(len(bench.answers[name].tokens) for name in under_way)
-            if begun:
-                tokens += after - before
-                distinct += len(set(under_way.values()))
-                steps += 1
-            for name in [name for name in under_way if bench.answers[name].done]:
-                del under_way[name], bench.answers[name]
-                ended += 1
-                submit()
-            if not begun and ended >= streams:
-                begun = perf_counter()
-        seconds = perf_counter() - begun
-        bench.settle()
-        return tokens / seconds, distinct / steps
+        if not begun and ended >= streams:
+            begun = perf_counter()
+    seconds = perf_counter() - begun
+    bench.settle()
+    return tokens / seconds, distinct / steps
+
+
+def measure(layout: str, rounds: int) -> list[Cell]:
+    """Every cell of a layout of the weights, measured now."""
+    base = resolve_model(MODEL).path
+    made = write_random_adapters(base, cache_dir() / "bench", ADAPTERS, rank=RANK)
+    adapters = [reference(path) for path in made.values()]
+    config = EngineConfig(str(base), device="cpu", weights=layout, prefix_cache=False, adapter_memory_bytes=1 << 30)
+    with closing(Workbench(config, lambda what: None)) as bench:
+        bench.ready(adapters)
+        measured, peak = steps_of(bench, adapters, rounds)
+        beside = Beside(model_shape(str(base)), layout, peak, CONTEXT)
+        say(f"engine holds {bench.info.weight_bytes / 1e6:.1f} MB, plan {beside.plan().memory.weights / 1e6:.1f}")
+        beside.calibrate(measured)
+        cells = beside.steps(measured)
+        for streams in STREAMS:
+            cells += beside.serving(streams, *serve(bench, adapters, streams))
+    return cells
 
 
 def show(cells: Sequence[Cell]) -> None:
@@ -195,7 +238,7 @@ def show(cells: Sequence[Cell]) -> None:
         table.add_column(head, justify="left" if head in ("weights", "cell") else "right")
     for cell in cells:
         factor, unit = (1e3, "ms") if cell.unit == "s" else (1, cell.unit)
-        star = " *" if cell.name in (BANDWIDTH_CELL, COMPUTE_CELL) else ""
+        star = " *" if cell.name in {f"decode {rows} x {distinct}" for rows, distinct in CALIBRATING} else ""
         numbers = [f"{factor * one:.1f} {unit}" for one in (cell.measured, cell.floor, cell.expected, cell.calibrated)]
         table.add_row(cell.layout, cell.name + star, *numbers, f"{cell.off:.2f}")
     Console().print(table)
@@ -206,31 +249,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layouts", nargs="*", default=["int4", "fp32"], help="of the weights: int4, int8, bf16, fp32")
+    parser.add_argument(
+        "--bench", type=Path, help="a document of `livery bench engine`: measure nothing, take its times"
+    )
     options = parser.parse_args()
     origin = Origin.here(__version__)
-    base = resolve_model(MODEL).path
-    made = write_random_adapters(base, cache_dir() / "bench", ADAPTERS, rank=RANK)
-    adapters = [reference(path) for path in made.values()]
-    cells: list[Cell] = []
-    peaks: list[Peak] = []
-    for layout in options.layouts:
-        config = EngineConfig(str(base), device="cpu", weights=layout, prefix_cache=False, adapter_memory_bytes=1 << 30)
-        with closing(Workbench(config, lambda what: None)) as bench:
-            bench.ready(adapters)
-            check = Check(bench, adapters, layout, options.rounds)
-            cells += check.cells()
-            peaks += check.peaks
+    if options.bench:
+        measured, peak, context = of_bench(json.loads(options.bench.read_bytes()))
+        beside = Beside(model_shape(MODEL), "int4", peak, context)
+        beside.calibrate(measured)
+        cells = beside.steps(measured)
+    else:
+        cells = [cell for layout in options.layouts for cell in measure(layout, options.rounds)]
     show(cells)
     if options.out:
-        measured = {
-            "model": MODEL,
-            "threads": torch.get_num_threads(),
-            "rank": RANK,
-            "context": CONTEXT,
-            "peaks": peaks,
-            "cells": [{**asdict(cell), "time_over_calibrated": cell.off} for cell in cells],
-        }
-        write_json(document("livery-plan-check/1", origin, ("torch", "numpy"), measured), options.out)
+        facts = {"model": MODEL, "threads": torch.get_num_threads(), "rank": RANK, "calibrating": CALIBRATING}
+        told = [{**asdict(cell), "time_over_calibrated": cell.off} for cell in cells]
+        write_json(document("livery-plan-check/1", origin, ("torch", "numpy"), {**facts, "cells": told}), options.out)
 
 
 if __name__ == "__main__":

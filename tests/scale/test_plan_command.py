@@ -105,7 +105,7 @@ def test_the_simulation_leaves_a_document_and_a_picture(livery: Livery, tmp_path
     picture = ElementTree.fromstring(plot.read_text())
     texts = {element.text for element in picture.iter() if element.text}
     assert {kind.name for kind in POLICIES} <= texts
-    assert len([element for element in picture.iter() if element.tag.endswith("circle")]) == 3 * 2 * len(POLICIES)
+    assert len([element for element in picture.iter() if element.tag.endswith("circle")]) == 4 * 2 * len(POLICIES)
 
 
 def test_a_seed_makes_the_same_simulation_again(livery: Livery) -> None:

@@ -19,7 +19,7 @@ from livery.scale.plan.planner import Plan, make_plan
 from livery.scale.plan.popularity import zipf
 from livery.scale.plan.question import Question
 from livery.scale.plan.refusal import PlanRefused
-from livery.scale.plan.roofline import StepCosts, exchange_seconds
+from livery.scale.plan.roofline import Overlap, StepCosts, exchange_seconds
 from livery.scale.plan.shapes import TARGETS, held_model, known_models, target_modules
 from livery.scale.plan.told import figures, limit_words
 
@@ -37,7 +37,7 @@ def asked(gpu: str = "h200", model: str = "llama-3.1-8b", adapters: int = 1000, 
 def test_a_decode_step_reads_weights_keys_and_adapters(rows: int, distinct: int, milliseconds: float) -> None:
     """By hand, Llama 3.1 8B in bf16 at 4.3 TB/s: (15.01 GB + rows·context·131 kB + distinct·83.9 MB) / bandwidth."""
     base = held_model(LLAMA, "bf16", 2, 2, TARGETS, 2).base
-    costs = StepCosts.of(base, Peak(4.3e12, 1e18), 16, 2048)
+    costs = StepCosts.of(base, Peak(4.3e12, 1e18), Overlap.ALL, 16, 2048)
     context = 512 if rows == 1 else 1024
     assert 1e3 * costs.decode(rows, rows * context, distinct) == pytest.approx(milliseconds, rel=2e-3)
     assert costs.decode_bound(rows, rows * context, distinct) == "bandwidth"
@@ -48,9 +48,33 @@ def test_step_costs_are_the_benchmarks_floor(rows: int, context: int, distinct: 
     base = held_model(LLAMA, "bf16", 2, 2, TARGETS, 2).base
     peak = Peak(3e12, 2e14)
     work = base.decode(rows, context, [16] * distinct, [16] * rows)
-    assert StepCosts.of(base, peak, 16, 2048).decode(rows, rows * context, distinct) == pytest.approx(
-        work.seconds(peak)
+    costs = StepCosts.of(base, peak, Overlap.ALL, 16, 2048)
+    assert costs.decode(rows, rows * context, distinct) == pytest.approx(work.seconds(peak))
+
+
+@pytest.mark.parametrize("overlap", list(Overlap))
+def test_what_overlaps_is_what_takes_no_time_of_its_own(overlap: Overlap) -> None:
+    """By hand: 40 rows over 1,000 keys each and 3 adapters, with a machine for which all parts take seconds."""
+    base = held_model(known_models()["smollm2-135m"], "fp32", 4, 4, TARGETS, 2).base
+    costs = StepCosts.of(base, Peak(1e9, 1e10), overlap, 16, 2048)
+    weights, cache, adapters = base.weight_bytes / 1e9, 40_000 * base.kv_bytes_per_token / 1e9, 3 * 9_768_960 / 1e9
+    products = 40 * 2 * (base.body_weights + base.head_weights + 9_768_960 / 2) / 1e10
+    attention = 40_000 * base.attention_flops_per_key / 1e10
+    assert costs.decode(40, 40_000, 3) == pytest.approx(
+        {
+            Overlap.ALL: max(weights + cache + adapters, products + attention),
+            Overlap.KERNELS: max(weights, products) + max(cache, attention) + adapters,
+            Overlap.NONE: weights + cache + adapters + products + attention,
+        }[overlap]
     )
+
+
+@given(tokens=some.integers(1, 5000), chunk=some.integers(16, 2048))
+def test_prompts_are_the_benchmarks_floor_where_one_thing_binds(tokens: int, chunk: int) -> None:
+    base = held_model(LLAMA, "bf16", 2, 2, TARGETS, 2).base
+    for peak in (Peak(1e18, 2e14), Peak(3e12, 1e24)):
+        costs = StepCosts.of(base, peak, Overlap.ALL, 16, chunk)
+        assert costs.prefill(tokens) == pytest.approx(base.prefill(tokens, chunk, 16).seconds(peak))
 
 
 def test_tensor_parallel_sums_take_the_link() -> None:
@@ -149,7 +173,15 @@ def test_an_slo_that_one_gpu_cant_meet_takes_several() -> None:
 
 def test_adapters_limit_the_rows_that_they_fit() -> None:
     """A device with room for 20 of 1,000 that are asked for alike holds rows with no more distinct ones."""
-    question = asked("a10g", adapters=1000, zipf=0.0, adapter_memory=20 * 83_886_080.0, weights="int4", context=1400)
+    question = asked(
+        "a10g",
+        adapters=1000,
+        zipf=0.0,
+        adapter_memory=20 * 83_886_080.0,
+        weights="int4",
+        prompt_tokens=50,
+        output_tokens=500,
+    )
     replica = make_plan(question).replica
     assert replica.memory.slots == 20
     assert replica.distinct(replica.most_rows) <= 20 < replica.distinct(replica.most_rows + 1)
@@ -189,7 +221,7 @@ def test_routing_by_adapter_leaves_fewer_distinct_ones_to_each_replica() -> None
 
 
 def test_changes_are_plans_of_their_own_that_differ() -> None:
-    plan = make_plan(asked(rps=300))
+    plan = make_plan(asked(rps=300, prompt_tokens=50, max_running=64))
     found = changes(plan)
     by_name = {change.what: change for change in found}
     assert by_name["weights in fp8"].capacity > 1
@@ -204,7 +236,7 @@ def test_waiting_is_that_of_a_queue_with_one_server() -> None:
     """M/M/1 by hand: with cv = 1 the 95th percentile of the wait is t / (1 - r) · ln(r / 0.05)."""
     question = asked()
     memory = divide(question)[0]
-    costs = StepCosts.of(memory.held.base, Peak(4e12, 4e14), 16, 2048)
+    costs = StepCosts.of(memory.held.base, Peak(4e12, 4e14), Overlap.KERNELS, 16, 2048)
     replica = Replica(question, memory, costs, zipf(1000, 1.0))
     rate = 0.6 / replica.prompt_seconds
     by_hand = replica.prompt_seconds / 0.4 * math.log(0.6 / 0.05)

@@ -21,7 +21,7 @@ from livery.scale.plan.accelerators import Accelerator, accelerator
 from livery.scale.plan.changes import Change, changes
 from livery.scale.plan.figures import number
 from livery.scale.plan.planner import Plan, make_plan
-from livery.scale.plan.question import BANDWIDTH_EFFICIENCY, COMPUTE_EFFICIENCY, Question
+from livery.scale.plan.question import EFFICIENCY, Question
 from livery.scale.plan.refusal import PlanRefused
 from livery.scale.plan.shapes import DTYPES, NAMED_TARGETS, WEIGHTS, model_shape, target_modules
 from livery.scale.plan.told import Sections, figures, limit_words
@@ -73,11 +73,11 @@ def plan(
     ] = False,
     store_gb_s: Annotated[float, typer.Option(help="GB/s from disk or store.", rich_help_panel=SPEED)] = 1.0,
     bandwidth_efficiency: Annotated[
-        float, typer.Option(help="Of the data sheet's bandwidth.", rich_help_panel=SPEED)
-    ] = BANDWIDTH_EFFICIENCY,
+        float, typer.Option(help=f"Share that is reached; 0: {EFFICIENCY['gpu'][0]} on GPUs.", rich_help_panel=SPEED)
+    ] = 0.0,
     compute_efficiency: Annotated[
-        float, typer.Option(help="Of the data sheet's arithmetic.", rich_help_panel=SPEED)
-    ] = COMPUTE_EFFICIENCY,
+        float, typer.Option(help=f"Share that is reached; 0: {EFFICIENCY['gpu'][1]} on GPUs.", rich_help_panel=SPEED)
+    ] = 0.0,
     headroom: Annotated[float, typer.Option(help="Of the capacity, how much is used.", rich_help_panel=SPEED)] = 0.8,
     price_per_hour: Annotated[float, typer.Option(help="Of one GPU.", rich_help_panel=SPEED)] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

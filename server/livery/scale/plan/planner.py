@@ -10,7 +10,7 @@ from livery.scale.plan.memory import Memory, divide
 from livery.scale.plan.popularity import dealt_out, zipf
 from livery.scale.plan.question import Question
 from livery.scale.plan.refusal import PlanRefused
-from livery.scale.plan.roofline import StepCosts, exchange_seconds, shared_peak
+from livery.scale.plan.roofline import Overlap, StepCosts, exchange_seconds, shared_peak
 from livery.scale.plan.shapes import DTYPES
 
 MOST_REPLICAS = 1 << 20
@@ -77,11 +77,12 @@ def make_plan(question: Question) -> Plan:
 def _plan(question: Question, memory: Memory) -> Plan:
     """The plan with replicas of that many GPUs. Raises SloUnmet, PlanRefused."""
     exchange = exchange_seconds(question.gpu, question.model, memory.gpus, DTYPES[question.dtype])
-    peaks = (
-        shared_peak(question.gpu, memory.gpus),
-        shared_peak(question.gpu, memory.gpus, question.bandwidth_efficiency, question.compute_efficiency),
+    reached = shared_peak(question.gpu, memory.gpus, *question.efficiency)
+    serial = Overlap.NONE if question.gpu.kind == "cpu" else Overlap.KERNELS
+    floor, expected = (
+        StepCosts.of(memory.held.base, peak, overlap, question.rank, question.chunk, exchange)
+        for peak, overlap in ((shared_peak(question.gpu, memory.gpus), Overlap.ALL), (reached, serial))
     )
-    floor, expected = (StepCosts.of(memory.held.base, peak, question.rank, question.chunk, exchange) for peak in peaks)
     shares = zipf(question.adapters, question.zipf)
 
     def replica_of(replicas: int) -> Replica:

@@ -9,11 +9,11 @@ from livery.scale.plan.refusal import PlanRefused, nearest
 from livery.scale.plan.shapes import DTYPES, TARGETS, WEIGHTS, ModelShape
 
 MOST_ADAPTERS = 1_000_000
-# The share of a data sheet's bandwidth that one stream of Llama 3.1 8B reaches in gpt-fast: 1,411 of 2,039 GB/s on an
-# A100 (README of pytorch-labs/gpt-fast); of its arithmetic, what Llama 3 was trained at: 38 to 43 % ("The Llama 3 herd
-# of models", 2024, table 4). Both are defaults to be replaced by one's own measurement.
-BANDWIDTH_EFFICIENCY = 0.69
-COMPUTE_EFFICIENCY = 0.40
+# Shares of bandwidth and arithmetic that engines reach, to be replaced by one's own measurement. GPUs, of the data
+# sheet's numbers: one stream of Llama 3.1 8B in gpt-fast reads 1,411 of an A100's 2,039 GB/s (README of
+# pytorch-labs/gpt-fast); Llama 3 was trained at 38 to 43 % of arithmetic ("The Llama 3 herd of models", 2024, table 4).
+# CPUs, of what is measured: this engine's (README.md beside this file).
+EFFICIENCY = {"gpu": (0.69, 0.40), "cpu": (0.67, 0.87)}
 CHUNKS = {"gpu": 2048, "cpu": 256}  # tokens of prompts a step takes: the engine's own defaults
 
 
@@ -39,8 +39,8 @@ class Question:
     adapter_memory: float = 0.0
     host_memory: float = 0.0  # of a replica, for adapters; 0: enough for all
     store_rate: float = 1e9  # bytes a second from disk or object store
-    bandwidth_efficiency: float = BANDWIDTH_EFFICIENCY
-    compute_efficiency: float = COMPUTE_EFFICIENCY
+    bandwidth_efficiency: float = 0.0  # 0: EFFICIENCY
+    compute_efficiency: float = 0.0
     headroom: float = 0.8  # of a replica's capacity, how much is used
     slo_ttft: float = 0.0
     slo_tpot: float = 0.0
@@ -57,7 +57,9 @@ class Question:
         _within("--zipf", self.zipf, 0, 10, "0 is uniform, 1 is usual")
         _within("--rps", self.rps, 0, 1e6, "requests a second")
         for name in ("headroom", "bandwidth_efficiency", "compute_efficiency"):
-            _within(f"--{name.replace('_', '-')}", getattr(self, name), 0.01, 1.0, "a share of what there is")
+            value = getattr(self, name)
+            if value or name == "headroom":
+                _within(f"--{name.replace('_', '-')}", value, 0.01, 1.0, "a share of what there is")
         for name in ("weights", "dtype", "adapter_dtype"):
             self._known(name, WEIGHTS if name == "weights" else DTYPES)
         if self.kv_dtype:
@@ -74,6 +76,12 @@ class Question:
     def sequence(self) -> int:
         """Tokens of the longest sequence that must fit."""
         return max(self.context, self.prompt_tokens + self.output_tokens)
+
+    @property
+    def efficiency(self) -> tuple[float, float]:
+        """Shares of bandwidth and of arithmetic that are counted with."""
+        bandwidth, compute = EFFICIENCY[self.gpu.kind]
+        return self.bandwidth_efficiency or bandwidth, self.compute_efficiency or compute
 
     @property
     def chunk(self) -> int:

@@ -62,7 +62,9 @@ def _steps(plan: Plan) -> list[Figure]:
     floor, bare = plan.floor.decode(rows, keys, distinct), plan.floor.decode(rows, keys, 0.0)
     prompt = plan.floor.prefill(question.prompt_tokens)
     binds = f"larger of bytes / bandwidth and operations / arithmetic: {plan.floor.decode_bound(rows, keys, distinct)}"
-    shared = f"at {question.bandwidth_efficiency:.0%} of bandwidth, {question.compute_efficiency:.0%} of arithmetic"
+    shared = "at {:.0%} of bandwidth, {:.0%} of arithmetic".format(*question.efficiency)
+    how = "one after the other" if question.gpu.kind == "cpu" else "kernel by kernel"
+    shared = f"reading and computing {how}, {shared}"
     chunks = f"{question.prompt_tokens:,} tokens in steps of {question.chunk:,}, alone"
     most = f"KV memory {replica.rows_by_kv:,}, distinct adapters that fit {replica.rows_by_adapters:,}"
     most = f"least of {most}, --max-running {question.max_running:,}"
@@ -77,7 +79,7 @@ def _steps(plan: Plan) -> list[Figure]:
         Figure("tokens of one replica, floor", rows / floor, "tokens/s", "B / decode step; prompts not counted"),
         Figure("decode step, expected", service.step, "seconds", shared),
         Figure("prompt, floor", prompt, "seconds", chunks),
-        Figure("prompt, expected", service.prompt, "seconds", shared),
+        Figure("prompt, expected", service.prompt, "seconds", "the same"),
     ]
 
 

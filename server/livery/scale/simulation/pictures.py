@@ -9,8 +9,8 @@ from html import escape
 from livery.scale.simulation.outcome import Outcome
 from livery_loadtest.report.plots import Axis, exact, linear, logarithmic
 
-WIDTH, HEIGHT = 300, 240  # of a plot, pixels
-LEFT, TOP, GAP, BOTTOM = 64, 84, 78, 56
+WIDTH, HEIGHT = 270, 230  # of a plot, pixels
+LEFT, TOP, GAP, BOTTOM = 60, 104, 72, 50
 COLOURS = ("#6b7280", "#0ea5e9", "#2563eb", "#dc2626", "#f59e0b", "#7c3aed", "#15803d")
 LEGEND = 150
 
@@ -27,14 +27,15 @@ class Panel:
 
 
 PANELS = (
-    Panel("requests that find their adapter on the device", lambda one: one.hit_rate, lambda low, high: _shares()),
+    Panel("adapter found on the device", lambda one: one.hit_rate, lambda low, high: _shares()),
     Panel("time to first token, 95th percentile", lambda one: one.ttft_p95, lambda low, high: _seconds(low, high)),
+    Panel("time per output token, median", lambda one: one.tpot_p50, lambda low, high: _milliseconds(high)),
     Panel("most answered by a replica, over the mean", lambda one: one.imbalance, lambda low, high: _times(low, high)),
 )
 
 
 def draw(runs: Runs, title: str, under: str) -> str:
-    """An SVG document: three plots over the load, a line for each policy. There are two loads at least."""
+    """An SVG document: four plots over the load, a line for each policy. There are two loads at least."""
     names = [one.policy for one in runs[0][1]]
     width = LEFT + len(PANELS) * (WIDTH + GAP)
     height = TOP + HEIGHT + BOTTOM
@@ -47,8 +48,8 @@ def draw(runs: Runs, title: str, under: str) -> str:
     ]
     for place, name in enumerate(names):
         x = 12 + LEGEND * place
-        parts.append(f'<rect x="{x}" y="50" width="14" height="4" fill="{COLOURS[place % len(COLOURS)]}"/>')
-        parts.append(f'<text x="{x + 19}" y="56">{escape(name)}</text>')
+        parts.append(f'<rect x="{x}" y="58" width="14" height="4" fill="{COLOURS[place % len(COLOURS)]}"/>')
+        parts.append(f'<text x="{x + 19}" y="64">{escape(name)}</text>')
     loads = [load for load, _ in runs]
     across = exact("", min(loads), max(loads), lambda value: f"{value:.0%}")
     for place, panel in enumerate(PANELS):
@@ -89,6 +90,10 @@ def _shares() -> Axis:
 
 def _seconds(low: float, high: float) -> Axis:
     return logarithmic("", low, high, lambda value: f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms")
+
+
+def _milliseconds(high: float) -> Axis:
+    return linear("", 0.0, high, lambda value: f"{1e3 * value:g} ms")
 
 
 def _times(low: float, high: float) -> Axis:
