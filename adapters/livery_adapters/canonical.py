@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from torch import Tensor
@@ -183,17 +184,31 @@ class CanonicalAdapter:
 
 def tensors_of(part: object) -> Iterator[Tensor]:
     """Every tensor of a canonical form, wherever it is nested."""
+    found: list[Tensor] = []
+    _gather(part, found)
+    return iter(found)
+
+
+def _gather(part: object, found: list[Tensor]) -> None:
+    # A list and no chain of generators: it runs for each of the thousand modules of an adapter that is being loaded.
     if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, Mapping):
-        for value in part.values():
-            yield from tensors_of(value)
+        found.append(part)
+    elif names := field_names(type(part)):
+        for name in names:
+            if (value := getattr(part, name)) is not None:
+                _gather(value, found)
     elif isinstance(part, tuple):
         for value in part:
-            yield from tensors_of(value)
-    elif is_dataclass(part):
-        for item in fields(part):
-            yield from tensors_of(getattr(part, item.name))
+            _gather(value, found)
+    elif isinstance(part, Mapping):
+        for value in part.values():
+            _gather(value, found)
+
+
+@lru_cache
+def field_names(kind: type) -> tuple[str, ...]:
+    """Of a dataclass, what its fields are called; of anything else none."""
+    return tuple(item.name for item in fields(kind)) if is_dataclass(kind) else ()
 
 
 class BaseWeights(Protocol):

@@ -13,7 +13,7 @@ import re
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from livery.engine.kernels.group import ALIGNMENT, AdapterGroup
 from livery.engine.lora.bank import PackedAdapter, Unit
+from livery_adapters.canonical import field_names
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.tasks import HEAD
 
@@ -139,9 +140,9 @@ def _tensors(part: object) -> Iterator[Tensor]:
     elif isinstance(part, tuple):
         for value in part:
             yield from _tensors(value)
-    elif is_dataclass(part):
-        for item in fields(part):
-            yield from _tensors(getattr(part, item.name))
+    else:
+        for name in field_names(type(part)):
+            yield from _tensors(getattr(part, name))
 
 
 def _mapped(part: Any, move: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401 (each comes back as its own kind)
@@ -154,8 +155,9 @@ def _mapped(part: Any, move: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
         return {key: _mapped(value, move) for key, value in part.items()}
     if isinstance(part, tuple):
         return tuple(_mapped(value, move) for value in part)
-    if is_dataclass(part) and not isinstance(part, type) and next(_tensors(part), None) is not None:
-        return replace(part, **{item.name: _mapped(getattr(part, item.name), move) for item in fields(part)})
+    names = field_names(type(part))
+    if names and next(_tensors(part), None) is not None:
+        return replace(part, **{name: _mapped(getattr(part, name), move) for name in names})
     return part
 
 
