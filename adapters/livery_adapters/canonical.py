@@ -10,7 +10,7 @@ where every part may be absent: T is the identity, W' is W, there is no ΔW, the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -205,10 +205,12 @@ def _gather(part: object, found: list[Tensor]) -> None:
             _gather(value, found)
 
 
-@lru_cache
-def field_names(kind: type) -> tuple[str, ...]:
+def _field_names(kind: type) -> tuple[str, ...]:
     """Of a dataclass, what its fields are called; of anything else none."""
     return tuple(item.name for item in fields(kind)) if is_dataclass(kind) else ()
+
+
+field_names: Callable[[type], tuple[str, ...]] = lru_cache(_field_names)  # its type by hand: mypy hashes no classes
 
 
 class BaseWeights(Protocol):
