@@ -26,8 +26,10 @@ from postgres.server import programs, running
 KEY = "lv-test-operator"
 PATIENCE_S = 120.0
 APPLICATION = "livery"
-OWN_PORTS = 18400
+MOST = 16  # replicas
+OWN_PORTS = 18_000 + os.getpid() % 500 * MOST  # apart from those of another run on this machine
 BUCKET = "adapters"
+MINE = str(os.getpid())  # whose child is the raylet, whose children are the workers
 CREDENTIALS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 
 
@@ -52,7 +54,7 @@ class Deployed:
     def own_urls(self) -> list[str]:
         """Where each replica answers itself."""
         found = []
-        for port in range(OWN_PORTS, OWN_PORTS + 16):
+        for port in range(OWN_PORTS, OWN_PORTS + MOST):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     found.append(f"http://127.0.0.1:{port}")
@@ -181,7 +183,7 @@ def free_port() -> int:
 
 
 def replica_pids() -> list[int]:
-    """The processes of Livery's replicas, by the titles that Ray gives its workers."""
+    """The processes of Livery's replicas on this process's cluster, by the titles that Ray gives its workers."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -189,6 +191,17 @@ def replica_pids() -> list[int]:
                 title = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if title.startswith(f"ray::ServeReplica:{APPLICATION}:Replica".encode()):
+            if (
+                title.startswith(f"ray::ServeReplica:{APPLICATION}:Replica".encode())
+                and _parent(_parent(entry.name)) == MINE
+            ):
                 found.append(int(entry.name))
     return sorted(found)
+
+
+def _parent(pid: str) -> str:
+    """Whose child a process is; nobody's once it is gone."""
+    try:
+        return (Path("/proc") / pid / "stat").read_text().rpartition(")")[2].split()[1]
+    except OSError:
+        return ""

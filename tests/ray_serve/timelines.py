@@ -1,6 +1,6 @@
 """A replica killed under load, and all replicas replaced under load: timelines of what clients saw.
 
-    make test-ray ONLY=timelines.py
+    make test-ray ONLY=timelines.py             # ONLY="timelines.py --what replaced": the second alone
 
 The demo base and its adapters on two replicas; clients that stream one answer after the other all the while.
 """
@@ -99,7 +99,7 @@ class Clients:
 
 
 def main() -> int:
-    options = arguments(__doc__ or "", clients=6, max_tokens=48, before_s=12.0)
+    options = arguments(__doc__ or "", clients=6, max_tokens=48, before_s=12.0, what="killed,replaced")
     run = Run("replicas of Ray Serve are killed, and replaced, under load", options.seed)
     with tempfile.TemporaryDirectory() as folder:
         args = {"max_model_len": 512, "max_running": 8, "threads": 1, "kv_memory": "96MiB"}
@@ -109,7 +109,7 @@ def main() -> int:
             for name in NAMES:
                 _upload(deployed, name)
             run.say(f"{', '.join(NAMES)} are taken in")
-            for what in (killed, replaced):
+            for what in [todo for todo in (killed, replaced) if todo.__name__ in options.what]:
                 clients = Clients(run, deployed, options.clients, options.max_tokens)
                 try:
                     until(lambda: len(clients.seen) >= 2 * options.clients, "the load runs", PATIENCE_S)  # noqa: B023
