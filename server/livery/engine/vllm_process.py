@@ -26,7 +26,7 @@ T = TypeVar("T")
 LOOK_S = 0.25  # how often it is looked at
 PING_AFTER_S = 1.0  # of silence: an idle engine says nothing by itself
 READY_S = 5.0  # of silence: a step takes no longer as a rule
-STOP_S = 10.0  # how long it may take to end before it is killed
+STOP_S = 5.0  # how long it may take to end before it is killed
 HANGS = 15.0  # times `--hang-timeout`: what vLLM is in the middle of doesn't show from outside
 
 
