@@ -53,6 +53,17 @@ ALLOWED: dict[str, set[str]] = {
     "livery.otlp": {"livery.spans"},
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
     "livery.roster": {"livery.metrics", "livery_adapters"},
+    "livery.survey": SEAM | {f"livery.{part}" for part in ("activity", "holds", "metrics")},
+    "livery.scrape": SEAM
+    | FACTS
+    | {f"livery.{part}" for part in ("metrics", "roster", "service")}
+    | {"livery_adapters"},
+    # What several processes of one server say to each other; the engine's own messages are among it.
+    "livery.workers": SEAM
+    | FACTS
+    | {f"livery.{part}" for part in ("activity", "holds", "metrics", "survey", "tenancy", "workers")}
+    | {f"livery.engine.{part}" for part in ("messages", "streams", "supervisor")}
+    | {"livery_adapters"},
     "livery.overview": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("activity", "roster", "service", "status_rows", "tenancy")}
@@ -101,14 +112,16 @@ ALLOWED: dict[str, set[str]] = {
         f"livery.{part}"
         for part in (
             *("admission", "beside", "cards", "generation", "grammar_check", "lease", "metrics"),
-            *("pooling", "profiles", "prompts", "reading", "roster", "sampling", "served", "tenancy", "text", "vitals"),
+            *("pooling", "profiles", "prompts", "reading", "roster", "sampling", "served", "survey", "tenancy"),
+            *("text", "vitals"),
         )
     }
     | {"livery.adapter_text", "livery_adapters"},
     "livery.assembly": SEAM
     | TEXT
     | {f"livery.{part}" for part in ("adapter_text", "data_folder", "followed", "foreign_templates", "grammar_check")}
-    | {f"livery.{part}" for part in ("lease", "management", "reading", "served", "service", "tenancy", "vitals")}
+    | {f"livery.{part}" for part in ("admission", "intakes", "lease", "management", "reading", "served", "service")}
+    | {f"livery.{part}" for part in ("survey", "tenancy", "vitals")}
     | {"livery_adapters"},
     "livery.api": SEAM
     | FACTS
@@ -129,7 +142,7 @@ ALLOWED: dict[str, set[str]] = {
                 "management",
                 "metrics",
             ),
-            *("otlp", "overview", "reading", "service", "spans", "status_rows", "tenancy", "tools"),
+            *("otlp", "overview", "reading", "scrape", "service", "spans", "status_rows", "tenancy", "tools"),
         )
     }
     | {"livery_adapters"},

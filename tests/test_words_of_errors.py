@@ -38,6 +38,7 @@ NAMED = {
     ("livery.grammars", "__init__"): "what is wrong with a grammar, which was sent",
     ("livery.otlp", "_refused"): "what a collector says: the log's",
     ("livery.template_worker", "_render"): "what is wrong with a template, by its owner's own line of it",
+    ("livery.workers.pool", "_live"): "why a worker has no process: the log's",
     ("livery_adapters.profile", "_yaml"): "what is wrong with a profile, which was sent",
     ("livery_adapters.profile", "read_profile"): "what is wrong with a profile, which was sent",
     ("livery_adapters.profile", "recorded_profile"): "what is wrong with a profile, which was sent",

@@ -17,9 +17,12 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
+
+import msgspec
 
 Outcome = Literal["stop", "length", "abort", "error"]  # how a request ends
 
@@ -137,6 +140,13 @@ class AdapterActivity:
     error_at: float = 0.0
     first_token: Latencies = field(default_factory=Latencies)
 
+    def told(self) -> AdapterFigures:
+        return AdapterFigures(
+            *(self.requests, self.errors, self.prompt_tokens, self.generated),
+            *(self.last_used, self.error, self.error_at),
+            *(self.first_token.quantile(0.5), self.first_token.quantile(0.95)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -208,6 +218,82 @@ class Doings:
         """What an adapter did, BASE for the base; None where it did nothing that is remembered."""
         return self._adapters.get(name)
 
+    def told(self, now: float, running: dict[str, int]) -> Lately:
+        """All of it at this moment."""
+        generated, prompt = self.throughput.by_second(now)
+        adapters = {name: done.told() for name, done in self._adapters.items()}
+        return Lately(generated, prompt, adapters, self.recent(), running)
+
+
+class AdapterFigures(msgspec.Struct, frozen=True, array_like=True):
+    """AdapterActivity as it is told."""
+
+    requests: int
+    errors: int
+    prompt_tokens: int
+    generated: int
+    last_used: float
+    error: str
+    error_at: float
+    ttft_p50_s: float | None
+    ttft_p95_s: float | None
+
+
+class Lately(msgspec.Struct, frozen=True):
+    """What requests did lately, as it is told: tokens by second, what became of each adapter's, those that are over
+    (newest first), and how many run on each adapter.
+    """
+
+    generated: list[int] = []
+    prompt: list[int] = []
+    adapters: dict[str, AdapterFigures] = {}
+    recent: list[Finished] = []
+    running: dict[str, int] = {}
+
+
+class TokensCame(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    account: str
+    since: float
+    now: float
+    count: int
+
+
+class WorkDone(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    account: str
+    adapter: str | None
+    work: Work
+    now: float
+
+
+class Noted(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    request: Finished
+
+
+Event = TokensCame | WorkDone | Noted
+MOST_EVENTS = 50_000  # that are kept for whoever takes them; the oldest go
+
+
+class ActivityLog:
+    """What is to be written into another process's Activity, in order."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
+
+    def tokens(self, account: str, since: float, now: float, count: int) -> None:
+        self._events.append(TokensCame(account, since, now, count))
+
+    def finished(self, account: str, adapter: str | None, work: Work, now: float) -> None:
+        self._events.append(WorkDone(account, adapter, work, now))
+
+    def note(self, request: Finished) -> None:
+        self._events.append(Noted(request))
+
+    def take(self) -> list[Event]:
+        """All since the last time."""
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
 
 class Activity:
     """Of one server: what all requests did, and apart from that each tenant's, who sees nothing of the others'."""
@@ -230,6 +316,17 @@ class Activity:
         """A request whose tenant is known is over, whatever it reached."""
         self._all.note(request)
         self._own(request.account, request.at).note(request)
+
+    def replay(self, events: Iterable[Event]) -> None:
+        """Write down what an ActivityLog of another process of this machine has; their clocks are one."""
+        for event in events:
+            match event:
+                case TokensCame(account, since, now, count):
+                    self.tokens(account, since, now, count)
+                case WorkDone(account, adapter, work, now):
+                    self.finished(account, adapter, work, now)
+                case Noted(request):
+                    self.note(request)
 
     def of(self, account: str | None) -> Doings:
         """What a tenant's requests did, or (None) those of all."""

@@ -1,9 +1,10 @@
 """The one way in for every kind of request: the room there is, its key's and tenant's limits, and what serves it.
 
-    claim, body = admission.count(principal), admission.hold_body(principal, 2048)    # before its body is read
+    claim = await admission.count(principal)           # before its body is read, as is
+    body = admission.hold_body(principal, 2048)
     admitted = await admission.admit(model, caller, Asked(sequences=1, prompt_tokens=40, answer_tokens=256))
     try:
-        admitted.encoded(38, 256)    # once the prompts are encoded
+        await admitted.encoded(38, 256)    # once the prompts are encoded
         admitted.answered("pirate", digest, principal, usage)    # from here on what grows in `usage` is counted
         admitted.begun(38)           # an answer to a prompt of 38 tokens began
     finally:
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, Protocol
 
 from livery.beside import weight
@@ -25,24 +26,17 @@ from livery.jobs import BareText, ChatPrompt, Job, Prompt
 from livery.lease import Caller, Lease
 from livery.refusals import Draining, InvalidParameter, Overloaded
 from livery.tenancy import Principal
-from livery.tenancy.limits import Claim, LimitExceeded, RateLimiter, bound_of
+from livery.tenancy.gate import Counted, Entered, Gatekeeper, Wish
+from livery.tenancy.limits import LimitExceeded, bound_of
 from livery.tenancy.meter import Counts, Meter, Payer
-from livery.tenancy.room import OverShare, Part, Place, Room, Space
+from livery.tenancy.room import OverShare, Part, Space
 
 BODY_BYTES = 256 << 20  # of all requests under way: what was made of a body is kept as long as its request
 CHARACTERS_PER_TOKEN = 4  # as a guess, before a prompt is encoded
 
+Asked = Wish  # by a request
 Throttled = Callable[[str, Literal["limit", "room"]], None]
 FindLease = Callable[[str, Caller], Awaitable[Lease | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request takes: so many sequences, prompt tokens as far as known, and answers' tokens at most."""
-
-    sequences: int = 1
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
 
 
 class Used(Protocol):
@@ -74,24 +68,20 @@ class Refusals:
 class Admitted:
     """What an admitted request holds: room, its part of limits, and a lease (None for the base). Release it."""
 
-    def __init__(
-        self, place: Place, claim: Claim, meter: Meter, ended: Callable[[Admitted], None], refusals: Refusals
-    ) -> None:
+    def __init__(self, entry: Entered, meter: Meter, ended: Callable[[Admitted], None], refusals: Refusals) -> None:
         self.lease: Lease | None = None
         self._refusals = refusals
-        self._place = place
-        self._claim = claim
+        self._entry = entry
         self._meter = meter
         self._ended = ended
         self._begun = 0  # prompt tokens
         self._answer: tuple[Payer, Used] | None = None
         self._counted = Counts()
 
-    def encoded(self, prompt_tokens: int, answer_tokens: int) -> None:
+    async def encoded(self, prompt_tokens: int, answer_tokens: int) -> None:
         """So many tokens it really is. Raises LimitExceeded, Overloaded or OverShare where these don't fit."""
         with self._refusals:
-            self._claim.resize(prompt_tokens, answer_tokens)
-            self._place.resize(prompt_tokens)
+            await self._entry.resize(prompt_tokens, answer_tokens)
 
     def answered(self, adapter: str, digest: str, principal: Principal, used: Used) -> None:
         """It goes to the engine now: count it, and from here on what it uses, for a version of an adapter."""
@@ -101,8 +91,7 @@ class Admitted:
     def begun(self, prompt_tokens: int) -> None:
         """The answer to a prompt of so many tokens has begun: it was computed and waits no longer."""
         self._begun += prompt_tokens
-        self._place.begun(prompt_tokens)
-        self._claim.begun(prompt_tokens)
+        self._entry.begun(prompt_tokens)
 
     def account(self) -> None:
         """Count what was used since the last time."""
@@ -118,14 +107,13 @@ class Admitted:
         )
         if new:
             last.add(new)
-            self._claim.spend(new.prompt_tokens + new.completion_tokens)
+            self._entry.spend(new.prompt_tokens + new.completion_tokens)
             self._meter.count(payer, new)
 
     def release(self) -> None:
         """Let go of everything; more calls do nothing."""
         self.account()
-        self._place.leave()
-        self._claim.release()
+        self._entry.leave()
         if self.lease is not None:
             self.lease.release()
         self._ended(self)
@@ -134,12 +122,16 @@ class Admitted:
 class Admission:
     """Who comes in, and who is told to come later. Use from one event loop."""
 
-    def __init__(self, find: FindLease, room: Room, limiter: RateLimiter, meter: Meter, throttled: Throttled) -> None:
-        """`find` gives a hold on what a name stands for, None for the base; `throttled` is told who is refused why."""
+    def __init__(
+        self, find: FindLease, gate: Gatekeeper, meter: Meter, throttled: Throttled, body_bytes: int = BODY_BYTES
+    ) -> None:
+        """`find` gives a hold on what a name stands for, None for the base; `throttled` is told who is refused why.
+
+        Bodies of requests may hold `body_bytes` in this process.
+        """
         self._throttled = throttled
-        self.room = room
-        self.bodies = Space("bytes of request bodies", BODY_BYTES)
-        self.limiter = limiter
+        self.gate = gate
+        self.bodies = Space("bytes of request bodies", body_bytes)
         self.meter = meter
         self.draining = False
         self._find = find
@@ -154,10 +146,10 @@ class Admission:
         for admitted in self._open:
             admitted.account()
 
-    def count(self, principal: Principal) -> Claim:
+    async def count(self, principal: Principal) -> Counted:
         """One of the requests that a key and its tenant may send, whatever it asks for. Raises LimitExceeded."""
         with Refusals(principal.tenant, self._throttled):
-            return self.limiter.claim(principal)
+            return await self.gate.count(principal)
 
     def hold_body(self, principal: Principal, size: int) -> Part:
         """Room for a request's body of so many bytes. Raises Overloaded, OverShare."""
@@ -172,22 +164,10 @@ class Admission:
         if self.draining:
             raise Draining
         principal = caller.principal
-        # Before anything is waited for, so that no other request takes the same room.
         refusals = Refusals(principal.tenant, self._throttled)
         with refusals:
-            place = self.room.enter(
-                principal.tenant,
-                principal.weight,
-                asked.sequences,
-                asked.prompt_tokens,
-                alone=principal.key is None,  # where no key is asked for, all are one tenant
-            )
-            try:
-                claim = self._claim(caller, asked)
-            except BaseException:
-                place.leave()
-                raise
-        admitted = Admitted(place, claim, self.meter, self._open.discard, refusals)
+            entry = await self.gate.enter(principal, asked, caller.claim)
+        admitted = Admitted(entry, self.meter, self._open.discard, refusals)
         self._open.add(admitted)
         try:
             admitted.lease = await self._find(model, caller)
@@ -195,12 +175,6 @@ class Admission:
             admitted.release()
             raise
         return admitted
-
-    def _claim(self, caller: Caller, asked: Asked) -> Claim:
-        if caller.claim is None:
-            return self.limiter.claim(caller.principal, asked.prompt_tokens, asked.answer_tokens)
-        caller.claim.resize(asked.prompt_tokens, asked.answer_tokens)
-        return caller.claim
 
     @asynccontextmanager
     async def visit(self, model: str, caller: Caller) -> AsyncIterator[Lease | None]:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from livery.adapter_text import AdapterText
+from livery.admission import BODY_BYTES
 from livery.data_folder import DataFolder
 from livery.engine.base import Asker, Engine, EngineInfo
 from livery.followed import FollowedFolder
 from livery.foreign_templates import TemplateWorkers
 from livery.grammar_check import GrammarCheck
+from livery.intakes import MAX_INTAKES
 from livery.lease import asker_of
 from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.served import ServedAdapters
 from livery.service import GenerationService
-from livery.tenancy import Flusher, KeyRing, TenantStore, UsageExpiry, UsageStore, scope
+from livery.survey import Counting, OwnCounting
+from livery.tenancy import Flusher, KeyRing, RateLimiter, Room, TenantStore, UsageExpiry, UsageStore, scope
+from livery.tenancy.gate import Gate, Gatekeeper
 from livery.text import Tokenizer
 from livery.vitals import Vitals
 from livery_adapters.base_model import BaseModel
@@ -28,6 +32,9 @@ from livery_adapters.refusal import DEFAULT_LIMITS, Limits
 from livery_adapters.registry import Registry
 from livery_adapters.shared_blobs import SharedBlobs
 from livery_adapters.store import BlobStore
+
+# How many steps full of prompts may wait, unless --max-queued-tokens says otherwise.
+QUEUED_STEPS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +50,17 @@ class Assembly:
     allow_source: tuple[str, ...] = ()
     keep_versions: int = 10
     limits: Limits = DEFAULT_LIMITS
-    max_open: int = 1024
-    max_queued_tokens: int = 0
-    metrics_max_adapters: int = 200
+    gate: Gatekeeper  # who lets requests in
+    processes: int = 1  # that share the server's memory for bodies, and the uploads at once
+    counting: Counting = field(default_factory=OwnCounting)
     usage_days: int = 0
     adapter_templates: bool = True
     parsers: ParserNames = AS_THE_TEMPLATE
+
+
+def gate_for(info: EngineInfo, max_open: int = 1024, max_queued_tokens: int = 0) -> Gate:
+    """Room for so many sequences and prompt tokens (0: some steps full of them), and nobody's limits used yet."""
+    return Gate(Room(max_open, max_queued_tokens or QUEUED_STEPS * info.max_batch_tokens), RateLimiter())
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +140,9 @@ async def assemble(
         adapters,
         root=root,
         is_tenant=keys.is_tenant,
+        intakes=max(1, MAX_INTAKES // plan.processes),
     )
+    metrics = plan.counting.metrics(plan.base_name, info)
     service = GenerationService(
         engine,
         text,
@@ -137,13 +151,14 @@ async def assemble(
         info,
         base_name=plan.base_name,
         created=int(time.time()),
-        max_open=plan.max_open,
-        max_queued_tokens=plan.max_queued_tokens,
-        metrics_max_adapters=plan.metrics_max_adapters,
+        gate=plan.gate,
+        body_bytes=BODY_BYTES // plan.processes,
+        metrics=metrics,
+        survey=plan.counting.survey(metrics, adapters.under_way),
         is_tenant=keys.is_tenant,
         parsers=plan.parsers,
     )
-    keys.when_gone(service.metrics.forget_tenants)
+    keys.when_gone(service.survey.forget_tenants)
     folder = None
     if root is not None:
         folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll, is_tenant=keys.is_tenant)

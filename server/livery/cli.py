@@ -23,6 +23,7 @@ from livery.models import ModelNotFound
 from livery.settings import SettingsError
 from livery.tenancy import OpenDoor
 from livery.tokenizer_files import TokenizerRefused
+from livery.workers.pool import WorkersUnable
 from livery_adapters.registry import RegistryError
 
 EXPECTED = (
@@ -34,6 +35,7 @@ EXPECTED = (
     TokenizerRefused,
     DataFolderUnusable,
     RegistryError,
+    WorkersUnable,
 )
 
 app = typer.Typer(

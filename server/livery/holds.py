@@ -37,6 +37,16 @@ class UnderWay:
         """On an adapter, whichever of its versions; with an account that tenant's alone."""
         return self._all[name] if account is None else self._own[account, name]
 
+    def by_name(self, account: str | None) -> dict[str, int]:
+        """By adapter, of all tenants or (an account) of one."""
+        if account is None:
+            return dict(self._all)
+        return {name: count for (whose, name), count in self._own.items() if whose == account}
+
+    def each(self) -> list[tuple[str, str, int]]:
+        """Account, adapter and how many, of every tenant."""
+        return [(account, name, count) for (account, name), count in self._own.items()]
+
     def begin(self, account: str, names: Collection[str]) -> None:
         """A tenant's request runs on these, by their names in full."""
         self._all.update(names)

@@ -12,7 +12,7 @@ from msgspec import structs
 from livery.engine.base import AdapterRef, Asker
 from livery.refusals import InvalidParameter
 from livery.tenancy import NO_LIMITS, OPERATOR, Limits, Principal
-from livery.tenancy.limits import Claim
+from livery.tenancy.gate import Counted
 from livery_adapters.composition import added_up, composition_digest
 from livery_adapters.layout import Task
 from livery_adapters.registry import Alias, AliasTarget, NamedVersion, VersionFacts
@@ -27,7 +27,7 @@ class Caller:
 
     user: str | None = None
     principal: Principal = OPERATOR
-    claim: Claim | None = field(default=None, compare=False, repr=False)
+    claim: Counted | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str | None:

@@ -80,6 +80,16 @@ def listen_for_admins(settings: Settings) -> Listener | None:
     return _listen(settings, settings.admin_host, settings.admin_port or 0, settings.admin_uds, "admin-")
 
 
+def inherited(settings: Settings, descriptor: int) -> Listener:
+    """What another process listens on by the same settings, as its child has it; a socket's file is that process's."""
+    bound = socket.socket(fileno=descriptor)
+    bound.set_inheritable(False)
+    tls = _tls(settings)
+    if bound.family == socket.AF_UNIX:
+        return Listener(bound, "http://localhost", UnixFile.at(Path(bound.getsockname())), tls)
+    return Listener(bound, _url(bound, tls), None, tls)
+
+
 def _listen(settings: Settings, host: str, port: int, uds: Path | None, of: str) -> Listener:
     """`of` is how the flags begin that the address was given with."""
     tls = _tls(settings)
@@ -87,8 +97,12 @@ def _listen(settings: Settings, host: str, port: int, uds: Path | None, of: str)
         bound, file = _bind_unix(uds, of)
         return Listener(bound, "http://localhost", file, tls)
     bound = _bind(host, port, of)
+    return Listener(bound, _url(bound, tls), None, tls)
+
+
+def _url(bound: socket.socket, tls: Tls | None) -> str:
     host, port = bound.getsockname()[:2]
-    return Listener(bound, f"{'https' if tls else 'http'}://{_authority(host, port)}", None, tls)
+    return f"{'https' if tls else 'http'}://{_authority(host, port)}"
 
 
 def _tls(settings: Settings) -> Tls | None:

@@ -30,10 +30,13 @@ PIECE = 1024  # characters: at most 4096 bytes, which a pipe that has room at al
 _TRACE = "    | "  # before each line of a traceback, so that none passes for a record
 
 
-def configure(level: str, form: LogFormat) -> None:
-    """Send everything from this level on to standard error in this form, in place of an earlier one."""
+def configure(level: str, form: LogFormat, worker: int | None = None) -> None:
+    """Send everything from this level on to standard error in this form, in place of an earlier one.
+
+    `worker` is the number of this process where several serve HTTP; every line says it then.
+    """
     handler = _StandardError()
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.setFormatter(JsonLines(worker) if form == "json" else TextLines(worker))
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, _StandardError)]:
         root.removeHandler(old)
@@ -91,11 +94,15 @@ def _lines_lost(count: int) -> logging.LogRecord:
 
 
 class TextLines(logging.Formatter):
-    """`TIME LEVEL LOGGER MESSAGE`, a traceback indented below it."""
+    """`TIME LEVEL LOGGER MESSAGE`, a traceback indented below it; `LOGGER[2]` where it is worker 2 that says it."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._by = "" if worker is None else f"[{worker}]"
 
     def format(self, record: logging.LogRecord) -> str:
         when = _when(record).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
-        line = f"{when} {record.levelname} {record.name} {on_one_line(record.getMessage())}"
+        line = f"{when} {record.levelname} {record.name}{self._by} {on_one_line(record.getMessage())}"
         trace = "".join(f"\n{_TRACE}{on_one_line(part)}" for part in self._trace(record).splitlines())
         return line + trace
 
@@ -104,7 +111,11 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, request_id, and the record's own fields."""
+    """One JSON object a line: time (UTC), level, logger, message, request_id, worker, and the record's own fields."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._by = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         told: dict[str, Any] = {
@@ -112,6 +123,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._by,
         }
         if request := request_id.get():
             told["request_id"] = request

@@ -19,7 +19,7 @@ from typing import Literal
 
 from livery.adapter_views import Json, alias_json, report_json, version_json
 from livery.beside import REPORTING
-from livery.intakes import Intakes
+from livery.intakes import MAX_INTAKES, Intakes
 from livery.live import Live, Offline
 from livery.origins import Origins, Upload, from_upload, kind_of
 from livery.refusals import AdapterExists, AdapterPathNotFound
@@ -75,6 +75,7 @@ class AdapterManagement:
         *,
         root: Path | None = None,
         is_tenant: Callable[[str], bool] = lambda _: False,
+        intakes: int = MAX_INTAKES,
     ) -> None:
         """`root` is the folder that relative paths start from; names that begin with a tenant's are that tenant's."""
         self.library = library
@@ -82,7 +83,7 @@ class AdapterManagement:
         self._live: Live = live or Offline()
         self._root = root
         self._is_tenant = is_tenant
-        self._intakes = Intakes()
+        self._intakes = Intakes(intakes)
         self._origins = Origins(policy, root, self._intakes)
 
     # -- looking ---------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from livery.activity import BASE, RATE_S, Doings, Finished
+from msgspec import structs
+
+from livery.activity import BASE, RATE_S, Finished, Lately
 from livery.engine.base import EngineError, EngineStats
 from livery.refusals import NotReady
 from livery.service import GenerationService
@@ -42,30 +44,33 @@ class Overview:
     async def status(self, principal: Principal, wanted: Wanted) -> Json:
         """Everything at once."""
         stats, briefs = await asyncio.gather(self._stats(), self._briefs())
-        self._service.metrics.catch_up()
-        service, now, whole = self._service, time.perf_counter(), principal.role == "admin"
-        doings = service.metrics.activity.of(None if whole else principal.account)
-        rows = await self._rows(principal, stats, self._roster.known if briefs is None else briefs)
+        service, whole = self._service, principal.role == "admin"
+        lately = await service.survey.lately(None if whole else principal.account)
+        now, house = time.perf_counter(), await service.survey.house()
+        rows = await self._rows(principal, stats, self._roster.known if briefs is None else briefs, lately)
         return {
             "object": "status",
             "server": {
-                "uptime_s": round(now - self._began, 1),
+                "uptime_s": round(now - (house.began or self._began), 1),
                 "draining": service.draining,
                 "registry": briefs is not None,
+                **({"workers": [structs.asdict(one) for one in house.workers]} if whole and house.workers else {}),
             },
-            "base": self._base(doings, now),
+            "base": self._base(lately, now),
             "engine": self._engine(stats),
-            "load": _load(principal, stats, service.open_to(principal)),
-            "throughput": throughput(doings, now),
+            "load": _load(principal, stats, await service.open_to(principal)),
+            "throughput": throughput(lately),
             "memory": self._memory(stats) if whole else None,
             "adapters": page(rows, wanted),
-            "requests": [_finished(principal, one, now) for one in doings.recent() if _may_see(principal, one)],
+            "requests": [_finished(principal, one, now) for one in lately.recent if _may_see(principal, one)],
             "caller": _caller(principal),
         }
 
-    async def _rows(self, principal: Principal, stats: EngineStats | None, known: Mapping[str, Brief]) -> list[Json]:
+    async def _rows(
+        self, principal: Principal, stats: EngineStats | None, known: Mapping[str, Brief], lately: Lately
+    ) -> list[Json]:
         """Every adapter that the caller sees; streams have their turn after some of them."""
-        viewer = Viewer(principal, self._service.adapters, self._service.metrics.activity, *self._files(stats))
+        viewer = Viewer(principal, self._service.adapters, lately, *self._files(stats))
         rows: list[Json] = []
         for brief, kind in viewer.seen(known):
             rows.append(viewer.row(brief, kind))
@@ -95,7 +100,7 @@ class Overview:
         files = self._service.adapters.files_of
         return files(stats.resident_adapters), files(stats.host_adapters)
 
-    def _base(self, doings: Doings, now: float) -> Json:
+    def _base(self, lately: Lately, now: float) -> Json:
         info = self._service.info
         return {
             "name": self._service.base_name,
@@ -103,7 +108,7 @@ class Overview:
             "architecture": info.architecture,
             "max_model_len": info.max_model_len,
             "weight_bytes": info.weight_bytes,
-            **figures(doings.adapter(BASE), now),
+            **figures(lately.adapters.get(BASE), now),
         }
 
     def _engine(self, stats: EngineStats | None) -> Json:
@@ -164,9 +169,9 @@ def _load(principal: Principal, stats: EngineStats | None, held: int) -> Json:
     }
 
 
-def throughput(doings: Doings, now: float) -> Json:
+def throughput(lately: Lately) -> Json:
     """Tokens a second: the mean of the last seconds, and each of the last minute, oldest first."""
-    generated, prompt = doings.throughput.by_second(now)
+    generated, prompt = lately.generated, lately.prompt
     return {
         "generated_per_s": sum(generated[-RATE_S:]) / RATE_S,
         "prompt_per_s": sum(prompt[-RATE_S:]) / RATE_S,

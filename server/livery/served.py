@@ -139,6 +139,11 @@ class ServedAdapters:
         """Requests under way on an adapter, whichever of its versions; with an account that tenant's alone."""
         return self._under_way.of(name, account)
 
+    @property
+    def under_way(self) -> UnderWay:
+        """Requests under way by adapter."""
+        return self._under_way
+
     def state(self, record: AdapterRecord | Brief) -> str:
         """The record's state as this server sees it: what is on its way in or out shows only here."""
         if record.active is None and self._meanings.staged(record.name, record.owner):

@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from livery.adapter_text import AdapterText
-from livery.admission import Admission, Asked, asked_by, guessed_tokens, within_limits
+from livery.admission import BODY_BYTES, Admission, Asked, asked_by, guessed_tokens, within_limits
 from livery.beside import ENCODING, beside
 from livery.cards import ModelCard, Tokens, adapter_card, base_card
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
@@ -28,32 +28,29 @@ from livery.generation import Generation, Usage, seconds_left
 from livery.grammar_check import GrammarCheck
 from livery.jobs import ChatPrompt, Job, PoolingJob, Prompt
 from livery.lease import Caller, Lease
-from livery.metrics import OTHER, Metrics, RequestMeter, ServerState, Snapshot
+from livery.metrics import OTHER, Metrics, RequestMeter
 from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
 from livery.profiles import dressed, profile_of, tells_words
 from livery.prompts import activation, bad_words, check_ids, encode, token_ids
 from livery.reading import AS_THE_TEMPLATE, ParserNames, held_to_strict, reading_of, told_of_tools
 from livery.refusals import AdapterUnusable, NotReady, UnknownModel
-from livery.roster import Roster, standing
+from livery.roster import Roster
 from livery.sampling import sampling_params
 from livery.served import ServedAdapters
-from livery.tenancy import Meter, Principal, RateLimiter, Room, scope
+from livery.survey import Survey
+from livery.tenancy import Meter, Principal, scope
+from livery.tenancy.gate import Gatekeeper
 from livery.text import Tokenizer, TokenizerFacts
 from livery.vitals import Readiness
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.profile import Profile
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import Brief, RegistryError
 
 log = logging.getLogger("livery.service")
 
 DIGEST_SHOWN = 12
-# How many steps full of prompts may wait, unless --max-queued-tokens says otherwise.
-QUEUED_STEPS = 256
 # An engine that answers no question for so long isn't ready. A step of many tokens takes seconds on a busy CPU.
 PROGRESS_TIMEOUT_S = 10.0
-# Scrapers give up after 10 seconds as a rule, and want what is known without the engine before that.
-SCRAPE_TIMEOUT_S, REGISTRY_TIMEOUT_S = 5.0, 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,37 +87,33 @@ class GenerationService:
         *,
         base_name: str,
         created: int,
-        max_open: int = 1024,
-        max_queued_tokens: int = 0,
-        metrics_max_adapters: int = 200,
+        gate: Gatekeeper,
+        metrics: Metrics,
+        survey: Survey,
+        body_bytes: int = BODY_BYTES,
         is_tenant: Callable[[str], bool] = lambda _: True,
         parsers: ParserNames = AS_THE_TEMPLATE,
     ) -> None:
         self.info = info
         self.base_name = base_name
         self.adapters = adapters
-        self.metrics = Metrics(base_name, info, metrics_max_adapters)
+        self.metrics = metrics  # where this process counts
+        self.survey = survey
         self.grammars = grammars
         self.readiness = Readiness(engine, adapters.vitals)
         self.roster = Roster(adapters.registry)
-        self._is_tenant = is_tenant
+        self.is_tenant = is_tenant
         self._engine = engine
         self._text = text
         self._created = created
-        self._answered, self._restarts = time.monotonic(), 0
+        self.answered, self.restarts = time.monotonic(), 0  # when the engine was last heard of, and what it said
         self._parsers = parsers
-        room = Room(max_open, max_queued_tokens or QUEUED_STEPS * info.max_batch_tokens)
-        self.admission = Admission(self._lease, room, RateLimiter(), Meter(), self.metrics.throttled)
+        self.admission = Admission(self._lease, gate, Meter(), self.metrics.throttled, body_bytes)
 
-    @property
-    def open_sequences(self) -> int:
-        """Answers under way or waiting."""
-        return self.admission.room.sequences.held
-
-    def open_to(self, principal: Principal) -> int:
+    async def open_to(self, principal: Principal) -> int:
         """Answers under way or waiting, as a caller may know: its tenant's, or all to the operator."""
-        held = self.admission.room.sequences
-        return held.held if principal.role == "admin" else held.by_tenant().get(principal.tenant, 0)
+        held = await self.admission.gate.held()
+        return held.sequences if principal.role == "admin" else held.sequences_by_tenant.get(principal.tenant, 0)
 
     @property
     def draining(self) -> bool:
@@ -133,7 +126,7 @@ class GenerationService:
     def account(self) -> None:
         """Count what open requests used since the last time, for whoever pays and whoever looks."""
         self.admission.account()
-        self.metrics.catch_up()
+        self.survey.count()
 
     async def open(self, job: Job) -> OpenedJob:
         """Admit a request: bind its adapter version, encode its prompts, check that the answer can fit.
@@ -153,7 +146,7 @@ class GenerationService:
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
             job = held_to_strict(told_of_tools(job, reading, tokenizer.template), reading, tokenizer.special_tokens)
             requests, prompt_tokens = await self._requests(job, lease, tokenizer)
-            admitted.encoded(prompt_tokens, sum(request.sampling.max_tokens for request in requests))
+            await admitted.encoded(prompt_tokens, sum(request.sampling.max_tokens for request in requests))
             name, full_name, digest = self._server_of(lease)
             short, usage, each = digest[:DIGEST_SHOWN], Usage(prompt_tokens=prompt_tokens), job.options.answers_made
             generation = Generation(
@@ -194,7 +187,7 @@ class GenerationService:
             if pooling.head:
                 inputs = [without_padding(ids, self.info.pad_token_id) for ids in inputs]
             starts = [activation(ids, lease, job.prompt_param) for ids in inputs]
-            admitted.encoded(sum(map(len, inputs)), 0)
+            await admitted.encoded(sum(map(len, inputs)), 0)
             requests = [
                 GenerationRequest(
                     f"{job.request_id}-{index}",
@@ -267,49 +260,8 @@ class GenerationService:
                 stats = await self._engine.stats()
         except TimeoutError:
             raise NotReady from None
-        self._answered, self._restarts = time.monotonic(), stats.restarts
+        self.answered, self.restarts = time.monotonic(), stats.restarts
         return stats
-
-    def state(self, *, answers: bool) -> ServerState:
-        """How the server stands; `answers`: whether its engine does."""
-        sequences, tokens = self.admission.room.sequences, self.admission.room.tokens
-        return ServerState(
-            ready=answers and not self.draining,
-            heartbeat_age_s=time.monotonic() - self._answered,
-            restarts=self._restarts,
-            open_sequences=sequences.held,
-            max_open_sequences=sequences.most,
-            queued_tokens=tokens.held,
-            max_queued_tokens=tokens.most,
-            open_by_tenant=sequences.by_tenant(),
-            queued_by_tenant=tokens.by_tenant(),
-        )
-
-    async def snapshot(self) -> Snapshot:
-        """The engine's numbers with digests turned into names, and without them while the registry doesn't answer.
-
-        Raises EngineDead, or NotReady when the engine is slow.
-        """
-        try:
-            async with asyncio.timeout(SCRAPE_TIMEOUT_S):
-                stats, briefs = await asyncio.gather(self.progress(), self._briefs())
-        except TimeoutError:
-            raise NotReady from None
-        tenants = tuple(name for name in self.metrics.tenants.names() if not self._is_tenant(name))
-        if briefs is None:
-            return Snapshot(stats, gone_tenants=tenants)
-        files = self.adapters.files_of
-        device, waiting = files(stats.resident_adapters), files(stats.waiting_adapters)
-        told = await asyncio.to_thread(standing, briefs.values(), device, waiting, self.metrics.adapters.names())
-        return Snapshot(stats, told, tenants)
-
-    async def _briefs(self) -> Mapping[str, Brief] | None:
-        try:
-            async with asyncio.timeout(REGISTRY_TIMEOUT_S):
-                return await self.roster.read()
-        except (RegistryError, TimeoutError) as error:
-            log.warning("metrics leave out what the registry knows: %s", error or "it doesn't answer in time")
-            return None
 
     async def _lease(self, name: str, caller: Caller) -> Lease | None:
         """A hold on what `name` stands for, None for the base. Raises as `ServedAdapters.lease` does."""

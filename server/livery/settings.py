@@ -186,6 +186,9 @@ class Settings(BaseModel):
         True, description="Render the chat templates that profiles of adapters ask for, each in a process shut in"
     )
     poll_adapters: bool = Field(False, description="Look at the adapter folder instead of waiting for events")
+    api_workers: int = Field(
+        1, ge=1, le=64, description="Processes that serve HTTP over the one engine; more where one core isn't enough"
+    )
     max_connections: int = Field(0, ge=0, description="Most connections at once; 0: as many as descriptors allow")
     engine_restarts: int = Field(
         5, ge=0, description="Times within ten minutes that a lost engine is started anew; 0: its end is the server's"
@@ -224,6 +227,19 @@ class Settings(BaseModel):
             return usual_data_folder(self.port)
         path = os.path.abspath(self.uds)
         return _data_home() / f"socket-{self.uds.stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+
+def as_told(settings: Settings) -> dict[str, object]:
+    """The settings as another process of this server reads them, secrets too: for a pipe, never for arguments."""
+    return {name: _plain(getattr(settings, name)) for name in Settings.model_fields}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, ByteSize):
+        return int(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def usual_data_folder(port: int = PORT) -> Path:

@@ -1,6 +1,6 @@
 """Adapters as rows of a table for people: what each is, where it lies, what the caller's requests of it came to.
 
-    view = Viewer(principal, served, activity, device, host)    # files by where they lie
+    view = Viewer(principal, served, lately, device, host)      # files by where they lie
     rows = [view.row(brief, kind) for brief, kind in view.seen(known)]
     answer = page(rows, Wanted(search="pirate", sort="tokens", descending=True, limit=50))
 
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from livery.activity import Activity, AdapterActivity
+from livery.activity import AdapterFigures, Lately
 from livery.served import ServedAdapters
 from livery.tenancy import Principal, scope
 from livery_adapters.registry import Brief
@@ -48,14 +48,13 @@ class Viewer:
         self,
         principal: Principal,
         served: ServedAdapters,
-        activity: Activity,
+        lately: Lately,
         device: frozenset[str],
         host: frozenset[str],
     ) -> None:
         self._principal = principal
-        self._whose = None if principal.role == "admin" else principal.account
         self._served = served
-        self._doings = activity.of(self._whose)
+        self._lately = lately
         self._device = device
         self._host = host
         self._now = time.perf_counter()
@@ -77,7 +76,7 @@ class Viewer:
     def row(self, brief: Brief, kind: scope.Kind) -> Json:
         """Of what isn't the caller's own: that it is there, and what the caller's requests of it came to."""
         own, active = kind == "own", brief.active is not None
-        done = self._doings.adapter(brief.name)
+        done = self._lately.adapters.get(brief.name)
         return {
             "name": scope.shown(self._principal, brief.name),
             "own": own,
@@ -90,7 +89,7 @@ class Viewer:
             "digest": brief.digest or None,
             "generation": brief.generation,
             "pinned": brief.pinned,
-            "running": self._served.requests(brief.name, self._whose),
+            "running": self._lately.running.get(brief.name, 0),
             **figures(done, self._now),
             "error": self._error(brief, done, own=own),
         }
@@ -98,7 +97,7 @@ class Viewer:
     def _tier(self, brief: Brief) -> str:
         return "device" if brief.weights in self._device else "host" if brief.weights in self._host else "store"
 
-    def _error(self, brief: Brief, done: AdapterActivity | None, *, own: bool) -> Json | None:
+    def _error(self, brief: Brief, done: AdapterFigures | None, *, own: bool) -> Json | None:
         """What went wrong last: with taking in or loading the caller's adapter, else with a request of the caller's."""
         if own and brief.error is not None:
             return {"code": brief.error_code, "message": brief.error, "age_s": None}
@@ -108,19 +107,21 @@ class Viewer:
         return {"code": "request_failed", "message": message, "age_s": self._now - done.error_at}
 
 
-def figures(done: AdapterActivity | None, now: float) -> Json:
+NOTHING_DONE = AdapterFigures(0, 0, 0, 0, 0.0, "", 0.0, None, None)
+
+
+def figures(done: AdapterFigures | None, now: float) -> Json:
     """What requests came to since the server started, or since they were last remembered."""
     if done is None:
-        done = AdapterActivity(last_used=now)
-    quantile = done.first_token.quantile
+        done = NOTHING_DONE
     return {
         "requests": done.requests,
         "errors": done.errors,
         "prompt_tokens": done.prompt_tokens,
         "generated_tokens": done.generated,
         "tokens": done.prompt_tokens + done.generated,
-        "ttft_p50_s": quantile(0.5),
-        "ttft_p95_s": quantile(0.95),
+        "ttft_p50_s": done.ttft_p50_s,
+        "ttft_p95_s": done.ttft_p95_s,
         "last_used_s": now - done.last_used if done.requests else None,
     }
 

@@ -16,13 +16,14 @@ from fastapi import FastAPI
 
 from livery.api.app import create_admin_app, create_app
 from livery.api.edges import EdgeConfig, EdgeServer
-from livery.assembly import Assembly, ServerParts, assemble
+from livery.assembly import Assembly, ServerParts, assemble, gate_for
 from livery.data_folder import DataFolder
 from livery.engine.fake import Behaviour, FakeEngine
 from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.service import GenerationService
 from livery.tenancy import Doors, Flusher, KeyRing, TenantManagement, TenantStore
+from livery.tenancy.gate import Gate
 from livery.text import Tokenizer
 from livery_adapters.base_model import ModuleShape
 from livery_adapters.refusal import Limits
@@ -76,6 +77,7 @@ class LiveServer:
         self._stop = asyncio.Event()
         self.engine: FakeEngine
         self.service: GenerationService
+        self.gate: Gate
         self.management: AdapterManagement
         self.tenants: TenantStore
         self.keys: KeyRing
@@ -136,13 +138,13 @@ class LiveServer:
                 modules=MODULES,
             )
             info = await self.engine.start()
+            self.gate = gate_for(info, setup.max_open, setup.max_queued_tokens)
             plan = Assembly(
                 base_name=BASE,
                 data=DataFolder(self._folder / "data"),
                 root=self.adapter_root,
                 limits=Limits(max_rank=8),
-                max_open=setup.max_open,
-                max_queued_tokens=setup.max_queued_tokens,
+                gate=self.gate,
                 adapter_templates=setup.adapter_templates,
                 parsers=setup.parsers,
                 allow_source=setup.allow_source,

@@ -22,6 +22,7 @@ from livery.lease import Caller
 from livery.refusals import InvalidParameter, Overloaded, ServiceRefusal
 from livery.service import GenerationService
 from livery.tenancy import LimitExceeded, Limits, OverShare, Principal
+from livery.tenancy.gate import Gate
 
 PAYING = Principal(
     "acme",
@@ -137,9 +138,11 @@ def test_everything_is_given_back_on_every_way_out(
 
 
 def assert_nothing_is_held(service: GenerationService) -> None:
-    room = service.admission.room
+    gate = service.admission.gate
+    assert isinstance(gate, Gate)
+    room = gate.room
     assert (room.sequences.held, room.tokens.held, len(room)) == (0, 0, 0)
-    for account in service.admission.limiter._accounts.values():
+    for account in gate.limiter._accounts.values():
         assert (account.concurrent, account.queued, account.tokens.reserved) == (0, 0, 0)
     assert not service.admission._open
 
@@ -224,7 +227,7 @@ def test_refusing_asks_nobody_and_encodes_nothing(serve: Serve) -> None:
 
 def test_prompts_wait_until_their_answers_begin(serve: Serve) -> None:
     server = serve(Setup(behaviour=Behaviour(stepped=True)))
-    waiting = server.service.admission.room.tokens
+    waiting = server.gate.room.tokens
 
     async def watched() -> list[int]:
         opened = await server.service.open(job(FREE, [3] * 30, [4] * 20, n=2, max_tokens=1))

@@ -120,7 +120,7 @@ def test_a_request_that_was_refused_or_left_gives_back_all(server: LiveServer) -
             assert answer.status_code != 429
     until(server, 0)
     assert not len(server.service.admission.bodies)
-    assert all(not account.concurrent for account in server.service.admission.limiter._accounts.values())
+    assert all(not account.concurrent for account in server.gate.limiter._accounts.values())
 
 
 def test_a_flood_of_bodies_leaves_room_for_others(serve: Serve) -> None:

@@ -49,14 +49,14 @@ def test_no_task_is_left_of_clients_that_leave(serve: Serve, stepped: bool) -> N
         over: Counter[str] = Counter()
         for _ in range(1000):
             over = await tasks() - before
-            if not (over or server.engine.open_requests or server.service.open_sequences):
+            if not (over or server.engine.open_requests or server.gate.room.sequences.held):
                 break
             await asyncio.sleep(0.02)
         return over
 
     assert not server.call(idle())
     assert server.engine.open_requests == 0
-    assert server.service.open_sequences == 0
+    assert server.gate.room.sequences.held == 0
 
 
 PROMPT = {"prompt": [3, 4, 5], "max_tokens": 9}

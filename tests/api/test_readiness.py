@@ -55,7 +55,7 @@ def test_a_lost_engine_is_told_to_everybody_and_forgotten_when_it_is_back(serve:
     assert status(server, "ready") == (200, "ready")
     server.step(10)
     assert waiting.post("/v1/completions", json=PROMPT).status_code == 200
-    assert server.service.open_sequences == 0
+    assert server.gate.room.sequences.held == 0
     server.call(server.engine.die())
     assert status(server, "ready") == (503, "not_ready")
     assert status(server, "health") == (503, "not_ready")

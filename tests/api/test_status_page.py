@@ -147,9 +147,8 @@ def test_nobody_empties_anothers_list_of_requests(serve: Serve) -> None:
 
     assert ask(keys["acme"]) == 404
     assert {ask("wrong") for _ in range(2)} == {401}
-    assert [one.account.partition("~")[0] for one in server.service.metrics.activity.of(None).recent()] == ["acme"], (
-        "whose key is wrong is nobody"
-    )
+    lately = server.call(server.service.survey.lately(None))
+    assert [one.account.partition("~")[0] for one in lately.recent] == ["acme"], "whose key is wrong is nobody"
     for _ in range(101):
         ask(keys["busy"])
     assert (listed("acme"), listed("busy")) == (1, 100)

@@ -53,9 +53,9 @@ def test_a_rate_is_of_the_last_complete_seconds() -> None:
     began = found.of(None).throughput._second
     found.tokens("acme", began + 0.5, began + 0.5, 30)
     found.finished("acme", None, Work("stop", None, 20, 30), began + 0.5)
-    lately = throughput(found.of(None), began + RATE_S + 0.5)
+    lately = throughput(found.of(None).told(began + RATE_S + 0.5, {}))
     assert (lately["generated_per_s"], lately["prompt_per_s"]) == (30 / RATE_S, 20 / RATE_S)
-    later = throughput(found.of(None), began + RATE_S + 1.5)
+    later = throughput(found.of(None).told(began + RATE_S + 1.5, {}))
     assert (later["generated_per_s"], later["prompt_per_s"]) == (0, 0)
     assert (sum(later["generated_by_second"]), sum(later["prompt_by_second"])) == (30, 20)
 

@@ -25,7 +25,7 @@ from livery.metrics import Metrics, RequestMeter
 from livery.refusals import Draining
 from livery.spans import MOST_SEQUENCES, Timeline, TraceSink
 from livery.tenancy import OPERATOR, Doors, Principal, Purpose
-from livery.tenancy.limits import Claim
+from livery.tenancy.gate import Counted
 from livery.tenancy.room import Part
 
 log = logging.getLogger("livery.access")
@@ -60,7 +60,7 @@ class RequestRecord:
     admitted: bool = False  # whether that is known: one without a right key is nobody's
     purpose: Purpose = "ask"
     meter: RequestMeter | None = None  # its clock, once the engine is asked
-    claim: Claim | None = None  # its part of its key's and tenant's limits
+    claim: Counted | None = None  # its part of its key's and tenant's limits
     body: Part | None = None  # the room that its body takes
 
     def release(self) -> None:
@@ -139,7 +139,7 @@ class Boundary:
             self._doors.check_local(client[0] if client else None, host, forwarded=forwarded)
             self._doors.check_page(host, headers.get("origin"), headers.get("sec-fetch-site"))
         if record.purpose in COUNTED:
-            record.claim = self._admission.count(record.principal)
+            record.claim = await self._admission.count(record.principal)
         streams = takes_uploads(method, path) and is_upload(headers.get("content-type", ""))
         unread = streams or record.purpose in PROBES  # which have no bodies, and are asked without a key
         await self._app(scope, receive if unread else await self._with_body(record, headers, receive), reply)
@@ -177,7 +177,7 @@ class Boundary:
 
     def _tell_rates(self, headers: MutableHeaders, principal: Principal) -> None:
         """What is left of the caller's limits per minute, under OpenAI's names."""
-        for kind, rate in self._admission.limiter.rates(principal).items():
+        for kind, rate in self._admission.gate.rates(principal).items():
             headers[f"x-ratelimit-limit-{kind}"] = str(rate.limit)
             headers[f"x-ratelimit-remaining-{kind}"] = str(rate.remaining)
             headers[f"x-ratelimit-reset-{kind}"] = f"{rate.reset_s:.3f}s"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -14,8 +13,9 @@ from livery.api.boundary import RequestRecord
 from livery.api.context import ContextDep
 from livery.api.responses import json_response
 from livery.api.status_answers import ServerStatus
-from livery.engine.base import EngineDead, EngineError
+from livery.engine.base import EngineDead
 from livery.refusals import Draining, NotReady
+from livery.scrape import scraped
 from livery.service import GenerationService
 from livery.status_rows import MAX_PAGE, Column, Wanted
 
@@ -56,7 +56,7 @@ async def ping() -> Response:
 async def load(request: Request, context: ContextDep) -> Response:
     """Answers under way or waiting, under vLLM's name: the tenant's own, or all to the operator."""
     record: RequestRecord = request.state.record
-    return json_response({"server_load": context.service.open_to(record.principal)})
+    return json_response({"server_load": await context.service.open_to(record.principal)})
 
 
 @router.get("/v1/status", responses=answers(ServerStatus))
@@ -92,11 +92,4 @@ async def metrics(context: ContextDep) -> Response:
 
 async def series(service: GenerationService) -> Response:
     """The answer of /metrics."""
-    try:
-        snapshot = await service.snapshot()
-    except (NotReady, EngineError):
-        snapshot = None
-    service.metrics.catch_up()
-    state = service.state(answers=snapshot is not None)
-    text = await asyncio.to_thread(service.metrics.render, snapshot, state)
-    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+    return Response(await scraped(service), headers={"content-type": CONTENT_TYPE_LATEST})

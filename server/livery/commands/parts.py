@@ -9,14 +9,16 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 
 from livery.api.app import create_app
-from livery.assembly import Assembly, ServerParts, assemble
+from livery.assembly import Assembly, ServerParts, assemble, gate_for
 from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineInfo
 from livery.models import ResolvedModel
 from livery.reading import ParserNames
 from livery.settings import Settings, SettingsError, revealed
 from livery.spans import TraceSink
+from livery.survey import Counting, OwnCounting
 from livery.tenancy import Doors
+from livery.tenancy.gate import Gatekeeper
 from livery.text import Tokenizer
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.shared_blobs import SharedBlobs
@@ -36,8 +38,16 @@ async def server_parts(
     engine: Engine,
     info: EngineInfo,
     progress: Callable[[str], None],
+    gate: Gatekeeper | None = None,
+    counting: Counting | None = None,
+    *,
+    first: bool = True,
 ) -> ServerParts:
-    """What a server runs beside its started engine. Raises SettingsError, RegistryError, TokenizerRefused."""
+    """What a server runs beside its started engine. Raises SettingsError, RegistryError, TokenizerRefused.
+
+    Without a `gate` it has room and limits of its own, without `counting` what it counts is all there is. Of several
+    processes of a server the `first` does what only one of them is to do.
+    """
     tokenizer = await asyncio.to_thread(Tokenizer.from_directory, resolved.path)
     plan = Assembly(
         base_name=base_name(settings, resolved),
@@ -49,10 +59,10 @@ async def server_parts(
         allow_source=settings.allow_source,
         keep_versions=settings.keep_versions,
         limits=Limits(max_rank=settings.max_rank),
-        max_open=settings.max_open,
-        max_queued_tokens=settings.max_queued_tokens,
-        metrics_max_adapters=settings.metrics_max_adapters,
-        usage_days=settings.usage_days,
+        gate=gate or gate_for(info, settings.max_open, settings.max_queued_tokens),
+        processes=settings.api_workers,
+        counting=counting or OwnCounting(settings.metrics_max_adapters),
+        usage_days=settings.usage_days if first else 0,
         adapter_templates=settings.adapter_templates,
         parsers=ParserNames(settings.tool_parser, settings.reasoning_parser),
     )

@@ -39,12 +39,12 @@ from livery.engine.base import (
 from livery.engine.figures import PromptRead
 from livery.engine.pulse import BEAT_S, Beat, Judgement, judge
 from livery.engine.starvation import Silence
+from livery.engine.streams import Streams
 from livery_adapters.effect import AdapterEffect
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0  # how long a stopping engine may take before it is killed
-LEFT_SECONDS = 5.0  # how long it may take to say how far it was with a request that is given up: the step under way
 ANSWER_SECONDS = 0.5  # how long an engine may take to answer before its beats are asked
 
 
@@ -72,7 +72,7 @@ class EngineClient:
         self._decoder = msgspec.msgpack.Decoder(m.FromEngine)
         self._beat_decoder = msgspec.msgpack.Decoder(Beat)
         self._judgement = Judgement()
-        self._streams: dict[str, asyncio.Queue[TokenDelta | Exception]] = {}
+        self._streams = Streams(self._submit, self.abort)
         self._loads: dict[str, list[asyncio.Future[AdapterEffect | None]]] = {}
         self._pings: dict[int, asyncio.Future[EngineStats]] = {}
         self._calls = itertools.count()
@@ -159,40 +159,12 @@ class EngineClient:
         await self._death.wait()
         return self._dead or ""
 
-    async def generate(self, request: GenerationRequest, read: PromptRead | None = None) -> AsyncIterator[TokenDelta]:
-        self._check_alive()
-        if request.request_id in self._streams:
-            raise RequestRefused(f"request id {request.request_id!r} is already in use")
-        stream: asyncio.Queue[TokenDelta | Exception] = asyncio.Queue()
-        self._streams[request.request_id] = stream
-        finished = begun = False
-        try:
-            await self._send(m.Submit(request))
-            while not finished:
-                item = await stream.get()
-                if isinstance(item, Exception):
-                    finished = True
-                    raise item
-                finished, begun = item.finish_reason is not None, begun or bool(item.token_ids)
-                _note(item, read)
-                yield item
-        finally:
-            try:
-                if not finished:
-                    await self.abort(request.request_id)
-                    if read is not None and not begun:
-                        await self._ended(stream, read)
-            finally:
-                del self._streams[request.request_id]
+    def generate(self, request: GenerationRequest, read: PromptRead | None = None) -> AsyncIterator[TokenDelta]:
+        return self._streams.generate(request, read)
 
-    async def _ended(self, stream: asyncio.Queue[TokenDelta | Exception], read: PromptRead) -> None:
-        """Wait, but not long, for the last delta of a request that was aborted, and note what it says."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LEFT_SECONDS):
-                while isinstance(item := await stream.get(), TokenDelta):
-                    _note(item, read)
-                    if item.finish_reason is not None:
-                        return
+    async def _submit(self, request: GenerationRequest) -> None:
+        self._check_alive()
+        await self._send(m.Submit(request))
 
     async def abort(self, request_id: str) -> None:
         with suppress(EngineError):  # then there is nothing left to abort
@@ -273,13 +245,11 @@ class EngineClient:
         match message:
             case m.Step(deltas, loads):
                 for delta in deltas:
-                    if delta.request_id in self._streams:
-                        self._streams[delta.request_id].put_nowait(delta)
+                    self._streams.take(delta)
                 for outcome in loads:
                     self._settle_load(outcome)
             case m.Rejected(request_id, reason):
-                if request_id in self._streams:
-                    self._streams[request_id].put_nowait(RequestRefused(reason))
+                self._streams.fail(request_id, RequestRefused(reason))
             case m.Pong(call, stats):
                 if call in self._pings and not self._pings[call].done():
                     self._pings[call].set_result(stats)
@@ -328,18 +298,12 @@ class EngineClient:
     def _fail_all(self, reason: str) -> None:
         self._dead = self._dead or reason
         self._death.set()
-        for stream in self._streams.values():
-            stream.put_nowait(self._lost(reason))
+        self._streams.fail_all(lambda: self._lost(reason))
         for done in itertools.chain.from_iterable(self._loads.values()):
             _fail(done, self._lost(reason))
         for pong in self._pings.values():
             _fail(pong, self._lost(reason))
         self._loads.clear()
-
-
-def _note(delta: TokenDelta, read: PromptRead | None) -> None:
-    if read is not None and delta.finish_reason in ("abort", "error"):
-        read.tokens, read.cached = delta.prompt_tokens, delta.cached_tokens
 
 
 def _fail(waiting: asyncio.Future[Any], error: Exception) -> None:

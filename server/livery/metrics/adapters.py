@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -24,7 +23,7 @@ class AdapterCounts:
     generation_tokens: int = 0
     cached_tokens: int = 0  # of the prompts', found in the prefix cache
     requests: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
-    errors: Counter[str] = field(default_factory=Counter)  # by kind
+    errors: dict[str, int] = field(default_factory=dict)  # by kind
     last_use: float = 0.0  # Unix time
     loads: int = 0  # into device memory
     load_seconds: float = 0.0
@@ -43,7 +42,8 @@ class AdapterCounts:
         self.cached_tokens += other.cached_tokens
         for outcome, count in other.requests.items():
             self.requests[outcome] += count
-        self.errors.update(other.errors)
+        for kind, count in other.errors.items():
+            self.errors[kind] = self.errors.get(kind, 0) + count
         self.last_use = max(self.last_use, other.last_use)
         self.loads += other.loads
         self.load_seconds += other.load_seconds
@@ -58,7 +58,8 @@ class AdapterCounts:
         self.cached_tokens += work.cached_tokens
         self.requests[work.outcome] += 1
         if work.outcome == "error":
-            self.errors[work.kind if work.kind in KINDS else FAILED] += 1
+            kind = work.kind if work.kind in KINDS else FAILED
+            self.errors[kind] = self.errors.get(kind, 0) + 1
         self.last_use = time.time()
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from livery.activity import Activity
+from livery.activity import Activity, ActivityLog
 from livery.engine.base import DEFAULT_TENANT, EngineInfo, EngineStats
 from livery.metrics.adapters import AdapterCounts, adapter_families, tier_family
 from livery.metrics.engine import engine_families
+from livery.metrics.growth import Growth
 from livery.metrics.meter import Books, RequestMeter, Used
 from livery.metrics.plain import Counter
+from livery.metrics.processes import Processes
 from livery.metrics.requests import RequestSeries
 from livery.metrics.residents import Residents
 from livery.metrics.server import ServerState, server_families
@@ -31,16 +33,25 @@ from livery.metrics.top import OTHER, Top
 class Metrics:
     """All series of one server. Written on its event loop, read on any thread."""
 
-    def __init__(self, base_name: str, info: EngineInfo, max_adapters: int = 200) -> None:
+    def __init__(
+        self,
+        base_name: str,
+        info: EngineInfo,
+        max_adapters: int = 200,
+        max_tenants: int = MAX_TENANTS,
+        activity: Activity | ActivityLog | None = None,
+    ) -> None:
+        """`activity` is where it is written what requests did lately."""
         self.adapters = Top(max_adapters, AdapterCounts)
-        self.tenants = Top(MAX_TENANTS, TenantCounts)
+        self.tenants = Top(max_tenants, TenantCounts)
         self.requests = RequestSeries()
-        self.activity = Activity()
+        self.activity = Activity() if activity is None else activity
         self.unknown_fields = Counter("livery_unknown_fields", "Fields of requests that were unknown")
         self._labels = {"model_name": base_name, "engine": "0"}
-        self._base_name, self._info = base_name, info
+        self.base_name, self.info = base_name, info
         self._books = Books(self.requests, self.adapters, self.tenants, self.activity)
         self._residents = Residents(self.adapters)
+        self._asked: dict[str, str] = {}  # digest -> adapter, of requests since the last `take`
         self._http: dict[tuple[str, str, str], int] = {}  # (route, method, status) -> responses
 
     def begin(
@@ -60,6 +71,7 @@ class Metrics:
         """
         if adapter is not None and adapter != OTHER and digest is not None:
             self._residents.asked(adapter, digest)
+            self._asked[digest] = adapter
         return RequestMeter(self._books, used, adapter, tenant, account or tenant, encoding)
 
     def catch_up(self) -> None:
@@ -85,24 +97,76 @@ class Metrics:
         answer = route, method, str(status)
         self._http[answer] = self._http.get(answer, 0) + 1
 
+    # -- one server's books, kept by several processes -------------------------------------------------
+
+    def take(self) -> Growth:
+        """What was counted since the last time, which is counted here no more."""
+        self.catch_up()
+        asked, self._asked = self._asked, {}
+        http, self._http = self._http, {}
+        unknown, self.unknown_fields.value = self.unknown_fields.value, 0
+        return Growth(
+            self.requests.take(), self.adapters.take(), self.tenants.take(), _listed(http), unknown, list(asked.items())
+        )
+
+    def told(self) -> Growth:
+        """All that shows."""
+        adapters = self.adapters.snapshot()
+        newest = [(digest, name) for name, digest in self._residents.newest(name for name, _ in adapters)]
+        unknown = self.unknown_fields.value
+        return Growth(
+            self.requests.told(), adapters, self.tenants.snapshot(), _listed(self._http.copy()), unknown, newest
+        )
+
+    def add(self, growth: Growth) -> None:
+        """Count what another process did."""
+        self.requests.add(growth.requests)
+        for digest, adapter in growth.asked:
+            self._residents.asked(adapter, digest)
+        for name, counts in growth.adapters:
+            self.adapters.record(name, counts)
+        for name, tenant in growth.tenants:
+            self.tenants.record(name, tenant)
+        for route, method, status, count in growth.http:
+            self._http[route, method, status] = self._http.get((route, method, status), 0) + count
+        self.unknown_fields.inc(growth.unknown_fields)
+
+    def settle(self, snapshot: Snapshot) -> None:
+        """Forget who is gone, and count what the engine says of versions."""
+        if snapshot.adapters is not None:
+            self.forget_adapters(snapshot.adapters.gone)
+        self.forget_tenants(snapshot.gone_tenants)
+        self.count_engine(snapshot.stats)
+
+    def forget_adapters(self, names: Collection[str]) -> None:
+        """These are no longer served: their series end."""
+        self.adapters.drop(names)
+        self._residents.drop(names)
+
+    def count_engine(self, stats: EngineStats) -> None:
+        """Count what became of versions by the names whose requests ran on them."""
+        self._residents.count(stats.figures.adapters)
+
+    # -- telling ---------------------------------------------------------------------------------------
+
     def render(self, snapshot: Snapshot | None, state: ServerState | None = None) -> bytes:
-        """The text of one scrape; takes milliseconds, so call it off the event loop."""
+        """Settle, and the text of one scrape; takes milliseconds, so call it off the event loop."""
         if snapshot is not None:
-            if snapshot.adapters is not None:
-                self.adapters.drop(snapshot.adapters.gone)
-                self._residents.drop(snapshot.adapters.gone)
-            self.tenants.drop(snapshot.gone_tenants)
-            self._residents.count(snapshot.stats.figures.adapters)
+            self.settle(snapshot)
+        return self.text(snapshot, state or ServerState())
+
+    def text(self, snapshot: Snapshot | None, state: ServerState) -> bytes:
+        """The text of one scrape of what is settled."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Scrape(self, snapshot, state or ServerState()))
-        ProcessCollector(registry=registry)  # under the names that every dashboard knows
+        registry.register(_Scrape(self, snapshot, state))
+        registry.register(Processes(state.processes))  # under the names that every dashboard knows
         if snapshot is not None and (pid := snapshot.stats.pid):
             ProcessCollector(namespace="livery_engine", pid=lambda: pid, registry=registry)
         return generate_latest(registry)
 
     def families(self, snapshot: Snapshot | None, state: ServerState) -> Iterator[Metric]:
         """All there is to tell; without a snapshot, all that the engine isn't asked for."""
-        yield from server_families(state, self._base_name, self._info)
+        yield from server_families(state, self.base_name, self.info)
         yield from self.requests.families(self._labels)
         yield self._http_family()
         yield self.unknown_fields.family({})
@@ -114,13 +178,17 @@ class Metrics:
         if snapshot is not None:
             yield tier_family(adapters, self._residents.tiers(snapshot.stats))
             yield from standing_families(shown, snapshot.stats.figures.tenants)
-            yield from engine_families(snapshot, self._info, self._labels)
+            yield from engine_families(snapshot, self.info, self._labels)
 
     def _http_family(self) -> Metric:
         family = CounterMetricFamily("livery_http_requests", "HTTP responses", labels=["route", "method", "status"])
         for answer, count in sorted(self._http.copy().items()):
             family.add_metric(list(answer), count)
         return family
+
+
+def _listed(http: Mapping[tuple[str, str, str], int]) -> list[tuple[str, str, str, int]]:
+    return [(*answer, count) for answer, count in http.items()]
 
 
 class _Scrape:

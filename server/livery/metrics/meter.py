@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal, Protocol
 
-from livery.activity import Activity, Outcome, Work
+from livery.activity import Activity, ActivityLog, Outcome, Work
 from livery.engine.figures import RequestTimes
 from livery.metrics.adapters import AdapterCounts
 from livery.metrics.requests import BETWEEN_TOKENS, RequestSeries
@@ -42,7 +42,7 @@ class Books:
     requests: RequestSeries
     adapters: Top[AdapterCounts]
     tenants: Top[TenantCounts]
-    activity: Activity
+    activity: Activity | ActivityLog
     open: set[RequestMeter] = field(default_factory=set)  # that the engine was asked for and that aren't over
 
 

@@ -11,6 +11,8 @@ from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from livery.engine.figures import Spread
+
 Labels = dict[str, str]
 
 
@@ -29,6 +31,21 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def take(self) -> Spread:
+        """What was observed since the last time. Whoever counts in `counts` goes on doing so."""
+        taken = self.told()
+        self.counts[:] = [0] * len(self.counts)
+        self.total = 0.0
+        return taken
+
+    def told(self) -> Spread:
+        return Spread(tuple(self.counts), self.total)
+
+    def add(self, spread: Spread) -> None:
+        for place, count in enumerate(spread.counts):
+            self.counts[place] += count
+        self.total += spread.total
 
     def family(self, labels: Labels) -> Metric:
         """As of now; an observation made meanwhile may show in one of counts and sum and not yet in the other."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from livery.activity import Outcome
+from livery.engine.figures import Spread
 from livery.metrics.outcomes import OUTCOMES
 from livery.metrics.plain import Counter, Histogram, Labels
 
@@ -18,6 +20,14 @@ FIRST_TOKEN = (
 )
 BETWEEN_TOKENS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+
+
+class SeriesGrowth(msgspec.Struct, frozen=True):
+    """What RequestSeries counted, in its own order."""
+
+    histograms: list[Spread]
+    counters: list[int]
+    success: dict[Outcome, int]
 
 
 class RequestSeries:
@@ -44,11 +54,38 @@ class RequestSeries:
         self.prompt_tokens = Counter("vllm:prompt_tokens", "Prompt tokens")
         self.generation_tokens = Counter("vllm:generation_tokens", "Generated tokens")
         self.success: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)
-        self._all: list[Histogram | Counter] = [*made, self.prompt_tokens, self.generation_tokens]
+        self._histograms, self._counters = made, [self.prompt_tokens, self.generation_tokens]
+
+    def told(self) -> SeriesGrowth:
+        """All of it."""
+        return SeriesGrowth(
+            [one.told() for one in self._histograms], [one.value for one in self._counters], dict(self.success)
+        )
+
+    def take(self) -> SeriesGrowth:
+        """What came since the last time."""
+        taken = self.told()
+        for histogram in self._histograms:
+            histogram.take()
+        for counter in self._counters:
+            counter.value = 0
+        for outcome in self.success:
+            self.success[outcome] = 0
+        return taken
+
+    def add(self, growth: SeriesGrowth) -> None:
+        for histogram, spread in zip(self._histograms, growth.histograms, strict=True):
+            histogram.add(spread)
+        for counter, value in zip(self._counters, growth.counters, strict=True):
+            counter.inc(value)
+        for outcome, count in growth.success.items():
+            self.success[outcome] += count
 
     def families(self, labels: Labels) -> Iterator[Metric]:
-        for one in self._all:
-            yield one.family(labels)
+        for histogram in self._histograms:
+            yield histogram.family(labels)
+        for counter in self._counters:
+            yield counter.family(labels)
         success = CounterMetricFamily(
             "vllm:request_success", "Finished sequences by reason", labels=[*labels, "finished_reason"]
         )

@@ -35,6 +35,11 @@ class Residents:
                     if self._newest.get(name) == gone:
                         del self._newest[name]
 
+    def newest(self, adapters: Iterable[str]) -> list[tuple[str, str]]:
+        """The newest version's digest of each of these adapters that one is known of."""
+        with self._lock:
+            return [(adapter, self._newest[adapter]) for adapter in adapters if adapter in self._newest]
+
     def drop(self, adapters: Collection[str]) -> None:
         """These are no longer served."""
         with self._lock:

@@ -25,6 +25,9 @@ class ServerState:
     max_queued_tokens: int = 0
     open_by_tenant: Mapping[str, int] = field(default_factory=dict)
     queued_by_tenant: Mapping[str, int] = field(default_factory=dict)
+    processes: tuple[int, ...] = ()  # ids of those that serve HTTP, where there are several
+    workers: int = 1  # processes that take requests
+    worker_restarts: int = 0
 
 
 def server_families(state: ServerState, base_name: str, info: EngineInfo) -> Iterator[Metric]:
@@ -46,6 +49,8 @@ def server_families(state: ServerState, base_name: str, info: EngineInfo) -> Ite
         ("open_sequences_limit", "Most sequences under way or waiting (--max-open)", state.max_open_sequences),
         ("queued_tokens", "Prompt tokens of answers that haven't begun", state.queued_tokens),
         ("queued_tokens_limit", "Most of them (--max-queued-tokens)", state.max_queued_tokens),
+        ("api_workers", "Processes that take requests (--api-workers)", state.workers),
     ):
         yield gauge(f"livery_{name}", text, {}, value)
+    yield counter("livery_api_worker_restarts", "Workers that ended by themselves", {}, state.worker_restarts)
     yield counter("livery_engine_restarts", "Losses of the engine that it came back from", {}, state.restarts)

@@ -68,6 +68,19 @@ class Top(Generic[C]):
             shown = self._other = self._other or self._new()
         return shown
 
+    def take(self) -> list[tuple[str, C]]:
+        """All counts, those of no name under `_other`; from now on there are none."""
+        with self._lock:
+            rows = [*self._shown.items(), *([] if self._other is None else [(OTHER, self._other)])]
+            self._shown, self._other, self._work = {}, None, {}
+            return rows
+
+    def know(self, names: Collection[str]) -> None:
+        """These have counts, which nothing more is known of."""
+        with self._lock:
+            for name in names:
+                self._work.setdefault(name, 0)
+
     def names(self) -> list[str]:
         """Every name with counts."""
         with self._lock:

@@ -29,8 +29,8 @@ from livery.assembly import ServerParts
 from livery.commands.admin_listener import GRACE_S, BesideServer
 from livery.commands.engine_knobs import engine_config
 from livery.commands.engines import MakeEngine, engine_of
+from livery.commands.http_server import IO_THREADS
 from livery.commands.parts import application, base_name, known_base, server_parts, trace_sink
-from livery.commands.serve import IO_THREADS
 from livery.data_folder import DataFolder
 from livery.engine.base import Engine, EngineError
 from livery.models import resolve_model

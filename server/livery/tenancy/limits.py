@@ -281,6 +281,11 @@ def _owners(principal: Principal) -> tuple[tuple[str, str | None, Limits], ...]:
     return (("key", principal.key, principal.limits), ("tenant", principal.tenant, principal.tenant_limits))
 
 
+def is_counted(principal: Principal) -> bool:
+    """Is anything of its key or its tenant limited that has to be counted?"""
+    return any(name is not None and _counted(limits) for _, name, limits in _owners(principal))
+
+
 def _counted(limits: Limits) -> bool:
     """Is anything limited that has to be counted?"""
     return any(

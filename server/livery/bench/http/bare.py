@@ -20,7 +20,7 @@ class Free(Admitted):
     def __init__(self) -> None:
         self.lease = None
 
-    def encoded(self, *_: object) -> None: ...
+    async def encoded(self, *_: object) -> None: ...
 
     def answered(self, *_: object) -> None: ...
 
@@ -39,7 +39,7 @@ async def _admit(self: Admission, model: str, caller: Caller, _: Asked) -> Admit
     return admitted
 
 
-async def _start(*_: object) -> None: ...
+async def _nothing(*_: object) -> None: ...
 
 
 class Uncounted:
@@ -65,12 +65,12 @@ def take_tenancy_away() -> None:
     """Put nothing in the place of all of it, for this process."""
     for owner, name, instead in (
         (Admission, "admit", _admit),
-        (Admission, "count", lambda *_: None),
+        (Admission, "count", _nothing),
         (Admission, "hold_body", lambda *_: None),
         (Boundary, "_tell_rates", lambda *_: None),
         (Doors, "admit", lambda *_: OPERATOR),
         (Flusher, "start", lambda *_: None),
-        (KeyRing, "start", _start),
+        (KeyRing, "start", _nothing),
     ):
         setattr(owner, name, instead)
 

@@ -1,0 +1,293 @@
+"""The parent's side of its workers: one engine, one room, one set of limits, for all of them.
+
+    hub = Hub(engine, gate, ledger)
+    desk = hub.desk(0)              # for one life of one worker
+    await desk.link.open(end)
+    await desk.gone.wait()          # its process has ended: what it held is given back, its requests are dropped
+
+A worker's requests run here as tasks over the Engine protocol, so that any engine can be shared. Asked for room or a
+limit, a desk answers before it reads on: what is left always comes after what was entered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import Any, cast
+
+from livery.engine import messages as e
+from livery.engine.base import Engine, GenerationRequest, RequestRefused, TokenDelta
+from livery.engine.figures import PromptRead
+from livery.survey import House
+from livery.tenancy import Principal
+from livery.tenancy.gate import Counted, Entry, Gate
+from livery.workers import messages as m
+from livery.workers.failures import CROSSING, Failure
+from livery.workers.gatekeeper import whose
+from livery.workers.ledger import Ledger
+from livery.workers.link import Link, Refusal
+
+GATHER_S = 1.0  # that workers may take to say what they counted
+DROPPED = "the request was dropped"
+
+
+_NUMBERS = itertools.count(1)  # of questions
+
+
+class Hub:
+    """What workers share. Use from one event loop."""
+
+    def __init__(self, engine: Engine, gate: Gate, ledger: Ledger) -> None:
+        self.engine = engine
+        self.gate = gate
+        self.ledger = ledger
+        self.house: Callable[[], House] = House
+        self.desks: set[Desk] = set()
+        self._kept: tuple[str, ...] = ()
+
+    def desk(self, number: int) -> Desk:
+        """One for a new worker of this number, from when its link is opened to the end of its process."""
+        return Desk(self, number)
+
+    def uses(self, digest: str, besides: Desk) -> bool:
+        """Whether another worker's requests run on a version or wait for it."""
+        return any(digest in desk.used for desk in self.desks if desk is not besides)
+
+    async def gather(self, besides: Desk) -> None:
+        """Have every other worker that serves say what it counted; who is slow says it later."""
+        asked = [desk.tell() for desk in self.desks if desk is not besides and desk.serving.is_set()]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_S):
+                await asyncio.gather(*(event.wait() for event in asked))
+
+    async def keep(self, digests: tuple[str, ...]) -> None:
+        """Each worker says the same."""
+        if digests != self._kept:
+            self._kept = digests
+            await self.engine.keep_adapters(digests)
+
+
+class Desk:
+    """What one worker has under way."""
+
+    def __init__(self, hub: Hub, number: int) -> None:
+        self.number = number
+        self.link = Link(m.ToParent, self._take, self._lost)
+        self.serving = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.unable = ""  # why it ended before it served, where it said so
+        self.used: Counter[str] = Counter()  # digests of adapters, by requests and loads
+        self._hub = hub
+        self._requests: dict[str, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
+        self._held: dict[int, Counted | Entry] = {}
+        self._deltas: list[TokenDelta] = []
+        self._tells: dict[int, asyncio.Event] = {}
+        hub.desks.add(self)
+
+    # -- the link --------------------------------------------------------------------------------------
+
+    def _lost(self) -> None:
+        """The worker's process is gone."""
+        self._hub.desks.discard(self)
+        for task in (*self._requests.values(), *self._others):
+            task.cancel()
+        for hold in list(self._held):
+            self._leave(hold)
+        for event in self._tells.values():
+            event.set()
+        self._hub.ledger.gone(self.number)
+        self.gone.set()
+
+    def tell(self) -> asyncio.Event:
+        """Ask the worker what it counted; set once it has said so."""
+        number = next(_NUMBERS)
+        event = self._tells[number] = asyncio.Event()
+        self.link.send(m.Tell(number))
+        return event
+
+    def _take(self, message: Any) -> None:  # noqa: ANN401  (one of m.ToParent)
+        match message:
+            case e.Submit(request):
+                self._begin(request)
+            case e.Abort(request_id):
+                if (task := self._requests.get(request_id)) is not None:
+                    task.cancel()
+            case m.Begun() | m.Spend() | m.Leave():
+                self._note(message)
+            case m.Count() | m.Enter() | m.Resize():
+                self._answer(message)
+            case m.Load() | m.Stats() | m.Ready():
+                self._run(self._ask_engine(message))
+            case e.Unload() | e.Keep():
+                self._run(self._tell_engine(message))
+            case m.Grown() | m.Forget():
+                self._count(message)
+            case m.Look() | m.AskBooks() | m.AskLately() | m.AskHouse():
+                self._run(self._tell_of_all(message))
+            case m.Serving():
+                self.serving.set()
+            case m.Unable(reason):
+                self.unable = reason
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
+    # -- room and limits -------------------------------------------------------------------------------
+
+    def _answer(self, message: m.Count | m.Enter | m.Resize) -> None:
+        gate, principal = self._hub.gate, message.principal
+        try:
+            match message:
+                case m.Count(hold=hold):
+                    self._held[hold] = gate.limiter.claim(principal)
+                case m.Enter(hold=hold, wish=wish, counted=counted):
+                    before = self._held.get(counted)
+                    self._held[hold] = gate.let_in(principal, wish, None if isinstance(before, Entry) else before)
+                case m.Resize(hold=hold, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens):
+                    if isinstance(entry := self._held.get(hold), Entry):
+                        entry.fit(prompt_tokens, answer_tokens)
+        except CROSSING as error:
+            self._tell_rates(principal)
+            self._refuse(message.call, error)
+        else:
+            self._tell_rates(principal)
+            self.link.send(m.Granted(call=message.call))
+
+    def _tell_rates(self, principal: Principal) -> None:
+        """Before the answer, so that whoever is answered can tell its client."""
+        if rates := self._hub.gate.rates(principal):
+            self.link.send(m.Used(whose(principal), rates))
+
+    def _note(self, message: m.Begun | m.Spend | m.Leave) -> None:
+        entry = self._held.get(message.hold)
+        match message:
+            case m.Begun(_, prompt_tokens) if isinstance(entry, Entry):
+                entry.begun(prompt_tokens)
+            case m.Spend(_, tokens) if isinstance(entry, Entry):
+                entry.spend(tokens)
+            case m.Leave(hold):
+                self._leave(hold)
+
+    def _leave(self, hold: int) -> None:
+        match self._held.pop(hold, None):
+            case Entry() as entry:
+                entry.leave()
+            case None:
+                pass
+            case counted:
+                counted.release()
+
+    def _refuse(self, call: int, error: Exception) -> None:
+        self.link.send(Refusal(call=call, failure=Failure.of(error)))
+
+    # -- what is counted -------------------------------------------------------------------------------
+
+    def _count(self, message: m.Grown | m.Forget) -> None:
+        ledger = self._hub.ledger
+        match message:
+            case m.Grown(asked):
+                ledger.add(self.number, message)
+                if asked in self._tells:
+                    self._tells.pop(asked).set()
+            case m.Forget(adapters, tenants):
+                ledger.forget(adapters, tenants)
+
+    async def _tell_of_all(self, message: m.Look | m.AskBooks | m.AskLately | m.AskHouse) -> None:
+        ledger = self._hub.ledger
+        match message:
+            case m.Look(call):
+                self.link.send(m.Room(call=call, held=self._hub.gate.holds()))
+            case m.AskHouse(call):
+                self.link.send(m.Told(call=call, house=self._hub.house()))
+            case m.AskBooks(call):
+                await self._hub.gather(self)
+                self.link.send(ledger.books(call))
+            case m.AskLately(call, account):
+                await self._hub.gather(self)
+                self.link.send(m.Doings(call=call, lately=ledger.lately(account, time.perf_counter())))
+
+    # -- the engine ------------------------------------------------------------------------------------
+
+    def _begin(self, request: GenerationRequest) -> None:
+        task = asyncio.create_task(self._stream(request))
+        self._requests[request.request_id] = task
+        task.add_done_callback(lambda _: self._requests.pop(request.request_id, None))
+
+    async def _stream(self, request: GenerationRequest) -> None:
+        read = PromptRead()
+        # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
+        source = cast(AsyncGenerator[TokenDelta], self._hub.engine.generate(request, read))
+        try:
+            with self._using(request.adapter.digest if request.adapter else ""):
+                async with aclosing(source):
+                    async for delta in source:
+                        self._tell(delta)
+        except CROSSING as error:
+            self._fail(request.request_id, error)
+        except asyncio.CancelledError:  # the worker doesn't want it any more
+            if read.tokens is None:
+                self._fail(request.request_id, RequestRefused(DROPPED))
+            else:
+                self._tell(_left(request.request_id, read))
+
+    def _fail(self, request_id: str, error: Exception) -> None:
+        self._flush()
+        self.link.send(m.Failed(request_id, Failure.of(error)))
+
+    def _tell(self, delta: TokenDelta) -> None:
+        """With all that comes in this turn of the loop: a step's deltas are one message."""
+        if not self._deltas:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._deltas.append(delta)
+
+    def _flush(self) -> None:
+        if self._deltas:
+            self.link.send(m.Deltas(self._deltas))
+            self._deltas = []
+
+    async def _ask_engine(self, message: m.Load | m.Stats | m.Ready) -> None:
+        engine, call = self._hub.engine, message.call
+        try:
+            match message:
+                case m.Load(_, adapter, asker):
+                    with self._using(adapter.digest):
+                        effect = await engine.load_adapter(adapter, asker)
+                    self.link.send(m.Loaded(call=call, effect=effect))
+                case m.Stats():
+                    stats = await engine.stats()
+                    self._hub.ledger.engine_says(stats)
+                    self.link.send(m.Pong(call=call, stats=stats))
+                case m.Ready():
+                    self.link.send(m.Readiness(call=call, ready=await engine.ready()))
+        except CROSSING as error:
+            self._refuse(call, error)
+
+    async def _tell_engine(self, message: e.Unload | e.Keep) -> None:
+        match message:
+            case e.Unload(digest):
+                if not self._hub.uses(digest, self):  # who does says so itself when it is done
+                    await self._hub.engine.unload_adapter(digest)
+            case e.Keep(digests):
+                await self._hub.keep(digests)
+
+    @contextmanager
+    def _using(self, digest: str) -> Iterator[None]:
+        self.used[digest] += 1
+        try:
+            yield
+        finally:
+            self.used[digest] -= 1
+            if not self.used[digest]:
+                del self.used[digest]
+
+
+def _left(request_id: str, read: PromptRead) -> TokenDelta:
+    """The last delta of a request that was given up, which says how far it was."""
+    return TokenDelta(request_id, [], "abort", prompt_tokens=read.tokens or 0, cached_tokens=read.cached)

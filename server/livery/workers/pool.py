@@ -1,0 +1,192 @@
+"""The lives of a server's workers: started, started anew when they end by themselves, and ended with the server.
+
+    pool = Pool(hub, settings)
+    await pool.start()              # all of them serve; WorkersUnable
+    await pool.done()               # until every one has ended, which `drain` and `end` ask for
+    pool.kill()
+
+A worker that ends takes its own streams with it and nothing else: its desk gives back what it held, and its connections
+that nobody accepted yet wait in the socket that all of them share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from livery.engine.supervisor import RestartBudget
+from livery.survey import House, Process
+from livery.workers import messages as m
+from livery.workers.hub import Desk, Hub
+
+log = logging.getLogger("livery.workers")
+
+PROGRAM = "livery.commands.api_worker"
+ENDED_S = 10.0  # that a worker may take to end once its link is closed
+
+Begin = Callable[[int], m.Begin]  # what a worker of that number is told first
+
+
+class WorkersUnable(Exception):
+    """The server's workers can't serve; the message says why."""
+
+
+class Pool:
+    """Use from one event loop."""
+
+    def __init__(self, hub: Hub, begin: Begin, processes: int, descriptors: Sequence[int]) -> None:
+        """`descriptors` are what every worker inherits beside its link."""
+        self._hub, self._begin = hub, begin
+        self._descriptors = tuple(descriptors)
+        self._lives = [Life(number) for number in range(processes)]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+        self._began = time.perf_counter()
+        hub.house = self.house
+        self._last_words: m.Drain | m.EngineEnded | None = None
+
+    def house(self) -> House:
+        """The server's processes now."""
+        return House(
+            self._began,
+            (os.getpid(), *(life.pid for life in self._lives if life.pid)),
+            tuple(Process(life.number, life.pid, life.serving, life.restarts) for life in self._lives),
+        )
+
+    async def start(self) -> None:
+        """Raises WorkersUnable where one of them can't serve; the others are ended then."""
+        self._tasks = [asyncio.create_task(self._keep(life), name=f"api-worker-{life.number}") for life in self._lives]
+        served, stopping = asyncio.create_task(self._all_serve()), asyncio.create_task(self._stopped())
+        await asyncio.wait([served, stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in (served, stopping):
+            task.cancel()
+        if not served.done():
+            self._end(m.Drain(signal.SIGTERM))
+        if reason := next((life.unable for life in self._lives if life.unable), ""):
+            await self.done()
+            raise WorkersUnable(reason)
+        self._lives[0].send(m.Announce())  # to no avail where it was told to stop meanwhile
+
+    def drain(self, sig: int) -> None:
+        """The server was told to stop: workers finish what is under way. A second time: they end now."""
+        self._end(m.Drain(sig))
+
+    def end(self, reason: str) -> None:
+        """The engine is at its end for good."""
+        self._end(m.EngineEnded(reason))
+
+    def kill(self) -> None:
+        """End all of them without waiting for anything."""
+        for life in self._lives:
+            life.kill()
+
+    async def done(self) -> None:
+        """Wait for the end of every worker."""
+        await asyncio.gather(*self._tasks)
+
+    async def _all_serve(self) -> None:
+        for life in self._lives:
+            await life.served.wait()
+
+    async def _stopped(self) -> None:
+        await self._stopping.wait()
+
+    def _end(self, last: m.Drain | m.EngineEnded) -> None:
+        self._last_words = last
+        self._stopping.set()
+        for life in self._lives:
+            life.send(last)
+
+    async def _keep(self, life: Life) -> None:
+        """Have a worker of this number, until the server ends."""
+        budget, first = RestartBudget(sys.maxsize), True
+        while not self._stopping.is_set():
+            ended = await self._live(life)
+            if self._stopping.is_set():
+                return
+            said = life.desk.unable if life.desk is not None else ""
+            if first and not life.served.is_set():
+                life.unable = said or f"API worker {life.number} ended with {ended} before it served"
+                return self._end(m.Drain(signal.SIGTERM))
+            first, pause = False, budget.pause(time.monotonic()) or 0.0
+            budget.take(time.monotonic())
+            life.restarts += 1
+            why = f"{ended}: {said}" if said else ended
+            log.error("API worker %d ended with %s, and is started anew in %.0f s", life.number, why, pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
+
+    async def _live(self, life: Life) -> str:
+        """One life of a worker; how it ended."""
+        mine, theirs = socket.socketpair()
+        with theirs:
+            try:
+                life.process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", PROGRAM, str(theirs.fileno())),
+                    pass_fds=(theirs.fileno(), *self._descriptors),
+                    start_new_session=True,  # Ctrl-C goes to the terminal's group; the parent says when workers stop
+                )
+            except OSError as error:
+                mine.close()
+                return f"no process ({error.strerror or error})"
+        life.desk = desk = self._hub.desk(life.number)
+        await desk.link.open(mine)
+        desk.link.send(self._begin(life.number))
+        if self._last_words is not None:
+            desk.link.send(self._last_words)
+        serving = asyncio.create_task(life.notice(desk))
+        try:
+            await desk.gone.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ENDED_S):
+                    return _how(await life.process.wait())
+            life.kill()
+            return _how(await life.process.wait())
+        finally:
+            serving.cancel()
+
+
+class Life:
+    """A worker's number, and the process that has it now."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.process: asyncio.subprocess.Process | None = None
+        self.desk: Desk | None = None
+        self.served = asyncio.Event()  # once at least
+        self.unable = ""
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int:
+        """Of its process, 0 where there is none now."""
+        return self.process.pid if self.process is not None and self.process.returncode is None else 0
+
+    @property
+    def serving(self) -> bool:
+        return self.desk is not None and self.desk.serving.is_set() and not self.desk.gone.is_set()
+
+    async def notice(self, desk: Desk) -> None:
+        await desk.serving.wait()
+        self.served.set()
+
+    def send(self, message: m.Announce | m.Drain | m.EngineEnded) -> None:
+        if self.desk is not None:
+            self.desk.link.send(message)
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):  # it has ended already
+                os.killpg(self.process.pid, signal.SIGKILL)  # it leads a session of its own
+
+
+def _how(status: int) -> str:
+    return f"status {status}" if status >= 0 else signal.Signals(-status).name
