@@ -38,6 +38,8 @@ NAMED = {
     ("livery.grammars", "__init__"): "what is wrong with a grammar, which was sent",
     ("livery.otlp", "_refused"): "what a collector says: the log's",
     ("livery.template_worker", "_render"): "what is wrong with a template, by its owner's own line of it",
+    ("livery.scale.plan.accelerators", "_from_file"): "what is wrong with a file of one's own: the console's",
+    ("livery.scale.plan.shapes", "_from_config"): "what is wrong with a file of one's own: the console's",
     ("livery.workers.pool", "_live"): "why a worker has no process: the log's",
     ("livery_adapters.profile", "_yaml"): "what is wrong with a profile, which was sent",
     ("livery_adapters.profile", "read_profile"): "what is wrong with a profile, which was sent",
