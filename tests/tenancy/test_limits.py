@@ -91,7 +91,8 @@ class Limited(RuleBasedStateMachine):
             request[1].claim.begun(request[1].waiting)
             request[1].waiting = 0
 
-    @rule(request=running, prompt=st.integers(0, 40), answer=st.integers(0, 40))
+    # Together no more than a whole minute's, of which more is let in alone and then is more than a burst.
+    @rule(request=running, prompt=st.integers(0, 30), answer=st.integers(0, 30))
     def count(self, request: tuple[str, Running] | None, prompt: int, answer: int) -> None:
         if request is None or request[1].used or not request[1].waiting:
             return
