@@ -29,6 +29,7 @@ TINY = Sizes(
     streams=(1, 3),
     tokens=8,
     load_tokens=24,
+    pair_tokens=24,
     requests=4,
     request_streams=2,
     request_tokens=3,
