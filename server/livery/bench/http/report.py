@@ -80,10 +80,11 @@ def _loads(title: str, unit: str, rows: list[LoadRow], bar: Bar | None) -> Table
 
 def _tenants(findings: Findings) -> Table:
     title = "keys, limits and metering, tokens/s in turn"
-    table = _table(title, "streams", "with", "without", "ratio", "")
+    table = _table(title, "streams", "with", "without", "ratio", "CPU per token", "")
     for row in findings.tenants:
         verdict = _verdict(TENANTS_RATIO, row.ratio.median)
-        table.add_row(str(row.streams), _spread(row.limited), _spread(row.bare), _ratio(row.ratio), verdict)
+        cells = (str(row.streams), _spread(row.limited), _spread(row.bare), _ratio(row.ratio), f"{row.cpu:.3f}")
+        table.add_row(*cells, verdict)
     return table
 
 

@@ -78,12 +78,16 @@ class LoadRow:
 
 @dataclass(frozen=True, slots=True)
 class TenantsRow:
-    """Tokens per second with keys, limits and metering and without, measured in turn, and the ratio of each pair."""
+    """Tokens per second with keys, limits and metering and without, measured in turn, and the ratio of each pair.
+
+    `cpu` is the ratio of the servers' processor time per token.
+    """
 
     streams: int
     limited: Spread
     bare: Spread
     ratio: Spread
+    cpu: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +196,7 @@ class Suite:
             measured_server(self._model, cores.server, self._console, fake=True, variant="bare") as bare,
         ):
             pairs = self._in_turn([lambda: limited, lambda: bare], sizes.tenant_streams, sizes.tenant_pairs)
-        row = TenantsRow(sizes.tenant_streams, pairs.rates(0), pairs.rates(1), pairs.ratio())
+        row = TenantsRow(sizes.tenant_streams, pairs.rates(0), pairs.rates(1), pairs.ratio(), pairs.cpu_ratio())
         self.findings.tenants.append(row)
 
     def _with_metrics_and_without(self) -> None:
