@@ -3,8 +3,15 @@
 Requests of both are the same ones, repeat by repeat, so differences are taken within pairs: what all requests of a
 repeat have in common, such as a machine that was slower by then, cancels. With enough repeats the pairs are repeats and
 chance is judged by flipping their signs (Fisher, The Design of Experiments, 1935, section 21); with few they are blocks
-of requests, drawn again and again, which doesn't know how runs differ. A difference is shown when chance alone would
-give one as large less than 5 times in 100; of a dozen numbers one may well be such.
+of requests, drawn again and again, which doesn't know how runs differ.
+
+A dozen numbers are compared, and of two servers that are the same one would differ "at 5 %" every other time. So chance
+is judged for all numbers together: a difference is shown when, of two servers that are the same, fewer than 5
+comparisons in 100 would show any. Over repeats by the largest of all numbers under the same flips (the step-down maxT
+procedure: Westfall and Young, Resampling-Based Multiple Testing, 1993, algorithm 4.1; Ge, Dudoit and Speed,
+Resampling-based multiple testing for microarray data analysis, 2003, box 4), which takes into account that latencies
+move together and so costs little; over blocks by Holm (A simple sequentially rejective multiple test procedure, 1979).
+Intervals are of each number alone.
 """
 
 from __future__ import annotations
@@ -47,13 +54,18 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number of both: `ratio` is B / A with its 95 % interval, `p` how often chance alone gives as much."""
+    """One number of both: `ratio` is B / A with its 95 % interval, that of this number alone.
+
+    `p_alone` is how often chance gives as much in this number, `p` how often it gives as much in any of those compared,
+    by which the verdict goes.
+    """
 
     name: str
     unit: str
     a: float | None
     b: float | None
     ratio: Estimate | None
+    p_alone: float | None
     p: float | None
     verdict: Verdict
     better: bool | None = None
@@ -85,6 +97,20 @@ class _Kind:
     sums: Callable[[Measured], tuple[Floats, Floats]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One number of both before all are looked at together: `p_alone` is None where nothing can be said of chance."""
+
+    kind: _Kind
+    a: float | None
+    b: float | None
+    ratio: Estimate | None = None
+    p_alone: float | None = None
+
+
+_Family = tuple[list[_Judged], list[float | None]]  # all numbers, and p of each for all of them together
+
+
 def compare(a: Result, b: Result, target_a: str = "", target_b: str = "") -> Comparison:
     """B beside A; the targets have to be named where a result has several. Raises NotComparable."""
     check_same_workload(a, b)
@@ -92,7 +118,7 @@ def compare(a: Result, b: Result, target_a: str = "", target_b: str = "") -> Com
     pairs = _paired(a.measured[name_a], b.measured[name_b])
     slo = a.workload.slo
     exact = len(pairs) >= ENOUGH_PAIRS
-    judge = _over_repeats if exact else _over_blocks
+    judged, together = (_over_repeats if exact else _over_blocks)(_kinds(slo), pairs)
     doubts = [f"A: {doubt}" for doubt in a.doubts_of(name_a)] + [f"B: {doubt}" for doubt in b.doubts_of(name_b)]
     return Comparison(
         a=name_a,
@@ -101,7 +127,7 @@ def compare(a: Result, b: Result, target_a: str = "", target_b: str = "") -> Com
         repeats=len(pairs),
         requests=sum(len(one.columns) for one, _ in pairs),
         pairs=_said(len(pairs), exact),
-        metrics=tuple(judge(kind, pairs) for kind in _kinds(slo)),
+        metrics=tuple(_metric(one, p) for one, p in zip(judged, together, strict=True)),
         doubts=tuple(doubts),
     )
 
@@ -152,11 +178,11 @@ def _cut(one: Measured, common: Ints) -> Measured:
 def _said(repeats: int, exact: bool) -> str:
     if exact:
         how = "all" if repeats <= _MOST_EXACT else f"{_FLIPS:,} random"
-        return f"paired by repeat, {repeats} of them; p by {how} flips of their signs"
+        return f"paired by repeat, {repeats} of them; p by {how} flips of their signs, for all numbers at once (maxT)"
     said = "1 repeat" if repeats == 1 else f"{repeats} repeats"
     return (
-        f"paired by request, {said}; p by bootstrap over blocks of requests, which doesn't know how runs differ: "
-        f"{ENOUGH_PAIRS} repeats or more say that"
+        f"paired by request, {said}; p by bootstrap over blocks of requests, for all numbers together (Holm); it "
+        f"doesn't know how runs differ: {ENOUGH_PAIRS} repeats or more say that"
     )
 
 
@@ -197,62 +223,106 @@ def _failed(one: Measured) -> tuple[Floats, Floats]:
     return (~one.columns.answered).astype(np.float64), np.ones(len(one.columns))
 
 
-def _over_repeats(kind: _Kind, pairs: Sequence[tuple[Measured, Measured]]) -> Metric:
-    """From one number a repeat and side: the mean of log ratios with its t interval, p by flipping their signs.
+def _over_repeats(kinds: Sequence[_Kind], pairs: Sequence[tuple[Measured, Measured]]) -> _Family:
+    """From one number a repeat and side: mean log ratios with their t intervals, p by flipping the repeats' signs.
 
-    Where a number is 0 in some repeat, which then has no ratio, differences take the place of ratios.
+    Where a number is 0 in some repeat, which then has no ratio, differences take the place of ratios. A repeat without
+    any such value says nothing of it: its difference is 0, which no flip changes.
     """
-    values = [(_value(kind, [one]), _value(kind, [other])) for one, other in pairs]
-    known = [(x, y) for x, y in values if x is not None and y is not None]
-    if len(known) < len(pairs):
-        return _over_blocks(kind, pairs)  # a repeat without any such value says nothing
-    a, b = (float(np.mean([pair[side] for pair in known])) for side in (0, 1))
-    if any(x <= 0 or y <= 0 for x, y in known):
-        return _metric(kind, a, b, None, sign_flips(np.asarray([y - x for x, y in known])))
-    logs = np.log([y / x for x, y in known])
+    judged, rows = [], []
+    for kind in kinds:
+        values = [(_value(kind, [one]), _value(kind, [other])) for one, other in pairs]
+        known = [place for place, (x, y) in enumerate(values) if x is not None and y is not None]
+        x, y = (np.asarray([values[place][side] for place in known], dtype=np.float64) for side in (0, 1))
+        if not known:
+            a, b = (_value(kind, [pair[side] for pair in pairs]) for side in (0, 1))
+            judged.append(_Judged(kind, a, b))
+            continue
+        with_ratio = bool(np.all(x > 0) and np.all(y > 0))
+        found = np.log(y / x) if with_ratio else y - x
+        differences = np.zeros(len(pairs))
+        differences[known] = found
+        rows.append(differences)
+        ratio = _mean_ratio(found) if with_ratio and len(found) >= ENOUGH_PAIRS else None
+        judged.append(_Judged(kind, float(x.mean()), float(y.mean()), ratio, sign_flips(differences)))
+    return judged, _spread(judged, sign_flips_together(np.asarray(rows)) if rows else [])
+
+
+def _mean_ratio(logs: Floats) -> Estimate:
     half = t_quantile(len(logs) - 1) * float(np.std(logs, ddof=1)) / len(logs) ** 0.5
     middle = float(logs.mean())
-    ratio = Estimate(*(float(np.exp(value)) for value in (middle, middle - half, middle + half)))
-    return _metric(kind, a, b, ratio, sign_flips(logs))
+    return Estimate(*(float(np.exp(value)) for value in (middle, middle - half, middle + half)))
+
+
+def _spread(judged: Sequence[_Judged], adjusted: Sequence[float]) -> list[float | None]:
+    """What was found together, in the places of the numbers of which anything can be said."""
+    some = iter(adjusted)
+    return [None if one.p_alone is None else next(some) for one in judged]
+
+
+def _flips(pairs: int) -> Floats:
+    """[ways, pairs] of signs: all ways up to 14 pairs, else random ones, the first of them as observed."""
+    if pairs <= _MOST_EXACT:
+        return np.asarray(list(product((1.0, -1.0), repeat=pairs)))
+    signs = np.random.default_rng(_SEED).choice((-1.0, 1.0), (1 + _FLIPS, pairs))
+    signs[0] = 1.0
+    return signs
 
 
 def sign_flips(differences: Floats) -> float:
-    """How often the mean of paired differences is as far from 0 when each one's sign is left to chance.
+    """How often the mean of paired differences is as far from 0 when each one's sign is left to chance."""
+    sums = np.abs(_flips(len(differences)) @ differences)
+    return float(np.mean(sums >= sums[0] * (1 - 1e-12)))
 
-    Exact over all ways up to 14 pairs, else from random ones with the one observed counted in.
+
+def sign_flips_together(differences: Floats) -> list[float]:
+    """The same of several numbers, [numbers, pairs], whose signs flip together: how often any is as far from 0.
+
+    Step-down maxT with |sum| / root of the sum of squares, which grows with Student's t: numbers from the farthest to
+    the nearest, each beside the farthest flip of itself and those after it, and never surer than the one before it.
     """
-    observed = abs(float(differences.sum()))
-    if len(differences) <= _MOST_EXACT:
-        signs = np.asarray(list(product((-1.0, 1.0), repeat=len(differences))))
-        return float(np.mean(np.abs(signs @ differences) >= observed * (1 - 1e-12)))
-    draw = np.random.default_rng(_SEED)
-    signs = draw.choice((-1.0, 1.0), (_FLIPS, len(differences)))
-    return float((1 + np.sum(np.abs(signs @ differences) >= observed * (1 - 1e-12))) / (1 + _FLIPS))
+    scale = np.sqrt(np.sum(differences**2, axis=1))
+    sums = np.abs(differences @ _flips(differences.shape[1]).T)
+    far = np.divide(sums, scale[:, None], out=np.zeros_like(sums), where=scale[:, None] > 0)
+    order = np.argsort(-far[:, 0], kind="stable")
+    farthest = np.maximum.accumulate(far[order][::-1], axis=0)[::-1]
+    alone = np.mean(farthest >= far[order, :1] * (1 - 1e-12), axis=1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(alone)
+    return [float(p) for p in adjusted]
 
 
-def _over_blocks(kind: _Kind, pairs: Sequence[tuple[Measured, Measured]]) -> Metric:
+def _over_blocks(kinds: Sequence[_Kind], pairs: Sequence[tuple[Measured, Measured]]) -> _Family:
     """From blocks of requests, drawn alike on both sides: the ratio's interval, and p by how often it crosses 1."""
+    judged = [_drawn_again(kind, pairs) for kind in kinds]
+    return judged, _spread(judged, holm([one.p_alone for one in judged if one.p_alone is not None]))
+
+
+def holm(alone: Sequence[float]) -> list[float]:
+    """p-values adjusted for all being looked at: the k-th smallest of m times m - k + 1, never below the one before."""
+    order = np.argsort(alone, kind="stable")
+    stepped = np.asarray(alone, dtype=np.float64)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return [float(p) for p in adjusted]
+
+
+def _drawn_again(kind: _Kind, pairs: Sequence[tuple[Measured, Measured]]) -> _Judged:
     sides = [[pair[side] for pair in pairs] for side in (0, 1)]
     a, b = (_value(kind, side) for side in sides)
-    if kind.values is Columns.gaps and any(len(one.columns.folded) for side in sides for one in side):
-        return Metric(kind.name, kind.unit, a, b, None, None, Verdict.UNKNOWN)  # whose gaps they are isn't known
+    unpaired = kind.values is Columns.gaps and any(len(one.columns.folded) for side in sides for one in side)
+    if a is None or b is None or unpaired:  # whose gaps folded ones are isn't known
+        return _Judged(kind, a, b)
     blocks = Blocks([len(one.columns) for one in sides[0]], _SEED)
     drawn = [_drawn(kind, side, blocks) for side in sides]
-    if a is None or b is None or a <= 0 or b <= 0:
-        return _without_ratio(kind, a, b, drawn)
+    if a <= 0 or b <= 0:
+        return _Judged(kind, a, b, p_alone=1.0 if a == b else _crossing(drawn[1] - drawn[0]))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = drawn[1] / drawn[0]
     ratios = ratios[np.isfinite(ratios)]
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     ratio = Estimate(b / a, min(b / a, float(low)), max(b / a, float(high)))
-    return _metric(kind, a, b, ratio, _crossing(ratios - 1))
-
-
-def _without_ratio(kind: _Kind, a: float | None, b: float | None, drawn: Sequence[Floats]) -> Metric:
-    """Where one side is 0 or missing: by the difference."""
-    if a is None or b is None:
-        return Metric(kind.name, kind.unit, a, b, None, None, Verdict.UNKNOWN)
-    return _metric(kind, a, b, None, 1.0 if a == b else _crossing(drawn[1] - drawn[0]))
+    return _Judged(kind, a, b, ratio, _crossing(ratios - 1))
 
 
 def _crossing(differences: Floats) -> float:
@@ -289,12 +359,16 @@ def _sums(kind: _Kind, repeats: Sequence[Measured]) -> tuple[Floats, Floats]:
     return joined([above for above, _ in parts]), joined([below for _, below in parts])
 
 
-def _metric(kind: _Kind, a: float, b: float, ratio: Estimate | None, p: float) -> Metric:
+def _metric(one: _Judged, p: float | None) -> Metric:
+    """What is shown of a number, `p` being adjusted for the others."""
+    kind, a, b = one.kind, one.a, one.b
+    if a is None or b is None or p is None:
+        return Metric(kind.name, kind.unit, a, b, one.ratio, one.p_alone, p, Verdict.UNKNOWN)
     if p >= 1 - LEVEL or a == b:
-        return Metric(kind.name, kind.unit, a, b, ratio, p, Verdict.NOTHING)
+        return Metric(kind.name, kind.unit, a, b, one.ratio, one.p_alone, p, Verdict.NOTHING)
     better = (b > a) == kind.up_is_good
     if kind.unit == "share":
         verdict = Verdict.MORE if b > a else Verdict.FEWER
     else:
         verdict = Verdict.FASTER if better else Verdict.SLOWER
-    return Metric(kind.name, kind.unit, a, b, ratio, p, verdict, better)
+    return Metric(kind.name, kind.unit, a, b, one.ratio, one.p_alone, p, verdict, better)

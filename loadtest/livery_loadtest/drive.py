@@ -117,7 +117,7 @@ class _Drive:
     def __init__(self, script: Script, target: Target, options: Options, observer: Observer) -> None:
         self._script, self._target, self._options, self._observer = script, target, options, observer
         self._keys = options.keys(target)
-        self._pool = Pool(target.url, options.silence_s, options.connect_s)
+        self._pool = Pool(target.url, options.silence_s, options.connect_s, options.whole_s)
         self._vitals = Vitals()
         self._gaps = Gaps() if options.fold else None
         self._records: list[Record] = []

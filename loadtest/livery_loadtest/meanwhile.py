@@ -14,7 +14,7 @@ import httpx
 from livery_loadtest.record import Hooked, Load
 from livery_loadtest.script import Change, Script
 from livery_loadtest.spec import Hook
-from livery_loadtest.target import Target
+from livery_loadtest.target import Target, key_header
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"  # vLLM's routes, which Livery has too
 CHANGE_S = 300.0
@@ -53,8 +53,7 @@ class Meanwhile:
             return self._ended.is_set()
 
     async def _change_all(self) -> None:
-        key = os.environ.get(self._target.key_env)
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        headers = key_header(self._target.key_env)
         async with httpx.AsyncClient(timeout=CHANGE_S, trust_env=False, headers=headers) as client:
             for change in self._changes:
                 if await self._ended_before(change.at):

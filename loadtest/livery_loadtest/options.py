@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ CONNECT_S = 30.0
 class Options:
     """`streams` of a closed loop, 0 in an open one, which sends nothing after `duration_s` unless that is 0.
 
-    `key_envs`: tenant -> environment variable with its key. `silence_s` is how long nothing of an answer may come.
+    `key_envs`: tenant -> environment variable with its key. `silence_s` is how long nothing of an answer may come,
+    `whole_s` how long all of it may take.
     `keep_text`: answers' texts go into the records. `fold`: for long runs, times between events are folded into
     `Run.gaps`, and neither they nor the prompts stay in the records.
     """
@@ -28,6 +30,7 @@ class Options:
     dialect: Dialect = field(default_factory=Dialect)
     duration_s: float = 0.0
     silence_s: float = 300.0
+    whole_s: float = math.inf
     connect_s: float = CONNECT_S
     key_envs: Mapping[str, str] = field(default_factory=dict)
     keep_text: bool = False
@@ -43,6 +46,7 @@ class Options:
             dialect=Dialect(workload.endpoint == "chat", workload.ignore_eos, workload.temperature),
             duration_s=workload.duration_s,
             silence_s=workload.timeout_s,
+            whole_s=workload.timeout_s,
             connect_s=min(CONNECT_S, workload.timeout_s),
             key_envs={tenant.name: tenant.key_env for tenant in workload.tenants},
             keep_text=keep_text,

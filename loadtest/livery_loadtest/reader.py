@@ -135,6 +135,7 @@ class Answer:
         self._texts: list[str] = []
         self._events = EventSplitter()
         self._streamed = True
+        self._kind = ""  # of the body, as its head says
         self._body = bytearray()  # of an answer in one piece, or of a refusal
         self._leave_after = record.planned.leave_after
         self._most = EVENTS_PER_TOKEN * record.planned.max_tokens + MORE_EVENTS
@@ -156,7 +157,8 @@ class Answer:
         record.status = status
         record.version = sys.intern(headers.get("x-livery-adapter", ""))
         record.retry_after_s = _seconds(headers.get("retry-after", ""))
-        self._streamed = status == 200 and "json" not in headers.get("content-type", "")
+        self._kind = headers.get("content-type", "")
+        self._streamed = status == 200 and "json" not in self._kind
 
     def on_data(self, data: bytes, now: float) -> bool:
         if self.whole:
@@ -177,6 +179,8 @@ class Answer:
         if self._streamed:
             if not self.whole:
                 self._note_events(self._events.end(), now)
+            if not (self.whole or self._seen):
+                raise Failed("no events", f"the answer ended without an event; its content-type is {self._kind!r:.80}")
             if not self.whole:
                 raise Failed("stream cut", f"the stream ended without {DONE.decode()}")
         else:

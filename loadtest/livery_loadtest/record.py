@@ -100,7 +100,7 @@ class Run:
 
     `gaps` are the times between events where the run was too long to keep those: each record then has only its first
     and its last event. `interrupted` is set where it was stopped midway: what is here then is what was finished by
-    then.
+    then. `unsampled` is why there are no samples of the server's metrics, where there are none.
     """
 
     target: str
@@ -114,3 +114,4 @@ class Run:
     hooked: Sequence[Hooked] = ()
     interrupted: bool = False
     gaps: Gaps | None = None
+    unsampled: str = ""

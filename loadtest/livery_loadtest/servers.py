@@ -231,14 +231,16 @@ def group_members(group: int) -> list[int]:
 
 def cpu_seconds(group: int) -> float:
     """CPU time, user and system, that the living members of a process group have used."""
-    ticks = 0
-    for pid in group_members(group):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(process_seconds(pid) for pid in group_members(group))
+
+
+def process_seconds(pid: int) -> float:
+    """CPU time, user and system, that a process has used; 0 once it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mib(group: int) -> float:

@@ -19,7 +19,7 @@ from livery_loadtest.drive import Observer
 from livery_loadtest.options import Options
 from livery_loadtest.record import Record, Run
 from livery_loadtest.spec import Workload
-from livery_loadtest.target import Target, TargetUnusable, list_models, server_version
+from livery_loadtest.target import Target, TargetUnusable, key_header, list_models, server_version
 from livery_loadtest.verify import Verification, choose, judge, replayed, rivals, suspects
 from livery_loadtest.workers import measure
 
@@ -91,9 +91,7 @@ async def find_served(target: Target, adapters: Sequence[str] = (), base: str | 
 
     Raises TargetUnusable.
     """
-    keys = Options().keys(target)
-    headers = {"authorization": f"Bearer {keys[None]}"} if keys[None] else {}
-    async with httpx.AsyncClient(timeout=MANAGEMENT_S, headers=headers, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=MANAGEMENT_S, headers=key_header(target.key_env), trust_env=False) as client:
         listed = list(target.models) or await list_models(client, target)
         version = await server_version(client, target)
     first = base or listed[0]

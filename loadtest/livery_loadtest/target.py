@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 
 KEY_ENV = "LIVERY_BENCH_API_KEY"
+METRICS_KEY_ENV = "LIVERY_BENCH_METRICS_KEY"  # where /metrics is opened by another key
 
 
 class TargetUnusable(Exception):
@@ -39,19 +41,44 @@ class Target:
         object.__setattr__(self, "url", root)
 
 
+def key_header(*names: str) -> dict[str, str]:
+    """The header with the key in the first of these environment variables that has one; none without."""
+    keys = [key for name in names if (key := os.environ.get(name))]
+    return {"authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
 async def list_models(client: httpx.AsyncClient, target: Target) -> list[str]:
     """The names a server serves, the base first. Raises TargetUnusable."""
     try:
         response = await client.get(target.url + "/v1/models")
         response.raise_for_status()
         names = [entry["id"] for entry in response.json()["data"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as failure:
+    except httpx.HTTPStatusError as failure:
+        raise TargetUnusable(_refused(target, failure.response.status_code)) from failure
+    except httpx.HTTPError as failure:
+        why = f"{type(failure).__name__}: {failure}".removesuffix(": ")
         raise TargetUnusable(
-            f"target {target.name}: GET {target.url}/v1/models failed ({failure}); is the server up?"
+            f"target {target.name}: GET {target.url}/v1/models failed ({why}); is the server up?"
+        ) from failure
+    except (ValueError, KeyError, TypeError) as failure:
+        raise TargetUnusable(
+            f"target {target.name}: {target.url}/v1/models lists no models as OpenAI's API does "
+            f"({type(failure).__name__}: {failure}); is this the root of such a server?"
         ) from failure
     if not names:
         raise TargetUnusable(f"target {target.name}: {target.url}/v1/models lists no model")
     return names
+
+
+def _refused(target: Target, status: int) -> str:
+    """What to do about a server that doesn't list its models."""
+    if status not in (401, 403):
+        remedy = "is this the root of a server with OpenAI's API?"
+    elif os.environ.get(target.key_env):
+        remedy = f"the key in {target.key_env} isn't one of this server's"
+    else:
+        remedy = f"it asks for a key: put one into {target.key_env}"
+    return f"target {target.name}: GET {target.url}/v1/models answers {status}; {remedy}"
 
 
 async def server_version(client: httpx.AsyncClient, target: Target) -> str | None:

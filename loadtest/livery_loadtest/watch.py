@@ -9,7 +9,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from livery_loadtest.record import Sample
-from livery_loadtest.target import Target
+from livery_loadtest.target import METRICS_KEY_ENV, Target, key_header
 
 MOST_BYTES = 8 << 20  # of one answer
 MOST_SAMPLES = 1024  # then every second one goes, and the interval doubles: hours need no more points than minutes
@@ -21,22 +21,25 @@ LEFT_OUT = ("_bucket", "_created")  # histograms are many series; their sums and
 class Watch:
     """Samples `target` every `interval_s` seconds, beginning at `begin` on time.perf_counter; 0: never.
 
-    A server that has no such metrics, or tells them wrongly, leaves samples out and disturbs nothing.
+    A server that has no such metrics, or tells them wrongly, leaves samples out and disturbs nothing; `trouble` is why
+    the last one is missing. Where they take a key of their own, it is in METRICS_KEY_ENV.
     """
 
     def __init__(self, target: Target, interval_s: float, begin: float) -> None:
         self._url = target.url + "/metrics"
+        self._headers = key_header(METRICS_KEY_ENV, target.key_env)
         self._interval_s = interval_s
         self._begin = begin
         self._ended = asyncio.Event()
         self.samples: list[Sample] = []
+        self.trouble = ""
 
     async def run(self) -> None:
         """Sample until `end` is called, and once more then."""
         if not self._interval_s:
             return
         due = self._begin
-        async with httpx.AsyncClient(timeout=ANSWER_S, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=ANSWER_S, headers=self._headers, trust_env=False) as client:
             while not await self._ended_before(due):
                 await self._sample(client)
                 while due <= time.perf_counter():
@@ -57,7 +60,13 @@ class Watch:
         at = time.perf_counter() - self._begin
         try:
             values = parse_metrics(await self._fetch(client))
-        except (httpx.HTTPError, ValueError):
+        except httpx.HTTPStatusError as failure:
+            status = failure.response.status_code
+            key = f"; a key that opens it goes into {METRICS_KEY_ENV}" if status in (401, 403) else ""
+            self.trouble = f"/metrics answers {status}{key}"
+            return
+        except (httpx.HTTPError, ValueError) as failure:
+            self.trouble = f"/metrics can't be read: {type(failure).__name__}"
             return
         self.samples.append(Sample(at, values))
         if len(self.samples) > MOST_SAMPLES:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import socket
 import ssl
 import time
@@ -65,16 +66,18 @@ class Exchange(Protocol):
 class Pool:
     """Connections to the server at `url` (its root), as many as there are requests under way.
 
-    `silence_s` is the longest time without anything of an answer, `connect_s` the longest for a connection.
+    `silence_s` is the longest time without anything of an answer, `connect_s` the longest for a connection, `whole_s`
+    the longest for all of an answer, however steadily it drips.
     """
 
-    def __init__(self, url: str, silence_s: float, connect_s: float) -> None:
+    def __init__(self, url: str, silence_s: float, connect_s: float, whole_s: float = math.inf) -> None:
         address = urlsplit(url)
         self._tls = ssl.create_default_context() if address.scheme == "https" else None
         self._host = address.hostname or ""
         self._port = address.port or (443 if self._tls else 80)
         self._authority, self._prefix = address.netloc.rpartition("@")[2], address.path.rstrip("/")
-        self._silence_s, self._connect_s = silence_s, connect_s
+        self._connect_s = connect_s
+        self._patience = silence_s, whole_s
         self._addresses: list[str] = []
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
@@ -106,12 +109,12 @@ class Pool:
         kept = self._kept()
         if kept is not None:
             try:
-                return await kept.ask(request, exchange, self._silence_s)
+                return await kept.ask(request, exchange, *self._patience)
             except _Stale:
                 exchange.on_retried()
         connection = await self._connect()
         exchange.on_connected(time.perf_counter())
-        return await connection.ask(request, exchange, self._silence_s)
+        return await connection.ask(request, exchange, *self._patience)
 
     def close(self) -> None:
         """Close all connections at once, those under way too."""
@@ -190,7 +193,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._exchange: Exchange | None = None
         self._done: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._used = self._heard = 0.0
+        self._used = self._heard = self._latest = 0.0
         self._answers = 0
         self._begin()
 
@@ -208,13 +211,14 @@ class _Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         self._transport.abort()
 
-    async def ask(self, request: bytes, exchange: Exchange, silence_s: float) -> None:
+    async def ask(self, request: bytes, exchange: Exchange, silence_s: float, whole_s: float) -> None:
         """Send a request; returns at the end of its answer."""
         self._begin()
         self._exchange, self._silence_s = exchange, silence_s
         self._done = done = self._loop.create_future()
         self._heard = time.perf_counter()
-        self._timer = self._loop.call_later(silence_s, self._check_silence)
+        self._latest, self._whole_s = self._heard + whole_s, whole_s
+        self._timer = self._loop.call_later(min(silence_s, whole_s), self._check_silence)
         self._transport.write(request)
         try:
             exchange.on_sent(self._heard)
@@ -324,14 +328,16 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _check_silence(self) -> None:
         now = time.perf_counter()
-        left = self._heard + self._silence_s - now
+        silent, left = self._heard + self._silence_s - now, self._latest - now
         if self._exchange is None:
             return
-        if left > 0:
-            self._watch(left)
+        if silent > 0 and (left > 0 or self._exchange.whole):
+            self._watch(silent if self._exchange.whole else min(silent, left))
         elif self._exchange.whole:
             self._keeps = False
             self._settle(now)
+        elif silent > 0:
+            self._fail(Failed("too slow", f"the answer wasn't whole after {self._whole_s:g} s"))
         else:
             self._fail(Failed("silent", f"nothing of the answer came for {self._silence_s:g} s"))
 

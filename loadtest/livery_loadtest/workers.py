@@ -146,6 +146,7 @@ async def measure(
         hooked=meanwhile.hooked,
         interrupted=interrupted,
         gaps=_merged(told),
+        unsampled="" if watch.samples else watch.trouble,
     )
 
 

@@ -1,6 +1,6 @@
-"""Let a real browser, without a window, use the console of live servers.
+"""Let a real browser, without a window, use the console of live servers, and read the load test's pages.
 
-    python tests/browser/run.py [--screenshots FOLDER] [--chromium PROGRAM]
+    python tests/browser/run.py [--only console|reports] [--screenshots FOLDER] [--chromium PROGRAM]
 
 With --screenshots it tests nothing, and writes pictures of the console over the demo model and its adapters.
 Chromium is the machine's own; playwright-core, which drives it, and axe-core, which judges what people with readers and
@@ -26,6 +26,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from browser.reports import reports
 from conformance.environments import PartMissing, Suite
 from livery_loadtest.peers import EnvironmentFailed
 
@@ -39,6 +40,7 @@ SUITE = Suite(
     tests=str(HERE / "console.test.mjs"),
     npm=("playwright-core@1.65.1", "axe-core@4.14.1"),
 )
+REPORTS = replace(SUITE, name="reports", tests=str(HERE / "reports.test.mjs"))
 PICTURES = replace(SUITE, name="pictures", tests=str(HERE / "pictures.mjs"))
 
 
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--screenshots", type=Path, help="write pictures of the console into this folder")
     parser.add_argument("--chromium", help="the browser, where it has another name")
+    parser.add_argument("--only", choices=("console", "reports"), help="test one of them")
     options = parser.parse_args(arguments)
     try:
         chromium = browser(options.chromium)
@@ -59,8 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if not options.screenshots:
-            with servers(scratch / "servers") as facts:
-                return driven(SUITE, scratch, {**facts, "chromium": chromium})
+            failed = 0
+            if options.only != "reports":
+                with servers(scratch / "servers") as facts:
+                    failed |= driven(SUITE, scratch, {**facts, "chromium": chromium})
+            if options.only != "console":
+                pages = reports(scratch / "reports")
+                failed |= driven(REPORTS, scratch, {"reports": pages, "chromium": chromium})
+            return failed
         from browser.demo import demo  # imports torch, which the tests don't need here
 
         options.screenshots.mkdir(parents=True, exist_ok=True)

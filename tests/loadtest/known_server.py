@@ -32,6 +32,8 @@ class KnownServer:
     most_under_way: int = 0
     url: str = ""
     metrics: str | None = None
+    key: str | None = None  # to list models
+    metrics_key: str | None = None
     scrapes: int = 0
     changes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
@@ -48,15 +50,19 @@ class KnownServer:
             ]
         )
 
-    async def list_models(self, _: Request) -> Response:
+    async def list_models(self, request: Request) -> Response:
+        if not _opens(self.key, request):
+            return PlainTextResponse("no key, or a wrong one", 401)
         return JSONResponse({"object": "list", "data": [{"id": name} for name in self.models]})
 
     async def version(self, _: Request) -> Response:
         return JSONResponse({"version": f"{self.name}-1.0"})
 
-    async def tell_metrics(self, _: Request) -> Response:
+    async def tell_metrics(self, request: Request) -> Response:
         if self.metrics is None:
             return PlainTextResponse("there are none", 404)
+        if not _opens(self.metrics_key, request):
+            return PlainTextResponse("no key, or a wrong one", 401)
         self.scrapes += 1
         return PlainTextResponse(self.metrics)
 
@@ -112,6 +118,10 @@ class KnownServer:
             prompt = len(str(body.get("prompt", "")).split())
             yield json.dumps({"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": count}})
         yield "[DONE]"
+
+
+def _opens(key: str | None, request: Request) -> bool:
+    return key is None or request.headers.get("authorization") == f"Bearer {key}"
 
 
 class _Running:

@@ -154,8 +154,25 @@ def test_capacity_finds_a_rate_and_writes_every_trial(pair: tuple[KnownServer, K
     assert "some:" in done.stdout
     trials = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
     assert "some-50.json" in trials
+    search = read_result(tmp_path / "out" / "some.json").capacity
+    assert search is not None
+    assert search.trials[0].rate == 50
+    assert search.highest in {None, *(trial.rate for trial in search.trials)}
+    page = (tmp_path / "out" / "some.html").read_text()
+    assert "Capacity search" in page
+    assert page.count('class="part"') == len({trial.rate for trial in search.trials}), "each rate is on it once"
     without = bench("capacity", workload(tmp_path), "--target", f"l={pair[0].url}", "--out", tmp_path / "out")
     assert "--slo-ttft-ms" in without.stderr
+
+
+def test_a_search_that_finds_no_rate_says_so(faulty: KnownServer, tmp_path: Path) -> None:
+    search = ["--adapters", FAILING, "--first", 50, "--ceiling", 50, "--slo-ttft-ms", 60_000, "--out", tmp_path / "out"]
+    done = bench("capacity", workload(tmp_path, requests=2, warm_up=0), "--target", f"f={faulty.url}", *search)
+    assert done.returncode == Exit.FAILED
+    found = read_result(tmp_path / "out" / "some.json").capacity
+    assert found is not None
+    assert found.highest is None
+    assert "no rate held" in (tmp_path / "out" / "some.html").read_text()
 
 
 def test_the_status_names_the_worst_that_happened(pair: tuple[KnownServer, KnownServer], tmp_path: Path) -> None:

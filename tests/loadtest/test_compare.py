@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from livery_loadtest.compare import Comparison, Metric, NotComparable, Verdict, compare, sign_flips
+from livery_loadtest.compare import (
+    Comparison,
+    Metric,
+    NotComparable,
+    Verdict,
+    compare,
+    holm,
+    sign_flips,
+    sign_flips_together,
+)
 from livery_loadtest.record import Run
 from livery_loadtest.report.comparison import comparison_page, headline, print_comparison, write_comparison
 from livery_loadtest.report.result import Result, Server, make_result
@@ -112,6 +121,87 @@ def test_two_of_a_kind_are_seldom_told_apart_by_requests() -> None:
         found = compare(result(seed=seed), result("b", seed=1000 + seed))
         wrong += [metric(found, name).verdict is not Verdict.NOTHING for name in ("TTFT p50", "ITL p50")]
     assert np.mean(wrong) <= 0.17  # 32 tries: three standard errors above 5 %
+
+
+def test_of_a_dozen_numbers_none_is_shown_by_chance_alone() -> None:
+    """Two servers that are the same, 12 numbers that move together: seldom is any of them shown to differ."""
+    draw = np.random.default_rng(3)
+    tries, alone, together = 400, 0, 0
+    for _ in range(tries):
+        shared = draw.normal(0, 1, 8)
+        differences = np.asarray([shared + draw.normal(0, 1, 8) for _ in range(12)])
+        alone += min(sign_flips(row) for row in differences) < 0.05
+        together += min(sign_flips_together(differences)) < 0.05
+    most = 0.05 + 3 * (0.05 * 0.95 / tries) ** 0.5
+    assert together / tries <= most
+    assert alone / tries > 2 * most, "or this shows nothing"
+
+
+def test_one_number_that_differs_is_shown_beside_others_that_do_not() -> None:
+    """Eight repeats are enough, which by Holm's 12 times 2 in 256 they wouldn't be."""
+    draw = np.random.default_rng(4)
+    noise = draw.normal(0, 1, (11, 8))
+    found = sign_flips_together(np.asarray([*noise, np.linspace(0.9, 1.1, 8)]))
+    assert found[-1] < 0.05 < 12 * sign_flips(np.ones(8))
+    assert min(found[:-1]) > 0.05
+
+
+def step_down_by_definition(differences: list[list[float]]) -> list[float]:
+    """Box 4 of Ge, Dudoit and Speed (2003), in loops, with t taken as sum over root of the sum of squares."""
+    count = len(differences[0])
+
+    def far(row: list[float], ways: int) -> float:
+        size = sum(value**2 for value in row) ** 0.5
+        return abs(sum(-value if ways >> at & 1 else value for at, value in enumerate(row))) / size if size else 0.0
+
+    left = sorted(range(len(differences)), key=lambda place: -far(differences[place], 0))
+    found, before = [0.0] * len(left), 0.0
+    while left:
+        observed = far(differences[left[0]], 0)
+        farthest = [max(far(differences[place], ways) for place in left) for ways in range(2**count)]
+        before = max(before, sum(one >= observed - 1e-9 for one in farthest) / 2**count)
+        found[left.pop(0)] = before
+    return found
+
+
+@given(st.integers(1, 6).flatmap(lambda n: st.lists(st.lists(st.integers(-9, 9), min_size=n, max_size=n), min_size=1)))
+@settings(max_examples=40, deadline=None)
+def test_flips_of_several_numbers_follow_the_definition(differences: list[list[int]]) -> None:
+    rows = np.asarray(differences[:5], dtype=np.float64)
+    together = sign_flips_together(rows)
+    assert together == pytest.approx(step_down_by_definition(rows.tolist()))
+    assert sign_flips_together(rows[:1]) == pytest.approx([sign_flips(rows[0])])
+    for row, adjusted in zip(rows, together, strict=True):
+        assert adjusted >= sign_flips(row) - 1e-12
+
+
+def test_holm_adjusts_as_worked_out_by_hand() -> None:
+    """4 times 0.005, 3 times 0.01, 2 times 0.03, and 0.04 no surer than the one before it."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("repeats", [1, 8])
+def test_the_verdict_goes_by_all_numbers_together(repeats: int) -> None:
+    found = compare(result(repeats=repeats), result("b", repeats, seed=50, ttft_s=0.09))
+    for one in found.metrics:
+        if one.p is not None:
+            assert one.p_alone is not None
+            assert one.p >= one.p_alone
+            assert (one.verdict is Verdict.NOTHING) == (one.p >= 0.05 or one.a == one.b)
+    assert f"any of these {len(found.metrics)} numbers" in comparison_page(found)
+
+
+def test_a_repeat_without_a_single_answer_says_nothing_of_latencies() -> None:
+    """Of seven repeats one failed altogether: the six others are compared, and its failures are."""
+    whole = result(repeats=7)
+    runs = [made_run(Making(requests=150, tenants=(), ttft_s=0.2), "b", repeat, GOOD) for repeat in range(6)]
+    runs.append(made_run(Making(requests=150, tenants=(), failing=1.0), "b", 6, GOOD))
+    found = compare(whole, make_result(workload(tenants=[]), [Server(name="b", url="http://host")], runs, ORIGIN))
+    ttft = metric(found, "TTFT p50")
+    assert (ttft.verdict, ttft.p_alone) == (Verdict.SLOWER, pytest.approx(2 / 64))
+    assert "by repeat" in found.pairs
 
 
 def test_six_repeats_that_all_agree_are_enough_and_five_are_not() -> None:

@@ -312,6 +312,7 @@ def test_options_are_the_workloads() -> None:
         streams=7,
         dialect=Dialect(chat=True, ignore_eos=False, temperature=0.5),
         silence_s=9,
+        whole_s=9,
         connect_s=9,
         key_envs={"acme": "ACME"},
         keep_text=True,

@@ -14,7 +14,7 @@ from peft import LoraConfig
 
 from engine.families import LLAMA_LINEAR
 from engine.oracle import save_adapter
-from server.running import livery_serve, tiny_model
+from server.running import SMALL, livery_serve, tiny_model
 
 PLANTED = str(Path(__file__).parent / "planted.py")
 WORKLOAD = {
@@ -57,7 +57,7 @@ def test_a_mix_up_is_found_by_asking_the_same_server_when_it_is_quiet(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     base, adapters = models
-    with livery_serve(base, adapters, tmp_path, program=[PLANTED]) as server:
+    with livery_serve(base, adapters, tmp_path, *SMALL, program=[PLANTED]) as server:
         status, document = run_against(server.url, tmp_path)
     assert status == 1
     wrong = [one for one in document["verified"]["livery"]["compared"] if one["finding"] == "wrong adapter"]
@@ -67,7 +67,7 @@ def test_a_mix_up_is_found_by_asking_the_same_server_when_it_is_quiet(
 
 def test_a_sound_server_is_cleared_by_peft(models: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapters = models
-    with livery_serve(base, adapters, tmp_path) as server:
+    with livery_serve(base, adapters, tmp_path, *SMALL) as server:
         peft = ["--compare-with", "peft", "--reference-model", str(base), "--reference-adapters", str(adapters)]
         status, document = run_against(server.url, tmp_path, *peft)
     assert set(findings(document)) == {"same"}

@@ -223,3 +223,17 @@ def test_nines_are_as_far_apart_as_each_other() -> None:
     assert axis.place(0.9) == pytest.approx(100 / 3, abs=0.01)
     assert axis.place(0.99) == pytest.approx(200 / 3, abs=0.01)
     assert axis.place(0.9999) == 100
+
+
+def test_answers_that_come_all_at_once_have_a_place_on_the_plots() -> None:
+    """Their tokens have nothing between them."""
+    results = [
+        make_result(
+            workload(name=f"at-{rate}", arrivals={"kind": "poisson", "rate": rate}, tenants=[]),
+            [Server(name="x", url="http://host")],
+            [made_run(Making(requests=30, gap_s=0.0, tenants=()), "x")],
+            ORIGIN,
+        )
+        for rate in (5, 10)
+    ]
+    assert "Between tokens, p99" in self_contained(page(results)).text

@@ -5,7 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from livery_loadtest.target import Target, TargetUnusable, list_models, server_version
+from livery_loadtest.session import find_served
+from livery_loadtest.target import KEY_ENV, Target, TargetUnusable, list_models, server_version
 from loadtest.known_server import KnownServer
 
 
@@ -24,6 +25,23 @@ async def test_a_server_without_models_is_unusable(faulty: KnownServer) -> None:
             await list_models(client, Target("faulty", faulty.url))
         with pytest.raises(TargetUnusable, match="is the server up"):
             await list_models(client, Target("nowhere", "http://127.0.0.1:9"))
+
+
+async def test_a_server_that_wants_a_key_is_told_with_where_it_goes(
+    faulty: KnownServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty.key = "sk-right"
+    target = Target("faulty", faulty.url)
+    monkeypatch.delenv(KEY_ENV, raising=False)
+    with pytest.raises(TargetUnusable, match=f"answers 401; it asks for a key: put one into {KEY_ENV}"):
+        await find_served(target)
+    monkeypatch.setenv(KEY_ENV, "sk-wrong")
+    with pytest.raises(TargetUnusable, match=f"the key in {KEY_ENV} isn't one of this server's"):
+        await find_served(target)
+    monkeypatch.setenv(KEY_ENV, "sk-right")
+    assert (await find_served(target)).base == "base"
+    with pytest.raises(TargetUnusable, match="answers 404; is this the root of a server"):
+        await find_served(Target("below", faulty.url + "/deeper"))
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "", "ftp://x"])

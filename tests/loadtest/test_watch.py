@@ -14,7 +14,7 @@ from livery_loadtest.options import Options
 from livery_loadtest.record import Load
 from livery_loadtest.script import Change, Planned, Script
 from livery_loadtest.spec import Hook
-from livery_loadtest.target import Target
+from livery_loadtest.target import KEY_ENV, METRICS_KEY_ENV, Target
 from livery_loadtest.watch import Watch, parse_metrics
 from livery_loadtest.workers import measure
 from loadtest.known_server import REFUSED, KnownServer
@@ -54,6 +54,28 @@ async def sampled(server: KnownServer, count: int) -> Watch:
     looking.end()
     await running
     return looking
+
+
+async def test_metrics_behind_a_key_are_sampled_with_it_and_told_to_be_missing_without(
+    pair: tuple[KnownServer, KnownServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the requests' key, or one of its own; of a run without samples it is known why."""
+    server, target = pair[0], Target("left", pair[0].url)
+    server.metrics, server.metrics_key = METRICS, "sk-metrics"
+    script = Script([Planned(0, None, "pirate", "a b", 2)])
+    for variables, trouble in (
+        ({}, f"/metrics answers 401; a key that opens it goes into {METRICS_KEY_ENV}"),
+        ({KEY_ENV: "sk-other"}, f"/metrics answers 401; a key that opens it goes into {METRICS_KEY_ENV}"),
+        ({KEY_ENV: "sk-metrics"}, ""),
+        ({KEY_ENV: "sk-other", METRICS_KEY_ENV: "sk-metrics"}, ""),
+    ):
+        for name in (KEY_ENV, METRICS_KEY_ENV):
+            monkeypatch.delenv(name, raising=False)
+        for name, key in variables.items():
+            monkeypatch.setenv(name, key)
+        run = await measure(script, target, Options(streams=1), sample_s=60.0)
+        assert run.unsampled == trouble
+        assert bool(run.samples) == (not trouble)
 
 
 async def test_a_server_is_sampled_to_the_end(

@@ -29,8 +29,10 @@ REFUSAL = b'HTTP/1.1 503 Busy\r\nretry-after: 2\r\ncontent-length: 30\r\n\r\n{"e
 
 
 @asynccontextmanager
-async def pool_of(url: str, silence_s: float = 20.0, connect_s: float = 20.0) -> AsyncIterator[Pool]:
-    pool = Pool(url, silence_s, connect_s)
+async def pool_of(
+    url: str, silence_s: float = 20.0, connect_s: float = 20.0, whole_s: float = 20.0
+) -> AsyncIterator[Pool]:
+    pool = Pool(url, silence_s, connect_s, whole_s)
     await pool.open()
     try:
         yield pool
@@ -101,6 +103,8 @@ async def test_events_have_the_times_at_which_they_came() -> None:
         (HEAD + says("a"), "stream cut", "in the middle"),
         (HEAD + says("a") + END, "stream cut", "without [DONE]"),
         (HEAD + b"zz\r\n", "bad http", "chunk"),
+        (HEAD + END, "no events", "text/event-stream"),
+        (b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\n\r\n<html>", "no events", "'text/html'"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nxx", "stream cut", "in the middle"),
         (b"HTTP/1.1 200 OK\r\n" + b"x-y: " + b"z" * (MOST_HEAD + BUFFER), "head too large", "headers"),
         (b"HTTP/1.1 200 OK\r\n" + b"x-y: z\r\n" * (MOST_HEAD // 4), "head too large", "headers"),
@@ -167,6 +171,24 @@ async def test_keeping_the_line_busy_is_silence_too() -> None:
 
     async with raw_server(handle) as url, pool_of(url, silence_s=0.05) as pool:
         assert (await ask(pool)).error == "silent"
+
+
+async def test_an_answer_that_drips_without_an_end_is_too_slow() -> None:
+    """It is never silent, and has fewer events than an endless answer."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(HEAD)
+        while True:
+            writer.write(says("a"))
+            await writer.drain()
+            await asyncio.sleep(0.005)
+
+    async with raw_server(handle) as url, pool_of(url, whole_s=0.1) as pool:
+        record = await ask(pool)
+    assert record.error == "too slow"
+    assert "whole after 0.1 s" in record.error_message
+    assert record.events
 
 
 async def test_a_connection_that_breaks_is_told_from_one_that_ends() -> None:

@@ -13,12 +13,13 @@ from rich.table import Table
 
 from livery_loadtest.capacity import WITHIN, Capacity, Trial, find_capacity
 from livery_loadtest.commands import options
-from livery_loadtest.commands.ending import ENDS, leave, status, stop
+from livery_loadtest.commands.ending import ENDS, Exit, leave, status, stop
 from livery_loadtest.commands.run import LOCAL
 from livery_loadtest.commands.running import FAILURES, Task, find, misfits, parse_targets, run_together
 from livery_loadtest.kinds import Gamma, Poisson, Trace
 from livery_loadtest.machine import describe_machine
-from livery_loadtest.report.result import Result
+from livery_loadtest.report.page import write_page
+from livery_loadtest.report.result import Result, write_result
 from livery_loadtest.session import Manner
 from livery_loadtest.spec import SpecInvalid, Workload, read_workload
 
@@ -26,7 +27,9 @@ INTERRUPTED = "interrupted"
 HELP = f"""Search the highest rate at which enough requests meet an SLO, by doubling and halving.
 
 Every rate is a run of the workload, whose arrivals are Poisson unless it says gamma; the one that is found is
-run once more. A run in which the client was the bottleneck, or a request failed, doesn't hold. {ENDS}
+run once more. A run in which the client was the bottleneck, or a request failed, doesn't hold. Each run is written by
+itself, and the search as NAME.json and NAME.html: what was tried, and the run at the rate that was found. Where no rate
+holds, the exit status is 1. {ENDS}
 """
 
 
@@ -59,7 +62,9 @@ def capacity(
     except FAILURES as failure:
         stop(str(failure))
     Console().print(trial_table(found, asked))
-    leave([status(result, allow_errors=True) for result in search.results[-1:]])
+    search.write(found)
+    ends = [status(result, allow_errors=True) for result in search.results[-1:]]
+    leave([*ends, *([Exit.FAILED] if found.highest is None else [])])
 
 
 def with_slo(workload: Workload, bounds: dict[str, float]) -> Workload:
@@ -97,6 +102,23 @@ class Search:
         (result,) = await run_together(self._task, [workload])
         self.results.append(result)
         return judge(result, rate, self._share)
+
+    def write(self, found: Capacity) -> None:
+        """The search as a document and as a page, over the latest run at the rate that was found, or the last one.
+
+        The page goes on with the runs at other rates, the lowest first.
+        """
+        by_rate = {trial.rate: result for trial, result in zip(found.trials, self.results, strict=False)}
+        if not by_rate:
+            return
+        rate = found.highest or next(reversed(by_rate))
+        (asked,) = self._task.workloads
+        whole = msgspec.structs.replace(by_rate.pop(rate), capacity=found)
+        path = self._task.out / f"{asked.name}.json"
+        write_result(whole, path)
+        others = [result for _, result in sorted(by_rate.items())]
+        write_page([whole, *others], path.with_suffix(".html"), f"{asked.name}: capacity")
+        Console(stderr=True).print(f"{path} has the search, {path.with_suffix('.html')} shows it", soft_wrap=True)
 
 
 def judge(result: Result, rate: float, share: float) -> Trial:

@@ -30,13 +30,22 @@ def print_comparison(found: Comparison, console: Console) -> None:
         verdict = f"[{_COLOURS[one.better]}]{one.verdict}[/]"
         table.add_row(*_cells(one), verdict)
     console.print(table)
-    console.print(f"[dim]{escape(found.pairs)}; A is {escape(found.a)}, B is {escape(found.b)}[/]")
+    console.print(f"[dim]{escape(found.pairs)}; A is {escape(found.a)}, B is {escape(found.b)}. {_meant(found)}[/]")
 
 
 def _cells(one: Metric) -> list[str]:
     around = f"{number(one.ratio.low)} to {number(one.ratio.high)}" if one.ratio else NOTHING
     ratio = number(one.ratio.value) if one.ratio else NOTHING
     return [one.name, value(one, one.a), value(one, one.b), ratio, around, chance(one.p)]
+
+
+def _meant(found: Comparison) -> str:
+    """What p and the intervals stand for."""
+    return (
+        f"p is how often, of two servers that are the same, chance makes any of these {len(found.metrics)} numbers "
+        "differ as much; a difference is shown where that is below 5 in 100. Intervals are of each number alone, so "
+        "one may leave out 1 where no difference is shown."
+    )
 
 
 def value(one: Metric, told: float | None) -> str:
@@ -92,6 +101,7 @@ def comparison_page(found: Comparison) -> str:
             title=f"{found.b} beside {found.a}",
             found=found,
             headline=headline(found),
+            meant=_meant(found),
             about=f"{found.workload}; {count(found.repeats)} repeats, {count(found.requests)} requests on each.",
             forest=_forest(found),
             numbers=numbers,

@@ -56,6 +56,7 @@ def facts(result: Result) -> Numbers | None:
         "finish reasons",
         [", ".join(f"{name} {count(many)}" for name, many in one.finish_reasons.items()) for one in each],
     )
+    row("the server's own metrics", [_unsampled(result, one.target) for one in each])
     row("checked answers", [_checked(result, one.target) for one in each])
     for of in dict.fromkeys(line.what for one in each for line in one.growth):
         row(f"growth an hour: {of}", [_grown(one, of) for one in each])
@@ -88,6 +89,11 @@ def _checked(result: Result, target: str) -> str:
     if found is None:
         return ""
     return f"{count(len(found.wrong))} of {count(len(found.compared))} by another adapter, against {found.reference}"
+
+
+def _unsampled(result: Result, target: str) -> str:
+    why = next((one.unsampled for one in result.repeats_of(target) if one.unsampled), "")
+    return f"not sampled: {why}" if why else ""
 
 
 def _grown(one: Summary, what: str) -> str:

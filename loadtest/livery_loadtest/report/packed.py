@@ -76,6 +76,7 @@ class Repeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     samples: Samples
     loads: list[Load]
     hooked: list[Hooked]
+    unsampled: str = ""
 
     def columns(self) -> Columns:
         """Its requests as arrays. Raises ValueError for columns that don't fit together."""
@@ -95,6 +96,7 @@ def pack(run: Run, began: float) -> Repeat:
         samples=_pack_samples(run.samples),
         loads=list(run.loads),
         hooked=list(run.hooked),
+        unsampled=run.unsampled,
     )
 
 

@@ -22,7 +22,18 @@ from livery_loadtest.report.facts import facts, fairness
 from livery_loadtest.report.overview import overview
 from livery_loadtest.report.plots import Numbers, Plot, Strips
 from livery_loadtest.report.result import Result, Server
-from livery_loadtest.report.words import NOTHING, arrivals, bounds, count, duration, number, objective, share, span
+from livery_loadtest.report.words import (
+    NOTHING,
+    arrivals,
+    bounds,
+    cores,
+    count,
+    duration,
+    number,
+    objective,
+    share,
+    span,
+)
 from livery_loadtest.spec import Closed, Workload
 
 
@@ -283,7 +294,7 @@ def _origin(result: Result) -> list[tuple[str, str]]:
     targets = [(one.name, f"{one.url}{f', version {one.version}' if one.version else ''}") for one in result.targets]
     return [
         *targets,
-        ("client", f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.system}"),
+        ("client", f"{machine.cpu}, {cores(machine.cores)}, {machine.memory_gib:g} GiB, {machine.system}"),
         ("load before", f"{machine.load_average:.2f} on average over a minute"),
         ("date", result.origin.date),
         ("version", result.origin.tool_version),

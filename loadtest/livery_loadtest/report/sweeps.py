@@ -81,7 +81,7 @@ def _swept(results: Sequence[Result], found: tuple[str, list[float]], title: str
     highest = max(dot.y if dot.high is None else dot.high for dot in dots)
     if read is duration:
         lowest = min(dot.y if dot.low is None else dot.low for dot in dots)
-        y = logarithmic("", max(lowest, 1e-3), highest, duration_label)
+        y = logarithmic("", max(lowest, 1e-3), max(highest, 1e-3), duration_label)  # whole answers at once: 0
     else:
         y = linear("", 0.0, highest, _percent_label if read is share else _label)
     wide = max(at) / max(min(at), 1e-9) > 20

@@ -14,7 +14,7 @@ from livery_loadtest.figures import Latency, Summary
 from livery_loadtest.growth import Growth
 from livery_loadtest.intervals import Estimate
 from livery_loadtest.report.result import Result
-from livery_loadtest.report.words import NOTHING, arrivals, bounds, count, duration, number, objective, share
+from livery_loadtest.report.words import NOTHING, arrivals, bounds, cores, count, duration, number, objective, share
 from livery_loadtest.verify import Finding, Verification
 
 _GROUPS_SHOWN = 8
@@ -25,7 +25,7 @@ def print_result(result: Result, console: Console) -> None:
     load = result.workload
     console.print(f"[bold]{escape(load.name)}[/]: {escape(arrivals(load))}, seed {load.seed}")
     machine = result.origin.machine
-    console.print(f"client: {escape(machine.cpu)}, {machine.cores} cores; {escape(result.origin.date)}")
+    console.print(f"client: {escape(machine.cpu)}, {cores(machine.cores)}; {escape(result.origin.date)}")
     for line in _warnings(result):
         console.print(line)
     if not result.summary:

@@ -28,6 +28,10 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def cores(value: int) -> str:
+    return "1 core" if value == 1 else f"{value:,} cores"
+
+
 def share(value: float | None) -> str:
     """As a percentage: all and none only where it is all and none."""
     if value is None:
@@ -84,9 +88,9 @@ def arrivals(workload: Workload) -> str:
     if isinstance(kind, Closed):
         return f"closed loop, {kind.streams} streams"
     if isinstance(kind, Poisson):
-        return f"open loop, Poisson, {kind.rate:g} requests/s"
+        return f"open loop, Poisson, {kind.rate:.4g} requests/s"
     if isinstance(kind, Gamma):
-        return f"open loop, Gamma with cv {kind.cv:g}, {kind.rate:g} requests/s"
+        return f"open loop, Gamma with cv {kind.cv:g}, {kind.rate:.4g} requests/s"
     if isinstance(kind, AzureGaps):
         return f"open loop, gaps as in the Azure {kind.trace} trace" + (
             f", {kind.rate:g} requests/s" if kind.rate else ""
