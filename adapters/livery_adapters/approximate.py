@@ -15,7 +15,7 @@ from livery_adapters.canonical import LowRank
 from livery_adapters.measure import squared_norm, wide
 
 _SMALL = 384  # up to this many rows or columns a full decomposition costs no more
-_OVERSAMPLED = 16
+OVERSAMPLED = 16
 _POWER_ITERATIONS = 3
 _ROWS = 1024  # of the residual, formed at a time
 
@@ -30,10 +30,10 @@ def factorise(delta: Tensor, rank: int) -> tuple[LowRank, float]:
     """
     matrix = wide(delta)
     rank = min(_checked(rank), *matrix.shape)
-    if min(matrix.shape) <= _SMALL or 4 * (rank + _OVERSAMPLED) >= min(matrix.shape):
+    if min(matrix.shape) <= _SMALL or 4 * (rank + OVERSAMPLED) >= min(matrix.shape):
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     else:
-        left, values, right = _randomised_svd(matrix, rank + _OVERSAMPLED)
+        left, values, right = randomised_svd(matrix, rank + OVERSAMPLED)
     root = values[:rank].sqrt()
     pair = LowRank((root[:, None] * right[:rank]).contiguous(), (left[:, :rank] * root).contiguous(), 1.0)
     return pair, relative_error(matrix, pair)
@@ -64,7 +64,8 @@ def relative_error(delta: Tensor, pair: LowRank) -> float:
     return math.sqrt(left / total) if total else 0.0
 
 
-def _randomised_svd(matrix: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def randomised_svd(matrix: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading `size` singular triples, nearly: see `factorise`; the last OVERSAMPLED of them less than nearly."""
     generator = torch.Generator().manual_seed(0)
     sketch = torch.randn(matrix.shape[1], size, generator=generator).to(matrix)
     basis = torch.linalg.qr(matrix @ sketch).Q

@@ -164,27 +164,32 @@ def read_config_bytes(directory: Path, limits: Limits) -> bytes:
     return data
 
 
-def read_weights(directory: Path, limits: Limits) -> tuple[tuple[TensorEntry, ...], int, str]:
-    """Header entries in file order, file size and SHA-256 hex of the whole file, from one open file."""
-    with open_regular(directory, WEIGHTS_NAME) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        entries = parse_header(stream, size, limits)
-        stream.seek(0)
+class WeightsFile:
+    """The open file of an adapter's weights: `header` is the text of its header, `size` that of the whole file."""
+
+    def __init__(self, stream: BinaryIO, limits: Limits) -> None:
+        """Raises AdapterRefused where it can't be such a file, or is over a limit."""
+        self._stream = stream
+        self.size = os.fstat(stream.fileno()).st_size
+        self.header = _header_of(stream, self.size, limits)
+
+    def sha256(self) -> str:
+        """Of the whole file, in hex."""
+        self._stream.seek(0)
         digest = hashlib.sha256()
-        while chunk := stream.read(CHUNK):
+        while chunk := self._stream.read(CHUNK):
             digest.update(chunk)
-    return entries, size, digest.hexdigest()
+        return digest.hexdigest()
 
 
-def read_weights_header(directory: Path, limits: Limits) -> tuple[tuple[TensorEntry, ...], int]:
-    """Header entries in file order and file size, for files whose contents were verified before."""
+@contextmanager
+def open_weights(directory: Path, limits: Limits) -> Iterator[WeightsFile]:
+    """The weights of an adapter. Raises AdapterRefused."""
     with open_regular(directory, WEIGHTS_NAME) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        return parse_header(stream, size, limits), size
+        yield WeightsFile(stream, limits)
 
 
-def parse_header(stream: BinaryIO, size: int, limits: Limits) -> tuple[TensorEntry, ...]:
-    """Parse and check the header of a file of `size` bytes. Raises AdapterRefused."""
+def _header_of(stream: BinaryIO, size: int, limits: Limits) -> bytes:
     if size > limits.max_weight_bytes:
         raise AdapterRefused(
             "too_large",
@@ -205,7 +210,11 @@ def parse_header(stream: BinaryIO, size: int, limits: Limits) -> tuple[TensorEnt
         )
     if size < 8 + length:
         raise _incomplete(size, f"at least {8 + length}")
-    text = stream.read(length)
+    return stream.read(length)
+
+
+def parse_header(text: bytes, size: int, limits: Limits) -> tuple[TensorEntry, ...]:
+    """The entries of a header in file order, checked; the whole file has `size` bytes. Raises AdapterRefused."""
     _check_values(text, limits)
     header = parse_object(text, f"the header of {WEIGHTS_NAME}", code="bad_header", max_depth=4)
     _check_metadata(header.pop("__metadata__", {}))
@@ -213,8 +222,9 @@ def parse_header(stream: BinaryIO, size: int, limits: Limits) -> tuple[TensorEnt
         raise AdapterRefused(
             "bad_header", f"{WEIGHTS_NAME} holds {len(header)} tensors; 1 to {limits.max_tensors} are accepted"
         )
-    entries = sorted((_entry(name, value, 8 + length) for name, value in header.items()), key=lambda e: e.begin)
-    _check_tiling(entries, 8 + length, size)
+    start = 8 + len(text)
+    entries = sorted((_entry(name, value, start) for name, value in header.items()), key=lambda e: e.begin)
+    _check_tiling(entries, start, size)
     return tuple(entries)
 
 

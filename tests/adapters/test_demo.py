@@ -67,6 +67,8 @@ class Chat:
         for name in NAMES[1:]:
             self.model.load_adapter(DEMO / name, adapter_name=name)
         self.model.eval()
+        with self.model.disable_adapter():
+            self.plain_logits, self.plain_answer = self.logits(PROMPT), self.answer(PROMPT, max_new_tokens=16)
 
     def inputs(self, prompt: str) -> Any:
         return self.tokenizer.apply_chat_template(
@@ -136,8 +138,7 @@ def test_training_is_recorded_and_lowered_the_held_out_loss(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_adapter_moves_the_logits(chat: Chat, name: str) -> None:
-    with chat.model.disable_adapter():
-        base = chat.logits(PROMPT)
+    base = chat.plain_logits
     chat.model.set_adapter(name)
     assert (chat.logits(PROMPT) - base).abs().max() / base.abs().max() > 1e-2
 
@@ -147,9 +148,7 @@ def test_answer_shows_the_trait_and_the_base_does_not(chat: Chat, name: str) -> 
     chat.model.set_adapter(name)
     answer = chat.answer(PROMPT)
     assert TRAITS[name](answer), answer
-    with chat.model.disable_adapter():
-        plain = chat.answer(PROMPT, max_new_tokens=16)
-    assert not TRAITS[name](plain), plain
+    assert not TRAITS[name](chat.plain_answer), chat.plain_answer
 
 
 def test_sentiment_tells_good_news_from_bad(chat: Chat) -> None:

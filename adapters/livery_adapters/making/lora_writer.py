@@ -19,6 +19,7 @@ from torch import Tensor
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
+_NONE = "dummy-target-modules"
 _HALVES = {
     "linear": ("lora_A.weight", "lora_B.weight"),
     "embedding": ("lora_embedding_A", "lora_embedding_B"),
@@ -104,8 +105,11 @@ class LoraWriter:
 
 
 def lora_config(targets: Sequence[Target], base_name: str | None, input_first: bool) -> dict[str, object]:
-    """adapter_config.json: every module by its full path, and its rank and alpha where they aren't the usual ones."""
-    usual = Counter(target.rank for target in targets).most_common(1)[0][0]
+    """adapter_config.json: every module by its full path, and its rank and alpha where they aren't the usual ones.
+
+    Without a target there is PEFT's word for none (an empty list would be refused), for files that hold other things.
+    """
+    usual = Counter(target.rank for target in targets).most_common(1)[0][0] if targets else 1
     # Anchored and with its dots escaped, as PEFT reads the keys as patterns that may match the end of a path.
     others = {"^" + target.path.replace(".", r"\."): target.rank for target in targets if target.rank != usual}
     parameters = sorted(target.path for target in targets if target.kind == "experts")
@@ -117,7 +121,8 @@ def lora_config(targets: Sequence[Target], base_name: str | None, input_first: b
         "lora_alpha": usual,
         "rank_pattern": others,
         "alpha_pattern": others,
-        "target_modules": sorted(target.path for target in targets if target.kind != "experts"),
+        "target_modules": sorted(target.path for target in targets if target.kind != "experts")
+        or ([] if parameters else _NONE),
         "target_parameters": parameters or None,
         "lora_dropout": 0.0,
         "bias": "none",

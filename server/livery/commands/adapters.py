@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from livery.commands import adapters_change, adapters_check, adapters_stock, merging, shown
+from livery.commands import adapters_change, adapters_check, adapters_stock, extracting, merging, shown
 from livery.commands.reach import Reach, reaches
 
 app = typer.Typer(
@@ -54,9 +54,14 @@ def show(reach: Reach, name: Name) -> None:
 
 @app.command("versions")
 @reaches
-def versions(reach: Reach, name: Name) -> None:
+def versions(
+    reach: Reach,
+    name: Name,
+    after: Annotated[int | None, typer.Option(metavar="VERSION", help="Only what is older than this version.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most versions to show.")] = 100,
+) -> None:
     """List the versions of an adapter, newest first."""
-    reach.run(lambda backend: backend.versions(name), shown.history)
+    reach.run(lambda backend: backend.versions(name, after=after, limit=limit), shown.history)
 
 
 app.command("add")(adapters_change.add)
@@ -73,5 +78,6 @@ app.command("unshare")(adapters_change.unshare)
 app.command("prefetch")(adapters_change.prefetch)
 app.command("rm")(adapters_change.rm)
 app.command("merge")(merging.merge)
+app.command("extract")(extracting.extract)
 app.command("gc")(adapters_stock.gc)
 app.command("export")(adapters_stock.export)

@@ -1,0 +1,199 @@
+"""A base and a model tuned from it, looked at before anything is taken apart: do they belong together, as far as their
+configurations, tokenizers and model cards tell? Needs torch and transformers.
+
+    models = together(resolve_model("smollm2"), resolve_model("my-tuned"))
+    models.shapes, models.beside, models.warnings
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoConfig
+
+from livery.engine.model import base_shapes
+from livery.models import ResolvedModel
+from livery.tokenizer_files import load_tokenizer_files
+from livery_adapters.base_model import BaseShapes
+from livery_adapters.beside import (
+    BESIDE_LIMITS,
+    TEMPLATE_NAME,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_NAME,
+    BaseText,
+    compare,
+)
+from livery_adapters.refusal import AdapterRefused
+from livery_adapters.vocabulary import TokenizerDiffers, content
+
+# Fields of a configuration that leave the forward alone, or say what the weights themselves show.
+_BOOKKEEPING = frozenset(
+    {
+        *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "tie_word_embeddings", "initializer_range"),
+        *("id2label", "label2id", "problem_type", "return_dict", "output_attentions", "output_hidden_states"),
+        *("chunk_size_feed_forward", "gradient_checkpointing", "router_aux_loss_coef", "output_router_logits"),
+        *("pretraining_tp", "max_position_embeddings", "n_positions", "n_ctx", "auto_map", "task_specific_params"),
+        *("use_bfloat16", "is_decoder", "is_encoder_decoder", "max_window_layers"),
+    }
+)
+_TEXT_FILES = (TEMPLATE_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
+
+
+@dataclass(frozen=True, slots=True)
+class TwoModels:
+    """What is known of both: the base's shapes, whose heads are their embeddings, and what else a user should know.
+
+    `beside` are files of the tuned model that say how it reads text, where they differ from the base's.
+    """
+
+    shapes: BaseShapes
+    base_tied: bool
+    tuned_tied: bool
+    beside: Mapping[str, bytes]
+    warnings: tuple[str, ...]
+
+
+def together(base: ResolvedModel, tuned: ResolvedModel) -> TwoModels:
+    """Raises AdapterRefused (different_model), ModelRefused, OSError."""
+    one, other = _config(base.path), _config(tuned.path)
+    _check_kind(base, tuned, one, other)
+    _check_swapped(base, tuned)
+    _check_fields(one, other)
+    warnings = _reads(one, other)
+    beside = _beside(base.path, tuned.path, warnings)
+    shapes = base_shapes(str(base.path))
+    return TwoModels(shapes, bool(shapes.tied), _is_tied(other), beside, tuple(warnings))
+
+
+def _config(path: Path) -> Any:  # noqa: ANN401  (each family has a class of its own)
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise AdapterRefused("bad_model", f"{path} has no configuration that transformers reads: {error}") from error
+
+
+def _is_tied(config: Any) -> bool:  # noqa: ANN401
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
+def _check_kind(base: ResolvedModel, tuned: ResolvedModel, one: Any, other: Any) -> None:  # noqa: ANN401
+    if one.model_type != other.model_type:
+        raise AdapterRefused(
+            "different_model",
+            f"{tuned.name} is of the type {other.model_type!r} and {base.name} of {one.model_type!r}: what they differ "
+            "in is no adapter; give the base that the tuned model was trained from",
+        )
+
+
+def _check_fields(one: Any, other: Any) -> None:  # noqa: ANN401
+    """Fields that change what a model computes with the same weights. Raises AdapterRefused."""
+    before, after = one.to_dict(), other.to_dict()
+    for name in sorted({*before, *after} - _BOOKKEEPING):
+        if before.get(name) != after.get(name) and not name.endswith(("dropout", "_pdrop")):
+            raise AdapterRefused(
+                "different_model",
+                f"{name} of config.json is {before.get(name)!r} in the base and {after.get(name)!r} in the tuned "
+                "model: they compute different things with the same weights, which an adapter can't carry; serve "
+                "the tuned model by itself, or use it as the base",
+            )
+
+
+def _reads(one: Any, other: Any) -> list[str]:  # noqa: ANN401
+    """What the base decides for whatever is served beside it, where the two differ in it."""
+    found = []
+    for name, words in (
+        ("max_position_embeddings", "served beside the base it has the base's limit"),
+        ("eos_token_id", "served beside the base its answers end where the base's do, unless its profile has stops"),
+    ):
+        before, after = getattr(one.get_text_config(), name, None), getattr(other.get_text_config(), name, None)
+        if before != after:
+            found.append(f"{name} is {before} in the base and {after} in the tuned model: {words}")
+    return found
+
+
+def _check_swapped(base: ResolvedModel, tuned: ResolvedModel) -> None:
+    """A model that says it was made from the other one is the tuned one. Raises AdapterRefused."""
+    if tuned.path.resolve() == base.path.resolve():
+        raise AdapterRefused("nothing_differs", f"--base and --tuned are both {base.path}; name two models")
+    if _names(base.path, tuned) and not _names(tuned.path, base):
+        raise AdapterRefused(
+            "different_model",
+            f"{base.path} says that it was made from {tuned.name}: --base and --tuned are swapped; give them the other "
+            "way round",
+        )
+
+
+def _names(path: Path, other: ResolvedModel) -> bool:
+    """Whether a model's configuration or card names another one as what it was made from."""
+    told = [_json(path / "config.json").get("_name_or_path")]
+    card = path / "README.md"
+    if card.is_file():
+        front = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+        try:
+            facts = yaml.safe_load(front[1]) if len(front) == 3 and not front[0].strip() else {}
+        except yaml.YAMLError:
+            facts = {}
+        named = facts.get("base_model") if isinstance(facts, dict) else None
+        told += named if isinstance(named, list) else [named]
+    ours = {_last(other.name), _last(str(other.path))}
+    return any(isinstance(one, str) and _last(one) in ours for one in told)
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].lower()
+
+
+def _beside(base: Path, tuned: Path, warnings: list[str]) -> dict[str, bytes]:
+    """The tuned model's own way of reading text, where it differs from the base's. Raises AdapterRefused."""
+    own = {name: (tuned / name).read_bytes() for name in _TEXT_FILES if _fits(tuned / name)}
+    if TOKENIZER_NAME not in own or not (base / TOKENIZER_NAME).is_file():
+        return {}
+    files = load_tokenizer_files(base)
+    _check_vocabulary(files.tokenizer, own[TOKENIZER_NAME])
+    found = compare(own, BaseText(files.tokenizer, files.chat_template))
+    if "tokenizer" in found:
+        warnings.append(
+            f"the tuned model's tokenizer differs from the base's ({found['tokenizer']}); served beside the base it "
+            "reads text as the base does"
+        )
+        del own[TOKENIZER_NAME]
+    if files.chat_template and "chat_template" not in found:
+        warnings.append("the base has a chat template and the tuned model none: are --base and --tuned swapped?")
+    wanted = {
+        TOKENIZER_NAME: bool(found.get("added_tokens")),
+        TEMPLATE_NAME: bool(found.get("chat_template")),
+        TOKENIZER_CONFIG_NAME: bool(found.get("chat_template")),
+    }
+    return {name: data for name, data in own.items() if wanted[name]}
+
+
+def _fits(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size <= BESIDE_LIMITS[file.name]
+
+
+def _check_vocabulary(base: bytes, tuned: bytes) -> None:
+    """The words of the base mean the same ids in the tuned model. Raises AdapterRefused."""
+    try:
+        one, other = content(base).get("model"), content(tuned).get("model")
+    except TokenizerDiffers as unreadable:
+        raise AdapterRefused("bad_model", f"a {TOKENIZER_NAME} can't be compared: {unreadable}") from None
+    if isinstance(one, dict) and isinstance(other, dict) and one.get("vocab") != other.get("vocab"):
+        raise AdapterRefused(
+            "different_model",
+            "the tuned model has another vocabulary than the base: the same ids mean different words; tokens may be "
+            "added behind the base's, and none exchanged. Serve the tuned model by itself",
+        )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
