@@ -3,6 +3,9 @@
     backup(registry, data / "adapters", Path("backup"))
     restore(Path("backup"), "postgresql://me@host/livery", other / "adapters")
 
+Where servers share an object store (`shared`), a backup holds the files of every version nevertheless: those that this
+folder has no copy of come from there. Restoring puts them into the one that is given.
+
 `registry.jsonl` holds a header with the schema version, one line per row and a last line with their number;
 `blobs/` is a blob store with every blob a row refers to. A backup can be made while servers write: the rows are
 those of one moment, and blobs never change. It is whole when `registry.jsonl` is there, which is written last.
@@ -14,7 +17,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from livery_adapters.registry import Registry, RegistryError, migrations
 from livery_adapters.registry import changes as change_log
 from livery_adapters.registry.schema import adapters, aliases, changes, metadata, versions
 from livery_adapters.row_file import BackupError, RowFile, put
+from livery_adapters.shared_blobs import SharedBlobs
 from livery_adapters.store import BlobStore, StoreBusy
 
 __all__ = ["BackupError", "Summary", "backup", "restore"]
@@ -56,12 +60,14 @@ def backup(
     out_dir: Path,
     progress: Progress = lambda done, all_: None,
     beside: Callable[[Path], None] = lambda out_dir: None,
+    shared: SharedBlobs | None = None,
 ) -> Summary:
     """Write a backup into `out_dir`, which is made or must be empty. Blocks.
 
     `beside` puts what else belongs to it into the directory, before it counts as whole.
 
-    Raises BackupError (not empty, a blob missing or damaged), RegistryError, OSError.
+    Raises BackupError (not empty, a blob missing or damaged), AdapterRefused (blobs_unavailable), RegistryError,
+    OSError.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     if any(out_dir.iterdir()):
@@ -70,14 +76,14 @@ def backup(
     unfinished = out_dir / f"{ROWS}.part"
     for _ in range(_ATTEMPTS):
         counts, wanted = _write_rows(registry, unfinished)
-        gone = _copy_blobs(store, copies, wanted, progress)
+        gone = _copy_blobs(store, copies, wanted, progress, shared)
         if not gone:
             break
         lost = gone & registry.weights_in_use()
         if lost:
-            first = min(lost)
+            first, places = min(lost), f"{blobs_root} and {shared}" if shared else str(blobs_root)
             raise BackupError(
-                f"{len(lost)} blobs are missing or damaged in {blobs_root}, the first is {first}; add the adapter "
+                f"{len(lost)} blobs are missing or damaged in {places}, the first is {first}; add the adapter "
                 f"{', '.join(registry.names_serving([first])[:5]) or 'that had it'} again, or delete it"
             )
     else:
@@ -90,20 +96,26 @@ def backup(
 
 
 def restore(
-    in_dir: Path, registry_url: str | Path, blobs_root: Path, progress: Progress = lambda done, all_: None
+    in_dir: Path,
+    registry_url: str | Path,
+    blobs_root: Path,
+    progress: Progress = lambda done, all_: None,
+    shared: SharedBlobs | None = None,
 ) -> Summary:
     """Bring a backup back into a database and a blob folder that hold nothing yet. Blocks.
 
     The rows become visible last and all at once, after every blob was copied and found to be what its digest says.
     When it fails, the blobs that no row refers to are removed; those of somebody who was faster stay.
-    Raises BackupError (targets not empty, a backup that is no whole one), RegistryTooNew, RegistryError, OSError.
+    Raises BackupError (targets not empty, a backup that is no whole one), AdapterRefused (blobs_unavailable),
+    RegistryTooNew, RegistryError, OSError.
     """
     with tempfile.TemporaryDirectory(prefix="livery-restore-") as folder:
         staged = _row_file().stage(in_dir / ROWS, Path(folder) / "staged.db")
         registry = Registry.open(registry_url)
         try:
             with staged.read() as source:
-                return _bring_in(source, registry, BlobStore(in_dir / BLOBS, _UNLIMITED), blobs_root, progress)
+                store = BlobStore(blobs_root, _UNLIMITED, shared)
+                return _bring_in(source, registry, BlobStore(in_dir / BLOBS, _UNLIMITED), store, progress)
         finally:
             registry.close()
             staged.close()
@@ -124,19 +136,45 @@ def _write_rows(registry: Registry, path: Path) -> tuple[dict[str, int], set[str
         return counts, set(connection.execute(select(versions.c.weights).distinct()).scalars())
 
 
-def _copy_blobs(store: BlobStore, copies: BlobStore, wanted: set[str], progress: Progress) -> set[str]:
-    """Copy what isn't there yet; the digests of those that couldn't be."""
+def _copy_blobs(
+    store: BlobStore, copies: BlobStore, wanted: set[str], progress: Progress, shared: SharedBlobs | None = None
+) -> set[str]:
+    """Copy what isn't there yet, from the object store what `store` hasn't; the digests of those that couldn't be.
+
+    Raises BackupError, AdapterRefused (blobs_unavailable).
+    """
     gone, there = set(), set(copies.digests())
+    fetching = BlobStore(copies.root, _UNLIMITED, shared)
     for done, digest in enumerate(sorted(wanted), 1):
-        if digest not in there:
-            try:
-                copies.put(store.path(digest), digest)
-            except AdapterRefused as refused:
-                if refused.code in ("storage_full", "storage_failed"):
-                    raise BackupError(f"the backup can't be written: {refused.message}") from refused
-                gone.add(digest)
+        if digest not in there and not _copied(store, copies, digest) and not _fetched(fetching, digest):
+            gone.add(digest)
         progress(done, len(wanted))
     return gone
+
+
+def _copied(store: BlobStore, copies: BlobStore, digest: str) -> bool:
+    with _written():
+        copies.put(store.path(digest), digest)
+        return True
+    return False
+
+
+def _fetched(fetching: BlobStore, digest: str) -> bool:
+    with _written():
+        return fetching.bring(digest)
+    return False
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    """Swallows that a blob is missing or damaged. Raises BackupError, AdapterRefused (blobs_unavailable)."""
+    try:
+        yield
+    except AdapterRefused as refused:
+        if refused.code in ("storage_full", "storage_failed"):
+            raise BackupError(f"the backup can't be written: {refused.message}") from refused
+        if refused.code == "blobs_unavailable":
+            raise
 
 
 def _sync_directory(folder: Path) -> None:
@@ -151,11 +189,10 @@ def _sync_directory(folder: Path) -> None:
 
 
 def _bring_in(
-    source: Connection, registry: Registry, copies: BlobStore, blobs_root: Path, progress: Progress
+    source: Connection, registry: Registry, copies: BlobStore, store: BlobStore, progress: Progress
 ) -> Summary:
-    store = BlobStore(blobs_root, _UNLIMITED)
     if store.digests():
-        raise BackupError(f"{blobs_root} holds blobs already; restore into an empty folder")
+        raise BackupError(f"{store.root} holds blobs already; restore into an empty folder")
     with registry.database.read() as target:
         _check_empty(registry, target)
     wanted = set(source.execute(select(versions.c.weights).distinct()).scalars())

@@ -184,12 +184,17 @@ class CanonicalAdapter:
 
 def tensors_of(part: object) -> Iterator[Tensor]:
     """Every tensor of a canonical form, wherever it is nested."""
-    found: list[Tensor] = []
+    return (leaf for leaf in leaves_of(part) if isinstance(leaf, Tensor))
+
+
+def leaves_of(part: object) -> list[object]:
+    """Everything nested in dataclasses, tuples and mappings that is none of these itself, in their order."""
+    found: list[object] = []
     _gather(part, found)
-    return iter(found)
+    return found
 
 
-def _gather(part: object, found: list[Tensor]) -> None:
+def _gather(part: object, found: list[object]) -> None:
     # A list and no chain of generators: it runs for each of the thousand modules of an adapter that is being loaded.
     if isinstance(part, Tensor):
         found.append(part)
@@ -203,6 +208,8 @@ def _gather(part: object, found: list[Tensor]) -> None:
     elif isinstance(part, Mapping):
         for value in part.values():
             _gather(value, found)
+    else:
+        found.append(part)
 
 
 def _field_names(kind: type) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ adapter = convert(Path("adapters/pirate"), manifest, base_weights)   # livery_ad
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from livery_adapters.tensor_file import (
     WEIGHTS_NAME,
     TensorEntry,
     bad_dtype,
+    open_weights,
+    parse_header,
     read_config_bytes,
-    read_weights,
-    read_weights_header,
 )
 from livery_adapters.types import type_of
 from livery_adapters.types.base import PeftType, untargeted
@@ -55,22 +55,36 @@ _ADAPTER = "default"  # PEFT's name for the only adapter, which files of its old
 _SHOWN_FIELDS = ("r", "lora_alpha", "use_rslora", "target_modules", "modules_to_save", "task_type", "peft_version")
 
 
-def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS, digest: str | None = None) -> AdapterManifest:
+Parse = Callable[[bytes, bytes, int, Limits], AdapterManifest]  # as `parse_manifest`
+
+
+def read_manifest(
+    directory: Path, limits: Limits = DEFAULT_LIMITS, digest: str | None = None, parse: Parse | None = None
+) -> AdapterManifest:
     """Read and validate the adapter in `directory`; other files there are ignored. Raises AdapterRefused.
 
     Reads the weights once from end to end for the digest, so call it off the event loop; with `digest`, that of
-    files whose contents were verified before, only their headers.
+    files whose contents were verified before, only their headers. `parse` takes the place of `parse_manifest` where
+    what it gives may be known.
     """
     data = read_config_bytes(directory, limits)
+    with open_weights(directory, limits) as file:
+        manifest = (parse or parse_manifest)(data, file.header, file.size, limits)
+        if digest is None:
+            digest = digest_of({CONFIG_NAME: hashlib.sha256(data).hexdigest(), WEIGHTS_NAME: file.sha256()})
+    return replace(manifest, digest=digest)
+
+
+def parse_manifest(data: bytes, header: bytes, size: int, limits: Limits) -> AdapterManifest:
+    """What the configuration and the header of a weights file of `size` bytes say, without a digest.
+
+    Depends on nothing else. Raises AdapterRefused.
+    """
     config = parse_object(data, CONFIG_NAME, code="bad_json")
     kind = type_of(config.get("peft_type"))
     check_fields(config, kind.rules)
     common, settings = common_settings(config), kind.parse(config)
-    if digest is None:
-        entries, size, weights_hash = read_weights(directory, limits)
-        digest = digest_of({CONFIG_NAME: hashlib.sha256(data).hexdigest(), WEIGHTS_NAME: weights_hash})
-    else:
-        entries, size = read_weights_header(directory, limits)
+    entries = parse_header(header, size, limits)
     found = _sort_tensors(entries, kind, common)
     targets = tuple(_target(module, roles, kind, common, settings) for module, roles in found.modules.items())
     if not targets and not found.full:
@@ -79,7 +93,7 @@ def read_manifest(directory: Path, limits: Limits = DEFAULT_LIMITS, digest: str 
     invocation = kind.invocation(settings) if kind.invocation else ()
     _check_late_start(invocation, targets, found)
     return AdapterManifest(
-        digest=digest,
+        digest="",
         peft_type=kind.name,
         common=common,
         settings=settings,

@@ -18,7 +18,6 @@ One definition for the file, the API and the command line. A profile is part of 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -26,6 +25,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 from msgspec import UNSET, Meta, UnsetType
+
+from livery_adapters.likeness import meant
 
 PROFILE_NAME = "profile.yaml"
 MAX_PROFILE_BYTES = 256 << 10
@@ -248,8 +249,7 @@ def _explained(said: str) -> ProfileInvalid:
     if reason.startswith("Object contains unknown field `"):
         name = reason.split("`")[1]
         known = _known_at(at)
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it may give {', '.join(known)}"
+        hint = meant(name, known) or f"it may give {', '.join(known)}"
         return ProfileInvalid(f"{at}.{name}".lstrip("."), f"unknown key; {hint}")
     return ProfileInvalid(at, reason[:1].lower() + reason[1:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from livery_adapters.beside import unused
@@ -11,6 +12,13 @@ from livery_adapters.registry import Alias, NamedVersion
 
 Json = dict[str, Any]
 LONG = ("modules_by_path", "beside")  # hundreds of entries, and texts: for one adapter, never for a list of them
+
+
+def page_json(rows: Sequence[Json], limit: int, key: str) -> Json:
+    """At most `limit` of the rows found, of which one more was looked for; the next page begins behind their last."""
+    shown = list(rows[:limit])
+    more = len(rows) > limit
+    return {"object": "list", "data": shown, "next_after": shown[-1][key] if more else None, "has_more": more}
 
 
 def version_json(version: NamedVersion, *, active: bool, whole: bool = True) -> Json:

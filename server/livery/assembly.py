@@ -21,8 +21,20 @@ from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.served import ServedAdapters
 from livery.service import GenerationService
+from livery.serving import Serving
 from livery.survey import Counting, OwnCounting
-from livery.tenancy import Flusher, KeyRing, RateLimiter, Room, TenantStore, UsageExpiry, UsageStore, scope
+from livery.tenancy import (
+    Flusher,
+    KeyRing,
+    LevelExchange,
+    LevelStore,
+    RateLimiter,
+    Room,
+    TenantStore,
+    UsageExpiry,
+    UsageStore,
+    scope,
+)
 from livery.tenancy.gate import Gate, Gatekeeper
 from livery.text import Tokenizer
 from livery.vitals import Vitals
@@ -63,6 +75,11 @@ def gate_for(info: EngineInfo, max_open: int = 1024, max_queued_tokens: int = 0)
     return Gate(Room(max_open, max_queued_tokens or QUEUED_STEPS * info.max_batch_tokens), RateLimiter())
 
 
+def shared_limits(gate: Gate, tenants: TenantStore) -> LevelExchange:
+    """Limits per minute that hold over all servers of this store, once it is started."""
+    return LevelExchange(gate.limiter, LevelStore(tenants.database).exchange)
+
+
 @dataclass(frozen=True, slots=True)
 class ServerParts:
     """What a server runs beside its engine."""
@@ -77,6 +94,7 @@ class ServerParts:
     usage: UsageStore
     flusher: Flusher
     expiry: UsageExpiry
+    levels: LevelExchange | None  # where other servers may let in the same keys
 
     async def stop(self) -> None:
         """Stop following folder, registry and keys, and write what was used; requests must have ended."""
@@ -85,6 +103,8 @@ class ServerParts:
         await self.keys.stop()
         await self.flusher.stop()
         await self.expiry.stop()
+        if self.levels is not None:
+            await self.levels.stop()
         await self.service.adapters.stop()
         await self.service.grammars.stop()
         self.text.close()
@@ -133,16 +153,17 @@ async def assemble(
         vitals=vitals,
         asker_of=known_asker,
     )
+    metrics = plan.counting.metrics(plan.base_name, info)
+    survey = plan.counting.survey(metrics, adapters.under_way)
     root = plan.root.resolve() if plan.root is not None else None
     management = AdapterManagement(
         adapters.library,
         SourcePolicy([*plan.allow_source, *([str(root)] if root else [])]),
-        adapters,
+        Serving(adapters, survey),
         root=root,
         is_tenant=keys.is_tenant,
         intakes=max(1, MAX_INTAKES // plan.processes),
     )
-    metrics = plan.counting.metrics(plan.base_name, info)
     service = GenerationService(
         engine,
         text,
@@ -154,18 +175,22 @@ async def assemble(
         gate=plan.gate,
         body_bytes=BODY_BYTES // plan.processes,
         metrics=metrics,
-        survey=plan.counting.survey(metrics, adapters.under_way),
+        survey=survey,
         is_tenant=keys.is_tenant,
         parsers=plan.parsers,
     )
-    keys.when_gone(service.survey.forget_tenants)
+    keys.when_gone(survey.forget_tenants)
     folder = None
     if root is not None:
         folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll, is_tenant=keys.is_tenant)
     usage = UsageStore(tenants.database)
     flusher = Flusher(service.admission.meter, usage.add, service.account)
     expiry = UsageExpiry(usage, plan.usage_days)
-    parts = ServerParts(service, management, folder, registry, text, tenants, keys, usage, flusher, expiry)
+    levels = None
+    if plan.registry is not None and isinstance(plan.gate, Gate):
+        levels = shared_limits(plan.gate, tenants)
+        levels.start(vitals)
+    parts = ServerParts(service, management, folder, registry, text, tenants, keys, usage, flusher, expiry, levels)
     flusher.start(vitals)
     expiry.start(vitals)
     try:

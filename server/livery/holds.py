@@ -7,14 +7,11 @@ collection, in this and every other process.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from livery.engine.base import AdapterRef
 from livery_adapters.store import Hold
-
-K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,39 +21,6 @@ class Told:
     digest: str
     weights: tuple[str, ...]
     composed: bool
-
-
-class UnderWay:
-    """How many requests there are under way on each adapter, of all tenants and of each (by account)."""
-
-    def __init__(self) -> None:
-        self._all: Counter[str] = Counter()
-        self._own: Counter[tuple[str, str]] = Counter()
-
-    def of(self, name: str, account: str | None = None) -> int:
-        """On an adapter, whichever of its versions; with an account that tenant's alone."""
-        return self._all[name] if account is None else self._own[account, name]
-
-    def by_name(self, account: str | None) -> dict[str, int]:
-        """By adapter, of all tenants or (an account) of one."""
-        if account is None:
-            return dict(self._all)
-        return {name: count for (whose, name), count in self._own.items() if whose == account}
-
-    def each(self) -> list[tuple[str, str, int]]:
-        """Account, adapter and how many, of every tenant."""
-        return [(account, name, count) for (account, name), count in self._own.items()]
-
-    def begin(self, account: str, names: Collection[str]) -> None:
-        """A tenant's request runs on these, by their names in full."""
-        self._all.update(names)
-        self._own.update((account, name) for name in names)
-
-    def end(self, account: str, names: Collection[str]) -> None:
-        """One that began is over."""
-        for name in names:
-            _one_less(self._all, name)
-            _one_less(self._own, (account, name))
 
 
 class Holds:
@@ -119,10 +83,3 @@ class Holds:
                 hold.release()
             raise
         return held
-
-
-def _one_less(counts: Counter[K], key: K) -> None:
-    """And forget who has none."""
-    counts[key] -= 1
-    if not counts[key]:
-        del counts[key]

@@ -46,7 +46,8 @@ class UnixFile:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening socket and what clients call it. `url` has no path; of a Unix socket `file` says where it is.
+    """A listening socket and what clients call it. `url` has no path; a Unix socket is at `uds`, and `file` is its file
+    where that is this process's to remove.
 
     It listens before anybody accepts: only a socket that listens keeps others from the address, so a second server
     fails at once and not after it has loaded its model. Clients that come meanwhile wait.
@@ -54,12 +55,9 @@ class Listener:
 
     socket: socket.socket
     url: str
-    file: UnixFile | None
     tls: Tls | None
-
-    @property
-    def uds(self) -> Path | None:
-        return self.file.path if self.file is not None else None
+    uds: Path | None = None
+    file: UnixFile | None = None
 
     def close(self) -> None:
         """Give the address back; a file that somebody else has put in place of this one's stays."""
@@ -86,8 +84,8 @@ def inherited(settings: Settings, descriptor: int) -> Listener:
     bound.set_inheritable(False)
     tls = _tls(settings)
     if bound.family == socket.AF_UNIX:
-        return Listener(bound, "http://localhost", UnixFile.at(Path(bound.getsockname())), tls)
-    return Listener(bound, _url(bound, tls), None, tls)
+        return Listener(bound, "http://localhost", tls, Path(bound.getsockname()))
+    return Listener(bound, _url(bound, tls), tls)
 
 
 def _listen(settings: Settings, host: str, port: int, uds: Path | None, of: str) -> Listener:
@@ -95,9 +93,9 @@ def _listen(settings: Settings, host: str, port: int, uds: Path | None, of: str)
     tls = _tls(settings)
     if uds is not None:
         bound, file = _bind_unix(uds, of)
-        return Listener(bound, "http://localhost", file, tls)
+        return Listener(bound, "http://localhost", tls, uds, file)
     bound = _bind(host, port, of)
-    return Listener(bound, _url(bound, tls), None, tls)
+    return Listener(bound, _url(bound, tls), tls)
 
 
 def _url(bound: socket.socket, tls: Tls | None) -> str:

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 from livery.tenancy import Principal
+from livery.under_way import UnderWay
 from livery_adapters.registry import OPERATOR, AdapterRecord
 
 
@@ -17,12 +18,12 @@ class Live(Protocol):
         """Around a change of a tenant's name: when it ends, whoever asks next sees the change."""
         ...
 
-    def state(self, record: AdapterRecord) -> str:
-        """The record's state with what is on its way in or out."""
+    async def under_way(self) -> UnderWay:
+        """Requests under way on all of the server, now."""
         ...
 
-    def requests(self, name: str, account: str | None = None) -> int:
-        """Requests under way on the adapter; with an account that tenant's alone."""
+    def state(self, record: AdapterRecord, under_way: UnderWay) -> str:
+        """The record's state with what is on its way in or out."""
         ...
 
     async def resident(self) -> frozenset[str]:
@@ -41,11 +42,11 @@ class Offline:
     async def changing(self, name: str, owner: str = OPERATOR) -> AsyncIterator[None]:
         yield
 
-    def state(self, record: AdapterRecord) -> str:
-        return record.state
+    async def under_way(self) -> UnderWay:
+        return UnderWay()
 
-    def requests(self, name: str, account: str | None = None) -> int:
-        return 0
+    def state(self, record: AdapterRecord, under_way: UnderWay) -> str:
+        return record.state
 
     async def resident(self) -> frozenset[str]:
         return frozenset()

@@ -18,10 +18,11 @@ from dataclasses import replace
 from typing import Literal
 
 from livery.adapter_views import Json, told_to_others
-from livery.management import AdapterManagement, AddOptions
+from livery.management import MAX_PAGE, AdapterManagement, AddOptions
 from livery.origins import Upload
 from livery.refusals import AdapterNotFound
 from livery.tenancy import Principal, scope
+from livery.under_way import UnderWay
 from livery_adapters.profile import Profile
 from livery_adapters.registry import AboutName, InvalidAlias, InvalidShare, UnknownAdapter, UnknownAlias
 
@@ -64,7 +65,8 @@ class ManagedAdapters:
             tenant=tenant,
             view=scope.view(self._principal),
         )
-        return answer | {"data": [self._told(adapter) for adapter in answer["data"]]}
+        under_way = await self._management.under_way()
+        return answer | {"data": [self._known(adapter, under_way) for adapter in answer["data"]]}
 
     async def show(self, name: str) -> Json:
         """An adapter that the caller may use; what isn't its own in few words."""
@@ -76,7 +78,7 @@ class ManagedAdapters:
                 continue
             kind = scope.kind_of(self._principal, answer["owner"])
             if self._admin or kind == "own" or scope.allows(self._principal, kind, name):
-                return self._told(answer)
+                return await self._told(answer)
             break
         raise UnknownAdapter(name)
 
@@ -84,9 +86,10 @@ class ManagedAdapters:
         with self._own(name) as full:
             return await self._management.profile(full, owner=self._owner) | {"name": name}
 
-    async def versions(self, name: str) -> Json:
+    async def versions(self, name: str, *, after: int | None = None, limit: int = MAX_PAGE) -> Json:
         with self._own(name) as full:
-            return await self._management.versions(full, owner=self._owner) | {"name": name}
+            found = await self._management.versions(full, owner=self._owner, after=after, limit=limit)
+            return found | {"name": name}
 
     async def check(self, source: str, *, approximate: int = 0) -> Json:
         """The coverage report of an adapter that isn't taken in."""
@@ -102,12 +105,12 @@ class ManagedAdapters:
     async def put(self, name: str, source: str, options: AddOptions) -> Json:
         """Take in what `source` holds; tenants name no directories of this machine."""
         with self._own(name, options.pinned is not None) as full:
-            return self._told(await self._management.put(full, source, self._bounded(options), local=self._admin))
+            return await self._told(await self._management.put(full, source, self._bounded(options), local=self._admin))
 
     async def upload(self, name: str, files: Upload, options: AddOptions) -> Json:
         """Take in two files as they arrive."""
         with self._own(name, options.pinned is not None) as full:
-            return self._told(await self._management.upload(full, files, self._bounded(options)))
+            return await self._told(await self._management.upload(full, files, self._bounded(options)))
 
     async def load(self, name: str, path: str, *, in_place: bool) -> None:
         """vLLM's verb: serve a directory below the operator's adapter folder, who alone may say so."""
@@ -124,18 +127,18 @@ class ManagedAdapters:
     async def activate(self, name: str, version: str, expected_generation: int | None = None) -> Json:
         with self._own(name) as full:
             answer = await self._management.activate(full, version, expected_generation, owner=self._owner)
-            return self._told(answer)
+            return await self._told(answer)
 
     async def rollback(self, name: str, expected_generation: int | None = None) -> Json:
         with self._own(name) as full:
-            return self._told(await self._management.rollback(full, expected_generation, owner=self._owner))
+            return await self._told(await self._management.rollback(full, expected_generation, owner=self._owner))
 
     async def set_profile(self, name: str, profile: Profile, expected_generation: int | None = None) -> Json:
         with self._own(name) as full:
             answer = await self._management.set_profile(
                 full, profile, expected_generation, scope.quota(self._principal), owner=self._owner
             )
-            return self._told(answer)
+            return await self._told(answer)
 
     async def retire(self, name: str, *, drain_s: float = 0.0, expected_generation: int | None = None) -> Json:
         """No new requests, and nobody has a share in what may get the name later."""
@@ -143,17 +146,18 @@ class ManagedAdapters:
             answer = await self._management.retire(
                 full, drain_s=drain_s, expected_generation=expected_generation, owner=self._owner
             )
-            return answer | {"name": name, "requests": self._under_way(full)}
+            under_way = await self._management.under_way()
+            return answer | {"name": name, "requests": self._requests(under_way, full)}
 
     async def pin(self, name: str, pinned: bool) -> Json:
         """Keep an adapter in device memory: the operator's to give."""
         with self._own(name, True) as full:
-            return self._told(await self._management.pin(full, pinned))
+            return await self._told(await self._management.pin(full, pinned))
 
     async def prefetch(self, name: str) -> Json:
         with self._own(name) as full:
             answer = await self._management.prefetch(full, shown=name, principal=self._principal, owner=self._owner)
-            return self._told(answer)
+            return await self._told(answer)
 
     async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json:
         """Let another tenant use an adapter of the caller's, or no longer. Whether there is such a one isn't told."""
@@ -165,11 +169,13 @@ class ManagedAdapters:
 
     # -- aliases ---------------------------------------------------------------------------------------
 
-    async def aliases(self, tenant: str | None = None) -> Json:
-        """The caller's own aliases by name; `tenant` is an admin's choice."""
+    async def aliases(self, tenant: str | None = None, *, after: str = "", limit: int = MAX_PAGE) -> Json:
+        """One page of the caller's own aliases by name; `tenant` is an admin's choice."""
         self._check(tenant is not None)
-        answer = await self._management.aliases(self._owner or tenant)
-        return answer | {"data": [self._alias(alias) for alias in answer["data"]]}
+        behind = after and scope.in_full(self._principal, after)
+        answer = await self._management.aliases(self._owner or tenant, after=behind, limit=limit)
+        rows = [self._alias(alias) for alias in answer["data"]]
+        return answer | {"data": rows, "next_after": rows[-1]["name"] if answer["has_more"] else None}
 
     async def alias(self, name: str) -> Json:
         with self._own(name, alias=True) as full:
@@ -239,16 +245,19 @@ class ManagedAdapters:
                 break
         raise InvalidAlias(alias, f"{name[:160]!r} is no adapter; add it first (an alias can't be a target)")
 
-    def _told(self, adapter: Json) -> Json:
+    async def _told(self, adapter: Json) -> Json:
         """An adapter as the caller knows it."""
-        full = adapter["name"]
-        named = adapter | {"name": scope.shown(self._principal, full), "requests": self._under_way(full)}
-        own = self._admin or adapter["owner"] == self._principal.tenant
-        return named if own else told_to_others(named)
+        return self._known(adapter, await self._management.under_way())
 
-    def _under_way(self, full: str) -> int:
+    def _known(self, adapter: Json, under_way: UnderWay) -> Json:
+        full = adapter["name"]
+        shown = {"name": scope.shown(self._principal, full), "requests": self._requests(under_way, full)}
+        own = self._admin or adapter["owner"] == self._principal.tenant
+        return adapter | shown if own else told_to_others(adapter | shown)
+
+    def _requests(self, under_way: UnderWay, full: str) -> int:
         """Requests on an adapter that the caller may know of: its tenant's, or all to an admin."""
-        return self._management.requests(full, None if self._admin else self._principal.account)
+        return under_way.of(full, None if self._admin else self._principal.account)
 
     def _alias(self, alias: Json) -> Json:
         targets = [target | {"adapter": scope.shown(self._principal, target["adapter"])} for target in alias["targets"]]

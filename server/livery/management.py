@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from livery.adapter_views import Json, alias_json, report_json, version_json
+from livery.adapter_views import Json, alias_json, page_json, report_json, version_json
 from livery.beside import REPORTING
 from livery.intakes import MAX_INTAKES, Intakes
 from livery.live import Live, Offline
 from livery.origins import Origins, Upload, from_upload, kind_of
 from livery.refusals import AdapterExists, AdapterPathNotFound
 from livery.tenancy import OPERATOR, Principal, scope
+from livery.under_way import UnderWay
 from livery_adapters.fetching import SourcePolicy
 from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
 from livery_adapters.profile import PROFILE_NAME, Profile, recorded_profile, write_profile
@@ -114,11 +115,11 @@ class AdapterManagement:
             view=view,
         )
         page = await REPORTING.run(view.tenant if view else OPERATOR.tenant, read)
-        resident = await self._live.resident()
+        resident, under_way = await self._live.resident(), await self._live.under_way()
         return {
             "object": "list",
             "base": self.library.base.name,
-            "data": [self._shown(record, record.name in resident, whole=False) for record in page.records],
+            "data": [self._shown(record, record.name in resident, under_way, whole=False) for record in page.records],
             "next_after": page.next_after,
             "has_more": page.next_after is not None,
         }
@@ -128,7 +129,7 @@ class AdapterManagement:
 
         To a `reader` only what that one may know is there.
         """
-        leaving = self._live.requests(name) > 0
+        leaving = (await self._live.under_way()).of(name) > 0
         found = await asyncio.to_thread(self._registry.get, name, include_retired=leaving, reader=reader)
         return await self._record(found)
 
@@ -143,17 +144,16 @@ class AdapterManagement:
             "profile": dict(active.profile) if active else {},
         }
 
-    async def versions(self, name: str, *, owner: str | None = None) -> Json:
-        """The name's history, newest first."""
+    async def versions(
+        self, name: str, *, owner: str | None = None, after: int | None = None, limit: int = MAX_PAGE
+    ) -> Json:
+        """One page of the name's history, newest first: what is older than number `after`."""
         record = await self._get(name, owner)
-        read = partial(self._registry.versions, name, owner=owner)
+        read = partial(self._registry.versions, name, owner=owner, after=after, limit=limit + 1)
         history = await REPORTING.run(owner or self.owner_of(name), read)
         active = record.active.facts.digest if record.active else None
-        return {
-            "object": "list",
-            "name": name,
-            "data": [version_json(version, active=version.facts.digest == active, whole=False) for version in history],
-        }
+        rows = [version_json(version, active=version.facts.digest == active, whole=False) for version in history]
+        return page_json(rows, limit, "version") | {"name": name}
 
     async def check(
         self, source: str, *, approximate: int = 0, local: bool = True, payer: str = OPERATOR.tenant
@@ -256,13 +256,13 @@ class AdapterManagement:
             async with self._changing(name):
                 record = await self.library.retire(name, expected_generation, owner=owner)
         except UnknownAdapter:
-            if not self._live.requests(name):
+            if not (await self._live.under_way()).of(name):
                 raise
             record = await self._get(name, owner, include_retired=True)
         deadline = asyncio.get_running_loop().time() + min(drain_s, MAX_DRAIN_S)
-        while self._live.requests(name) and asyncio.get_running_loop().time() < deadline:
+        while (under_way := await self._live.under_way()).of(name) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(DRAIN_POLL_S)
-        return {"name": name, "state": self._live.state(record), "requests": self._live.requests(name)}
+        return {"name": name, "state": self._live.state(record, under_way), "requests": under_way.of(name)}
 
     async def pin(self, name: str, pinned: bool) -> Json:
         """A pinned adapter is loaded when the server starts and stays in device memory."""
@@ -289,10 +289,11 @@ class AdapterManagement:
 
     # -- aliases ---------------------------------------------------------------------------------------
 
-    async def aliases(self, tenant: str | None = None) -> Json:
-        """All aliases by name; `tenant`: those of this one."""
-        found = await REPORTING.run(tenant or OPERATOR.tenant, partial(self._registry.aliases, tenant))
-        return {"object": "list", "data": [alias_json(alias) for alias in found]}
+    async def aliases(self, tenant: str | None = None, *, after: str = "", limit: int = MAX_PAGE) -> Json:
+        """One page of aliases by name; `tenant`: of those of this one."""
+        read = partial(self._registry.aliases, tenant, after, limit + 1)
+        found = await REPORTING.run(tenant or OPERATOR.tenant, read)
+        return page_json([alias_json(alias) for alias in found], limit, "name")
 
     async def alias(self, name: str, *, owner: str | None = None) -> Json:
         return alias_json(await asyncio.to_thread(self._registry.alias, name, reader_of(owner)))
@@ -352,9 +353,9 @@ class AdapterManagement:
         """Whom a name in full belongs to."""
         return scope.owner_of(name, self._is_tenant)
 
-    def requests(self, name: str, account: str | None = None) -> int:
-        """Requests under way on an adapter; with an account that tenant's alone."""
-        return self._live.requests(name, account)
+    async def under_way(self) -> UnderWay:
+        """Requests under way on adapters."""
+        return await self._live.under_way()
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -374,19 +375,19 @@ class AdapterManagement:
     async def _record(self, record: AdapterRecord) -> Json:
         resident = record.name in await self._live.resident()
         shared = await asyncio.to_thread(self._registry.shared_with, record.name)
-        return self._shown(record, resident) | {"shared_with": list(shared)}
+        return self._shown(record, resident, await self._live.under_way()) | {"shared_with": list(shared)}
 
-    def _shown(self, record: AdapterRecord, resident: bool, *, whole: bool = True) -> Json:
+    def _shown(self, record: AdapterRecord, resident: bool, under_way: UnderWay, *, whole: bool = True) -> Json:
         shown: Json = {
             "name": record.name,
             "object": "adapter",
             "owner": record.owner,
-            "state": self._live.state(record),
+            "state": self._live.state(record, under_way),
             "generation": record.generation,
             "source": record.source,
             "origin": record.origin,
             "pinned": record.pinned,
-            "requests": self._live.requests(record.name),
+            "requests": under_way.of(record.name),
             "resident": resident,
             "error": record.error,
             "error_code": record.error_code,

@@ -45,9 +45,13 @@ class Overview:
         """Everything at once."""
         stats, briefs = await asyncio.gather(self._stats(), self._briefs())
         service, whole = self._service, principal.role == "admin"
-        lately = await service.survey.lately(None if whole else principal.account)
-        now, house = time.perf_counter(), await service.survey.house()
-        rows = await self._rows(principal, stats, self._roster.known if briefs is None else briefs, lately)
+        survey = service.survey
+        lately, under_way = await asyncio.gather(
+            survey.lately(None if whole else principal.account), survey.under_way()
+        )
+        viewer = Viewer(principal, service.adapters, lately, under_way, *self._files(stats))
+        now, house = time.perf_counter(), await survey.house()
+        rows = await self._rows(viewer, self._roster.known if briefs is None else briefs)
         return {
             "object": "status",
             "server": {
@@ -66,11 +70,8 @@ class Overview:
             "caller": _caller(principal),
         }
 
-    async def _rows(
-        self, principal: Principal, stats: EngineStats | None, known: Mapping[str, Brief], lately: Lately
-    ) -> list[Json]:
+    async def _rows(self, viewer: Viewer, known: Mapping[str, Brief]) -> list[Json]:
         """Every adapter that the caller sees; streams have their turn after some of them."""
-        viewer = Viewer(principal, self._service.adapters, lately, *self._files(stats))
         rows: list[Json] = []
         for brief, kind in viewer.seen(known):
             rows.append(viewer.row(brief, kind))

@@ -67,6 +67,7 @@ async def _state(service: GenerationService, *, answers: bool) -> ServerState:
         open_by_tenant=held.sequences_by_tenant,
         queued_by_tenant=held.tokens_by_tenant,
         processes=house.pids,
+        cpu_s=house.cpu_s,
         workers=sum(worker.serving for worker in house.workers) or 1,
         worker_restarts=sum(worker.restarts for worker in house.workers),
     )

@@ -29,13 +29,14 @@ from livery.engine.base import (
     EngineInfo,
     EngineRestarting,
 )
-from livery.holds import Holds, UnderWay
+from livery.holds import Holds
 from livery.lease import ANYONE, Caller, Lease, asker_of, common_task, summed, task_of
 from livery.meaning import Meanings, Meant, cards_for
 from livery.proving import EngineProver, reference
 from livery.refusals import AdapterNotFetched, AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
 from livery.standing import REMEMBERED
 from livery.tenancy import Principal
+from livery.under_way import UnderWay
 from livery.vitals import Vitals
 from livery_adapters.base_model import BaseModel
 from livery_adapters.composition import format_composition, parse_composition
@@ -135,20 +136,18 @@ class ServedAdapters:
 
     # -- looking ---------------------------------------------------------------------------------------
 
-    def requests(self, name: str, account: str | None = None) -> int:
-        """Requests under way on an adapter, whichever of its versions; with an account that tenant's alone."""
-        return self._under_way.of(name, account)
-
     @property
     def under_way(self) -> UnderWay:
-        """Requests under way by adapter."""
+        """Requests of this process under way by adapter."""
         return self._under_way
 
-    def state(self, record: AdapterRecord | Brief) -> str:
-        """The record's state as this server sees it: what is on its way in or out shows only here."""
+    def state(self, record: AdapterRecord | Brief, under_way: UnderWay) -> str:
+        """The record's state as this server sees it, by what is under way on all of it: what is on its way in or out
+        shows only here.
+        """
         if record.active is None and self._meanings.staged(record.name, record.owner):
             return "staging"
-        if record.state == "retired" and self._under_way.of(record.name):
+        if record.state == "retired" and under_way.of(record.name):
             return "draining"
         return record.state
 
@@ -182,6 +181,10 @@ class ServedAdapters:
                 yield
         finally:
             self._forget_names([name])
+
+    def renew(self, names: Iterable[str]) -> None:
+        """These were changed by another process: whoever asks next sees the change."""
+        self._forget_names(names)
 
     async def prefetch(self, record: AdapterRecord, principal: Principal = ANYONE.principal) -> None:
         """Have the engine read the active version now. Raises AdapterUnusable, EngineError."""

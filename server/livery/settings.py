@@ -165,6 +165,13 @@ class Settings(BaseModel):
     weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = Field(
         "auto", description="How weights are held on CPU: auto loses nothing; int8 and int4 round where need be"
     )
+    quantization: Literal[
+        "auto", "bnb-nf4", "bnb-nf4-double", "bnb-int8", "torchao-int8", "torchao-int4", "torchao-fp8"
+    ] = Field(
+        "auto",
+        description="auto: as the checkpoint is; else a library's form that the base is quantised to while it loads; "
+        "needs livery[quantization]",
+    )
     kernels: Literal["auto", "torch"] = Field("auto", description="auto, or torch for plain torch operations")
     graphs: Literal["auto", "off"] = Field("auto", description="auto: decoding steps as CUDA graphs on GPUs; or off")
     prefix_cache: bool = Field(
@@ -194,7 +201,7 @@ class Settings(BaseModel):
         5, ge=0, description="Times within ten minutes that a lost engine is started anew; 0: its end is the server's"
     )
     hang_timeout: float = Field(
-        4.0, ge=2, description="Seconds without a sign of life after which the engine is taken to hang and is restarted"
+        4.0, ge=2, description="Seconds without a sign of life after which the engine, or an API worker, is restarted"
     )
     drain_timeout: int = Field(30, ge=0, description="Seconds that requests may still take after SIGTERM")
     tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "phi4_mini_json"] = Field(

@@ -1,6 +1,6 @@
 """Adapters as rows of a table for people: what each is, where it lies, what the caller's requests of it came to.
 
-    view = Viewer(principal, served, lately, device, host)      # files by where they lie
+    view = Viewer(principal, served, lately, under_way, device, host)      # files by where they lie
     rows = [view.row(brief, kind) for brief, kind in view.seen(known)]
     answer = page(rows, Wanted(search="pirate", sort="tokens", descending=True, limit=50))
 
@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from livery.activity import AdapterFigures, Lately
 from livery.served import ServedAdapters
 from livery.tenancy import Principal, scope
+from livery.under_way import UnderWay
 from livery_adapters.registry import Brief
 
 Json = dict[str, Any]
@@ -49,12 +50,14 @@ class Viewer:
         principal: Principal,
         served: ServedAdapters,
         lately: Lately,
+        under_way: UnderWay,
         device: frozenset[str],
         host: frozenset[str],
     ) -> None:
         self._principal = principal
         self._served = served
         self._lately = lately
+        self._under_way = under_way
         self._device = device
         self._host = host
         self._now = time.perf_counter()
@@ -80,7 +83,7 @@ class Viewer:
         return {
             "name": scope.shown(self._principal, brief.name),
             "own": own,
-            "state": self._served.state(brief) if own else brief.state,
+            "state": self._served.state(brief, self._under_way) if own else brief.state,
             "tier": self._tier(brief) if own and active else None,
             "rank": brief.rank or None,
             "peft_type": brief.peft_type or None,

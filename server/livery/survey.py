@@ -15,9 +15,9 @@ import msgspec
 
 from livery.activity import Activity, Lately
 from livery.engine.base import EngineInfo
-from livery.holds import UnderWay
 from livery.metrics import Metrics
 from livery.metrics.snapshot import Snapshot
+from livery.under_way import UnderWay
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -30,13 +30,14 @@ class Process(msgspec.Struct, frozen=True):
 
 
 class House(msgspec.Struct, frozen=True):
-    """A server's processes since `began` (time.perf_counter); `pids` are those of all but the engine. None of it where
-    there is one process only.
+    """A server's processes since `began` (time.perf_counter); `pids` are those of all but the engine, and `cpu_s` what
+    they and their predecessors ran. None of it where there is one process only.
     """
 
     began: float = 0.0
     pids: tuple[int, ...] = ()
     workers: tuple[Process, ...] = ()
+    cpu_s: float | None = None
 
 
 class Survey(Protocol):
@@ -54,12 +55,20 @@ class Survey(Protocol):
         """What a tenant's requests did lately, or (None) those of all."""
         ...
 
+    async def under_way(self) -> UnderWay:
+        """Requests under way on the server's adapters."""
+        ...
+
     async def house(self) -> House:
         """The server's processes."""
         ...
 
     def count(self) -> None:
         """Count what came to open requests since the last time."""
+        ...
+
+    async def spread(self, names: Collection[str] = (), *, keys: bool = False) -> None:
+        """Adapters of these names were changed here, or who may come in: have the server's other processes know it."""
         ...
 
     def forget_tenants(self, names: Collection[str]) -> None:
@@ -86,11 +95,17 @@ class OwnSurvey:
         doings = self._metrics.activity.of(account)
         return doings.told(time.perf_counter(), self._under_way.by_name(account))
 
+    async def under_way(self) -> UnderWay:
+        return self._under_way
+
     async def house(self) -> House:
         return House()
 
     def count(self) -> None:
         self._metrics.catch_up()
+
+    async def spread(self, names: Collection[str] = (), *, keys: bool = False) -> None:
+        """There are none."""
 
     def forget_tenants(self, names: Collection[str]) -> None:
         self._metrics.forget_tenants(names)

@@ -9,7 +9,6 @@ from livery_adapters.registry import keeping, naming
 from livery_adapters.registry.errors import UnknownAlias
 from livery_adapters.registry.records import NO_QUOTA, Alias, AliasTarget, Quota, Reader, Sticky
 from livery_adapters.registry.rows import printable
-from livery_adapters.registry.schema import aliases
 from livery_adapters.registry.verbs import Verbs
 
 
@@ -47,10 +46,10 @@ class AliasVerbs(Verbs):
         with self.database.read() as connection:
             return naming.find(connection, printable(name), reader)
 
-    def aliases(self, owner: str | None = None) -> tuple[Alias, ...]:
-        """All aliases of a tenant (None: of everybody) by name."""
+    def aliases(self, owner: str | None = None, after: str = "", limit: int | None = None) -> tuple[Alias, ...]:
+        """Aliases of a tenant (None: of everybody) by name, from behind `after` on, at most `limit` of them."""
         with self.database.read() as connection:
-            return naming.every(connection, *([] if owner is None else [aliases.c.owner == printable(owner)]))
+            return naming.page(connection, None if owner is None else printable(owner), printable(after), limit)
 
     def delete_alias(self, name: str, expected_generation: int | None = None, *, owner: str | None = None) -> None:
         """Raises UnknownAlias, GenerationMismatch."""

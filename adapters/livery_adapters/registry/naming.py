@@ -32,6 +32,14 @@ def every(connection: Connection, *conditions: ColumnElement[bool]) -> tuple[Ali
     return tuple(_all(connection, *conditions))
 
 
+def page(connection: Connection, owner: str | None, after: str, limit: int | None) -> tuple[Alias, ...]:
+    """At most so many aliases of a tenant (None: of everybody) whose names come after one, by name."""
+    names = select(aliases.c.name).where(aliases.c.name > after).order_by(aliases.c.name).limit(limit)
+    if owner is not None:
+        names = names.where(aliases.c.owner == owner)
+    return every(connection, aliases.c.name.in_(names))
+
+
 def set_alias(
     connection: Connection,
     name: str,

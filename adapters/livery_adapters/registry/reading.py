@@ -121,9 +121,17 @@ def origins(connection: Connection, source: str) -> dict[str, str]:
     return {row.name: row.origin if row.error is None else "" for row in connection.execute(query)}
 
 
-def history(connection: Connection, name: str) -> tuple[NamedVersion, ...]:
-    """The versions kept of a name, newest first. Raises UnknownAdapter."""
-    rows = connection.execute(VERSIONS.where(versions.c.name == name).order_by(versions.c.number.desc())).all()
+def history(
+    connection: Connection, name: str, after: int | None = None, limit: int | None = None
+) -> tuple[NamedVersion, ...]:
+    """The versions kept of a name, newest first: those older than number `after`, at most `limit` of them.
+
+    Raises UnknownAdapter.
+    """
+    query = VERSIONS.where(versions.c.name == name).order_by(versions.c.number.desc()).limit(limit)
+    if after is not None:
+        query = query.where(versions.c.number < after)
+    rows = connection.execute(query).all()
     if not rows:
         get(connection, name)
     return tuple(version_of(row) for row in rows)

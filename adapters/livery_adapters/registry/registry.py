@@ -293,12 +293,17 @@ class Registry(TenantVerbs, AliasVerbs):
         with self.database.read() as connection:
             return reading.origins(connection, source)
 
-    def versions(self, name: str, *, owner: str | None = None) -> tuple[NamedVersion, ...]:
-        """The history of a name, newest first. Raises UnknownAdapter."""
+    def versions(
+        self, name: str, *, owner: str | None = None, after: int | None = None, limit: int | None = None
+    ) -> tuple[NamedVersion, ...]:
+        """The history of a name, newest first: what is older than number `after`, at most `limit` versions.
+
+        Raises UnknownAdapter.
+        """
         with self.database.read() as connection:
             if owner is not None:
                 reading.get(connection, printable(name), reader=reader_of(owner))
-            return reading.history(connection, printable(name))
+            return reading.history(connection, printable(name), after, limit)
 
     def version(self, name: str, wanted: str, *, owner: str | None = None) -> NamedVersion:
         """One version by number or at least 8 digits of its digest. Raises UnknownAdapter, UnknownVersion."""

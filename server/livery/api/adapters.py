@@ -48,6 +48,7 @@ from livery_adapters.registry import State
 router = APIRouter(route_class=BodyRoute)
 
 ACCEPTED = 202
+MOST_VERSIONS = 1 << 31  # of one name
 
 
 @router.get("/v1/adapters", responses=answers(AdapterList))
@@ -79,8 +80,14 @@ async def check_adapter(
 
 
 @router.get("/v1/adapters/{name:path}/versions", responses=answers(VersionList))
-async def list_versions(name: str, managed: ManagedDep) -> Response:
-    return json_response(await managed.versions(name))
+async def list_versions(
+    name: str,
+    managed: ManagedDep,
+    after: Annotated[int | None, Query(ge=0, le=MOST_VERSIONS)] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+) -> Response:
+    """Newest first; `after`: only what is older than this version."""
+    return json_response(await managed.versions(name, after=after, limit=limit))
 
 
 @router.post("/v1/adapters/{name:path}/versions", responses=answers(Adapter), openapi_extra=UPLOAD)
@@ -170,9 +177,14 @@ async def delete_adapter(
 
 
 @router.get("/v1/aliases", responses=answers(AliasList))
-async def list_aliases(managed: ManagedDep, tenant: str | None = None) -> Response:
+async def list_aliases(
+    managed: ManagedDep,
+    after: str = "",
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    tenant: str | None = None,
+) -> Response:
     """The tenant's own aliases; `tenant`, an operator's choice: those of this one."""
-    return json_response(await managed.aliases(tenant))
+    return json_response(await managed.aliases(tenant, after=after, limit=limit))
 
 
 @router.get("/v1/aliases/{name:path}", responses=answers(AliasView))

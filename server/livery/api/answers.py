@@ -214,11 +214,13 @@ class Version(BaseModel):
 
 
 class VersionList(BaseModel):
-    """An adapter's history, newest first."""
+    """One page of an adapter's history, newest first; `next_after` is the version that the next one is older than."""
 
     object: Literal["list"]
     name: str
     data: list[Version]
+    next_after: int | None
+    has_more: bool
 
 
 class Adapter(BaseModel):
@@ -292,10 +294,12 @@ class AliasView(BaseModel):
 
 
 class AliasList(BaseModel):
-    """Every alias."""
+    """One page of aliases by name; `next_after` is where the next one starts."""
 
     object: Literal["list"]
     data: list[AliasView]
+    next_after: str | None
+    has_more: bool
 
 
 class DeletedAlias(BaseModel):

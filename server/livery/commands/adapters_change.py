@@ -151,9 +151,13 @@ def unshare(reach: Reach, name: Name, tenant: Tenant) -> None:
 
 
 @reaches
-def aliases(reach: Reach) -> None:
-    """List the aliases."""
-    reach.run(lambda backend: backend.aliases(), shown.aliases)
+def aliases(
+    reach: Reach,
+    after: Annotated[str, typer.Option(metavar="NAME", help="Begin behind this name.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most aliases to show.")] = 100,
+) -> None:
+    """List aliases by name."""
+    reach.run(lambda backend: backend.aliases(after=after, limit=limit), shown.aliases)
 
 
 @reaches

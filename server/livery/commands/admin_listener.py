@@ -10,6 +10,7 @@ from livery.api.app import create_admin_app
 from livery.api.edges import EdgeConfig, EdgeServer
 from livery.assembly import ServerParts
 from livery.listening import Listener
+from livery.serving import ServingKeys
 from livery.settings import Settings, revealed
 from livery.tenancy import Doors, TenantManagement, TenantStore, check_admin_binding
 
@@ -36,7 +37,8 @@ async def admin_api(settings: Settings, parts: ServerParts, listener: Listener |
         admin_key=revealed(settings.admin_key),
         own_socket=listener.uds is not None,
     )
-    tenants = TenantManagement(parts.tenants, lambda: nullcontext(parts.registry), parts.keys)
+    keys = ServingKeys(parts.keys, parts.service.survey)
+    tenants = TenantManagement(parts.tenants, lambda: nullcontext(parts.registry), keys)
     server = BesideServer(
         EdgeConfig(
             create_admin_app(parts.service, tenants, doors, parts.usage),

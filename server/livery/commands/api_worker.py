@@ -13,12 +13,16 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from livery import logs
-from livery.commands.http_server import IO_THREADS, OneProcess, ended_by_death
+from livery.commands.http_server import IO_THREADS, OneProcess, Premises, ended_by_death
 from livery.commands.parts import trace_sink
 from livery.data_folder import DataFolderUnusable
 from livery.engine.base import EngineDead
@@ -45,12 +49,18 @@ class Worker:
     def __init__(self) -> None:
         self.link = Link(m.ToWorker, self._take, self._lost)
         self._begin: asyncio.Future[m.Begin] = asyncio.get_running_loop().create_future()
-        self._announcing: asyncio.Task[None] | None = None
+        self._beside: set[asyncio.Task[None]] = set()
         self._engine: AttachedEngine
         self._gate: AskedGate
         self._counting: ToldCounting
         self._process: OneProcess | None = None
         self._drained = False
+
+    async def beat(self) -> None:
+        """Say that the loop gets on, for as long as it does."""
+        while True:
+            self.link.send(m.Alive())
+            await asyncio.sleep(m.BEAT_S)
 
     async def serve(self) -> None:
         """From the first message to the end. Raises REFUSED, and EngineDead when engine or parent are gone."""
@@ -61,12 +71,14 @@ class Worker:
         self._engine = AttachedEngine(self.link, begin.number, begin.info)
         self._gate, self._counting = AskedGate(self.link), ToldCounting(self.link)
         process = OneProcess(
-            settings,
-            ResolvedModel(begin.model_name, Path(begin.model_path)),
-            self._engine,
-            begin.info,
-            inherited(settings, begin.listener),
-            None if begin.admin is None else inherited(settings, begin.admin),
+            Premises(
+                settings,
+                ResolvedModel(begin.model_name, Path(begin.model_path)),
+                self._engine,
+                begin.info,
+                inherited(settings, begin.listener),
+                None if begin.admin is None else inherited(settings, begin.admin),
+            ),
             trace_sink(settings),
             gate=self._gate,
             counting=self._counting,
@@ -92,14 +104,26 @@ class Worker:
                 self._engine.take(message)
             case m.Tell(number) if self._counting.made is not None:
                 self._counting.made.tell(number)
+            case m.Renew() if self._process is not None:
+                self._run(self._renew(self._process, message))
             case m.Used():
                 self._gate.take(message)
             case m.Drain(number):
                 self._drain(number)
             case m.Announce() if self._process is not None:
-                self._announcing = asyncio.create_task(self._process.announce())
+                self._run(self._process.announce())
             case m.EngineEnded(reason) if self._process is not None:
                 self._engine.end(reason)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    async def _renew(self, process: OneProcess, told: m.Renew) -> None:
+        with suppress(RegistryError, SQLAlchemyError, OSError):  # who follows the keys says so, and tries again
+            await process.renew(told.names, keys=told.keys)
+        self.link.send(m.Renewed(told.number))
 
     def _drain(self, number: int) -> None:
         if self._process is None:
@@ -122,11 +146,13 @@ class Worker:
 async def _work(end: socket.socket) -> None:
     worker = Worker()
     await worker.link.open(end)
+    beating = asyncio.create_task(worker.beat(), name="api-worker-beat")
     try:
         await worker.serve()
     except REFUSED as refused:
         worker.link.send(m.Unable(str(refused)))
     finally:
+        beating.cancel()
         worker.link.close()
 
 

@@ -9,13 +9,11 @@ import signal
 import threading
 from collections.abc import Callable
 
-from livery.assembly import gate_for
-from livery.commands.http_server import HURRY_S
+from livery.assembly import gate_for, shared_limits
+from livery.commands.http_server import HURRY_S, Premises
 from livery.commands.parts import base_name
-from livery.engine.base import Engine, EngineInfo
-from livery.listening import Listener
-from livery.models import ResolvedModel
-from livery.settings import Settings, as_told
+from livery.settings import as_told
+from livery.tenancy import LevelExchange, TenantStore
 from livery.workers import messages as m
 from livery.workers.hub import Hub
 from livery.workers.ledger import Ledger
@@ -27,43 +25,42 @@ log = logging.getLogger("livery.workers")
 class ApiWorkers:
     """Runs the workers until the server is told to stop. Use from one event loop."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        resolved: ResolvedModel,
-        engine: Engine,
-        info: EngineInfo,
-        listener: Listener,
-        admin: Listener | None,
-    ) -> None:
-        sockets = [listener.socket, *([admin.socket] if admin is not None else [])]
-        self._engine = engine
+    def __init__(self, premises: Premises) -> None:
+        settings, resolved, info = premises.settings, premises.resolved, premises.info
+        self._engine = premises.engine
         self.hurried: int | None = None  # the second signal
         self._told = False
-        gate = gate_for(info, settings.max_open, settings.max_queued_tokens)
-        hub = Hub(engine, gate, Ledger(base_name(settings, resolved), info, settings.metrics_max_adapters))
+        self._registry = settings.registry
+        self._tenants: TenantStore | None = None
+        self._levels: LevelExchange | None = None
+        self._gate = gate_for(info, settings.max_open, settings.max_queued_tokens)
+        ledger = Ledger(base_name(settings, resolved), info, settings.metrics_max_adapters)
+        listener = premises.listener.socket.fileno()
+        admin = None if premises.admin is None else premises.admin.socket.fileno()
         told = as_told(settings)
 
         def begin(number: int) -> m.Begin:
-            return m.Begin(
-                number,
-                settings.api_workers,
-                told,
-                str(resolved.path),
-                resolved.name,
-                info,
-                listener.socket.fileno(),
-                admin.socket.fileno() if admin is not None else None,
-            )
+            return m.Begin(number, told, str(resolved.path), resolved.name, info, listener, admin)
 
         self._processes = settings.api_workers
-        self._pool = Pool(hub, begin, settings.api_workers, [one.fileno() for one in sockets])
+        self._pool = Pool(
+            Hub(premises.engine, self._gate, ledger),
+            begin,
+            settings.api_workers,
+            [listener] if admin is None else [listener, admin],
+            hang_s=settings.hang_timeout,
+            drain_s=settings.drain_timeout,
+        )
 
     async def start(self, say: Callable[[str], None]) -> None:
-        """Have all of them serve. Raises WorkersUnable."""
+        """Have all of them serve. Raises WorkersUnable, RegistryError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
+        if self._registry is not None:  # whose other servers may let in the same keys
+            self._tenants = await asyncio.to_thread(TenantStore.open, self._registry)
+            self._levels = shared_limits(self._gate, self._tenants)
+            self._levels.start()
         say(f"starting {self._processes} API workers")
         await self._pool.start()
 
@@ -74,6 +71,10 @@ class ApiWorkers:
     async def stop(self) -> None:
         self._pool.kill()
         await self._pool.done()
+        if self._levels is not None:
+            await self._levels.stop()
+        if self._tenants is not None:
+            await asyncio.to_thread(self._tenants.close)
 
     def end(self) -> None:
         """The engine is at its end for good."""

@@ -47,7 +47,7 @@ class Backend(Protocol):
 
     async def show(self, name: str) -> Json: ...
 
-    async def versions(self, name: str) -> Json: ...
+    async def versions(self, name: str, *, after: int | None, limit: int) -> Json: ...
 
     async def inspect(self, source: str, approximate: int) -> Json:
         """The coverage report of a directory or of what a URL holds."""
@@ -73,7 +73,7 @@ class Backend(Protocol):
 
     async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json: ...
 
-    async def aliases(self) -> Json: ...
+    async def aliases(self, *, after: str, limit: int) -> Json: ...
 
     async def alias(self, name: str) -> Json: ...
 
@@ -126,8 +126,9 @@ class HttpBackend(Asking):
     async def show(self, name: str) -> Json:
         return await self._ask("GET", _adapter(name), {"name", "state"})
 
-    async def versions(self, name: str) -> Json:
-        return await self._ask("GET", _adapter(name, "versions"), {"name", "data"})
+    async def versions(self, name: str, *, after: int | None, limit: int) -> Json:
+        params = given({"after": after, "limit": limit})
+        return await self._ask("GET", _adapter(name, "versions"), {"name", "data"}, params=params)
 
     async def inspect(self, source: str, approximate: int) -> Json:
         path = "/v1/adapters:check"
@@ -179,8 +180,8 @@ class HttpBackend(Asking):
         verb = "share" if shared else "unshare"
         return await self._change("POST", _adapter(name, verb), {"name", "shared_with"}, json={"tenant": tenant})
 
-    async def aliases(self) -> Json:
-        return await self._ask("GET", "/v1/aliases", {"data"})
+    async def aliases(self, *, after: str, limit: int) -> Json:
+        return await self._ask("GET", "/v1/aliases", {"data"}, params=given({"after": after or None, "limit": limit}))
 
     async def alias(self, name: str) -> Json:
         return await self._ask("GET", _alias(name), {"name", "targets"})

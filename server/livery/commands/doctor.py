@@ -20,16 +20,21 @@ from livery import __version__
 from livery.commands.engine_knobs import engine_config
 from livery.engine import host
 from livery.engine.base import ModelRefused
+from livery.engine.quantization import REMEDY as QUANTISATION
 from livery.engine.vllm_found import REMEDY, find_vllm
-from livery.models import cache_dir
+from livery.models import ModelNotFound, cache_dir, resolve_model
 from livery.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from livery.engine.base import EngineConfig
     from livery.engine.devices import Compute
 
-PACKAGES = ("torch", "transformers", "tokenizers", "triton", "fastapi", "uvicorn")
-OPTIONAL = {"triton": "optional: computes on CUDA devices only"}
+QUANTISING = ("bitsandbytes", "torchao", "compressed-tensors")
+PACKAGES = ("torch", "transformers", "tokenizers", "triton", "fastapi", "uvicorn", *QUANTISING)
+OPTIONAL = {
+    "triton": "optional: computes on CUDA devices only",
+    **dict.fromkeys(QUANTISING, f"optional, for bases in its form: {QUANTISATION}"),
+}
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -41,9 +46,15 @@ class Finding(NamedTuple):
     why: str
 
 
-def doctor(settings: Settings, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(
+    settings: Settings,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="A base model, to say what its weights would take; it isn't loaded")
+    ] = None,
+) -> None:
     """Say what `serve` would compute with here under the same settings of the engine, and why; loads no model."""
-    computed = _vllm(settings) if settings.engine == "vllm" else _engine(settings)
+    computed = _vllm(settings) if settings.engine == "vllm" else _engine(settings, model)
     findings = [*_software(), *_machine(), *computed]
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
@@ -93,7 +104,7 @@ def _machine() -> list[Finding]:
     ]
 
 
-def _engine(settings: Settings) -> list[Finding]:
+def _engine(settings: Settings, model: str | None) -> list[Finding]:
     """Asks torch and the engine's own modules; imported here because they take seconds."""
     try:
         import torch
@@ -101,12 +112,13 @@ def _engine(settings: Settings) -> list[Finding]:
         return [Finding("engine", "unusable", f"torch can't be imported: {error}")]
     from livery.engine.devices import choose, load_chosen
 
-    wanted = engine_config(settings, Path())
     try:
+        wanted = engine_config(settings, resolve_model(model).path if model is not None else Path())
         compute = choose(wanted)
+        base = _base(wanted, compute, model)
         if wanted.deterministic:
             load_chosen(wanted, compute)
-    except ModelRefused as refused:
+    except (ModelRefused, ModelNotFound) as refused:
         return [Finding("engine", "unusable", str(refused))]
     findings = [_device(compute), Finding("dtype", compute.dtype_name, compute.why_dtype)]
     if compute.device.type == "cpu":
@@ -114,8 +126,33 @@ def _engine(settings: Settings) -> list[Finding]:
     else:
         free, total = torch.cuda.mem_get_info(compute.device)
         findings.append(Finding("GPU memory", f"{_size(free)} of {_size(total)} free", ""))
-    findings += [*_kernels(compute), Finding("weights", compute.weights, compute.why_weights)]
+    findings += [*_kernels(compute), Finding("weights", compute.weights, compute.why_weights), *base]
     return [*findings, *_ways(wanted, compute), *_budget(wanted, compute)]
+
+
+def _base(wanted: EngineConfig, compute: Compute, model: str | None) -> list[Finding]:
+    """How the base would be quantised, and what it would take. Raises ModelRefused where it can't be."""
+    from livery.engine.base_bytes import expected_bytes
+    from livery.engine.quantization import choose_quantization
+
+    chosen = choose_quantization(wanted, compute.device.type)
+    if chosen is None:
+        quantized = Finding("quantization", "none", "by a library; --quantization names one, or the checkpoint does")
+    else:
+        source = f"asked for with --quantization {chosen.on_load}" if chosen.on_load else "as the checkpoint says"
+        note = chosen.scheme.on_cpu if compute.device.type == "cpu" else ""
+        quantized = Finding("quantization", chosen.scheme.name, "; ".join(filter(None, (source, note))))
+    if model is None:
+        return [quantized]
+    from livery.engine.model import base_shapes
+
+    expected = expected_bytes(Path(wanted.model_path), base_shapes(wanted.model_path), chosen, compute.dtype.itemsize)
+    full = f"{_size(expected.full)} in {compute.dtype_name}"
+    if chosen is None:
+        why = f"{full}; less where weights fit into fewer bits, as those of GGUF and bf16 files do on a CPU"
+        return [quantized, Finding("base", f"at most {_size(expected.held)}", why)]
+    why = f"{full}; what isn't quantised may fit into fewer bits on a CPU"
+    return [quantized, Finding("base", f"at most {_size(expected.held)}", why)]
 
 
 def _vllm(settings: Settings) -> list[Finding]:

@@ -12,7 +12,7 @@ from livery.settings import Settings, flag
 
 CHOICE_KNOBS = ("engine", "vllm_arg", "max_loras", "max_lora_rank", "max_cpu_loras")  # what only vLLM goes by, and it
 ENGINE_KNOBS = (
-    *("device", "dtype", "weights", "kernels", "graphs", "decoder", "deterministic"),
+    *("device", "dtype", "weights", "quantization", "kernels", "graphs", "decoder", "deterministic"),
     *("threads", "speculate", "prefix_cache", "max_model_len", "max_batch_tokens", "max_running"),
     *("kv_memory", "adapter_memory", "host_adapter_memory"),
 )
@@ -34,6 +34,7 @@ def engine_config(settings: Settings, model: Path) -> EngineConfig:
         speculate=settings.speculate,
         kernels=settings.kernels,
         weights=settings.weights,
+        quantization=settings.quantization,
         graphs=settings.graphs,
         prefix_cache=settings.prefix_cache,
         decoder=settings.decoder,

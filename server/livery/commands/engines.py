@@ -10,6 +10,7 @@ from livery.commands.engine_knobs import as_flag
 from livery.commands.parts import engine_process
 from livery.data_folder import DataFolder
 from livery.engine.base import Engine, EngineConfig
+from livery.engine.quantization import check_flag
 from livery.engine.supervisor import SupervisedEngine
 from livery.settings import Settings, SettingsError
 from livery_adapters.manifest import Limits, read_manifest
@@ -23,15 +24,19 @@ MakeEngine = Callable[[EngineConfig, Callable[[str], None]], Engine]
 
 # What only one of the engines goes by.
 OURS = (
-    *("device", "weights", "kernels", "graphs", "decoder", "deterministic", "threads", "speculate"),
+    *("device", "weights", "quantization", "kernels", "graphs", "decoder", "deterministic", "threads", "speculate"),
     *("adapter_memory", "host_adapter_memory"),
 )
 VLLMS = ("vllm_arg", "max_loras", "max_lora_rank", "max_cpu_loras")
 
 
 def engine_of(settings: Settings) -> MakeEngine:
-    """What makes the engine that these settings ask for. Raises SettingsError, and ModelRefused without vLLM."""
+    """What makes the engine that these settings ask for.
+
+    Raises SettingsError, and ModelRefused without vLLM or the library that quantises.
+    """
     check_knobs(settings)
+    check_flag(settings.quantization, settings.device)
     return _vllm(settings) if settings.engine == "vllm" else engine_process
 
 

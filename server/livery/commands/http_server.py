@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from socket import socket
 from types import FrameType
 
@@ -24,7 +25,6 @@ from livery.models import ResolvedModel
 from livery.settings import Settings
 from livery.spans import TraceSink
 from livery.survey import Counting
-from livery.tenancy import Doors
 from livery.tenancy.gate import Gatekeeper
 
 log = logging.getLogger("livery.serve")
@@ -32,6 +32,18 @@ log = logging.getLogger("livery.serve")
 # For what waits for disk and database, not for what computes; the default is a handful on a small machine.
 IO_THREADS = 32
 HURRY_S = 1.5  # from the second signal to the end, however things stand
+
+
+@dataclass(frozen=True, slots=True)
+class Premises:
+    """What a server has before anything in it serves HTTP: its engine runs, its addresses are taken."""
+
+    settings: Settings
+    resolved: ResolvedModel
+    engine: Engine
+    info: EngineInfo
+    listener: Listener
+    admin: Listener | None
 
 
 @asynccontextmanager
@@ -63,12 +75,7 @@ class OneProcess:
 
     def __init__(
         self,
-        settings: Settings,
-        resolved: ResolvedModel,
-        engine: Engine,
-        info: EngineInfo,
-        listener: Listener,
-        admin: Listener | None,
+        premises: Premises,
         tracing: TraceSink | None,
         *,
         gate: Gatekeeper | None = None,
@@ -79,8 +86,7 @@ class OneProcess:
         """One of several has what asks for all of them, and a `number`; `started` is called once it takes requests, and
         the server announced where it isn't given.
         """
-        self._settings, self._resolved, self._engine, self._info = settings, resolved, engine, info
-        self._listener, self._admin = listener, admin
+        self._premises = premises
         self._gate, self._counting, self._number, self._started = gate, counting, number, started
         self._tracing = tracing
         self._parts: ServerParts | None = None
@@ -89,23 +95,20 @@ class OneProcess:
 
     async def start(self, say: Callable[[str], None]) -> None:
         """Open what it needs. Raises what `server_parts` raises."""
-        settings = self._settings
+        on = self._premises
         parts = self._parts = await server_parts(
-            *(settings, self._resolved, self._engine, self._info, say, self._gate, self._counting),
-            first=self._number == 0,
+            *(on.settings, on.resolved, on.engine, on.info, say, self._gate, self._counting), first=self._number == 0
         )
-        doors = server_doors(settings, parts)
-        self._server = HttpServer(
-            settings, parts, doors, self._listener, self._admin, self._engine, self._tracing, self._started
-        )
+        self._server = HttpServer(on, parts, self._tracing, self._number, self._started)
 
     async def run(self) -> None:
         """Serve until it is told to stop."""
         assert self._server is not None and self._parts is not None
         if self._ended:
             return
-        async with admin_api(self._settings, self._parts, self._admin):
-            await self._server.serve(sockets=[self._listener.socket])
+        on = self._premises
+        async with admin_api(on.settings, self._parts, on.admin):
+            await self._server.serve(sockets=[on.listener.socket])
 
     async def stop(self) -> None:
         """Requests must have ended."""
@@ -130,6 +133,13 @@ class OneProcess:
         if self._server is not None:
             self._server.end()
 
+    async def renew(self, names: Sequence[str], *, keys: bool) -> None:
+        """Another process of the server changed adapters of these names, or who may come in."""
+        if self._parts is not None:
+            self._parts.service.adapters.renew(names)
+            if keys:
+                await self._parts.keys.refresh()
+
     async def announce(self) -> None:
         """Print what is served, and where."""
         if self._server is not None:
@@ -141,31 +151,26 @@ class HttpServer(EdgeServer):
 
     def __init__(
         self,
-        settings: Settings,
+        premises: Premises,
         parts: ServerParts,
-        doors: Doors,
-        listener: Listener,
-        admin: Listener | None,
-        engine: Engine,
         tracing: TraceSink | None,
+        number: int,
         started: Callable[[], None] | None = None,
     ) -> None:
         """`started` is called once it takes requests, and the server announced where it isn't given."""
+        settings, tls = premises.settings, premises.listener.tls
+        self._doors = server_doors(settings, parts)
         config = EdgeConfig(
-            application(settings, parts, doors, tracing),
-            max_connections=-(-settings.max_connections // settings.api_workers),
+            application(settings, parts, self._doors, tracing),
+            max_connections=connections_of(settings, number),
             timeout_graceful_shutdown=settings.drain_timeout,
-            ssl_certfile=listener.tls.certificate if listener.tls else None,
-            ssl_keyfile=listener.tls.key if listener.tls else None,
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
         )
         super().__init__(config)
-        self._settings = settings
+        self._premises = premises
         self._service = parts.service
-        self._doors = doors
         self._management = parts.management
-        self._listener = listener
-        self._admin = admin
-        self._engine = engine
         self._started = started
         self._told = False
         self.hurried: int | None = None  # the second signal
@@ -180,9 +185,9 @@ class HttpServer(EdgeServer):
     async def announce(self) -> None:
         """Print what is served, and where."""
         first = await self._management.ls(limit=MAX_LISTED)
-        asks = self._doors.asks
-        asked, warning = asked_for(self._settings), "" if asks else open_door(self._settings)
-        announce(self._service, first, self._listener, asked, needs_key=asks, warning=warning, admin=self._admin)
+        on, asks = self._premises, self._doors.asks
+        asked, warning = asked_for(on.settings), "" if asks else open_door(on.settings)
+        announce(self._service, first, on.listener, asked, needs_key=asks, warning=warning, admin=on.admin)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -219,9 +224,15 @@ class HttpServer(EdgeServer):
             task.cancel()
 
         def end() -> None:
-            self._engine.kill()
+            self._premises.engine.kill()
             os._exit(128 + sig)
 
         timer = threading.Timer(HURRY_S, end)  # whatever holds up the loop doesn't hold up this
         timer.daemon = True
         timer.start()
+
+
+def connections_of(settings: Settings, number: int) -> int:
+    """How many connections the server's process of this number may have; 0: as many as its descriptors allow."""
+    each, rest = divmod(settings.max_connections, settings.api_workers)
+    return max(1, each + (number < rest)) if settings.max_connections else 0

@@ -16,7 +16,7 @@ from livery.commands.admin_listener import check_admin_doors
 from livery.commands.api_workers import ApiWorkers
 from livery.commands.engine_knobs import engine_config
 from livery.commands.engines import MakeEngine, engine_of
-from livery.commands.http_server import IO_THREADS, OneProcess, ended_by_death
+from livery.commands.http_server import IO_THREADS, OneProcess, Premises, ended_by_death
 from livery.commands.parts import base_name, known_base, shared_blobs, trace_sink
 from livery.data_folder import DataFolder
 from livery.listening import Listener, listen, listen_for_admins
@@ -80,11 +80,9 @@ async def _serve(
         with _stages(f"loading {resolved.name}") as say:
             engine = make_engine(engine_config(settings, resolved.path), say)
             info = await engine.start()
-            serving: ApiWorkers | OneProcess = (
-                ApiWorkers(settings, resolved, engine, info, listener, admin)
-                if settings.api_workers > 1
-                else OneProcess(settings, resolved, engine, info, listener, admin, tracing)
-            )
+            premises = Premises(settings, resolved, engine, info, listener, admin)
+            several = settings.api_workers > 1
+            serving = ApiWorkers(premises) if several else OneProcess(premises, tracing)
             try:
                 held.enter_context(DataFolder(settings.data_folder).serving(known_base(settings, resolved, info)))
                 await serving.start(say)

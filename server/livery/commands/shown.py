@@ -29,8 +29,14 @@ def listing(answer: Json) -> None:
         notes = [adapter["error"]] if adapter.get("error") else adapter.get("coverage", {}).get("warnings", ())
         for note in notes:
             console.print(f"{escape(adapter['name'])}: {escape(note)}", highlight=False)
-    if answer["next_after"] is not None:
-        console.print(f"more: livery adapters ls --after {escape(answer['next_after'])}", highlight=False)
+    _more(answer, "ls")
+
+
+def _more(page: Json, command: str) -> None:
+    """How the next page is asked for, where there is one."""
+    if page["next_after"] is not None:
+        more = f"more: livery adapters {command} --after {page['next_after']}"
+        Console(soft_wrap=True).print(escape(more), highlight=False)
 
 
 def record(answer: Json) -> None:
@@ -77,6 +83,7 @@ def history(answer: Json) -> None:
         for version in answer["data"]
     ]
     print_table(f"Versions of {escape(answer['name'])}", columns, rows, whole=("version", "digest", "state"))
+    _more(answer, f"versions {answer['name']}")
 
 
 def profile(answer: Json) -> None:
@@ -87,6 +94,7 @@ def profile(answer: Json) -> None:
 def aliases(answer: Json) -> None:
     rows = [(escape(alias["name"]), _targets(alias), alias["sticky"]) for alias in answer["data"]]
     print_table("Aliases", ("name", "targets", "sticky"), rows, whole=("name", "sticky"))
+    _more(answer, "aliases")
 
 
 def alias(answer: Json) -> None:

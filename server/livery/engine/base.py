@@ -162,6 +162,11 @@ class Asker(msgspec.Struct, frozen=True):
     weight: float = 1.0
     limit: int = 0
 
+    @classmethod
+    def of(cls, request: GenerationRequest) -> Asker:
+        """Whose a request is."""
+        return cls(request.tenant, request.weight, request.resident_bytes)
+
 
 NOBODY = Asker()
 
@@ -281,6 +286,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     speculate: int = 0  # most tokens drafted for a sequence in a step; 0: none
     kernels: Literal["auto", "torch", "triton"] = "auto"
     weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # how linear modules' weights are held
+    quantization: str = "auto"  # "auto": as the checkpoint is; else by which library the base is quantised as it loads
     graphs: Literal["auto", "on", "off"] = "auto"  # decoding steps as CUDA graphs; "on" plays them back on a CPU too
     overlap: Literal["auto", "on", "off"] = "auto"  # whether a step is launched before the last one's tokens are read
     prefix_cache: bool = True  # keep what was computed for prompts and answers, for requests that begin alike

@@ -75,6 +75,10 @@ class Claims:
         users = self._users.get(digest)
         return users is not None and len(users) > 0 and all(tenant in tenants for tenant in users)
 
+    def is_there_for(self, digest: str, tenant: str) -> bool:
+        """Whether a tenant takes room for a version."""
+        return tenant in self._users.get(digest, ())
+
     def bytes_of(self, tenant: str) -> int:
         return self._bytes.get(tenant, 0)
 
@@ -86,3 +90,11 @@ class Claims:
             for tenant in users:
                 sums[tenant] = sums.get(tenant, 0) + self._sizes[digest]
         assert {t: count for t, count in self._bytes.items() if count} == sums, "tenants' bytes miscounted"
+
+
+def too_large(nbytes: int, asker: Asker) -> str:
+    """What a client is told whose adapter alone is more than its tenant may have on the device."""
+    return (
+        f"The adapter takes {nbytes} bytes of device memory, and all adapters of tenant {asker.tenant} together may "
+        f"take {asker.limit}. Ask for a smaller one, or have the operator raise the tenant's limit resident_bytes."
+    )

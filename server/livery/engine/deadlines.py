@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from livery.engine.base import GenerationRequest
 from livery.engine.sequence import Sequence
 
 FORGETS = 0.98  # of the best pace, per step that tells one: a slower machine shows after some dozens
@@ -60,9 +61,9 @@ class Deadlines:
         return now + (sequence.num_tokens - found) / self._pace <= sequence.expires
 
 
-def late(sequence: Sequence, why: str) -> str:
+def late(request: GenerationRequest, why: str) -> str:
     """What a client is told whose request has no time left."""
     return (
-        f"The request's time of {sequence.request.deadline_s:.3g} seconds {why}. Ask for less, allow more time, or try "
+        f"The request's time of {request.deadline_s:.3g} seconds {why}. Ask for less, allow more time, or try "
         "again when the server has less to do."
     )

@@ -45,7 +45,7 @@ class TenantStanding(msgspec.Struct, frozen=True, array_like=True):
 class EngineFigures(msgspec.Struct, frozen=True):
     """What an engine measured since it started."""
 
-    phase_seconds: tuple[float, ...] = (0.0,) * len(PHASES)
+    phase_seconds: tuple[float, ...] = (0.0,) * len(PHASES)  # none where it doesn't know
     step_seconds: Spread = Spread()
     step_sequences: Spread = Spread()
     step_tokens: Spread = Spread()

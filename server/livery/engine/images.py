@@ -21,7 +21,7 @@ from torch import Tensor
 
 from livery.engine.kernels.group import ALIGNMENT, AdapterGroup
 from livery.engine.lora.bank import PackedAdapter, Unit
-from livery_adapters.canonical import field_names
+from livery_adapters.canonical import field_names, leaves_of
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.tasks import HEAD
 
@@ -130,19 +130,11 @@ def _layer(path: str) -> int:
 
 def _tensors(part: object) -> Iterator[Tensor]:
     """Every tensor that applying a part reads."""
-    if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, AdapterGroup):
-        yield part.memory
-    elif isinstance(part, Mapping):
-        for value in part.values():
-            yield from _tensors(value)
-    elif isinstance(part, tuple):
-        for value in part:
-            yield from _tensors(value)
-    else:
-        for name in field_names(type(part)):
-            yield from _tensors(getattr(part, name))
+    for leaf in leaves_of(part):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, AdapterGroup):
+            yield leaf.memory
 
 
 def _mapped(part: Any, move: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401 (each comes back as its own kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,9 +16,13 @@ from transformers.utils import logging as transformers_logging
 from livery.engine.attention import PAGED
 from livery.engine.base import EngineConfig, ModelRefused
 from livery.engine.lora.experts import proven
+from livery.engine.quantization import Chosen, choose_quantization
+from livery.engine.quantized import loading_config, own_quantized_memory, wrap_quantized
 from livery.engine.rope import freeze_rope
 from livery.engine.structure import ModelStructure, discover
 from livery_adapters.base_model import BaseShapes
+
+log = logging.getLogger(__name__)
 
 CANARY_LENGTHS = (11, 6)
 CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
@@ -50,6 +55,7 @@ class LoadedModel:
 
 def load_model(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """Load the model of `config.model_path`. Raises ModelRefused with the reason."""
+    quantized = choose_quantization(config, device.type)
     transformers_logging.disable_progress_bar()
     try:
         model: Any
@@ -61,12 +67,17 @@ def load_model(config: EngineConfig, device: torch.device, dtype: torch.dtype) -
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **_quantized_loading(quantized, device, dtype),
         )
-    except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelRefused(f"{config.model_path} can't be loaded by transformers: {error}") from error
     if missing := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
         raise ModelRefused(f"{config.model_path} lacks {len(missing)} of the model's weights, such as {missing[0]}")
-    model = model.to(device).eval().requires_grad_(False)
+    model = (model if quantized else model.to(device)).eval().requires_grad_(False)
+    if quantized:
+        wrap_quantized(model, dtype, quantized.scheme.name)
+        if not quantized.on_load:
+            own_quantized_memory(model)
     _own_memory(model)
     text = model.config.get_text_config()
     return LoadedModel(
@@ -121,6 +132,16 @@ def base_shapes(model_path: str) -> BaseShapes:
     except (NotImplementedError, RuntimeError):  # routed experts look at values, which the meta device hasn't
         loaded = load_model(EngineConfig(model_path), torch.device("cpu"), torch.float32)
         return loaded.structure.shapes
+
+
+def _quantized_loading(quantized: Chosen | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What transformers is told beside the usual: libraries quantise on the device itself, and don't move later."""
+    if quantized is None:
+        return {}
+    placed: dict[str, Any] = {"device_map": {"": str(device)}}
+    if quantized.scheme.on_cpu and device.type == "cpu":
+        log.warning("%s: %s", quantized.scheme.name, quantized.scheme.on_cpu)
+    return placed | ({"quantization_config": loading_config(quantized.on_load, dtype)} if quantized.on_load else {})
 
 
 def _proven(model: nn.Module, structure: ModelStructure) -> ModelStructure:

@@ -6,6 +6,7 @@ thread pool already set.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -69,6 +70,8 @@ class EngineProcess:
             self._send(m.Refused(str(error)))
             return 2
         core = EngineCore(runner, self._wake)
+        gc.collect()
+        gc.freeze()  # the model stays: collections in the midst of steps needn't look at its 400,000 objects again
         self._pulse.tokens, self._pulse.ended = lambda: core.step_tokens, core.ended
         self._pulse.begin()
         self._send(m.Ready(core.info))

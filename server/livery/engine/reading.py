@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from livery.engine.base import AdapterPart, AdapterRef
 from livery.engine.images import AdapterImage
 from livery.engine.lora.linear import GroupedLinear
-from livery.engine.stored import stored_manifest
+from livery.engine.stored import StoredManifests
 from livery_adapters.base_model import BaseModel, BaseShapes
 from livery_adapters.canonical import CanonicalAdapter
 from livery_adapters.compose import compose
@@ -55,7 +55,7 @@ class AdapterReader:
     """Reads adapters for one base model. For one thread."""
 
     def __init__(self, base: BaseModel, weights: HeldWeights, pack: Pack, sums: Sums) -> None:
-        self._base = base
+        self._manifests = StoredManifests(base)
         self._sums = sums
         self._weights = weights
         self._norms = BaseNorms(weights)
@@ -71,7 +71,7 @@ class AdapterReader:
         return self._pack(canonical, measure(canonical, self._weights, self._norms, self._sums))
 
     def _converted(self, part: AdapterPart) -> CanonicalAdapter:
-        manifest = stored_manifest(part, self._base)
+        manifest = self._manifests.read(part)
         converted = convert(Path(part.path), manifest, self._weights, part.approximate, self._sums)
         if converted.added_tokens != part.added_tokens:
             raise AdapterRefused(

@@ -37,6 +37,7 @@ from livery.engine.model import CANARY_LENGTHS, Canary, LoadedModel, Progress, l
 from livery.engine.pending import PendingStep
 from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.pooling import PooledRows, pool
+from livery.engine.quantized import QuantizedLinear
 from livery.engine.reading import AdapterReader, HeldWeights
 from livery.engine.rows import StepRows, Widths
 from livery.engine.threads import choose_threads
@@ -358,7 +359,8 @@ class ModelRunner:
     def _weight_bytes(self) -> int:
         """Bytes of everything the base model keeps, each weight counted once however many modules share it."""
         held = {weight.data_ptr(): weight.nbytes for weight in self._model.parameters()}
-        modules = [module for module in self._model.modules() if isinstance(module, GroupedLinear | AdapterEmbedding)]
+        kinds = GroupedLinear | AdapterEmbedding | QuantizedLinear
+        modules = [module for module in self._model.modules() if isinstance(module, kinds)]
         held |= {id(module.held): module.held.nbytes for module in modules}
         return sum(held.values())
 

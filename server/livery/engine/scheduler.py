@@ -31,6 +31,7 @@ from livery.engine.base import (
     TokenDelta,
 )
 from livery.engine.blocks import BlockPool
+from livery.engine.claims import too_large
 from livery.engine.constraint import Constraint
 from livery.engine.deadlines import Deadlines, late
 from livery.engine.drafting import Drafting
@@ -44,10 +45,6 @@ from livery.engine.roster import MAX_SKIPS, Roster
 from livery.engine.sequence import Sequence, check_request
 from livery.engine.turns import Turns
 
-TOO_LARGE = (
-    "The adapter takes {} bytes of device memory, and all adapters of tenant {} together may take {}. Ask for a "
-    "smaller one, or have the operator raise the tenant's limit resident_bytes."
-)
 PREFETCH = 8  # waiting sequences whose adapters are fetched before there is a place for the sequence
 
 
@@ -335,7 +332,7 @@ class Scheduler:
         sequence.skips += 1
         takes, limit = self._residency.nbytes(digest), sequence.request.resident_bytes
         if takes > limit > 0:
-            reason = TOO_LARGE.format(takes, sequence.tenant, limit)
+            reason = too_large(takes, sequence.asker)
             self._ended.append(self.outcomes.fail(sequence, reason, ADAPTER_TOO_LARGE))
         elif sequence.skips > MAX_SKIPS and digest in self._residency.limited:
             step.held.add(sequence.tenant)
@@ -343,4 +340,4 @@ class Scheduler:
             step.closed = True
 
     def _end_late(self, sequence: Sequence, why: str) -> None:
-        self._ended.append(self.outcomes.fail(sequence, late(sequence, why), DEADLINE_EXCEEDED))
+        self._ended.append(self.outcomes.fail(sequence, late(sequence.request, why), DEADLINE_EXCEEDED))

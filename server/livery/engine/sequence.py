@@ -76,7 +76,7 @@ class Sequence:
     @property
     def asker(self) -> Asker:
         """Its tenant, as one that takes memory for adapters."""
-        return Asker(self.request.tenant, self.request.weight, self.request.resident_bytes)
+        return Asker.of(self.request)
 
     @property
     def uncharged(self) -> int:

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from livery.engine.attention import IMPLEMENTED_KEYWORDS, NEUTRAL_KEYWORDS, KVShape
 from livery.engine.base import ModelRefused
+from livery.engine.quantized import QuantizedLinear
 from livery_adapters.base_model import BaseShapes, ExpertsShape, ModuleShape
 
 PROBE = "livery_probe"
@@ -79,14 +80,14 @@ class _Foreign(Exception):
 
 def is_linear(module: nn.Module) -> bool:
     """Whether adapters and kernels treat the module as y = W·x + b (GPT-2's Conv1D holds W transposed)."""
-    return type(module) in (nn.Linear, Conv1D)
+    return type(module) in (nn.Linear, Conv1D, QuantizedLinear)
 
 
 def linear_features(module: nn.Module) -> tuple[int, int]:
     """(in_features, out_features) of a linear module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
-    assert isinstance(module, nn.Linear)
+    assert isinstance(module, nn.Linear | QuantizedLinear)
     return module.in_features, module.out_features
 
 
@@ -184,7 +185,7 @@ def _structure(model: nn.Module, probes: Sequence[_Probe]) -> ModelStructure:
         if isinstance(module, nn.Embedding):
             modules[path] = ModuleShape("embedding", module.num_embeddings, module.embedding_dim)
             continue
-        transposed = isinstance(module, Conv1D)
+        transposed = isinstance(module, Conv1D) or (isinstance(module, QuantizedLinear) and module.input_first)
         modules[path] = ModuleShape("linear", *linear_features(module), module.bias is not None, transposed)
         if module is head_module:
             head = path
@@ -263,6 +264,7 @@ def _tied(named: Mapping[str, nn.Module], modules: Mapping[str, ModuleShape]) ->
     """Linear modules that share their weight with an embedding. By identity: on the meta device all addresses are 0."""
     tables = {id(named[path].weight): path for path, shape in modules.items() if shape.kind == "embedding"}
     linears = [path for path, shape in modules.items() if shape.kind == "linear"]
+    linears = [path for path in linears if not isinstance(named[path], QuantizedLinear)]  # which hold their own
     return {path: tables[id(named[path].weight)] for path in linears if id(named[path].weight) in tables}
 
 

@@ -126,7 +126,7 @@ class SupervisedEngine:
 
     def generate(self, request: GenerationRequest, read: PromptRead | None = None) -> AsyncIterator[TokenDelta]:
         if request.adapter is not None:
-            self._remember(request.adapter, Asker(request.tenant, request.weight, request.resident_bytes))
+            self._remember(request.adapter, Asker.of(request))
         return self._running().generate(request, read)
 
     async def abort(self, request_id: str) -> None:

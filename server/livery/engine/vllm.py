@@ -10,13 +10,12 @@ which has neither with any other engine.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +24,7 @@ import msgspec
 from livery import models
 from livery.engine import vllm_args
 from livery.engine.base import (
-    ADAPTER_LOST,
-    DEADLINE_EXCEEDED,
     NOBODY,
-    AdapterLoadFailed,
     AdapterRef,
     Asker,
     EngineConfig,
@@ -37,19 +33,19 @@ from livery.engine.base import (
     EngineInfo,
     EngineStats,
     GenerationRequest,
-    RequestRefused,
     TokenDelta,
 )
 from livery.engine.figures import PromptRead
 from livery.engine.vllm_adapters import VllmAdapters
 from livery.engine.vllm_found import VllmRefused, preloaded, require_vllm
 from livery.engine.vllm_process import VllmProcess
+from livery.engine.vllm_queue import VllmQueue
 from livery.engine.vllm_watch import StepCounts, logger_class
 from livery_adapters.base_model import BaseModel, BaseShapes
 from livery_adapters.effect import AdapterEffect
 
 if TYPE_CHECKING:
-    from livery.engine.vllm_sampling import Sampling
+    from livery.engine.vllm_requests import VllmRequests
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +80,11 @@ class VllmEngine:
         self._counts = StepCounts()
         self._process = VllmProcess(self._counts, config.hang_s, lost)
         self._folder: Path | None = None
-        self._sampling: Sampling
         self._adapters: VllmAdapters | None = None
+        self._queue: VllmQueue
+        self._requests: VllmRequests
         self._room: vllm_args.AdapterRoom
         self._info: EngineInfo
-        self._open: set[str] = set()
-        self._aborting: set[asyncio.Task[None]] = set()
 
     @property
     def pid(self) -> int:
@@ -128,39 +123,16 @@ class VllmEngine:
     async def died(self) -> str:
         return await self._process.died()
 
-    async def generate(self, request: GenerationRequest, read: PromptRead | None = None) -> AsyncIterator[TokenDelta]:
+    def generate(self, request: GenerationRequest, read: PromptRead | None = None) -> AsyncIterator[TokenDelta]:
         """How far a prompt had got that is given up is nothing that vLLM tells: `read` stays as it is."""
-        from livery.engine.vllm_sampling import failed
-
-        self._process.check()
-        if request.request_id in self._open:
-            raise RequestRefused(f"request id {request.request_id!r} is already in use")
-        params = self._sampling.params(request)
-        self._open.add(request.request_id)
-        held = None
-        try:
-            if request.adapter is not None:
-                try:
-                    held = await self._held.hold(request.adapter)
-                except AdapterLoadFailed as lost:
-                    yield failed(request.request_id, str(lost), ADAPTER_LOST)
-                    return
-            async with aclosing(self._stream(request, params, held)) as stream:
-                async for delta in stream:
-                    yield delta
-        finally:
-            self._open.discard(request.request_id)
-            if held is not None and request.adapter is not None:
-                await self._held.release(request.adapter.digest)
+        return self._requests.generate(request)
 
     async def abort(self, request_id: str) -> None:
-        if request_id in self._open:
-            with suppress(EngineError):  # then there is nothing left to abort
-                await self._process.call(self._process.llm.abort(request_id))
+        await self._requests.abort(request_id)
 
     async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:
         self._process.check()
-        return await self._held.load(adapter)
+        return await self._held.load(adapter, asker)
 
     async def unload_adapter(self, digest: str) -> None:
         with suppress(EngineError):
@@ -172,8 +144,12 @@ class VllmEngine:
 
     async def stats(self) -> EngineStats:
         device, host = await self._held.residents()
+        stats = self._counts.stats(self._info.num_blocks, self._held.log, self._queue.standings())
         return msgspec.structs.replace(
-            self._counts.stats(self._info.num_blocks, self._held.log),
+            stats,
+            waiting=stats.waiting + self._queue.waiting,
+            adapter_bytes=len(device) * self._queue.slot_bytes,
+            host_adapter_bytes=self._held.bytes_of(host),
             resident_adapters=device,
             host_adapters=host,
             running_adapters=self._held.running,
@@ -212,55 +188,15 @@ class VllmEngine:
         assert self._adapters is not None, "start comes first"
         return self._adapters
 
-    async def _stream(self, request: GenerationRequest, params: Any, lora: Any) -> AsyncGenerator[TokenDelta]:  # noqa: ANN401
-        from vllm.exceptions import VLLMClientError, VLLMServerError
-        from vllm.inputs.engine import tokens_input
-
-        from livery.engine.vllm_sampling import delta_of, failed
-
-        loop, late = asyncio.get_running_loop(), asyncio.Event()
-        timer = None
-        if request.deadline_s:
-            timer = loop.call_later(request.deadline_s, self._time_is_up, request.request_id, late)
-        prompt = tokens_input(request.prompt_token_ids, cache_salt=cache_salt(request))
-        outputs = self._process.llm.generate(prompt, params, request.request_id, lora_request=lora)
-        first = True
-        try:
-            async with aclosing(outputs):
-                async for output in outputs:
-                    delta = delta_of(output, request, first)
-                    first = first and not delta.token_ids
-                    if late.is_set() and delta.finish_reason == "abort":
-                        delta = failed(request.request_id, _late(request), DEADLINE_EXCEEDED)
-                    yield delta
-                    if delta.finish_reason is not None:
-                        return
-        except VLLMClientError as error:
-            raise RequestRefused(str(error)) from None
-        except VLLMServerError as error:
-            if self._process.lost_by(error):
-                raise self._process.loss() from None
-            log.warning("vLLM failed a request", exc_info=error)
-            yield failed(request.request_id, "vLLM failed the request; its log has the reason")
-        finally:
-            if timer is not None:
-                timer.cancel()
-
-    def _time_is_up(self, request_id: str, late: asyncio.Event) -> None:
-        late.set()
-        aborting = asyncio.ensure_future(self.abort(request_id))
-        self._aborting.add(aborting)
-        aborting.add_done_callback(self._aborting.discard)
-
     def _build(self, config: EngineConfig, shapes: BaseShapes) -> Any:  # noqa: ANN401
         """Make the AsyncLLM, on a thread. Raises VllmRefused for what vLLM won't be started with, or EngineDead."""
         with _environment():
+            logging.getLogger("vllm").setLevel(logging.DEBUG if config.log_level == "debug" else logging.WARNING)
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.platforms import current_platform
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            logging.getLogger("vllm").setLevel(logging.DEBUG if config.log_level == "debug" else logging.WARNING)
             options = self._options
             extra = vllm_args.parse_args(options.args, AsyncEngineArgs.__dataclass_fields__)
             self._room = vllm_args.room_for(
@@ -279,7 +215,7 @@ class VllmEngine:
                     wanted, usage_context=context, stat_loggers=[logger_class(self._counts)]
                 )
             except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-                reason = " ".join(str(error).split())
+                reason = vllm_args.words_of(error)
                 raise VllmRefused(f"vLLM can't serve {config.model_path} under these settings: {reason}") from error
             except (RuntimeError, TimeoutError, OSError) as error:
                 raise EngineDead(f"vLLM's engine did not start: {error}; the log above has the reason") from error
@@ -288,35 +224,31 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         from livery.engine.vllm_lora import LoraDirectories
+        from livery.engine.vllm_requests import VllmRequests
         from livery.engine.vllm_sampling import Sampling
 
         llm = self._process.llm
         path = Path(config.model_path)
-        self._info = info_of(llm.vllm_config, config, shapes, version)
-        tokenizer_eos = getattr(llm.tokenizer, "eos_token_id", None)
-        self._sampling = Sampling(self._info.eos_token_ids, tokenizer_eos)
+        slot_bytes = sum(await self.ask_workers("livery_slot_bytes"))  # it answers, and its workers know our methods
+        info = self._info = info_of(llm.vllm_config, config, shapes, version, self._room.max_loras * slot_bytes)
         self._folder = Path(tempfile.mkdtemp(prefix="livery-vllm-"))
-        base = BaseModel(path.name, config.base_digest, shapes)
-        self._adapters = VllmAdapters(self, LoraDirectories(path, base), LoRARequest, self._folder, self._room)
-        await self._held.residents()  # the engine answers, and its workers know our methods
-        return self._info
+        directories = LoraDirectories(path, BaseModel(path.name, config.base_digest, shapes))
+        self._queue = VllmQueue(info.max_running, self._room.max_loras, slot_bytes)
+        self._adapters = VllmAdapters(self, directories, LoRARequest, self._folder, self._room, self._queue)
+        sampling = Sampling(info.eos_token_ids, getattr(llm.tokenizer, "eos_token_id", None))
+        cost = 1 + slot_bytes / max(1, info.weight_bytes)
+        self._requests = VllmRequests(self._process, self._adapters, self._queue, sampling, self._counts, cost)
+        return info
 
 
-def cache_salt(request: GenerationRequest) -> str:
-    """What keeps apart the prefixes of tenants, of tenants that come to have the same name, and of callers' own salts.
-
-    SHA-256 over length-prefixed fields. vLLM adds the adapter by itself; so does this.
-    """
-    digest = hashlib.sha256(b"livery vllm salt 1")
-    adapter = request.adapter.digest if request.adapter is not None else ""
-    for field in (request.tenant, request.account, adapter, request.cache_salt):
-        data = field.encode()
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()
-
-
-def info_of(config: Any, told: EngineConfig, shapes: BaseShapes, version: str) -> EngineInfo:  # noqa: ANN401
-    """What vLLM's own configuration says of it (`config` is its VllmConfig)."""
+def info_of(
+    config: Any,  # noqa: ANN401
+    told: EngineConfig,
+    shapes: BaseShapes,
+    version: str,
+    adapter_bytes: int,
+) -> EngineInfo:
+    """What vLLM's own configuration says of it (`config` is its VllmConfig); `adapter_bytes` are of all its slots."""
     model, cache, scheduler = config.model_config, config.cache_config, config.scheduler_config
     path = Path(told.model_path)
     return EngineInfo(
@@ -333,7 +265,7 @@ def info_of(config: Any, told: EngineConfig, shapes: BaseShapes, version: str) -
         num_blocks=cache.num_gpu_blocks or 0,
         max_batch_tokens=scheduler.max_num_batched_tokens,
         max_running=scheduler.max_num_seqs,
-        adapter_memory_bytes=0,
+        adapter_memory_bytes=adapter_bytes,
         weight_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
         shapes=shapes,
         prefix_cache=bool(cache.enable_prefix_caching),
@@ -346,13 +278,6 @@ def _shapes_of(model: str) -> BaseShapes:
     from livery.engine.vllm_weights import shapes_of
 
     return shapes_of(model)
-
-
-def _late(request: GenerationRequest) -> str:
-    return (
-        f"The request's time of {request.deadline_s:.3g} seconds is up. Ask for less, allow more time, or try again "
-        "when the server has less to do."
-    )
 
 
 @contextmanager

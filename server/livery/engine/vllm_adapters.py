@@ -2,6 +2,7 @@
 
 vLLM knows an adapter as a number and a directory. Numbers come from a counter and are never given again, so that none
 ever means another adapter; the directory is there as long as the adapter is, as vLLM may read it again at any step.
+There are no more of them than adapters that vLLM may have in host memory, but for those in use: they lie on a disk.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from livery.engine.base import AdapterLoadFailed, AdapterRef, EngineError
+from livery.engine.base import AdapterLoadFailed, AdapterRef, Asker, EngineError
 from livery.engine.tally import AdapterLog
 from livery.engine.vllm_args import AdapterRoom
 from livery.engine.vllm_lora import NOT_APPLIED, Written
 from livery.engine.vllm_process import CallFailed
+from livery.engine.vllm_queue import VllmQueue
 from livery_adapters.background import step_back
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.refusal import AdapterRefused
@@ -59,26 +61,33 @@ class _Held:
     request: Any
     folder: Path
     effect: AdapterEffect
+    nbytes: int
 
 
 class VllmAdapters:
     """The only writer of what vLLM is told of adapters."""
 
     def __init__(
-        self, loras: Loras, directories: Directories, make: MakeRequest, folder: Path, room: AdapterRoom
+        self,
+        loras: Loras,
+        directories: Directories,
+        make: MakeRequest,
+        folder: Path,
+        room: AdapterRoom,
+        queue: VllmQueue,
     ) -> None:
         """`folder` is an empty one for the adapters' directories."""
         self._loras, self._directories, self._make = loras, directories, make
-        self._folder, self._room = folder, room
+        self._folder, self._room, self._queue = folder, room, queue
         self._ids = itertools.count(1)
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, _Held] = {}  # the last used one last
         self._by_id: dict[int, str] = {}
         self._loading: dict[str, asyncio.Task[_Held]] = {}
         self._users: Counter[str] = Counter()
         self._unwanted: set[str] = set()  # to be forgotten once nobody uses them
         self._kept: tuple[str, ...] = ()
         self._pinned: set[str] = set()
-        self._pinning = asyncio.Lock()
+        self._pinning: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "adapter-reader", initializer=step_back)
         self.log = AdapterLog()
 
@@ -96,13 +105,33 @@ class VllmAdapters:
         """The adapters behind ids, as far as they are known still."""
         return tuple(self._by_id[adapter] for adapter in ids if adapter in self._by_id)
 
-    async def load(self, adapter: AdapterRef) -> AdapterEffect:
-        """Have it converted and taken in by vLLM. Raises AdapterLoadFailed."""
-        return (await self._ready(adapter)).effect
+    def bytes_of(self, digests: Iterable[str]) -> int:
+        """Of their weights."""
+        return sum(self._held[digest].nbytes for digest in digests if digest in self._held)
+
+    async def load(self, adapter: AdapterRef, asker: Asker) -> AdapterEffect:
+        """Have it converted and taken in by vLLM, on the device as far as its asker may. Raises AdapterLoadFailed."""
+        held = await self._ready(adapter)
+        stays = self._queue.bring(adapter.digest, asker)
+        with suppress(EngineError):
+            await self.leave_device([*self._queue.take_idle(), *([] if stays else [adapter.digest])])
+        return held.effect
+
+    def held(self, adapter: AdapterRef) -> Any | None:  # noqa: ANN401
+        """vLLM's request for it, for one of ours, until `release`; None where it isn't there yet."""
+        if (held := self._held.get(adapter.digest)) is None:
+            return None
+        self._unwanted.discard(adapter.digest)
+        self._held[adapter.digest] = self._held.pop(adapter.digest)  # the last one now
+        self.log.asked(adapter.digest, resident=True)
+        self._users[adapter.digest] += 1
+        return held.request
 
     async def hold(self, adapter: AdapterRef) -> Any:  # noqa: ANN401
-        """vLLM's request for it, for one of ours, until `release`. Raises AdapterLoadFailed."""
-        self.log.asked(adapter.digest, resident=adapter.digest in self._held)
+        """As `held`, once it is there. Raises AdapterLoadFailed."""
+        if request := self.held(adapter):
+            return request
+        self.log.asked(adapter.digest, resident=False)
         self._users[adapter.digest] += 1
         try:
             return (await self._ready(adapter)).request
@@ -126,17 +155,19 @@ class VllmAdapters:
             await self._forget(digest)
 
     async def keep(self, digests: tuple[str, ...]) -> None:
-        """Pin these from now on, and no others: all but one of vLLM's slots at most, or nothing else could run."""
+        """Pin these from now on, and no others: all but one of vLLM's slots at most, or nothing else could run.
+
+        Where running requests have the slots, they are pinned as these end.
+        """
         self._kept = digests
-        async with self._pinning:
-            for digest in self._pinned.difference(self._wanted_pins()):
-                self._pinned.discard(digest)
-                if (held := self._held.get(digest)) is not None:
-                    # vLLM lets go of a pin only with the adapter.
-                    await self._loras.remove_lora(held.request.lora_int_id)
-                    await self._loras.add_lora(held.request)
-            for digest in self._wanted_pins():
-                await self._pin(digest)
+        pinning = self._pin_anew()
+        if self._queue.pins_fit:
+            await asyncio.wait({pinning})
+
+    async def leave_device(self, digests: Iterable[str]) -> None:
+        """Have these go from the device to the host, until their next request."""
+        if ids := [self._held[digest].request.lora_int_id for digest in digests if digest in self._held]:
+            await self._loras.ask_workers("livery_release", ids)
 
     async def residents(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Digests in device memory, and in host memory beside those, as vLLM's workers have them between two steps."""
@@ -145,7 +176,7 @@ class VllmAdapters:
         return self.digests(device), self.digests(set(host).difference(device))
 
     def stop(self) -> None:
-        for task in self._loading.values():
+        for task in (*self._loading.values(), *([self._pinning] if self._pinning else [])):
             task.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -186,14 +217,20 @@ class VllmAdapters:
             await self._failed(adapter.digest, folder)
             raise AdapterLoadFailed(f"its files can't be read: {error.strerror}") from error
         self.log.placed(adapter.digest, time.monotonic() - begun)
-        held = self._held[adapter.digest] = _Held(request, folder, written.effect)
+        held = self._held[adapter.digest] = _Held(request, folder, written.effect, written.nbytes)
         self._by_id[number] = adapter.digest
-        async with self._pinning:
-            if adapter.digest in self._wanted_pins():
-                await self._pin(adapter.digest)
+        if adapter.digest in self._kept:
+            self._pin_anew()
         if adapter.digest in self._unwanted and adapter.digest not in self._users:
             await self._forget(adapter.digest)
+        await self._make_room(adapter.digest)
         return held
+
+    async def _make_room(self, newest: str) -> None:
+        """Of what vLLM has no room for even in host memory, the longest unused leaves the disk as well."""
+        idle = [digest for digest in self._held if digest not in {*self._users, *self._kept, newest}]
+        for digest in idle[: max(0, len(self._held) - self._room.max_cpu_loras)]:
+            await self._forget(digest)
 
     async def _failed(self, digest: str, folder: Path) -> None:
         self.log.failed(digest)
@@ -220,16 +257,34 @@ class VllmAdapters:
                 NOT_APPLIED,
             )
 
-    def _wanted_pins(self) -> list[str]:
-        there = [digest for digest in self._kept if digest in self._held]
-        return there[: self._room.max_loras - 1]
+    def _pin_anew(self) -> asyncio.Task[None]:
+        """See that what is wanted is pinned, and nothing else."""
+        wanted = [digest for digest in self._kept if digest in self._held][: self._room.max_loras - 1]
+        self._queue.pin(wanted)
+        before, self._pinning = (
+            self._pinning,
+            asyncio.create_task(self._pin(wanted, self._pinning), name="adapter-pins"),
+        )
+        self._pinning.add_done_callback(_log_failure)
+        if before is not None:
+            before.cancel()
+        return self._pinning
 
-    async def _pin(self, digest: str) -> None:
-        if digest not in self._pinned:
-            self._pinned.add(digest)
-            request = self._held[digest].request
-            await self._loras.add_lora(request)  # it may have gone meanwhile, as the least recently used
-            await self._loras.pin_lora(request.lora_int_id)
+    async def _pin(self, wanted: Sequence[str], before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        await self._queue.pins_free()
+        for digest in self._pinned.difference(wanted):
+            self._pinned.discard(digest)
+            if (held := self._held.get(digest)) is not None:
+                # vLLM lets go of a pin only with the adapter.
+                await self._loras.remove_lora(held.request.lora_int_id)
+                await self._loras.add_lora(held.request)
+        for digest in wanted:
+            if digest not in self._pinned and (held := self._held.get(digest)) is not None:
+                await self._loras.add_lora(held.request)  # it may have gone meanwhile, as the least recently used
+                await self._loras.pin_lora(held.request.lora_int_id)
+                self._pinned.add(digest)
 
     async def _forget(self, digest: str) -> None:
         self._unwanted.discard(digest)
@@ -239,6 +294,14 @@ class VllmAdapters:
             return
         self._by_id.pop(held.request.lora_int_id, None)
         self.log.evicted(digest)
+        self._queue.forget(digest)
+        if digest in self._kept:
+            self._pin_anew()
         with suppress(EngineError):
             await self._loras.remove_lora(held.request.lora_int_id)
         await asyncio.to_thread(shutil.rmtree, held.folder, ignore_errors=True)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("adapters can't be pinned: %s", error)

@@ -5,15 +5,16 @@ Reads `--vllm-arg KEY=VALUE`; which keys there are vLLM itself says (the fields 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
+from pydantic import ValidationError
 
 from livery.engine.base import EngineConfig
 from livery.engine.vllm_found import VllmRefused
 from livery_adapters.base_model import BaseShapes
+from livery_adapters.likeness import meant
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM may be started for
 USUAL_RANK = 16  # what a server has room for that knows no adapter yet
@@ -28,6 +29,7 @@ _OURS: Mapping[str, str] = {
     "max_model_len": "--max-model-len",
     "max_num_seqs": "--max-running",
     "max_num_batched_tokens": "--max-batch-tokens",
+    "scheduling_policy": "",
     "enable_prefix_caching": "--prefix-cache",
     "kv_cache_memory_bytes": "--kv-memory",
     "max_loras": "--max-loras",
@@ -89,9 +91,8 @@ def parse_args(given: Sequence[str], known: Collection[str]) -> dict[str, object
             instead = f"; use {_OURS[name]}" if _OURS[name] else ", as Livery sets it itself"
             raise VllmRefused(f"--vllm-arg {name} can't be given{instead}")
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise VllmRefused(f"--vllm-arg {name}: vLLM has no such argument{meant}")
+            hint = meant(name, known) or "its manual lists them under AsyncEngineArgs"
+            raise VllmRefused(f"--vllm-arg {name}: vLLM has no such argument; {hint}")
         parsed[name] = _value(value.strip())
     return parsed
 
@@ -104,6 +105,13 @@ def _value(text: str) -> object:
     return value
 
 
+def words_of(error: Exception) -> str:
+    """Why vLLM takes no such settings, in one line: of what pydantic says, by which it checks them, the words alone."""
+    if isinstance(error, ValidationError):
+        return "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
+    return " ".join(str(error).split())
+
+
 def engine_args(config: EngineConfig, room: AdapterRoom, shapes: BaseShapes, *, cpu: bool) -> dict[str, object]:
     """Our settings as keywords of AsyncEngineArgs. `cpu`: whether vLLM computes on one here."""
     dtype = config.dtype if config.dtype != "auto" else "float32" if cpu else "bfloat16"
@@ -112,6 +120,7 @@ def engine_args(config: EngineConfig, room: AdapterRoom, shapes: BaseShapes, *, 
         "tokenizer": config.model_path,
         "dtype": dtype,
         "max_num_seqs": config.max_running,
+        "scheduling_policy": "priority",  # by our counters of tenants (vllm_queue)
         "enable_prefix_caching": config.prefix_cache,
         "generation_config": "vllm",  # sampling and ends are said with every request
         "max_logprobs": -1,  # the API has a bound of its own

@@ -52,9 +52,10 @@ class PlainLora:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A directory that was written: the highest rank in it, and what the adapter does to the base."""
+    """A directory that was written: the highest rank in it, bytes of its weights, what the adapter does to the base."""
 
     rank: int
+    nbytes: int
     effect: AdapterEffect
 
 
@@ -87,7 +88,7 @@ class LoraDirectories:
         )
         effect = measure(applied, self._weights, self._norms)
         self._write(lora, out)
-        return Written(lora.rank, effect)
+        return Written(lora.rank, applied.nbytes, effect)
 
     def _converted(self, part: AdapterPart) -> CanonicalAdapter:
         manifest = stored_manifest(part, self._base)

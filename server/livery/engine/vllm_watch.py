@@ -7,14 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from livery.engine.base import EngineStats
-from livery.engine.figures import SIZES, EngineFigures
+from livery.engine.figures import SIZES, STEP_SECONDS, EngineFigures, TenantStanding
 from livery.engine.tally import AdapterLog, Tally
 
 Clock = Callable[[], float]
 
 
 class StepCounts:
-    """Counts what vLLM's statistics say of each step. Written on the event loop alone."""
+    """Counts what vLLM's statistics say of each step. Written on the event loop alone.
+
+    A step's time is that between its result and the one before, or, after a pause, the request that ended it.
+    """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -23,14 +26,22 @@ class StepCounts:
         self._queries = self._hits = self._prompt = self._generated = 0
         self._drafted = self._accepted = 0
         self._usage = 0.0
-        self._sequences, self._tokens = Tally(SIZES), Tally(SIZES)
+        self._since: float | None = None  # when the step under way began; None while there is nothing to compute
+        self._times, self._sequences, self._tokens = Tally(STEP_SECONDS), Tally(SIZES), Tally(SIZES)
 
     def now(self) -> float:
         return self._clock()
 
+    def begin(self) -> None:
+        """vLLM gets a request: where it had none, a step begins now."""
+        if self._since is None:
+            self._since = self._clock()
+
     def record(self, scheduler: Any, iteration: Any) -> None:  # noqa: ANN401  (vLLM's)
         """One step: `scheduler` are its gauges, `iteration` what came of it; either may be None."""
         self.heard = self._clock()
+        if iteration is not None and self._since is not None:
+            self._times.add(self.heard - self._since)
         if scheduler is not None:
             self._running = scheduler.num_running_reqs
             self._waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
@@ -48,8 +59,9 @@ class StepCounts:
             self._generated += iteration.num_generation_tokens
             self._sequences.add(self._running)
             self._tokens.add(prompt + iteration.num_generation_tokens)
+            self._since = self.heard if self._running + self._waiting else None
 
-    def stats(self, blocks: int, adapters: AdapterLog) -> EngineStats:
+    def stats(self, blocks: int, adapters: AdapterLog, tenants: tuple[TenantStanding, ...]) -> EngineStats:
         """The newest snapshot, without what only the workers know. `blocks`: of the KV cache."""
         return EngineStats(
             running=self._running,
@@ -65,12 +77,15 @@ class StepCounts:
             drafted_tokens=self._drafted,
             accepted_tokens=self._accepted,
             figures=EngineFigures(
+                phase_seconds=(),  # within a step vLLM tells none
+                step_seconds=self._times.spread,
                 step_sequences=self._sequences.spread,
                 step_tokens=self._tokens.spread,
                 reads=adapters.reads.spread,
                 copies=adapters.copies.spread,
                 load_failures=adapters.failures,
                 adapters=adapters.told(),
+                tenants=tenants,
             ),
         )
 

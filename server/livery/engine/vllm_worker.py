@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_STACKS = ("lora_a_stacked", "lora_b_stacked")  # how vLLM's LoRA layers call the slots of all adapters
+
 
 class LiveryWorker:
     """Methods that vLLM's workers gain; each is called between two steps, on every worker."""
@@ -24,6 +26,26 @@ class LiveryWorker:
         if loaded is None:
             return []
         return sorted(set(loaded.loras) - set(manager.modules))
+
+    def livery_release(self, adapters: list[int]) -> None:
+        """Have adapters leave device memory; they stay in this worker's, and come back with their next request."""
+        manager = self._livery_manager()
+        for adapter in adapters if manager is not None else ():
+            manager.deactivate_adapter(adapter)
+
+    def livery_slot_bytes(self) -> int:
+        """Device memory that each adapter takes here, whatever its rank: vLLM cuts it into equal slots at start."""
+        manager = self._livery_manager()
+        if manager is None:
+            return 0
+        layers = [vars(layer).items() for layer in manager.modules.values()]
+        stacks = [stack for items in layers for name, stack in items if name.endswith(_STACKS)]
+        tensors = [tensor for stack in stacks for tensor in (stack if isinstance(stack, tuple | list) else [stack])]
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        held: dict[int, int] = {
+            storage.data_ptr(): storage.nbytes() for storage in storages
+        }  # some are views of others
+        return sum(held.values()) // int(manager.lora_slots)
 
     def _livery_manager(self) -> Any:  # noqa: ANN401  (vLLM's)
         worker_manager = getattr(self.model_runner, "lora_manager", None)

@@ -159,7 +159,7 @@ class Metrics:
         """The text of one scrape of what is settled."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Scrape(self, snapshot, state))
-        registry.register(Processes(state.processes))  # under the names that every dashboard knows
+        registry.register(Processes(state.processes, state.cpu_s))  # under the names that every dashboard knows
         if snapshot is not None and (pid := snapshot.stats.pid):
             ProcessCollector(namespace="livery_engine", pid=lambda: pid, registry=registry)
         return generate_latest(registry)

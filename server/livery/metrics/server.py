@@ -26,6 +26,7 @@ class ServerState:
     open_by_tenant: Mapping[str, int] = field(default_factory=dict)
     queued_by_tenant: Mapping[str, int] = field(default_factory=dict)
     processes: tuple[int, ...] = ()  # ids of those that serve HTTP, where there are several
+    cpu_s: float | None = None  # of theirs and their predecessors' processor time, where there are several
     workers: int = 1  # processes that take requests
     worker_restarts: int = 0
 

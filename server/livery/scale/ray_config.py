@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +20,7 @@ from livery.settings import Settings, SettingsError, load_settings, usual_data_f
 
 SLOT = "{replica}"  # in a data folder's path: the number of the replica on its machine
 RAYS_OWN = ("host", "port", "uds", "ssl_certfile", "ssl_keyfile", "max_connections")
+OURS = ("min_replicas", "max_replicas", "target_ongoing_requests")
 NOT_THERE = ("admin_port", "admin_host", "admin_uds", "admin_key")
 
 
@@ -31,6 +33,10 @@ class Scale(BaseModel):
     min_replicas: int = Field(1, ge=0, description="Fewest replicas that autoscaling leaves")
     max_replicas: int | None = Field(None, ge=1, description="Most replicas; given, Ray scales them by requests")
     target_ongoing_requests: float = Field(0, ge=0, description="Requests per replica aimed at; 0: half of max_running")
+    autoscaling: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Ray's further autoscaling settings by their names: upscale_delay_s, downscale_delay_s and others",
+    )
     busy_requests: int = Field(
         0, ge=0, description="Requests under way that make a replica busy, so that another is asked; 0: max_running"
     )
@@ -81,8 +87,12 @@ def _check(scale: Scale, given: Mapping[str, object], settings: Settings) -> Non
             raise SettingsError(
                 f"{name}: there is no admin API under Ray Serve; `livery tenants` and `livery keys` take --registry"
             )
-    if scale.max_replicas is not None and scale.max_replicas < scale.min_replicas:
-        raise SettingsError(f"max_replicas {scale.max_replicas} is below min_replicas {scale.min_replicas}")
+    if settings.api_workers > 1:
+        raise SettingsError(
+            f"api_workers is {settings.api_workers}, and under Ray Serve a replica answers in one process; leave it "
+            "out and have more replicas, or more of ingress_replicas"
+        )
+    _check_scaling(scale)
     own_folders = SLOT in str(data_path(settings))
     if scale.most_replicas > 1 and settings.registry is None:
         raise SettingsError(
@@ -99,6 +109,16 @@ def _check(scale: Scale, given: Mapping[str, object], settings: Settings) -> Non
             f"its own; leave {SLOT} out, or add adapters by the API"
         )
     shared_blobs(settings)
+
+
+def _check_scaling(scale: Scale) -> None:
+    if scale.max_replicas is not None and scale.max_replicas < scale.min_replicas:
+        raise SettingsError(f"max_replicas {scale.max_replicas} is below min_replicas {scale.min_replicas}")
+    if scale.autoscaling and scale.max_replicas is None:
+        raise SettingsError("autoscaling: without max_replicas nothing is scaled; give it, or leave autoscaling out")
+    for name in OURS:
+        if name in scale.autoscaling:
+            raise SettingsError(f"autoscaling.{name}: it stands beside autoscaling, not in it")
 
 
 def data_path(settings: Settings) -> Path:

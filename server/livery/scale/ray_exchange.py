@@ -114,7 +114,7 @@ class Exchange:
     async def messages(self) -> AsyncGenerator[Said]:
         """The answer. Closing it early tells the application that its client has left, and doesn't wait for it.
 
-        Raises AnswerCutShort, and what the application raises before it answers.
+        Raises AnswerCutShort, from what the application raised if it did.
         """
         task = self._running.begin(self._answer())
         try:
@@ -123,9 +123,10 @@ class Exchange:
                 if isinstance(message, bytes):
                     message, more = self._with_all_there(message)
                 yield message
-            await task
-            if not self._whole:
-                raise AnswerCutShort
+            await asyncio.wait([task])
+            failed = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if failed is not None or not self._whole:
+                raise AnswerCutShort from failed
         finally:
             self._gone.set()
             while not self._said.empty():  # whoever waits for room there gets on

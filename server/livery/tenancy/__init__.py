@@ -23,6 +23,7 @@ from livery.tenancy.errors import (
 )
 from livery.tenancy.expiry import UsageExpiry
 from livery.tenancy.keys import KeyRing
+from livery.tenancy.levels import LevelExchange, LevelStore
 from livery.tenancy.limits import LimitExceeded, RateLimiter
 from livery.tenancy.management import TenantManagement, no_names
 from livery.tenancy.meter import Flusher, Meter
@@ -45,6 +46,8 @@ __all__ = [
     "InvalidTenancy",
     "Key",
     "KeyRing",
+    "LevelExchange",
+    "LevelStore",
     "LimitExceeded",
     "Limits",
     "Meter",

@@ -11,13 +11,13 @@ from pathlib import Path
 from sqlalchemy import Connection, Table, func, select, update
 
 from livery.tenancy.migrations import MIGRATIONS
-from livery.tenancy.schema import keys, metadata, state, tenants, usage
+from livery.tenancy.schema import keys, levels, metadata, state, tenants, usage
 from livery.tenancy.store import TenantStore
 from livery_adapters.registry.database import Database
 from livery_adapters.row_file import BackupError, RowFile, put
 
 ROWS = "tenants.jsonl"
-_FILE = RowFile("livery tenants 1", MIGRATIONS, metadata)
+_FILE = RowFile("livery tenants 1", MIGRATIONS, metadata, (levels,))  # those are of the moment
 
 
 @dataclass(frozen=True, slots=True)

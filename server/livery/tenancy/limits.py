@@ -1,4 +1,4 @@
-"""What a key and its tenant may ask per minute and at a time, kept in memory of one server.
+"""What a key and its tenant may ask per minute and at a time, kept in memory of one server (over several: levels).
 
     limiter = RateLimiter()
     claim = limiter.claim(principal, prompt_tokens=40, answer_tokens=256)    # LimitExceeded
@@ -49,17 +49,38 @@ class Rate(NamedTuple):
     reset_s: float
 
 
+class Used(NamedTuple):
+    """What a key or tenant used since that was last told, and its limits per minute."""
+
+    kind: str
+    name: str
+    requests: float
+    tokens: float
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+
+
+class Level(NamedTuple):
+    """How much of a key's or tenant's minute is used, by whomever."""
+
+    kind: str
+    name: str
+    requests: float
+    tokens: float
+
+
 Rates = dict[Literal["requests", "tokens"], Rate]
 
 
 class Bucket:
     """What one key or tenant uses of something per minute. Amounts are in requests or tokens, times in seconds."""
 
-    __slots__ = ("_at", "limit", "reserved", "used")
+    __slots__ = ("_at", "limit", "reserved", "untold", "used")
 
     def __init__(self) -> None:
         self.limit: int | None = None  # per minute; None: there is none
         self.used = 0.0  # and not leaked away
+        self.untold = 0.0  # of what was used, whatever leaked away: see livery.tenancy.levels
         self.reserved = 0
         self._at = 0.0
 
@@ -70,6 +91,15 @@ class Bucket:
             self.used = max(0.0, self.used - (now - self._at) * self.limit / MINUTE_S)
         self._at = now
 
+    def use(self, amount: int) -> None:
+        self.used += amount
+        self.untold += amount
+
+    def hear(self, told: float, level: float) -> None:
+        """So much was told, and so high is the level with it, as of now."""
+        self.untold = max(0.0, self.untold - told)
+        self.used = level + self.untold
+
     def wait(self, amount: int) -> float:
         """Seconds until so much more fits, if what is reserved is used at once; 0: it fits now."""
         if self.limit is None:
@@ -78,6 +108,10 @@ class Bucket:
         if over <= SLACK and self.limit > 0:
             return 0.0
         return over * MINUTE_S / self.limit if self.limit > 0 else math.inf
+
+    @property
+    def to_tell(self) -> float:
+        return 0.0 if self.limit is None else self.untold
 
     @property
     def remaining(self) -> int:
@@ -97,14 +131,20 @@ class Bucket:
 
 @dataclass(slots=True)
 class Account:
-    """What one key or tenant has under way. `whose` it is, in words for its owner."""
+    """What one key or tenant has under way."""
 
-    whose: str
+    who: tuple[str, str]  # kind and name
     limits: Limits
     requests: Bucket = field(default_factory=Bucket)
     tokens: Bucket = field(default_factory=Bucket)
     concurrent: int = 0
     queued: int = 0  # prompt tokens of answers that haven't begun
+
+    @property
+    def whose(self) -> str:
+        """In words for its owner."""
+        kind, name = self.who
+        return f"The {kind} '{name}'"
 
     def settle(self, limits: Limits, now: float) -> None:
         """Up to this moment, by the limits that held; from now on by these."""
@@ -153,6 +193,7 @@ class RateLimiter:
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._accounts: dict[tuple[str, str], Account] = {}
+        self._active: dict[tuple[str, str], Account] = {}  # that may have something to tell
         self._swept = 0  # accounts that were left at the last sweep
 
     def __len__(self) -> int:
@@ -165,8 +206,9 @@ class RateLimiter:
             refusals += [*account.against_request(), *account.against_tokens(prompt_tokens, answer_tokens)]
         _raise_longest(refusals)
         for account in accounts:
-            account.requests.used += 1
+            account.requests.use(1)
             account.concurrent += 1
+            self._active[account.who] = account
         return Claim(accounts, prompt_tokens, answer_tokens, self._clock)
 
     def rates(self, principal: Principal) -> Rates:
@@ -179,6 +221,26 @@ class RateLimiter:
                 found["tokens"] = min(rate, found.get("tokens", rate), key=lambda one: one.remaining)
         return found
 
+    def used(self) -> list[Used]:
+        """What was used and not told yet, of those limits that count per minute."""
+        found = []
+        for who, account in list(self._active.items()):
+            requests, tokens = account.requests.to_tell, account.tokens.to_tell
+            if requests or tokens:
+                found.append(Used(*who, requests, tokens, account.requests.limit, account.tokens.limit))
+            elif not account.concurrent:
+                del self._active[who]
+        return found
+
+    def hear(self, told: Sequence[Used], heard: Sequence[Level]) -> None:
+        """These levels answer what was told, in its order."""
+        now = self._clock()
+        for one, level in zip(told, heard, strict=True):
+            if account := self._active.get((one.kind, one.name)):
+                account.leak(now)
+                account.requests.hear(one.requests, level.requests)
+                account.tokens.hear(one.tokens, level.tokens)
+
     def _of(self, principal: Principal) -> list[Account]:
         """Its accounts as of now: where nothing is limited, none."""
         self._sweep()
@@ -188,7 +250,7 @@ class RateLimiter:
                 continue
             account = self._accounts.get((kind, name))
             if account is None:
-                account = self._accounts[kind, name] = Account(f"The {kind} '{name}'", limits)
+                account = self._accounts[kind, name] = Account((kind, name), limits)
             account.settle(limits, self._clock())
             found.append(account)
         return found
@@ -201,6 +263,7 @@ class RateLimiter:
         for account in self._accounts.values():
             account.leak(now)
         self._accounts = {who: account for who, account in self._accounts.items() if not account.idle}
+        self._active = {who: account for who, account in self._active.items() if who in self._accounts}
         self._swept = len(self._accounts)
 
 
@@ -244,7 +307,7 @@ class Claim:
         for account in self._accounts:
             account.tokens.leak(now)
             account.tokens.reserved -= kept
-            account.tokens.used += tokens
+            account.tokens.use(tokens)
 
     def release(self) -> None:
         """The request is over; more calls do nothing."""

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from livery.beside import REPORTING
 from livery.tenancy.checks import expiry
-from livery.tenancy.keys import KeyRing
 from livery.tenancy.records import EVERYTHING, OPERATOR, Key, Role, Tenant
 from livery.tenancy.store import Occupied, TenantStore
 from livery_adapters.registry import Registry, TenantNotEmpty
@@ -33,14 +32,22 @@ Limited = Mapping[str, int | None]
 """Limits by name; None takes one away."""
 
 
+class Ring(Protocol):
+    """What a server knows of keys and tenants, in one process or in several."""
+
+    async def refresh(self) -> None:
+        """Know what the database knows now. Raises RegistryError."""
+        ...
+
+
 class TenantManagement:
     """Changes what is kept. Each verb raises TenancyError or RegistryError.
 
-    `names` opens the registry of adapters. `ring` is that of a server in this process, which knows
-    each change before the answer; others follow within half a second.
+    `names` opens the registry of adapters. `ring` is that of the server of this process, which
+    knows each change before the answer; others follow within half a second.
     """
 
-    def __init__(self, store: TenantStore, names: Names, ring: KeyRing | None = None) -> None:
+    def __init__(self, store: TenantStore, names: Names, ring: Ring | None = None) -> None:
         self._store = store
         self._names = names
         self._ring = ring
@@ -149,7 +156,7 @@ class TenantManagement:
                 registry.forget_tenant(tenant)
 
     async def _told(self) -> None:
-        """Have this process know at once."""
+        """Have this server know at once."""
         if self._ring is not None:
             await self._ring.refresh()
 

@@ -86,3 +86,15 @@ flushes = Table(
     Column("number", BigInteger, nullable=False),  # of the last flush that was added
     Column("at", Double, nullable=False),  # Unix time
 )
+
+# How much of a minute is used by all servers together, leaking since `at`.
+levels = Table(
+    "limit_levels",
+    metadata,
+    Column("kind", Text, nullable=False),  # key or tenant
+    Column("name", _name(), nullable=False),
+    Column("requests", Double, nullable=False),
+    Column("tokens", Double, nullable=False),
+    Column("at", Double, nullable=False),  # Unix time, of the database's clock
+    PrimaryKeyConstraint("kind", "name", name="limit_levels_key"),
+)

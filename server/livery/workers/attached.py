@@ -31,6 +31,8 @@ from livery.workers.link import Link
 from livery_adapters.effect import AdapterEffect
 
 ALONE = "the server's first process is gone"
+SILENT = "the server's first process doesn't answer"
+READY_S = 2.0  # that the parent may take to say whether the engine is ready, which it knows in a quarter of it
 
 
 class AttachedEngine:
@@ -96,7 +98,11 @@ class AttachedEngine:
         return pong.stats
 
     async def ready(self) -> bool:
-        told: m.Readiness = await self._ask(m.Ready)
+        try:
+            async with asyncio.timeout(READY_S):
+                told: m.Readiness = await self._ask(m.Ready)
+        except TimeoutError:  # nothing is served without it, and nothing here can end it
+            raise EngineDead(SILENT) from None
         return told.ready
 
     # -- inside ----------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, cast
 
+import msgspec
+
 from livery.engine import messages as e
 from livery.engine.base import Engine, GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.figures import PromptRead
@@ -34,8 +36,7 @@ from livery.workers.link import Link, Refusal
 GATHER_S = 1.0  # that workers may take to say what they counted
 DROPPED = "the request was dropped"
 
-
-_NUMBERS = itertools.count(1)  # of questions
+_NUMBERS = itertools.count(1)  # of what workers are told
 
 
 class Hub:
@@ -59,7 +60,14 @@ class Hub:
 
     async def gather(self, besides: Desk) -> None:
         """Have every other worker that serves say what it counted; who is slow says it later."""
-        asked = [desk.tell() for desk in self.desks if desk is not besides and desk.serving.is_set()]
+        await self._told(besides, m.Tell)
+
+    async def spread(self, besides: Desk, names: list[str], *, keys: bool) -> None:
+        """Have every other worker that serves know what was changed; who is slow sees it in the database later."""
+        await self._told(besides, lambda number: m.Renew(number, names, keys))
+
+    async def _told(self, besides: Desk, make: Callable[[int], msgspec.Struct]) -> None:
+        asked = [desk.tell(make) for desk in self.desks if desk is not besides and desk.serving.is_set()]
         with suppress(TimeoutError):
             async with asyncio.timeout(GATHER_S):
                 await asyncio.gather(*(event.wait() for event in asked))
@@ -80,13 +88,14 @@ class Desk:
         self.serving = asyncio.Event()
         self.gone = asyncio.Event()
         self.unable = ""  # why it ended before it served, where it said so
+        self._spoke = False
         self.used: Counter[str] = Counter()  # digests of adapters, by requests and loads
         self._hub = hub
         self._requests: dict[str, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
         self._held: dict[int, Counted | Entry] = {}
         self._deltas: list[TokenDelta] = []
-        self._tells: dict[int, asyncio.Event] = {}
+        self._told: dict[int, asyncio.Event] = {}
         hub.desks.add(self)
 
     # -- the link --------------------------------------------------------------------------------------
@@ -98,19 +107,25 @@ class Desk:
             task.cancel()
         for hold in list(self._held):
             self._leave(hold)
-        for event in self._tells.values():
+        for event in self._told.values():
             event.set()
         self._hub.ledger.gone(self.number)
         self.gone.set()
 
-    def tell(self) -> asyncio.Event:
-        """Ask the worker what it counted; set once it has said so."""
+    def spoke(self) -> bool:
+        """Whether the worker said anything since the last time this was asked."""
+        spoke, self._spoke = self._spoke, False
+        return spoke
+
+    def tell(self, make: Callable[[int], msgspec.Struct]) -> asyncio.Event:
+        """Send what `make` makes of a number; set once the worker has said that it did as it was told."""
         number = next(_NUMBERS)
-        event = self._tells[number] = asyncio.Event()
-        self.link.send(m.Tell(number))
+        event = self._told[number] = asyncio.Event()
+        self.link.send(make(number))
         return event
 
     def _take(self, message: Any) -> None:  # noqa: ANN401  (one of m.ToParent)
+        self._spoke = True
         match message:
             case e.Submit(request):
                 self._begin(request)
@@ -125,9 +140,9 @@ class Desk:
                 self._run(self._ask_engine(message))
             case e.Unload() | e.Keep():
                 self._run(self._tell_engine(message))
-            case m.Grown() | m.Forget():
+            case m.Grown() | m.Renewed() | m.Forget():
                 self._count(message)
-            case m.Look() | m.AskBooks() | m.AskLately() | m.AskHouse():
+            case m.Spread() | m.Look() | m.AskBooks() | m.AskLately() | m.AskRunning() | m.AskHouse():
                 self._run(self._tell_of_all(message))
             case m.Serving():
                 self.serving.set()
@@ -189,19 +204,30 @@ class Desk:
 
     # -- what is counted -------------------------------------------------------------------------------
 
-    def _count(self, message: m.Grown | m.Forget) -> None:
+    def _count(self, message: m.Grown | m.Renewed | m.Forget) -> None:
         ledger = self._hub.ledger
         match message:
             case m.Grown(asked):
                 ledger.add(self.number, message)
-                if asked in self._tells:
-                    self._tells.pop(asked).set()
+                self._done(asked)
+            case m.Renewed(number):
+                self._done(number)
             case m.Forget(adapters, tenants):
                 ledger.forget(adapters, tenants)
 
-    async def _tell_of_all(self, message: m.Look | m.AskBooks | m.AskLately | m.AskHouse) -> None:
+    def _done(self, number: int) -> None:
+        """The worker did what it was told under this number, or (0) something without being told."""
+        if number in self._told:
+            self._told.pop(number).set()
+
+    async def _tell_of_all(
+        self, message: m.Spread | m.Look | m.AskBooks | m.AskLately | m.AskRunning | m.AskHouse
+    ) -> None:
         ledger = self._hub.ledger
         match message:
+            case m.Spread(call, names, keys):
+                await self._hub.spread(self, names, keys=keys)
+                self.link.send(m.Granted(call=call))
             case m.Look(call):
                 self.link.send(m.Room(call=call, held=self._hub.gate.holds()))
             case m.AskHouse(call):
@@ -209,6 +235,9 @@ class Desk:
             case m.AskBooks(call):
                 await self._hub.gather(self)
                 self.link.send(ledger.books(call))
+            case m.AskRunning(call):
+                await self._hub.gather(self)
+                self.link.send(m.Running(call=call, rows=ledger.running()))
             case m.AskLately(call, account):
                 await self._hub.gather(self)
                 self.link.send(m.Doings(call=call, lately=ledger.lately(account, time.perf_counter())))
@@ -222,9 +251,10 @@ class Desk:
 
     async def _stream(self, request: GenerationRequest) -> None:
         read = PromptRead()
-        # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
-        source = cast(AsyncGenerator[TokenDelta], self._hub.engine.generate(request, read))
         try:
+            # The protocol says iterator; closing it is part of the contract, so it is a generator in fact. An engine
+            # that is being started anew says so here already.
+            source = cast(AsyncGenerator[TokenDelta], self._hub.engine.generate(request, read))
             with self._using(request.adapter.digest if request.adapter else ""):
                 async with aclosing(source):
                     async for delta in source:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import chain
 
 from livery.activity import Activity, Lately
 from livery.engine.base import EngineInfo, EngineStats
 from livery.metrics import Metrics
+from livery.under_way import Row, UnderWay
 from livery.workers import messages as m
 
 
@@ -16,7 +17,7 @@ class Ledger:
     def __init__(self, base_name: str, info: EngineInfo, max_adapters: int) -> None:
         self._activity = Activity()
         self._metrics = Metrics(base_name, info, max_adapters, activity=self._activity)
-        self._running: dict[int, list[tuple[str, str, int]]] = {}  # by worker: account, adapter, requests
+        self._running: dict[int, list[Row]] = {}  # by worker
         self._stats: EngineStats | None = None
 
     def add(self, number: int, grown: m.Grown) -> None:
@@ -48,9 +49,8 @@ class Ledger:
         )
 
     def lately(self, account: str | None, now: float) -> Lately:
-        running = Counter[str]()
-        for rows in self._running.values():
-            for whose, adapter, count in rows:
-                if account in (None, whose):
-                    running[adapter] += count
-        return self._activity.of(account).told(now, dict(running))
+        return self._activity.of(account).told(now, UnderWay.told(self.running()).by_name(account))
+
+    def running(self) -> list[Row]:
+        """Requests under way, of each worker one after the other."""
+        return list(chain.from_iterable(self._running.values()))

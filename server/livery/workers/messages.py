@@ -16,9 +16,12 @@ from livery.survey import House
 from livery.tenancy import Principal
 from livery.tenancy.gate import Held, Wish
 from livery.tenancy.limits import Rates
+from livery.under_way import Row
 from livery.workers.failures import Failure
 from livery.workers.link import Answer, Refusal
 from livery_adapters.effect import AdapterEffect
+
+BEAT_S = 0.5
 
 # -- from the parent, without being asked ------------------------------------------------------------
 
@@ -30,7 +33,6 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     """
 
     number: int
-    processes: int
     settings: dict[str, object]
     model_path: str
     model_name: str
@@ -58,6 +60,14 @@ class Tell(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
+class Renew(msgspec.Struct, frozen=True, tag=True):
+    """Another worker changed adapters of these names, or who may come in."""
+
+    number: int
+    names: list[str]
+    keys: bool
+
+
 class Announce(msgspec.Struct, frozen=True, tag=True):
     """All workers serve: say so to whoever started the server."""
 
@@ -82,6 +92,10 @@ class EngineEnded(msgspec.Struct, frozen=True, tag=True):
 
 
 # -- from a worker -------------------------------------------------------------------------------------
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """Its loop gets on; said every BEAT_S."""
 
 
 class Serving(msgspec.Struct, frozen=True, tag=True):
@@ -156,7 +170,21 @@ class Grown(msgspec.Struct, frozen=True, tag=True):
     asked: int
     growth: Growth
     events: list[Event]
-    running: list[tuple[str, str, int]]  # account, adapter, requests
+    running: list[Row]
+
+
+class Renewed(msgspec.Struct, frozen=True, tag=True):
+    """What a `Renew` of this number told is known."""
+
+    number: int
+
+
+class Spread(msgspec.Struct, frozen=True, tag=True):
+    """Have the other workers know what was changed, as with `Renew`."""
+
+    call: int
+    names: list[str]
+    keys: bool
 
 
 class Forget(msgspec.Struct, frozen=True, tag=True):
@@ -175,6 +203,10 @@ class AskLately(msgspec.Struct, frozen=True, tag=True):
 
     call: int
     account: str | None
+
+
+class AskRunning(msgspec.Struct, frozen=True, tag=True):
+    call: int
 
 
 class AskHouse(msgspec.Struct, frozen=True, tag=True):
@@ -203,7 +235,7 @@ class Readiness(Answer, frozen=True, tag=True):
 
 
 class Granted(Answer, frozen=True, tag=True):
-    """It is counted, let in or resized."""
+    """It is counted, let in or resized, or the others know it."""
 
 
 class Books(Answer, frozen=True, tag=True):
@@ -218,6 +250,12 @@ class Doings(Answer, frozen=True, tag=True):
     lately: Lately
 
 
+class Running(Answer, frozen=True, tag=True):
+    """What is under way on all workers."""
+
+    rows: list[Row]
+
+
 class Told(Answer, frozen=True, tag=True):
     house: House
 
@@ -230,6 +268,7 @@ ToWorker = (
     Begin
     | Deltas
     | Failed
+    | Renew
     | Announce
     | Drain
     | Used
@@ -241,12 +280,14 @@ ToWorker = (
     | Tell
     | Books
     | Doings
+    | Running
     | Told
     | Room
     | Refusal
 )
 ToParent = (
-    Serving
+    Alive
+    | Serving
     | Unable
     | Submit
     | Abort
@@ -263,8 +304,11 @@ ToParent = (
     | Leave
     | Look
     | Grown
+    | Renewed
+    | Spread
     | Forget
     | AskBooks
     | AskLately
+    | AskRunning
     | AskHouse
 )

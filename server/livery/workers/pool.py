@@ -5,8 +5,9 @@
     await pool.done()               # until every one has ended, which `drain` and `end` ask for
     pool.kill()
 
-A worker that ends takes its own streams with it and nothing else: its desk gives back what it held, and its connections
-that nobody accepted yet wait in the socket that all of them share.
+A worker that ends takes its own streams with it and nothing else: its desk gives back what it held, and connections
+that nobody accepted yet wait in the socket that all of them share. One whose loop says nothing for too long is ended,
+as the engine is: whatever it waits for, its clients would wait with it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
+from livery.engine.pulse import judge
+from livery.engine.starvation import Silence
 from livery.engine.supervisor import RestartBudget
+from livery.metrics.processes import ProcessorTime
 from livery.survey import House, Process
 from livery.workers import messages as m
 from livery.workers.hub import Desk, Hub
@@ -29,7 +34,9 @@ from livery.workers.hub import Desk, Hub
 log = logging.getLogger("livery.workers")
 
 PROGRAM = "livery.commands.api_worker"
-ENDED_S = 10.0  # that a worker may take to end once its link is closed
+ENDED_S = 5.0  # that a worker may take to end once its link is closed
+LATE_S = 12.0  # that workers may take beyond the drain timeout until they are ended
+STARTING_S = 60.0  # of silence, until it serves: a worker is silent while Python reads its modules
 
 Begin = Callable[[int], m.Begin]  # what a worker of that number is told first
 
@@ -41,24 +48,27 @@ class WorkersUnable(Exception):
 class Pool:
     """Use from one event loop."""
 
-    def __init__(self, hub: Hub, begin: Begin, processes: int, descriptors: Sequence[int]) -> None:
-        """`descriptors` are what every worker inherits beside its link."""
+    def __init__(
+        self, hub: Hub, begin: Begin, processes: int, descriptors: Sequence[int], *, hang_s: float, drain_s: float
+    ) -> None:
+        """`descriptors` are what every worker inherits beside its link. `hang_s`: of silence, after which one that
+        serves is ended; `drain_s`: that requests under way have once it is told to stop.
+        """
         self._hub, self._begin = hub, begin
+        self._hang_s, self._drain_s = hang_s, drain_s
         self._descriptors = tuple(descriptors)
         self._lives = [Life(number) for number in range(processes)]
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._began = time.perf_counter()
+        self._processor_time = ProcessorTime()
         hub.house = self.house
-        self._last_words: m.Drain | m.EngineEnded | None = None
 
     def house(self) -> House:
         """The server's processes now."""
-        return House(
-            self._began,
-            (os.getpid(), *(life.pid for life in self._lives if life.pid)),
-            tuple(Process(life.number, life.pid, life.serving, life.restarts) for life in self._lives),
-        )
+        pids = (os.getpid(), *(life.pid for life in self._lives if life.pid))
+        workers = tuple(Process(life.number, life.pid, life.serving, life.restarts) for life in self._lives)
+        return House(self._began, pids, workers, self._processor_time.look(pids))
 
     async def start(self) -> None:
         """Raises WorkersUnable where one of them can't serve; the others are ended then."""
@@ -68,7 +78,7 @@ class Pool:
         for task in (served, stopping):
             task.cancel()
         if not served.done():
-            self._end(m.Drain(signal.SIGTERM))
+            self.drain(signal.SIGTERM)
         if reason := next((life.unable for life in self._lives if life.unable), ""):
             await self.done()
             raise WorkersUnable(reason)
@@ -83,7 +93,8 @@ class Pool:
         self._end(m.EngineEnded(reason))
 
     def kill(self) -> None:
-        """End all of them without waiting for anything."""
+        """End all of them without waiting for anything; none is started anew."""
+        self._stopping.set()
         for life in self._lives:
             life.kill()
 
@@ -99,10 +110,21 @@ class Pool:
         await self._stopping.wait()
 
     def _end(self, last: m.Drain | m.EngineEnded) -> None:
-        self._last_words = last
+        """What doesn't serve yet has nothing to finish, and may be far from a point where it could hear this."""
+        if not self._stopping.is_set():
+            asyncio.get_running_loop().call_later(self._drain_s + LATE_S, self._late)
         self._stopping.set()
         for life in self._lives:
-            life.send(last)
+            if life.serving:
+                life.send(last)
+            else:
+                life.kill()
+
+    def _late(self) -> None:
+        for life in self._lives:
+            if life.pid:
+                log.error("API worker %d didn't end in time after it was told to, and is ended", life.number)
+                life.kill()
 
     async def _keep(self, life: Life) -> None:
         """Have a worker of this number, until the server ends."""
@@ -113,8 +135,8 @@ class Pool:
                 return
             said = life.desk.unable if life.desk is not None else ""
             if first and not life.served.is_set():
-                life.unable = said or f"API worker {life.number} ended with {ended} before it served"
-                return self._end(m.Drain(signal.SIGTERM))
+                life.unable = said or f"API worker {life.number} ended with {ended} before it served; see the log"
+                return self.drain(signal.SIGTERM)
             first, pause = False, budget.pause(time.monotonic()) or 0.0
             budget.take(time.monotonic())
             life.restarts += 1
@@ -139,10 +161,10 @@ class Pool:
                 return f"no process ({error.strerror or error})"
         life.desk = desk = self._hub.desk(life.number)
         await desk.link.open(mine)
+        if self._stopping.is_set():
+            life.kill()
         desk.link.send(self._begin(life.number))
-        if self._last_words is not None:
-            desk.link.send(self._last_words)
-        serving = asyncio.create_task(life.notice(desk))
+        beside = [asyncio.create_task(life.notice(desk)), asyncio.create_task(self._feel(life, desk))]
         try:
             await desk.gone.wait()
             with suppress(TimeoutError):
@@ -151,7 +173,25 @@ class Pool:
             life.kill()
             return _how(await life.process.wait())
         finally:
-            serving.cancel()
+            for task in beside:
+                task.cancel()
+
+    async def _feel(self, life: Life, desk: Desk) -> None:
+        """End a worker that hangs. What it had no core for isn't held against it, nor what this process had none for.
+
+        Its clients see their connections end, and those who haven't been answered yet may ask again.
+        """
+        silence, hang = Silence(Path(f"/proc/{life.pid}/task")), ""
+        while not hang:
+            await asyncio.sleep(m.BEAT_S)
+            if desk.spoke():
+                silence.ends()
+            else:
+                silence.goes_on(m.BEAT_S)
+            patience = self._hang_s if life.serving else max(self._hang_s, STARTING_S)
+            hang = judge(silence.lasts_s, None, patience, silence.starved_s).hang
+        log.error("API worker %d hangs and is ended: %s", life.number, hang)
+        life.kill()
 
 
 class Life:

@@ -10,10 +10,10 @@ from collections.abc import Collection
 
 from livery.activity import ActivityLog, Lately
 from livery.engine.base import EngineInfo
-from livery.holds import UnderWay
 from livery.metrics import OTHER, Metrics
 from livery.metrics.snapshot import Snapshot
 from livery.survey import House
+from livery.under_way import UnderWay
 from livery.workers import messages as m
 from livery.workers.link import Link
 
@@ -72,9 +72,17 @@ class AskedSurvey:
         told: m.Doings = await self._link.ask(lambda call: m.AskLately(call, account))
         return told.lately
 
+    async def under_way(self) -> UnderWay:
+        self.tell()
+        told: m.Running = await self._link.ask(m.AskRunning)
+        return UnderWay.told(told.rows)
+
     async def house(self) -> House:
         told: m.Told = await self._link.ask(m.AskHouse)
         return told.house
+
+    async def spread(self, names: Collection[str] = (), *, keys: bool = False) -> None:
+        await self._link.ask(lambda call: m.Spread(call, list(names), keys))
 
     def forget_tenants(self, names: Collection[str]) -> None:
         self.tell()  # what came before is the old one's

@@ -1,9 +1,10 @@
 """A server without something, to measure what that costs: without what keeps tenants apart (no key, room or limit, no
-usage), or without all that is counted for those who look on.
+usage), or without all that is counted for those who look on. In one process: two of the same kind differ by more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from livery.activity import Activity
@@ -61,36 +62,38 @@ class Uncounted:
 UNCOUNTED = Uncounted()
 
 
-def take_tenancy_away() -> None:
-    """Put nothing in the place of all of it, for this process."""
-    for owner, name, instead in (
-        (Admission, "admit", _admit),
-        (Admission, "count", _nothing),
-        (Admission, "hold_body", lambda *_: None),
-        (Boundary, "_tell_rates", lambda *_: None),
-        (Doors, "admit", lambda *_: OPERATOR),
-        (Flusher, "start", lambda *_: None),
-        (KeyRing, "start", _nothing),
-    ):
-        setattr(owner, name, instead)
+async def _flushed(*_: object) -> bool:
+    return True
 
 
-class MetricsSwitch:
-    """Takes away all that is counted and traced for those who look on, and puts it back, while nothing is asked.
+Instead = tuple[type, str, Any]  # a class, the name of its method, and what takes its place
 
-    In one process: two of the same kind differ by more than what is measured.
-    """
+TENANCY: Sequence[Instead] = (
+    (Admission, "account", lambda *_: None),
+    (Admission, "admit", _admit),
+    (Admission, "count", _nothing),
+    (Admission, "hold_body", lambda *_: None),
+    (Boundary, "_tell_rates", lambda *_: None),
+    (Doors, "admit", lambda *_: OPERATOR),
+    (Flusher, "flush", _flushed),
+    (KeyRing, "refresh", _nothing),
+)
+METRICS: Sequence[Instead] = (
+    (Metrics, "begin", lambda *_: UNCOUNTED),
+    (Metrics, "http", lambda *_: None),
+    (Metrics, "catch_up", lambda *_: None),
+    (Activity, "note", lambda *_: None),
+    (Boundary, "_trace", lambda *_: None),
+)
 
-    def __init__(self) -> None:
+
+class Switch:
+    """Takes something away and puts it back, while nothing is asked."""
+
+    def __init__(self, without: Sequence[Instead]) -> None:
         self.on = True
-        self._without: tuple[tuple[type, str, Any], ...] = (
-            (Metrics, "begin", lambda *_: UNCOUNTED),
-            (Metrics, "http", lambda *_: None),
-            (Metrics, "catch_up", lambda *_: None),
-            (Activity, "note", lambda *_: None),
-            (Boundary, "_trace", lambda *_: None),
-        )
-        self._usual = tuple((owner, name, getattr(owner, name)) for owner, name, _ in self._without)
+        self._without = without
+        self._usual = tuple((owner, name, getattr(owner, name)) for owner, name, _ in without)
 
     def turn(self) -> None:
         self.on = not self.on

@@ -22,15 +22,9 @@ from livery.tenancy import TenantStore
 from livery_loadtest.lean import Load, post, run_load
 from livery_loadtest.servers import LaunchedServer, LaunchSpec, cpu_seconds, free_port
 
-# "bare": without keys, room, limits and metering. "limited": requests bring a key that has limits of every kind.
-# "traced": every request goes to a collector.
-Variant = Literal["usual", "bare", "limited", "traced"]
-NAMED: dict[Variant, str] = {
-    "usual": "",
-    "bare": " and no tenants",
-    "limited": " and limits",
-    "traced": " and traces",
-}
+# "limited": requests bring a key that has limits of every kind. "traced": every request goes to a collector.
+Variant = Literal["usual", "limited", "traced"]
+NAMED: dict[Variant, str] = {"usual": "", "limited": " and limits", "traced": " and traces"}
 FAR_LIMITS = {
     name: 1 << 40
     for name in ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "queued_tokens", "max_tokens", "n")
@@ -64,6 +58,7 @@ class MeasuredServer:
         self._found = found
         self.data = data
         self._key = key
+        self._on = True
         self.url = launched.spec.url
 
     @property
@@ -95,10 +90,14 @@ class MeasuredServer:
         told = self._told()
         found.samples, found.seconds, found.calls = told.samples, told.seconds, told.calls
 
-    def turn_metrics(self) -> bool:
-        """Take metrics and traces away or put them back, while nothing is asked; whether they are there now."""
-        os.kill(self._launched.process.pid, signal.SIGHUP)
-        return self._told().counting
+    def turned(self, on: bool) -> MeasuredServer:
+        """With or without metrics and traces, or without what keeps tenants apart where it is limited; while nothing
+        is asked.
+        """
+        while self._on is not on:
+            os.kill(self._launched.process.pid, signal.SIGHUP)
+            self._on = self._told().on
+        return self
 
     def _told(self) -> Found:
         latest = time.monotonic() + FOUND_S
@@ -127,7 +126,8 @@ def measured_server(
     """
     with TemporaryDirectory(prefix="livery-bench-") as folder:
         found, port, data = Path(folder) / "found.json", free_port(), DataFolder(Path(folder) / "data")
-        setup = Setup(model, str(data.root), port, str(found), fake, core, variant == "bare", collector)
+        turns: Literal["metrics", "tenancy"] = "tenancy" if variant == "limited" else "metrics"
+        setup = Setup(model, str(data.root), port, str(found), fake, core, turns, collector)
         command = [sys.executable, "-m", "livery.bench.http.server", msgspec.json.encode(setup).decode()]
         name = f"the server with a {'fake' if fake else 'real'} engine{NAMED[variant]}"
         spec = LaunchSpec(name, command, f"http://127.0.0.1:{port}", Path(folder) / "server.log", ready="/ready")

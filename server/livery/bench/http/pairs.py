@@ -1,4 +1,4 @@
-"""Two servers loaded in turn, pair by pair: what a machine does to one of a pair it does to the other."""
+"""A server loaded in two ways in turn, pair by pair: what a machine does to one of a pair it does to the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TICK_S = 0.01  # in which processor time is counted
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """One load on a server, whose process took `cpu_s` meanwhile."""
+    """One load on a server, which took `cpu_s` of processor time meanwhile."""
 
     tokens: int
     seconds: float
@@ -25,7 +25,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Loads of the one and the other server, one after the other."""
+    """Loads in the one and the other way, one after the other."""
 
     rounds: Sequence[tuple[Loaded, Loaded]]
 

@@ -83,7 +83,7 @@ def _tenants(findings: Findings) -> Table:
     table = _table(title, "streams", "with", "without", "ratio", "CPU per token", "")
     for row in findings.tenants:
         verdict = _verdict(TENANTS_RATIO, row.ratio.median)
-        cells = (str(row.streams), _spread(row.limited), _spread(row.bare), _ratio(row.ratio), f"{row.cpu:.3f}")
+        cells = (str(row.streams), _spread(row.on), _spread(row.off), _ratio(row.ratio), f"{row.cpu:.3f}")
         table.add_row(*cells, verdict)
     return table
 
@@ -96,8 +96,8 @@ def _metrics(findings: Findings) -> Table:
         traces = f"{row.traced:.0f} bytes a request"
         table.add_row(
             str(row.streams),
-            _spread(row.counted),
-            _spread(row.uncounted),
+            _spread(row.on),
+            _spread(row.off),
             f"{_ratio(row.ratio)} {verdict}",
             f"{row.cpu:.3f}",
             traces,

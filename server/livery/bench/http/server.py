@@ -1,7 +1,7 @@
 """The server under measurement, in its own process: `livery serve` as it is, over a fake engine or a real one.
 
 Run as `python -m livery.bench.http.server SETUP` with a Setup as JSON. SIGUSR1 begins a measurement inside, SIGUSR2
-ends it and writes what it found; SIGHUP takes metrics and traces away, or puts them back, and writes that it did.
+ends it and writes what it found; SIGHUP takes away what the setup names, or puts it back, and writes that it did.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import msgspec
 
-from livery.bench.http.bare import MetricsSwitch, take_tenancy_away
+from livery.bench.http.bare import METRICS, TENANCY, Switch
 from livery.bench.http.clock import TextClock
 from livery.bench.http.sampler import Sampler
 from livery.commands.serve import run_server
@@ -42,7 +43,7 @@ SAYING = (
 class Setup(msgspec.Struct, frozen=True):
     """What to serve, where, and where to write what was measured inside. `core` is None for all.
 
-    `bare`: without what keeps tenants apart. `otlp_endpoint`: where its traces go.
+    `turns`: what SIGHUP takes away. `otlp_endpoint`: where its traces go.
     """
 
     model: str
@@ -51,17 +52,18 @@ class Setup(msgspec.Struct, frozen=True):
     found: str
     fake: bool = True
     core: int | None = None
-    bare: bool = False
+    turns: Literal["metrics", "tenancy"] = "metrics"
     otlp_endpoint: str | None = None
 
 
 class Found(msgspec.Struct):
-    """What was measured inside a server: samples by part, or seconds spent with text. `counting`: whether it counts."""
+    """What was measured inside a server: samples by part, or seconds spent with text. `on`: whether it has what
+    SIGHUP takes away."""
 
     samples: dict[str, int] = {}
     seconds: dict[str, float] = {}
     calls: dict[str, int] = {}
-    counting: bool = True
+    on: bool = True
 
 
 def fake_engine(config: EngineConfig, progress: Callable[[str], None]) -> Engine:
@@ -79,9 +81,8 @@ def main() -> None:
     setup = msgspec.json.decode(sys.argv[1], type=Setup)
     if setup.core is not None:
         os.sched_setaffinity(0, {setup.core})
-    if setup.bare:
-        take_tenancy_away()
-    sampler, clock, metrics = Sampler(), TextClock(), MetricsSwitch()
+    sampler, clock = Sampler(), TextClock()
+    switch = Switch(TENANCY if setup.turns == "tenancy" else METRICS)
 
     def begin(_number: int, _frame: FrameType | None) -> None:
         if setup.fake:
@@ -94,8 +95,8 @@ def main() -> None:
         tell(Found(dict(sampler.samples), dict(clock.seconds), dict(clock.calls)))
 
     def turn(_number: int, _frame: FrameType | None) -> None:
-        metrics.turn()
-        tell(Found(counting=metrics.on))
+        switch.turn()
+        tell(Found(on=switch.on))
 
     def tell(found: Found) -> None:
         part = Path(f"{setup.found}.part")

@@ -77,32 +77,18 @@ class LoadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class TenantsRow:
-    """Tokens per second with keys, limits and metering and without, measured in turn, and the ratio of each pair.
+class TurnedRow:
+    """Tokens per second of one server with something and without it, measured in turn, and the ratio of each pair.
 
-    `cpu` is the ratio of the servers' processor time per token.
+    `cpu` is the ratio of its processor time per token, `traced` the bytes of traces for each request.
     """
 
     streams: int
-    limited: Spread
-    bare: Spread
+    on: Spread
+    off: Spread
     ratio: Spread
     cpu: float
-
-
-@dataclass(frozen=True, slots=True)
-class MetricsRow:
-    """Tokens per second with metrics and traces and without either, measured in turn, and the ratio of each pair.
-
-    `cpu` is the ratio of the servers' processor time per token, `traced` the bytes of traces for each request.
-    """
-
-    streams: int
-    counted: Spread
-    uncounted: Spread
-    ratio: Spread
-    cpu: float
-    traced: float
+    traced: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +117,8 @@ class Findings:
     cores: Cores
     streams: list[LoadRow] = field(default_factory=list)
     requests: list[LoadRow] = field(default_factory=list)
-    tenants: list[TenantsRow] = field(default_factory=list)
-    metrics: list[MetricsRow] = field(default_factory=list)
+    tenants: list[TurnedRow] = field(default_factory=list)
+    metrics: list[TurnedRow] = field(default_factory=list)
     looking: list[LookRow] = field(default_factory=list)
     profile: list[TimeRow] = field(default_factory=list)
     busy: float = 0.0  # share of samples that found the profiled server doing something
@@ -189,15 +175,11 @@ class Suite:
                 _pin(everywhere)
 
     def _with_tenants_and_without(self) -> None:
-        """Two servers on one core, of which one is asked at a time."""
+        """One server, asked with a key that is limited in every way, which minds that or doesn't."""
         cores, sizes = self.findings.cores, self._sizes
-        with (
-            measured_server(self._model, cores.server, self._console, fake=True, variant="limited") as limited,
-            measured_server(self._model, cores.server, self._console, fake=True, variant="bare") as bare,
-        ):
-            pairs = self._in_turn([lambda: limited, lambda: bare], sizes.tenant_streams, sizes.tenant_pairs)
-        row = TenantsRow(sizes.tenant_streams, pairs.rates(0), pairs.rates(1), pairs.ratio(), pairs.cpu_ratio())
-        self.findings.tenants.append(row)
+        with measured_server(self._model, cores.server, self._console, fake=True, variant="limited") as server:
+            pairs = self._in_turn(server, sizes.tenant_streams, sizes.tenant_pairs)
+        self.findings.tenants.append(_turned(sizes.tenant_streams, pairs))
 
     def _with_metrics_and_without(self) -> None:
         """One server, which counts and traces or doesn't."""
@@ -208,36 +190,22 @@ class Suite:
                 self._model, cores.server, self._console, fake=fake, variant="traced", collector=collector.url
             ) as server,
         ):
+            pairs = self._in_turn(server, sizes.metrics_streams, sizes.metrics_pairs)
+        traced = collector.taken / sum(one.answers for one, _ in pairs.rounds)
+        self.findings.metrics.append(_turned(sizes.metrics_streams, pairs, traced))
 
-            def turned(on: bool) -> MeasuredServer:
-                while server.turn_metrics() is not on:
-                    pass
-                return server
-
-            ways = [lambda: turned(True), lambda: turned(False)]
-            pairs = self._in_turn(ways, sizes.metrics_streams, sizes.metrics_pairs)
-        row = MetricsRow(
-            sizes.metrics_streams,
-            pairs.rates(0),
-            pairs.rates(1),
-            pairs.ratio(),
-            pairs.cpu_ratio(),
-            collector.taken / sum(one.answers for one, _ in pairs.rounds),
-        )
-        self.findings.metrics.append(row)
-
-    def _in_turn(self, ways: Sequence[Callable[[], MeasuredServer]], streams: int, rounds: int) -> Pairs:
-        """Two servers on one core, or one in two ways, of which one is asked at a time; each goes first as often."""
+    def _in_turn(self, server: MeasuredServer, streams: int, rounds: int) -> Pairs:
+        """One server with something and without it, pair by pair; each goes first as often."""
         cores, everywhere, sizes = self.findings.cores, _affinity(), self._sizes
         each = max(1, sizes.pair_tokens // (sizes.tokens * streams))
         _pin({cores.client} if cores.client is not None else everywhere)
         try:
             found: list[list[Loaded]] = [[], []]
-            for way in ways:
-                way().load(8, 2, 64)  # imports and caches
+            for on in (True, False):
+                server.turned(on).load(8, 2, 64)  # imports and caches
             for pair in range(rounds):
                 for place in (0, 1) if pair % 2 else (1, 0):
-                    server = ways[place]()
+                    server.turned(place == 0)
                     before = server.cpu_s
                     load = server.load(streams, each, sizes.tokens)
                     found[place].append(Loaded(load.tokens, load.seconds, server.cpu_s - before, len(load.answers)))
@@ -300,6 +268,10 @@ class Suite:
         for part in (ENCODING, DETOKENISING, STOPS):
             seconds, calls = found.seconds.get(part, 0.0), found.calls.get(part, 0)
             self.findings.text.append(TextRow(part, seconds / load.seconds, 1e6 * seconds / max(1, calls), calls))
+
+
+def _turned(streams: int, pairs: Pairs, traced: float = 0.0) -> TurnedRow:
+    return TurnedRow(streams, pairs.rates(0), pairs.rates(1), pairs.ratio(), pairs.cpu_ratio(), traced)
 
 
 def _row(streams: int, rates: list[float], costs: list[float], first: list[float]) -> LoadRow:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from livery.engine.kernels.build import BuildFailed, Library, build
 from livery.engine.kernels.group import AdapterGroup, GroupSegments
+from livery.engine.kernels.library import LibraryLinear, LibraryWeight
 from livery.engine.kernels.measure import NativeSums
 from livery.engine.kernels.native import NativeKernels
 from livery.engine.kernels.reference import TorchKernels
@@ -27,6 +28,8 @@ __all__ = [
     "GroupSegments",
     "Kernels",
     "Layout",
+    "LibraryLinear",
+    "LibraryWeight",
     "PackedWeight",
     "PlainWeight",
     "Weight",

@@ -14,7 +14,6 @@ scheduler.
 from __future__ import annotations
 
 import ctypes
-import itertools
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,38 +64,41 @@ class LoraSlice:
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
-    """A slice before it has memory."""
+class Member:
+    """A slice by numbers alone: its B is [rank, out] and begins at byte `start` of its group's memory."""
 
     first_rank: int
     rank: int
     scale: float
     offset: int
     out: int
+    start: int
 
 
 class AdapterGroup:
     """One adapter's low-rank weights for one projection group. Immutable; free it by dropping it.
 
     `a` is [R, in_features] with R the sum of the true ranks; each slice's B is [rank, out_features]; `rank_scales`
-    [R] is the scale of each row of `a`, in fp32. All are views of `memory`, bytes laid out as the module says.
-    Members the adapter does not target take no memory. `address` stays valid as long as the object lives.
+    [R] is the scale of each row of `a`, in fp32. All are views of `memory`, bytes laid out as the module says; they are
+    made when somebody asks for them, as kernels go by `address`, or by `members` and where `memory` begins. Members the
+    adapter does not target take no memory. `address` stays valid as long as the object lives.
     """
 
     __slots__ = (
-        "_members",
+        "_scales_start",
         "_slice_structs",
+        "_slices",
         "_struct",
-        "a",
         "address",
         "dtype",
         "in_features",
+        "members",
         "memory",
+        "nbytes",
         "out_features",
-        "rank_scales",
-        "slices",
         "total_rank",
     )
+    _slices: tuple[LoraSlice, ...] | None
 
     def __init__(
         self,
@@ -117,28 +119,37 @@ class AdapterGroup:
         if not len(a_slices) == len(b_slices) == len(scales) == len(offsets):
             raise ValueError("a_slices, b_slices, scales and offsets must have one entry per member")
         sources: list[tuple[Tensor, Tensor]] = []
-        members: list[_Member] = []
+        found: list[tuple[int, int, float, int, int]] = []
         first_rank = 0
         for a, b, scale, offset in zip(a_slices, b_slices, scales, offsets, strict=True):
             rank = _checked_rank(a, b, in_features, offset)
             if a is None or b is None or rank == 0:
                 continue
             sources.append((a, b))
-            members.append(_Member(first_rank, rank, float(scale), offset, int(b.shape[0])))
+            found.append((first_rank, rank, float(scale), offset, int(b.shape[0])))
             first_rank += rank
-        if not members:
+        if not found:
             raise ValueError("an adapter group needs at least one member with a rank above 0")
         self.dtype = dtype
         self.in_features = in_features
         self.total_rank = first_rank
-        self.out_features = max(member.offset + member.out for member in members)  # columns a y must have
-        self._members = tuple(members)
+        self.out_features = max(offset + out for *_, offset, out in found)  # columns a y must have
+        end = _aligned(first_rank * in_features * dtype.itemsize)
+        members = []
+        for first, rank, scale, offset, out in found:
+            members.append(Member(first, rank, scale, offset, out, end))
+            end += _aligned(rank * out * dtype.itemsize)
+        self.members = tuple(members)
+        self._scales_start = end
+        self.nbytes = end + _aligned(4 * first_rank)
         # Memory of its own also where nothing is converted: it must outlive the file it was read from.
-        self._lie_in(torch.zeros(self._ends()[-1], dtype=torch.uint8, device=sources[0][0].device))
-        for (a, b), part in zip(sources, self.slices, strict=True):
-            self.a[part.first_rank : part.first_rank + part.rank].copy_(a)
-            part.b.copy_(b.t())
-            self.rank_scales[part.first_rank : part.first_rank + part.rank] = part.scale
+        self._lie_in(torch.zeros(self.nbytes, dtype=torch.uint8, device=sources[0][0].device))
+        stacked, rank_scales = self.a, self.rank_scales
+        for (a, b), member in zip(sources, members, strict=True):
+            ranks = slice(member.first_rank, member.first_rank + member.rank)
+            stacked[ranks].copy_(a)
+            self._matrix(member.start, member.rank, member.out).copy_(b.t())
+            rank_scales[ranks] = member.scale
 
     def over(self, memory: Tensor) -> AdapterGroup:
         """The same group over other memory, which holds (or will hold, when it is used) the same bytes.
@@ -148,47 +159,49 @@ class AdapterGroup:
         if memory.dtype is not torch.uint8 or memory.shape != self.memory.shape or memory.data_ptr() % ALIGNMENT:
             raise ValueError(f"a group of {self.nbytes} bytes needs as many, aligned; got {list(memory.shape)}")
         moved = object.__new__(AdapterGroup)
-        for name in ("dtype", "in_features", "total_rank", "out_features", "_members"):
+        for name in ("dtype", "in_features", "total_rank", "out_features", "members", "nbytes", "_scales_start"):
             setattr(moved, name, getattr(self, name))
         moved._lie_in(memory)
         return moved
 
     @property
-    def nbytes(self) -> int:
-        return self.memory.nbytes
+    def a(self) -> Tensor:
+        return self._matrix(0, self.total_rank, self.in_features)
 
-    def _ends(self) -> list[int]:
-        """Where in memory A, each B and the scales end, each filled up to ALIGNMENT."""
-        counts = [self.total_rank * self.in_features, *(member.rank * member.out for member in self._members)]
-        sizes = [count * self.dtype.itemsize for count in counts] + [self.total_rank * 4]
-        return list(itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
+    @property
+    def rank_scales(self) -> Tensor:
+        return self.memory[self._scales_start : self._scales_start + 4 * self.total_rank].view(torch.float32)
+
+    @property
+    def slices(self) -> tuple[LoraSlice, ...]:
+        if self._slices is None:
+            self._slices = tuple(
+                LoraSlice(m.first_rank, m.rank, m.scale, m.offset, self._matrix(m.start, m.rank, m.out))
+                for m in self.members
+            )
+        return self._slices
+
+    def _matrix(self, start: int, rows: int, columns: int) -> Tensor:
+        stretch = self.memory[start : start + rows * columns * self.dtype.itemsize]
+        return stretch.view(self.dtype).view(rows, columns)
 
     def _lie_in(self, memory: Tensor) -> None:
         """Take `memory` for this group's and point everything at it."""
-
-        def view(start: int, rows: int, columns: int) -> Tensor:
-            stretch = memory[start : start + rows * columns * self.dtype.itemsize]
-            return stretch.view(self.dtype).view(rows, columns)
-
-        ends = self._ends()
         self.memory = memory
-        self.a = view(0, self.total_rank, self.in_features)
-        self.slices = tuple(
-            LoraSlice(m.first_rank, m.rank, m.scale, m.offset, view(start, m.rank, m.out))
-            for m, start in zip(self._members, ends, strict=False)
+        self._slices = None
+        first = memory.data_ptr()
+        structs = (_SliceStruct * len(self.members))(
+            *(_SliceStruct(first + m.start, m.first_rank, m.rank, m.out, m.offset) for m in self.members)
         )
-        self.rank_scales = memory[ends[-2] : ends[-2] + 4 * self.total_rank].view(torch.float32)
-        self._slice_structs = (_SliceStruct * len(self.slices))(
-            *(_SliceStruct(s.b.data_ptr(), s.first_rank, s.rank, s.b.shape[1], s.offset) for s in self.slices)
-        )
+        self._slice_structs = structs
         self._struct = _GroupStruct(
-            self.a.data_ptr(),
-            self.rank_scales.data_ptr(),
-            ctypes.addressof(self._slice_structs),
+            first,
+            first + self._scales_start,
+            ctypes.addressof(structs),
             self.in_features,
             self.total_rank,
-            len(self.slices),
-            int(self.dtype == torch.bfloat16),
+            len(self.members),
+            self.dtype is torch.bfloat16,
         )
         self.address = ctypes.addressof(self._struct)
 
@@ -212,6 +225,11 @@ class GroupSegments:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def _aligned(nbytes: int) -> int:
+    """Filled up to ALIGNMENT."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _checked_rank(a: Tensor | None, b: Tensor | None, in_features: int, offset: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from livery.engine.kernels.group import GroupSegments
+from livery.engine.kernels.library import LibraryWeight
 from livery.engine.kernels.native_rows import NativeRows
 from livery.engine.kernels.weights import (
     LAYOUTS,
@@ -156,12 +157,14 @@ class NativeKernels(NativeRows):
         return pack_rounded(weight, self._panel_width, layout)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias` for x [rows, in_features] and a weight that `pack` made.
+        """`x @ weight.T + bias` for x [rows, in_features] and a weight that `pack` made, or a library holds.
 
         A row's result depends on nothing beside it, and is that of the weight's numbers in any other layout.
         """
         if isinstance(weight, PlainWeight):
             return functional.linear(x, weight.tensor, bias)
+        if isinstance(weight, LibraryWeight):
+            return weight.product(x, bias)
         rows, width = x.shape
         _check_linear(x, weight, bias)
         y = x.new_empty((rows, weight.out_features))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from livery.engine.kernels.group import AdapterGroup, GroupSegments
+from livery.engine.kernels.library import LibraryWeight
 from livery.engine.kernels.weights import Layout, Weight, pack_for_torch
 
 
@@ -122,6 +123,8 @@ class TorchKernels:
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias` for x [rows, in_features] and a weight [out_features, in_features]."""
+        if isinstance(weight, LibraryWeight):
+            return weight.product(x, bias)
         return functional.linear(x, weight.dense().to(x.dtype), bias)
 
 

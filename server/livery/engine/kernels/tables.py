@@ -49,16 +49,18 @@ def upload(words: Sequence[int], device: torch.device) -> Tensor:
 
 
 def _group_words(group: AdapterGroup) -> list[int]:
-    words = [group.a.data_ptr(), group.total_rank, int(group.dtype != torch.float32), len(group.slices)]
-    for part in group.slices:
+    first = group.memory.data_ptr()
+    words = [first, group.total_rank, int(group.dtype != torch.float32), len(group.members)]
+    for part in group.members:
         (scale,) = struct.unpack("i", struct.pack("f", part.scale))
-        words += [part.b.data_ptr(), part.first_rank, part.rank, part.b.shape[1], part.offset, scale]
+        words += [first + part.start, part.first_rank, part.rank, part.out, part.offset, scale]
     return words
 
 
 def _is_aligned(group: AdapterGroup) -> bool:
-    starts = [tensor.data_ptr() for tensor in (group.a, *(part.b for part in group.slices))]
-    widths = [group.in_features, *(width for part in group.slices for width in (part.b.shape[1], part.offset))]
+    first = group.memory.data_ptr()
+    starts = [first, *(first + part.start for part in group.members)]
+    widths = [group.in_features, *(width for part in group.members for width in (part.out, part.offset))]
     return all(number % ALIGNMENT == 0 for number in starts + widths)
 
 
@@ -121,9 +123,9 @@ class DeviceSegments(GroupSegments):
     @classmethod
     def from_entries(cls, entries: Sequence[tuple[int, int, AdapterGroup]], device: torch.device) -> DeviceSegments:
         """Of groups that have no record yet: one is made for each, which costs a copy."""
-        members = max((len(group.slices) for _, _, group in entries), default=1)
+        members = max((len(group.members) for _, _, group in entries), default=1)
         segments = [(start, end, AdapterRecord.of({0: group}, 1, members, device)) for start, end, group in entries]
-        widest = max((part.b.shape[1] for _, _, group in entries for part in group.slices), default=1)
+        widest = max((part.out for _, _, group in entries for part in group.members), default=1)
         return cls(StepTable.of(segments, device), 0, members, widest)
 
 

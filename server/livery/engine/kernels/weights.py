@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from livery.engine.kernels.grid import BLOCK, Bits, Grid, exact_grid, nearest_grid
+from livery.engine.kernels.library import LibraryWeight
 
 Layout = Literal["fp32", "bf16", "int8", "int4"]
 LAYOUTS: tuple[Layout, ...] = ("fp32", "bf16", "int8", "int4")  # from large to small, as numbered in linear.cpp
@@ -221,7 +222,7 @@ def _shifts(device: torch.device) -> Tensor:
     return torch.arange(0, 32, 4, dtype=torch.int32, device=device)
 
 
-Weight = PlainWeight | PackedWeight | GridWeight
+Weight = PlainWeight | PackedWeight | GridWeight | LibraryWeight
 
 
 def pack_rounded(weight: Tensor, width: int, layout: Layout) -> PackedWeight | GridWeight:

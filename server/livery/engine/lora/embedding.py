@@ -90,5 +90,10 @@ def attach_embeddings(
         assert isinstance(embedding, nn.Embedding)
         if type(embedding) is not nn.Embedding and not hasattr(embedding, "embed_scale"):
             raise ModelRefused(f"{path} is a {type(embedding).__name__}, an embedding this engine doesn't know")
+        if type(embedding.weight) is not nn.Parameter:
+            raise ModelRefused(
+                f"{path} is quantised ({type(embedding.weight).__name__}), and this engine looks up rows of numbers; "
+                "quantise linear modules only"
+            )
         table = linears[heads[path]].held if path in heads else PlainWeight(embedding.weight.detach())
         model.set_submodule(path, AdapterEmbedding(embedding, table, path, bank))

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from livery.engine.kernels import LAYOUTS, Kernels, Layout, PlainWeight, Weight
+from livery.engine.kernels import LAYOUTS, Kernels, Layout, LibraryLinear, LibraryWeight, PlainWeight, Weight
+from livery.engine.quantized import QuantizedLinear, plain_linear
 
 Storage = Layout | Literal["exact"]
 
@@ -28,6 +29,7 @@ class WeightHolder:
         self._storage = storage
         self._rounded: dict[int, Weight] = {}
         self._used: Counter[str] = Counter()
+        self._by_library = False  # whether a library holds some of them
         self._lost = self._whole = 0.0  # sums of squares: of what rounding changed, and of the weights
 
     def round(self, groups: Sequence[Sequence[nn.Module]], head: int | None) -> None:
@@ -50,7 +52,12 @@ class WeightHolder:
             self._whole += float(weight.double().square().sum())
 
     def hold(self, index: int, modules: Sequence[nn.Module]) -> Weight:
-        """The weight of a group of linear modules, one below the other."""
+        """The weight of a group of linear modules, one below the other; left to its library where one is quantised."""
+        if any(isinstance(module, QuantizedLinear) for module in modules):
+            quantized = LibraryWeight(tuple(part for module in modules for part in _library_parts(module)))
+            self._used[quantized.layout] += 1
+            self._by_library = True
+            return quantized
         held = self._rounded.pop(index, None)
         if held is None:
             held = self._kernels.pack(stacked(modules), "fp32" if self._storage == "fp32" else "exact")
@@ -66,7 +73,15 @@ class WeightHolder:
         """As in "int4 x 120, int8 x 1, exact"."""
         used = ", ".join(f"{layout} x {count}" for layout, count in self._used.most_common())
         error = self.relative_error
-        return f"{used}, {f'rounded (relative error {error:.1e})' if error else 'exact'}"
+        as_quantized = "as quantised" if self._by_library else "exact"
+        return f"{used}, {f'rounded (relative error {error:.1e})' if error else as_quantized}"
+
+
+def _library_parts(module: nn.Module) -> tuple[LibraryLinear, ...]:
+    """A module of a group that a library multiplies; beside quantised ones a plain one is multiplied by torch."""
+    if isinstance(module, QuantizedLinear):
+        return module.held.parts
+    return (plain_linear(natural(module)),)
 
 
 def natural(module: nn.Module) -> Tensor:

@@ -246,10 +246,10 @@ def _stack_bias(modules: Sequence[nn.Module]) -> Tensor | None:
     biases = [module.bias for module in modules]
     if all(bias is None for bias in biases):
         return None
-    parts = []
-    for module, bias in zip(modules, biases, strict=True):
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        missing = torch.zeros(linear_features(module)[1], dtype=weight.dtype, device=weight.device)
-        parts.append(bias.detach() if isinstance(bias, Tensor) else missing)
-    return torch.cat(parts)
+    like = next(bias for bias in biases if isinstance(bias, Tensor))
+    return torch.cat(
+        [
+            bias.detach() if isinstance(bias, Tensor) else like.new_zeros(linear_features(module)[1])
+            for module, bias in zip(modules, biases, strict=True)
+        ]
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from livery_adapters.likeness import meant
 
 
 class PlanRefused(ValueError):
@@ -13,5 +14,4 @@ class PlanRefused(ValueError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A remedy for a name that isn't known: those most like it, or all."""
     names = list(known)
-    near = difflib.get_close_matches(name.lower(), names, 3, cutoff=0.4)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
+    return meant(name.lower(), names, 3, 0.4) or f"known are {', '.join(names)}"

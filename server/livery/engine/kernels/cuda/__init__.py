@@ -10,6 +10,7 @@ from torch.nn import functional
 from livery.engine.kernels.cuda import attention, lora, varlen
 from livery.engine.kernels.cuda.rows import TritonRows
 from livery.engine.kernels.group import GroupSegments
+from livery.engine.kernels.library import LibraryWeight
 from livery.engine.kernels.tables import DeviceSegments
 from livery.engine.kernels.weights import Layout, Weight, pack_for_torch
 
@@ -52,4 +53,6 @@ class TritonKernels(TritonRows):
         return pack_for_torch(weight, layout)
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, LibraryWeight):
+            return weight.product(x, bias)
         return functional.linear(x, weight.dense().to(x.dtype), bias)
