@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from adapters.hub_server import HubServer, used_hub
+from slowest import SLOWEST
 
 
 def keep_to_own_cores() -> None:
@@ -33,6 +35,13 @@ def keep_to_own_cores() -> None:
 keep_to_own_cores()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order in which workers shall take them; `--no-loadscope-reorder` has xdist leave it so."""
+    tests = Path(__file__).parent
+    turns = {tests / name: turn for turn, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: turns.get(item.path, len(turns)))
+
+
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """What a server in this process sets up for its log ends with the test."""
@@ -51,6 +60,9 @@ def hub() -> Iterator[HubServer]:
         yield server
 
 
+# A shell that starts a run in the background has it ignore Ctrl-C, and so would each command that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Several pytest workers and an engine share few cores; spinning OpenMP threads would fight each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -22,7 +22,7 @@ from livery.engine.fake import Behaviour, FakeEngine
 from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.service import GenerationService
-from livery.tenancy import Doors, Flusher, KeyRing, TenantManagement, TenantStore
+from livery.tenancy import Doors, Flusher, KeyRing, LevelExchange, TenantManagement, TenantStore
 from livery.tenancy.gate import Gate
 from livery.text import Tokenizer
 from livery_adapters.base_model import ModuleShape
@@ -62,6 +62,7 @@ class Setup:
     strict_params: bool = False
     request_timeout_s: float = 0.0
     allow_source: tuple[str, ...] = ()
+    registry: str | None = None  # of several servers
 
 
 class LiveServer:
@@ -82,6 +83,7 @@ class LiveServer:
         self.tenants: TenantStore
         self.keys: KeyRing
         self.flusher: Flusher
+        self.levels: LevelExchange | None
         self.app: FastAPI
         self.admin_app: FastAPI
         self.admin_url = ""
@@ -148,11 +150,13 @@ class LiveServer:
                 adapter_templates=setup.adapter_templates,
                 parsers=setup.parsers,
                 allow_source=setup.allow_source,
+                registry=setup.registry,
             )
             plan.data.make()
             parts = await assemble(self.engine, info, self._tokenizer, plan, lambda _: None)
             self.service, self.management = parts.service, parts.management
             self.tenants, self.keys, self.flusher = parts.tenants, parts.keys, parts.flusher
+            self.levels = parts.levels
             self.app = create_app(
                 self.service,
                 self.management,

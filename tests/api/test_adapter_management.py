@@ -95,7 +95,9 @@ def test_two_files_are_uploaded_as_they_are(live: LiveServer, saved: Path) -> No
     assert answer.json()["digest"] == digest_of(saved / "one")
     aside = call(live, "POST", "/v1/adapters/mine/versions?activate=false", files=files(saved / "two"))
     assert aside.json()["version"] == 1
-    assert len(call(live, "GET", "/v1/adapters/mine/versions").json()["data"]) == 2
+    pages = [call(live, "GET", f"/v1/adapters/mine/versions?{asked}").json() for asked in ("", "limit=1", "after=2")]
+    assert [[one["version"] for one in page["data"]] for page in pages] == [[2, 1], [2], [1]]
+    assert [(page["next_after"], page["has_more"]) for page in pages] == [(None, False), (2, True), (None, False)]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_pin_means_the_same_to_models_and_to_requests(live: LiveServer) -> Non
     pinned = answer_of(live, BASE)[1]  # NAME@DIGEST as answers say it
     assert live.client().models.retrieve(pinned).digest == base  # type: ignore[attr-defined]
     assert answer_of(live, pinned)[1] == pinned
-    assert live.service.adapters.requests("one") == 0
+    assert live.service.adapters.under_way.of("one") == 0
 
 
 @pytest.mark.parametrize(

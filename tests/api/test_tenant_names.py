@@ -247,6 +247,23 @@ def test_what_a_tenant_brings_is_proven_within_what_it_may_have_in_memory(live: 
     server.call(server.keys.refresh())
 
 
+def test_aliases_are_listed_page_by_page_under_the_names_that_their_owner_knows(live: People) -> None:
+    for name in ("c", "a", "b"):
+        body = {"targets": [{"adapter": "pirate"}]}
+        assert call(live, "acme-owner", "PUT", f"/v1/aliases/{name}", json=body).status_code == 200
+    assert call(live, OPERATOR, "PUT", "/v1/aliases/b", json=body).status_code == 200
+    first = call(live, "acme-owner", "GET", "/v1/aliases?limit=2").json()
+    assert ([one["name"] for one in first["data"]], first["next_after"], first["has_more"]) == (["a", "b"], "b", True)
+    rest = call(live, "acme-owner", "GET", "/v1/aliases?limit=2&after=b").json()
+    assert ([one["name"] for one in rest["data"]], rest["next_after"], rest["has_more"]) == (["c"], None, False)
+    everybodys = call(live, OPERATOR, "GET", "/v1/aliases?limit=3&after=acme/a").json()
+    assert [one["name"] for one in everybodys["data"]] == ["acme/b", "acme/c", "b"]
+    assert call(live, "acme-owner", "GET", "/v1/aliases?limit=0").status_code == 400
+    for key, names in (("acme-owner", "abc"), (OPERATOR, "b")):
+        for name in names:
+            assert call(live, key, "DELETE", f"/v1/aliases/{name}").status_code == 200
+
+
 def test_profiles_and_aliases_are_held_to_a_quota_too(live: People, saved: list[Path]) -> None:
     server = live.server
     who = People(server, {"eve": server.make_key("eve", role="owner")})

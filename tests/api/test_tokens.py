@@ -109,7 +109,7 @@ def test_an_adapters_profile_counts(roomy: LiveServer) -> None:
 
 def test_the_model_must_be_served_and_is_let_go_again(roomy: LiveServer) -> None:
     assert tokenize(roomy, model="pirate", prompt="Hi")["count"] == 1
-    assert roomy.service.adapters.requests("pirate") == 0
+    assert roomy.service.adapters.under_way.of("pirate") == 0
     for path, body in (("/tokenize", {"prompt": "Hi"}), ("/detokenize", {"tokens": [1]})):
         assert error(roomy, path, {**body, "model": "nobody"}) == (404, None, "model_not_found")
     assert httpx.get(f"{roomy.url}/tokenizer_info?model=nobody").status_code == 404

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from livery.bench.http.sampler import OTHER, part_of
 from livery.bench.http.suite import Findings, Part, Sizes, Suite
 from livery.commands.bench_http import PARTS, http
 from livery.stops import StopBuffer, StopSearch
+from livery.tenancy import TenantStore, UsageStore
+from livery.tenancy.meter import Counts
+from livery.tenancy.usage import Question
 from livery_loadtest.lean import LoadFailed, post, run_load
 from livery_loadtest.machine import describe_machine
 from livery_loadtest.origin import Origin
@@ -101,6 +105,22 @@ def test_answers_are_counted_by_the_servers_usage(tmp_path: Path) -> None:
         assert [answer.tokens for answer in whole.answers] == [17] * 6
         with pytest.raises(LoadFailed, match="404"):
             run_load(server.url, post(server.url, "/v1/nothing", b"{}"), 1, 1)
+
+
+def test_what_keeps_tenants_apart_is_taken_away_and_put_back(tmp_path: Path) -> None:
+    model = str(tiny_model(tmp_path))
+    with measured_server(model, None, QUIET, fake=True, variant="limited") as server:
+        store = TenantStore.open(server.data.tenants_url(None))
+        try:
+            server.turned(False).load(2, 1, 5)
+            server.turned(True).load(3, 1, 5)
+            latest, used = time.monotonic() + 60, Counts()
+            while used.completion_tokens < 15 and time.monotonic() < latest:  # it is written once a second
+                for line in UsageStore(store.database).report(Question(by=())):
+                    used = line.counts
+        finally:
+            store.close()
+    assert (used.requests, used.completion_tokens) == (3, 15)
 
 
 def test_hostile_requests_are_as_large_as_a_body_may_be() -> None:

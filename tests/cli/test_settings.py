@@ -157,6 +157,7 @@ def test_what_is_asked_of_the_engine_is_shown_as_flags_and_reaches_it() -> None:
     flags = {
         **{"model": "m", "port": "1", "device": "cpu", "dtype": "float32", "weights": "int8", "kernels": "torch"},
         **{
+            "quantization": "bnb-nf4",
             "graphs": "off",
             "decoder": "transformers",
             "deterministic": True,

@@ -7,11 +7,13 @@ and keeps the logits behind every token.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
@@ -30,6 +32,8 @@ from livery_adapters.manifest import read_manifest
 
 TOLERANCE = 1e-4  # max |Δ| / max |logit|
 VISIBLE = 1e-2  # an adapter must move the base's logits by more than this, relative
+KV_BYTES = 128 << 20  # unless told otherwise: zeroing the usual gigabyte takes longer than most tests
+IDLE_WAIT_S = 0.05  # at most, for what is done beside the step loop
 GAP = 1e-3  # greedy tokens must agree where the top two logits are further apart than this
 
 
@@ -117,11 +121,14 @@ class Bench:
 
     def __init__(self, config: EngineConfig, arena: Callable[[int, torch.device], Arena] | None = None) -> None:
         """`arena`: compute adapters from device memory of their own instead of from their images."""
+        if not config.kv_memory_bytes:
+            config = msgspec.structs.replace(config, kv_memory_bytes=KV_BYTES)
         self.runner = RecordingRunner(config)
         if arena is not None:
             self.runner._arena = arena(config.adapter_memory_bytes, self.runner.device)
         self.runner.seen.clear()  # the load-time canary ran too
-        self.core = EngineCore(self.runner, lambda: None)
+        self._woken = threading.Event()
+        self.core = EngineCore(self.runner, self._woken.set)
         self.results: dict[str, Recorded] = {}
 
     def add(
@@ -144,6 +151,8 @@ class Bench:
         self.core.add(GenerationRequest(name, prompt, SamplingParams(max_tokens=1), adapter, pooling=pooling))
 
     def step(self) -> list[TokenDelta]:
+        """One step; where only what runs beside the loop can change anything, the core is left to that."""
+        self._woken.clear()
         deltas = self.core.step()
         for delta in deltas:
             result = self.results[delta.request_id]
@@ -152,6 +161,8 @@ class Bench:
             result.cached += delta.cached_tokens
             if delta.pooled:
                 result.pooled = torch.frombuffer(bytearray(delta.pooled), dtype=torch.float32)
+        if not deltas and self.core.is_idle:
+            self._woken.wait(IDLE_WAIT_S)
         return deltas
 
     def run(self) -> dict[str, Recorded]:

@@ -141,12 +141,16 @@ async def test_seeded_requests_repeat_whatever_the_company(engine: EngineClient)
     assert together == alone
 
 
-async def test_a_killed_engine_fails_its_streams_and_says_so(base: Path) -> None:
+async def test_a_killed_engine_fails_whatever_is_under_way_and_says_so(base: Path) -> None:
+    """An answer that has begun, requests and questions that arrive as it dies, and those that come later."""
     engine = EngineClient(config(base))
     await engine.start()
     try:
         stream = engine.generate(greedy("a", [5, 6, 7], max_tokens=60))
         await anext(stream)
+        arriving = [asyncio.create_task(tokens(engine, greedy(str(i), [5, 6], max_tokens=60))) for i in range(300)]
+        pings = [asyncio.create_task(engine.stats()) for _ in range(5)]
+        await asyncio.sleep(0)  # all of them begin
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(EngineDead, match="status -9"):
@@ -154,27 +158,13 @@ async def test_a_killed_engine_fails_its_streams_and_says_so(base: Path) -> None
                 pass
         async with asyncio.timeout(30):
             assert "status -9" in await engine.died()
+            outcomes = await asyncio.gather(*arriving, *pings, return_exceptions=True)
+        assert all(isinstance(outcome, EngineDead) for outcome in outcomes if isinstance(outcome, Exception))
+        assert sum(isinstance(outcome, EngineDead) for outcome in outcomes) > 0
         with pytest.raises(EngineDead):
             await engine.stats()
         with pytest.raises(EngineDead):
             await tokens(engine, greedy("b", [5]))
-    finally:
-        await engine.stop()
-
-
-async def test_nothing_hangs_when_the_engine_dies_under_arriving_requests(base: Path) -> None:
-    engine = EngineClient(config(base))
-    await engine.start()
-    try:
-        arriving = [asyncio.create_task(tokens(engine, greedy(str(i), [5, 6], max_tokens=60))) for i in range(300)]
-        pings = [asyncio.create_task(engine.stats()) for _ in range(5)]
-        await asyncio.sleep(0)  # all of them begin
-        assert engine.pid is not None
-        os.kill(engine.pid, signal.SIGKILL)
-        async with asyncio.timeout(30):
-            outcomes = await asyncio.gather(*arriving, *pings, return_exceptions=True)
-        assert all(isinstance(outcome, EngineDead) for outcome in outcomes if isinstance(outcome, Exception))
-        assert sum(isinstance(outcome, EngineDead) for outcome in outcomes) > 0
     finally:
         await engine.stop()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -59,18 +61,25 @@ def adapters(family: str, base: Path, tmp_path_factory: pytest.TempPathFactory) 
     }
 
 
+@pytest.fixture(scope="module")
+def oracle(base: Path) -> Oracle:
+    """One for all tests of a family: it answers for each row alone, whoever asks."""
+    return Oracle(base, MAX_LEN)
+
+
 def prompts(count: int, seed: int) -> list[list[int]]:
     rng = random.Random(seed)
     return [[rng.randrange(3, VOCABULARY) for _ in range(rng.randrange(2, 24))] for _ in range(count)]
 
 
 @pytest.mark.parametrize("path", list(PATHS))
-def test_mixed_batch_equals_each_row_alone(family: str, base: Path, adapters: dict[str, Path], path: str) -> None:
+def test_mixed_batch_equals_each_row_alone(
+    family: str, base: Path, adapters: dict[str, Path], oracle: Oracle, path: str
+) -> None:
     if path == "own" and family not in FUSED:
         pytest.skip("its own forward is what runs by default")
     bench = Bench(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **PATHS[path], **ROOMY, **TIGHT))
     assert bench.runner.info.decoder == ("fused" if family in FUSED and path != "own" else "transformers")
-    oracle = Oracle(base, MAX_LEN)
     choices: list[Path | None] = [None, *adapters.values()]
     read_all(bench, map(ref, adapters.values()))
     requests = list(enumerate(prompts(2 * len(choices), seed=3)))
@@ -88,13 +97,12 @@ def test_mixed_batch_equals_each_row_alone(family: str, base: Path, adapters: di
         oracle.assert_same(prompt, results[str(index)], adapter, count=24)
 
 
-def test_adapters_larger_than_memory_take_turns(base: Path, adapters: dict[str, Path]) -> None:
+def test_adapters_larger_than_memory_take_turns(base: Path, adapters: dict[str, Path], oracle: Oracle) -> None:
     """With room for the two largest adapters at a time, all are served exactly, and none starves."""
-    sizes = [measured_bytes(base, ref(path)) for path in adapters.values()]
+    sizes = measured_bytes(base, map(ref, adapters.values()))
     budget = sum(sorted(sizes)[-2:])
     config = EngineConfig(str(base), kv_memory_bytes=4 * kv_bytes(base), adapter_memory_bytes=budget, **TIGHT)
     bench = Bench(config)
-    oracle = Oracle(base, MAX_LEN)
     order = list(adapters.values()) * 3
     for index, (prompt, adapter) in enumerate(zip(prompts(len(order), seed=5), order, strict=True)):
         bench.add(str(index), prompt, ref(adapter), max_tokens=4)
@@ -118,20 +126,21 @@ def test_sampling_is_the_same_alone_and_preempted_in_a_crowd(base: Path, adapter
     choices = [None, *map(ref, adapters.values())]
     asked = prompts(10, seed=9)
 
-    def run(indices: list[int], memory: int) -> dict[int, list[int]]:
-        bench = Bench(EngineConfig(str(base), kv_memory_bytes=memory, **ROOMY, **TIGHT))
+    def run(bench: Bench, indices: list[int]) -> dict[int, list[int]]:
         read_all(bench, [choice for index in indices if (choice := choices[index % 7]) is not None])
         for index in indices:
             bench.add(str(index), asked[index], choices[index % 7], max_tokens=20, **fields[index % 5])
         results = bench.run()
         assert not [result.error for result in results.values() if result.error]
-        crowd = len(indices) > 1
-        assert (bench.core.stats().preemptions > 0) == crowd, "a crowd means to be preempted"
         return {index: results[str(index)].tokens for index in indices}
 
-    together = run(list(range(10)), kv_bytes(base))
+    config = EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT)
+    crowd, alone = Bench(config), Bench(config)
+    together = run(crowd, list(range(10)))
+    assert crowd.core.stats().preemptions > 0, "a crowd means to be preempted"
     for index in range(10):
-        assert run([index], kv_bytes(base)) == {index: together[index]}
+        assert run(alone, [index]) == {index: together[index]}
+    assert alone.core.stats().preemptions == alone.core.stats().prefix_hits == 0, "each was alone"
 
 
 def read_all(bench: Bench, adapters: Iterable[AdapterRef]) -> None:
@@ -140,17 +149,22 @@ def read_all(bench: Bench, adapters: Iterable[AdapterRef]) -> None:
     for adapter in wanted.values():
         bench.core.load_adapter(adapter)
     while not set(wanted) <= set(bench.core.stats().resident_adapters):
-        bench.core.step()
+        bench.step()
 
 
+@cache
 def kv_bytes(base: Path) -> int:
     """KV memory for 24 blocks of 4 tokens: one sequence of MAX_LEN tokens and nothing to spare."""
     loaded = load_model(EngineConfig(str(base)), torch.device("cpu"), torch.float32)
     return 24 * 4 * sum(shape.bytes_per_token(4) for shape in loaded.structure.kv)
 
 
-def measured_bytes(base: Path, adapter: AdapterRef) -> int:
+def measured_bytes(base: Path, adapters: Iterable[AdapterRef]) -> list[int]:
+    """What each takes in the engine's memory."""
     bench = Bench(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
-    bench.add("probe", [5, 6, 7], adapter, max_tokens=1)
-    bench.run()
-    return bench.core.stats().adapter_bytes
+    held = [0]
+    for adapter in adapters:
+        read_all(bench, [adapter])
+        held.append(bench.core.stats().adapter_bytes)
+    assert bench.core.stats().adapter_evictions == 0
+    return [after - before for before, after in pairwise(held)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from engine.families import LLAMA_LINEAR, save
 from engine.oracle import Bench, Oracle, load_base, ref, save_adapter, save_tuned
 from engine.test_parity import MAX_LEN, ROOMY, TIGHT, kv_bytes
-from livery.engine.base import NOBODY, AdapterLoadFailed, AdapterPart, AdapterRef, EngineConfig
+from livery.engine.base import NOBODY, AdapterLoadFailed, AdapterPart, AdapterRef, EngineConfig, EngineInfo
 from livery.engine.client import EngineClient
 from livery.engine.core import EngineCore
 from livery.engine.images import AdapterImage
@@ -41,6 +41,15 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     folder = tmp_path_factory.mktemp("adapters")
     configs = [LoraConfig(r=4, target_modules=LLAMA_LINEAR), LoraConfig(r=2, target_modules=LLAMA_LINEAR[:3])]
     return [save_adapter(base, folder / str(seed), seed, config) for seed, config in enumerate(configs)]
+
+
+@pytest.fixture(scope="module")
+async def served(base: Path) -> AsyncIterator[tuple[EngineClient, EngineInfo]]:
+    """An engine in a process of its own."""
+    engine = EngineClient(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
+    info = await engine.start()
+    yield engine, info
+    await engine.stop()
 
 
 def bench_of(base: Path) -> Bench:
@@ -109,36 +118,30 @@ def test_what_reading_came_upon_isnt_told_with_its_path(base: Path, name: str, t
         assert error and str(tmp_path) not in error and "null" not in error
 
 
-def test_what_another_process_stored_is_hashed_before_it_is_proven(
-    base: Path, adapters: list[Path], tmp_path: Path
+async def test_what_another_process_stored_is_hashed_before_it_is_proven(
+    served: tuple[EngineClient, EngineInfo], adapters: list[Path], tmp_path: Path
 ) -> None:
     """A bit that a disk lost is a refusal, though the files are an adapter still."""
     store, registry = BlobStore(tmp_path / "blobs"), Registry.open(tmp_path / "livery.db", frozenset({"tiny"}))
-
-    async def scenario() -> None:
-        engine = EngineClient(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
-        info = await engine.start()
-        try:
-            model = BaseModel("tiny", info.base_digest, info.shapes)
-            without_model = AdapterLibrary(registry, store, model, Limits())
-            prover = EngineProver(engine, info, lambda ref: None, lambda digest: None, lambda owner: NOBODY)
-            library = AdapterLibrary(registry, BlobStore(store.root), model, Limits(), prover)
-            for name, folder in zip(("whole", "damaged"), adapters, strict=True):
-                await without_model.add(name, from_directory(folder, [folder]), Intake("cli"))
-            weights = store.path(ref(adapters[1]).digest) / "adapter_model.safetensors"
-            weights.chmod(0o644)
-            data = bytearray(weights.read_bytes())
-            data[-4] ^= 1  # the lowest bit of the last number
-            weights.write_bytes(data)
-            assert (await library.activate("whole", "1")).state == "ready"
-            with pytest.raises(AdapterRefused, match="changed since they were added") as refused:
-                await library.activate("damaged", "1")
-            assert refused.value.code == "activation_failed"
-        finally:
-            await engine.stop()
-            registry.close()
-
-    asyncio.run(scenario())
+    engine, info = served
+    model = BaseModel("tiny", info.base_digest, info.shapes)
+    without_model = AdapterLibrary(registry, store, model, Limits())
+    prover = EngineProver(engine, info, lambda ref: None, lambda digest: None, lambda owner: NOBODY)
+    library = AdapterLibrary(registry, BlobStore(store.root), model, Limits(), prover)
+    try:
+        for name, folder in zip(("whole", "damaged"), adapters, strict=True):
+            await without_model.add(name, from_directory(folder, [folder]), Intake("cli"))
+        weights = store.path(ref(adapters[1]).digest) / "adapter_model.safetensors"
+        weights.chmod(0o644)
+        data = bytearray(weights.read_bytes())
+        data[-4] ^= 1  # the lowest bit of the last number
+        weights.write_bytes(data)
+        assert (await library.activate("whole", "1")).state == "ready"
+        with pytest.raises(AdapterRefused, match="changed since they were added") as refused:
+            await library.activate("damaged", "1")
+        assert refused.value.code == "activation_failed"
+    finally:
+        registry.close()
 
 
 def test_parts_add_up_by_their_weights(base: Path, adapters: list[Path], tmp_path: Path) -> None:
@@ -220,29 +223,24 @@ def test_weights_are_told_as_the_base_has_them(tmp_path: Path) -> None:
     assert torch.equal(weights.parameter(f"{block}.ln_1.bias"), model.get_submodule(f"{block}.ln_1").bias)
 
 
-def test_a_load_tells_what_the_adapter_does(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+async def test_a_load_tells_what_the_adapter_does(
+    served: tuple[EngineClient, EngineInfo], base: Path, tmp_path: Path
+) -> None:
     """Over the process border: the effect of a new version, of one that is resident already, and a refusal's code."""
-    broken = changed_copy(adapters[0], tmp_path / "broken")
-
-    async def scenario() -> None:
-        engine = EngineClient(EngineConfig(str(base), kv_memory_bytes=kv_bytes(base), **ROOMY, **TIGHT))
-        await engine.start()
-        try:
-            first = await engine.load_adapter(ref(adapters[0]))
-            again = await engine.load_adapter(ref(adapters[0]))
-            assert first is not None and first == again
-            module = first.modules["model.layers.0.self_attn.q_proj"]
-            assert (module.rank, module.error) == (4, 0.0)
-            assert module.relative > 0.1
-            assert first.exact and not first.changes_nothing
-            asked = ref(adapters[0])
-            with pytest.raises(AdapterLoadFailed, match="changed since") as refused:
-                await engine.load_adapter(AdapterRef("b" * 64, (AdapterPart(asked.digest, str(broken)),)))
-            assert refused.value.code == "activation_failed"
-        finally:
-            await engine.stop()
-
-    asyncio.run(scenario())
+    engine, _ = served
+    fresh = save_adapter(base, tmp_path / "fresh", 9, LoraConfig(r=4, target_modules=LLAMA_LINEAR))
+    broken, asked = changed_copy(fresh, tmp_path / "broken"), ref(fresh)
+    assert asked.digest not in (await engine.stats()).resident_adapters
+    first = await engine.load_adapter(asked)
+    again = await engine.load_adapter(asked)
+    assert first is not None and first == again
+    module = first.modules["model.layers.0.self_attn.q_proj"]
+    assert (module.rank, module.error) == (4, 0.0)
+    assert module.relative > 0.1
+    assert first.exact and not first.changes_nothing
+    with pytest.raises(AdapterLoadFailed, match="changed since") as refused:
+        await engine.load_adapter(AdapterRef("b" * 64, (AdapterPart(asked.digest, str(broken)),)))
+    assert refused.value.code == "activation_failed"
 
 
 def test_a_load_of_what_waits_for_room_is_answered(base: Path, adapters: list[Path]) -> None:

@@ -72,7 +72,7 @@ async def test_a_killed_engine_comes_back_with_its_adapters(started: Started, ba
 async def test_an_engine_that_nobody_listens_to_any_more_is_lost(
     started: Started, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("engine-messages", "engine-exit", "engine-pulse"):
+    for name in ("engine-messages", "engine-exit"):  # and "engine-pulse" in the test after this one
         client = started.clients[-1]
         task_named(name).cancel()
         async with asyncio.timeout(CEILING_S):

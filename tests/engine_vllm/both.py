@@ -5,14 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import torch
-from peft import PeftModel
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from livery.engine.base import (
     AdapterRef,
@@ -26,13 +20,15 @@ from livery.engine.base import (
 from livery.engine.client import EngineClient
 from livery.engine.vllm import VllmEngine, VllmOptions
 from livery_adapters.manifest import read_manifest
+from peft_judge import Judge
 
 MODEL = Path(os.environ.get("LIVERY_TEST_MODEL", "."))
 DEMO = Path(__file__).parent.parent.parent / "adapters" / "demo"
 ADAPTERS = ("pirate", "sql")
-GAP = 1e-3  # tokens must agree where the two likeliest logits are further apart
 KV = 256 << 20
 MAX_LEN = 512
+JUDGE = Judge(MODEL, DEMO)
+ids, logits, check_greedy = JUDGE.ids, JUDGE.logits, JUDGE.check_greedy
 
 
 def config(**changed: Any) -> EngineConfig:
@@ -68,15 +64,6 @@ def ref(folder: Path) -> AdapterRef:
     return AdapterRef.of(read_manifest(folder).digest, str(folder))
 
 
-@cache
-def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(MODEL)
-
-
-def ids(text: str) -> list[int]:
-    return list(tokenizer().encode(text))
-
-
 def ask(name: str, prompt: str | list[int], adapter: AdapterRef | None = None, **asked: Any) -> GenerationRequest:
     """A greedy request unless `asked` says otherwise; fields of the request itself begin with an underscore there."""
     own = {key.removeprefix("_"): asked.pop(key) for key in list(asked) if key.startswith("_")}
@@ -91,30 +78,3 @@ async def answer(engine: Engine, request: GenerationRequest) -> list[TokenDelta]
 
 def tokens_of(deltas: Sequence[TokenDelta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
-
-
-@cache
-def judge(name: str | None) -> Any:
-    """The demo base under one of its adapters, as PEFT computes it."""
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    return model if name is None else PeftModel.from_pretrained(model, DEMO / name).eval()
-
-
-def logits(name: str | None, tokens: list[int]) -> Tensor:
-    """[tokens, vocabulary] of the whole text."""
-    with torch.inference_mode():
-        found: Tensor = judge(name)(torch.tensor([tokens])).logits[0].float()
-    return found.clone()
-
-
-def check_greedy(name: str | None, prompt: list[int], answered: list[int]) -> None:
-    """Every token is the likeliest after those before it, wherever that is clear."""
-    rows = logits(name, prompt + answered)[len(prompt) - 1 : -1]
-    assert len(rows) == len(answered)
-    clear = 0
-    for row, token in zip(rows, answered, strict=True):
-        best = row.topk(2)
-        if best.values[0] - best.values[1] > GAP:
-            assert token == int(best.indices[0])
-            clear += 1
-    assert clear > len(answered) / 2

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from engine_vllm.both import ADAPTERS, adapter, answer, ask, check_greedy, ids, logits, started, tokenizer, tokens_of
+from engine_vllm.both import ADAPTERS, JUDGE, adapter, answer, ask, check_greedy, ids, logits, started, tokens_of
 from livery.engine.base import DEADLINE_EXCEEDED, Engine, EngineInfo, Grammar, RequestRefused
 
 pytestmark = pytest.mark.vllm
@@ -49,7 +49,7 @@ async def test_what_engines_turn_out_to_be(subject: Subject) -> None:
     assert subject.info.architecture == "LlamaForCausalLM"
     assert subject.info.vocab_size == logits(None, ids(PROMPT)).shape[-1]
     assert subject.info.max_model_len == 512
-    assert subject.info.eos_token_ids == (tokenizer().eos_token_id,)
+    assert subject.info.eos_token_ids == (JUDGE.tokenizer.eos_token_id,)
     assert subject.info.shapes.modules["model.layers.0.self_attn.q_proj"].kind == "linear"
 
 
@@ -142,14 +142,14 @@ async def test_answers_are_held_to_grammars(subject: Subject) -> None:
     }
     held = {"max_tokens": 40, "ignore_eos": False}
     json_ = ask("json", PROMPT, grammar=Grammar("json_schema", json.dumps(schema)), **held)
-    text = tokenizer().decode(tokens_of(await answer(subject.engine, json_)), skip_special_tokens=True)
+    text = JUDGE.tokenizer.decode(tokens_of(await answer(subject.engine, json_)), skip_special_tokens=True)
     assert isinstance(json.loads(text)["n"], int)
     regex = ask("regex", PROMPT, grammar=Grammar("regex", "(yes|no)[0-9]{2}"), **held)
     deltas = await answer(subject.engine, regex)
-    assert re.fullmatch("(yes|no)[0-9]{2}", tokenizer().decode(tokens_of(deltas), skip_special_tokens=True))
+    assert re.fullmatch("(yes|no)[0-9]{2}", JUDGE.tokenizer.decode(tokens_of(deltas), skip_special_tokens=True))
     assert deltas[-1].finish_reason == "stop"
     lark = ask("lark", PROMPT, grammar=Grammar("lark", 'start: "a" | "b" "c"'), **held)
-    text = tokenizer().decode(tokens_of(await answer(subject.engine, lark)), skip_special_tokens=True)
+    text = JUDGE.tokenizer.decode(tokens_of(await answer(subject.engine, lark)), skip_special_tokens=True)
     assert text in ("a", "bc")
 
 

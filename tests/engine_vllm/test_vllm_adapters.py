@@ -93,6 +93,16 @@ async def test_more_adapters_than_slots_take_turns_and_each_has_its_own_tokens(e
         await engine.unload_adapter(adapter(name).digest)
 
 
+async def test_adapters_beyond_vllms_host_memory_leave_the_disk_too_and_come_back(engine: VllmEngine) -> None:
+    names = ["pirate", "sql", "json", "sentiment", "portuguese"]
+    for name in (*names, "pirate"):
+        check_greedy(name, ids(PROMPT), tokens_of(await answer(engine, ask(f"disk-{name}", PROMPT, adapter(name)))))
+        assert len(list(engine._folder.iterdir())) <= 3  # type: ignore[union-attr]
+    for name in names:
+        await engine.unload_adapter(adapter(name).digest)
+    assert not list(engine._folder.iterdir())  # type: ignore[union-attr]
+
+
 async def test_kept_adapters_stay_when_others_come_and_never_fill_all_slots(engine: VllmEngine) -> None:
     kept = [adapter(name) for name in ("pirate", "sql")]
     for one in kept:
@@ -236,7 +246,7 @@ async def test_a_process_that_says_nothing_is_taken_to_hang_and_is_ended() -> No
 
 
 def test_the_salt_tells_all_its_parts_apart() -> None:
-    from livery.engine.vllm import cache_salt
+    from livery.engine.vllm_requests import cache_salt
 
     plain = ask("x", [1, 2], _tenant="a", _account="b", _cache_salt="c")
     others = [msgspec.structs.replace(plain, tenant="ab", account=""), msgspec.structs.replace(plain, cache_salt="d")]

@@ -19,7 +19,7 @@ from hostile.case import Case, write
 from hostile.taking import BAD, GOOD, Outcome, cannot_build
 from livery.models import resolve_model
 from livery_adapters.tensor_file import FILE_NAMES
-from server.running import TOKENIZER_FILES, RunningServer, livery_serve
+from server.running import SMALL, TOKENIZER_FILES, RunningServer, livery_serve
 
 BOUNDARY = "hostile-9f2c"
 PROMPT = "Once upon a time there was an adapter that"
@@ -135,7 +135,7 @@ def serving(root: Path) -> Iterator[Served]:
         shutil.copy(resolve_model("smollm2-135m-instruct").path / name, base / name)
     folder.mkdir()
     write(folder / GOOD, *good())
-    flags = ("--allow-source", str(root / "allowed"), "--kernels", "torch", "--threads", "1")
+    flags = ("--allow-source", str(root / "allowed"), "--kernels", "torch", "--threads", "1", *SMALL)
     with livery_serve(base, folder, root, *flags) as server:
         served = Served(server, root)
         with closing(served.client):

@@ -21,6 +21,7 @@ import ray
 from ray import serve
 
 from livery.scale.ray_app import app
+from livery_loadtest.servers import free_port
 from postgres.server import programs, running
 
 KEY = "lv-test-operator"
@@ -53,12 +54,7 @@ class Deployed:
     @property
     def own_urls(self) -> list[str]:
         """Where each replica answers itself."""
-        found = []
-        for port in range(OWN_PORTS, OWN_PORTS + MOST):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    found.append(f"http://127.0.0.1:{port}")
-        return found
+        return answering(OWN_PORTS)
 
     def deploy(self, **changed: object) -> None:
         """Start the application, or replace its replicas one after the other by such with these arguments."""
@@ -161,10 +157,21 @@ def cluster(folder: Path, model: str | Path, **args: object) -> Iterator[Deploye
             "replicas": 2,
             "threads": 1,
             "replica_port": OWN_PORTS,
+            "ingress_replicas": 2,
         }
         deployed = Deployed(f"http://127.0.0.1:{port}", {**usual, **args}, postgres, objects, folder)
         deployed.deploy()
         yield deployed
+
+
+def answering(first_port: int) -> list[str]:
+    """Where replicas answer themselves whose first port this is."""
+    found = []
+    for port in range(first_port, first_port + MOST):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                found.append(f"http://127.0.0.1:{port}")
+    return found
 
 
 def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> None:
@@ -173,13 +180,6 @@ def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_
     while not condition():
         assert time.monotonic() < end, f"still not: {what}"
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def replica_pids() -> list[int]:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ray_serve.cluster import Deployed
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
-collect_ignore = [] if HAS_RAY else ["test_ray_serve.py"]  # make test-ray has it
+OF_RAY = ["test_ray_serve.py", "test_ray_config_file.py", "test_ray_vllm.py"]
+collect_ignore = [] if HAS_RAY else OF_RAY  # make test-ray has it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

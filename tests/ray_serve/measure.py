@@ -4,13 +4,13 @@
 
 Residency: requests drawn by Zipf 1.0 over 100 adapters, on replicas that have room for a quarter of them each, against
 one replica with the room of both, the same requests, the same engine: what no routing could better. Per token: streams
-through Ray and to a replica's own port, in turn; CPU time of every process on the way, per token.
+through Ray and to a replica's own port, in turn; CPU time of every process on the way, per token, beyond what they take
+with nothing to do.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
 import sys
 import tempfile
@@ -24,12 +24,13 @@ from peft import LoraConfig
 from chaos.common import Run, arguments
 from engine.oracle import save_adapter
 from ray_serve.cluster import KEY, Deployed, cluster
+from ray_serve.processes import Taken
 from server.running import tiny_model
 
 ADAPTERS = 100
 ROOM = 25  # adapters in a replica's memory
 HEADERS = {"authorization": f"Bearer {KEY}"}
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+IDLE_S = 5.0
 
 
 def main() -> int:
@@ -126,25 +127,30 @@ def _per_token(run: Run, deployed: Deployed, tokens: int, streams: int, pairs: i
     for name, url in ways.items():
         asyncio.run(_streams(url, streams, 8))
         run.say(f"{name} is warm")
+    begun, before = time.perf_counter(), Taken.now()
+    time.sleep(IDLE_S)
+    idle = sum(Taken.now().since(before).values()) / (time.perf_counter() - begun)
+    run.say(f"with nothing to do Ray and the replicas take {100 * idle:.0f} % of a core, which is not counted below")
     for together in (1, streams):
         times: dict[str, list[float]] = {name: [] for name in ways}
         cpu: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(pairs):
             for name, url in ways.items():
-                before = _cpu_s()
+                begun, before = time.perf_counter(), Taken.now()
                 took = asyncio.run(_streams(url, together, tokens))
+                spent = sum(Taken.now().since(before).values()) - idle * (time.perf_counter() - begun)
                 times[name].append(1e3 * took / tokens)
-                cpu[name].append(1e6 * (_cpu_s() - before) / (tokens * together))
+                cpu[name].append(1e6 * spent / (tokens * together))
         for name in ways:
             run.say(
                 f"{together} streams, {name}: {statistics.median(times[name]):.2f} ms a token of each, "
                 f"{statistics.median(cpu[name]):.0f} us of CPU a token outside engines and client"
             )
-        paired = [ray - direct for ray, direct in zip(times["ray"], times["direct"], strict=True)]
-        spent = [ray - direct for ray, direct in zip(cpu["ray"], cpu["direct"], strict=True)]
+        slower = [ray - direct for ray, direct in zip(times["ray"], times["direct"], strict=True)]
+        dearer = [ray - direct for ray, direct in zip(cpu["ray"], cpu["direct"], strict=True)]
         run.say(
-            f"{together} streams: Ray's way costs {statistics.median(paired):+.2f} ms and "
-            f"{statistics.median(spent):+.0f} us of CPU a token"
+            f"{together} streams: Ray's way costs {statistics.median(slower):+.2f} ms and "
+            f"{statistics.median(dearer):+.0f} us of CPU a token"
         )
 
 
@@ -162,21 +168,6 @@ async def _streams(url: str, count: int, tokens: int) -> float:
 
     async with httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=300, trust_env=False) as http:
         return statistics.fmean(await asyncio.gather(*(one(http) for _ in range(count))))
-
-
-def _cpu_s() -> float:
-    """CPU time of all of Ray's processes, replicas among them, without the engines and this one."""
-    total = 0.0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes()
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if title.startswith(b"ray::"):
-                total += TICK_S * (int(fields[11]) + int(fields[12]))
-    return total
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Run the tests of Ray Serve, or one of the scripts beside them, in an environment of their own with Ray in it.
 
-    python tests/ray_serve/run.py [timelines.py | measure.py | pytest arguments]
+    python tests/ray_serve/run.py [timelines.py | measure.py | way.py | pytest arguments]
 
 The environment lies in the user's cache, is built once, and borrows everything but Ray from the one that runs this.
-Where it can't be built, that is said and passed over; with CI=true it is a failure.
+Where it can't be built, that is said and passed over; with CI=true it is a failure. Ray runs as the README has it:
+RAY_SERVE_ENABLE_HA_PROXY=0 RAY_SERVE_THROUGHPUT_OPTIMIZED=0 before the command, and it runs as it does by itself.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from conformance.environments import PartMissing, Suite
 from livery_loadtest.peers import EnvironmentFailed
+from livery_loadtest.servers import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 RAY = "ray[serve]==2.60.0"
+SETTINGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")  # another run may have the usual ones
+INGRESSES = 50  # ports that Ray gives to those of one cluster, the same on every cluster unless it is told otherwise
 OWN = ("server", "adapters", "loadtest", "tests")
 
 
@@ -36,11 +41,19 @@ def main(arguments: Sequence[str]) -> int:
         return int(os.environ.get("CI") == "true")
     python = str(suite.folder / "bin" / "python")
     options = ["-m", "ray", "--disable-warnings", "-p", "no:cacheprovider"]
-    command = [python, "-m", "pytest", *options, str(HERE), *arguments]
+    named = any(Path(one.partition("::")[0]).exists() for one in arguments)
+    command = [python, "-m", "pytest", *options, *([] if named else [str(HERE)]), *arguments]
     if arguments and arguments[0].endswith(".py") and (HERE / arguments[0]).is_file():
         command = [python, str(HERE / arguments[0]), *arguments[1:]]
     paths = os.pathsep.join(str(ROOT / name) for name in OWN)
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, check=False).returncode
+    first = 26_000 + os.getpid() % 100 * INGRESSES  # beyond those of cluster.OWN_PORTS
+    settings = SETTINGS | {name: str(free_port()) for name in PORTS}
+    settings |= {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + INGRESSES - 1),
+    }
+    environ = {**settings, **os.environ, "PYTHONPATH": paths}
+    return subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from peft import LoraConfig
+from sqlalchemy import select
 
-from engine.oracle import save_adapter
+from engine.oracle import Oracle, save_adapter
+from livery.scale.ray_app import app
+from livery.settings import SettingsError
+from livery.tenancy import TenantStore
+from livery.tenancy.schema import levels
 from ray_serve.cluster import KEY, Deployed, until
 from server.running import livery_serve
 
@@ -79,6 +86,27 @@ def test_answers_are_those_of_a_server_asked_directly(served: Deployed, tiny: Pa
     assert len(set(expected.values())) == 3
 
 
+def test_tokens_are_those_of_peft_on_either_replica(served: Deployed, tiny: Path, adapters: Path) -> None:
+    """Greedy, the base and each adapter: through Ray, and from the replica that Ray doesn't choose."""
+    oracle, prompt, count = Oracle(tiny, 256), [5, 6, 7, 400, 31000], 24
+    for name in (tiny.name, *NAMES):
+        tokens = list(prompt)
+        for _ in range(count):
+            tokens.append(int(oracle.logits(tokens, adapters / name if name in NAMES else None)[-1].argmax()))
+        for url in (served.url, *served.own_urls):
+            with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
+                stream = client.completions.create(
+                    model=name,
+                    prompt=prompt,
+                    max_tokens=count,
+                    temperature=0,
+                    stream=True,
+                    extra_body={"return_token_ids": True, "ignore_eos": True},
+                )
+                found = [token for chunk in stream for choice in chunk.choices for token in choice.token_ids]  # type: ignore[attr-defined]
+            assert found == tokens[len(prompt) :], (name, url)
+
+
 def test_each_answer_says_which_version_it_ran_on(served: Deployed) -> None:
     with served.http() as http:
         assert ask(http, "pirate").headers["x-livery-adapter"].startswith("pirate@")
@@ -120,6 +148,14 @@ async def test_of_two_replicas_that_change_a_name_at_once_one_does(served: Deplo
     until(lambda: len({bound(url) for url in served.own_urls}) == 1, "both replicas serve the same version")
 
 
+def test_what_ray_does_not_scale_by_is_refused_by_name(served: Deployed) -> None:
+    scaled = {**served.args, "max_replicas": 2}
+    with pytest.raises(SettingsError, match=r"autoscaling\.colour: Ray has no such setting; it has .*upscale_delay_s"):
+        app({**scaled, "autoscaling": {"colour": 1}})
+    with pytest.raises(SettingsError, match=r"autoscaling\.upscale_delay_s is -1"):
+        app({**scaled, "autoscaling": {"upscale_delay_s": -1}})
+
+
 def test_refusals_are_the_servers_own(served: Deployed) -> None:
     with served.http() as http:
         assert ask(http, "nobody").json()["error"]["code"] == "model_not_found"
@@ -149,6 +185,34 @@ def is_idle(deployed: Deployed, url: str) -> bool:
         lines = http.get("/metrics").text.splitlines()
     values = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and line[0] != "#"}
     return values["vllm:num_requests_running"] == 0 and values["vllm:num_requests_waiting"] == 0
+
+
+def test_a_limit_per_minute_holds_over_both_replicas(served: Deployed, tiny: Path) -> None:
+    """The second one lets in what came before it heard of the first, and no minute's worth of its own."""
+    per_minute, begun, let_in = 40, time.monotonic(), 0
+    with closing(TenantStore.open(served.postgres.url)) as tenants:
+        _, key, _ = tenants.create_key("acme", limits={"requests_per_minute": per_minute}, occupied=lambda _: None)
+
+        def told() -> float:
+            with tenants.database.read() as connection:
+                return float(connection.scalar(select(levels.c.requests).where(levels.c.kind == "key")) or 0)
+
+        def refused(url: str) -> bool:
+            nonlocal let_in
+            body = {"model": tiny.name, "prompt": [5], "max_tokens": 1}
+            headers = {"authorization": f"Bearer {key}"}
+            status = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=120).status_code
+            let_in += status == 200
+            return status == 429
+
+        one, two = served.own_urls
+        until(lambda: refused(one), "the first one has let in as many as it may")
+        until(lambda: told() > per_minute / 2, "it has told so")
+        before = told()
+        refused(two)
+        until(lambda: told() != before, "the second one has told of its request, and so heard of the others")
+        until(lambda: refused(two), "it lets in no more")
+    assert let_in <= per_minute * (1.5 + (time.monotonic() - begun) / 60)
 
 
 def test_each_replica_has_metrics_of_its_own(served: Deployed) -> None:

@@ -7,95 +7,22 @@ The demo base and its adapters on two replicas; clients that stream one answer a
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from chaos.common import Run, arguments
+from ray_serve.clients import Clients
 from ray_serve.cluster import Deployed, cluster, replica_pids, until
 
 ADAPTERS = Path(__file__).parent.parent.parent / "adapters" / "demo"
 NAMES = ("pirate", "sql", "json", "portuguese", "sentiment")
 MODEL = "smollm2-135m-instruct"
 PATIENCE_S = 300.0
-BUCKET_S = 2.0
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One request as its client saw it. `outcome`: whole, an error's code, or cut."""
-
-    begun: float
-    ended: float
-    outcome: str
-    replica: str
-
-
-class Clients:
-    """Clients that stream one answer after the other, until they are told to stop."""
-
-    def __init__(self, run: Run, deployed: Deployed, count: int, max_tokens: int) -> None:
-        self.seen: list[Seen] = []
-        self._run, self._deployed, self._max_tokens = run, deployed, max_tokens
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._stream, args=(index,)) for index in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def between(self, begin: float, end: float) -> list[Seen]:
-        """What was under way at some time in between."""
-        return [one for one in list(self.seen) if one.ended >= begin and one.begun <= end]
-
-    def print(self) -> None:
-        end = max(one.ended for one in self.seen)
-        for index in range(int(end / BUCKET_S) + 1):
-            begin = index * BUCKET_S
-            ended = Counter(one.outcome for one in self.seen if begin <= one.ended < begin + BUCKET_S)
-            replicas = {one.replica for one in self.seen if begin <= one.ended < begin + BUCKET_S and one.replica}
-            told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(ended.items())) or "nothing ended"
-            print(f"  {begin:6.0f} s  {told}  ({', '.join(sorted(replicas))})", flush=True)
-
-    def _stream(self, index: int) -> None:
-        with self._deployed.http() as http:
-            number = index
-            while not self._over.is_set():
-                begun = self._run.now
-                outcome, replica = self._once(http, (MODEL, *NAMES)[number % (len(NAMES) + 1)])
-                self.seen.append(Seen(begun, self._run.now, outcome, replica))
-                number += 1
-                if outcome != "whole":
-                    time.sleep(0.5)  # as Retry-After says, more or less
-
-    def _once(self, http: httpx.Client, model: str) -> tuple[str, str]:
-        body = {"model": model, "messages": [{"role": "user", "content": "Tell me about the sea."}], "stream": True}
-        body |= {"max_tokens": self._max_tokens, "ignore_eos": True, "temperature": 0}
-        replica = ""
-        try:
-            with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-                replica = answer.headers.get("x-livery-replica", "")
-                text = b"".join(answer.iter_raw())
-        except httpx.HTTPError as error:
-            return type(error).__name__, replica
-        if answer.status_code != 200:
-            return str(json.loads(text)["error"]["code"]), replica
-        if text.endswith(b"data: [DONE]\n\n"):
-            return "whole", replica
-        last = text.rstrip().rpartition(b"data: ")[2]
-        return (str(json.loads(last)["error"]["code"]) if b'"error"' in last else "cut without a word"), replica
 
 
 def main() -> int:
@@ -110,7 +37,7 @@ def main() -> int:
                 _upload(deployed, name)
             run.say(f"{', '.join(NAMES)} are taken in")
             for what in [todo for todo in (killed, replaced) if todo.__name__ in options.what]:
-                clients = Clients(run, deployed, options.clients, options.max_tokens)
+                clients = Clients(lambda: run.now, deployed.http, (MODEL, *NAMES), options.clients, options.max_tokens)
                 try:
                     until(lambda: len(clients.seen) >= 2 * options.clients, "the load runs", PATIENCE_S)  # noqa: B023
                     time.sleep(options.before_s)

@@ -155,5 +155,6 @@ async def test_an_answer_that_breaks_off_is_told_from_one_that_ends() -> None:
 
     with pytest.raises(AnswerCutShort):
         await said(breaks, Running())
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(AnswerCutShort) as caught:
         await said(fails, Running())
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)

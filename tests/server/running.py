@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from livery.models import resolve_model
 
+SMALL = ("--kv-memory", "128MiB")  # zeroing the usual gigabyte takes longer than most tests
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -66,14 +67,15 @@ def livery_serve(
     environ: Mapping[str, str] | None = None,
     ends_with: int = 0,
     program: Sequence[str] = ("-m", "livery"),
+    interpreter: str = sys.executable,
 ) -> Iterator[RunningServer]:
     """Start the command as a user would, wait for the line that says it serves, and end it with SIGTERM.
 
-    `environ` comes on top of this process's, `program` is what Python runs. `ends_with`: the exit status, where the
-    block has ended it otherwise.
+    `environ` comes on top of this process's, `program` is what the interpreter runs. `ends_with`: the exit status,
+    where the block has ended it otherwise.
     """
     log = folder / "server.log"
-    command = [sys.executable, *program, "serve", "--port", "0", "--data", str(folder / "data")]
+    command = [interpreter, *program, "serve", "--port", "0", "--data", str(folder / "data")]
     command += ["--model", str(model), "--adapters", str(adapters), *flags]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environ or {})}

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig
 
 from engine.oracle import save_grown
-from server.running import RunningServer, livery_serve, tiny_model
+from server.running import SMALL, RunningServer, livery_serve, tiny_model
 
 BASE_ROWS = 49152
 TOOL, NOTE, END = BASE_ROWS, BASE_ROWS + 1, BASE_ROWS + 2
@@ -47,7 +47,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     torch.manual_seed(1)
     plain = LoraConfig(r=2, target_modules=["q_proj"])
     save_grown(model, adapters / "plain", 6, plain, BASE_ROWS, save_embedding_layers=False)
-    with livery_serve(model, adapters, folder) as running:
+    with livery_serve(model, adapters, folder, *SMALL) as running:
         yield running
 
 

@@ -17,7 +17,7 @@ from api.tenants import files
 from engine.oracle import save_adapter
 from livery.data_folder import DataFolder
 from livery.tenancy import TenantStore
-from server.running import livery_serve, tiny_model
+from server.running import SMALL, livery_serve, tiny_model
 
 BASE = ""
 PROMPT = list(range(1000, 1040))  # two blocks of 16 and a half
@@ -60,7 +60,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     model, lora = tiny_model(folder / "tiny"), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
     for seed, name in enumerate(("served/pirate", "sql", "json")):
         save_adapter(model, folder / name, seed, lora)
-    with livery_serve(model, folder / "served", folder, "--threads", "1") as server:
+    with livery_serve(model, folder / "served", folder, "--threads", "1", *SMALL) as server:
         yield Served(server.url, keys, folder)
 
 

@@ -11,8 +11,9 @@ import random
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,14 +38,28 @@ class Book:
 
     possible: dict[str, set[str | None]] = field(default_factory=lambda: {name: {None} for name in NAMES})
     operations: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
 
     def begin(self, name: str, outcome: str | None) -> None:
         """An operation is sent: from now on its outcome may be what holds."""
         self.possible[name] |= {outcome}
 
     def acknowledged(self, name: str, outcome: str | None) -> None:
-        self.possible[name] = {outcome}
-        self.operations += 1
+        with self.changed:
+            self.possible[name] = {outcome}
+            self.operations += 1
+            self.changed.notify_all()
+
+    def wait(self, wanted: int, clients: Sequence[Future[None]]) -> None:
+        """Until so many operations are acknowledged, or a client is at its end."""
+        for client in clients:
+            client.add_done_callback(self._wake)
+        with self.changed:
+            self.changed.wait_for(lambda: self.operations >= wanted or any(client.done() for client in clients))
+
+    def _wake(self, _: object) -> None:
+        with self.changed:
+            self.changed.notify_all()
 
 
 @contextmanager
@@ -137,9 +152,8 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
             with ThreadPoolExecutor(len(NAMES)) as clients:
                 changing = [clients.submit(change_until_dead, url, book, pool, number, name) for name in NAMES]
                 wanted = before + random.Random(number).randrange(1, 40)
-                while book.operations < wanted and not any(client.done() for client in changing):
-                    pass  # at this very moment, whatever is under way
-                process.kill()
+                book.wait(wanted, changing)
+                process.kill()  # at this very moment, whatever is under way
             for client in changing:
                 client.result()  # whatever a client saw that it shouldn't have
         with sqlite3.connect(data / "livery.db") as database:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from server.running import RunningServer, livery_serve
+from server.running import SMALL, RunningServer, livery_serve
 
 DEMO = Path(__file__).parents[2] / "adapters" / "demo"
 NAMES = sorted(folder.parent.name for folder in DEMO.glob("*/adapter_config.json"))
@@ -24,7 +24,12 @@ QUESTION = "What is the capital of France?"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with livery_serve("smollm2-135m-instruct", DEMO, tmp_path_factory.mktemp("demo"), "--max-model-len", "512") as it:
+    with livery_serve(
+        "smollm2-135m-instruct",
+        DEMO,
+        tmp_path_factory.mktemp("demo"),
+        *("--max-model-len", "512", *SMALL),
+    ) as it:
         yield it
 
 

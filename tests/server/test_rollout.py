@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 from engine.families import LLAMA_LINEAR
 from engine.oracle import GAP, Oracle, save_tuned
 from livery_adapters.manifest import read_manifest
-from server.running import livery_serve, tiny_model
+from server.running import SMALL, livery_serve, tiny_model
 
 REQUESTS = int(os.environ.get("LIVERY_ROLLOUT_REQUESTS", "300"))
 STREAMS = 10
@@ -101,7 +101,7 @@ async def test_every_answer_is_that_of_a_version_active_when_it_was_admitted(
     base: Path, rollout: Rollout, tmp_path: Path
 ) -> None:
     root = next(iter(rollout.pool.values())).parent.parent
-    flags = ("--threads", "1", "--max-batch-tokens", "24", "--log-level", "warning")
+    flags = ("--threads", "1", "--max-batch-tokens", "24", "--log-level", "warning", *SMALL)
     with livery_serve(base, root, tmp_path, *flags) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
             first, second, *_ = rollout.pool

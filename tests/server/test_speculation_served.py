@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 from openai import OpenAI
 
-from server.running import livery_serve
+from server.running import SMALL, livery_serve
 
 MODEL = "smollm2-135m-instruct"
 TEXT = 'def area(width, height):\n    """Area of a rectangle."""\n    return width * height\n'
@@ -16,7 +16,7 @@ COPY = [{"role": "user", "content": f"Repeat this code exactly:\n\n{TEXT * 2}"}]
 
 
 def test_a_text_is_copied_in_runs(tmp_path: Path) -> None:
-    with livery_serve(MODEL, tmp_path, tmp_path, "--speculate", "8", "--max-model-len", "512") as server:
+    with livery_serve(MODEL, tmp_path, tmp_path, "--speculate", "8", "--max-model-len", "512", *SMALL) as server:
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120).chat.completions
         for sampling in ({"temperature": 0}, {"temperature": 0.8, "top_p": 0.9, "seed": 4}):
             asked = {"model": MODEL, "messages": COPY, "max_tokens": 48, **sampling}

@@ -11,7 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from server.running import RunningServer, livery_serve, tiny_model
+from server.running import SMALL, RunningServer, livery_serve, tiny_model
 
 QUESTION = [{"role": "user", "content": "Which?"}]
 
@@ -37,7 +37,7 @@ class Order(BaseModel):
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("structured")
     (folder / "adapters").mkdir()
-    with livery_serve(tiny_model(folder / "tiny"), folder / "adapters", folder, "--threads", "1") as server:
+    with livery_serve(tiny_model(folder / "tiny"), folder / "adapters", folder, "--threads", "1", *SMALL) as server:
         yield server
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from server.running import RunningServer, livery_serve
+from server.running import SMALL, RunningServer, livery_serve
 
 MODEL = "smollm2-135m-instruct"
 ASK: list[Any] = [{"role": "user", "content": "What is the weather in Paris in celsius?"}]
@@ -36,7 +36,7 @@ NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("served")
     (folder / "adapters").mkdir()
-    with livery_serve(MODEL, folder / "adapters", folder, "--tool-parser", "hermes") as running:
+    with livery_serve(MODEL, folder / "adapters", folder, "--tool-parser", "hermes", *SMALL) as running:
         yield running
 
 

@@ -19,7 +19,7 @@ from peft import LoraConfig
 
 from engine.oracle import save_tuned
 from server.collector import collecting, shown
-from server.running import livery_serve, tiny_model
+from server.running import SMALL, livery_serve, tiny_model
 
 SECRET = "xylophone-canary"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -38,11 +38,11 @@ def traced(folder: Path) -> Traced:
     model = tiny_model(folder / "model")
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     save_tuned(model, folder / "adapters" / "pirate", 1, config)
-    with livery_serve(model, folder / "adapters", folder, "--adapter-memory", "64MB") as first:
+    with livery_serve(model, folder / "adapters", folder, "--adapter-memory", "64MB", *SMALL) as first:
         ask(first.url, "proven")  # on its first use; the next server knows that and reads it for a request
     with (
         collecting() as collector,
-        livery_serve(model, folder / "adapters", folder, "--otlp-endpoint", collector.url) as server,
+        livery_serve(model, folder / "adapters", folder, "--otlp-endpoint", collector.url, *SMALL) as server,
     ):
         ask(server.url, "chat", traceparent=f"00-{TRACE}-{PARENT}-01", tracestate="vendor=1")
         ask(server.url, "several", n=3)

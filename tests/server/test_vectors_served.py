@@ -12,7 +12,7 @@ from openai import OpenAI
 
 from engine.pooled import class_logits, embedding, save_classifier, save_embedding_adapter
 from livery.text import Tokenizer
-from server.running import livery_serve, tiny_model
+from server.running import SMALL, livery_serve, tiny_model
 
 TEXTS = ["Ahoy, matey!", "The harbour is calm this morning.", "parrots"]
 LINEAR = ["q_proj", "v_proj", "down_proj"]
@@ -25,7 +25,7 @@ def test_vectors_and_classes_beside_text_are_pefts(tmp_path: Path) -> None:
     sorts = save_classifier(model, adapters / "sorts", 2, labels=4, target_modules=LINEAR)
     tokenizer = Tokenizer.from_directory(model)
     ids = [tokenizer.encode(text) for text in TEXTS]
-    with livery_serve(model, adapters, tmp_path) as server:
+    with livery_serve(model, adapters, tmp_path, *SMALL) as server:
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=60)
         with ThreadPoolExecutor(3) as pool:  # in one batch, as far as the machine lets them be
             text = pool.submit(lambda: client.completions.create(model="tiny", prompt="Ahoy", max_tokens=40))

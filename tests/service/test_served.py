@@ -148,7 +148,7 @@ async def test_a_composition_holds_all_its_parts(stock: Stock) -> None:
     assert {part.digest: part.weight for part in lease.ref.parts} == {first: 1.0, second: 0.5}
     assert (await stock.lease("0.5*b + a")).ref.digest == lease.ref.digest
     assert (await stock.lease("a+0.25*b")).ref.digest != lease.ref.digest
-    assert stock.adapters.requests("b") == 3
+    assert stock.adapters.under_way.of("b") == 3
     with pytest.raises(UnknownModel):
         await stock.adapters.lease("a+nobody")
     with pytest.raises(AdapterRefused, match=r".") as caught:

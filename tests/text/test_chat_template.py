@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ CHATS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@cache
 def tokenizer_of(template: str) -> Tokenizer:
     return Tokenizer(TokenizerFiles(FILES.tokenizer, template, FILES.named_tokens))
 

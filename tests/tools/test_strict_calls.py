@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 
@@ -28,6 +29,7 @@ CITY = {
 FUNCTIONS = (Function("weather", CITY, strict=True), Function("log", {"type": "object", "required": ["x"]}))
 
 
+@cache
 def with_marks_as_special_tokens() -> Tokenizer:
     """Two of the vocabulary's special tokens become the marks of calls."""
     content = json.loads(FILES.tokenizer)
@@ -43,6 +45,11 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return Tokenizer(FILES) if request.param == "marks are text" else with_marks_as_special_tokens()
 
 
+@cache
+def compiler_of(tokenizer: Tokenizer) -> GrammarCompiler:
+    return GrammarCompiler(tokenizer.to_json(), VOCAB, [END])
+
+
 def takes(tokenizer: Tokenizer, ids: list[int], *, parallel: bool = True) -> tuple[bool, bool]:
     """Whether an answer may begin with these tokens, and whether it may end there."""
     options = Options(tools=ToolUse(FUNCTIONS, parallel=parallel))
@@ -51,7 +58,7 @@ def takes(tokenizer: Tokenizer, ids: list[int], *, parallel: bool = True) -> tup
     )
     grammar = held.options.grammar
     assert grammar is not None
-    matcher = GrammarCompiler(tokenizer.to_json(), VOCAB, [END]).compile(grammar)
+    matcher = compiler_of(tokenizer).compile(grammar)
     return matcher.try_consume_tokens(ids) == len(ids), matcher.is_accepting()
 
 

@@ -1,0 +1,47 @@
+"""Run the tests of quantised bases, or the script that measures them, in an environment that has the libraries.
+
+    python tests/quantization/run.py [table.py | pytest arguments]
+
+The environment lies in the user's cache, is built once, and borrows everything else from the one that runs this. Where
+it can't be built, that is said and passed over; with CI=true it is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from conformance.environments import PartMissing, Suite
+from livery_loadtest.peers import EnvironmentFailed
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+LIBRARIES = ("bitsandbytes==0.50.2", "torchao==0.18.0", "compressed-tensors==0.20.0")
+OWN = ("server", "adapters", "loadtest", "tests")
+
+
+def main(arguments: Sequence[str]) -> int:
+    suite = Suite("quantization", server="", tests="", python=LIBRARIES, borrows=True)
+    try:
+        suite.ensure(Console())
+    except (PartMissing, EnvironmentFailed) as missing:
+        print(f"The environment of quantising libraries could not be built: {missing}", file=sys.stderr)
+        return int(os.environ.get("CI") == "true")
+    python = str(suite.folder / "bin" / "python")
+    options = ["-m", "quantization", "--disable-warnings", "-p", "no:cacheprovider"]
+    command = [python, "-m", "pytest", *options, str(HERE), *arguments]
+    if arguments and arguments[0].endswith(".py") and (HERE / arguments[0]).is_file():
+        command = [python, str(HERE / arguments[0]), *arguments[1:]]
+    paths = os.pathsep.join(str(ROOT / name) for name in OWN)
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,219 @@
+"""What workers ask of their parent, over real pairs of sockets in one process: limits and room are the server's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from livery.engine.base import EngineConfig, EngineDead, GenerationRequest, SamplingParams
+from livery.engine.fake import Behaviour, FakeEngine
+from livery.engine.supervisor import SupervisedEngine
+from livery.refusals import Overloaded
+from livery.tenancy import LimitExceeded, Limits, Principal, RateLimiter, Room
+from livery.tenancy.gate import Gate, Wish
+from livery.under_way import UnderWay
+from livery.workers import attached, messages
+from livery.workers.attached import AttachedEngine
+from livery.workers.gatekeeper import AskedGate
+from livery.workers.hub import Desk, Hub
+from livery.workers.ledger import Ledger
+from livery.workers.link import Link
+from livery.workers.survey import AskedSurvey, ToldCounting
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Worker:
+    """A worker's end of everything, without HTTP."""
+
+    def __init__(self) -> None:
+        self.link = Link(messages.ToWorker, self._take, lambda: None)
+        self.gate = AskedGate(self.link)
+        self.under_way = UnderWay()
+        self.engine: AttachedEngine
+        self.survey: AskedSurvey
+        self.desk: Desk
+
+    async def attach(self, hub: Hub, number: int) -> Worker:
+        mine, theirs = socket.socketpair()
+        info = await hub.engine.start()
+        self.engine = AttachedEngine(self.link, number, info)
+        counting = ToldCounting(self.link)
+        self.survey = counting.survey(counting.metrics("base", info), self.under_way)
+        self.desk = hub.desk(number)
+        await self.desk.link.open(mine)
+        await self.link.open(theirs)
+        self.link.send(messages.Serving())
+        await self.desk.serving.wait()
+        return self
+
+    def _take(self, message: Any) -> None:
+        match message:
+            case messages.Used():
+                self.gate.take(message)
+            case messages.Deltas() | messages.Failed():
+                self.engine.take(message)
+            case messages.Tell(number):
+                self.survey.tell(number)
+
+
+class Scene:
+    """A hub with two workers, three places, and a clock of the test's own."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.engine = FakeEngine(Behaviour(stepped=True))
+        self.gate = Gate(Room(3, 1000, self.clock), RateLimiter(self.clock))
+
+    async def open(self) -> None:
+        hub = Hub(self.engine, self.gate, Ledger("base", await self.engine.start(), 10))
+        self.one, self.other = [await Worker().attach(hub, number) for number in (0, 1)]
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    scene = Scene()
+    await scene.open()
+    yield scene
+    for worker in (scene.one, scene.other):
+        worker.link.close()
+        await worker.desk.gone.wait()
+
+
+def limited(**limits: int) -> Principal:
+    return Principal("acme", "user", "k1", tenant_limits=Limits(**limits))
+
+
+async def refused(asked: Awaitable[object], of: str) -> None:
+    with pytest.raises(LimitExceeded, match=of):
+        await asked
+
+
+async def test_requests_per_minute_are_counted_over_all_workers(scene: Scene) -> None:
+    acme = limited(requests_per_minute=3)
+    for worker in (scene.one, scene.other, scene.one):
+        (await worker.gate.count(acme)).release()
+    for worker in (scene.one, scene.other):
+        await refused(worker.gate.count(acme), "requests_per_minute")
+        assert worker.gate.rates(acme)["requests"].remaining == 0, "what clients are told in headers"
+    scene.clock.now += 20
+    (await scene.other.gate.count(acme)).release()
+    await refused(scene.one.gate.count(acme), "requests_per_minute")
+
+
+async def test_tokens_per_minute_are_counted_over_all_workers(scene: Scene) -> None:
+    acme, wish = limited(tokens_per_minute=100), Wish(1, 10, 50)
+    first = await scene.one.gate.enter(acme, wish, None)
+    await refused(scene.other.gate.enter(acme, wish, None), "tokens_per_minute")
+    first.begun(10)
+    first.spend(30)
+    first.leave()
+    assert await scene.one.gate.held() is not None, "what was sent before this answer has come"
+    second = await scene.other.gate.enter(acme, wish, None)
+    await refused(scene.one.gate.enter(acme, Wish(1, 10, 1), None), "10 are free")
+    await second.resize(5, 50)
+    (await scene.one.gate.enter(acme, Wish(1, 10, 5), None)).leave()
+    second.leave()
+
+
+async def test_requests_at_once_are_counted_over_all_workers_and_given_back_by_a_lost_one(scene: Scene) -> None:
+    acme = limited(concurrent_requests=2)
+    for worker in (scene.one, scene.other):
+        await worker.gate.count(acme)
+    for worker in (scene.one, scene.other):
+        await refused(worker.gate.count(acme), "concurrent_requests")
+    scene.one.link.close()
+    await scene.one.desk.gone.wait()
+    await scene.other.gate.count(acme)
+    await refused(scene.other.gate.count(acme), "concurrent_requests")
+
+
+async def test_the_room_is_one_and_a_lost_worker_leaves_it(scene: Scene) -> None:
+    free = Principal("acme", "user", None)
+    entries = [await worker.gate.enter(free, Wish(1, 7, 1), None) for worker in (scene.one, scene.other, scene.one)]
+    for worker in (scene.one, scene.other):
+        with pytest.raises(Overloaded):
+            await worker.gate.enter(free, Wish(1, 7, 1), None)
+    held = await scene.other.gate.held()
+    assert (held.sequences, held.tokens) == (3, 21)
+    entries[0].leave()
+    (await scene.other.gate.enter(free, Wish(1, 7, 1), None)).leave()
+    scene.one.link.close()
+    await scene.one.desk.gone.wait()
+    assert (await scene.other.gate.held()).sequences == 1
+
+
+async def test_what_is_under_way_is_told_of_all_workers(scene: Scene) -> None:
+    scene.one.under_way.begin("acme", ["pirate"])
+    scene.other.under_way.begin("acme", ["pirate"])
+    scene.other.under_way.begin("zeta", ["pirate", "poet"])
+    for worker in (scene.one, scene.other):
+        found = await worker.survey.under_way()
+        assert (found.of("pirate"), found.of("pirate", "acme"), found.of("poet")) == (3, 2, 1)
+    scene.one.under_way.end("acme", ["pirate"])
+    assert (await scene.other.survey.under_way()).of("pirate") == 2
+    scene.other.link.close()
+    await scene.other.desk.gone.wait()
+    assert (await scene.one.survey.under_way()).each() == [], "a lost worker has nothing under way"
+
+
+async def test_a_lost_worker_takes_its_own_requests_from_the_engine(scene: Scene) -> None:
+    def request() -> GenerationRequest:
+        return GenerationRequest("same-id", [3, 4], SamplingParams(max_tokens=5, ignore_eos=True))
+
+    streams = [worker.engine.generate(request()) for worker in (scene.one, scene.other)]
+    firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    await scene.engine.wait_until(lambda engine: engine.open_requests == 2)
+    scene.one.link.close()
+    await scene.engine.wait_until(lambda engine: engine.open_requests == 1)
+    scene.engine.step(5)
+    got = [*(await firsts[1]).token_ids]
+    async for delta in streams[1]:
+        got += delta.token_ids
+    assert got == [7, 8, 9, 10, 11]
+    firsts[0].cancel()
+    with suppress(asyncio.CancelledError):
+        await firsts[0]
+
+
+async def test_requests_that_a_lost_engine_refuses_are_told_so_and_do_not_wait() -> None:
+    """A supervised engine says so as soon as it is asked, before there is anything to iterate over."""
+    scene = Scene()
+    fake = scene.engine
+    scene.engine = SupervisedEngine(EngineConfig("none", restarts=0), lambda *_: fake)  # type: ignore[assignment]
+    await scene.open()
+    await fake.die()
+    await scene.engine.died()
+    stream = scene.one.engine.generate(GenerationRequest("late", [3, 4], SamplingParams(max_tokens=5)))
+    async with asyncio.timeout(10):
+        with pytest.raises(EngineDead):
+            await anext(stream)
+    for worker in (scene.one, scene.other):
+        worker.link.close()
+        await worker.desk.gone.wait()
+    await scene.engine.stop()
+
+
+async def test_a_worker_whose_parent_is_silent_is_not_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As probes ask it: nothing here could end a parent that hangs, but whoever watches the server can."""
+    monkeypatch.setattr(attached, "READY_S", 0.01)
+    mine, theirs = socket.socketpair()
+    worker = Worker()
+    worker.engine = AttachedEngine(worker.link, 0, await FakeEngine().start())
+    await worker.link.open(theirs)
+    with mine, pytest.raises(EngineDead, match="doesn't answer"):
+        await worker.engine.ready()
+    worker.link.close()
