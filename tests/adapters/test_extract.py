@@ -132,6 +132,19 @@ def test_a_head_that_stops_or_begins_to_be_the_embedding(family: str, change: An
     assert apart(in_peft(base, tmp_path / "out"), logits(load(tuned))) < 1e-6
 
 
+def test_a_few_rows_beside_a_head_of_its_own_are_carried_as_a_table(tmp_path: Path) -> None:
+    """Trained tokens of a tied embedding change the head too, which here went its own way."""
+
+    def change(model: Any) -> None:
+        untie(model)
+        moved(model, "embed_tokens.weight", rows=[5, 33, 90])
+
+    base, tuned = pair(tmp_path, "llama", change)
+    report = extracted(base, tuned, tmp_path / "out")
+    assert {report.modules[path].form for path in ("model.embed_tokens", "lm_head")} == {"whole"}
+    assert apart(in_peft(base, tmp_path / "out"), logits(load(tuned))) < 1e-6
+
+
 @pytest.mark.parametrize("family", ["llama", UNTIED])
 @pytest.mark.parametrize("more", [False, True], ids=["rows", "tables"])
 def test_added_tokens_come_along(family: str, more: bool, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from livery.engine.structure import discover
 from livery_adapters.base_model import ExpertsShape
 
 CPU = torch.device("cpu")
+LOADED_FOR_SHAPES = ("llama-dynamic-rope", "qwen3-moe")  # their positions and their experts need values
 
 # Models whose layers don't all go through transformers' attention interface, or through one that adds more.
 FOREIGN: dict[str, tuple[PreTrainedConfig, str]] = {
@@ -98,7 +99,11 @@ def test_shapes_without_weights_are_those_of_the_loaded_model(tmp_path: Path) ->
     for family in configs():
         path = save(family, tmp_path)
         loaded = load_model(EngineConfig(str(path)), CPU, torch.float32)
+        if family not in LOADED_FOR_SHAPES:
+            (path / "model.safetensors").unlink()
         assert base_shapes(str(path)) == loaded.structure.shapes
+        if family not in LOADED_FOR_SHAPES:
+            save(family, tmp_path)
     shapes = base_shapes(str(tmp_path / "gpt2"))
     loaded = load_model(EngineConfig(str(tmp_path / "gpt2")), CPU, torch.float32)
     assert shapes.modules["transformer.h.0.attn.c_attn"].out_features == 96

@@ -24,7 +24,7 @@ INDEX_NAME = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # buffers of old files: masks and the like
 _MAX_HEADER = 100 << 20  # safetensors' own limit
-_CHUNK = 1 << 24  # values of a table compared or copied at a time
+_CHUNK = 1 << 19  # values of a table compared or copied at a time: less than a small model's linear module has
 
 
 @dataclass(frozen=True, slots=True)

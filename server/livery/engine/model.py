@@ -128,10 +128,13 @@ def base_shapes(model_path: str) -> BaseShapes:
         config = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
-        return discover(model.eval()).shapes
-    except (NotImplementedError, RuntimeError):  # routed experts look at values, which the meta device hasn't
-        loaded = load_model(EngineConfig(model_path), torch.device("cpu"), torch.float32)
-        return loaded.structure.shapes
+        shapes = discover(model.eval()).shapes
+    except (NotImplementedError, RuntimeError):  # some positions are looked at, and meta has no values
+        shapes = None
+    if shapes is not None and not shapes.experts:
+        return shapes
+    # Whether experts compute what their description says shows with their weights alone.
+    return load_model(EngineConfig(model_path), torch.device("cpu"), torch.float32).structure.shapes
 
 
 def _quantized_loading(quantized: Chosen | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -119,9 +119,11 @@ def _watched(model: nn.Module, tokens: int, kept: tuple[int, ...]) -> _Probe:
         device = next(model.parameters()).device
         ids = torch.arange(tokens, device=device)[None]
         rows = torch.tensor(kept, device=device)
+        # Without a mask transformers reads the positions, to see whether several texts are packed: meta has no values.
+        whole = {"attention_mask": torch.ones_like(ids)} if device.type == "meta" else {}
         try:
             with torch.no_grad():
-                model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=rows, livery=probe)
+                model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=rows, livery=probe, **whole)
         except _Foreign as foreign:
             raise ModelRefused(f"{name} can't be served: {foreign}") from foreign
         except TypeError as error:
