@@ -17,6 +17,7 @@ from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.tasks import check_head
 from livery_adapters.types import type_of
 from livery_adapters.types.base import untargeted, vocabulary_of
+from livery_adapters.weightless import NONE
 
 _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})  # what models call them, as the last part of a path
 _EXPERT = re.compile(r"\.experts\.[0-9]+\.")  # linear in the name, which is not a pattern's but the file's
@@ -103,6 +104,8 @@ def check_against(
 
     `approximate` is the rank to which `convert` will factorise what has no exact form or too large a rank; 0: none.
     """
+    if manifest.peft_type == NONE:
+        return _report(manifest, base)
     hint = _hint(manifest, base)
     added = added_rows(manifest, base.shapes)
     base = replace(base, shapes=grown(base.shapes, added))

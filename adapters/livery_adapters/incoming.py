@@ -24,7 +24,8 @@ from livery_adapters.beside import BESIDE_LIMITS
 from livery_adapters.layout import digest_of
 from livery_adapters.piece_hash import PieceHash
 from livery_adapters.refusal import AdapterRefused, Limits
-from livery_adapters.tensor_file import CHUNK, CONFIG_NAME, FILE_NAMES, open_regular
+from livery_adapters.tensor_file import CHUNK, CONFIG_NAME, FILE_NAMES, WEIGHTS_NAME, open_regular
+from livery_adapters.weightless import NO_TENSORS, says_none
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -155,12 +156,15 @@ class Incoming:
                 self.read(name, stream)
 
     def end(self) -> None:
-        """No more will come: from now on the files can be looked at.
+        """No more will come: from now on the files can be looked at. Who has no weights gets a file that says so.
 
         Raises AdapterRefused (missing_config, missing_weights, incomplete, storage_full, storage_failed).
         """
         with self._in_use():
             self._end_file()
+            if self._files.keys() == {CONFIG_NAME} and says_none((self._path / CONFIG_NAME).read_bytes()):
+                self.write(WEIGHTS_NAME, NO_TENSORS)
+                self._end_file()
             for name in FILE_NAMES:
                 if name not in self._files:
                     code = "missing_config" if name == CONFIG_NAME else "missing_weights"

@@ -18,18 +18,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from livery_adapters.base_model import BaseModel
 from livery_adapters.coverage import CoverageReport
 from livery_adapters.examine import NOT_YET, CheckedFiles, check_headers, check_labels, check_numbers
-from livery_adapters.fetching import copy_directory
 from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.in_threads import running, to_its_end
 from livery_adapters.incoming import Incoming
+from livery_adapters.intake import Fill, Intake, from_directory, from_nothing
 from livery_adapters.profile import Profile
 from livery_adapters.prover import Candidate, NoProver, Prover
 from livery_adapters.refusal import AdapterRefused, Limits
@@ -46,30 +46,11 @@ from livery_adapters.registry import (
 )
 from livery_adapters.store import BlobStore
 from livery_adapters.text_side import NoText, TextSide, profile_beside
+from livery_adapters.weightless import NONE
+
+__all__ = ["AdapterLibrary", "Fill", "Intake", "from_directory", "from_nothing"]
 
 logger = logging.getLogger(__name__)
-
-Fill = Callable[[Incoming], Awaitable[str]]
-"""Writes an adapter's two files into an Incoming and returns where they came from, in words for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class Intake:
-    """Who brings an adapter, and how it is to be taken. `profile` None: as the profile.yaml beside it says.
-
-    `approximate` is the rank to factorise a type to that has no exact form; `expected_generation` makes it a
-    compare-and-set (0: the name must be new). `owner` is the tenant whose name it is, `quota` what that one may keep.
-    """
-
-    source: str
-    approximate: int = 0
-    profile: Profile | None = None
-    parents: tuple[tuple[str, float], ...] = ()
-    pinned: bool | None = None
-    expected_generation: int | None = None
-    activate: bool = True
-    owner: str = OPERATOR
-    quota: Quota = NO_QUOTA
 
 
 class AdapterLibrary:
@@ -130,6 +111,12 @@ class AdapterLibrary:
             origin = await fill(incoming)
             async with running(incoming.sync) as synced:
                 headers, weights = await self._complete(incoming, intake.approximate)
+                if headers.manifest.peft_type == NONE and not intake.over_base:
+                    raise AdapterRefused(
+                        "source_not_allowed",
+                        f"{name!r} would be {self.base.name} itself under a profile, and this key may not ask for "
+                        "that; send an adapter with weights, or have the operator allow the key `base`",
+                    )
                 found = await asyncio.to_thread(self._text.look, incoming.beside)
                 profile = await asyncio.to_thread(profile_beside, incoming.beside, intake.profile)
                 profile = await self._text.settle(profile, found, headers.coverage.added_tokens)
@@ -142,6 +129,8 @@ class AdapterLibrary:
                     facts = self._new(weights, intake, profile, replace(files, coverage=report))
                     state: VersionState = "ready" if self._proves else "registered"
                     await asyncio.shield(synced)
+                    if facts.weightless:
+                        return await self._record(name, incoming, facts, origin, intake, "ready")
                     record = await self._record(name, incoming, facts, origin, intake, state)
                     await self._prover.stored(self.candidate(facts, intake.owner))
                     return record
@@ -339,6 +328,9 @@ class AdapterLibrary:
         Whoever measures an adapter sees a number that is none: here they are looked at only without such a prover, and
         to say more of what it refused.
         """
+        if headers.manifest.peft_type == NONE:  # nothing to convert or to run
+            yield headers
+            return
         converted, invocation = converted_digest(weights, approximate), headers.manifest.invocation
         added = headers.coverage.added_tokens
         candidate = Candidate(
@@ -380,16 +372,3 @@ class AdapterLibrary:
             yield await to_its_end(intake.__enter__)
         finally:
             await to_its_end(lambda: intake.__exit__(None, None, None))
-
-
-def from_directory(directory: Path, roots: Sequence[Path], origin: str | None = None) -> Fill:
-    """Copies the two files of a directory; other files there are ignored. Links may lead to below `roots` only.
-
-    `origin` is what is remembered of where they came from, the directory if None.
-    """
-
-    async def fill(incoming: Incoming) -> str:
-        await asyncio.to_thread(copy_directory, directory, incoming, roots)
-        return origin or str(directory)
-
-    return fill

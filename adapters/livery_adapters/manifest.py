@@ -34,6 +34,7 @@ from livery_adapters.tensor_file import (
 )
 from livery_adapters.types import type_of
 from livery_adapters.types.base import PeftType, untargeted
+from livery_adapters.weightless import NONE, weightless_manifest
 
 __all__ = [
     "FILE_NAMES",
@@ -81,6 +82,8 @@ def parse_manifest(data: bytes, header: bytes, size: int, limits: Limits) -> Ada
     Depends on nothing else. Raises AdapterRefused.
     """
     config = parse_object(data, CONFIG_NAME, code="bad_json")
+    if config.get("peft_type") == NONE:
+        return weightless_manifest(config, header, size + len(data))
     kind = type_of(config.get("peft_type"))
     check_fields(config, kind.rules)
     common, settings = common_settings(config), kind.parse(config)

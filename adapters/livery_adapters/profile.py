@@ -1,10 +1,12 @@
-"""What an adapter was trained to be used with: prompt, examples, stop strings, sampling, template, parsers, tokens.
+"""What an adapter was trained to be used with: prompt, examples, documents, stops, sampling, template, parsers, tokens.
 
     # profile.yaml, beside the adapter's two files
     system_prompt: You are a pirate.
     examples:
       - {role: user, content: Hello}
       - {role: assistant, content: "Ahoy, matey!"}
+    documents:
+      - {title: The ship, text: The Walrus carries rum.}
     stop: ["<END>"]
     temperature: 0.2
     bounds: {max_tokens: {max: 256}}
@@ -31,6 +33,7 @@ from livery_adapters.likeness import meant
 PROFILE_NAME = "profile.yaml"
 MAX_PROFILE_BYTES = 256 << 10
 MAX_EXAMPLE_CHARS = 64 << 10  # of all examples together
+MAX_DOCUMENT_CHARS = 128 << 10  # of all documents together
 MAX_ADDED_TOKENS = 1024
 MAX_DEPTH = 32
 
@@ -88,6 +91,13 @@ class Example(_Strict, frozen=True):
     content: Annotated[str, Meta(max_length=32 << 10)]
 
 
+class Document(_Strict, frozen=True):
+    """A text that answers are to be taken from."""
+
+    text: Annotated[str, Meta(min_length=1, max_length=32 << 10)]
+    title: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+
+
 class AddedToken(_Strict, frozen=True):
     """A token that the adapter adds to the base's vocabulary, as tokenizer.json describes it. `id` is its row."""
 
@@ -108,14 +118,16 @@ class Profile(_Strict, frozen=True):
     """All of it optional; what is left out is the base's, or nothing.
 
     `system_prompt_mode`: "default" is used where a client sends no system message of its own, "always" is put before
-    the client's, "only" refuses the client's. `chat_template` "adapter" and `tokenizer` "adapter" ask for what lies
-    beside the weights; a version keeps what was found there (the template's text, `added_tokens`). `pooling` makes one
-    embedding of all tokens' (see engine.base.Pooling), `labels` name the classes of a classifier, one each.
+    the client's, "only" refuses the client's. `documents` follow the system prompt, whosever it is. `chat_template`
+    "adapter" and `tokenizer` "adapter" ask for what lies beside the weights; a version keeps what was found there (the
+    template's text, `added_tokens`). `pooling` makes one embedding of all tokens' (see engine.base.Pooling), `labels`
+    name the classes of a classifier, one each.
     """
 
     system_prompt: Words | None = None
     system_prompt_mode: Literal["default", "always", "only"] = "default"
     examples: Annotated[tuple[Example, ...], Meta(max_length=64)] = ()
+    documents: Annotated[tuple[Document, ...], Meta(max_length=64)] = ()
     stop: Annotated[tuple[Stop, ...], Meta(max_length=16)] = ()
     temperature: Temperature | None = None
     top_p: Share | None = None
@@ -152,7 +164,7 @@ class Profile(_Strict, frozen=True):
 
 EMPTY = Profile()
 FIELDS = Profile.__struct_fields__
-TEXTS = ("system_prompt", "examples", "chat_template", "added_tokens", "response_format", "labels")
+TEXTS = ("system_prompt", "examples", "documents", "chat_template", "added_tokens", "response_format", "labels")
 """The fields that may be long: for one adapter, never for a list of them."""
 
 
@@ -218,6 +230,9 @@ def _check(profile: Profile) -> None:
     long = sum(len(example.content) for example in profile.examples)
     if long > MAX_EXAMPLE_CHARS:
         raise ProfileInvalid("examples", f"{long} characters in all; at most {MAX_EXAMPLE_CHARS}")
+    long = sum(len(document.text) for document in profile.documents)
+    if long > MAX_DOCUMENT_CHARS:
+        raise ProfileInvalid("documents", f"{long} characters in all; at most {MAX_DOCUMENT_CHARS}")
     if profile.examples and profile.examples[-1].role != "assistant":
         raise ProfileInvalid("examples", "the last one is a user's; end with the assistant's answer to it")
     if profile.system_prompt_mode != "default" and profile.system_prompt is None:
@@ -259,7 +274,7 @@ def _known_at(at: str) -> Sequence[str]:
     first, *rest = at.split(".")
     if first == "bounds":
         return Range.__struct_fields__ if rest else Bounds.__struct_fields__
-    inner = {"examples": Example, "added_tokens": AddedToken}.get(first, Profile)
+    inner = {"examples": Example, "documents": Document, "added_tokens": AddedToken}.get(first, Profile)
     return inner.__struct_fields__
 
 

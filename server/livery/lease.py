@@ -63,7 +63,8 @@ class Lease:
     """A request's hold on what it runs under. Release it once; more calls do nothing.
 
     `name` is the adapter's own, whatever alias led there, as the caller knows it, and `full_name` what it is called
-    among those of all tenants; `digest` is that of its version, `ref` the engine's view. `own` says that the caller may
+    among those of all tenants; `digest` is that of its version, `ref` the engine's view, None
+    where it is a profile over the base. `own` says that the caller may
     know everything about it.
     """
 
@@ -73,7 +74,7 @@ class Lease:
         self,
         name: str,
         digest: str,
-        ref: AdapterRef,
+        ref: AdapterRef | None,
         facts: VersionFacts | None,
         task: Task,
         full_name: str,
@@ -118,6 +119,13 @@ def task_of(facts: VersionFacts) -> Task:
 
 def common_task(versions: Sequence[NamedVersion]) -> Task:
     """What versions that are to be added up were trained for. Raises InvalidParameter where they have no sum."""
+    bare = next((version for version in versions if version.facts.weightless), None)
+    if bare is not None:
+        raise InvalidParameter(
+            f"{bare.name} is a profile over the base and has no weights to add to others; ask for it alone, or give "
+            "one of the others that profile.",
+            "model",
+        )
     late = next((version for version in versions if version.facts.invocation), None)
     if late is not None:
         raise InvalidParameter(

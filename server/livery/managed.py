@@ -229,7 +229,9 @@ class ManagedAdapters:
             raise
 
     def _bounded(self, options: AddOptions) -> AddOptions:
-        return replace(options, owner=self._owner, quota=scope.quota(self._principal), payer=self._payer)
+        asker, base = self._principal, self._management.library.base.name
+        over_base = self._admin or scope.allows(asker, "base", base)
+        return replace(options, owner=self._owner, quota=scope.quota(asker), payer=self._payer, over_base=over_base)
 
     async def _target(self, alias: str, name: str) -> str:
         """The full name of an adapter that an alias is to lead to. Raises InvalidAlias."""

@@ -56,6 +56,7 @@ class AddOptions:
     owner: str | None = None  # None: whom the name says
     quota: Quota = NO_QUOTA
     payer: str = OPERATOR.tenant  # the tenant that asks for it, on whose account it is on its way
+    over_base: bool = True  # may it be a profile over the base, for all who may ask for the name
 
 
 class AdapterManagement:
@@ -194,6 +195,7 @@ class AdapterManagement:
             activate=options.activate,
             owner=options.owner or self.owner_of(name),
             quota=options.quota,
+            over_base=options.over_base,
         )
         with self._intakes.claim(options.payer):
             async with self._live.changing(name, intake.owner):

@@ -11,8 +11,9 @@ from livery.intakes import Intakes
 from livery.refusals import InvalidParameter
 from livery_adapters.fetching import DirectorySource, SourcePolicy, fetch, parse_source
 from livery_adapters.incoming import Incoming
-from livery_adapters.library import Fill
+from livery_adapters.library import Fill, from_nothing
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.weightless import BASE_SOURCE
 
 Upload = AsyncIterator[tuple[str, bytes]]  # file name, piece of it; an empty piece begins the file
 
@@ -48,8 +49,12 @@ class Origins:
     def fill(self, text: str, tenant: str, *, local: bool) -> Fill:
         """Takes in what a source holds, on a tenant's account; `local`: also a directory of this machine.
 
+        "base" holds no weights: a profile over the base, which is allowed to all.
+
         Raises AdapterRefused.
         """
+        if text == BASE_SOURCE:
+            return from_nothing
         parsed = parse_source(text, self._root)
         if isinstance(parsed, DirectorySource) and not local:
             raise AdapterRefused("source_not_allowed", NO_DIRECTORIES)

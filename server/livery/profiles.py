@@ -17,7 +17,7 @@ from livery.engine.base import Grammar
 from livery.jobs import DEFAULT_SAMPLING, ChatPrompt, Job, Options, Prompt
 from livery.lease import Lease
 from livery.refusals import AdapterUnusable, InvalidParameter
-from livery_adapters.profile import EMPTY, Example, Profile, ProfileInvalid, recorded_profile
+from livery_adapters.profile import EMPTY, Document, Example, Profile, ProfileInvalid, recorded_profile
 
 SYSTEM_ROLES = ("system", "developer")
 
@@ -35,7 +35,7 @@ def profile_of(lease: Lease | None) -> Profile:
 def tells_words(lease: Lease | None, profile: Profile) -> bool:
     """Whether the caller may see what its messages become: an owner's words and template are told to nobody else."""
     own = lease is None or lease.own
-    return own or not (profile.system_prompt or profile.examples or profile.chat_template)
+    return own or not (profile.system_prompt or profile.examples or profile.documents or profile.chat_template)
 
 
 def dressed(job: Job, profile: Profile, lease: Lease | None) -> Job:
@@ -70,7 +70,7 @@ def _prompt(prompt: Prompt, profile: Profile) -> Prompt:
 
 
 def _messages(given: Sequence[Message], profile: Profile) -> list[Message]:
-    """System prompt, examples, and then what the client said."""
+    """System prompt with the documents, examples, and then what the client said."""
     own = next((at for at, message in enumerate(given) if message["role"] in SYSTEM_ROLES), None)
     if own is not None and profile.system_prompt_mode == "only":
         raise InvalidParameter(
@@ -85,9 +85,21 @@ def _messages(given: Sequence[Message], profile: Profile) -> list[Message]:
             # One message: templates as a rule know a single one, at the beginning.
             first = messages.pop(own)
             messages.insert(0, {**first, "content": f"{profile.system_prompt}\n\n{first['content']}"})
+    if profile.documents:
+        texts = [_document(number, document) for number, document in enumerate(profile.documents, 1)]
+        system: Message = {"role": "system"}
+        if messages and messages[0]["role"] in SYSTEM_ROLES:
+            system = messages.pop(0)
+            texts.insert(0, str(system["content"]))
+        messages.insert(0, {**system, "content": "\n\n".join(texts)})
     start = 1 if messages and messages[0]["role"] in SYSTEM_ROLES else 0
     messages[start:start] = [_message(example) for example in profile.examples]
     return messages
+
+
+def _document(number: int, document: Document) -> str:
+    """A document as the system message holds it, with the number that an answer may cite."""
+    return f"[{number}] {document.title}\n{document.text}" if document.title else f"[{number}] {document.text}"
 
 
 def _message(example: Example) -> Message:

@@ -187,10 +187,12 @@ class ServedAdapters:
         self._forget_names(names)
 
     async def prefetch(self, record: AdapterRecord, principal: Principal = ANYONE.principal) -> None:
-        """Have the engine read the active version now. Raises AdapterUnusable, EngineError."""
+        """Have the engine read the active version now, if it has weights. Raises AdapterUnusable, EngineError."""
         if record.active is None:
             raise AdapterUnusable(record.name, record.error or record.state)
         version = await self._proven(record.active, record.name)
+        if version.facts.weightless:
+            return
         try:
             await self._engine.load_adapter(self._reference(version), Caller(principal=principal).asker)
         except AdapterLoadFailed as failed:
@@ -269,7 +271,7 @@ class ServedAdapters:
     def _hold_version(self, meant: Meant, version: NamedVersion, caller: Caller) -> Lease:
         """Raises FileNotFoundError when its files are gone."""
         facts = version.facts
-        ref, task = self._reference(version), task_of(facts)
+        ref, task = None if facts.weightless else self._reference(version), task_of(facts)
         lease = Lease(meant.shown, facts.digest, ref, facts, task, meant.full, own=meant.own)
         return self._hold(lease, [meant.full], caller)
 
@@ -292,12 +294,15 @@ class ServedAdapters:
 
     def _hold(self, lease: Lease, names: Sequence[str], caller: Caller, *, composed: bool = False) -> Lease:
         """Hold what a lease is on; `names` are those in full of its adapters. Raises FileNotFoundError."""
-        self._holds.keep(lease.ref, composed=composed)
+        ref = lease.ref
+        if ref is not None:
+            self._holds.keep(ref, composed=composed)
         account = caller.principal.account
         self._under_way.begin(account, names)
 
         def release() -> None:
-            self._holds.let_go(lease.ref.digest)
+            if ref is not None:
+                self._holds.let_go(ref.digest)
             self._under_way.end(account, names)
 
         return lease.until(release)
@@ -358,7 +363,8 @@ class ServedAdapters:
 
     async def _keep_pinned(self) -> None:
         """What names that are pinned stand for now stays in device memory, and is read where it isn't there yet."""
-        records = await asyncio.to_thread(self.registry.pinned)
+        pinned = await asyncio.to_thread(self.registry.pinned)
+        records = [record for record in pinned if record.active is None or not record.active.facts.weightless]
         digests = {record.name: self._digest(record) for record in records}
         await self._engine.keep_adapters(tuple(sorted(set(digests.values()))))
         for record in records:

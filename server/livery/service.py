@@ -290,7 +290,8 @@ class GenerationService:
         principal = caller.principal
         name, digest = None, None
         if lease is not None:  # whoever composes adapters makes names: they count together
-            name, digest = (lease.full_name if lease.facts is not None else OTHER), lease.ref.digest
+            name = lease.full_name if lease.facts is not None else OTHER
+            digest = lease.ref.digest if lease.ref else None
         return self.metrics.begin(usage, name, digest, principal.tenant, encoding, principal.account)
 
     def _server_of(self, lease: Lease | None) -> tuple[str, str, str]:

@@ -19,6 +19,7 @@ from livery.served import ServedAdapters
 from livery.tenancy import Principal, scope
 from livery.under_way import UnderWay
 from livery_adapters.registry import Brief
+from livery_adapters.weightless import NONE
 
 Json = dict[str, Any]
 Column = Literal[
@@ -98,7 +99,9 @@ class Viewer:
         }
 
     def _tier(self, brief: Brief) -> str:
-        return "device" if brief.weights in self._device else "host" if brief.weights in self._host else "store"
+        if brief.peft_type == NONE or brief.weights in self._device:  # NONE: the base's own weights are all it has
+            return "device"
+        return "host" if brief.weights in self._host else "store"
 
     def _error(self, brief: Brief, done: AdapterFigures | None, *, own: bool) -> Json | None:
         """What went wrong last: with taking in or loading the caller's adapter, else with a request of the caller's."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from adapters.scene import Scene, digest_in
 from livery_adapters.identity import version_digest
+from livery_adapters.weightless import CONFIG
 
 
 async def test_editing_a_profile_makes_a_version_and_moves_no_weights(scene: Scene, pirate: Path) -> None:
@@ -47,6 +49,25 @@ async def test_a_profile_alone_is_no_adapter(scene: Scene) -> None:
     (scene.root / "words" / "profile.yaml").write_text("temperature: 1\n")
     assert await scene.folder.scan()
     assert scene.names() == []
+
+
+async def test_a_folder_that_says_so_is_a_profile_over_the_base(scene: Scene, pirate: Path) -> None:
+    folder = scene.root / "clerk"
+    folder.mkdir()
+    (folder / "profile.yaml").write_text("system_prompt: You are a clerk.\n")
+    (folder / "adapter_config.json").write_bytes(CONFIG)
+    assert await scene.folder.scan()
+    active = scene.registry.get("clerk").active
+    assert active is not None
+    assert (active.facts.peft_type, active.state) == ("NONE", "ready")
+    assert active.facts.profile == {"system_prompt": "You are a clerk."}
+    assert scene.prover.proven == [], "there is nothing to run"
+    shutil.copy(pirate / "adapter_model.safetensors", folder)
+    assert await scene.folder.scan()
+    assert scene.standing("clerk") == ("ready", active.facts.digest, "bad_header"), "it says none, and has weights"
+    shutil.copy(pirate / "adapter_config.json", folder)
+    assert await scene.folder.scan()
+    assert scene.registry.get("clerk").active.facts.peft_type == "LORA"  # type: ignore[union-attr]
 
 
 async def test_what_the_api_decided_stays_until_the_folder_changes(scene: Scene, pirate: Path) -> None:

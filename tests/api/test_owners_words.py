@@ -20,6 +20,7 @@ TEMPLATE = "{% for message in messages %}swordfish {{ message['content'] }}{% en
 PROFILES: dict[str, dict[str, Any]] = {
     "prompted": {"system_prompt": SECRET},
     "shown": {"examples": [{"role": "user", "content": SECRET}, {"role": "assistant", "content": "ok"}]},
+    "versed": {"documents": [{"title": "Words", "text": SECRET}]},
     "shaped": {"chat_template": TEMPLATE},
 }
 LENT = "bob/prompted"

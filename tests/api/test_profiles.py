@@ -65,6 +65,21 @@ PROMPT = {"role": "system", "content": "You are a pirate."}
         ),
         ({"system_prompt_mode": "only", "examples": EXAMPLES}, HI, [PROMPT, *EXAMPLES, *HI]),
         ({"examples": EXAMPLES}, [OWN, *HI], [OWN, *EXAMPLES, *HI]),
+        (
+            {"documents": [{"text": "It sails."}, {"title": "Cargo", "text": "Rum."}], "examples": EXAMPLES},
+            HI,
+            [{"role": "system", "content": "You are a pirate.\n\n[1] It sails.\n\n[2] Cargo\nRum."}, *EXAMPLES, *HI],
+        ),
+        (
+            {"documents": [{"text": "It sails."}]},
+            [OWN, *HI],
+            [{"role": "system", "content": "Be brief.\n\n[1] It sails."}, *HI],
+        ),
+        (
+            {"system_prompt": None, "documents": [{"text": "It sails."}]},
+            HI,
+            [{"role": "system", "content": "[1] It sails."}, *HI],
+        ),
     ],
 )
 def test_system_prompt_and_examples_come_before_what_the_client_says(

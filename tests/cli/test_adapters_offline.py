@@ -55,6 +55,18 @@ def test_old_versions_are_dropped_when_asked(data: Path, made: tuple[Path, Path]
     assert [version["version"] for version in history] == [2]
 
 
+def test_a_profile_over_the_base_is_added_exported_and_added_again(data: Path, tmp_path: Path, livery: Livery) -> None:
+    profile = tmp_path / "clerk.yaml"
+    profile.write_text("system_prompt: You are a clerk.\n")
+    added = livery("adapters", "add", "clerk", "base", "--profile", profile, "--data", data, "--json").json()
+    assert (added["state"], added["peft_type"], added["proven"]) == ("ready", "NONE", True)
+    assert "NONE" in livery("adapters", "show", "clerk", "--data", data).out
+    assert livery("adapters", "export", "clerk", tmp_path / "out", "--data", data).code == 0
+    again = livery("adapters", "add", "other", tmp_path / "out", "--data", data, "--json").json()
+    assert again["digest"] == added["digest"]
+    assert livery("adapters", "check", tmp_path / "out").code == 0
+
+
 def test_a_version_is_exported_byte_for_byte(
     data: Path, made: tuple[Path, Path], tmp_path: Path, livery: Livery
 ) -> None:

@@ -20,12 +20,15 @@ from livery_adapters.beside import BESIDE_LIMITS, is_wanted
 from livery_adapters.fetching.interrupt import Sink
 from livery_adapters.profile import PROFILE_NAME
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.tensor_file import FILE_NAMES, kind_of, missing_file, not_regular
+from livery_adapters.tensor_file import CONFIG_NAME, FILE_NAMES, WEIGHTS_NAME, kind_of, missing_file, not_regular
+from livery_adapters.weightless import says_none
 
 # Only a name to walk through is needed of a directory, not its listing.
 _WALK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO must not wait for a writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+_SHORT = 4096  # bytes that a configuration without settings fits into
 
 
 def copy_directory(directory: Path, incoming: Sink, roots: Sequence[Path]) -> None:
@@ -52,8 +55,10 @@ def open_adapter_files(directory: Path, roots: Sequence[Path]) -> Iterator[Mappi
     """
     allowed = [Path(os.path.realpath(root)) for root in roots]
     with ExitStack() as held:
-        files = {}
+        files: dict[str, BinaryIO] = {}
         for name in FILE_NAMES:
+            if name == WEIGHTS_NAME and _has_none(directory, files[CONFIG_NAME]):
+                continue
             files[name] = held.enter_context(os.fdopen(_open(directory, name, allowed), "rb"))
         for name in _beside(directory):
             try:
@@ -68,6 +73,13 @@ def open_adapter_files(directory: Path, roots: Sequence[Path]) -> Iterator[Mappi
                 raise AdapterRefused(
                     "incomplete", f"the files of {directory.name!r} changed while they were read; it is tried again"
                 )
+
+
+def _has_none(directory: Path, config: BinaryIO) -> bool:
+    """Whether the configuration is that of an adapter without weights, and there are none."""
+    if os.path.lexists(directory / WEIGHTS_NAME):
+        return False
+    return says_none(os.pread(config.fileno(), _SHORT, 0))
 
 
 def _beside(directory: Path) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from livery_adapters.names import OPERATOR
+from livery_adapters.weightless import NONE
 
 State = Literal["registered", "staging", "ready", "draining", "failed", "retired"]
 VersionState = Literal["ready", "registered"]
@@ -34,6 +35,11 @@ class VersionFacts:
     parents: tuple[tuple[str, float], ...]
     invocation: tuple[int, ...]
     created: float
+
+    @property
+    def weightless(self) -> bool:
+        """Whether it is a profile over the base, which changes no weight of it."""
+        return self.peft_type == NONE
 
     @property
     def num_labels(self) -> int:

@@ -42,7 +42,10 @@ def add(
     reach: Reach,
     name: Name,
     source: Annotated[
-        str, typer.Argument(help="A directory that save_pretrained wrote, or hf://, s3://, gs://, az://.")
+        str,
+        typer.Argument(
+            help="A directory that save_pretrained wrote, or hf://, s3://, gs://, az://; base: a profile alone."
+        ),
     ],
     pin: Annotated[bool, typer.Option("--pin", help="Keep it in memory from the server's start.")] = False,
     no_activate: Annotated[bool, typer.Option("--no-activate", help="Keep serving the version before.")] = False,

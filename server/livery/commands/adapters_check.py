@@ -113,6 +113,8 @@ async def _verified(backend: LocalBackend, source: str, approximate: int) -> Jso
     record = await backend.add(CHECKED, source, AddOptions(approximate=approximate))
     version = await asyncio.to_thread(backend.library.registry.version, CHECKED, "1")
     assert backend.prover is not None
+    if version.facts.weightless:
+        raise CommandFailed(f"{source} is a profile over the base: it has no weights that PEFT could verify")
     peft = await asyncio.to_thread(verify_with_peft, backend.prover, backend.library.candidate(version.facts))
     return {"ok": peft["ok"], "coverage": record["coverage"], "peft": peft}
 

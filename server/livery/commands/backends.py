@@ -22,6 +22,7 @@ from livery_adapters.fetching import open_adapter_files
 from livery_adapters.profile import PROFILE_NAME, Profile, write_profile
 from livery_adapters.registry import Sticky
 from livery_adapters.tensor_file import CONFIG_NAME
+from livery_adapters.weightless import BASE_SOURCE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CHANGE_S = 900.0  # a new version is fetched, checked and run before the answer
@@ -89,8 +90,8 @@ class Backend(Protocol):
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source is a URL; everything else is a directory here."""
-    return "://" in source
+    """Whether a source is a URL, or the base itself; everything else is a directory here."""
+    return "://" in source or source == BASE_SOURCE
 
 
 def local_directory(source: str) -> Path:

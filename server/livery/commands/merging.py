@@ -113,6 +113,10 @@ async def _versions(backend: LocalBackend, recipe: Recipe) -> list[NamedVersion]
             raise AdapterRefused(
                 "wrong_base", f"{part} was taken in for another base model than {base.name}; add it again"
             )
+        if version.facts.weightless:
+            raise AdapterRefused(
+                "not_mergeable", f"{part} is a profile over the base and has no weights to merge; leave it out"
+            )
         if version.facts.invocation:
             raise AdapterRefused(
                 "not_mergeable",
