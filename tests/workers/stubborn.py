@@ -1,6 +1,7 @@
 """Workers that do as they shouldn't, run in place of a server's: `python -m stubborn DESCRIPTOR`, STUBBORN says how.
 
-mute: it never says anything. serving: it serves, as it says, and gets on, and does nothing that it is told.
+mute: it never says anything. serving: it serves, as it says, and gets on, and does nothing that it is told. told: it
+serves once it was told its number, and gets on.
 falls-silent: it serves, and then says nothing more.
 """
 
@@ -26,9 +27,11 @@ def main() -> None:
         link.sendall(HEAD.pack(len(frame)) + frame)
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if way == "told":
+        link.recv(1)
     if way != "mute":
         say(messages.Serving())
-    while way == "serving":
+    while way in ("serving", "told"):
         say(messages.Alive())
         time.sleep(messages.BEAT_S / 2)
     signal.pause()

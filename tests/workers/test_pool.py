@@ -29,13 +29,14 @@ async def stubborn(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stubborn]:
 
 
 class Stubborn:
-    """A pool of one such worker."""
+    """A pool of such workers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
         self.pool: Pool
+        self.told: list[tuple[int, list[bool]]] = []  # which worker was told to begin, and who served by then
 
-    async def open(self, way: str, *, hang_s: float = LONG_S, drain_s: float = LONG_S) -> Pool:
+    async def open(self, way: str, *, processes: int = 1, hang_s: float = LONG_S, drain_s: float = LONG_S) -> Pool:
         here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         self._monkeypatch.setenv("PYTHONPATH", here)
         self._monkeypatch.setenv("STUBBORN", way)
@@ -43,8 +44,12 @@ class Stubborn:
         engine = FakeEngine()
         info = await engine.start()
         hub = Hub(engine, gate_for(info), Ledger("base", info, 10))
-        begin = messages.Begin(0, {}, "", "", info, 0, None)
-        self.pool = Pool(hub, lambda _: begin, 1, [], hang_s=hang_s, drain_s=drain_s)
+
+        def begin(number: int) -> messages.Begin:
+            self.told.append((number, [worker.serving for worker in self.pool.house().workers]))
+            return messages.Begin(number, {}, "", "", info, 0, None)
+
+        self.pool = Pool(hub, begin, processes, [], hang_s=hang_s, drain_s=drain_s)
         return self.pool
 
     def pid(self) -> int:
@@ -64,6 +69,11 @@ async def test_told_to_stop_nobody_waits_for_a_worker_that_starts(stubborn: Stub
     stubborn.pool.drain(signal.SIGTERM)
     await stubborn.pool.done()
     await started
+
+
+async def test_no_worker_begins_before_the_first_has_taken_in_the_adapters(stubborn: Stubborn) -> None:
+    await (await stubborn.open("told", processes=2)).start()
+    assert stubborn.told == [(0, [False, False]), (1, [True, False])]
 
 
 async def test_a_worker_that_never_serves_is_a_server_that_does_not_start(

@@ -163,8 +163,9 @@ class Pool:
         await desk.link.open(mine)
         if self._stopping.is_set():
             life.kill()
-        desk.link.send(self._begin(life.number))
-        beside = [asyncio.create_task(life.notice(desk)), asyncio.create_task(self._feel(life, desk))]
+        beside = [
+            asyncio.create_task(work) for work in (self._tell(life, desk), life.notice(desk), self._feel(life, desk))
+        ]
         try:
             await desk.gone.wait()
             with suppress(TimeoutError):
@@ -175,6 +176,15 @@ class Pool:
         finally:
             for task in beside:
                 task.cancel()
+
+    async def _tell(self, life: Life, desk: Desk) -> None:
+        """The first worker takes in the adapter folder before it serves, and the others begin after it: nobody is told
+        that an adapter isn't there which only hasn't been read yet.
+        """
+        first = self._lives[0]
+        if life is not first:
+            await first.served.wait()
+        desk.link.send(self._begin(life.number))
 
     async def _feel(self, life: Life, desk: Desk) -> None:
         """End a worker that hangs. What it had no core for isn't held against it, nor what this process had none for.
