@@ -9,7 +9,7 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres test-ray conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: bench-cross-check bench-extraction bench-plan browser test-quantization test-vllm three-setups observability deploy-check field-table chaos clean
+.PHONY: bench-cross-check bench-extraction bench-plan browser test-quantization test-train test-vllm three-setups observability deploy-check field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
 	@echo "make test-vllm      --engine vllm, in an environment that has vLLM (a download of 0.5 GB, 4 GB on disk, once)"
 	@echo "make test-quantization  bases quantised by bitsandbytes, torchao and compressed-tensors (200 MB, once); ONLY=table.py: measured"
+	@echo "make test-train     real training runs by TRL: interrupted, on a full disk, served (an environment of 0.5 GB, once)"
 	@echo "make three-setups   one script of a user against the own engine, vLLM and two replicas on Ray, PEFT as the judge"
 	@echo "make test-ray       two replicas on Ray Serve in an environment of their own; ONLY=timelines.py, measure.py or way.py: a script"
 	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
@@ -73,6 +74,9 @@ test-vllm: setup
 
 test-quantization: setup
 	$(BIN)/python tests/quantization/run.py $(ONLY)
+
+test-train: setup
+	$(BIN)/python tests/training/run.py $(ONLY)
 
 three-setups: setup
 	$(BIN)/python tests/three_setups/run.py $(ONLY)

@@ -155,6 +155,9 @@ ALLOWED: dict[str, set[str]] = {
     "livery.engine": {"livery.engine", "livery.grammars", "livery.logs", "livery.models", "livery_adapters"},
     "livery.bench": {"livery.engine", "livery_adapters", "livery_loadtest"},
     "livery.bench.http": {"livery", "livery_adapters", "livery_loadtest"},
+    "livery.training": TEXT
+    | {f"livery.{part}" for part in ("engine", "models", "training")}
+    | {"livery_adapters", "livery_loadtest"},
     "livery.scale": set(),
     "livery.scale.plan": {"livery.bench.physics", "livery_adapters", "livery_loadtest"},
     "livery.scale.simulation": {"livery.scale.plan", "livery_loadtest"},
@@ -173,6 +176,7 @@ HTTP_SIDE = {part for part in ALLOWED if part.startswith("livery.")} - {
     "livery.bench",
     "livery.commands",
     "livery.cli",
+    "livery.training",
 }
 
 # Who catches everything, and why it may: each is the border where one failure must not spread.

@@ -17,7 +17,7 @@ from test_architecture import SOURCES
 CONSOLE = (
     *("livery.bench", "livery.cli", "livery.commands", "livery.data_folder", "livery.listening", "livery.models"),
     *("livery.settings", "livery.engine.kernels", "livery.engine.model", "livery.engine.runner"),
-    "livery.engine.structure",
+    *("livery.engine.structure", "livery.training"),
 )
 # Where else another's words are used, and why they may be.
 NAMED = {

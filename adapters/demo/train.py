@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from examples import DATASETS, Example
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from examples import DATASETS, Example
 from livery.models import DEMO_MODEL, resolve_model
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ prints what stands there between the two marks.
 from __future__ import annotations
 
 import inspect as python_inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import get_args
 
 import msgspec
@@ -56,21 +56,26 @@ def tables() -> str:
             for one in sorted(suites, key=lambda one: one.minutes)
         ),
         "\n## Every field\n",
-        *(line for heading, kind in described().items() for line in _table(heading, kind)),
+        *(line for heading, kind in described().items() for line in table(heading, kind)),
     ]
     return "\n".join(lines)
 
 
-def _table(heading: str, kind: type[msgspec.Struct]) -> Iterator[str]:
+def table(heading: str, kind: type[msgspec.Struct], without: Collection[str] = ()) -> Iterator[str]:
+    """The lines of one part's table, its docstring before; fields in `without` are explained elsewhere."""
     yield f"### {heading}\n"
     yield f"{python_inspect.getdoc(kind)}\n"
-    fields = msgspec.structs.fields(kind)
+    told = inspect.type_info(kind)
+    assert isinstance(told, inspect.StructType)
+    fields = [
+        (field, of_type)
+        for field, of_type in zip(msgspec.structs.fields(kind), told.fields, strict=True)
+        if field.name not in without
+    ]
     if fields:
-        told = inspect.type_info(kind)
-        assert isinstance(told, inspect.StructType)
         yield "| field | takes | unless given |"
         yield "|---|---|---|"
-        for field, of_type in zip(fields, told.fields, strict=True):
+        for field, of_type in fields:
             yield f"| `{field.name}` | {_takes(of_type.type)} | {_default(field)} |"
         yield ""
 
@@ -99,13 +104,22 @@ def _takes(of_type: inspect.Type) -> str:
         case inspect.LiteralType():
             return " or ".join(f"`{value}`" for value in of_type.values)
         case inspect.VarTupleType():
-            return "a list of " + ("workloads" if _name(of_type.item_type) == "Workload" else "those below")
+            return f"a list of {_items(of_type.item_type)}"
         case inspect.DictType():
             return "a JSON schema" if isinstance(of_type.value_type, inspect.AnyType) else "name: number, …"
         case inspect.UnionType():
             kinds = [one.tag for one in of_type.types if isinstance(one, inspect.StructType) and one.tag]
             return f"kind: {', '.join(f'`{kind}`' for kind in kinds)}" if kinds else "see below"
     return WORDS[type(of_type)]
+
+
+def _items(of_type: inspect.Type) -> str:
+    match of_type:
+        case inspect.StrType():
+            return "texts"
+        case inspect.IntType():
+            return "whole numbers"
+    return "workloads" if _name(of_type) == "Workload" else "those below"
 
 
 def _name(of_type: inspect.Type) -> str:
@@ -116,6 +130,8 @@ def _range(of_type: inspect.IntType | inspect.FloatType) -> str:
     """The numbers it takes; a bound of a billion or more is there to keep out nonsense and not said."""
     low = f"above {of_type.gt:g}" if of_type.gt is not None else f"{of_type.ge:g}" if of_type.ge is not None else ""
     high = of_type.le if of_type.le is not None and of_type.le < 1e9 else None
+    if of_type.lt is not None:
+        return f"{low}, below {of_type.lt:g}"
     whole = "" if isinstance(of_type, inspect.FloatType) else "a whole number, "
     if high is None:
         return f"{whole}{low}" if of_type.gt is not None else f"{whole}{low} or more"

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from livery.commands import adapters_change, adapters_check, adapters_stock, extracting, merging, shown
+from livery.commands import (
+    adapters_change,
+    adapters_check,
+    adapters_stock,
+    extracting,
+    merging,
+    shown,
+    train_data,
+    training,
+)
 from livery.commands.reach import Reach, reaches
 
 app = typer.Typer(
@@ -79,5 +88,7 @@ app.command("prefetch")(adapters_change.prefetch)
 app.command("rm")(adapters_change.rm)
 app.command("merge")(merging.merge)
 app.command("extract")(extracting.extract)
+app.command("train")(training.train)
+app.add_typer(train_data.app, name="train-data")
 app.command("gc")(adapters_stock.gc)
 app.command("export")(adapters_stock.export)

@@ -1,0 +1,95 @@
+"""`livery adapters train` up to where the libraries that train come in."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.conftest import Livery
+
+RUN = "kind: sft\nbase: smollm2-135m-instruct\ndata: chats.jsonl\n"
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Aye."}]}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "chats.jsonl").write_text((json.dumps(CHAT) + "\n") * 10)
+    (tmp_path / "run.yaml").write_text(RUN)
+    return tmp_path / "run.yaml"
+
+
+def test_a_check_says_what_is_in_the_data(run: Path, livery: Livery) -> None:
+    found = livery("adapters", "train", run, "--check", "--json").json()
+    assert found["run"]["kind"] == "sft"
+    assert (found["data"]["examples"], found["data"]["held_out"]) == (9, 1)
+    assert found["data"]["learnt_tokens"] == 9 * 4, "Aye. and the end of the turn"
+    shown = livery("adapters", "train", run, "--check").out
+    assert "9 examples" in shown
+
+
+def test_a_check_tells_of_broken_lines(run: Path, livery: Livery) -> None:
+    (run.parent / "chats.jsonl").write_text(json.dumps(CHAT) + "\n{bad\n" + json.dumps(CHAT) + "\n")
+    stopped = livery("adapters", "train", run, "--check")
+    assert (stopped.code, "chats.jsonl:2: not JSON" in stopped.err) == (1, True)
+    run.write_text(RUN + "broken_lines: skip\n")
+    shown = livery("adapters", "train", run, "--check")
+    assert (shown.code, "chats.jsonl:2: not JSON" in shown.out) == (0, True)
+
+
+@pytest.mark.parametrize("missing", [["trl"], ["accelerate", "datasets", "peft", "trl"]])
+def test_libraries_that_are_missing_are_named_with_the_remedy(
+    missing: list[str], run: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = importlib.util.find_spec
+
+    def found(name: str, package: str | None = None) -> Any:
+        return None if name in missing else there("json") if name in ("trl", "datasets") else there(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    done = livery("adapters", "train", run, "--out", run.parent / "out")
+    assert done.code == 1
+    assert f"training needs {', '.join(missing)}, which isn't installed: pip install 'livery[train]'" in done.err
+    assert sorted(path.name for path in run.parent.iterdir()) == ["chats.jsonl", "run.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--out is missing"),
+        (("--out", "o", "--as", "n"), "--as and --alias go with --add-to"),
+        (("--out", "o", "--add-to", "d"), "--add-to needs --as NAME"),
+        (("--out", "o", "--add-to", "d", "--as", "n", "--alias", "n"), "an alias is another name"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: tuple[str, ...], words: str, run: Path, livery: Livery) -> None:
+    done = livery("adapters", "train", run, *arguments)
+    assert done.code == 2
+    assert words in " ".join(done.err.replace("│", " ").split())
+
+
+def test_what_the_file_says_wrongly_ends_it(run: Path, livery: Livery) -> None:
+    run.write_text(RUN + "learning_rate: fast\n")
+    done = livery("adapters", "train", run, "--out", run.parent / "out")
+    assert (done.code, "learning_rate is 'fast'" in done.err) == (1, True)
+    run.write_text(RUN.replace("smollm2-135m-instruct", "no-such-base"))
+    done = livery("adapters", "train", run, "--check")
+    assert (done.code, "model 'no-such-base' not found" in done.err) == (2, True)
+
+
+def test_where_it_is_to_go_is_asked_before_anything_is_trained(
+    run: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, package=None: there("json" if name in ("trl", "datasets") else name)
+    )
+    way = ("adapters", "train", run, "--out", run.parent / "out")
+    done = livery(*way, "--add-to", "http://127.0.0.1:9", "--as", "keeper")
+    assert (done.code, "no answer from http://127.0.0.1:9" in done.err) == (1, True)
+    done = livery(*way, "--add-to", run.parent / "data", "--as", "bad name")
+    assert (done.code, "'bad name'" in done.err) == (1, True)
+    assert not (run.parent / "out").exists()
