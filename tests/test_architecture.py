@@ -95,11 +95,18 @@ ALLOWED: dict[str, set[str]] = {
     "livery.adapter_views": {"livery_adapters"},
     "livery.intakes": FACTS | {"livery.tenancy", "livery_adapters"},
     "livery.origins": FACTS | {"livery.intakes", "livery_adapters"},
+    "livery.adding": {"livery.tenancy", "livery_adapters"},
+    "livery.pushing": {f"livery.{part}" for part in ("adapter_views", "adding", "management", "origins")}
+    | {"livery_adapters"},
     "livery.management": FACTS
-    | {f"livery.{part}" for part in ("adapter_views", "beside", "intakes", "live", "origins", "tenancy", "under_way")}
+    | {
+        f"livery.{part}"
+        for part in ("adapter_views", "adding", "beside", "intakes", "live", "origins", "tenancy", "under_way")
+    }
     | {"livery_adapters"},
     "livery.managed": FACTS
-    | {f"livery.{part}" for part in ("adapter_views", "management", "origins", "tenancy", "under_way")}
+    | {f"livery.{part}" for part in ("adapter_views", "adding", "management", "origins", "pushing", "tenancy")}
+    | {"livery.under_way"}
     | {"livery_adapters"},
     "livery.tools": SEAM | {"livery.tools"},
     "livery.jobs": SEAM | {"livery.chat_template", "livery.lease", "livery.tools"},
@@ -136,6 +143,8 @@ ALLOWED: dict[str, set[str]] = {
         for part in (
             *(
                 "activity",
+                "adapter_views",
+                "adding",
                 "admission",
                 "answer_text",
                 "api",
@@ -148,7 +157,18 @@ ALLOWED: dict[str, set[str]] = {
                 "management",
                 "metrics",
             ),
-            *("otlp", "overview", "reading", "scrape", "service", "spans", "status_rows", "tenancy", "tools"),
+            *(
+                "otlp",
+                "overview",
+                "pushing",
+                "reading",
+                "scrape",
+                "service",
+                "spans",
+                "status_rows",
+                "tenancy",
+                "tools",
+            ),
         )
     }
     | {"livery_adapters"},

@@ -6,6 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+DIGEST_SHOWN = 12  # digits of a version's digest, where it is shown beside a name
+
+
+def fingerprint(base: str, version: str) -> str:
+    """What answers carry as their system_fingerprint, by the digests of the base and of the version they are of."""
+    return f"livery-{base[:8]}-{version[:DIGEST_SHOWN]}"
+
 
 def converted_digest(weights: str, approximate: int) -> str:
     """The digest of what an engine applies: SHA-256 hex.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from livery_adapters.fetching import copy_directory
 from livery_adapters.incoming import Incoming
+from livery_adapters.laps import Laps
 from livery_adapters.profile import Profile
-from livery_adapters.registry import NO_QUOTA, OPERATOR, Quota
+from livery_adapters.registry import NO_QUOTA, OPERATOR, Quota, VersionFacts
 from livery_adapters.tensor_file import CONFIG_NAME
 from livery_adapters.weightless import BASE_SOURCE, CONFIG
 
@@ -25,6 +26,9 @@ class Intake:
     `approximate` is the rank to factorise a type to that has no exact form; `expected_generation` makes it a
     compare-and-set (0: the name must be new). `owner` is the tenant whose name it is, `quota` what that one may keep.
     `over_base`: whether it may be a profile over the base, without weights.
+    `keep`: of the name's history only so many of the newest versions stay, 0 for as many as the library keeps.
+    `follows`: the active version that this one takes its profile from where none is given; if it has another one by the
+    time the version is recorded, the intake is refused. `laps` are told how long each stage took.
     """
 
     source: str
@@ -37,6 +41,14 @@ class Intake:
     owner: str = OPERATOR
     quota: Quota = NO_QUOTA
     over_base: bool = True
+    keep: int = 0
+    follows: VersionFacts | None = None
+    laps: Laps = field(default_factory=Laps, compare=False)
+
+    @property
+    def inherits(self) -> VersionFacts | None:
+        """The version whose profile this one gets."""
+        return self.follows if self.profile is None else None
 
 
 async def from_nothing(incoming: Incoming) -> str:

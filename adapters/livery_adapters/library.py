@@ -30,7 +30,7 @@ from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.in_threads import running, to_its_end
 from livery_adapters.incoming import Incoming
 from livery_adapters.intake import Fill, Intake, from_directory, from_nothing
-from livery_adapters.profile import Profile
+from livery_adapters.profile import Profile, recorded_profile
 from livery_adapters.prover import Candidate, NoProver, Prover
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import (
@@ -99,6 +99,11 @@ class AdapterLibrary:
         to be activated. Raises AdapterRefused, and then nothing was stored and what was served before still is;
         RegistryError when the name is somebody else's or its generation isn't the expected one.
         """
+        record, _ = await self.add_version(name, fill, intake)
+        return record
+
+    async def add_version(self, name: str, fill: Fill, intake: Intake) -> tuple[AdapterRecord, str]:
+        """As `add`; also the digest of the version that was taken in, active or not."""
         await asyncio.to_thread(
             self.registry.check_put,
             name,
@@ -109,6 +114,7 @@ class AdapterLibrary:
         )
         async with self._incoming() as incoming:
             origin = await fill(incoming)
+            intake.laps.lap("receive")
             async with running(incoming.sync) as synced:
                 headers, weights = await self._complete(incoming, intake.approximate)
                 if headers.manifest.peft_type == NONE and not intake.over_base:
@@ -117,23 +123,23 @@ class AdapterLibrary:
                         f"{name!r} would be {self.base.name} itself under a profile, and this key may not ask for "
                         "that; send an adapter with weights, or have the operator allow the key `base`",
                     )
-                found = await asyncio.to_thread(self._text.look, incoming.beside)
-                profile = await asyncio.to_thread(profile_beside, incoming.beside, intake.profile)
-                profile = await self._text.settle(profile, found, headers.coverage.added_tokens)
+                found, profile = await self._settled(incoming, intake, headers.coverage.added_tokens)
                 check_labels(profile, headers.coverage.num_labels)
+                intake.laps.lap("check")
                 known = await self._known(weights, intake.approximate, profile, found)
                 if known is not None:
-                    return await self._record(name, incoming, known, origin, intake, "ready")
+                    return await self._record(name, incoming, known, origin, intake, "ready"), known.digest
                 async with self._examined(incoming, headers, weights, intake.approximate, intake.owner) as files:
                     report = replace(files.coverage, beside=found)
                     facts = self._new(weights, intake, profile, replace(files, coverage=report))
-                    state: VersionState = "ready" if self._proves else "registered"
+                    state: VersionState = "ready" if self._proves or facts.weightless else "registered"
+                    intake.laps.lap("prove")
                     await asyncio.shield(synced)
-                    if facts.weightless:
-                        return await self._record(name, incoming, facts, origin, intake, "ready")
+                    intake.laps.lap("sync")
                     record = await self._record(name, incoming, facts, origin, intake, state)
-                    await self._prover.stored(self.candidate(facts, intake.owner))
-                    return record
+                    if not facts.weightless:
+                        await self._prover.stored(self.candidate(facts, intake.owner))
+                    return record, facts.digest
 
     async def bring(self, weights: str) -> None:
         """Have a version's files in the data folder where servers share an object store; once for all who wait.
@@ -248,6 +254,20 @@ class AdapterLibrary:
 
     # -- inside --------------------------------------------------------------------------------------
 
+    async def _settled(
+        self, incoming: Incoming, intake: Intake, added_tokens: int
+    ) -> tuple[Mapping[str, object], Profile]:
+        """What lies beside an adapter's files, and its profile: those of the version it follows, or its own."""
+        follows = intake.follows
+        if follows is None:
+            found = await asyncio.to_thread(self._text.look, incoming.beside)
+            profile = await asyncio.to_thread(profile_beside, incoming.beside, intake.profile)
+        else:
+            found, profile = follows.beside, intake.profile or recorded_profile(follows.profile)
+            if intake.inherits is not None and follows.added_tokens == added_tokens:
+                return found, profile  # it was settled with that version
+        return found, await self._text.settle(profile, found, added_tokens)
+
     async def _known(
         self, weights: str, approximate: int, profile: Profile, found: Mapping[str, object]
     ) -> VersionFacts | None:
@@ -300,11 +320,15 @@ class AdapterLibrary:
                 expected_generation=intake.expected_generation,
                 activate=intake.activate,
                 keep=self._keep_versions,
+                keep_here=intake.keep,
                 owner=intake.owner,
                 quota=intake.quota,
+                inherits=intake.inherits,
             )
 
-        return await to_its_end(publish_and_put)
+        record = await to_its_end(publish_and_put)
+        intake.laps.lap("record")
+        return record
 
     def _held(self, weights: str) -> bool:
         return self.store.path(weights).is_dir()

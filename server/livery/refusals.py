@@ -16,6 +16,7 @@ ServiceRefusal
 │   └── AdapterTooLarge        its adapter takes more memory than its tenant may have
 ├── AdapterUnusable         the adapter is known and can't be served
 ├── AdapterNotReady         the adapter is being loaded
+├── PreconditionFailed      an adapter is no longer as a change expects it
 ├── AdapterExists           a name to load is taken
 ├── AdapterNotFound         no adapter to unload of that name
 ├── AdapterPathNotFound     nothing to load at the path given
@@ -182,6 +183,10 @@ class AdapterNotFetched(AdapterNotReady):
             "at the moment. Please retry.",
         )
         self.retry_after = retry_after
+
+
+class PreconditionFailed(ServiceRefusal):
+    """An adapter is no longer as a change expects it (If-Match); the message says how it stands."""
 
 
 class AdapterExists(ServiceRefusal):

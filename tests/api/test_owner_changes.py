@@ -12,7 +12,7 @@ import pytest
 from api.live_server import LiveServer, Serve, Setup
 from api.peft_files import make_adapter
 from api.tenants import People, ask, call, upload
-from livery.management import AddOptions
+from livery.adding import AddOptions
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import Fill, from_directory
 from livery_adapters.registry import OwnerChanged

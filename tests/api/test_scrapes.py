@@ -43,7 +43,7 @@ def labelled(samples: list[Sample], label: str) -> set[str]:
 
 
 def put(server: LiveServer, name: str, which: str) -> None:
-    from livery.management import AddOptions
+    from livery.adding import AddOptions
 
     server.call(server.management.put(name, f".pool/{which}", AddOptions()))
 

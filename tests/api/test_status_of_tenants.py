@@ -10,8 +10,8 @@ import pytest
 from api.live_server import BASE, Serve, Setup
 from api.peft_files import make_adapter
 from api.tenants import People, ask, call
+from livery.adding import AddOptions
 from livery.engine.fake import Behaviour
-from livery.management import AddOptions
 from livery.status_rows import FAILED_FOR_OTHERS
 
 WHO = ("acme", "zeta", "ours", "operator")

@@ -80,7 +80,7 @@ def begin(folder: Path, tokenizer: Tokenizer, api_key: str | None, **adapters: P
 
 def fill(server: LiveServer) -> None:
     """Adapters with a history, and requests that went well and badly."""
-    from livery.management import AddOptions
+    from livery.adding import AddOptions
 
     for number, name in enumerate(NAMES):
         server.call(server.management.put(name, f".pool/{('one', 'two', 'three')[number % 3]}", AddOptions()))

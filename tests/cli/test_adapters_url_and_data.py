@@ -77,6 +77,29 @@ def test_ls_shows_names_states_versions_and_why_one_failed(running: Running, liv
     assert "bad" not in livery("adapters", "ls", "--url", running.url, "--state", "ready").out
 
 
+def test_new_weights_are_pushed_either_way(running: Running, livery: Livery, tmp_path: Path) -> None:
+    other = make_adapter(tmp_path / "other", seed=9)
+    served, folder = running.ways()
+    livery("adapters", "add", "policy", make_adapter(tmp_path / "policy"), *served).json()
+    pushed = livery("adapters", "push", "policy", other / "adapter_model.safetensors", *served, "--json").json()
+    assert (pushed["version"], pushed["pushed"]["active"]) == (2, True)
+    # Nobody ran these: they don't take the place of what was.
+    waiting = livery("adapters", "push", "policy", make_adapter(tmp_path / "third", seed=10), *folder, "--json").json()
+    assert (waiting["version"], waiting["pushed"]["version"], waiting["pushed"]["active"]) == (2, 3, False)
+    shown = livery("adapters", "push", "policy", other, "--keep", "1", "--expected-generation", "3", *served).out
+    assert pushed["pushed"]["system_fingerprint"] in shown
+    assert "record" in shown, "how long it took; it was run before"
+    versions = livery("adapters", "versions", "policy", "--json", *served).json()["data"]
+    assert [one["version"] for one in versions] == [3, 2], "the newest one and the active one"
+    for way in running.ways():
+        lost = livery("adapters", "push", "policy", other, "--expected-generation", "1", *way)
+        assert (lost.code, "generation 1 was expected" in lost.err) == (1, True), lost.err
+        missing = livery("adapters", "push", "policy", tmp_path / "nothing.safetensors", *way)
+        assert (missing.code, "nothing.safetensors" in missing.err) == (1, True), missing.err
+        unknown = livery("adapters", "push", "nobody", other, *way)
+        assert (unknown.code, "adapter_config.json" in unknown.err) == (1, True), unknown.err
+
+
 def test_what_is_added_either_way_differs_in_nothing(running: Running, livery: Livery) -> None:
     answers = []
     for name, way in zip(("by-url", "by-data"), running.ways(), strict=True):

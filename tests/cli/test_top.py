@@ -21,8 +21,8 @@ from api.live_server import LiveServer, Serve, Setup
 from api.peft_files import make_adapter
 from cli.conftest import Livery
 from livery.adapter_views import Json
+from livery.adding import AddOptions
 from livery.commands.top_view import frame
-from livery.management import AddOptions
 from livery.models import resolve_model
 from livery.text import Tokenizer
 

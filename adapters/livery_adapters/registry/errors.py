@@ -78,6 +78,27 @@ class GenerationMismatch(AboutName):
         return f"{shown} {found} and {wanted}; read it again and decide anew"
 
 
+class NoActiveVersion(AboutName):
+    """The name is there, and no version of it is active whose configuration new weights could have."""
+
+    code = "no_active_version"
+
+    def words(self, shown: str) -> str:
+        return (
+            f"{shown} has no active version with weights, to take adapter_config.json from; activate one, or upload "
+            "both files (multipart/form-data)"
+        )
+
+
+class ProfileChanged(AboutName):
+    """New weights were to have the active version's profile, which is another one since they were on their way."""
+
+    code = "profile_changed"
+
+    def words(self, shown: str) -> str:
+        return f"the profile of {shown} was changed while the weights were on their way in; push them again"
+
+
 class OwnedElsewhere(AboutName):
     """The adapter folder and everybody else never own one name."""
 

@@ -90,29 +90,37 @@ class Registry(TenantVerbs, AliasVerbs):
         expected_generation: int | None = None,
         activate: bool = True,
         keep: int = 0,
+        keep_here: int = 0,
         owner: str = OPERATOR,
         quota: Quota = NO_QUOTA,
+        inherits: VersionFacts | None = None,
     ) -> AdapterRecord:
         """Add a version to the name's history unless it is there, and make it active unless `activate` is False.
 
         One that was never run doesn't take the place of one that was: it waits in the history to be activated.
-        `keep` trims the history of this name as `trim` does; 0 keeps all of it. A new name belongs to `owner`: a
+        `keep` trims the history of this name as `trim` does; 0 keeps all of it. `keep_here` is asked for by whoever
+        brings the version, and trims a pinned name's too. `inherits` is the version that was active when this one took
+        its profile from there. A new name belongs to `owner`: a
         tenant whose names begin with OWNER/, or the operator. `quota` is looked at last, with what was trimmed gone.
 
         A version that is active already changes nothing but what is known of where it came from; errors before are
         past. When the folder gives the files it gave last time, the record stays as it stands, also when it was
         retired or rolled back since. The same files checked against another base model bring new facts.
 
-        Raises AdapterRefused (invalid_name), NameTaken, GenerationMismatch, QuotaExceeded, OwnerChanged, and
-        OwnedElsewhere: the folder and others never share a name before it is retired.
+        Raises AdapterRefused (invalid_name), NameTaken, GenerationMismatch, ProfileChanged (since `inherits`),
+        QuotaExceeded, OwnerChanged, and OwnedElsewhere: the folder and others never share a name before it is retired.
         """
         validate_name(name, self.reserved, owner)
         arrival = writing.Arrival(source, origin, state, pinned, activate, owner)
         with self.database.write() as connection, keeping.within(connection, owner, quota):
             self._check_owner(name, owner)
+            if inherits is not None:
+                writing.check_profile(connection, name, inherits.profile)
             record = writing.put(connection, name, facts, arrival, expected_generation)
             if keep:
                 writing.trim(connection, keep, name)
+            if keep_here:
+                writing.trim(connection, keep_here, name, pinned_too=True)
             return record
 
     def check_put(

@@ -18,6 +18,7 @@ from livery_adapters.registry.errors import (
     NameTaken,
     NothingToRollBack,
     OwnedElsewhere,
+    ProfileChanged,
     UnknownAdapter,
     UnknownVersion,
 )
@@ -222,7 +223,9 @@ def set_profile(
     return _move(connection, row, number, digest, row.activation)
 
 
-def trim(connection: Connection, keep: int, name: str | None = None) -> list[tuple[str, str]]:
+def trim(
+    connection: Connection, keep: int, name: str | None = None, *, pinned_too: bool = False
+) -> list[tuple[str, str]]:
     """See Registry.trim; with `name` of this name alone."""
     if keep < 0:
         raise ValueError(f"a history can keep 0 or more versions, not {keep}")
@@ -232,10 +235,10 @@ def trim(connection: Connection, keep: int, name: str | None = None) -> list[tup
     query = (
         select(ranked.c.name, ranked.c.number, ranked.c.digest)
         .join(adapters, adapters.c.name == ranked.c.name)
-        .where(ranked.c.age > keep, adapters.c.active.is_distinct_from(ranked.c.number), ~adapters.c.pinned)
+        .where(ranked.c.age > keep, adapters.c.active.is_distinct_from(ranked.c.number))
         .order_by(ranked.c.name, ranked.c.number)
     )
-    surplus = connection.execute(query).all()
+    surplus = connection.execute(query if pinned_too else query.where(~adapters.c.pinned)).all()
     for row in surplus:
         connection.execute(delete(versions).where(versions.c.name == row.name, versions.c.number == row.number))
     changes.note(connection, *dict.fromkeys(row.name for row in surplus))
@@ -249,6 +252,13 @@ def check_generation(name: str, expected: int | None, actual: int) -> None:
     """The compare of a compare-and-set. Raises GenerationMismatch."""
     if expected is not None and expected != actual:
         raise GenerationMismatch(name, expected, actual)
+
+
+def check_profile(connection: Connection, name: str, expected: Mapping[str, object]) -> None:
+    """Is the active version's profile still this one? Raises ProfileChanged."""
+    record = reading.find(connection, name)
+    if record is None or record.active is None or record.active.facts.profile != expected:
+        raise ProfileChanged(name)
 
 
 def _generation(row: Row[Any] | None) -> int:

@@ -74,6 +74,7 @@ def versions(
 
 
 app.command("add")(adapters_change.add)
+app.command("push")(adapters_change.push)
 app.command("check")(adapters_check.check)
 app.command("profile")(adapters_change.profile)
 app.command("activate")(adapters_change.activate)

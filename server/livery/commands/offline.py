@@ -7,6 +7,7 @@ a base that no server has written down yet.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,15 +18,17 @@ import msgspec
 
 from livery.adapter_text import AdapterText
 from livery.adapter_views import Json, report_json
+from livery.adding import AddOptions
 from livery.commands.asking import CommandFailed
-from livery.commands.backends import EVERYWHERE, is_remote, local_directory
+from livery.commands.backends import EVERYWHERE, is_remote, local_directory, pieces
 from livery.commands.held import PLAINLY, Held
 from livery.commands.parts import without_password
 from livery.commands.shown import stage
 from livery.data_folder import DataFolder, KnownBase
 from livery.foreign_templates import TemplateWorkers
-from livery.management import AdapterManagement, AddOptions
+from livery.management import AdapterManagement
 from livery.models import ModelNotFound, base_digest, resolve_model
+from livery.pushing import Weights, pushed
 from livery.tenancy import OPERATOR, Principal, TenantStore, scope
 from livery.text import Tokenizer
 from livery.tokenizer_files import TokenizerRefused
@@ -96,6 +99,12 @@ class LocalBackend(AdapterManagement):
         if is_remote(source):
             return await self.put(name, source, options)
         return await self.take(name, directory_fill(source), "upload", options)
+
+    async def push(self, name: str, file: Path, options: AddOptions) -> Json:
+        """Take in new weights for the configuration and profile of the active version."""
+        with file.open("rb") as stream:
+            weights = Weights(pieces(stream), os.fstat(stream.fileno()).st_size)
+            return await pushed(self, name, weights, options, shown=name)
 
     async def prefetch(
         self, name: str, *, shown: str | None = None, principal: Principal = OPERATOR, owner: str | None = None

@@ -10,12 +10,12 @@ from typing import Any
 import typer
 
 from livery.adapter_views import Json
+from livery.adding import AddOptions
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import Backend, is_remote, open_server
 from livery.commands.offline import Need, Place, open_local
 from livery.commands.reach import ask
 from livery.data_folder import DataFolder
-from livery.management import AddOptions
 from livery_adapters.names import validate_name
 from livery_adapters.refusal import AdapterRefused
 
