@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.otlp": {"livery.spans"},
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
     "livery.roster": {"livery.metrics", "livery_adapters"},
-    "livery.survey": SEAM | {f"livery.{part}" for part in ("activity", "metrics", "under_way")},
+    "livery.survey": SEAM | {f"livery.{part}" for part in ("activity", "metrics", "superseding", "under_way")},
     "livery.scrape": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("metrics", "roster", "service")}
@@ -63,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     # What several processes of one server say to each other; the engine's own messages are among it.
     "livery.workers": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("activity", "metrics", "survey", "tenancy", "under_way", "workers")}
+    | {f"livery.{part}" for part in ("activity", "metrics", "superseding", "survey", "tenancy", "under_way", "workers")}
     | {f"livery.engine.{part}" for part in ("messages", "pulse", "starvation", "streams", "supervisor")}
     | {"livery_adapters"},
     "livery.overview": SEAM
@@ -86,17 +86,19 @@ ALLOWED: dict[str, set[str]] = {
     "livery.served": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("beside", "holds", "lease", "meaning", "proving", "standing", "tenancy")}
-    | {"livery.under_way", "livery.vitals"}
+    | {"livery.superseding", "livery.under_way", "livery.vitals"}
     | {"livery_adapters"},
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
-    "livery.live": {"livery.tenancy", "livery.under_way", "livery_adapters"},
-    "livery.serving": {f"livery.{part}" for part in ("served", "survey", "tenancy", "under_way")} | {"livery_adapters"},
+    "livery.superseding": {"livery.lease"},
+    "livery.live": {"livery.superseding", "livery.tenancy", "livery.under_way", "livery_adapters"},
+    "livery.serving": {f"livery.{part}" for part in ("served", "superseding", "survey", "tenancy", "under_way")}
+    | {"livery_adapters"},
     "livery.under_way": set(),
     "livery.adapter_views": {"livery_adapters"},
     "livery.intakes": FACTS | {"livery.tenancy", "livery_adapters"},
     "livery.origins": FACTS | {"livery.intakes", "livery_adapters"},
     "livery.adding": {"livery.tenancy", "livery_adapters"},
-    "livery.pushing": {f"livery.{part}" for part in ("adapter_views", "adding", "management", "origins")}
+    "livery.pushing": {f"livery.{part}" for part in ("adapter_views", "adding", "management", "origins", "superseding")}
     | {"livery_adapters"},
     "livery.management": FACTS
     | {

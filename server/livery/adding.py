@@ -27,9 +27,11 @@ class AddOptions:
     profile: Profile | None = None
     owner: str | None = None  # None: whom the name says
     quota: Quota = NO_QUOTA
+    account: str | None = None  # whose requests may be told to end, None: everybody's
     payer: str = OPERATOR.tenant  # the tenant that asks for it, on whose account it is on its way
     over_base: bool = True  # may it be a profile over the base, for all who may ask for the name
     keep: int = 0
+    running: Running = "finish"
     follows: VersionFacts | None = None
     laps: Laps = field(default_factory=Laps, compare=False)
 

@@ -232,8 +232,14 @@ class ManagedAdapters:
 
     def _bounded(self, options: AddOptions) -> AddOptions:
         asker, base = self._principal, self._management.library.base.name
-        over_base = self._admin or scope.allows(asker, "base", base)
-        return replace(options, owner=self._owner, quota=scope.quota(asker), payer=self._payer, over_base=over_base)
+        return replace(
+            options,
+            owner=self._owner,
+            account=None if self._admin else asker.account,
+            quota=scope.quota(asker),
+            payer=self._payer,
+            over_base=self._admin or scope.allows(asker, "base", base),
+        )
 
     async def _target(self, alias: str, name: str) -> str:
         """The full name of an adapter that an alias is to lead to. Raises InvalidAlias."""

@@ -3,7 +3,7 @@
     answer = await pushed(management, "acme/policy", Weights(pieces, nbytes), AddOptions(keep=2), shown="policy")
 
 When it returns, the version is stored, checked, was run once by the engine, which has it in memory, and every worker of
-this server knows it. What runs on the version before finishes there.
+this server knows it. What runs on the version before finishes there, or (`running="abort"`) ends with what it has.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from livery.adapter_views import Json
 from livery.adding import AddOptions
 from livery.management import AdapterManagement
 from livery.origins import Upload, from_upload
+from livery.superseding import Superseded
 from livery_adapters.identity import DIGEST_SHOWN, fingerprint
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import Fill
@@ -77,6 +78,9 @@ async def pushed(
             ) from refused
         finally:
             hold.release()
+    if options.running == "abort" and record.active is not None:
+        await management.live.supersede(Superseded(name, record.active.facts.digest, options.account))
+        options.laps.lap("abort")
     told = await management.told(record, whole=not isinstance(body, Weights))
     version = record.active
     if version is None or version.facts.digest != digest:

@@ -161,6 +161,8 @@ class GenerationService:
                 reading,
             )
             admitted.answered(full_name, digest, job.caller.principal, usage)
+            if lease is not None:
+                lease.when_superseded(generation.supersede)
             undo.pop_all()
         told = fingerprint(self.info.base_digest, digest)
         return OpenedJob(generation, f"{name}@{short}", f"{full_name}@{short}", told, profile)

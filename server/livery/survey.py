@@ -17,6 +17,7 @@ from livery.activity import Activity, Lately
 from livery.engine.base import EngineInfo
 from livery.metrics import Metrics
 from livery.metrics.snapshot import Snapshot
+from livery.superseding import Superseded
 from livery.under_way import UnderWay
 
 
@@ -67,8 +68,12 @@ class Survey(Protocol):
         """Count what came to open requests since the last time."""
         ...
 
-    async def spread(self, names: Collection[str] = (), *, keys: bool = False) -> None:
-        """Adapters of these names were changed here, or who may come in: have the server's other processes know it."""
+    async def spread(
+        self, names: Collection[str] = (), *, keys: bool = False, superseded: Superseded | None = None
+    ) -> None:
+        """Adapters of these names were changed here, or who may come in, or requests are to end: have the server's
+        other processes know it.
+        """
         ...
 
     def forget_tenants(self, names: Collection[str]) -> None:
@@ -104,7 +109,9 @@ class OwnSurvey:
     def count(self) -> None:
         self._metrics.catch_up()
 
-    async def spread(self, names: Collection[str] = (), *, keys: bool = False) -> None:
+    async def spread(
+        self, names: Collection[str] = (), *, keys: bool = False, superseded: Superseded | None = None
+    ) -> None:
         """There are none."""
 
     def forget_tenants(self, names: Collection[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,13 @@ def test_only_the_newest_versions_and_their_files_stay(live: LiveServer, saved: 
 def test_the_files_of_a_running_request_stay_until_its_end(serve: Serve, saved: Path) -> None:
     server = serve(Setup(Behaviour(stepped=True)))
     upload(server, "policy", saved / "0")
-    stream = server.client().completions.create(model="policy", prompt=[1000], max_tokens=3, stream=True)
-    server.wait_until(lambda engine: engine.open_requests == 1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(
+            server.client().completions.create, model="policy", prompt=[1000], max_tokens=3, stream=True
+        )
+        server.wait_until(lambda engine: engine.open_requests == 1)
+        server.step()
+        stream = asked.result(30)
     assert push(server, saved / "1", "keep=1").is_success
     server.call(server.service.adapters.settle())
     assert blobs(server) == {digest_of(saved / "0"), digest_of(saved / "1")}
@@ -224,6 +230,7 @@ def test_a_body_over_the_limit_is_refused_by_what_it_announces(live: LiveServer,
     host, port = live.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         head = "POST /v1/adapters/policy/versions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n"
+        head += "connection: close\r\n"
         connection.sendall(f"{head}content-type: application/octet-stream\r\n\r\n".encode())
         answer = connection.makefile("rb").read().decode()  # until the server closes: it reads no such body
     assert answer.startswith("HTTP/1.1 413")

@@ -80,7 +80,7 @@ def test_ls_shows_names_states_versions_and_why_one_failed(running: Running, liv
 def test_new_weights_are_pushed_either_way(running: Running, livery: Livery, tmp_path: Path) -> None:
     other = make_adapter(tmp_path / "other", seed=9)
     served, folder = running.ways()
-    livery("adapters", "add", "policy", make_adapter(tmp_path / "policy"), *served).json()
+    livery("adapters", "add", "policy", make_adapter(tmp_path / "policy"), *served, "--json").json()
     pushed = livery("adapters", "push", "policy", other / "adapter_model.safetensors", *served, "--json").json()
     assert (pushed["version"], pushed["pushed"]["active"]) == (2, True)
     # Nobody ran these: they don't take the place of what was.

@@ -10,9 +10,11 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """Over a real engine. Told to stop at the end, it ends well."""
     folder = tmp_path_factory.mktemp("workers")
     model, adapters = tiny_model(folder / "tiny"), folder / "adapters"
-    save_adapter(model, adapters / ".pool" / "1", 1, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    for seed in (1, 2, 3):
+        save_adapter(model, adapters / ".pool" / str(seed), seed, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     flags = ("--api-workers", "2", "--threads", "1", "--log-format", "json", *STOPPABLE)
     with livery_serve(model, adapters, folder, *flags) as running:
         workers = Workers(running.process, lambda: httpx.Client(base_url=running.url), folder)
@@ -150,6 +153,63 @@ def test_what_one_worker_changes_the_others_know_before_it_answers(server: Worke
             with only(pid, one, other):
                 gone = server.ask("pirate")
                 assert gone.status_code == 404, (pid, gone.text, server.log.read_text()[-3000:])
+
+
+def test_new_weights_hold_in_every_worker_once_they_are_acknowledged(server: Workers) -> None:
+    put = server.call("PUT", "/v1/adapters/policy", json={"source": ".pool/1"})
+    assert put.is_success, put.text
+    pids = server.pids
+    for which in ("2", "3"):
+        pushed = push(server, which)
+        for pid in pids:
+            with only(pid, *pids):
+                assert server.ask("policy").json()["system_fingerprint"] == pushed["system_fingerprint"]
+
+
+def test_what_runs_on_older_weights_ends_in_every_worker(server: Workers) -> None:
+    """The engine stands still while weights that it has run before take the place of others."""
+    for which in ("1", "2"):
+        assert server.call("PUT", "/v1/adapters/rolled", json={"source": f".pool/{which}"}).is_success
+    engine, pids = common.engine_of(server.process.pid), server.pids
+    with ThreadPoolExecutor(2) as pool, ExitStack() as undo:
+        undo.callback(os.kill, engine, signal.SIGCONT)
+        answers = []
+        for pid in pids:
+            os.kill(engine, signal.SIGCONT)
+            begun = threading.Event()
+            with only(pid, *pids):
+                answers.append(pool.submit(last_choice, server, "rolled", begun))
+                assert begun.wait(PATIENCE_S)
+                stop(engine)
+        push(server, "1", name="rolled", running="abort")
+        os.kill(engine, signal.SIGCONT)
+        for answer in answers:
+            choice = answer.result(PATIENCE_S)
+            assert (choice["finish_reason"], choice["stop_reason"]) == ("abort", "adapter_replaced")
+
+
+def push(server: Workers, which: str, name: str = "policy", **params: str) -> dict[str, Any]:
+    """New weights of an adapter, those of one in the pool."""
+    weights = (server.data.parent / "adapters" / ".pool" / which / "adapter_model.safetensors").read_bytes()
+    with server.connect() as client:
+        headers = {"content-type": "application/octet-stream"}
+        path = f"/v1/adapters/{name}/versions"
+        answer = client.post(path, params=params, content=weights, headers=headers, timeout=60)
+    assert answer.is_success, answer.text
+    found: dict[str, Any] = answer.json()["pushed"]
+    return found
+
+
+def last_choice(server: Workers, model: str, begun: threading.Event) -> dict[str, Any]:
+    """What a long stream says at its end; `begun` is set with its first event."""
+    body = {"model": model, "prompt": [3, 4], "max_tokens": 240, "ignore_eos": True, "stream": True}
+    choice: dict[str, Any] = {}
+    with server.connect() as client, client.stream("POST", "/v1/completions", json=body, timeout=60) as events:
+        for line in events.iter_lines():
+            if line.startswith("data: {"):
+                choice = json.loads(line.removeprefix("data: "))["choices"][0]
+                begun.set()
+    return choice
 
 
 def test_a_lost_engine_is_seen_by_all(server: Workers) -> None:

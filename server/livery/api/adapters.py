@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from livery.adding import AddOptions
+from livery.adding import AddOptions, Running
 from livery.api.adapter_bodies import (
     ActivateBody,
     AliasBody,
@@ -103,13 +103,15 @@ async def upload_version(
     activate: bool = True,
     profile: Annotated[str | None, Query(max_length=4096)] = None,
     keep: Annotated[int | None, Query(ge=1, le=MOST_VERSIONS)] = None,
+    running: Running = "finish",
 ) -> Response:
     """Take in the files of a multipart body as they arrive, or new weights alone for the active version's configuration
-    and profile. `profile`, a JSON object, replaces the profile; `keep`: so many of the newest versions stay.
+    and profile. `profile`, a JSON object, replaces the profile; `keep`: so many of the newest versions stay; `running`:
+    whether the caller's requests on older versions finish there, or end with what they have.
     """
     chosen = None if profile is None else profile_text(profile)
     expected = expected_generation if expected_generation is not None else if_match(request)
-    options = AddOptions(pinned, expected, approximate or 0, activate, chosen, keep=keep or 0)
+    options = AddOptions(pinned, expected, approximate or 0, activate, chosen, keep=keep or 0, running=running)
     alone = is_weights(request.headers.get("content-type", ""))
     body = Weights(body_pieces(request), announced_size(request)) if alone else uploaded(request)
     with met(request):

@@ -105,6 +105,7 @@ TABLE: dict[type[Exception], Failure] = {
     refusals.NotReady: Failure(503, SERVER, "not_ready"),
     refusals.GenerationFailed: Failure(500, SERVER, "generation_failed"),
     refusals.DeadlineExceeded: Failure(504, SERVER, "deadline_exceeded"),
+    refusals.AdapterReplaced: Failure(503, SERVER, "adapter_replaced"),
     refusals.AdapterTooLarge: Failure(400, INVALID, "resident_bytes_exceeded"),
     refusals.AdapterUnusable: Failure(400, INVALID, "adapter_load_failed"),
     refusals.AdapterNotReady: Failure(503, SERVER, "adapter_loading"),

@@ -122,7 +122,7 @@ class Worker:
 
     async def _renew(self, process: OneProcess, told: m.Renew) -> None:
         with suppress(RegistryError, SQLAlchemyError, OSError):  # who follows the keys says so, and tries again
-            await process.renew(told.names, keys=told.keys)
+            await process.renew(told.names, keys=told.keys, superseded=told.superseded)
         self.link.send(m.Renewed(told.number))
 
     def _drain(self, number: int) -> None:

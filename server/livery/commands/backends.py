@@ -163,6 +163,7 @@ class HttpBackend(Asking):
                 "expected_generation": options.expected_generation,
                 "activate": None if options.activate else False,
                 "keep": options.keep or None,
+                "running": None if options.running == "finish" else options.running,
             }
         )
         with file.open("rb") as stream:

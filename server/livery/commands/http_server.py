@@ -24,6 +24,7 @@ from livery.listening import Listener
 from livery.models import ResolvedModel
 from livery.settings import Settings
 from livery.spans import TraceSink
+from livery.superseding import Superseded
 from livery.survey import Counting
 from livery.tenancy.gate import Gatekeeper
 
@@ -133,10 +134,12 @@ class OneProcess:
         if self._server is not None:
             self._server.end()
 
-    async def renew(self, names: Sequence[str], *, keys: bool) -> None:
-        """Another process of the server changed adapters of these names, or who may come in."""
+    async def renew(self, names: Sequence[str], *, keys: bool, superseded: Superseded | None) -> None:
+        """Another process of the server changed adapters of these names, or who may come in, or ends requests."""
         if self._parts is not None:
             self._parts.service.adapters.renew(names)
+            if superseded is not None:
+                self._parts.service.adapters.supersede(superseded)
             if keys:
                 await self._parts.keys.refresh()
 

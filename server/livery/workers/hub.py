@@ -62,9 +62,9 @@ class Hub:
         """Have every other worker that serves say what it counted; who is slow says it later."""
         await self._told(besides, m.Tell)
 
-    async def spread(self, besides: Desk, names: list[str], *, keys: bool) -> None:
+    async def spread(self, besides: Desk, told: m.Spread) -> None:
         """Have every other worker that serves know what was changed; who is slow sees it in the database later."""
-        await self._told(besides, lambda number: m.Renew(number, names, keys))
+        await self._told(besides, lambda number: m.Renew(number, told.names, told.keys, told.superseded))
 
     async def _told(self, besides: Desk, make: Callable[[int], msgspec.Struct]) -> None:
         asked = [desk.tell(make) for desk in self.desks if desk is not besides and desk.serving.is_set()]
@@ -225,8 +225,8 @@ class Desk:
     ) -> None:
         ledger = self._hub.ledger
         match message:
-            case m.Spread(call, names, keys):
-                await self._hub.spread(self, names, keys=keys)
+            case m.Spread(call):
+                await self._hub.spread(self, message)
                 self.link.send(m.Granted(call=call))
             case m.Look(call):
                 self.link.send(m.Room(call=call, held=self._hub.gate.holds()))
@@ -247,10 +247,15 @@ class Desk:
     def _begin(self, request: GenerationRequest) -> None:
         task = asyncio.create_task(self._stream(request))
         self._requests[request.request_id] = task
-        task.add_done_callback(lambda _: self._requests.pop(request.request_id, None))
+        task.add_done_callback(lambda ended: self._ended(request.request_id, ended))
+
+    def _ended(self, request_id: str, task: asyncio.Task[None]) -> None:
+        self._requests.pop(request_id, None)
+        if task.cancelled():  # before it began: it said nothing, and nothing was computed
+            self._tell(TokenDelta(request_id, [], "abort"))
 
     async def _stream(self, request: GenerationRequest) -> None:
-        read = PromptRead()
+        read, begun = PromptRead(), False
         try:
             # The protocol says iterator; closing it is part of the contract, so it is a generator in fact. An engine
             # that is being started anew says so here already.
@@ -258,11 +263,12 @@ class Desk:
             with self._using(request.adapter.digest if request.adapter else ""):
                 async with aclosing(source):
                     async for delta in source:
+                        begun = begun or bool(delta.token_ids)
                         self._tell(delta)
         except CROSSING as error:
             self._fail(request.request_id, error)
         except asyncio.CancelledError:  # the worker doesn't want it any more
-            if read.tokens is None:
+            if read.tokens is None and not begun:
                 self._fail(request.request_id, RequestRefused(DROPPED))
             else:
                 self._tell(_left(request.request_id, read))

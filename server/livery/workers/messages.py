@@ -12,6 +12,7 @@ from livery.activity import Event, Lately
 from livery.engine.base import AdapterRef, Asker, EngineInfo, EngineStats, TokenDelta
 from livery.engine.messages import Abort, Keep, Submit, Unload
 from livery.metrics.growth import Growth
+from livery.superseding import Superseded
 from livery.survey import House
 from livery.tenancy import Principal
 from livery.tenancy.gate import Held, Wish
@@ -61,11 +62,12 @@ class Tell(msgspec.Struct, frozen=True, tag=True):
 
 
 class Renew(msgspec.Struct, frozen=True, tag=True):
-    """Another worker changed adapters of these names, or who may come in."""
+    """Another worker changed adapters of these names, or who may come in, or ends requests."""
 
     number: int
     names: list[str]
     keys: bool
+    superseded: Superseded | None
 
 
 class Announce(msgspec.Struct, frozen=True, tag=True):
@@ -185,6 +187,7 @@ class Spread(msgspec.Struct, frozen=True, tag=True):
     call: int
     names: list[str]
     keys: bool
+    superseded: Superseded | None
 
 
 class Forget(msgspec.Struct, frozen=True, tag=True):

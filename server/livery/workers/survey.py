@@ -12,6 +12,7 @@ from livery.activity import ActivityLog, Lately
 from livery.engine.base import EngineInfo
 from livery.metrics import OTHER, Metrics
 from livery.metrics.snapshot import Snapshot
+from livery.superseding import Superseded
 from livery.survey import House
 from livery.under_way import UnderWay
 from livery.workers import messages as m
@@ -81,8 +82,10 @@ class AskedSurvey:
         told: m.Told = await self._link.ask(m.AskHouse)
         return told.house
 
-    async def spread(self, names: Collection[str] = (), *, keys: bool = False) -> None:
-        await self._link.ask(lambda call: m.Spread(call, list(names), keys))
+    async def spread(
+        self, names: Collection[str] = (), *, keys: bool = False, superseded: Superseded | None = None
+    ) -> None:
+        await self._link.ask(lambda call: m.Spread(call, list(names), keys, superseded))
 
     def forget_tenants(self, names: Collection[str]) -> None:
         self.tell()  # what came before is the old one's
