@@ -15,6 +15,7 @@ SLOWEST = (
     "loadtest/test_planted_wrong_adapter.py",
     "engine/test_triton_engine.py",
     "server/test_make_serve.py",
+    "server/test_push_soak.py",
     "server/test_life.py",
     "cli/test_commands.py",
     "engine/test_gpu_script.py",
