@@ -9,7 +9,7 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres test-ray conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: bench-cross-check bench-extraction bench-plan browser test-quantization test-train test-vllm three-setups observability deploy-check field-table chaos clean
+.PHONY: bench-cross-check bench-extraction bench-plan bench-push browser test-quantization test-train test-vllm three-setups observability deploy-check field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench-cross-check one cell of load by our client, vLLM's benchmark and inference-perf (Python 3.12), in turn"
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
 	@echo "make bench-extraction what each rank leaves of a full fine-tune of the demo base: error, KL, perplexity"
+	@echo "make bench-push     how soon new weights of an adapter of 10 MB serve, beside four rollouts; pushes and their parts"
 	@echo "make bench-plan     livery plan beside what the engine does on this machine, and its simulation of routing"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
 	@echo "make field-table    write what becomes of every field of a request into README.md"
@@ -117,6 +118,9 @@ bench-adapters: setup
 
 bench-extraction: setup
 	$(BIN)/python tests/benchmarks/extraction_curve.py --out bench-extraction.json --svg bench-extraction.svg
+
+bench-push: setup
+	$(BIN)/python tests/benchmarks/push.py --out bench-push.json
 
 bench-plan: setup
 	$(BIN)/python tests/benchmarks/plan_check.py --out bench-plan.json
