@@ -13,7 +13,17 @@ from livery_loadtest.record import Run
 from livery_loadtest.report.page import page
 from livery_loadtest.report.result import Result, Server, make_result
 from livery_loadtest.report.table import print_result
-from livery_loadtest.report.words import arrivals, between, bounds, duration, number, objective, share, span
+from livery_loadtest.report.words import (
+    arrivals,
+    between,
+    bounds,
+    duration,
+    number,
+    objective,
+    share,
+    span,
+    with_bounds,
+)
 from livery_loadtest.spec import Slo
 from livery_loadtest.verify import Compared, Finding, Verification
 from loadtest.made_runs import BUSY, GOOD, Making, made_run, workload
@@ -42,6 +52,11 @@ def test_what_was_found_is_printed() -> None:
         assert told in text, told
     assert "invalid" not in text
     assert "interrupted" not in text
+
+
+def test_an_interval_is_told_where_there_is_one() -> None:
+    assert with_bounds(Estimate(11.1, 9.07, 13.2), "MiB an hour") == "11.1 MiB an hour (9.07 to 13.2)"
+    assert with_bounds(Estimate(0, 0, 0), "") == "0"
 
 
 def test_reasons_to_doubt_come_first() -> None:

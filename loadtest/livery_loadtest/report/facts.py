@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from livery_loadtest.figures import Summary
 from livery_loadtest.report.plots import Numbers
 from livery_loadtest.report.result import Result
-from livery_loadtest.report.words import NOTHING, bounds, count, duration, number, share
+from livery_loadtest.report.words import NOTHING, count, duration, number, share, with_bounds
 
 
 def fairness(summaries: Sequence[Summary]) -> list[str]:
@@ -104,6 +104,4 @@ def _grown(one: Summary, what: str) -> str:
         return "nothing to judge it by"
     allowed = "" if line.allowed is None else f"; allowed {number(line.allowed)} %"
     judged = "; too steep" if line.too_steep else "" if line.shown else "; none shown"
-    unit = f" {line.unit}" if line.unit else ""
-    around = f"{number(line.per_hour.value)}{unit} ({bounds(line.per_hour)})"
-    return f"{around}, {number(line.percent_per_hour)} %{allowed}{judged}"
+    return f"{with_bounds(line.per_hour, line.unit)}, {number(line.percent_per_hour)} %{allowed}{judged}"

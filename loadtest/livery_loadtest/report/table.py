@@ -14,7 +14,18 @@ from livery_loadtest.figures import Latency, Summary
 from livery_loadtest.growth import Growth
 from livery_loadtest.intervals import Estimate
 from livery_loadtest.report.result import Result
-from livery_loadtest.report.words import NOTHING, arrivals, bounds, cores, count, duration, number, objective, share
+from livery_loadtest.report.words import (
+    NOTHING,
+    arrivals,
+    bounds,
+    cores,
+    count,
+    duration,
+    number,
+    objective,
+    share,
+    with_bounds,
+)
 from livery_loadtest.verify import Finding, Verification
 
 _GROUPS_SHOWN = 8
@@ -157,8 +168,7 @@ def _facts(one: Summary) -> Iterator[str]:
 def _growth(where: str, line: Growth) -> str:
     if line.missing:
         return f"[red]{where}: {escape(line.what)}: the workload bounds it, but there is too little of it to say[/]"
-    grows = f"{number(line.per_hour.value)} {line.unit}".strip()
-    said = f"{where}: {escape(line.what)}: {grows} an hour ({bounds(line.per_hour)})"
+    said = f"{where}: {escape(line.what)}: {with_bounds(line.per_hour, f'{line.unit} an hour'.strip())}"
     allowed = "" if line.allowed is None else f", {number(line.allowed)} % an hour allowed"
     said += f", {number(line.percent_per_hour)} % an hour{allowed}"
     colour = "red" if line.too_steep else "yellow" if line.shown and line.allowed is None else "green"

@@ -60,6 +60,12 @@ def bounds(value: Estimate) -> str:
     return "" if value.low == value.high else f"{number(value.low)} to {number(value.high)}"
 
 
+def with_bounds(value: Estimate, unit: str) -> str:
+    """A number of `unit`, which may be empty, and its interval behind it where there is one."""
+    around = bounds(value)
+    return f"{number(value.value)} {unit}".strip() + (f" ({around})" if around else "")
+
+
 def between(value: Estimate) -> str:
     """An interval of milliseconds with its unit; nothing where there is none."""
     if value.low == value.high:
