@@ -17,7 +17,7 @@ from livery_loadtest.drive import drive
 from livery_loadtest.machine import describe_machine
 from livery_loadtest.options import Options
 from livery_loadtest.origin import Origin
-from livery_loadtest.peers import EnvironmentFailed
+from livery_loadtest.peers import EnvironmentFailed, llama_cpp
 from livery_loadtest.peers.launching import gguf_file
 from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment, llama_cpp_command, lora_fields, unpack
 from livery_loadtest.peers.ratios import MIXED, SINGLE, ratios
@@ -104,6 +104,17 @@ def test_the_peer_gets_a_slot_for_every_stream_and_all_adapters() -> None:
     assert "lora" not in " ".join(llama_cpp_command(Path("srv"), Path("m"), "base", 81, [], 16))
 
 
+def test_weights_are_not_rearranged_for_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "with").write_text("flags\t: fpu amx_tile amx_int8\n")
+    (tmp_path / "without").write_text("flags\t: fpu avx512f\n")
+    found = {name: llama_cpp.has_amx(tmp_path / name) for name in ("with", "without", "missing")}
+    assert found == {"with": True, "without": False, "missing": False}
+    for has, times in ((True, 1), (False, 0)):
+        monkeypatch.setattr(llama_cpp, "has_amx", lambda has=has: has)
+        command = llama_cpp_command(Path("srv"), Path("m.gguf"), "base", 81, [], 1)
+        assert command.count("--no-repack") == times
+
+
 def test_only_gguf_files_can_be_compared(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     file.touch()
@@ -115,13 +126,14 @@ def test_only_gguf_files_can_be_compared(tmp_path: Path) -> None:
 async def test_adapters_are_chosen_by_a_field_of_the_request(pair: tuple[KnownServer, KnownServer]) -> None:
     server, _ = pair
     server.models = ["base-l", "pirate", "json"]
-    target = Target("llama.cpp", server.url, ("base-l", "pirate", "json"), lora_fields(["pirate", "json"]))
+    target = Target("llama.cpp", server.url, ("base-l", "pirate", "json"), lora_fields("base-l", ["pirate", "json"]))
     subject = await find_served(target, ["json"])
     assert (subject.base, subject.adapters) == ("base-l", ("json",))
     planned = [Planned(index, None, model, "hello", 3) for index, model in enumerate(subject.models)]
     run = await drive(Script(planned), target, Options(streams=1))
     assert [record.error for record in run.records] == [None, None]
-    assert [request.get("lora") for request in server.seen] == [None, [{"id": 1, "scale": 1.0}]]
+    assert [request.get("lora") for request in server.seen] == [[{"id": 0, "scale": 0.0}], [{"id": 1, "scale": 1.0}]]
+    assert lora_fields("base-l", []) == {}
 
 
 def measured(workload: str, speeds: dict[str, float]) -> Result:

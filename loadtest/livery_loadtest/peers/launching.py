@@ -203,7 +203,7 @@ def _llama_cpp_spec(setup: PeersSetup, model: Path, adapters: Mapping[str, Path]
     command += shlex.split(setup.llama_cpp_arguments)
     models = (name, *adapters)
     log, told_by = setup.folder / f"{LLAMA_CPP}.log", _told_by("--llama-cpp-arguments", setup.llama_cpp_arguments)
-    fields = lora_fields(list(adapters))
+    fields = lora_fields(name, list(adapters))
     return LaunchSpec(LLAMA_CPP, command, _url(port), log, models=models, fields=fields, told_by=told_by)
 
 

@@ -134,19 +134,36 @@ def llama_cpp_command(
     """The command line of a llama.cpp server on 127.0.0.1, with a slot for every stream.
 
     Both cores compute; adapters are loaded and wait for the requests that name them; answers to earlier prompts are
-    not kept in memory, as no prompt comes twice.
+    not kept in memory, as no prompt comes twice. On a CPU with AMX weights aren't rearranged for it: with Q4_1 ones
+    that ends the server in a segmentation fault, and for other CPUs llama.cpp rearranges none of that type.
     """
     command = [str(server), "--model", str(model), "--alias", name, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--parallel", str(streams), "--ctx-size", str(SLOT_TOKENS * streams)]
     command += ["--threads", str(_cores()), "--cache-ram", "0", "--no-ui"]
+    if has_amx():
+        command += ["--no-repack"]
     if adapters:
         command += ["--lora", ",".join(map(str, adapters)), "--lora-init-without-apply"]
     return command
 
 
-def lora_fields(names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """What to put into the body of a request for each adapter, in the order the server was given them."""
-    return {name: {"lora": [{"id": index, "scale": 1.0}]} for index, name in enumerate(names)}
+def lora_fields(base: str, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """What to put into the body of a request for the base and each adapter, in the order the server was given them.
+
+    A request that names none, or an empty list, runs under all of them at once, `--lora-init-without-apply` or not.
+    """
+    if not names:
+        return {}
+    adapters = {name: {"lora": [{"id": index, "scale": 1.0}]} for index, name in enumerate(names)}
+    return {base: {"lora": [{"id": 0, "scale": 0.0}]}, **adapters}
+
+
+def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU has matrix tiles, which llama.cpp uses where it was built for this very machine."""
+    try:
+        return "amx_tile" in cpuinfo.read_text()
+    except OSError:
+        return False
 
 
 def _cores() -> int:
