@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -56,6 +57,32 @@ def test_libraries_that_are_missing_are_named_with_the_remedy(
     assert sorted(path.name for path in run.parent.iterdir()) == ["chats.jsonl", "run.yaml"]
 
 
+def trl_is(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the libraries were here."""
+    there, told = importlib.util.find_spec, importlib.metadata.version
+    here = ("trl", "datasets", "accelerate", "peft")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, package=None: there("json" if name in here else name, package)
+    )
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version if name in here else told(name))
+
+
+def test_a_trl_that_is_too_old_is_named(run: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch) -> None:
+    trl_is("0.29.1", monkeypatch)
+    done = livery("adapters", "train", run, "--out", run.parent / "out")
+    assert (done.code, "training needs trl 1.16 or later, and 0.29.1 is here" in done.err) == (1, True)
+
+
+def test_a_form_of_the_base_that_isnt_for_this_machine(
+    run: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trl_is("1.16.0", monkeypatch)
+    run.write_text(RUN + "quantization: bnb-int8\ndevice: cpu\n")
+    done = livery("adapters", "train", run, "--out", run.parent / "out")
+    assert done.code == 2
+    assert "--quantization bnb-int8, which isn't for CPUs" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -83,10 +110,7 @@ def test_what_the_file_says_wrongly_ends_it(run: Path, livery: Livery) -> None:
 def test_where_it_is_to_go_is_asked_before_anything_is_trained(
     run: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, package=None: there("json" if name in ("trl", "datasets") else name)
-    )
+    trl_is("1.16.0", monkeypatch)
     way = ("adapters", "train", run, "--out", run.parent / "out")
     done = livery(*way, "--add-to", "http://127.0.0.1:9", "--as", "keeper")
     assert (done.code, "no answer from http://127.0.0.1:9" in done.err) == (1, True)

@@ -59,12 +59,16 @@ class Target:
 
         ask(self._opened(base), looked)
 
-    def add(self, base: str, adapter: Path) -> Json:
-        """Take it in, serve it, and lead the alias to it. Raises CommandFailed, which says how to try again."""
+    def add(self, base: str, adapter: Path, *, activate: bool) -> Json:
+        """Take it in and, with `activate`, serve it and lead the alias to it.
+
+        Raises CommandFailed, which says how to try again.
+        """
 
         async def added(backend: Backend) -> Json:
-            found: Json = {"adapter": await backend.add(self.name, str(adapter), AddOptions())}
-            if self.alias:
+            record = await backend.add(self.name, str(adapter), AddOptions(activate=activate))
+            found: Json = {"name": self.name, "activated": activate, "adapter": record}
+            if self.alias and activate:
                 found["alias"] = await backend.set_alias(self.alias, [(self.name, 1.0)], "user")
             return found
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,14 +22,16 @@ from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.commands.progress import bar, loss_bar
 from livery.commands.reach import AsJson, ask, tell, words
 from livery.commands.train_target import Target
+from livery.engine.quantization import check_flag
 from livery.models import ResolvedModel, base_digest, resolve_model
 from livery.text import Tokenizer
 from livery.training.curve import draw
 from livery.training.dataset import Data, prepare
 from livery.training.examples import DataInvalid
-from livery.training.libraries import LibraryMissing, check_installed, versions
+from livery.training.libraries import LibraryMissing, check_installed, quieten, versions
 from livery.training.run_file import AnyRun, Dpo, SpecInvalid, read_run
 from livery.training.work import REPORT_NAME, Work, WorkInvalid, finished_report
+from livery_adapters.refusal import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from livery.commands.proof import OfflineProver
@@ -87,6 +91,7 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
     run = read_run(file)
     if not check:
         check_installed()
+        check_flag(run.quantization, run.device)
     asked = Asked(run, file.parent, resolve_model(run.base), (out or Path("unnamed")).expanduser())
     if target:
         target.check(run.base)
@@ -105,11 +110,14 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
         found = _trained(asked, data, settings)
     else:
         shown.stage(f"{asked.out} was trained by this very run already")
-    return found | ({"added": target.add(run.base, asked.out)} if target else {})
+    if target is None:
+        return found
+    return found | {"added": target.add(run.base, asked.out, activate=_is_better(found["evaluation"]))}
 
 
 def _trained(asked: Asked, data: Data, settings: Json) -> Json:
     """Train, check, measure, and give the adapter its place. Raises CommandFailed and others."""
+    quieten()
     from livery.training.trainer import TrainingStopped, total_steps  # these need torch and the extra
     from livery.training.trainer import train as trained_by
 
@@ -122,14 +130,14 @@ def _trained(asked: Asked, data: Data, settings: Json) -> Json:
             raise CommandFailed(str(stopped)) from stopped
         except KeyboardInterrupt:
             step = work.newest()
-            shown.say(
-                f"interrupted; {f'step {step} is kept' if step else 'nothing is kept yet'}: the same command goes on"
-            )
+            kept = f"step {step} is kept, and the same command goes on from there" if step else "nothing is kept yet"
+            _note(f"interrupted: {kept}")
             raise
+        gc.collect()  # the model that was trained, before the engine loads its own
         shown.stage("checking the adapter as a server would")
         coverage, measured = _examined(asked, data, trained, work.adapter)
         report = _report(asked, data, settings, trained) | {"coverage": coverage, "evaluation": measured}
-        report["warnings"] = [*data.warnings, *coverage.get("warnings", ()), *_doubts(measured)]
+        report["warnings"] = [*data.warnings, *coverage.get("warnings", ()), *coverage["unused"], *_doubts(measured)]
         title = f"{asked.run.kind} on {asked.base.name}: {asked.out.name}"
         picture = draw(title, trained.losses, trained.held_out)
         work.finish({REPORT_NAME: json.dumps(report, indent=2) + "\n", PICTURE_NAME: picture})
@@ -164,7 +172,9 @@ def _examined(asked: Asked, data: Data, trained: Trained, adapter: Path) -> tupl
 
     with tempfile.TemporaryDirectory(prefix="livery-train-") as scratch:
         need = Need(base=True, creates=True, proves=True, held=held)
-        coverage = ask(open_local(Place(Path(scratch), None, asked.run.base), need), inspected)
+        limits = Limits(max_rank=max(DEFAULT_LIMITS.max_rank, asked.run.adapter.r))
+        found = ask(open_local(Place(Path(scratch), None, asked.run.base), need, limits), inspected)
+    coverage: Json = {**found["coverage"], "unused": list(found.get("unused", ()))}
     if trained.before is None or trained.after is None:
         return coverage, {}
     measured = _measured(asked.run, data, provers[0], adapter)
@@ -191,12 +201,17 @@ def _measured(run: AnyRun, data: Data, prover: OfflineProver, adapter: Path) -> 
     return {"examples": count, "before": before.told(), "after": after.told()}
 
 
+def _is_better(measured: Json) -> bool:
+    """Whether it did better on what was held out than the base, where anything was."""
+    return not measured or measured["after"]["loss"] < measured["before"]["loss"]
+
+
 def _doubts(measured: Json) -> list[str]:
     """What a user should look at before serving it."""
     if not measured:
         return []
     found, (before, after) = [], (measured["before"]["loss"], measured["after"]["loss"])
-    if after >= before:
+    if not _is_better(measured):
         found.append(
             f"the loss on what was held out went from {before:.3f} to {after:.3f}: it learnt nothing that holds there; "
             "look at loss.svg, and train for fewer steps, with a lower learning_rate or on more data"
@@ -245,13 +260,22 @@ def _show(answer: Json) -> None:
     shown.print_facts(facts)
     _warn(answer["warnings"])
     if added := answer.get("added"):
-        behind = f", behind the alias {added['alias']['name']}" if added.get("alias") else ""
-        shown.say(f"{added['adapter']['name']} version {added['adapter']['version']} is active{behind}")
+        name, behind = added["name"], f", behind the alias {added['alias']['name']}" if added.get("alias") else ""
+        told = f"{name} version {added['adapter']['version']} is active{behind}"
+        if not added["activated"]:
+            told = (
+                f"{name} has it as a version that isn't active: it does no better than the base on what was held out; "
+                f"livery adapters activate {name} {answer['coverage']['digest'][:12]} serves it all the same"
+            )
+        shown.say(told)
     else:
         shown.say(f"serve it: livery adapters add NAME {answer['directory']}")
 
 
-def _warn(warnings: Any) -> None:  # noqa: ANN401
-    console = Console(stderr=True, soft_wrap=True)
+def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+
+
+def _note(what: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(escape(what), highlight=False)

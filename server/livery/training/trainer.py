@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 import warnings
@@ -21,8 +22,9 @@ from typing import Any, Protocol
 import torch
 import transformers
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, set_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -40,7 +42,8 @@ from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
 _CHECKPOINTS_KEPT = 2
 _NUMBERS_PER_WEIGHT = 3  # of a checkpoint: the weight and AdamW's two moments, fp32
-_FULL_ERRORS = (OSError, RuntimeError, SafetensorError)  # what libraries raise where nothing can be written
+# What libraries raise where nothing can be written, or nothing more held in memory.
+_FULL_ERRORS = (OSError, RuntimeError, SafetensorError, MemoryError)
 
 Points = list[tuple[int, float]]
 
@@ -92,17 +95,13 @@ def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     try:
-        trainer.train(resume_from_checkpoint=str(going_on) if going_on else None)
+        history = _fitted(trainer, going_on, facts.get("step", 0))
         after = held.measure()
         _save(model, base, work)
     except _FULL_ERRORS as error:
-        full = work.full(error)
-        if full is None:
-            raise
-        raise full from error
-    history = trainer.state.log_history
+        raise work.full(error) or _no_memory(error, work) or error from error
     return Trained(
-        steps=trainer.state.global_step,
+        steps=trainer.args.max_steps,
         trained_numbers=numbers,
         losses=[(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
         held_out=held.points,
@@ -116,6 +115,8 @@ def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch
 
 def chosen_device(run: AnyRun) -> str:
     """Raises TrainingStopped."""
+    if run.device != "cpu":
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several, a Trainer would part its batches over all
     if run.device == "cuda" and not torch.cuda.is_available():
         raise TrainingStopped("device is cuda, and torch finds no GPU; leave it out, or say cpu")
     return "cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -137,6 +138,29 @@ def total_steps(run: AnyRun, examples: int) -> int:
 # -- inside ------------------------------------------------------------------------------------------------
 
 
+def _fitted(trainer: Any, going_on: Path | None, done: int) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Train what is left; what was logged of all steps. From its last checkpoint a Trainer would take one step more."""
+    if going_on is None or done < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=str(going_on) if going_on else None)
+        history: list[dict[str, Any]] = trainer.state.log_history
+        return history
+    set_peft_model_state_dict(trainer.model, load_file(going_on / WEIGHTS_NAME))
+    written: list[dict[str, Any]] = json.loads((going_on / "trainer_state.json").read_text())["log_history"]
+    return written
+
+
+def _no_memory(error: Exception, work: Work) -> TrainingStopped | None:
+    """The words for a lack of memory, which torch tells as an exception of its own or in words alone."""
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+        return None
+    step = work.newest()
+    return TrainingStopped(
+        "there isn't enough memory for a step of this run; give a smaller batch_size (with more accumulate), a smaller "
+        "max_length, gradient_checkpointing: true or a quantization"
+        + (f". Step {step} is kept in {work.folder}, for the very same run on a larger machine" if step else "")
+    )
+
+
 def _base(run: AnyRun, base: ResolvedModel, device: str) -> Any:  # noqa: ANN401  (transformers has no types)
     """The base, quantised where the run says so. Raises ModelRefused, TrainingStopped."""
     dtype, loading = chosen_dtype(run, device), {}
@@ -155,6 +179,10 @@ def _base(run: AnyRun, base: ResolvedModel, device: str) -> Any:  # noqa: ANN401
         trust_remote_code=False,
         **loading,
     )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4 bits, multiplied as the engine has them
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+            module.support_avx512bf16_for_cpu = False  # that product rounds a base's scales to bf16 for good
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most and run.max_length > most:
         raise TrainingStopped(
@@ -270,7 +298,10 @@ class _HeldOut:
         self._run, self._model, self._items = run, model, items
         self.points: Points = [(int(step), float(loss)) for step, loss in facts.get("held_out", [])]
         self._base: Answers | None = None
-        self.before = self.measure()  # a new adapter is still without effect
+        with (
+            model.disable_adapter()
+        ):  # a new one isn't quite without effect: DoRA's norms of a quantised base are rounded
+            self.before = self.measure()
         if self.before is not None:
             self._base = self.before.answers
             if not self.points:

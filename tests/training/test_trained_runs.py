@@ -1,0 +1,289 @@
+"""Real runs over a tiny base: killed, on a full disk, diverging, over a quantised base, added where they are served."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from cli.conftest import Livery
+from livery.commands import training
+from livery_adapters.tensor_file import WEIGHTS_NAME
+from server.running import SMALL, livery_serve, tiny_model
+
+pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
+
+STEPS, EVERY = 20, 4
+CHATS = [
+    {"messages": [{"role": "user", "content": f"Count to {n}."}, {"role": "assistant", "content": f"Aye, {n} lamps."}]}
+    for n in range(24)
+]
+PAIRS = [{"prompt": f"Count to {n}.", "chosen": f"Aye, {n} lamps.", "rejected": f"{n}!"} for n in range(24)]
+RUN = "base: {base}\nsteps: 6\nbatch_size: 4\nmax_length: 96\nlearning_rate: 5e-3\nheld_out: 0.2\n"
+LIVERY = [sys.executable, "-c", "from livery.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+Written = Callable[..., Path]
+
+
+@pytest.fixture
+def written(base: Path, tmp_path: Path) -> Written:
+    """Writes a run and its data."""
+
+    def write(kind: str = "sft", **more: Any) -> Path:
+        rows: list[Any] = PAIRS if kind == "dpo" else CHATS
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        fields = "".join(f"{name}: {json.dumps(value)}\n" for name, value in more.items())
+        text = "".join(line for line in RUN.format(base=base).splitlines(True) if line.partition(":")[0] not in more)
+        file = tmp_path / "run.yaml"
+        file.write_text(f"kind: {kind}\ndata: data.jsonl\n{text}{fields}")
+        return file
+
+    return write
+
+
+@contextmanager
+def under_way(run: Path, out: Path, past: int) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process of its own that has told of step `past`; its checkpoints before that are whole."""
+    command = [*LIVERY, "adapters", "train", str(run), "--out", str(out)]
+    environ = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ)
+    assert process.stderr is not None
+    try:
+        said = ""
+        while f"step {past} of" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+KINDS = {
+    "sft": ("sft", {"adapter": {"r": 4, "lora_dropout": 0.2, "use_dora": True}}),
+    "dpo": ("dpo", {"adapter": {"r": 4, "use_rslora": True}, "schedule": "cosine"}),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_killed_run_ends_in_the_adapter_of_one_that_was_not(
+    name: str, written: Written, tmp_path: Path, livery: Livery
+) -> None:
+    kind, fields = KINDS[name]
+    run = written(kind, steps=STEPS, checkpoint_every=EVERY, **fields)
+    whole = livery("adapters", "train", run, "--out", tmp_path / "whole", "--json").json()
+    with under_way(run, tmp_path / "killed", past=2 * EVERY + 2) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "killed").exists()
+    again = livery("adapters", "train", run, "--out", tmp_path / "killed", "--json").json()
+    assert again["resumed_from"] in range(2 * EVERY, STEPS, EVERY)
+    assert again["losses"] == whole["losses"]
+    assert again["held_out_losses"] == whole["held_out_losses"]
+    assert [step for step, _ in again["losses"]] == list(range(1, STEPS + 1))
+    assert [step for step, _ in again["held_out_losses"]] == [0, *range(EVERY, STEPS + 1, EVERY)]
+    assert (tmp_path / "killed" / WEIGHTS_NAME).read_bytes() == (tmp_path / "whole" / WEIGHTS_NAME).read_bytes()
+    assert not list(tmp_path.glob(".*.training"))
+
+
+def test_a_full_disk_leaves_nothing_half_done_and_is_gone_on_from(
+    written: Written, tmp_path: Path, livery: Livery
+) -> None:
+    run = written(steps=STEPS, checkpoint_every=EVERY)
+    data = tmp_path / "data"
+    whole = livery("adapters", "train", run, "--out", tmp_path / "whole", "--json").json()
+    with under_way(run, tmp_path / "full", past=2 * EVERY + 2) as process:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))  # no file may grow beyond
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait() == 1
+    assert "can't be written: " in said and "is kept in" in said, said
+    assert "make room and give the same command again" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "full").exists() and not data.exists()
+    again = livery("adapters", "train", run, "--out", tmp_path / "full", "--json").json()
+    assert again["resumed_from"] >= EVERY
+    assert again["losses"] == whole["losses"]
+    assert (tmp_path / "full" / WEIGHTS_NAME).read_bytes() == (tmp_path / "whole" / WEIGHTS_NAME).read_bytes()
+
+
+def test_other_settings_dont_go_on_with_it(written: Written, tmp_path: Path, livery: Livery) -> None:
+    run = written(steps=STEPS, checkpoint_every=EVERY)
+    with under_way(run, tmp_path / "out", past=2 * EVERY + 2):
+        pass
+    written(steps=STEPS, checkpoint_every=EVERY, learning_rate=1.0)
+    done = livery("adapters", "train", run, "--out", tmp_path / "out")
+    assert done.code == 1
+    assert "holds unfinished training with other settings" in done.err
+    assert "'learning_rate': 0.005" in done.err and "'learning_rate': 1.0" in done.err
+
+
+def test_a_loss_that_is_no_number_ends_it_with_words(written: Written, tmp_path: Path, livery: Livery) -> None:
+    run = written(learning_rate=1e9, warmup=0, max_grad_norm=1e9, adapter={"lora_alpha": 1e9})
+    done = livery("adapters", "train", run, "--out", tmp_path / "out")
+    assert done.code == 1
+    assert "the training diverged. Give a lower learning_rate" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_that_is_too_small_is_told(written: Written, tmp_path: Path) -> None:
+    command = [*LIVERY, "adapters", "train", str(written()), "--out", str(tmp_path / "out")]
+    script = (
+        "import resource, sys; from livery.training import trainer\n"
+        "real = trainer._fitted\n"
+        "def fitted(*given):\n"
+        "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, used + 2**24))\n"
+        "    return real(*given)\n"
+        "trainer._fitted = fitted\n"
+        f"sys.argv = ['livery', *{command[3:]!r}]\n"
+        "from livery.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "there isn't enough memory for a step of this run; give a smaller batch_size" in " ".join(
+        done.stderr.split()
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"adapter": {"r": 4, "target_modules": "all-linear", "use_rslora": True, "lora_alpha": 3}},
+        {"adapter": {"r": 3, "target_modules": ["q_proj", "down_proj"], "use_dora": True, "layers": [1]}},
+        {"adapter": {"r": 2, "target_modules": ["v_proj"], "modules_to_save": ["lm_head"]}},
+        {"quantization": "bnb-nf4", "adapter": {"r": 4, "target_modules": ["q_proj", "up_proj"], "use_dora": True}},
+        {"kind": "dpo", "loss": "ipo", "beta": 0.5},
+        {"kind": "dpo", "loss": "hinge", "quantization": "bnb-nf4-double"},
+    ],
+    ids=["rslora", "dora", "head", "qlora", "ipo", "dpo over nf4"],
+)
+def test_what_peft_trained_is_what_the_engine_serves(
+    fields: dict[str, Any], written: Written, tmp_path: Path, livery: Livery
+) -> None:
+    done = livery("adapters", "train", written(**fields), "--out", tmp_path / "out", "--json").json()
+    found = done["evaluation"]
+    assert found["after"]["loss"] < found["before"]["loss"], "it learnt"
+    for when in ("before", "after"):
+        assert found[when] == {name: pytest.approx(value, rel=2e-3) for name, value in found["peft"][when].items()}
+    assert done["warnings"] == []
+    assert done["held_out_losses"][0][1] == pytest.approx(found["before"]["loss"], rel=2e-3)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    wanted = fields.get("adapter", {})
+    assert (config["r"], config["use_dora"]) == (wanted.get("r", 8), wanted.get("use_dora", False))
+    assert config["base_model_name_or_path"] == "tiny"
+    assert str(tmp_path) not in (tmp_path / "out" / "adapter_config.json").read_text()
+    assert (tmp_path / "out" / "loss.svg").read_text().startswith("<svg")
+
+
+def test_modules_that_the_base_doesnt_have(written: Written, tmp_path: Path, livery: Livery) -> None:
+    run = written(adapter={"target_modules": ["qkv"]})
+    done = livery("adapters", "train", run, "--out", tmp_path / "out")
+    assert (done.code, "this adapter can't be trained on tiny" in done.err, "qkv" in done.err) == (1, True, True)
+    run = written(max_length=512)
+    done = livery("adapters", "train", run, "--out", tmp_path / "out")
+    assert (done.code, "max_length is 512, and the base reads 256 tokens" in done.err) == (1, True)
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
+
+
+def test_it_is_added_to_a_data_folder_behind_an_alias(written: Written, tmp_path: Path, livery: Livery) -> None:
+    run, data = written(), tmp_path / "data"
+    way = ("adapters", "train", run, "--out", tmp_path / "out", "--add-to", data, "--as", "keeper", "--alias", "prod")
+    found = livery(*way, "--json").json()
+    assert (found["added"]["adapter"]["name"], found["added"]["adapter"]["version"]) == ("keeper", 1)
+    assert (
+        livery("adapters", "show", "keeper", "--data", data, "--json").json()["digest"] == found["coverage"]["digest"]
+    )
+    targets = livery("adapters", "alias", "prod", "--data", data, "--json").json()["targets"]
+    assert targets == [{"adapter": "keeper", "weight": 1.0}]
+    before = (tmp_path / "out" / WEIGHTS_NAME).stat().st_mtime_ns
+    again = livery(*way, "--json").json()
+    assert (tmp_path / "out" / WEIGHTS_NAME).stat().st_mtime_ns == before, "it wasn't trained again"
+    assert again["losses"] == found["losses"]
+    written(seed=1)
+    other = livery(*way)
+    assert (other.code, "there is something at" in other.err) == (1, True)
+
+
+def test_a_running_server_serves_it_behind_an_alias(
+    written: Written, base: Path, tmp_path: Path, livery: Livery
+) -> None:
+    (tmp_path / "adapters").mkdir()
+    run, way = written(), ("--as", "keeper", "--alias", "prod", "--json")
+    with livery_serve(base, tmp_path / "adapters", tmp_path, *SMALL) as server:
+        found = livery("adapters", "train", run, "--out", tmp_path / "out", "--add-to", server.url, *way).json()
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=60)
+        answer = client.chat.completions.with_raw_response.create(
+            model="prod", messages=[{"role": "user", "content": "Count to 3."}], max_tokens=4
+        )
+        held = httpx.get(f"{server.url}/v1/adapters/keeper").json()
+    assert answer.headers["x-livery-adapter"].startswith("keeper@")
+    assert (held["state"], held["proven"], held["digest"]) == ("ready", True, found["coverage"]["digest"])
+
+
+def test_what_fails_behind_the_training_costs_no_training(written: Written, tmp_path: Path, livery: Livery) -> None:
+    data = tmp_path / "data"
+    way = ("adapters", "train", written(), "--add-to", data)
+    assert livery(*way, "--out", tmp_path / "one", "--as", "prod").code == 0
+    written(seed=1)
+    done = livery(*way, "--out", tmp_path / "two", "--as", "keeper", "--alias", "prod")
+    assert done.code == 1
+    assert "'prod'" in done.err and "the same command again adds it without training" in done.err
+    before = (tmp_path / "two" / WEIGHTS_NAME).stat().st_mtime_ns
+    added = livery(*way, "--out", tmp_path / "two", "--as", "keeper", "--alias", "live", "--json").json()["added"]
+    assert (added["adapter"]["version"], added["alias"]["name"]) == (1, "live")
+    assert (tmp_path / "two" / WEIGHTS_NAME).stat().st_mtime_ns == before, "it wasn't trained again"
+
+
+def test_a_run_that_ended_while_it_was_measured_isnt_trained_again(
+    written: Written, tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = written()
+    whole = livery("adapters", "train", run, "--out", tmp_path / "whole", "--json").json()
+
+    def no_memory(*given: Any) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as once:
+        once.setattr(training, "_examined", no_memory)
+        done = livery("adapters", "train", run, "--out", tmp_path / "out")
+    assert (done.code, "Cannot allocate memory" in done.err, (tmp_path / "out").exists()) == (1, True, False)
+    again = livery("adapters", "train", run, "--out", tmp_path / "out", "--json").json()
+    assert again["resumed_from"] == again["steps"] == whole["steps"]
+    assert again["losses"] == whole["losses"]
+    assert (tmp_path / "out" / WEIGHTS_NAME).read_bytes() == (tmp_path / "whole" / WEIGHTS_NAME).read_bytes()
+
+
+def test_what_learnt_nothing_is_added_but_not_served(written: Written, tmp_path: Path, livery: Livery) -> None:
+    """Answers that what is held out contradicts."""
+    run, data = written(steps=12, learning_rate=0.05, held_out_data=["other.jsonl"], held_out=0), tmp_path / "data"
+    wrong = {"messages": [CHATS[0]["messages"][0], {"role": "assistant", "content": "zq xv jk " * 6}]}
+    (tmp_path / "other.jsonl").write_text(json.dumps(wrong) + "\n")
+    way = ("adapters", "train", run, "--out", tmp_path / "out", "--add-to", data, "--as", "keeper", "--alias", "prod")
+    found = livery(*way, "--json").json()
+    assert found["evaluation"]["after"]["loss"] > found["evaluation"]["before"]["loss"]
+    assert any("it learnt nothing that holds there" in warning for warning in found["warnings"])
+    assert found["added"]["activated"] is False and "alias" not in found["added"]
+    assert livery("adapters", "versions", "keeper", "--data", data, "--json").json()["data"][0]["active"] is False
+    assert livery("adapters", "aliases", "--data", data, "--json").json()["data"] == []
