@@ -12,7 +12,7 @@ weight, the probability that it has by now over the one that it was drawn by, at
 rounding, which shows that server and trainer compute the same.
 
 Writes OUT.json (reward and timings of each iteration, and rewards on prompts that training never saw, before and after)
-and OUT.svg (the reward's curve).
+and OUT.svg (the reward's curve) after every iteration.
 """
 
 from __future__ import annotations
@@ -231,10 +231,12 @@ def mean_reward(groups: list[list[Rollout]]) -> float:
     return statistics.mean(rollout.reward for group in groups for rollout in group)
 
 
-async def train(server: Server, trainer: Trainer, given: argparse.Namespace) -> dict[str, Any]:
-    """The loop. Times are in seconds."""
-    dice, rows = random.Random(given.seed), []
+async def train(server: Server, trainer: Trainer, given: argparse.Namespace, found: dict[str, Any]) -> None:
+    """The loop: fills in `found`. Times are in seconds."""
+    dice, began_all = random.Random(given.seed), time.perf_counter()
     before = mean_reward(await rolled_out(server, HELD_OUT, given, 1_000_000))
+    rows = found["iterations"] = []
+    found["held_out_before"] = before
     print(f"reward on prompts that aren't trained on: {before:.3f}", flush=True)
     for iteration in range(given.iterations):
         prompts = dice.sample(PROMPTS, given.prompts)
@@ -274,15 +276,28 @@ async def train(server: Server, trainer: Trainer, given: argparse.Namespace) -> 
             f"{rows[-1]['largest_logprob_difference']:.1e}",
             flush=True,
         )
-    after_all = mean_reward(await rolled_out(server, HELD_OUT, given, 1_000_000))
-    print(f"reward on prompts that aren't trained on: {after_all:.3f}, and {before:.3f} before", flush=True)
-    return {"held_out_before": before, "held_out_after": after_all, "iterations": rows}
+        found["seconds"] = time.perf_counter() - began_all
+        write(found, given.out)
+    found["held_out_after"] = mean_reward(await rolled_out(server, HELD_OUT, given, 1_000_000))
+    print(
+        f"reward on prompts that aren't trained on: {found['held_out_after']:.3f}, and {before:.3f} before", flush=True
+    )
+    write(found, given.out)
 
 
-def curve(rewards: list[float], before: float, after: float) -> str:
+def write(found: dict[str, Any], out: Path | None) -> None:
+    """What there is so far."""
+    if out is not None:
+        rewards = [row["reward"] for row in found["iterations"]]
+        out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        out.with_suffix(".svg").write_text(curve(rewards, found["held_out_before"], found.get("held_out_after")))
+
+
+def curve(rewards: list[float], before: float, after: float | None) -> str:
     """The rewards of iterations as an SVG document, and as dashed lines those on other prompts before and after."""
+    others = [(before, "before", "#64748b"), *([] if after is None else [(after, "after", "#15803d")])]
     width, height, left, top = 640, 320, 60, 40
-    most = max(0.05, *rewards, before, after) * 1.1
+    most = max(0.05, *rewards, *(value for value, _, _ in others)) * 1.1
     step = (width - left - 20) / max(1, len(rewards) - 1)
 
     def at(value: float) -> float:
@@ -304,7 +319,7 @@ def curve(rewards: list[float], before: float, after: float) -> str:
             f'<line x1="{left}" x2="{width - 20}" y1="{at(value):.1f}" y2="{at(value):.1f}" stroke="{colour}" '
             f'stroke-dasharray="5 4"/><text x="{width - 24}" y="{at(value) - 5:.1f}" text-anchor="end" fill="{colour}">'
             f"other prompts, {when}: {value:.2f}</text>"
-            for value, when, colour in ((before, "before", "#64748b"), (after, "after", "#15803d"))
+            for value, when, colour in others
         ),
         f'<polyline points="{points}" fill="none" stroke="#1d4ed8" stroke-width="2"/>',
         f'<text x="{(left + width) / 2}" y="{height - 14}" text-anchor="middle">'
@@ -330,18 +345,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="OUT.json and OUT.svg are written")
     given = parser.parse_args()
 
-    async def run() -> dict[str, Any]:
+    found: dict[str, Any] = {"options": {name: str(value) for name, value in vars(given).items() if name != "key"}}
+
+    async def run() -> None:
         url = given.url.rstrip("/")
         base = httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {given.key}"}).json()["data"][0]["id"]
         server = Server(url, given.key, given.name, base)
-        return await train(server, Trainer(given.model, given.rank, given.rate, given.seed), given)
+        await train(server, Trainer(given.model, given.rank, given.rate, given.seed), given, found)
 
-    began = time.perf_counter()
-    found = asyncio.run(run()) | {"seconds": time.perf_counter() - began, "options": {**vars(given), "out": None}}
-    if given.out is not None:
-        rewards = [row["reward"] for row in found["iterations"]]
-        given.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-        given.out.with_suffix(".svg").write_text(curve(rewards, found["held_out_before"], found["held_out_after"]))
+    asyncio.run(run())
 
 
 if __name__ == "__main__":
