@@ -22,7 +22,7 @@ from livery_adapters.identity import DIGEST_SHOWN, fingerprint
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import Fill
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import NamedVersion, NoActiveVersion, UnknownAdapter, reader_of
+from livery_adapters.registry import NamedVersion, NoActiveVersion, UnknownAdapter, UnknownVersion, reader_of
 from livery_adapters.store import Hold
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME, open_regular
 
@@ -82,18 +82,24 @@ async def pushed(
         await management.live.supersede(Superseded(name, record.active.facts.digest, options.account))
         options.laps.lap("abort")
     told = await management.told(record, whole=not isinstance(body, Weights))
-    version = record.active
-    if version is None or version.facts.digest != digest:
-        version = await asyncio.to_thread(management.library.registry.version, name, digest)
+    active = record.active is not None and record.active.facts.digest == digest
     told["pushed"] = {
-        "version": version.number,
+        "version": record.active.number if active and record.active else await _number(management, name, digest),
         "digest": digest,
-        "active": version is record.active,
+        "active": active,
         "model": f"{shown}@{digest[:DIGEST_SHOWN]}",
         "system_fingerprint": fingerprint(management.library.base.digest, digest),
         "seconds": {stage: round(seconds, 6) for stage, seconds in options.laps.seconds.items()},
     }
     return told
+
+
+async def _number(management: AdapterManagement, name: str, digest: str) -> int | None:
+    """Of a version that isn't active; None where `keep` dropped it at once, as an old one that came again."""
+    try:
+        return (await asyncio.to_thread(management.library.registry.version, name, digest)).number
+    except UnknownVersion:
+        return None
 
 
 def from_weights(directory: Path, weights: Weights) -> Fill:

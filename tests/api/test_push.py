@@ -143,6 +143,15 @@ def test_a_push_may_wait_to_be_activated(live: LiveServer, saved: Path) -> None:
     assert chosen.json()["digest"] == new["digest"]
 
 
+def test_an_old_version_that_comes_again_may_be_dropped_at_once(live: LiveServer, saved: Path) -> None:
+    for seed in "12":
+        push(live, saved / seed)
+    again = push(live, saved / "0", "activate=false&keep=1").json()["pushed"]
+    assert (again["version"], again["digest"], again["active"]) == (None, digest_of(saved / "0"), False)
+    history = httpx.get(f"{live.url}/v1/adapters/policy/versions").json()["data"]
+    assert [one["version"] for one in history] == [3]
+
+
 def test_the_same_weights_again_change_nothing(live: LiveServer, saved: Path) -> None:
     first = push(live, saved / "1").json()
     again = push(live, saved / "1").json()

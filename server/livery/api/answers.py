@@ -216,7 +216,7 @@ class VersionList(BaseModel):
 class Pushed(BaseModel):
     """The version that an upload became, active or not; `model` pins it, `seconds` are those of each stage."""
 
-    version: int
+    version: int | None
     digest: Digest
     model: str
     system_fingerprint: Annotated[str, Field(description="What the answers carry that this version makes")]
