@@ -297,14 +297,13 @@ def curve(rewards: list[float], before: float, after: float | None) -> str:
     """The rewards of iterations as an SVG document, and as dashed lines those on other prompts before and after."""
     others = [(before, "before", "#64748b"), *([] if after is None else [(after, "after", "#15803d")])]
     width, height, left, top = 640, 320, 60, 40
-    most = max(0.05, *rewards, *(value for value, _, _ in others)) * 1.1
     step = (width - left - 20) / max(1, len(rewards) - 1)
 
     def at(value: float) -> float:
-        return height - 50 - (height - 50 - top) * value / most
+        return height - 50 - (height - 50 - top) * value  # rewards are shares
 
     points = " ".join(f"{left + step * place:.1f},{at(value):.1f}" for place, value in enumerate(rewards))
-    ticks = [most * part / 4 for part in range(5)]
+    ticks = [part / 4 for part in range(5)]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         'font-size="12">',
@@ -334,7 +333,7 @@ def main() -> None:
     parser.add_argument("--key", default="none", help="an owner's key, where the server asks for one")
     parser.add_argument("--name", default="policy", help="what the adapter is called (default: %(default)s)")
     parser.add_argument("--model", default=DEMO_MODEL, help="the server's base model (default: %(default)s)")
-    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--prompts", type=int, default=4, help="of one iteration")
     parser.add_argument("--answers", type=int, default=6, help="to each prompt")
     parser.add_argument("--tokens", type=int, default=24, help="of an answer, at most")
@@ -345,7 +344,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="OUT.json and OUT.svg are written")
     given = parser.parse_args()
 
-    found: dict[str, Any] = {"options": {name: str(value) for name, value in vars(given).items() if name != "key"}}
+    here = ("url", "key", "out")
+    found: dict[str, Any] = {"options": {name: str(value) for name, value in vars(given).items() if name not in here}}
 
     async def run() -> None:
         url = given.url.rstrip("/")

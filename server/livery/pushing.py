@@ -82,11 +82,11 @@ async def pushed(
         await management.live.supersede(Superseded(name, record.active.facts.digest, options.account))
         options.laps.lap("abort")
     told = await management.told(record, whole=not isinstance(body, Weights))
-    active = record.active is not None and record.active.facts.digest == digest
+    serves = record.active is not None and record.active.facts.digest == digest
     told["pushed"] = {
-        "version": record.active.number if active and record.active else await _number(management, name, digest),
+        "version": record.active.number if serves and record.active else await _number(management, name, digest),
         "digest": digest,
-        "active": active,
+        "active": serves,
         "model": f"{shown}@{digest[:DIGEST_SHOWN]}",
         "system_fingerprint": fingerprint(management.library.base.digest, digest),
         "seconds": {stage: round(seconds, 6) for stage, seconds in options.laps.seconds.items()},
