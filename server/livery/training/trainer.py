@@ -182,7 +182,8 @@ def _base(run: AnyRun, base: ResolvedModel, device: str) -> Any:  # noqa: ANN401
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4 bits, multiplied as the engine has them
             module.compute_dtype, module.compute_type_is_set = dtype, True
-            module.support_avx512bf16_for_cpu = False  # that product rounds a base's scales to bf16 for good
+            # That product rounds a base's scales to bf16 for good, and once it was used passes no gradient on.
+            module.support_avx512bf16_for_cpu = False
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most and run.max_length > most:
         raise TrainingStopped(
