@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.otlp": {"livery.spans"},
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
     "livery.roster": {"livery.metrics", "livery_adapters"},
-    "livery.survey": SEAM | {f"livery.{part}" for part in ("activity", "metrics", "staging", "under_way")},
+    "livery.survey": SEAM | {f"livery.{part}" for part in ("activity", "metrics", "superseding", "under_way")},
     "livery.scrape": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("metrics", "roster", "service")}
@@ -63,8 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     # What several processes of one server say to each other; the engine's own messages are among it.
     "livery.workers": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("activity", "metrics", "staging", "survey", "tenancy", "under_way")}
-    | {"livery.workers"}
+    | {f"livery.{part}" for part in ("activity", "metrics", "superseding", "survey", "tenancy", "under_way", "workers")}
     | {f"livery.engine.{part}" for part in ("messages", "pulse", "starvation", "streams", "supervisor")}
     | {"livery_adapters"},
     "livery.overview": SEAM
@@ -82,28 +81,34 @@ ALLOWED: dict[str, set[str]] = {
     "livery.proving": SEAM | {"livery_adapters"},
     "livery.lease": SEAM | {"livery.refusals", "livery.tenancy", "livery_adapters"},
     "livery.standing": {"livery_adapters"},
-    "livery.staging": set(),
-    "livery.meaning": FACTS
-    | {f"livery.{part}" for part in ("lease", "staging", "standing", "tenancy")}
-    | {"livery_adapters"},
+    "livery.meaning": FACTS | {"livery.lease", "livery.standing", "livery.tenancy", "livery_adapters"},
     "livery.holds": SEAM | {"livery_adapters"},
     "livery.served": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("beside", "holds", "lease", "meaning", "proving", "standing", "tenancy")}
-    | {"livery.under_way", "livery.vitals"}
+    | {"livery.superseding", "livery.under_way", "livery.vitals"}
     | {"livery_adapters"},
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
-    "livery.live": {"livery.tenancy", "livery.under_way", "livery_adapters"},
-    "livery.serving": {f"livery.{part}" for part in ("served", "survey", "tenancy", "under_way")} | {"livery_adapters"},
+    "livery.superseding": {"livery.lease"},
+    "livery.live": {"livery.superseding", "livery.tenancy", "livery.under_way", "livery_adapters"},
+    "livery.serving": {f"livery.{part}" for part in ("served", "superseding", "survey", "tenancy", "under_way")}
+    | {"livery_adapters"},
     "livery.under_way": set(),
     "livery.adapter_views": {"livery_adapters"},
     "livery.intakes": FACTS | {"livery.tenancy", "livery_adapters"},
     "livery.origins": FACTS | {"livery.intakes", "livery_adapters"},
+    "livery.adding": {"livery.tenancy", "livery_adapters"},
+    "livery.pushing": {f"livery.{part}" for part in ("adapter_views", "adding", "management", "origins", "superseding")}
+    | {"livery_adapters"},
     "livery.management": FACTS
-    | {f"livery.{part}" for part in ("adapter_views", "beside", "intakes", "live", "origins", "tenancy", "under_way")}
+    | {
+        f"livery.{part}"
+        for part in ("adapter_views", "adding", "beside", "intakes", "live", "origins", "tenancy", "under_way")
+    }
     | {"livery_adapters"},
     "livery.managed": FACTS
-    | {f"livery.{part}" for part in ("adapter_views", "management", "origins", "tenancy", "under_way")}
+    | {f"livery.{part}" for part in ("adapter_views", "adding", "management", "origins", "pushing", "tenancy")}
+    | {"livery.under_way"}
     | {"livery_adapters"},
     "livery.tools": SEAM | {"livery.tools"},
     "livery.jobs": SEAM | {"livery.chat_template", "livery.lease", "livery.tools"},
@@ -140,6 +145,8 @@ ALLOWED: dict[str, set[str]] = {
         for part in (
             *(
                 "activity",
+                "adapter_views",
+                "adding",
                 "admission",
                 "answer_text",
                 "api",
@@ -152,13 +159,27 @@ ALLOWED: dict[str, set[str]] = {
                 "management",
                 "metrics",
             ),
-            *("otlp", "overview", "reading", "scrape", "service", "spans", "status_rows", "tenancy", "tools"),
+            *(
+                "otlp",
+                "overview",
+                "pushing",
+                "reading",
+                "scrape",
+                "service",
+                "spans",
+                "status_rows",
+                "tenancy",
+                "tools",
+            ),
         )
     }
     | {"livery_adapters"},
     "livery.engine": {"livery.engine", "livery.grammars", "livery.logs", "livery.models", "livery_adapters"},
     "livery.bench": {"livery.engine", "livery_adapters", "livery_loadtest"},
     "livery.bench.http": {"livery", "livery_adapters", "livery_loadtest"},
+    "livery.training": TEXT
+    | {f"livery.{part}" for part in ("engine", "models", "training")}
+    | {"livery_adapters", "livery_loadtest"},
     "livery.scale": set(),
     "livery.scale.plan": {"livery.bench.physics", "livery_adapters", "livery_loadtest"},
     "livery.scale.simulation": {"livery.scale.plan", "livery_loadtest"},
@@ -177,6 +198,7 @@ HTTP_SIDE = {part for part in ALLOWED if part.startswith("livery.")} - {
     "livery.bench",
     "livery.commands",
     "livery.cli",
+    "livery.training",
 }
 
 # Who catches everything, and why it may: each is the border where one failure must not spread.

@@ -13,11 +13,11 @@ from typing import Literal
 
 from livery.engine.base import GenerationRequest, TokenDelta, TokenLogprobs
 from livery.jobs import Options
-from livery.refusals import GenerationFailed, failure_of
+from livery.refusals import failure_of
 from livery.stops import StopBuffer, StopSearch
 from livery.text import Detokenizer, Tokenizer
 
-StopReason = Literal["stop", "length"]
+StopReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class AnswerText:
         if self._options.max_tokens == 0:  # the engine makes one token where none is wanted
             if ended and self._scores_echo:
                 pieces.append(self._detokenizer.flush())
-            return "length" if ended else None
+            return ended and ("abort" if ended == "abort" else "length")
         last = len(delta.token_ids) - 1
         for position, token in enumerate(delta.token_ids):
             self.count += 1
@@ -199,8 +199,6 @@ def _ended(delta: TokenDelta) -> StopReason | None:
     """Why a sequence ended, if it did. Raises GenerationFailed."""
     if delta.finish_reason == "error":
         raise failure_of(delta.error or "The engine failed this request.", delta.code)
-    if delta.finish_reason == "abort":
-        raise GenerationFailed("The engine dropped this request.")
     return delta.finish_reason
 
 

@@ -155,7 +155,6 @@ async def assemble(
     )
     metrics = plan.counting.metrics(plan.base_name, info)
     survey = plan.counting.survey(metrics, adapters.under_way)
-    survey.share(adapters.staging)
     root = plan.root.resolve() if plan.root is not None else None
     management = AdapterManagement(
         adapters.library,

@@ -98,6 +98,8 @@ class Generation:
         self.meter = meter
         self._admitted = admitted
         self._closed = False
+        self._superseded = False
+        self._aborting: set[asyncio.Task[None]] = set()
         self._unfinished: Literal["abort", "error"] = "abort"
 
     async def deltas(self) -> AsyncGenerator[ChoiceDelta]:
@@ -118,6 +120,12 @@ class Generation:
         """How many answers there will be: prompts times answers for each."""
         return len(self._requests)
 
+    def supersede(self) -> None:
+        """Have all of it end with what there is ("abort"): a later version of its adapter took this one's place."""
+        self._superseded = True
+        for request in self._requests:
+            self._abort(request.request_id)
+
     def close(self) -> None:
         """Let go of the adapter version and close the books; safe to call twice."""
         if self._closed:
@@ -128,9 +136,12 @@ class Generation:
 
     async def _sequence(self, index: int) -> AsyncGenerator[ChoiceDelta]:
         """One sequence's text. Leaving early, as at a stop string, closes the engine's side: an abort."""
-        text = self._texts[index]
-        waits = index % self._answers_each == 0  # a prompt is one, however many answers it gets
+        text, waits = self._texts[index], index % self._answers_each == 0  # a prompt is one, however many its answers
         meter, read = self.meter.sequence(), PromptRead()
+        if self._superseded:  # before the engine was asked
+            meter.finished("abort", 0)
+            yield ChoiceDelta(index, "", "abort", prompt_token_ids=self._requests[index].prompt_token_ids)
+            return
         # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
         try:
             async with aclosing(
@@ -140,14 +151,10 @@ class Generation:
                 async for tokens in source:
                     before = text.count
                     piece = text.push(tokens)
-                    if waits and (tokens.token_ids or piece.reason):
-                        waits = False
-                        self._admitted.begun(len(self._requests[index].prompt_token_ids))
+                    waits = self._count(index, tokens, piece, waits=waits)
                     if new := text.count - before:
                         self.usage.completion_tokens += new
                         meter.tokens(new)
-                    if index % self._answers_each == 0:  # the others find what the first answer's run has computed
-                        self.usage.cached_tokens += tokens.cached_tokens
                     if tokens.times is not None:
                         meter.begun(tokens.times)
                     for delta in _deltas(index, piece, self._readers[index]):
@@ -161,6 +168,29 @@ class Generation:
                 count_given_up(self._requests[index], read, self._admitted, self.usage)
             raise
         raise GenerationFailed("The engine ended this request without a reason.")
+
+    def _count(self, index: int, tokens: TokenDelta, piece: Piece, *, waits: bool) -> bool:
+        """Count what a sequence's delta says of its prompt, whose answer hadn't begun (`waits`); does it wait still?
+
+        Raises GenerationFailed for an end that nobody asked for.
+        """
+        aborted = piece.reason == "abort"
+        if aborted and not self._superseded:
+            raise GenerationFailed("The engine dropped this request.")
+        if self._superseded and piece.reason is None:  # an abort may overtake its request on the way there
+            self._abort(self._requests[index].request_id)
+        if index % self._answers_each == 0 and (waits or not aborted):
+            self.usage.cached_tokens += tokens.cached_tokens  # the others find what the first answer's run has computed
+        if waits and (tokens.token_ids or piece.reason):
+            whole = len(self._requests[index].prompt_token_ids)
+            self._admitted.begun(tokens.prompt_tokens if aborted else whole)
+            return False
+        return waits
+
+    def _abort(self, request_id: str) -> None:
+        task = asyncio.create_task(self._engine.abort(request_id))
+        self._aborting.add(task)
+        task.add_done_callback(self._aborting.discard)
 
     async def _merged(self) -> AsyncGenerator[ChoiceDelta]:
         """All sequences at once, in the order their text comes.

@@ -68,7 +68,18 @@ class Lease:
     know everything about it.
     """
 
-    __slots__ = ("_release", "digest", "facts", "full_name", "name", "own", "ref", "task")
+    __slots__ = (
+        "_release",
+        "_when_superseded",
+        "digest",
+        "facts",
+        "full_name",
+        "name",
+        "own",
+        "ref",
+        "superseded",
+        "task",
+    )
 
     def __init__(
         self,
@@ -88,7 +99,9 @@ class Lease:
         self.ref = ref
         self.facts = facts  # None for a composition
         self.task = task  # what it was trained for
+        self.superseded = False  # a later version took its place, and it was to end
         self._release: Callable[[], None] | None = None
+        self._when_superseded: Callable[[], None] | None = None
 
     @property
     def num_labels(self) -> int:
@@ -105,7 +118,21 @@ class Lease:
         self._release = release
         return self
 
+    def when_superseded(self, end: Callable[[], None]) -> None:
+        """Have this end what runs under the lease, once it is superseded: now, where it is already."""
+        self._when_superseded = end
+        if self.superseded:
+            end()
+
+    def supersede(self) -> None:
+        """A later version took the place of its own: what runs under it is to end."""
+        if not self.superseded:
+            self.superseded = True
+            if self._when_superseded is not None:
+                self._when_superseded()
+
     def release(self) -> None:
+        self._when_superseded = None
         if self._release is not None:
             done, self._release = self._release, None
             done()

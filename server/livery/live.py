@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
+from livery.superseding import Superseded
 from livery.tenancy import Principal
 from livery.under_way import UnderWay
 from livery_adapters.registry import OPERATOR, AdapterRecord
@@ -20,6 +21,10 @@ class Live(Protocol):
 
     async def under_way(self) -> UnderWay:
         """Requests under way on all of the server, now."""
+        ...
+
+    async def supersede(self, told: Superseded) -> None:
+        """Have requests on other versions of a name end, in all of the server's processes."""
         ...
 
     def state(self, record: AdapterRecord, under_way: UnderWay) -> str:
@@ -44,6 +49,9 @@ class Offline:
 
     async def under_way(self) -> UnderWay:
         return UnderWay()
+
+    async def supersede(self, told: Superseded) -> None:
+        return None
 
     def state(self, record: AdapterRecord, under_way: UnderWay) -> str:
         return record.state

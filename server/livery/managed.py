@@ -18,8 +18,10 @@ from dataclasses import replace
 from typing import Literal
 
 from livery.adapter_views import Json, told_to_others
-from livery.management import MAX_PAGE, AdapterManagement, AddOptions
+from livery.adding import AddOptions
+from livery.management import MAX_PAGE, AdapterManagement
 from livery.origins import Upload
+from livery.pushing import Weights, pushed
 from livery.refusals import AdapterNotFound
 from livery.tenancy import Principal, scope
 from livery.under_way import UnderWay
@@ -107,10 +109,10 @@ class ManagedAdapters:
         with self._own(name, options.pinned is not None) as full:
             return await self._told(await self._management.put(full, source, self._bounded(options), local=self._admin))
 
-    async def upload(self, name: str, files: Upload, options: AddOptions) -> Json:
-        """Take in two files as they arrive."""
+    async def upload(self, name: str, body: Upload | Weights, options: AddOptions) -> Json:
+        """Take in two files as they arrive, or weights alone for the configuration of the active version."""
         with self._own(name, options.pinned is not None) as full:
-            return await self._told(await self._management.upload(full, files, self._bounded(options)))
+            return await self._told(await pushed(self._management, full, body, self._bounded(options), shown=name))
 
     async def load(self, name: str, path: str, *, in_place: bool) -> None:
         """vLLM's verb: serve a directory below the operator's adapter folder, who alone may say so."""
@@ -230,8 +232,14 @@ class ManagedAdapters:
 
     def _bounded(self, options: AddOptions) -> AddOptions:
         asker, base = self._principal, self._management.library.base.name
-        over_base = self._admin or scope.allows(asker, "base", base)
-        return replace(options, owner=self._owner, quota=scope.quota(asker), payer=self._payer, over_base=over_base)
+        return replace(
+            options,
+            owner=self._owner,
+            account=None if self._admin else asker.account,
+            quota=scope.quota(asker),
+            payer=self._payer,
+            over_base=self._admin or scope.allows(asker, "base", base),
+        )
 
     async def _target(self, alias: str, name: str) -> str:
         """The full name of an adapter that an alias is to lead to. Raises InvalidAlias."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from livery.adapter_views import Json, alias_json, page_json, report_json, version_json
+from livery.adding import AddOptions
 from livery.beside import REPORTING
 from livery.intakes import MAX_INTAKES, Intakes
 from livery.live import Live, Offline
@@ -26,7 +27,7 @@ from livery.refusals import AdapterExists, AdapterPathNotFound
 from livery.tenancy import OPERATOR, Principal, scope
 from livery.under_way import UnderWay
 from livery_adapters.fetching import SourcePolicy
-from livery_adapters.library import AdapterLibrary, Fill, Intake, from_directory
+from livery_adapters.library import AdapterLibrary, Fill, from_directory
 from livery_adapters.profile import PROFILE_NAME, Profile, recorded_profile, write_profile
 from livery_adapters.registry import (
     NO_QUOTA,
@@ -42,21 +43,6 @@ from livery_adapters.registry import (
 MAX_PAGE = 1000
 DRAIN_POLL_S = 0.05
 MAX_DRAIN_S = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class AddOptions:
-    """How an adapter is to be taken in; see Intake. `profile` replaces the profile.yaml that comes with it."""
-
-    pinned: bool | None = None
-    expected_generation: int | None = None
-    approximate: int = 0
-    activate: bool = True
-    profile: Profile | None = None
-    owner: str | None = None  # None: whom the name says
-    quota: Quota = NO_QUOTA
-    payer: str = OPERATOR.tenant  # the tenant that asks for it, on whose account it is on its way
-    over_base: bool = True  # may it be a profile over the base, for all who may ask for the name
 
 
 class AdapterManagement:
@@ -82,7 +68,7 @@ class AdapterManagement:
         """`root` is the folder that relative paths start from; names that begin with a tenant's are that tenant's."""
         self.library = library
         self._registry = library.registry
-        self._live: Live = live or Offline()
+        self.live: Live = live or Offline()
         self._root = root
         self._is_tenant = is_tenant
         self._intakes = Intakes(intakes)
@@ -116,7 +102,7 @@ class AdapterManagement:
             view=view,
         )
         page = await REPORTING.run(view.tenant if view else OPERATOR.tenant, read)
-        resident, under_way = await self._live.resident(), await self._live.under_way()
+        resident, under_way = await self.live.resident(), await self.live.under_way()
         return {
             "object": "list",
             "base": self.library.base.name,
@@ -130,9 +116,9 @@ class AdapterManagement:
 
         To a `reader` only what that one may know is there.
         """
-        leaving = (await self._live.under_way()).of(name) > 0
+        leaving = (await self.live.under_way()).of(name) > 0
         found = await asyncio.to_thread(self._registry.get, name, include_retired=leaving, reader=reader)
-        return await self._record(found)
+        return await self.told(found)
 
     async def profile(self, name: str, *, owner: str | None = None) -> Json:
         """The active version's profile, as `set_profile` takes it, and the generation to expect."""
@@ -172,10 +158,6 @@ class AdapterManagement:
         fill = self._origins.fill(source, options.payer, local=local)
         return await self.take(name, fill, kind_of(source), options)
 
-    async def upload(self, name: str, files: Upload, options: AddOptions) -> Json:
-        """Take in two files as they arrive."""
-        return await self.take(name, from_upload(files), "upload", options)
-
     async def take(
         self,
         name: str,
@@ -185,22 +167,27 @@ class AdapterManagement:
         parents: Sequence[tuple[str, float]] = (),
     ) -> Json:
         """Check, store, prove, record; the new version is active unless `options` say otherwise."""
-        intake = Intake(
-            source,
-            approximate=options.approximate,
-            profile=options.profile,
-            parents=tuple(parents),
-            pinned=options.pinned,
-            expected_generation=options.expected_generation,
-            activate=options.activate,
-            owner=options.owner or self.owner_of(name),
-            quota=options.quota,
-            over_base=options.over_base,
-        )
+        record, _ = await self.taken(name, fill, source, options, parents)
+        return await self.told(record)
+
+    async def taken(
+        self,
+        name: str,
+        fill: Fill,
+        source: str,
+        options: AddOptions,
+        parents: Sequence[tuple[str, float]] = (),
+    ) -> tuple[AdapterRecord, str]:
+        """As `take`: how the name stands, and the digest of the version taken in, active or not.
+
+        When it returns, whoever asks for the name on this server gets what it stands for now.
+        """
+        intake = options.intake(source, self.owner_of(name), parents)
         with self._intakes.claim(options.payer):
-            async with self._live.changing(name, intake.owner):
-                record = await self.library.add(name, fill, intake)
-        return await self._record(record)
+            async with self.live.changing(name, intake.owner):
+                taken = await self.library.add_version(name, fill, intake)
+            intake.laps.lap("tell")
+        return taken
 
     async def load(self, name: str, path: str, *, in_place: bool) -> None:
         """vLLM's verb: serve a directory below the adapter folder as `name`.
@@ -221,12 +208,12 @@ class AdapterManagement:
     ) -> Json:
         async with self._changing(name):
             record = await self.library.activate(name, version, expected_generation, owner=owner)
-        return await self._record(record)
+        return await self.told(record)
 
     async def rollback(self, name: str, expected_generation: int | None = None, *, owner: str | None = None) -> Json:
         async with self._changing(name):
             record = await self.library.rollback(name, expected_generation, owner=owner)
-        return await self._record(record)
+        return await self.told(record)
 
     async def set_profile(
         self,
@@ -240,7 +227,7 @@ class AdapterManagement:
         """Give the active version's weights another profile: a new version, or one there was."""
         async with self._changing(name):
             record = await self.library.set_profile(name, profile, expected_generation, quota, owner=owner)
-        return await self._record(record)
+        return await self.told(record)
 
     async def retire(
         self,
@@ -258,29 +245,29 @@ class AdapterManagement:
             async with self._changing(name):
                 record = await self.library.retire(name, expected_generation, owner=owner)
         except UnknownAdapter:
-            if not (await self._live.under_way()).of(name):
+            if not (await self.live.under_way()).of(name):
                 raise
             record = await self._get(name, owner, include_retired=True)
         deadline = asyncio.get_running_loop().time() + min(drain_s, MAX_DRAIN_S)
-        while (under_way := await self._live.under_way()).of(name) and asyncio.get_running_loop().time() < deadline:
+        while (under_way := await self.live.under_way()).of(name) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(DRAIN_POLL_S)
-        return {"name": name, "state": self._live.state(record, under_way), "requests": under_way.of(name)}
+        return {"name": name, "state": self.live.state(record, under_way), "requests": under_way.of(name)}
 
     async def pin(self, name: str, pinned: bool) -> Json:
         """A pinned adapter is loaded when the server starts and stays in device memory."""
         if pinned:  # what can't be loaded is refused before the pin is written down
-            await self._live.prefetch(await self._get(name, None), OPERATOR)
+            await self.live.prefetch(await self._get(name, None), OPERATOR)
         async with self._changing(name):
             record = await asyncio.to_thread(self._registry.pin, name, pinned)
-        return await self._record(record)
+        return await self.told(record)
 
     async def prefetch(
         self, name: str, *, shown: str | None = None, principal: Principal = OPERATOR, owner: str | None = None
     ) -> Json:
         """Have the engine read the active version before a request asks for it. `shown` is what messages call it."""
         record = await self._get(name, owner)
-        await self._live.prefetch(replace(record, name=shown or name), principal)
-        return await self._record(record)
+        await self.live.prefetch(replace(record, name=shown or name), principal)
+        return await self.told(record)
 
     async def share(self, name: str, tenant: str, *, shared: bool = True, owner: str | None = None) -> Json:
         """Let another tenant use an adapter until that is deleted, or (`shared` False) no longer."""
@@ -351,18 +338,25 @@ class AdapterManagement:
             await asyncio.to_thread((out / PROFILE_NAME).write_text, written, "utf-8")
         return {"name": name, "digest": chosen.facts.digest, "directory": str(out)}
 
+    async def told(self, record: AdapterRecord, *, whole: bool = True) -> Json:
+        """One adapter; `whole` False leaves out what is long (adapter_views.LONG)."""
+        resident = record.name in await self.live.resident()
+        shared = await asyncio.to_thread(self._registry.shared_with, record.name)
+        shown = self._shown(record, resident, await self.live.under_way(), whole=whole)
+        return shown | {"shared_with": list(shared)}
+
     def owner_of(self, name: str) -> str:
         """Whom a name in full belongs to."""
         return scope.owner_of(name, self._is_tenant)
 
     async def under_way(self) -> UnderWay:
         """Requests under way on adapters."""
-        return await self._live.under_way()
+        return await self.live.under_way()
 
     # -- inside ----------------------------------------------------------------------------------------
 
     def _changing(self, name: str) -> AbstractAsyncContextManager[None]:
-        return self._live.changing(name, self.owner_of(name))
+        return self.live.changing(name, self.owner_of(name))
 
     async def _get(self, name: str, owner: str | None, *, include_retired: bool = False) -> AdapterRecord:
         return await asyncio.to_thread(
@@ -374,17 +368,12 @@ class AdapterManagement:
             report = await self.library.check(fill, approximate=approximate)
         return report_json(report)
 
-    async def _record(self, record: AdapterRecord) -> Json:
-        resident = record.name in await self._live.resident()
-        shared = await asyncio.to_thread(self._registry.shared_with, record.name)
-        return self._shown(record, resident, await self._live.under_way()) | {"shared_with": list(shared)}
-
     def _shown(self, record: AdapterRecord, resident: bool, under_way: UnderWay, *, whole: bool = True) -> Json:
         shown: Json = {
             "name": record.name,
             "object": "adapter",
             "owner": record.owner,
-            "state": self._live.state(record, under_way),
+            "state": self.live.state(record, under_way),
             "generation": record.generation,
             "source": record.source,
             "origin": record.origin,

@@ -13,9 +13,11 @@ ServiceRefusal
 ├── NotReady                the engine doesn't answer in time
 ├── GenerationFailed        a request broke after it was taken
 │   ├── DeadlineExceeded       its time was up before it was done
-│   └── AdapterTooLarge        its adapter takes more memory than its tenant may have
+│   ├── AdapterTooLarge        its adapter takes more memory than its tenant may have
+│   └── AdapterReplaced        its adapter has another version, and what ran on the older was to end
 ├── AdapterUnusable         the adapter is known and can't be served
 ├── AdapterNotReady         the adapter is being loaded
+├── PreconditionFailed      an adapter is no longer as a change expects it
 ├── AdapterExists           a name to load is taken
 ├── AdapterNotFound         no adapter to unload of that name
 ├── AdapterPathNotFound     nothing to load at the path given
@@ -149,6 +151,19 @@ class AdapterTooLarge(GenerationFailed):
     """A request's adapter takes more device memory than all adapters of its tenant may."""
 
 
+class AdapterReplaced(GenerationFailed):
+    """Its adapter has another version by now, and whoever brought that had requests on older ones end."""
+
+    code = "adapter_replaced"
+    retry_after = 1
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The adapter got a new version, and requests on the older one were told to end (running=abort). Please "
+            "retry; it runs on the new version."
+        )
+
+
 def failure_of(message: str, code: str) -> GenerationFailed:
     """What broke a request, by the engine's message and its code for it (livery.engine.base)."""
     kinds = {"deadline_exceeded": DeadlineExceeded, "resident_bytes_exceeded": AdapterTooLarge}
@@ -182,6 +197,10 @@ class AdapterNotFetched(AdapterNotReady):
             "at the moment. Please retry.",
         )
         self.retry_after = retry_after
+
+
+class PreconditionFailed(ServiceRefusal):
+    """An adapter is no longer as a change expects it (If-Match); the message says how it stands."""
 
 
 class AdapterExists(ServiceRefusal):

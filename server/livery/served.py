@@ -35,6 +35,7 @@ from livery.meaning import Meanings, Meant, cards_for
 from livery.proving import EngineProver, reference
 from livery.refusals import AdapterNotFetched, AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
 from livery.standing import REMEMBERED
+from livery.superseding import Running, Superseded
 from livery.tenancy import Principal
 from livery.under_way import UnderWay
 from livery.vitals import Vitals
@@ -69,8 +70,8 @@ class ServedAdapters:
         self.registry = registry
         self._engine = engine
         self._under_way = UnderWay()
+        self._running = Running()
         self._meanings = Meanings(registry, base.name)
-        self.staging = self._meanings.staging
         self._seen = 0  # changes of the registry
         self._dirty = asyncio.Event()
         self._sweeping = asyncio.Lock()
@@ -146,7 +147,7 @@ class ServedAdapters:
         """The record's state as this server sees it, by what is under way on all of it: what is on its way in or out
         shows only here.
         """
-        if record.active is None and (record.name, record.owner) in self.staging:
+        if record.active is None and self._meanings.staged(record.name, record.owner):
             return "staging"
         if record.state == "retired" and under_way.of(record.name):
             return "draining"
@@ -178,7 +179,7 @@ class ServedAdapters:
         Until its first version is there, those who may use `owner`'s names are told that it is on its way.
         """
         try:
-            with self.staging.begin(name, owner):
+            with self._meanings.staging(name, owner):
                 yield
         finally:
             self._forget_names([name])
@@ -186,6 +187,10 @@ class ServedAdapters:
     def renew(self, names: Iterable[str]) -> None:
         """These were changed by another process: whoever asks next sees the change."""
         self._forget_names(names)
+
+    def supersede(self, told: Superseded) -> None:
+        """Have requests of this process end that run on other versions of a name than the one it stands for now."""
+        self._running.supersede(told)
 
     async def prefetch(self, record: AdapterRecord, principal: Principal = ANYONE.principal) -> None:
         """Have the engine read the active version now, if it has weights. Raises AdapterUnusable, EngineError."""
@@ -274,7 +279,7 @@ class ServedAdapters:
         facts = version.facts
         ref, task = None if facts.weightless else self._reference(version), task_of(facts)
         lease = Lease(meant.shown, facts.digest, ref, facts, task, meant.full, own=meant.own)
-        return self._hold(lease, [meant.full], caller)
+        return self._hold(lease, [(meant, version)], caller)
 
     def _hold_composition(
         self, name: str, chosen: Sequence[tuple[Meant, NamedVersion, float]], caller: Caller
@@ -284,27 +289,31 @@ class ServedAdapters:
         if found is None:
             raise InvalidParameter(f"The weights of {name[:200]} come to nothing; the base answers that.", "model")
         ref, composed = found
-        names = [meant.full for meant, _, _ in chosen]
         in_full = format_composition([(meant.part, weight) for meant, _, weight in chosen])
         lease = Lease(name, ref.digest, ref, None, task, in_full, own=all(meant.own for meant, _, _ in chosen))
         try:
-            return self._hold(lease, names, caller, composed=composed)
+            return self._hold(lease, [(meant, version) for meant, version, _ in chosen], caller, composed=composed)
         except FileNotFoundError:
-            self._forget_names(names)
+            self._forget_names([meant.full for meant, _, _ in chosen])
             raise UnknownModel(name, "one of its adapters was deleted just now") from None
 
-    def _hold(self, lease: Lease, names: Sequence[str], caller: Caller, *, composed: bool = False) -> Lease:
-        """Hold what a lease is on; `names` are those in full of its adapters. Raises FileNotFoundError."""
+    def _hold(
+        self, lease: Lease, chosen: Sequence[tuple[Meant, NamedVersion]], caller: Caller, *, composed: bool = False
+    ) -> Lease:
+        """Hold what a lease is on, versions of these adapters. Raises FileNotFoundError."""
         ref = lease.ref
         if ref is not None:
             self._holds.keep(ref, composed=composed)
-        account = caller.principal.account
+        account, names = caller.principal.account, [meant.full for meant, _ in chosen]
+        by_name = {meant.full: version.facts.digest for meant, version in chosen if meant.pin is None}
         self._under_way.begin(account, names)
+        self._running.begin(lease, account, by_name)
 
         def release() -> None:
             if ref is not None:
                 self._holds.let_go(ref.digest)
             self._under_way.end(account, names)
+            self._running.end(lease, by_name)
 
         return lease.until(release)
 

@@ -42,13 +42,13 @@ from livery.tenancy import Meter, Principal, scope
 from livery.tenancy.gate import Gatekeeper
 from livery.text import Tokenizer, TokenizerFacts
 from livery.vitals import Readiness
+from livery_adapters.identity import DIGEST_SHOWN, fingerprint
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.profile import Profile
 from livery_adapters.refusal import AdapterRefused
 
 log = logging.getLogger("livery.service")
 
-DIGEST_SHOWN = 12
 # An engine that answers no question for so long isn't ready. A step of many tokens takes seconds on a busy CPU.
 PROGRESS_TIMEOUT_S = 10.0
 
@@ -161,9 +161,11 @@ class GenerationService:
                 reading,
             )
             admitted.answered(full_name, digest, job.caller.principal, usage)
+            if lease is not None:
+                lease.when_superseded(generation.supersede)
             undo.pop_all()
-        fingerprint = f"livery-{self.info.base_digest[:8]}-{short}"
-        return OpenedJob(generation, f"{name}@{short}", f"{full_name}@{short}", fingerprint, profile)
+        told = fingerprint(self.info.base_digest, digest)
+        return OpenedJob(generation, f"{name}@{short}", f"{full_name}@{short}", told, profile)
 
     async def pool(self, job: PoolingJob) -> OpenedPooling:
         """Admit a request for vectors, as `open` does one for text."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from livery.served import ServedAdapters
+from livery.superseding import Superseded
 from livery.survey import Survey
 from livery.tenancy import KeyRing, Principal
 from livery.under_way import UnderWay
@@ -29,6 +30,10 @@ class Serving:
                 yield
         finally:
             await self._survey.spread([name])
+
+    async def supersede(self, told: Superseded) -> None:
+        self._served.supersede(told)
+        await self._survey.spread([told.name], superseded=told)
 
     async def under_way(self) -> UnderWay:
         return await self._survey.under_way()

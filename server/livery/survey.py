@@ -17,7 +17,7 @@ from livery.activity import Activity, Lately
 from livery.engine.base import EngineInfo
 from livery.metrics import Metrics
 from livery.metrics.snapshot import Snapshot
-from livery.staging import Staging
+from livery.superseding import Superseded
 from livery.under_way import UnderWay
 
 
@@ -68,12 +68,12 @@ class Survey(Protocol):
         """Count what came to open requests since the last time."""
         ...
 
-    async def spread(self, names: Collection[str] = (), *, keys: bool = False) -> None:
-        """Adapters of these names were changed here, or who may come in: have the server's other processes know it."""
-        ...
-
-    def share(self, staging: Staging) -> None:
-        """Have the server's other processes know what is on its way in here from now on, and this what is there."""
+    async def spread(
+        self, names: Collection[str] = (), *, keys: bool = False, superseded: Superseded | None = None
+    ) -> None:
+        """Adapters of these names were changed here, or who may come in, or requests are to end: have the server's
+        other processes know it.
+        """
         ...
 
     def forget_tenants(self, names: Collection[str]) -> None:
@@ -109,11 +109,10 @@ class OwnSurvey:
     def count(self) -> None:
         self._metrics.catch_up()
 
-    async def spread(self, names: Collection[str] = (), *, keys: bool = False) -> None:
+    async def spread(
+        self, names: Collection[str] = (), *, keys: bool = False, superseded: Superseded | None = None
+    ) -> None:
         """There are none."""
-
-    def share(self, staging: Staging) -> None:
-        """With none."""
 
     def forget_tenants(self, names: Collection[str]) -> None:
         self._metrics.forget_tenants(names)

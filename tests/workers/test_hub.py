@@ -14,7 +14,7 @@ from livery.engine.base import EngineConfig, EngineDead, GenerationRequest, Samp
 from livery.engine.fake import Behaviour, FakeEngine
 from livery.engine.supervisor import SupervisedEngine
 from livery.refusals import Overloaded
-from livery.staging import Staging
+from livery.superseding import Superseded
 from livery.tenancy import LimitExceeded, Limits, Principal, RateLimiter, Room
 from livery.tenancy.gate import Gate, Wish
 from livery.under_way import UnderWay
@@ -44,8 +44,7 @@ class Worker:
         self.link = Link(messages.ToWorker, self._take, lambda: None)
         self.gate = AskedGate(self.link)
         self.under_way = UnderWay()
-        self.settled: list[str] = []
-        self.staging = Staging(self.settled.extend)
+        self.renewed: list[messages.Renew] = []
         self.engine: AttachedEngine
         self.survey: AskedSurvey
         self.desk: Desk
@@ -54,9 +53,8 @@ class Worker:
         mine, theirs = socket.socketpair()
         info = await hub.engine.start()
         self.engine = AttachedEngine(self.link, number, info)
-        self.counting = counting = ToldCounting(self.link)
+        counting = ToldCounting(self.link)
         self.survey = counting.survey(counting.metrics("base", info), self.under_way)
-        self.survey.share(self.staging)
         self.desk = hub.desk(number)
         await self.desk.link.open(mine)
         await self.link.open(theirs)
@@ -72,8 +70,9 @@ class Worker:
                 self.engine.take(message)
             case messages.Tell(number):
                 self.survey.tell(number)
-            case messages.Incoming(names):
-                self.counting.hear(names)
+            case messages.Renew():
+                self.renewed.append(message)
+                self.link.send(messages.Renewed(message.number))
 
 
 class Scene:
@@ -176,32 +175,6 @@ async def test_what_is_under_way_is_told_of_all_workers(scene: Scene) -> None:
     assert (await scene.one.survey.under_way()).each() == [], "a lost worker has nothing under way"
 
 
-async def test_what_is_on_its_way_into_one_is_known_to_all_until_it_is_there(scene: Scene) -> None:
-    """Or comes to nothing, with its worker too: then whoever remembers that it isn't there looks again."""
-    one, other = scene.one, scene.other
-
-    async def heard() -> list[tuple[str, str]]:
-        for worker in (one, other, one):
-            if worker.link.is_open:
-                await worker.gate.held()  # what was sent before this answer has come
-        return sorted(other.staging)
-
-    with one.staging.begin("pirate", "default"), other.staging.begin("poet", "zeta"):
-        with one.staging.begin("pirate", "default"):
-            assert await heard() == [("pirate", "default"), ("poet", "zeta")]
-        assert await heard() == [("pirate", "default"), ("poet", "zeta")]
-        assert ("poet", "zeta") in one.staging
-    assert other.settled == []
-    assert await heard() == []
-    assert (one.settled, other.settled) == (["poet"], ["pirate"])
-    with one.staging.begin("corsair", "default"):
-        assert await heard() == [("corsair", "default")]
-        one.link.close()
-        await one.desk.gone.wait()
-        assert await heard() == []
-    assert other.settled == ["pirate", "corsair"]
-
-
 async def test_a_lost_worker_takes_its_own_requests_from_the_engine(scene: Scene) -> None:
     def request() -> GenerationRequest:
         return GenerationRequest("same-id", [3, 4], SamplingParams(max_tokens=5, ignore_eos=True))
@@ -219,6 +192,50 @@ async def test_a_lost_worker_takes_its_own_requests_from_the_engine(scene: Scene
     firsts[0].cancel()
     with suppress(asyncio.CancelledError):
         await firsts[0]
+
+
+async def test_who_is_to_end_is_told_to_the_other_workers(scene: Scene) -> None:
+    told = Superseded("policy", "ab" * 32, "acme")
+    await scene.one.survey.spread(["policy"], superseded=told)
+    assert [(one.names, one.superseded) for one in scene.other.renewed] == [(["policy"], told)]
+    assert scene.one.renewed == []
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+async def test_a_request_that_is_dropped_ends_with_what_it_has(scene: Scene, tokens: int) -> None:
+    """By the id that the worker gave it, also where another worker has one of that id."""
+
+    async def deltas(worker: Worker) -> list[tuple[list[int], str | None]]:
+        request = GenerationRequest("same-id", [3, 4], SamplingParams(max_tokens=3, ignore_eos=True))
+        return [(delta.token_ids, delta.finish_reason) async for delta in worker.engine.generate(request)]
+
+    mine = asyncio.create_task(deltas(scene.one))
+    await scene.engine.wait_until(lambda engine: engine.open_requests == 1)
+    for _ in range(tokens):
+        scene.engine.step()
+    while len(scene.engine.requests) and scene.engine._generated < tokens:
+        await asyncio.sleep(0)
+    other = asyncio.create_task(deltas(scene.other))
+    await scene.engine.wait_until(lambda engine: engine.open_requests == 2)
+    await scene.one.engine.abort("same-id")
+    await scene.one.engine.abort("nobody's")
+    async with asyncio.timeout(30):
+        assert await mine == [*(([7 + index], None) for index in range(tokens)), ([], "abort")]
+    scene.engine.step(3)
+    assert (await other)[-1][1] == "length"
+
+
+async def test_a_request_that_is_dropped_as_soon_as_it_is_sent_ends_too(scene: Scene) -> None:
+    """Both come in one piece: its task is cancelled before it has begun."""
+    request = GenerationRequest("quick", [3, 4], SamplingParams(max_tokens=3, ignore_eos=True))
+    stream = scene.one.engine.generate(request)
+    first = asyncio.ensure_future(anext(stream))
+    while not scene.one.engine._streams.open:
+        await asyncio.sleep(0)
+    await scene.one.engine.abort("quick")
+    async with asyncio.timeout(30):
+        last = await first
+    assert (last.finish_reason, last.prompt_tokens) == ("abort", 0)
 
 
 async def test_requests_that_a_lost_engine_refuses_are_told_so_and_do_not_wait() -> None:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from livery.adding import AddOptions
 from livery.api.plain_json import check_plain
-from livery.management import AddOptions
 from livery.refusals import InvalidParameter
 from livery_adapters.profile import Profile, ProfileInvalid, parse_profile, profile_schema, read_profile
 

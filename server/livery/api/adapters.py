@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from livery.adding import AddOptions, Running
 from livery.api.adapter_bodies import (
     ActivateBody,
     AliasBody,
@@ -20,8 +21,6 @@ from livery.api.adapter_bodies import (
     profile_text,
 )
 from livery.api.answers import (
-    UPLOAD,
-    UPLOAD_OR_SOURCE,
     Adapter,
     AdapterList,
     AdapterProfile,
@@ -37,11 +36,14 @@ from livery.api.answers import (
     plain,
 )
 from livery.api.context import ManagedDep
+from livery.api.preconditions import if_match, met, with_tag
 from livery.api.reading import BodyRoute
 from livery.api.responses import json_response
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
-from livery.api.uploads import is_upload, uploaded
-from livery.management import MAX_DRAIN_S, MAX_PAGE, AddOptions
+from livery.api.upload_bodies import UPLOAD_OR_SOURCE, UPLOAD_OR_WEIGHTS
+from livery.api.uploads import announced_size, body_pieces, is_upload, is_weights, uploaded
+from livery.management import MAX_DRAIN_S, MAX_PAGE
+from livery.pushing import Weights
 from livery.refusals import AdapterFieldEmpty, UnsupportedParameter
 from livery_adapters.registry import State
 
@@ -90,7 +92,7 @@ async def list_versions(
     return json_response(await managed.versions(name, after=after, limit=limit))
 
 
-@router.post("/v1/adapters/{name:path}/versions", responses=answers(Adapter), openapi_extra=UPLOAD)
+@router.post("/v1/adapters/{name:path}/versions", responses=answers(Adapter), openapi_extra=UPLOAD_OR_WEIGHTS)
 async def upload_version(
     name: str,
     request: Request,
@@ -100,11 +102,20 @@ async def upload_version(
     approximate: Annotated[int | None, Query(ge=1, le=4096)] = None,
     activate: bool = True,
     profile: Annotated[str | None, Query(max_length=4096)] = None,
+    keep: Annotated[int | None, Query(ge=1, le=MOST_VERSIONS)] = None,
+    running: Running = "finish",
 ) -> Response:
-    """Take in the files of a multipart body as they arrive. `profile`, a JSON object, replaces its profile.yaml."""
+    """Take in the files of a multipart body as they arrive, or new weights alone for the active version's configuration
+    and profile. `profile`, a JSON object, replaces the profile; `keep`: so many of the newest versions stay; `running`:
+    whether the caller's requests on older versions finish there, or end with what they have.
+    """
     chosen = None if profile is None else profile_text(profile)
-    options = AddOptions(pinned, expected_generation, approximate or 0, activate, chosen)
-    return json_response(await managed.upload(name, uploaded(request), options))
+    expected = expected_generation if expected_generation is not None else if_match(request)
+    options = AddOptions(pinned, expected, approximate or 0, activate, chosen, keep=keep or 0, running=running)
+    alone = is_weights(request.headers.get("content-type", ""))
+    body = Weights(body_pieces(request), announced_size(request)) if alone else uploaded(request)
+    with met(request):
+        return with_tag(await managed.upload(name, body, options))
 
 
 @router.post("/v1/adapters/{name:path}/activate", responses=answers(Adapter))
@@ -156,7 +167,7 @@ async def set_profile(name: str, body: ProfileBody, managed: ManagedDep) -> Resp
 
 @router.get("/v1/adapters/{name:path}", responses=answers(Adapter))
 async def show_adapter(name: str, managed: ManagedDep) -> Response:
-    return json_response(await managed.show(name))
+    return with_tag(await managed.show(name))
 
 
 @router.put("/v1/adapters/{name:path}", responses=answers(Adapter))

@@ -1,6 +1,6 @@
 """What answers look like, for the API's description (GET /openapi.json): nothing is validated or serialised by it.
 
-What a client may rely on stands here; answers may hold more. `answers` and `UPLOAD` go to the decorators of routes.
+What a client may rely on stands here; answers may hold more. `answers` goes to the decorators of routes.
 """
 
 from __future__ import annotations
@@ -9,22 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from livery.api.adapter_bodies import CheckBody
 from livery_adapters.layout import Task
 
 Responses = dict[int | str, dict[str, Any]]
 Digest = Annotated[str, Field(description="SHA-256 in hexadecimal")]
 Generation = Annotated[int, Field(description="Counts changes of the name; send it back as expected_generation")]
 Time = Annotated[int, Field(description="Unix time in seconds")]
-
-_FILES = {
-    "adapter_config.json": {"type": "string"},
-    "adapter_model.safetensors": {"type": "string", "format": "binary"},
-}
-_MULTIPART = {"multipart/form-data": {"schema": {"type": "object", "required": list(_FILES), "properties": _FILES}}}
-_SOURCE = {"application/json": {"schema": CheckBody.model_json_schema()}}
-UPLOAD: dict[str, Any] = {"requestBody": {"required": True, "content": _MULTIPART}}
-UPLOAD_OR_SOURCE: dict[str, Any] = {"requestBody": {"required": True, "content": _MULTIPART | _SOURCE}}
 
 
 def answers(model: type[BaseModel], *also: int, streamed: bool = False) -> Responses:
@@ -93,7 +83,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: dict[str, Any] | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls", "abort"]
 
 
 class ChatCompletion(_Generated):
@@ -108,7 +98,7 @@ class TextChoice(BaseModel):
     index: int
     text: str
     logprobs: dict[str, Any] | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "abort"]
 
 
 class TextCompletion(_Generated):
@@ -223,6 +213,16 @@ class VersionList(BaseModel):
     has_more: bool
 
 
+class Pushed(BaseModel):
+    """The version that an upload became, active or not; `model` pins it, `seconds` are those of each stage."""
+
+    version: int | None
+    digest: Digest
+    model: str
+    system_fingerprint: Annotated[str, Field(description="What the answers carry that this version makes")]
+    seconds: dict[str, float]
+
+
 class Adapter(BaseModel):
     """A name, the version behind it, and where that is."""
 
@@ -233,6 +233,7 @@ class Adapter(BaseModel):
     source: str
     pinned: bool
     generation: Generation
+    pushed: Annotated[Pushed | None, Field(description="With the answer to an upload")] = None
 
 
 class AdapterProfile(BaseModel):

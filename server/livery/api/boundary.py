@@ -20,7 +20,7 @@ from livery.admission import Admission
 from livery.api.access import LOOKING, Access
 from livery.api.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnknownUrl, describe_at
 from livery.api.routes import route_path
-from livery.api.uploads import is_upload, takes_uploads
+from livery.api.uploads import streams_upload
 from livery.metrics import Metrics, RequestMeter
 from livery.refusals import Draining
 from livery.spans import MOST_SEQUENCES, Timeline, TraceSink
@@ -140,7 +140,7 @@ class Boundary:
             self._doors.check_page(host, headers.get("origin"), headers.get("sec-fetch-site"))
         if record.purpose in COUNTED:
             record.claim = await self._admission.count(record.principal)
-        streams = takes_uploads(method, path) and is_upload(headers.get("content-type", ""))
+        streams = streams_upload(method, path, headers.get("content-type", ""))
         unread = streams or record.purpose in PROBES  # which have no bodies, and are asked without a key
         await self._app(scope, receive if unread else await self._with_body(record, headers, receive), reply)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from livery.answer_text import TokenEntry
 from livery.api.logprobs_shape import chat_logprobs, prompt_logprobs, token_ids
-from livery.api.shapes import Answer, Envelope, Json, usage_json
+from livery.api.shapes import Answer, Envelope, Json, ending, usage_json
 from livery.generation import ChoiceDelta, EndReason, Usage
 from livery.reading import CallDelta
 
@@ -65,7 +65,7 @@ class ChatShape:
 
     def _choice(self, index: int, said: Json, reason: EndReason | None, entries: Sequence[TokenEntry]) -> Json:
         options = self.envelope.options
-        choice = {"index": index, **said, "logprobs": chat_logprobs(entries, options), "finish_reason": reason}
+        choice = {"index": index, **said, "logprobs": chat_logprobs(entries, options), **ending(reason)}
         return {**choice, "token_ids": token_ids(entries)} if options.token_ids else choice
 
 

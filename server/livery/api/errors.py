@@ -105,10 +105,12 @@ TABLE: dict[type[Exception], Failure] = {
     refusals.NotReady: Failure(503, SERVER, "not_ready"),
     refusals.GenerationFailed: Failure(500, SERVER, "generation_failed"),
     refusals.DeadlineExceeded: Failure(504, SERVER, "deadline_exceeded"),
+    refusals.AdapterReplaced: Failure(503, SERVER, "adapter_replaced"),
     refusals.AdapterTooLarge: Failure(400, INVALID, "resident_bytes_exceeded"),
     refusals.AdapterUnusable: Failure(400, INVALID, "adapter_load_failed"),
     refusals.AdapterNotReady: Failure(503, SERVER, "adapter_loading"),
     refusals.AdapterNotFetched: Failure(503, SERVER, "blobs_unavailable"),
+    refusals.PreconditionFailed: Failure(412, INVALID, "generation_mismatch"),
     # vLLM's own types, which clients of its management routes know.
     refusals.AdapterExists: Failure(400, "InvalidUserInput", "adapter_exists"),
     refusals.AdapterNotFound: Failure(404, "NotFoundError", "model_not_found"),
@@ -272,7 +274,7 @@ def _headers(error: Exception, failure: Failure) -> dict[str, str]:
     if isinstance(error, MethodNotAllowed):
         return {"allow": ", ".join(error.allowed)}
     # The official client repeats these, and the answer would stay the same, or the time be up again.
-    if failure.status in (409, 504):
+    if failure.status in (409, 412, 504):
         return {"x-should-retry": "false"}
     if failure.status in (429, 503):
         return {"retry-after": str(getattr(error, "retry_after", RETRY_AFTER_S))}

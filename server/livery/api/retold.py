@@ -19,7 +19,7 @@ from livery.api.schemas import ChatCompletionBody
 from livery.api.shapes import Answer, Json, Shape
 from livery.chat_template import InvalidMessages
 from livery.generation import ChoiceDelta, Usage
-from livery.refusals import ContextLengthExceeded, InvalidParameter
+from livery.refusals import AdapterReplaced, ContextLengthExceeded, InvalidParameter
 
 Kind = Literal["reasoning", "text", "call"]
 
@@ -158,6 +158,8 @@ class Retold(ABC):
             self._stop()
 
     def _end(self, usage: Usage) -> None:
+        if self.finish_reason == "abort":  # which no answer of these APIs can say
+            raise AdapterReplaced
         if not self.blocks:  # an answer without a word is still an answer
             self._start(Block("text", 0))
         self._stop()

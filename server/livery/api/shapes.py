@@ -83,6 +83,11 @@ class Shape(Protocol):
         ...
 
 
+def ending(reason: EndReason | None) -> Json:
+    """Why a choice ended; beside "abort" the reason of that, which is one only, where vLLM says what stopped one."""
+    return {"finish_reason": reason} | ({"stop_reason": "adapter_replaced"} if reason == "abort" else {})
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """What all chunks of an answer repeat. `created` is a Unix time, `model` the name the client used."""

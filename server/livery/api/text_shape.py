@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from livery.answer_text import TokenEntry
 from livery.api.logprobs_shape import prompt_logprobs, text_logprobs, token_ids
-from livery.api.shapes import Answer, Envelope, Json, best, usage_json
+from livery.api.shapes import Answer, Envelope, Json, best, ending, usage_json
 from livery.generation import ChoiceDelta, EndReason, Usage
 
 
@@ -46,5 +46,5 @@ class TextShape:
 
     def _choice(self, index: int, text: str, reason: EndReason | None, entries: Sequence[TokenEntry]) -> Json:
         options = self.envelope.options
-        choice = {"index": index, "text": text, "logprobs": text_logprobs(entries, options), "finish_reason": reason}
+        choice = {"index": index, "text": text, "logprobs": text_logprobs(entries, options), **ending(reason)}
         return {**choice, "token_ids": token_ids(entries)} if options.token_ids else choice

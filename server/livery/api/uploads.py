@@ -2,6 +2,10 @@
 
     curl -F adapter_config.json=@adapter_config.json -F adapter_model.safetensors=@adapter_model.safetensors URL
 
+Or its weights alone, as the whole body:
+
+    curl -H content-type:application/octet-stream --data-binary @adapter_model.safetensors URL
+
 Each part is named after its file (a part's `filename` is ignored). Nothing is gathered: pieces are handed on as
 they come, and whoever takes them limits their size.
 """
@@ -25,6 +29,7 @@ PIECE_TIMEOUT_S = 30.0
 SLOW_START_S = 30.0  # how long the rate may be anything
 MIN_RATE = 16 << 10  # bytes per second from then on, over the whole upload
 UPLOAD_TIMEOUT_S = 3600.0
+WEIGHTS = frozenset({"application/octet-stream", "application/safetensors", ""})
 REMEDY = "send the two files as multipart/form-data parts named adapter_config.json and adapter_model.safetensors"
 
 
@@ -32,11 +37,18 @@ def is_upload(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
 
 
-def takes_uploads(method: str, path: str) -> bool:
-    """Whether a route streams an upload; every other one reads its whole body first, within the usual limits."""
-    return method == "POST" and (
-        path == "/v1/adapters:check" or (path.startswith("/v1/adapters/") and path.endswith("/versions"))
-    )
+def is_weights(content_type: str) -> bool:
+    """Whether a body is a file of tensors and nothing else; one of no stated type is taken for bytes."""
+    return content_type.partition(";")[0].strip().lower() in WEIGHTS
+
+
+def streams_upload(method: str, path: str, content_type: str) -> bool:
+    """Whether a route streams a body; every other one is read whole first, within the usual limits."""
+    if method != "POST":
+        return False
+    if path.startswith("/v1/adapters/") and path.endswith("/versions"):
+        return is_upload(content_type) or is_weights(content_type)
+    return path == "/v1/adapters:check" and is_upload(content_type)
 
 
 class Pace:
@@ -66,19 +78,31 @@ class Pace:
 
 async def uploaded(request: Request, pace: Pace | None = None) -> AsyncIterator[tuple[str, bytes]]:
     """(file name, piece) in the order they come. Raises InvalidParameter, BodyTooSlow or ClientGone."""
+    parts = _Parts(request.headers.get("content-type", ""))
+    async for data in body_pieces(request, pace):
+        for piece in parts.feed(data):
+            yield piece
+    parts.finish()
+
+
+async def body_pieces(request: Request, pace: Pace | None = None) -> AsyncIterator[bytes]:
+    """A body as it comes. Raises InvalidParameter, BodyTooSlow or ClientGone."""
     pace = pace or Pace()
     if request.headers.get("content-encoding", "identity") != "identity":
         raise InvalidParameter("Compressed bodies are not taken; send the files as they are.", None)
-    parts = _Parts(request.headers.get("content-type", ""))
     while True:
         message = await pace.receive(request)
         if message["type"] == "http.disconnect":
             raise ClientGone
-        for piece in parts.feed(message.get("body", b"")):
-            yield piece
+        yield message.get("body", b"")
         if not message.get("more_body", False):
-            parts.finish()
             return
+
+
+def announced_size(request: Request) -> int | None:
+    """How many bytes a body is said to have."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdigit() and "transfer-encoding" not in request.headers else None
 
 
 class _Parts:
@@ -88,7 +112,9 @@ class _Parts:
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary or len(boundary) > 200:
-            raise InvalidParameter(f"This is not an upload; {REMEDY}.", None)
+            raise InvalidParameter(
+                f"This is not an upload; {REMEDY}, or new weights alone as application/octet-stream.", None
+            )
         self._pieces: deque[tuple[str, bytes]] = deque()
         self._name = ""
         self._field = bytearray()

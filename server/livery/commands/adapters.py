@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from livery.commands import adapters_change, adapters_check, adapters_stock, extracting, merging, shown
+from livery.commands import (
+    adapters_change,
+    adapters_check,
+    adapters_stock,
+    extracting,
+    merging,
+    shown,
+    train_data,
+    training,
+)
 from livery.commands.reach import Reach, reaches
 
 app = typer.Typer(
@@ -65,6 +74,7 @@ def versions(
 
 
 app.command("add")(adapters_change.add)
+app.command("push")(adapters_change.push)
 app.command("check")(adapters_check.check)
 app.command("profile")(adapters_change.profile)
 app.command("activate")(adapters_change.activate)
@@ -79,5 +89,7 @@ app.command("prefetch")(adapters_change.prefetch)
 app.command("rm")(adapters_change.rm)
 app.command("merge")(merging.merge)
 app.command("extract")(extracting.extract)
+app.command("train")(training.train)
+app.add_typer(train_data.app, name="train-data")
 app.command("gc")(adapters_stock.gc)
 app.command("export")(adapters_stock.export)

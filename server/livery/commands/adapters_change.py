@@ -10,15 +10,16 @@ from typing import Annotated
 import typer
 from msgspec import structs
 
+from livery.adding import AddOptions, Running
 from livery.commands import shown
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import is_remote
 from livery.commands.offline import Need
 from livery.commands.reach import Reach, reaches
-from livery.management import AddOptions
 from livery_adapters.profile import EMPTY, MAX_PROFILE_BYTES, PROFILE_NAME, Profile, ProfileInvalid, parse_profile
 from livery_adapters.refusal import Limits
 from livery_adapters.registry import Sticky
+from livery_adapters.tensor_file import WEIGHTS_NAME
 
 Name = Annotated[str, typer.Argument(help="An adapter's name.")]
 Expected = Annotated[
@@ -27,6 +28,13 @@ Expected = Annotated[
         "--expected-generation", min=0, metavar="N", help="Refuse when the name was changed since; 0: must be new."
     ),
 ]
+
+
+class RunningRequests(StrEnum):
+    """What becomes of requests on older versions."""
+
+    finish = "finish"
+    abort = "abort"
 
 
 class StickyTo(StrEnum):
@@ -88,6 +96,34 @@ def add(
         model=model,
         limits=Limits(max_rank=max_rank),
     )
+
+
+@reaches
+def push(
+    reach: Reach,
+    name: Name,
+    weights: Annotated[
+        Path, typer.Argument(metavar="FILE", help="adapter_model.safetensors, or the directory that has it.")
+    ],
+    keep: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Keep the newest N versions of the name, drop older ones.")
+    ] = None,
+    no_activate: Annotated[bool, typer.Option("--no-activate", help="Keep serving the version before.")] = False,
+    running: Annotated[
+        RunningRequests, typer.Option(help="Requests on older versions finish there, or end with what they have.")
+    ] = RunningRequests.finish,
+    expected_generation: Expected = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="With --data: try them on the model here, as a server would.")
+    ] = False,
+) -> None:
+    """Take in new weights of an adapter, with the configuration and the profile of its active version."""
+    if reach.data is None and prove:
+        raise typer.BadParameter("--prove goes with --data: a server always tries adapters, on its own model")
+    file = weights / WEIGHTS_NAME if weights.is_dir() else weights
+    how: Running = running.value
+    options = AddOptions(expected_generation=expected_generation, activate=not no_activate, keep=keep or 0, running=how)
+    reach.run(lambda backend: backend.push(name, file, options), shown.pushed, Need(base=True, proves=prove))
 
 
 @reaches

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from livery.adapter_views import Json
+from livery.adding import AddOptions
 from livery.commands import shown
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import EVERYWHERE, is_remote, local_directory, open_server
 from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.commands.reach import REFUSALS, Reach, ask, reaches, words
 from livery.data_folder import DataFolder
-from livery.management import AddOptions
 from livery_adapters.fetching import copy_directory
 from livery_adapters.finite import check_finite
 from livery_adapters.manifest import read_manifest

@@ -15,15 +15,16 @@ from urllib.parse import quote
 import httpx
 
 from livery.adapter_views import Json
+from livery.adding import AddOptions
 from livery.commands.asking import CONNECT_S, Asking, CommandFailed, given, http_client
 from livery.commands.progress import Tell, bar
-from livery.management import AddOptions
 from livery_adapters.fetching import open_adapter_files
 from livery_adapters.profile import PROFILE_NAME, Profile, write_profile
 from livery_adapters.registry import Sticky
-from livery_adapters.tensor_file import CONFIG_NAME
+from livery_adapters.tensor_file import CHUNK, CONFIG_NAME
 from livery_adapters.weightless import BASE_SOURCE
 
+WEIGHTS_TYPE = "application/octet-stream"
 DEFAULT_URL = "http://127.0.0.1:8000"
 CHANGE_S = 900.0  # a new version is fetched, checked and run before the answer
 EVERYWHERE = Path("/")  # what its user may read, a command may
@@ -56,6 +57,10 @@ class Backend(Protocol):
 
     async def add(self, name: str, source: str, options: AddOptions) -> Json:
         """Take in a directory, or what a URL holds."""
+        ...
+
+    async def push(self, name: str, file: Path, options: AddOptions) -> Json:
+        """Take in new weights for the configuration and profile of the active version."""
         ...
 
     async def profile(self, name: str) -> Json: ...
@@ -152,6 +157,25 @@ class HttpBackend(Asking):
         profile = None if options.profile is None else write_profile(options.profile)
         return await self._upload(_adapter(name, "versions"), source, wanted, {"name", "state"}, profile)
 
+    async def push(self, name: str, file: Path, options: AddOptions) -> Json:
+        params = given(
+            {
+                "expected_generation": options.expected_generation,
+                "activate": None if options.activate else False,
+                "keep": options.keep or None,
+                "running": None if options.running == "finish" else options.running,
+            }
+        )
+        with file.open("rb") as stream:
+            total = os.fstat(stream.fileno()).st_size
+            with bar(f"sending {file.name}", total) as tell:
+                headers = {"content-type": WEIGHTS_TYPE, "content-length": str(total)}
+                content = pieces(_Told(stream, _Sent(tell)))
+                path = _adapter(name, "versions")
+                return await self._change(
+                    "POST", path, {"name", "pushed"}, params=params, headers=headers, content=content
+                )
+
     async def profile(self, name: str) -> Json:
         return await self._ask("GET", _adapter(name, "profile"), {"name", "profile"})
 
@@ -233,6 +257,18 @@ async def open_server(url: str, key: str | None) -> AsyncIterator[HttpBackend]:
         yield HttpBackend(client, url)
 
 
+async def pieces(stream: Readable) -> AsyncIterator[bytes]:
+    """A file in pieces."""
+    while piece := stream.read(CHUNK):
+        yield piece
+
+
+class Readable(Protocol):
+    """What a file is read by."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 class _Sent:
     """Bytes of all files together."""
 
@@ -276,4 +312,4 @@ def _quoted(name: str) -> str:
 
 
 def _media_type(name: str) -> str:
-    return "application/json" if name == CONFIG_NAME else "application/octet-stream"
+    return "application/json" if name == CONFIG_NAME else WEIGHTS_TYPE

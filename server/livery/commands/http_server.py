@@ -24,6 +24,7 @@ from livery.listening import Listener
 from livery.models import ResolvedModel
 from livery.settings import Settings
 from livery.spans import TraceSink
+from livery.superseding import Superseded
 from livery.survey import Counting
 from livery.tenancy.gate import Gatekeeper
 
@@ -82,14 +83,12 @@ class OneProcess:
         counting: Counting | None = None,
         number: int = 0,
         started: Callable[[], None] | None = None,
-        elsewhere: Callable[[int], int] = lambda _: 0,
     ) -> None:
         """One of several has what asks for all of them, and a `number`; `started` is called once it takes requests, and
-        the server announced where it isn't given. `elsewhere` is EdgeConfig's.
+        the server announced where it isn't given.
         """
         self._premises = premises
         self._gate, self._counting, self._number, self._started = gate, counting, number, started
-        self._elsewhere = elsewhere
         self._tracing = tracing
         self._parts: ServerParts | None = None
         self._server: HttpServer | None = None
@@ -101,7 +100,7 @@ class OneProcess:
         parts = self._parts = await server_parts(
             *(on.settings, on.resolved, on.engine, on.info, say, self._gate, self._counting), first=self._number == 0
         )
-        self._server = HttpServer(on, parts, self._tracing, self._elsewhere, self._started)
+        self._server = HttpServer(on, parts, self._tracing, self._number, self._started)
 
     async def run(self) -> None:
         """Serve until it is told to stop."""
@@ -135,10 +134,12 @@ class OneProcess:
         if self._server is not None:
             self._server.end()
 
-    async def renew(self, names: Sequence[str], *, keys: bool) -> None:
-        """Another process of the server changed adapters of these names, or who may come in."""
+    async def renew(self, names: Sequence[str], *, keys: bool, superseded: Superseded | None) -> None:
+        """Another process of the server changed adapters of these names, or who may come in, or ends requests."""
         if self._parts is not None:
             self._parts.service.adapters.renew(names)
+            if superseded is not None:
+                self._parts.service.adapters.supersede(superseded)
             if keys:
                 await self._parts.keys.refresh()
 
@@ -156,7 +157,7 @@ class HttpServer(EdgeServer):
         premises: Premises,
         parts: ServerParts,
         tracing: TraceSink | None,
-        elsewhere: Callable[[int], int],
+        number: int,
         started: Callable[[], None] | None = None,
     ) -> None:
         """`started` is called once it takes requests, and the server announced where it isn't given."""
@@ -164,8 +165,7 @@ class HttpServer(EdgeServer):
         self._doors = server_doors(settings, parts)
         config = EdgeConfig(
             application(settings, parts, self._doors, tracing),
-            max_connections=settings.max_connections,
-            elsewhere=elsewhere,
+            max_connections=connections_of(settings, number),
             timeout_graceful_shutdown=settings.drain_timeout,
             ssl_certfile=tls.certificate if tls else None,
             ssl_keyfile=tls.key if tls else None,
@@ -233,3 +233,9 @@ class HttpServer(EdgeServer):
         timer = threading.Timer(HURRY_S, end)  # whatever holds up the loop doesn't hold up this
         timer.daemon = True
         timer.start()
+
+
+def connections_of(settings: Settings, number: int) -> int:
+    """How many connections the server's process of this number may have; 0: as many as its descriptors allow."""
+    each, rest = divmod(settings.max_connections, settings.api_workers)
+    return max(1, each + (number < rest)) if settings.max_connections else 0

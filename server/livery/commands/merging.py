@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from livery.adapter_views import Json
+from livery.adding import AddOptions
 from livery.commands import shown
 from livery.commands.adapters_change import weighted
 from livery.commands.asking import CommandFailed
 from livery.commands.offline import LocalBackend, Need
 from livery.commands.progress import bar
 from livery.commands.reach import Reach, reaches
-from livery.management import AddOptions
 from livery.proving import reference
 from livery_adapters.fetching import copy_directory
 from livery_adapters.refusal import AdapterRefused

@@ -7,6 +7,7 @@ a base that no server has written down yet.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,14 +18,17 @@ import msgspec
 
 from livery.adapter_text import AdapterText
 from livery.adapter_views import Json, report_json
+from livery.adding import AddOptions
 from livery.commands.asking import CommandFailed
-from livery.commands.backends import EVERYWHERE, is_remote, local_directory
+from livery.commands.backends import EVERYWHERE, is_remote, local_directory, pieces
+from livery.commands.held import PLAINLY, Held
 from livery.commands.parts import without_password
 from livery.commands.shown import stage
 from livery.data_folder import DataFolder, KnownBase
 from livery.foreign_templates import TemplateWorkers
-from livery.management import AdapterManagement, AddOptions
+from livery.management import AdapterManagement
 from livery.models import ModelNotFound, base_digest, resolve_model
+from livery.pushing import Weights, pushed
 from livery.tenancy import OPERATOR, Principal, TenantStore, scope
 from livery.text import Tokenizer
 from livery.tokenizer_files import TokenizerRefused
@@ -58,12 +62,13 @@ class Place:
 class Need:
     """What a verb can't do without. `base`: the base model. `creates`: it may be the first in an empty folder.
 
-    `proves`: versions are tried on the model in this process before they are recorded.
+    `proves`: versions are tried on the model in this process before they are recorded; `held` says how it holds it.
     """
 
     base: bool = False
     creates: bool = False
     proves: bool = False
+    held: Held = PLAINLY
 
 
 class LocalBackend(AdapterManagement):
@@ -94,6 +99,12 @@ class LocalBackend(AdapterManagement):
         if is_remote(source):
             return await self.put(name, source, options)
         return await self.take(name, directory_fill(source), "upload", options)
+
+    async def push(self, name: str, file: Path, options: AddOptions) -> Json:
+        """Take in new weights for the configuration and profile of the active version."""
+        with file.open("rb") as stream:
+            weights = Weights(pieces(stream), os.fstat(stream.fileno()).st_size)
+            return await pushed(self, name, weights, options, shown=name)
 
     async def prefetch(
         self, name: str, *, shown: str | None = None, principal: Principal = OPERATOR, owner: str | None = None
@@ -165,7 +176,7 @@ async def open_local(
         shared = SharedBlobs(known.blob_store) if known and known.blob_store else None
         store = await asyncio.to_thread(BlobStore, folder.adapters, limits, shared)
         base = known.as_base() if known else NOTHING
-        prover = await asyncio.to_thread(_prover, known) if known and need.proves else None
+        prover = await asyncio.to_thread(_prover, known, need.held) if known and need.proves else None
         text = OfflineText(known) if known else None
         library = AdapterLibrary(registry, store, base, limits, prover, text=text)
         tenants = await asyncio.to_thread(_tenants, folder, place.registry)
@@ -234,7 +245,7 @@ def _named(folder: DataFolder, model: str, known: KnownBase | None, registry: st
     return found
 
 
-def _prover(known: KnownBase) -> OfflineProver:
+def _prover(known: KnownBase, held: Held) -> OfflineProver:
     from livery.commands.proof import OfflineProver  # needs torch
 
     resolved = resolve_model(known.model)
@@ -243,4 +254,4 @@ def _prover(known: KnownBase) -> OfflineProver:
             f"{known.model} is no longer the model this folder's adapters are for ({known.digest[:12]}); name that one "
             "with --model"
         )
-    return OfflineProver(resolved.path, known.digest, stage)
+    return OfflineProver(resolved.path, known.digest, stage, held)

@@ -1,6 +1,6 @@
 """The base model in this process, to try adapters on it without a server. Needs torch.
 
-Runs on the CPU in fp32, beside whatever serves on this machine.
+Runs on the CPU in fp32 unless told otherwise, beside whatever serves on this machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from livery.commands.held import PLAINLY, Held
 from livery.engine.base import EngineConfig, Pooling
 from livery.engine.plan import PoolSpec, SampleSpec, SequenceSlice, StepPlan
 from livery.engine.runner import ModelRunner
@@ -30,18 +31,26 @@ _GREEDY = SampleSpec(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, draw=0.0)
 class OfflineProver:
     """A Prover with the engine's own runner in this process. The model is loaded when it is first needed."""
 
-    def __init__(self, model: Path, digest: str, progress: Callable[[str], None]) -> None:
+    def __init__(self, model: Path, digest: str, progress: Callable[[str], None], held: Held = PLAINLY) -> None:
         """`model` is a model directory, `digest` its content's."""
         self.model = model
         self._digest = digest
         self._progress = progress
+        self._held = held
         self._loaded: ModelRunner | None = None
 
     @property
     def runner(self) -> ModelRunner:
         """Raises ModelRefused."""
         if self._loaded is None:
-            config = EngineConfig(str(self.model), base_digest=self._digest, device="cpu", dtype="float32")
+            held = self._held
+            config = EngineConfig(
+                str(self.model),
+                base_digest=self._digest,
+                device=held.device,
+                dtype=held.dtype,
+                quantization=held.quantization,
+            )
             self._loaded = ModelRunner(config, self._progress)
         return self._loaded
 

@@ -113,6 +113,21 @@ def deleted(answer: Json) -> None:
     say(f"alias {answer['name']} is deleted")
 
 
+def pushed(answer: Json) -> None:
+    """Which version new weights became, and what that took."""
+    new = answer["pushed"]
+    print_facts(
+        {
+            "name": answer["name"],
+            "version": f"{new['version']}, {'active' if new['active'] else 'not active'}",
+            "digest": new["digest"],
+            "fingerprint": new["system_fingerprint"],
+            "generation": answer["generation"],
+            "took": ", ".join(f"{stage} {seconds * 1000:.0f} ms" for stage, seconds in new["seconds"].items()),
+        }
+    )
+
+
 def retired(answer: Json) -> None:
     left = f", {answer['requests']} requests still run on it and finish" if answer["requests"] else ""
     say(f"{answer['name']} is {answer['state']}{left}")

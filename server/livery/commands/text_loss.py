@@ -87,10 +87,10 @@ def compared(
             progress(done := done + len(part), total)
         found = []
         for adapter in (None, *adapters):
-            digest = _installed(prover, adapter) if adapter else None
+            digest = installed(prover, adapter) if adapter else None
             mine = _Sums()
             for part, theirs in zip(parts, judge.rows(), strict=True):
-                mine.add(_by_engine(prover, digest, part), theirs, torch.tensor(part[1:]))
+                mine.add(logits_of(prover, digest, part[:-1]), theirs, torch.tensor(part[1:]))
                 progress(done := done + len(part), total)
             if digest:
                 prover.runner.evict(digest)
@@ -132,7 +132,8 @@ def _by_transformers(model: Path, parts: Sequence[list[int]], limit: int) -> Ite
             yield part, loaded(input_ids=torch.tensor([part[:-1]]), use_cache=False).logits[0]
 
 
-def _installed(prover: OfflineProver, adapter: Path) -> str:
+def installed(prover: OfflineProver, adapter: Path) -> str:
+    """Have the engine apply an adapter from a directory; its digest. Raises AdapterRefused, ModelRefused."""
     manifest = read_manifest(adapter, _LIMITS)
     added = added_rows(manifest, prover.runner.info.shapes)
     image = prover.runner.read_adapter(AdapterRef.of(manifest.digest, str(adapter), added))
@@ -140,8 +141,9 @@ def _installed(prover: OfflineProver, adapter: Path) -> str:
     return manifest.digest
 
 
-def _by_engine(prover: OfflineProver, digest: str | None, part: list[int]) -> Tensor:
-    runner, tokens = prover.runner, part[:-1]
+def logits_of(prover: OfflineProver, digest: str | None, tokens: list[int]) -> Tensor:
+    """Of the engine, behind each token: [tokens, vocabulary], fp32; of the base where no adapter is named."""
+    runner = prover.runner
     blocks = tuple(range(-(-len(tokens) // runner.info.block_size)))
     rows = SequenceSlice("text", tuple(tokens), 0, blocks, digest, (_ANY,) * len(tokens))
     return runner.forward([rows]).float()

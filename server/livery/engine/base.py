@@ -362,7 +362,10 @@ class Engine(Protocol):
         ...
 
     async def abort(self, request_id: str) -> None:
-        """Drop a request; its memory is free within a step. Unknown ids are ignored."""
+        """Drop a request; its memory is free within a step. Unknown ids are ignored.
+
+        Whoever iterates it gets what came before, and a last delta with the reason "abort".
+        """
         ...
 
     async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:

@@ -105,6 +105,7 @@ class FakeEngine:
         self._dead = asyncio.Event()
         self._lost = False
         self._dropped: set[str] = set()
+        self._aborts: dict[str, asyncio.Event] = {}
         self._generated = 0
         self._info = EngineInfo(
             architecture="Fake",
@@ -221,17 +222,19 @@ class FakeEngine:
                 pending, logprobs, scores, cached = [], [], [], 0
                 if finished:
                     return
-        except TimeoutError:
+        except (TimeoutError, _Aborted) as ended:
             finished = True
-            yield TokenDelta(request.request_id, [], "error", "the request's time is up", code=DEADLINE_EXCEEDED)
+            yield _cut(request, ended)
         finally:
             self._open.pop(request.request_id, None)
+            self._aborts.pop(request.request_id, None)
             if not finished:
                 self.aborted.append(request.request_id)
             self._notify()
 
     async def abort(self, request_id: str) -> None:
         if self._open.pop(request_id, None) is not None:
+            self._aborts[request_id].set()
             self.aborted.append(request_id)
             self._notify()
 
@@ -294,15 +297,27 @@ class FakeEngine:
             raise RequestRefused(f"request id {request.request_id} is already in use")
         self.requests.append(request)
         self._open[request.request_id] = request
+        self._aborts[request.request_id] = asyncio.Event()
         self._notify()
 
     async def _turn(self, request_id: str, until: float | None) -> None:
-        """Wait for this token's permit, or give the other requests a chance. Raises TimeoutError when time is up."""
+        """Wait for this token's permit, or give the other requests a chance.
+
+        Raises TimeoutError when time is up, and _Aborted.
+        """
+        aborted = self._aborts[request_id]
         if self.behaviour.stepped:
-            async with asyncio.timeout_at(until):
-                await self._permits.acquire()
+            waits = [asyncio.create_task(self._permits.acquire()), asyncio.create_task(aborted.wait())]
+            try:
+                async with asyncio.timeout_at(until):
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
         else:
             await asyncio.sleep(0)
+        if aborted.is_set():
+            raise _Aborted
         self._check(request_id)
 
     def _cached_tokens(self, request: GenerationRequest) -> int:
@@ -357,6 +372,17 @@ class FakeEngine:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+class _Aborted(Exception):
+    """A request was dropped."""
+
+
+def _cut(request: GenerationRequest, ended: Exception) -> TokenDelta:
+    """The last delta of a request that was dropped, or whose time is up."""
+    if isinstance(ended, _Aborted):
+        return TokenDelta(request.request_id, [], "abort", prompt_tokens=len(request.prompt_token_ids))
+    return TokenDelta(request.request_id, [], "error", "the request's time is up", code=DEADLINE_EXCEEDED)
 
 
 def _times(began: float) -> RequestTimes:

@@ -51,6 +51,11 @@ class Streams:
             finally:
                 del self._open[request.request_id]
 
+    @property
+    def open(self) -> tuple[str, ...]:
+        """Ids of requests under way."""
+        return tuple(self._open)
+
     def take(self, delta: TokenDelta) -> None:
         """This came; of a request that nobody waits for any more it is dropped."""
         if (stream := self._open.get(delta.request_id)) is not None:

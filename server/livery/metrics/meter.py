@@ -26,6 +26,8 @@ from livery.metrics.requests import BETWEEN_TOKENS, RequestSeries
 from livery.metrics.tenants import TenantCounts
 from livery.metrics.top import Top
 
+Ending = Literal["stop", "length", "abort"]  # of one sequence
+
 
 class Used(Protocol):
     """Tokens of a request, which grow as they come."""
@@ -84,7 +86,7 @@ class SequenceMeter:
         since, self._told = self._told, self.last
         return self.last - since
 
-    def finished(self, reason: Literal["stop", "length"], tokens: int) -> None:
+    def finished(self, reason: Ending, tokens: int) -> None:
         self._request.sequence_finished(self, reason, tokens)
 
 
@@ -145,7 +147,7 @@ class RequestMeter:
             self._series.between_tokens.total += sum(one.waited() for one in self.sequences)
             self._books.activity.tokens(self._account, since, now, new)
 
-    def sequence_finished(self, sequence: SequenceMeter, reason: Literal["stop", "length"], tokens: int) -> None:
+    def sequence_finished(self, sequence: SequenceMeter, reason: Ending, tokens: int) -> None:
         self._series.success[reason] += 1
         self._series.answer_length.observe(tokens)
         self._finish_reason = reason

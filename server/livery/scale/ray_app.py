@@ -32,7 +32,7 @@ from starlette.responses import Response, StreamingResponse
 from livery.api.boundary import BODY_TIMEOUT_S, CLIENT_GONE, MAX_BODY, announced
 from livery.api.errors import BodyTooSlow, describe_at
 from livery.api.routes import route_path
-from livery.api.uploads import is_upload, takes_uploads
+from livery.api.uploads import streams_upload
 from livery.refusals import Overloaded, ReplicaLost
 from livery.scale.ray_config import OURS, Scale, aimed_at, busy_at, most_ongoing, parse
 from livery.scale.ray_exchange import AnswerCutShort, Forwarded, Head, Said, Wanted
@@ -128,7 +128,7 @@ class Ingress:
     async def __call__(self, request: Request) -> Response:
         """Ray calls it for every request."""
         path = route_path(request.scope)
-        upload = takes_uploads(request.method, path) and is_upload(request.headers.get("content-type", ""))
+        upload = streams_upload(request.method, path, request.headers.get("content-type", ""))
         size = 0 if upload else min(announced(request.headers), MAX_BODY)
         if self._held + size > MOST_HELD:
             return describe_at(Overloaded(MOST_HELD >> 20, "MiB of request bodies", 1), path).response()

@@ -42,7 +42,7 @@ class AttachedEngine:
         """`number` is the worker's, which tells its requests from others'."""
         self._link, self._number, self._info = link, number, info
         self._requests = itertools.count(1)
-        self._streams = Streams(self._submit, self.abort)
+        self._streams = Streams(self._submit, self._drop)
         self._ended = asyncio.Event()
         self._why = ""
 
@@ -81,7 +81,9 @@ class AttachedEngine:
         return self._streams.generate(own, read)
 
     async def abort(self, request_id: str) -> None:
-        self._link.send(e.Abort(request_id))
+        for own in self._streams.open:
+            if own.rpartition("~")[0] == request_id:
+                await self._drop(own)
 
     async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:
         loaded: m.Loaded = await self._ask(lambda call: m.Load(call, adapter, asker))
@@ -106,6 +108,9 @@ class AttachedEngine:
         return told.ready
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    async def _drop(self, own: str) -> None:
+        self._link.send(e.Abort(own))
 
     async def _submit(self, request: GenerationRequest) -> None:
         self._check()

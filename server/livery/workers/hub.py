@@ -24,7 +24,6 @@ import msgspec
 from livery.engine import messages as e
 from livery.engine.base import Engine, GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.figures import PromptRead
-from livery.staging import Staged
 from livery.survey import House
 from livery.tenancy import Principal
 from livery.tenancy.gate import Counted, Entry, Gate
@@ -63,19 +62,9 @@ class Hub:
         """Have every other worker that serves say what it counted; who is slow says it later."""
         await self._told(besides, m.Tell)
 
-    async def spread(self, besides: Desk, names: list[str], *, keys: bool) -> None:
+    async def spread(self, besides: Desk, told: m.Spread) -> None:
         """Have every other worker that serves know what was changed; who is slow sees it in the database later."""
-        await self._told(besides, lambda number: m.Renew(number, names, keys))
-
-    def incoming(self, besides: Desk) -> m.Incoming:
-        """What is on its way into the others."""
-        return m.Incoming(sorted({one for desk in self.desks if desk is not besides for one in desk.takes_in}))
-
-    def tell_incoming(self, besides: Desk) -> None:
-        """Have all others know: what this one takes in changed."""
-        for desk in self.desks:
-            if desk is not besides:
-                desk.link.send(self.incoming(desk))
+        await self._told(besides, lambda number: m.Renew(number, told.names, told.keys, told.superseded))
 
     async def _told(self, besides: Desk, make: Callable[[int], msgspec.Struct]) -> None:
         asked = [desk.tell(make) for desk in self.desks if desk is not besides and desk.serving.is_set()]
@@ -100,7 +89,6 @@ class Desk:
         self.gone = asyncio.Event()
         self.unable = ""  # why it ended before it served, where it said so
         self._spoke = False
-        self.takes_in: list[Staged] = []  # first versions
         self.used: Counter[str] = Counter()  # digests of adapters, by requests and loads
         self._hub = hub
         self._requests: dict[str, asyncio.Task[None]] = {}
@@ -122,8 +110,6 @@ class Desk:
         for event in self._told.values():
             event.set()
         self._hub.ledger.gone(self.number)
-        if self.takes_in:
-            self._hub.tell_incoming(self)
         self.gone.set()
 
     def spoke(self) -> bool:
@@ -154,8 +140,8 @@ class Desk:
                 self._run(self._ask_engine(message))
             case e.Unload() | e.Keep():
                 self._run(self._tell_engine(message))
-            case m.Grown() | m.Renewed() | m.TakesIn() | m.Forget():
-                self._know(message)
+            case m.Grown() | m.Renewed() | m.Forget():
+                self._count(message)
             case m.Spread() | m.Look() | m.AskBooks() | m.AskLately() | m.AskRunning() | m.AskHouse():
                 self._run(self._tell_of_all(message))
             case m.Serving():
@@ -216,9 +202,9 @@ class Desk:
     def _refuse(self, call: int, error: Exception) -> None:
         self.link.send(Refusal(call=call, failure=Failure.of(error)))
 
-    # -- what is counted and known ---------------------------------------------------------------------
+    # -- what is counted -------------------------------------------------------------------------------
 
-    def _know(self, message: m.Grown | m.Renewed | m.TakesIn | m.Forget) -> None:
+    def _count(self, message: m.Grown | m.Renewed | m.Forget) -> None:
         ledger = self._hub.ledger
         match message:
             case m.Grown(asked):
@@ -226,9 +212,6 @@ class Desk:
                 self._done(asked)
             case m.Renewed(number):
                 self._done(number)
-            case m.TakesIn(names):
-                self.takes_in = names
-                self._hub.tell_incoming(self)
             case m.Forget(adapters, tenants):
                 ledger.forget(adapters, tenants)
 
@@ -242,8 +225,8 @@ class Desk:
     ) -> None:
         ledger = self._hub.ledger
         match message:
-            case m.Spread(call, names, keys):
-                await self._hub.spread(self, names, keys=keys)
+            case m.Spread(call):
+                await self._hub.spread(self, message)
                 self.link.send(m.Granted(call=call))
             case m.Look(call):
                 self.link.send(m.Room(call=call, held=self._hub.gate.holds()))
@@ -264,10 +247,15 @@ class Desk:
     def _begin(self, request: GenerationRequest) -> None:
         task = asyncio.create_task(self._stream(request))
         self._requests[request.request_id] = task
-        task.add_done_callback(lambda _: self._requests.pop(request.request_id, None))
+        task.add_done_callback(lambda ended: self._ended(request.request_id, ended))
+
+    def _ended(self, request_id: str, task: asyncio.Task[None]) -> None:
+        self._requests.pop(request_id, None)
+        if task.cancelled():  # before it began: it said nothing, and nothing was computed
+            self._tell(TokenDelta(request_id, [], "abort"))
 
     async def _stream(self, request: GenerationRequest) -> None:
-        read = PromptRead()
+        read, begun = PromptRead(), False
         try:
             # The protocol says iterator; closing it is part of the contract, so it is a generator in fact. An engine
             # that is being started anew says so here already.
@@ -275,11 +263,12 @@ class Desk:
             with self._using(request.adapter.digest if request.adapter else ""):
                 async with aclosing(source):
                     async for delta in source:
+                        begun = begun or bool(delta.token_ids)
                         self._tell(delta)
         except CROSSING as error:
             self._fail(request.request_id, error)
         except asyncio.CancelledError:  # the worker doesn't want it any more
-            if read.tokens is None:
+            if read.tokens is None and not begun:
                 self._fail(request.request_id, RequestRefused(DROPPED))
             else:
                 self._tell(_left(request.request_id, read))

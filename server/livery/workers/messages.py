@@ -12,7 +12,7 @@ from livery.activity import Event, Lately
 from livery.engine.base import AdapterRef, Asker, EngineInfo, EngineStats, TokenDelta
 from livery.engine.messages import Abort, Keep, Submit, Unload
 from livery.metrics.growth import Growth
-from livery.staging import Staged
+from livery.superseding import Superseded
 from livery.survey import House
 from livery.tenancy import Principal
 from livery.tenancy.gate import Held, Wish
@@ -30,7 +30,7 @@ BEAT_S = 0.5
 class Begin(msgspec.Struct, frozen=True, tag=True):
     """The first message to a new worker. `settings` are the server's, as `Settings` reads them.
 
-    `listener` and `admin` are descriptors of sockets that it has inherited, `connections` that of Connections.
+    `listener` and `admin` are descriptors of sockets that it has inherited.
     """
 
     number: int
@@ -40,7 +40,6 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     info: EngineInfo
     listener: int
     admin: int | None
-    connections: int
 
 
 class Deltas(msgspec.Struct, frozen=True, tag=True):
@@ -63,17 +62,12 @@ class Tell(msgspec.Struct, frozen=True, tag=True):
 
 
 class Renew(msgspec.Struct, frozen=True, tag=True):
-    """Another worker changed adapters of these names, or who may come in."""
+    """Another worker changed adapters of these names, or who may come in, or ends requests."""
 
     number: int
     names: list[str]
     keys: bool
-
-
-class Incoming(msgspec.Struct, frozen=True, tag=True):
-    """All names whose first version is on its way into other workers."""
-
-    names: list[Staged]
+    superseded: Superseded | None
 
 
 class Announce(msgspec.Struct, frozen=True, tag=True):
@@ -193,12 +187,7 @@ class Spread(msgspec.Struct, frozen=True, tag=True):
     call: int
     names: list[str]
     keys: bool
-
-
-class TakesIn(msgspec.Struct, frozen=True, tag=True):
-    """All names whose first version is on its way into this worker."""
-
-    names: list[Staged]
+    superseded: Superseded | None
 
 
 class Forget(msgspec.Struct, frozen=True, tag=True):
@@ -283,7 +272,6 @@ ToWorker = (
     | Deltas
     | Failed
     | Renew
-    | Incoming
     | Announce
     | Drain
     | Used
@@ -321,7 +309,6 @@ ToParent = (
     | Grown
     | Renewed
     | Spread
-    | TakesIn
     | Forget
     | AskBooks
     | AskLately

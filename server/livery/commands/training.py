@@ -1,0 +1,281 @@
+"""`livery adapters train`: from a YAML file and data to an adapter that is checked, measured and, asked for, served."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from livery.adapter_views import Json
+from livery.commands import shown
+from livery.commands.asking import CommandFailed
+from livery.commands.held import Held
+from livery.commands.offline import LocalBackend, Need, Place, open_local
+from livery.commands.progress import bar, loss_bar
+from livery.commands.reach import AsJson, ask, tell, words
+from livery.commands.train_target import Target
+from livery.engine.quantization import check_flag
+from livery.models import ResolvedModel, base_digest, resolve_model
+from livery.text import Tokenizer
+from livery.training.curve import draw
+from livery.training.dataset import Data, prepare
+from livery.training.examples import DataInvalid
+from livery.training.libraries import LibraryMissing, check_installed, quieten, versions
+from livery.training.run_file import AnyRun, Dpo, SpecInvalid, read_run
+from livery.training.work import REPORT_NAME, Work, WorkInvalid, finished_report
+from livery_adapters.refusal import DEFAULT_LIMITS, Limits
+
+if TYPE_CHECKING:
+    from livery.commands.proof import OfflineProver
+    from livery.training.measure import Measured
+    from livery.training.trainer import Trained
+
+PICTURE_NAME = "loss.svg"
+_ALIKE = 0.02  # of a loss: the engine's and PEFT's may differ by, where they round differently
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A run as it was asked for: its file's content, where that lies, its base."""
+
+    run: AnyRun
+    folder: Path
+    base: ResolvedModel
+    out: Path
+
+
+def train(
+    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to train, on what, and how.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new directory for the adapter.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only read the file and its data, and say what is in them.")
+    ] = False,
+    add_to: Annotated[
+        str | None,
+        typer.Option(metavar="URL|DIR", help="Add it to this server, or data folder, once it is trained."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="With --add-to: under this name.")] = None,
+    alias: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --add-to: and have this alias lead to it.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="LIVERY_API_KEY", help="The server's API key.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train an adapter: LoRA, QLoRA, DoRA or rsLoRA on chats, preferences, text or documents.
+
+    Interrupted, it goes on where it was when the same command is given again.
+    """
+    target = Target.of(add_to, name, alias, key)
+    if out is None and not check:
+        raise typer.BadParameter("--out is missing: name a new directory for the adapter")
+    try:
+        answer = _answer(run, out, check, target)
+    except (SpecInvalid, DataInvalid, LibraryMissing, WorkInvalid) as refused:
+        raise CommandFailed(str(refused)) from refused
+    except OSError as error:
+        raise CommandFailed(words(error)) from error
+    tell(answer, _show_data if check else _show, as_json=as_json)
+
+
+def _answer(file: Path, out: Path | None, check: bool, target: Target | None) -> Json:
+    run = read_run(file)
+    if not check:
+        check_installed()
+        check_flag(run.quantization, run.device)
+    asked = Asked(run, file.parent, resolve_model(run.base), (out or Path("unnamed")).expanduser())
+    if target:
+        target.check(run.base)
+    shown.stage("reading the data")
+    with bar("reading examples", 0, pieces=True) as told:
+        data = prepare(run, asked.folder, Tokenizer.from_directory(asked.base.path), told)
+    if check:
+        return {"run": run.to_json(), "data": data.told()}
+    _warn(data.warnings)
+    if data.broken:
+        _warn([f"{len(data.broken)} broken lines are left out, the first of them {data.broken[0]}"])
+    settings = {"run": run.to_json(), "data": list(data.sha256), "base": base_digest(asked.base.path)}
+    settings |= {"libraries": versions()}
+    found = finished_report(asked.out)
+    if found is None or found.get("settings") != json.loads(json.dumps(settings)):
+        found = _trained(asked, data, settings)
+    else:
+        shown.stage(f"{asked.out} was trained by this very run already")
+    if target is None:
+        return found
+    return found | {"added": target.add(run.base, asked.out, activate=_is_better(found["evaluation"]))}
+
+
+def _trained(asked: Asked, data: Data, settings: Json) -> Json:
+    """Train, check, measure, and give the adapter its place. Raises CommandFailed and others."""
+    quieten()
+    from livery.training.trainer import TrainingStopped, total_steps  # these need torch and the extra
+    from livery.training.trainer import train as trained_by
+
+    with Work(asked.out, settings) as work:
+        shown.stage(f"loading {asked.base.name} to train it")
+        try:
+            with loss_bar("training", total_steps(asked.run, len(data.train))) as watch:
+                trained = trained_by(asked.run, asked.base, data, work, watch)
+        except TrainingStopped as stopped:
+            raise CommandFailed(str(stopped)) from stopped
+        except KeyboardInterrupt:
+            step = work.newest()
+            kept = f"step {step} is kept, and the same command goes on from there" if step else "nothing is kept yet"
+            _note(f"interrupted: {kept}")
+            raise
+        gc.collect()  # the model that was trained, before the engine loads its own
+        shown.stage("checking the adapter as a server would")
+        coverage, measured = _examined(asked, data, trained, work.adapter)
+        report = _report(asked, data, settings, trained) | {"coverage": coverage, "evaluation": measured}
+        report["warnings"] = [*data.warnings, *coverage.get("warnings", ()), *coverage["unused"], *_doubts(measured)]
+        title = f"{asked.run.kind} on {asked.base.name}: {asked.out.name}"
+        picture = draw(title, trained.losses, trained.held_out)
+        work.finish({REPORT_NAME: json.dumps(report, indent=2) + "\n", PICTURE_NAME: picture})
+    return report
+
+
+def _report(asked: Asked, data: Data, settings: Json, trained: Trained) -> Json:
+    return {
+        "directory": str(asked.out),
+        "base": asked.base.name,
+        "settings": settings,
+        "data": data.told(),
+        "steps": trained.steps,
+        "resumed_from": trained.resumed or None,
+        "trained_numbers": trained.trained_numbers,
+        "seconds": round(trained.seconds, 1),
+        "device": trained.device,
+        "losses": [[step, round(loss, 5)] for step, loss in trained.losses],
+        "held_out_losses": [[step, round(loss, 5)] for step, loss in trained.held_out],
+    }
+
+
+def _examined(asked: Asked, data: Data, trained: Trained, adapter: Path) -> tuple[Json, Json]:
+    """The coverage report, and what the engine and PEFT make of what was held out. Raises CommandFailed."""
+    held = Held(trained.device, "float32" if trained.device == "cpu" else "auto", asked.run.quantization)
+    provers: list[OfflineProver] = []
+
+    async def inspected(backend: LocalBackend) -> Json:
+        if backend.prover:
+            provers.append(backend.prover)
+        return await backend.inspect(str(adapter), 0)
+
+    with tempfile.TemporaryDirectory(prefix="livery-train-") as scratch:
+        need = Need(base=True, creates=True, proves=True, held=held)
+        limits = Limits(max_rank=max(DEFAULT_LIMITS.max_rank, asked.run.adapter.r))
+        found = ask(open_local(Place(Path(scratch), None, asked.run.base), need, limits), inspected)
+    coverage: Json = {**found["coverage"], "unused": list(found.get("unused", ()))}
+    if trained.before is None or trained.after is None:
+        return coverage, {}
+    measured = _measured(asked.run, data, provers[0], adapter)
+    measured["peft"] = {"before": trained.before.told(), "after": trained.after.told()}
+    return coverage, measured
+
+
+def _measured(run: AnyRun, data: Data, prover: OfflineProver, adapter: Path) -> Json:
+    """Through the engine that serves it: what was held out, without and with the adapter."""
+    from livery.commands.text_loss import installed, logits_of
+    from livery.training.measure import measure
+
+    with bar("measuring what was held out", 2 * len(data.held_out), pieces=True) as told:
+        before = measure(run, lambda ids: logits_of(prover, None, ids), data.held_out, None, told)
+        digest = installed(prover, adapter)
+        count = len(data.held_out)
+        after: Measured = measure(
+            run,
+            lambda ids: logits_of(prover, digest, ids),
+            data.held_out,
+            before.answers,
+            lambda done: told(count + done),
+        )
+    return {"examples": count, "before": before.told(), "after": after.told()}
+
+
+def _is_better(measured: Json) -> bool:
+    """Whether it did better on what was held out than the base, where anything was."""
+    return not measured or measured["after"]["loss"] < measured["before"]["loss"]
+
+
+def _doubts(measured: Json) -> list[str]:
+    """What a user should look at before serving it."""
+    if not measured:
+        return []
+    found, (before, after) = [], (measured["before"]["loss"], measured["after"]["loss"])
+    if not _is_better(measured):
+        found.append(
+            f"the loss on what was held out went from {before:.3f} to {after:.3f}: it learnt nothing that holds there; "
+            "look at loss.svg, and train for fewer steps, with a lower learning_rate or on more data"
+        )
+    peft = measured["peft"]["after"]["loss"]
+    if abs(after - peft) > _ALIKE * max(abs(peft), 0.1):
+        found.append(f"the engine's loss is {after:.4f} and PEFT's {peft:.4f}; they round differently on this base")
+    return found
+
+
+def _show_data(answer: Json) -> None:
+    data = answer["data"]
+    shown.print_facts(
+        {
+            "kind": answer["run"]["kind"],
+            "to train on": f"{data['examples']} examples, {data['tokens']} tokens, {data['learnt_tokens']} learnt",
+            "held out": f"{data['held_out']} examples",
+            "broken lines": len(data["broken"]) or None,
+        }
+    )
+    for line in data["broken"]:
+        shown.say(f"{line['file']}:{line['line']}: {line['reason']}")
+    _warn(data["warnings"])
+
+
+def _show(answer: Json) -> None:
+    evaluation, losses = answer["evaluation"], answer["losses"]
+    facts: dict[str, Any] = {
+        "directory": answer["directory"],
+        "steps": f"{answer['steps']}, in {answer['seconds']:.0f} s on {answer['device']}",
+        "gone on from": f"step {answer['resumed_from']}" if answer["resumed_from"] else None,
+        "loss": f"{losses[0][1]:.3f} at first, {losses[-1][1]:.3f} at last" if losses else None,
+    }
+    if evaluation:
+        facts["held out"] = f"{evaluation['examples']} examples, through the engine"
+        dpo = answer["settings"]["run"]["kind"] == Dpo.__struct_config__.tag
+        for name, label in (("before", "  before"), ("after", "  after")):
+            one = evaluation[name]
+            more = (
+                f"the better answer likelier in {one['preferred']:.0%}"
+                if dpo
+                else f"perplexity {one['perplexity']:.2f}"
+            )
+            facts[label] = f"loss {one['loss']:.4f}, {more}"
+        facts["  by PEFT"] = f"loss {evaluation['peft']['after']['loss']:.4f}"
+    shown.print_facts(facts)
+    _warn(answer["warnings"])
+    if added := answer.get("added"):
+        name, behind = added["name"], f", behind the alias {added['alias']['name']}" if added.get("alias") else ""
+        told = f"{name} version {added['adapter']['version']} is active{behind}"
+        if not added["activated"]:
+            told = (
+                f"{name} has it as a version that isn't active: it does no better than the base on what was held out; "
+                f"livery adapters activate {name} {answer['coverage']['digest'][:12]} serves it all the same"
+            )
+        shown.say(told)
+    else:
+        shown.say(f"serve it: livery adapters add NAME {answer['directory']}")
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+
+
+def _note(what: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(escape(what), highlight=False)

@@ -1,0 +1,371 @@
+"""The training itself: PEFT's adapter on transformers' model, by TRL's trainers. Needs torch and the extra `[train]`.
+
+    trained = train(run, base, data, work, watch)     # goes on from the work's newest checkpoint, if it has one
+    trained.after.loss
+
+The adapter is in `work.adapter` afterwards, as PEFT writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+from datasets import Dataset
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from livery.engine.base import EngineConfig
+from livery.engine.quantization import choose_quantization
+from livery.engine.quantized import loading_config
+from livery.models import ResolvedModel
+from livery.training.dataset import Data
+from livery.training.measure import Answers, Measured, measure
+from livery.training.run_file import AnyRun, Dpo
+from livery.training.tokens import Learnt, Pair
+from livery.training.work import Work
+from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
+
+_CHECKPOINTS_KEPT = 2
+_NUMBERS_PER_WEIGHT = 3  # of a checkpoint: the weight and AdamW's two moments, fp32
+# What libraries raise where nothing can be written, or nothing more held in memory.
+_FULL_ERRORS = (OSError, RuntimeError, SafetensorError, MemoryError)
+
+Points = list[tuple[int, float]]
+
+
+class TrainingStopped(Exception):
+    """A run can't go on; the message says at which step, why, and the remedy."""
+
+
+class Watch(Protocol):
+    """Hears of each step: how many are done, of how many, and the loss of the last (nats)."""
+
+    def __call__(self, done: int, total: int, loss: float, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What became of a run. `before` and `after` are PEFT's numbers on what was held out, None where nothing was.
+
+    `losses` are of each step, `held_out` of each checkpoint and of the beginning. `resumed` is the step that this
+    process went on from, `seconds` are of all processes up to here.
+    """
+
+    steps: int
+    trained_numbers: int
+    losses: Points
+    held_out: Points
+    before: Measured | None
+    after: Measured | None
+    seconds: float
+    resumed: int
+    device: str
+
+
+def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch) -> Trained:
+    """Raises TrainingStopped, WorkInvalid, ModelRefused, OSError."""
+    device = chosen_device(run)
+    _quieten()
+    trainer = _trainer(run, base, data, work, device)
+    model = trainer.model
+    numbers = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    work.check_room(numbers * 4 * _NUMBERS_PER_WEIGHT * (_CHECKPOINTS_KEPT + 1))
+    found = work.checkpoint()
+    going_on, facts = found if found else (None, {})
+    held = _HeldOut(run, model, data.held_out, facts)
+    trainer.remove_callback(PrinterCallback)
+    watching = _Watching(watch, work, held, time.monotonic() - facts.get("seconds", 0.0))
+    trainer.add_callback(watching)
+    for parameter in model.parameters():  # TRL rounds them to bf16 over a quantised base
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    try:
+        history = _fitted(trainer, going_on, facts.get("step", 0))
+        after = held.measure()
+        _save(model, base, work)
+    except _FULL_ERRORS as error:
+        raise work.full(error) or _no_memory(error, work) or error from error
+    return Trained(
+        steps=trainer.args.max_steps,
+        trained_numbers=numbers,
+        losses=[(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
+        held_out=held.points,
+        before=held.before,
+        after=after,
+        seconds=watching.seconds(),
+        resumed=facts.get("step", 0),
+        device=device,
+    )
+
+
+def chosen_device(run: AnyRun) -> str:
+    """Raises TrainingStopped."""
+    if run.device != "cpu":
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several, a Trainer would part its batches over all
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingStopped("device is cuda, and torch finds no GPU; leave it out, or say cpu")
+    return "cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def chosen_dtype(run: AnyRun, device: str) -> torch.dtype:
+    """Of the base's weights."""
+    name = run.dtype if run.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def total_steps(run: AnyRun, examples: int) -> int:
+    """How many steps a run takes."""
+    per_epoch = math.ceil(math.ceil(examples / run.batch_size) / run.accumulate)
+    return run.steps or max(1, math.ceil(run.epochs * per_epoch))
+
+
+# -- inside ------------------------------------------------------------------------------------------------
+
+
+def _fitted(trainer: Any, going_on: Path | None, done: int) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Train what is left; what was logged of all steps. From its last checkpoint a Trainer would take one step more."""
+    if going_on is None or done < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=str(going_on) if going_on else None)
+        history: list[dict[str, Any]] = trainer.state.log_history
+        return history
+    set_peft_model_state_dict(trainer.model, load_file(going_on / WEIGHTS_NAME))
+    written: list[dict[str, Any]] = json.loads((going_on / "trainer_state.json").read_text())["log_history"]
+    return written
+
+
+def _no_memory(error: Exception, work: Work) -> TrainingStopped | None:
+    """The words for a lack of memory, which torch tells as an exception of its own or in words alone."""
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+        return None
+    step = work.newest()
+    return TrainingStopped(
+        "there isn't enough memory for a step of this run; give a smaller batch_size (with more accumulate), a smaller "
+        "max_length, gradient_checkpointing: true or a quantization"
+        + (f". Step {step} is kept in {work.folder}, for the very same run on a larger machine" if step else "")
+    )
+
+
+def _base(run: AnyRun, base: ResolvedModel, device: str) -> Any:  # noqa: ANN401  (transformers has no types)
+    """The base, quantised where the run says so. Raises ModelRefused, TrainingStopped."""
+    dtype, loading = chosen_dtype(run, device), {}
+    config = EngineConfig(str(base.path), quantization=run.quantization)
+    quantized = choose_quantization(config, device)
+    if quantized is not None:
+        loading["device_map"] = {"": device}
+        if quantized.on_load:
+            loading["quantization_config"] = loading_config(quantized.on_load, dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        base.path,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **loading,
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4 bits, multiplied as the engine has them
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+            # That product rounds a base's scales to bf16 for good, and once it was used passes no gradient on.
+            module.support_avx512bf16_for_cpu = False
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most and run.max_length > most:
+        raise TrainingStopped(
+            f"max_length is {run.max_length}, and the base reads {most} tokens; give no more than that"
+        )
+    return model
+
+
+def _lora(run: AnyRun) -> LoraConfig:
+    wanted = run.adapter
+    targets = "all-linear" if wanted.target_modules == ("all-linear",) else list(wanted.target_modules)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=wanted.r,
+        lora_alpha=wanted.lora_alpha,
+        lora_dropout=wanted.lora_dropout,
+        target_modules=targets,
+        layers_to_transform=list(wanted.layers) or None,
+        use_rslora=wanted.use_rslora,
+        use_dora=wanted.use_dora,
+        modules_to_save=list(wanted.modules_to_save) or None,
+    )
+
+
+class _Careful:
+    """Beside a Trainer: ends before a loss that is no number reaches the weights."""
+
+    state: Any
+    lr_scheduler: Any
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not torch.isfinite(loss):
+            rate = self.lr_scheduler.get_last_lr()[0]
+            raise TrainingStopped(
+                f"the loss of step {self.state.global_step + 1} is {float(loss)}, at a learning rate of {rate:.3g}: "
+                "the "
+                "training diverged. Give a lower learning_rate, more warmup or a lower lora_alpha; if it is so at "
+                "step 1, "
+                "look for examples that are all one token, or use dtype: float32"
+            )
+        return loss
+
+
+class _Sft(_Careful, SFTTrainer):  # type: ignore[misc]
+    pass
+
+
+class _Dpo(_Careful, DPOTrainer):  # type: ignore[misc]
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:  # noqa: ANN401
+        """Examples are encoded already, as the server encodes them."""
+        return dataset
+
+
+def _trainer(run: AnyRun, base: ResolvedModel, data: Data, work: Work, device: str) -> Any:  # noqa: ANN401  (TRL has no types)
+    """A trainer whose model is the base under a new adapter, which changes nothing yet.
+
+    Raises ModelRefused, TrainingStopped.
+    """
+    steps = total_steps(run, len(data.train))
+    settings: dict[str, Any] = {
+        "output_dir": str(work.checkpoints),
+        "per_device_train_batch_size": run.batch_size,
+        "gradient_accumulation_steps": run.accumulate,
+        "learning_rate": run.learning_rate,
+        "lr_scheduler_type": run.schedule if run.schedule != "constant" else "constant_with_warmup",
+        "warmup_steps": round(run.warmup * steps),
+        "weight_decay": run.weight_decay,
+        "max_grad_norm": run.max_grad_norm,
+        "max_steps": steps,
+        "gradient_checkpointing": run.gradient_checkpointing,
+        "save_strategy": "steps",
+        "save_steps": run.checkpoint_every,
+        "save_total_limit": _CHECKPOINTS_KEPT,
+        "eval_strategy": "no",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": run.seed,
+        "data_seed": run.seed,
+        "bf16": False,
+        "use_cpu": device == "cpu",
+        "dataloader_pin_memory": False,
+        "max_length": None,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = Dataset.from_list([_row(item) for item in data.train])
+    model = _base(run, base, device)
+    given: dict[str, Any] = {"model": model, "train_dataset": rows, "processing_class": tokenizer}
+    given["peft_config"] = _lora(run)
+    try:
+        if isinstance(run, Dpo):
+            settings |= {"beta": run.beta, "loss_type": [run.loss], "disable_dropout": not run.adapter.lora_dropout}
+            return _Dpo(args=DPOConfig(**settings), **given)
+        return _Sft(args=SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True}), **given)
+    except (ValueError, TypeError, NotImplementedError) as error:  # target modules that the base doesn't have
+        raise TrainingStopped(f"this adapter can't be trained on {base.name}: {error}") from error
+
+
+def _row(item: Learnt | Pair) -> dict[str, list[int]]:
+    if isinstance(item, Learnt):
+        return {"input_ids": item.ids, "labels": item.labels}
+    return {"prompt_ids": item.prompt, "chosen_ids": item.chosen, "rejected_ids": item.rejected}
+
+
+class _HeldOut:
+    """What is held out, measured now and then under PEFT's own forward."""
+
+    def __init__(self, run: AnyRun, model: Any, items: Sequence[Learnt | Pair], facts: dict[str, Any]) -> None:  # noqa: ANN401
+        self._run, self._model, self._items = run, model, items
+        self.points: Points = [(int(step), float(loss)) for step, loss in facts.get("held_out", [])]
+        self._base: Answers | None = None
+        with (
+            model.disable_adapter()
+        ):  # a new one isn't quite without effect: DoRA's norms of a quantised base are rounded
+            self.before = self.measure()
+        if self.before is not None:
+            self._base = self.before.answers
+            if not self.points:
+                self.points.append((0, self.before.loss))
+
+    def measure(self) -> Measured | None:
+        """None where nothing is held out."""
+        if not self._items:
+            return None
+        training = self._model.training
+        self._model.eval()
+        try:
+            return measure(self._run, self._logits, self._items, self._base)
+        finally:
+            self._model.train(training)
+
+    def _logits(self, ids: list[int]) -> Tensor:
+        found: Tensor = self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=False).logits[0]
+        return found
+
+
+class _Watching(TrainerCallback):  # type: ignore[misc]
+    """Tells of steps, and seals checkpoints once they are written."""
+
+    def __init__(self, watch: Watch, work: Work, held: _HeldOut, began: float) -> None:
+        self._watch, self._work, self._held, self._began = watch, work, held, began
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:  # noqa: ANN401
+        if "loss" in logs:
+            self._watch(state.global_step, state.max_steps, logs["loss"])
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        measured = self._held.measure()
+        if measured is not None:
+            self._held.points.append((state.global_step, measured.loss))
+        facts = {"step": state.global_step, "held_out": self._held.points, "seconds": self.seconds()}
+        self._work.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", facts)
+
+
+def _save(model: Any, base: ResolvedModel, work: Work) -> None:  # noqa: ANN401
+    """The adapter's two files, the same bytes for the same weights. Raises TrainingStopped, OSError."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise TrainingStopped(f"{name} has numbers that are none after the last step; give a lower learning_rate")
+    shutil.rmtree(work.adapter, ignore_errors=True)
+    model.save_pretrained(str(work.adapter), save_embedding_layers=False)
+    for path in work.adapter.iterdir():
+        if path.is_file() and path.name not in (CONFIG_NAME, WEIGHTS_NAME):
+            path.unlink()  # PEFT's model card is an empty form
+    config = work.adapter / CONFIG_NAME
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    fields["base_model_name_or_path"] = base.name  # a name, not this machine's directory
+    fields["inference_mode"] = True
+    if isinstance(fields["target_modules"], list):
+        fields["target_modules"].sort()  # PEFT keeps them in a set, whose order changes from run to run
+    config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _quieten() -> None:
+    """Libraries' own words about their own use; what a user can change is said by this project."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(peft|trl|transformers|torch|datasets|accelerate)\b.*")
