@@ -55,7 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     "livery.otlp": {"livery.spans"},
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
     "livery.roster": {"livery.metrics", "livery_adapters"},
-    "livery.survey": SEAM | {f"livery.{part}" for part in ("activity", "metrics", "superseding", "under_way")},
+    "livery.survey": SEAM
+    | {f"livery.{part}" for part in ("activity", "metrics", "staging", "superseding", "under_way")},
     "livery.scrape": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("metrics", "roster", "service")}
@@ -63,7 +64,8 @@ ALLOWED: dict[str, set[str]] = {
     # What several processes of one server say to each other; the engine's own messages are among it.
     "livery.workers": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("activity", "metrics", "superseding", "survey", "tenancy", "under_way", "workers")}
+    | {f"livery.{part}" for part in ("activity", "metrics", "staging", "superseding", "survey", "tenancy")}
+    | {"livery.under_way", "livery.workers"}
     | {f"livery.engine.{part}" for part in ("messages", "pulse", "starvation", "streams", "supervisor")}
     | {"livery_adapters"},
     "livery.overview": SEAM
@@ -81,7 +83,10 @@ ALLOWED: dict[str, set[str]] = {
     "livery.proving": SEAM | {"livery_adapters"},
     "livery.lease": SEAM | {"livery.refusals", "livery.tenancy", "livery_adapters"},
     "livery.standing": {"livery_adapters"},
-    "livery.meaning": FACTS | {"livery.lease", "livery.standing", "livery.tenancy", "livery_adapters"},
+    "livery.staging": set(),
+    "livery.meaning": FACTS
+    | {f"livery.{part}" for part in ("lease", "staging", "standing", "tenancy")}
+    | {"livery_adapters"},
     "livery.holds": SEAM | {"livery_adapters"},
     "livery.served": SEAM
     | FACTS

@@ -155,6 +155,7 @@ async def assemble(
     )
     metrics = plan.counting.metrics(plan.base_name, info)
     survey = plan.counting.survey(metrics, adapters.under_way)
+    survey.share(adapters.staging)
     root = plan.root.resolve() if plan.root is not None else None
     management = AdapterManagement(
         adapters.library,

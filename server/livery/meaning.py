@@ -5,13 +5,12 @@ What isn't there, what is another tenant's and what a key may not ask look the s
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from livery.lease import Caller, target_of
 from livery.refusals import AdapterNotReady, AdapterUnusable, UnknownModel
+from livery.staging import Staging
 from livery.standing import KnownNames, Standing
 from livery.tenancy import Principal, scope
 from livery_adapters.registry import Alias, Card, NamedVersion, Registry
@@ -45,7 +44,7 @@ class Meanings:
     def __init__(self, registry: Registry, base: str) -> None:
         self._base = base
         self._names = KnownNames(registry)
-        self._staging: Counter[tuple[str, str]] = Counter()  # names and owners whose first version is on its way in
+        self.staging = Staging(self.forget)
 
     async def of(self, name: str, caller: Caller) -> Meant | None:
         """The adapter that a caller gets for a name: of an alias one of its targets, None for the base model.
@@ -55,9 +54,10 @@ class Meanings:
         plain, at, pin = name.partition("@")
         principal = caller.principal
         candidates = scope.candidates(principal, plain)
+        coming = self._is_coming(plain, candidates, principal)  # asked first: it may be there before it is looked up
         found, candidate = await self._first(candidates)
-        if found is None:
-            self._check_staging(plain, candidates, principal)
+        if found is None and coming:
+            raise AdapterNotReady(plain)
         if found is None or not scope.allows(principal, scope.kind_of(principal, found.owner), plain):
             raise UnknownModel(name)
         if isinstance(found, Standing):
@@ -80,23 +80,9 @@ class Meanings:
             raise UnknownModel(meant.asked)
         if found.active is not None:
             return found.active
-        if self.staged(meant.full, found.owner):
+        if (meant.full, found.owner) in self.staging:
             raise AdapterNotReady(meant.shown)
         raise AdapterUnusable(meant.shown, found.error)
-
-    @contextmanager
-    def staging(self, name: str, owner: str) -> Iterator[None]:
-        """Around a change of a name: if it has no version yet, its first one is on its way in."""
-        self._staging[name, owner] += 1
-        try:
-            yield
-        finally:
-            self._staging[name, owner] -= 1
-            if not self._staging[name, owner]:
-                del self._staging[name, owner]
-
-    def staged(self, name: str, owner: str) -> bool:
-        return (name, owner) in self._staging
 
     def forget(self, names: Iterable[str] | None) -> None:
         """These names in full changed, or (None) any may have."""
@@ -124,13 +110,13 @@ class Meanings:
                 return found, candidate
         return None, candidates[-1]
 
-    def _check_staging(self, shown: str, candidates: Sequence[scope.Candidate], principal: Principal) -> None:
-        """Raises AdapterNotReady where one of them is a name whose first version is on its way in."""
-        for name, owner in self._staging:
-            if not any(candidate.full == name and candidate.may_be(owner) for candidate in candidates):
-                continue
-            if scope.allows(principal, scope.kind_of(principal, owner), shown):
-                raise AdapterNotReady(shown)
+    def _is_coming(self, shown: str, candidates: Sequence[scope.Candidate], principal: Principal) -> bool:
+        """Whether one of them is a name that the principal may ask and whose first version is on its way in."""
+        return any(
+            scope.allows(principal, scope.kind_of(principal, owner), shown)
+            for name, owner in self.staging
+            if any(candidate.full == name and candidate.may_be(owner) for candidate in candidates)
+        )
 
 
 def cards_for(registry: Registry, principal: Principal) -> list[Card]:

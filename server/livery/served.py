@@ -72,6 +72,7 @@ class ServedAdapters:
         self._under_way = UnderWay()
         self._running = Running()
         self._meanings = Meanings(registry, base.name)
+        self.staging = self._meanings.staging
         self._seen = 0  # changes of the registry
         self._dirty = asyncio.Event()
         self._sweeping = asyncio.Lock()
@@ -147,7 +148,7 @@ class ServedAdapters:
         """The record's state as this server sees it, by what is under way on all of it: what is on its way in or out
         shows only here.
         """
-        if record.active is None and self._meanings.staged(record.name, record.owner):
+        if record.active is None and (record.name, record.owner) in self.staging:
             return "staging"
         if record.state == "retired" and under_way.of(record.name):
             return "draining"
@@ -179,7 +180,7 @@ class ServedAdapters:
         Until its first version is there, those who may use `owner`'s names are told that it is on its way.
         """
         try:
-            with self._meanings.staging(name, owner):
+            with self.staging.begin(name, owner):
                 yield
         finally:
             self._forget_names([name])

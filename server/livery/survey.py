@@ -17,6 +17,7 @@ from livery.activity import Activity, Lately
 from livery.engine.base import EngineInfo
 from livery.metrics import Metrics
 from livery.metrics.snapshot import Snapshot
+from livery.staging import Staging
 from livery.superseding import Superseded
 from livery.under_way import UnderWay
 
@@ -76,6 +77,10 @@ class Survey(Protocol):
         """
         ...
 
+    def share(self, staging: Staging) -> None:
+        """Have the server's other processes know what is on its way in here from now on, and this what is there."""
+        ...
+
     def forget_tenants(self, names: Collection[str]) -> None:
         """These are deleted: their series end, and another one of that name begins its own."""
         ...
@@ -113,6 +118,9 @@ class OwnSurvey:
         self, names: Collection[str] = (), *, keys: bool = False, superseded: Superseded | None = None
     ) -> None:
         """There are none."""
+
+    def share(self, staging: Staging) -> None:
+        """With none."""
 
     def forget_tenants(self, names: Collection[str]) -> None:
         self._metrics.forget_tenants(names)

@@ -14,6 +14,7 @@ from livery.engine.base import EngineConfig, EngineDead, GenerationRequest, Samp
 from livery.engine.fake import Behaviour, FakeEngine
 from livery.engine.supervisor import SupervisedEngine
 from livery.refusals import Overloaded
+from livery.staging import Staging
 from livery.superseding import Superseded
 from livery.tenancy import LimitExceeded, Limits, Principal, RateLimiter, Room
 from livery.tenancy.gate import Gate, Wish
@@ -45,6 +46,8 @@ class Worker:
         self.gate = AskedGate(self.link)
         self.under_way = UnderWay()
         self.renewed: list[messages.Renew] = []
+        self.settled: list[str] = []
+        self.staging = Staging(self.settled.extend)
         self.engine: AttachedEngine
         self.survey: AskedSurvey
         self.desk: Desk
@@ -53,8 +56,9 @@ class Worker:
         mine, theirs = socket.socketpair()
         info = await hub.engine.start()
         self.engine = AttachedEngine(self.link, number, info)
-        counting = ToldCounting(self.link)
+        self.counting = counting = ToldCounting(self.link)
         self.survey = counting.survey(counting.metrics("base", info), self.under_way)
+        self.survey.share(self.staging)
         self.desk = hub.desk(number)
         await self.desk.link.open(mine)
         await self.link.open(theirs)
@@ -73,6 +77,8 @@ class Worker:
             case messages.Renew():
                 self.renewed.append(message)
                 self.link.send(messages.Renewed(message.number))
+            case messages.Incoming(names):
+                self.counting.hear(names)
 
 
 class Scene:
@@ -173,6 +179,32 @@ async def test_what_is_under_way_is_told_of_all_workers(scene: Scene) -> None:
     scene.other.link.close()
     await scene.other.desk.gone.wait()
     assert (await scene.one.survey.under_way()).each() == [], "a lost worker has nothing under way"
+
+
+async def test_what_is_on_its_way_into_one_is_known_to_all_until_it_is_there(scene: Scene) -> None:
+    """Or comes to nothing, with its worker too: then whoever remembers that it isn't there looks again."""
+    one, other = scene.one, scene.other
+
+    async def heard() -> list[tuple[str, str]]:
+        for worker in (one, other, one):
+            if worker.link.is_open:
+                await worker.gate.held()  # what was sent before this answer has come
+        return sorted(other.staging)
+
+    with one.staging.begin("pirate", "default"), other.staging.begin("poet", "zeta"):
+        with one.staging.begin("pirate", "default"):
+            assert await heard() == [("pirate", "default"), ("poet", "zeta")]
+        assert await heard() == [("pirate", "default"), ("poet", "zeta")]
+        assert ("poet", "zeta") in one.staging
+    assert other.settled == []
+    assert await heard() == []
+    assert (one.settled, other.settled) == (["poet"], ["pirate"])
+    with one.staging.begin("corsair", "default"):
+        assert await heard() == [("corsair", "default")]
+        one.link.close()
+        await one.desk.gone.wait()
+        assert await heard() == []
+    assert other.settled == ["pirate", "corsair"]
 
 
 async def test_a_lost_worker_takes_its_own_requests_from_the_engine(scene: Scene) -> None:

@@ -45,9 +45,9 @@ class Stubborn:
         info = await engine.start()
         hub = Hub(engine, gate_for(info), Ledger("base", info, 10))
 
-        def begin(number: int) -> messages.Begin:
+        def begin(number: int, connections: int) -> messages.Begin:
             self.told.append((number, [worker.serving for worker in self.pool.house().workers]))
-            return messages.Begin(number, {}, "", "", info, 0, None)
+            return messages.Begin(number, {}, "", "", info, 0, None, connections)
 
         self.pool = Pool(hub, begin, processes, [], hang_s=hang_s, drain_s=drain_s)
         return self.pool

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import ssl
+from collections.abc import Callable, Sized
 from functools import partial
 from typing import Any, cast
 
@@ -29,7 +30,17 @@ MOST_CONNECTIONS = 16384
 class EdgeConfig(uvicorn.Config):
     """uvicorn's configuration with these bounds; `max_connections` at once, or as many as descriptors allow."""
 
-    def __init__(self, app: Any, *, max_connections: int = 0, **rest: Any) -> None:  # noqa: ANN401  (as uvicorn has it)
+    def __init__(
+        self,
+        app: Any,  # noqa: ANN401  (as uvicorn has it)
+        *,
+        max_connections: int = 0,
+        elsewhere: Callable[[int], int] = lambda _: 0,
+        **rest: Any,  # noqa: ANN401
+    ) -> None:
+        """`elsewhere` is told how many connections this process has, and says how many the server's others have that
+        count among `max_connections` too.
+        """
         super().__init__(
             app,
             http=EdgeProtocol,
@@ -44,6 +55,11 @@ class EdgeConfig(uvicorn.Config):
             **rest,
         )
         self.max_connections = max_connections or allowed_connections()
+        self._elsewhere = elsewhere if max_connections else lambda _: 0  # descriptors are each process's own
+
+    def has_room(self, connections: Sized) -> bool:
+        """Whether there may be so many; called on every one that comes or goes."""
+        return len(connections) + self._elsewhere(len(connections)) <= self.max_connections
 
     def load(self) -> None:
         """Make what was configured. Sockets are listened on plainly: TLS begins where its connections are counted."""
@@ -73,7 +89,7 @@ class EdgeProtocol(H11Protocol):
         super().connection_made(transport)
         # Whatever the kernel doesn't take at once counts: an answer waits for its client event by event.
         transport.set_write_buffer_limits(high=1, low=0)  # asyncio's TLS takes a limit of 0 for one that is reached
-        if len(self.connections) > cast(EdgeConfig, self.config).max_connections:
+        if not cast(EdgeConfig, self.config).has_room(self.connections):
             self._refuse(503, "too_many_connections", "The server has too many connections open. Please retry shortly.")
         else:
             self._expect_head()
@@ -83,6 +99,7 @@ class EdgeProtocol(H11Protocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
         super().connection_lost(exc)
+        cast(EdgeConfig, self.config).has_room(self.connections)
 
     def data_received(self, data: bytes) -> None:
         if self._answering:
@@ -170,6 +187,7 @@ class Handshake(asyncio.Protocol):
         """Arguments besides `context` are EdgeProtocol's."""
         self._context = context
         self._served = EdgeProtocol(server_state=server_state, **rest)
+        self._config = cast(EdgeConfig, self._served.config)
         self._connections = cast(set[asyncio.Protocol], server_state.connections)
         self._early: list[bytes] = []  # what came with the end of the handshake
         self._shaking: asyncio.Task[None] | None = None
@@ -177,14 +195,14 @@ class Handshake(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._connections.add(self)
-        if len(self._connections) > cast(EdgeConfig, self._served.config).max_connections:
+        if not self._config.has_room(self._connections):
             transport.abort()  # nothing can be said here, and a handshake is work
             return
         transport.pause_reading()
         self._shaking = self._served.loop.create_task(self._shake(transport))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.discard(self)
+        self._gone()
 
     def data_received(self, data: bytes) -> None:
         self._early.append(data)
@@ -192,6 +210,10 @@ class Handshake(asyncio.Protocol):
     def shutdown(self) -> None:
         """The server stops: there is no request yet."""
         self._transport.abort()
+
+    def _gone(self) -> None:
+        self._connections.discard(self)
+        self._config.has_room(self._connections)
 
     async def _shake(self, transport: asyncio.Transport) -> None:
         try:
@@ -201,7 +223,7 @@ class Handshake(asyncio.Protocol):
         except OSError:  # no TLS, too late, or gone; asyncio has closed the connection
             return
         finally:
-            self._connections.discard(self)
+            self._gone()
         if secure is None or transport.is_closing():
             return
         secure.set_protocol(self._served)

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from livery.settings import Settings, SettingsError
 from livery.tokenizer_files import TokenizerRefused
 from livery.workers import messages as m
 from livery.workers.attached import ALONE, AttachedEngine
+from livery.workers.connections import Connections
 from livery.workers.gatekeeper import AskedGate
 from livery.workers.link import Link
 from livery.workers.survey import ToldCounting
@@ -51,8 +53,7 @@ class Worker:
         self._begin: asyncio.Future[m.Begin] = asyncio.get_running_loop().create_future()
         self._beside: set[asyncio.Task[None]] = set()
         self._engine: AttachedEngine
-        self._gate: AskedGate
-        self._counting: ToldCounting
+        self._gate, self._counting = AskedGate(self.link), ToldCounting(self.link)
         self._process: OneProcess | None = None
         self._drained = False
 
@@ -69,7 +70,7 @@ class Worker:
         logs.configure(settings.log_level, settings.log_format, begin.number)
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS, "livery"))
         self._engine = AttachedEngine(self.link, begin.number, begin.info)
-        self._gate, self._counting = AskedGate(self.link), ToldCounting(self.link)
+        connections = Connections(begin.connections, settings.api_workers)
         process = OneProcess(
             Premises(
                 settings,
@@ -84,6 +85,7 @@ class Worker:
             counting=self._counting,
             number=begin.number,
             started=lambda: self.link.send(m.Serving()),
+            elsewhere=partial(connections.tell, begin.number),
         )
         self._process = process
         try:
@@ -104,6 +106,8 @@ class Worker:
                 self._engine.take(message)
             case m.Tell(number) if self._counting.made is not None:
                 self._counting.made.tell(number)
+            case m.Incoming(names):
+                self._counting.hear(names)
             case m.Renew() if self._process is not None:
                 self._run(self._renew(self._process, message))
             case m.Used():

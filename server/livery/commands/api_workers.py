@@ -39,8 +39,8 @@ class ApiWorkers:
         admin = None if premises.admin is None else premises.admin.socket.fileno()
         told = as_told(settings)
 
-        def begin(number: int) -> m.Begin:
-            return m.Begin(number, told, str(resolved.path), resolved.name, info, listener, admin)
+        def begin(number: int, connections: int) -> m.Begin:
+            return m.Begin(number, told, str(resolved.path), resolved.name, info, listener, admin, connections)
 
         self._processes = settings.api_workers
         self._pool = Pool(
@@ -53,10 +53,20 @@ class ApiWorkers:
         )
 
     async def start(self, say: Callable[[str], None]) -> None:
-        """Have all of them serve. Raises WorkersUnable, RegistryError."""
+        """Have all of them serve. Raises WorkersUnable, RegistryError.
+
+        Cancelled, as by whoever tells the server to stop before it serves, it ends those that there are.
+        """
+        try:
+            await self._start(say)
+        except BaseException:
+            await self.stop()
+            raise
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
+
+    async def _start(self, say: Callable[[str], None]) -> None:
         if self._registry is not None:  # whose other servers may let in the same keys
             self._tenants = await asyncio.to_thread(TenantStore.open, self._registry)
             self._levels = shared_limits(self._gate, self._tenants)

@@ -83,12 +83,14 @@ class OneProcess:
         counting: Counting | None = None,
         number: int = 0,
         started: Callable[[], None] | None = None,
+        elsewhere: Callable[[int], int] = lambda _: 0,
     ) -> None:
         """One of several has what asks for all of them, and a `number`; `started` is called once it takes requests, and
-        the server announced where it isn't given.
+        the server announced where it isn't given. `elsewhere` is EdgeConfig's.
         """
         self._premises = premises
         self._gate, self._counting, self._number, self._started = gate, counting, number, started
+        self._elsewhere = elsewhere
         self._tracing = tracing
         self._parts: ServerParts | None = None
         self._server: HttpServer | None = None
@@ -100,7 +102,7 @@ class OneProcess:
         parts = self._parts = await server_parts(
             *(on.settings, on.resolved, on.engine, on.info, say, self._gate, self._counting), first=self._number == 0
         )
-        self._server = HttpServer(on, parts, self._tracing, self._number, self._started)
+        self._server = HttpServer(on, parts, self._tracing, self._elsewhere, self._started)
 
     async def run(self) -> None:
         """Serve until it is told to stop."""
@@ -157,7 +159,7 @@ class HttpServer(EdgeServer):
         premises: Premises,
         parts: ServerParts,
         tracing: TraceSink | None,
-        number: int,
+        elsewhere: Callable[[int], int],
         started: Callable[[], None] | None = None,
     ) -> None:
         """`started` is called once it takes requests, and the server announced where it isn't given."""
@@ -165,7 +167,8 @@ class HttpServer(EdgeServer):
         self._doors = server_doors(settings, parts)
         config = EdgeConfig(
             application(settings, parts, self._doors, tracing),
-            max_connections=connections_of(settings, number),
+            max_connections=settings.max_connections,
+            elsewhere=elsewhere,
             timeout_graceful_shutdown=settings.drain_timeout,
             ssl_certfile=tls.certificate if tls else None,
             ssl_keyfile=tls.key if tls else None,
@@ -233,9 +236,3 @@ class HttpServer(EdgeServer):
         timer = threading.Timer(HURRY_S, end)  # whatever holds up the loop doesn't hold up this
         timer.daemon = True
         timer.start()
-
-
-def connections_of(settings: Settings, number: int) -> int:
-    """How many connections the server's process of this number may have; 0: as many as its descriptors allow."""
-    each, rest = divmod(settings.max_connections, settings.api_workers)
-    return max(1, each + (number < rest)) if settings.max_connections else 0

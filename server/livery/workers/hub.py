@@ -24,6 +24,7 @@ import msgspec
 from livery.engine import messages as e
 from livery.engine.base import Engine, GenerationRequest, RequestRefused, TokenDelta
 from livery.engine.figures import PromptRead
+from livery.staging import Staged
 from livery.survey import House
 from livery.tenancy import Principal
 from livery.tenancy.gate import Counted, Entry, Gate
@@ -66,6 +67,16 @@ class Hub:
         """Have every other worker that serves know what was changed; who is slow sees it in the database later."""
         await self._told(besides, lambda number: m.Renew(number, told.names, told.keys, told.superseded))
 
+    def incoming(self, besides: Desk) -> m.Incoming:
+        """What is on its way into the others."""
+        return m.Incoming(sorted({one for desk in self.desks if desk is not besides for one in desk.takes_in}))
+
+    def tell_incoming(self, besides: Desk) -> None:
+        """Have all others know: what this one takes in changed."""
+        for desk in self.desks:
+            if desk is not besides:
+                desk.link.send(self.incoming(desk))
+
     async def _told(self, besides: Desk, make: Callable[[int], msgspec.Struct]) -> None:
         asked = [desk.tell(make) for desk in self.desks if desk is not besides and desk.serving.is_set()]
         with suppress(TimeoutError):
@@ -89,6 +100,7 @@ class Desk:
         self.gone = asyncio.Event()
         self.unable = ""  # why it ended before it served, where it said so
         self._spoke = False
+        self.takes_in: list[Staged] = []  # first versions
         self.used: Counter[str] = Counter()  # digests of adapters, by requests and loads
         self._hub = hub
         self._requests: dict[str, asyncio.Task[None]] = {}
@@ -110,6 +122,8 @@ class Desk:
         for event in self._told.values():
             event.set()
         self._hub.ledger.gone(self.number)
+        if self.takes_in:
+            self._hub.tell_incoming(self)
         self.gone.set()
 
     def spoke(self) -> bool:
@@ -140,8 +154,8 @@ class Desk:
                 self._run(self._ask_engine(message))
             case e.Unload() | e.Keep():
                 self._run(self._tell_engine(message))
-            case m.Grown() | m.Renewed() | m.Forget():
-                self._count(message)
+            case m.Grown() | m.Renewed() | m.TakesIn() | m.Forget():
+                self._know(message)
             case m.Spread() | m.Look() | m.AskBooks() | m.AskLately() | m.AskRunning() | m.AskHouse():
                 self._run(self._tell_of_all(message))
             case m.Serving():
@@ -202,9 +216,9 @@ class Desk:
     def _refuse(self, call: int, error: Exception) -> None:
         self.link.send(Refusal(call=call, failure=Failure.of(error)))
 
-    # -- what is counted -------------------------------------------------------------------------------
+    # -- what is counted and known ---------------------------------------------------------------------
 
-    def _count(self, message: m.Grown | m.Renewed | m.Forget) -> None:
+    def _know(self, message: m.Grown | m.Renewed | m.TakesIn | m.Forget) -> None:
         ledger = self._hub.ledger
         match message:
             case m.Grown(asked):
@@ -212,6 +226,9 @@ class Desk:
                 self._done(asked)
             case m.Renewed(number):
                 self._done(number)
+            case m.TakesIn(names):
+                self.takes_in = names
+                self._hub.tell_incoming(self)
             case m.Forget(adapters, tenants):
                 ledger.forget(adapters, tenants)
 

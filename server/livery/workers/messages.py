@@ -12,6 +12,7 @@ from livery.activity import Event, Lately
 from livery.engine.base import AdapterRef, Asker, EngineInfo, EngineStats, TokenDelta
 from livery.engine.messages import Abort, Keep, Submit, Unload
 from livery.metrics.growth import Growth
+from livery.staging import Staged
 from livery.superseding import Superseded
 from livery.survey import House
 from livery.tenancy import Principal
@@ -30,7 +31,7 @@ BEAT_S = 0.5
 class Begin(msgspec.Struct, frozen=True, tag=True):
     """The first message to a new worker. `settings` are the server's, as `Settings` reads them.
 
-    `listener` and `admin` are descriptors of sockets that it has inherited.
+    `listener` and `admin` are descriptors of sockets that it has inherited, `connections` that of Connections.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     info: EngineInfo
     listener: int
     admin: int | None
+    connections: int
 
 
 class Deltas(msgspec.Struct, frozen=True, tag=True):
@@ -68,6 +70,12 @@ class Renew(msgspec.Struct, frozen=True, tag=True):
     names: list[str]
     keys: bool
     superseded: Superseded | None
+
+
+class Incoming(msgspec.Struct, frozen=True, tag=True):
+    """All names whose first version is on its way into other workers."""
+
+    names: list[Staged]
 
 
 class Announce(msgspec.Struct, frozen=True, tag=True):
@@ -190,6 +198,12 @@ class Spread(msgspec.Struct, frozen=True, tag=True):
     superseded: Superseded | None
 
 
+class TakesIn(msgspec.Struct, frozen=True, tag=True):
+    """All names whose first version is on its way into this worker."""
+
+    names: list[Staged]
+
+
 class Forget(msgspec.Struct, frozen=True, tag=True):
     """These are no more."""
 
@@ -272,6 +286,7 @@ ToWorker = (
     | Deltas
     | Failed
     | Renew
+    | Incoming
     | Announce
     | Drain
     | Used
@@ -309,6 +324,7 @@ ToParent = (
     | Grown
     | Renewed
     | Spread
+    | TakesIn
     | Forget
     | AskBooks
     | AskLately

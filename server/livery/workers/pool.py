@@ -29,6 +29,7 @@ from livery.engine.supervisor import RestartBudget
 from livery.metrics.processes import ProcessorTime
 from livery.survey import House, Process
 from livery.workers import messages as m
+from livery.workers.connections import Connections, make
 from livery.workers.hub import Desk, Hub
 
 log = logging.getLogger("livery.workers")
@@ -38,7 +39,7 @@ ENDED_S = 5.0  # that a worker may take to end once its link is closed
 LATE_S = 12.0  # that workers may take beyond the drain timeout until they are ended
 STARTING_S = 60.0  # of silence, until it serves: a worker is silent while Python reads its modules
 
-Begin = Callable[[int], m.Begin]  # what a worker of that number is told first
+Begin = Callable[[int, int], m.Begin]  # what a worker of that number is told first, given the descriptor of Connections
 
 
 class WorkersUnable(Exception):
@@ -56,7 +57,9 @@ class Pool:
         """
         self._hub, self._begin = hub, begin
         self._hang_s, self._drain_s = hang_s, drain_s
-        self._descriptors = tuple(descriptors)
+        self._shared = make(processes)
+        self._connections = Connections(self._shared, processes)
+        self._descriptors = (*descriptors, self._shared)
         self._lives = [Life(number) for number in range(processes)]
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -74,9 +77,11 @@ class Pool:
         """Raises WorkersUnable where one of them can't serve; the others are ended then."""
         self._tasks = [asyncio.create_task(self._keep(life), name=f"api-worker-{life.number}") for life in self._lives]
         served, stopping = asyncio.create_task(self._all_serve()), asyncio.create_task(self._stopped())
-        await asyncio.wait([served, stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in (served, stopping):
-            task.cancel()
+        try:
+            await asyncio.wait([served, stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (served, stopping):
+                task.cancel()
         if not served.done():
             self.drain(signal.SIGTERM)
         if reason := next((life.unable for life in self._lives if life.unable), ""):
@@ -176,6 +181,7 @@ class Pool:
         finally:
             for task in beside:
                 task.cancel()
+            self._connections.tell(life.number, 0)
 
     async def _tell(self, life: Life, desk: Desk) -> None:
         """The first worker takes in the adapter folder before it serves, and the others begin after it: nobody is told
@@ -184,7 +190,8 @@ class Pool:
         first = self._lives[0]
         if life is not first:
             await first.served.wait()
-        desk.link.send(self._begin(life.number))
+        desk.link.send(self._begin(life.number, self._shared))
+        desk.link.send(self._hub.incoming(desk))
 
     async def _feel(self, life: Life, desk: Desk) -> None:
         """End a worker that hangs. What it had no core for isn't held against it, nor what this process had none for.

@@ -6,12 +6,13 @@ What is told is counted by the parent from then on; a worker that is killed take
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from livery.activity import ActivityLog, Lately
 from livery.engine.base import EngineInfo
 from livery.metrics import OTHER, Metrics
 from livery.metrics.snapshot import Snapshot
+from livery.staging import Staged, Staging
 from livery.superseding import Superseded
 from livery.survey import House
 from livery.under_way import UnderWay
@@ -25,21 +26,33 @@ class ToldCounting:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._log = ActivityLog()
+        self._elsewhere: list[Staged] = []
         self.made: AskedSurvey | None = None
 
     def metrics(self, base_name: str, info: EngineInfo) -> Metrics:
         return Metrics(base_name, info, sys.maxsize, sys.maxsize, self._log)
 
     def survey(self, metrics: Metrics, under_way: UnderWay) -> AskedSurvey:
-        self.made = AskedSurvey(self._link, metrics, self._log, under_way)
+        self.made = AskedSurvey(self._link, metrics, self._log, under_way, self._elsewhere)
         return self.made
+
+    def hear(self, elsewhere: list[Staged]) -> None:
+        """What is on its way into other workers; also before there is anybody here to know it."""
+        self._elsewhere = elsewhere
+        if self.made is not None:
+            self.made.hear(elsewhere)
 
 
 class AskedSurvey:
     """Of one server, as a worker is told of it. Use from one event loop."""
 
-    def __init__(self, link: Link, metrics: Metrics, log: ActivityLog, under_way: UnderWay) -> None:
+    def __init__(
+        self, link: Link, metrics: Metrics, log: ActivityLog, under_way: UnderWay, elsewhere: Iterable[Staged] = ()
+    ) -> None:
+        """`elsewhere` is what is on its way into other workers now."""
         self._link, self._metrics, self._log, self._under_way = link, metrics, log, under_way
+        self._elsewhere = elsewhere
+        self._staging: Staging | None = None
 
     def tell(self, asked: int = 0) -> None:
         """Tell the parent what was counted since the last time; `asked` is the number of its question."""
@@ -86,6 +99,16 @@ class AskedSurvey:
         self, names: Collection[str] = (), *, keys: bool = False, superseded: Superseded | None = None
     ) -> None:
         await self._link.ask(lambda call: m.Spread(call, list(names), keys, superseded))
+
+    def share(self, staging: Staging) -> None:
+        staging.tell = lambda names: self._link.send(m.TakesIn(names))
+        staging.hear(self._elsewhere)
+        self._staging = staging
+
+    def hear(self, elsewhere: Iterable[Staged]) -> None:
+        self._elsewhere = elsewhere
+        if self._staging is not None:
+            self._staging.hear(elsewhere)
 
     def forget_tenants(self, names: Collection[str]) -> None:
         self.tell()  # what came before is the old one's
