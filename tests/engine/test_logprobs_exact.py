@@ -158,6 +158,40 @@ def test_a_prompts_own_numbers(base: Path, adapter: Path, oracle: Oracle, rows: 
     assert bench.results["after"].cached > 0, "and others find it"
 
 
+@pytest.mark.parametrize("way", ["plain", "torch"])
+@pytest.mark.parametrize("rows", [2, 1 << 30])
+def test_only_the_end_of_a_prompt_is_scored(base: Path, adapter: Path, oracle: Oracle, rows: int, way: str) -> None:
+    """As choices behind a common question are: what is before them is found, their last token the only one allowed."""
+    bench = bench_of(base, kv_memory_bytes=2 * kv_bytes(base), **WAYS[way])
+    bench.core._scheduler._scored_rows = rows
+    rng = random.Random(5)
+    question = rng.choices(range(3, VOCABULARY), k=18)
+    told: dict[str, list[TokenLogprobs]] = {}
+    asked = {}
+    for number in range(12):
+        name, folder = f"choice-{number}", adapter if number % 2 else None
+        choice = rng.choices(range(3, VOCABULARY), k=1 + number % 5)
+        start = len(question) if number % 3 else len(question) - 7
+        tokens = [*question, *choice]
+        asked[name], told[name] = (tokens, start, folder), []
+        fields: dict[str, Any] = {"prompt_logprobs": 0, "prompt_logprobs_start": start, "logprobs": 0}
+        bench.add(name, tokens[:-1], ref(folder) if folder else None, 1, allowed_token_ids=(tokens[-1],), **fields)
+    while bench.core.has_work:
+        for delta in bench.step():
+            told[delta.request_id] += [*delta.prompt_logprobs, *delta.logprobs]
+        bench.core.check_invariants()
+    for name, (tokens, start, folder) in asked.items():
+        assert bench.results[name].tokens == [tokens[-1]]
+        assert len(told[name]) == len(tokens) - start, name
+        logits = oracle.logits(tokens, folder)
+        for position, own in enumerate(told[name], start=start - 1):
+            check_told(own, tokens[position + 1], logits[position], 0)
+    cached = [bench.results[name].cached for name in asked]
+    assert max(cached) == 16, "whole blocks of the question"
+    assert sum(map(bool, cached)) >= 8, "by all but those that were read first"
+    assert all(count < start for count, (_, start, _) in zip(cached, asked.values(), strict=True))
+
+
 def test_a_request_that_is_not_a_number_fails_alone(base: Path, tmp_path: Path) -> None:
     poison = save_adapter(base, tmp_path / "poison", 1, LoraConfig(r=4, target_modules=LLAMA_LINEAR), std=1e15)
     bench = bench_of(base)

@@ -79,7 +79,8 @@ class SamplingParams(msgspec.Struct, frozen=True):
 
     `logprobs` asks for the log-probability of each token and so many of the likeliest ones at its place,
     `prompt_logprobs` for those of the prompt's tokens but the first: log_softmax of the model's own logits in fp32,
-    whatever changes them afterwards.
+    whatever changes them afterwards. With `prompt_logprobs_start` only of the prompt's tokens from that position on,
+    and what is before it may be found in the prefix cache (as SGLang's `logprob_start_len`).
     """
 
     max_tokens: int
@@ -100,6 +101,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
     bad_words: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -190,8 +192,8 @@ class TokenDelta(msgspec.Struct, frozen=True):
     the prompt's tokens were not computed but found in the prefix cache. One that ends a request with "error" or "abort"
     says that too, and with `prompt_tokens` how many of the prompt's tokens were computed or found until then. `pooled`
     are fp32 numbers in the machine's own order of bytes. `logprobs` are those of `token_ids`, where they were asked
-    for; `prompt_logprobs` are of the prompt's next tokens, from its second on, and come before or with the first token
-    of the answer.
+    for; `prompt_logprobs` are of the prompt's next tokens, from its second on or the first that was asked for, and come
+    before or with the first token of the answer.
     """
 
     request_id: str

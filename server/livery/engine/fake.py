@@ -190,7 +190,9 @@ class FakeEngine:
             pending: list[int] = []
             logprobs: list[TokenLogprobs] = []
             wished = request.sampling.prompt_logprobs
-            scores = [] if wished is None else [logprobs_of(token, wished) for token in request.prompt_token_ids[1:]]
+            first = max(1, request.sampling.prompt_logprobs_start)
+            of_prompt = [] if wished is None else request.prompt_token_ids[first:]
+            scores = [logprobs_of(token, wished or 0) for token in of_prompt]
             for index, token in enumerate(tokens):
                 await self._turn(request.request_id, until)
                 if index == self.behaviour.fail_after:

@@ -19,6 +19,7 @@ from livery.engine.plan import SequenceSlice
 from livery.engine.rows import Widths
 
 LEAST = -9999.0  # for a probability of nothing
+ROWS_AT_ONCE = 8  # of a vocabulary of fp32, which a second cache holds
 
 
 A = TypeVar("A")
@@ -97,7 +98,8 @@ class RowLogprobs:
         """
         if widths is None:
             rows = [logits[row : row + 1] for row in range(len(logits))] if one_by_one else [logits]
-            self._all = torch.cat([torch.log_softmax(part.float(), dim=-1) for part in rows]).clamp_(min=LEAST)
+            found = [torch.log_softmax(part.float(), dim=-1) for part in rows]
+            self._all = (torch.cat(found) if len(found) > 1 else found[0]).clamp_(min=LEAST)
         else:
             self._all = _of_own_width(logits, widths, one_by_one)
         self._counts = counts
@@ -133,7 +135,18 @@ class RowLogprobs:
     def _of(self, tokens: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Log-probabilities and ranks of one token per row."""
         own = self._all[rows].gather(1, tokens[:, None])
-        return own[:, 0], (self._all[rows] > own).sum(dim=-1) + 1
+        return own[:, 0], _ranks(self._all[rows], own)
+
+
+def _ranks(rows: Tensor, own: Tensor) -> Tensor:
+    """How many of each row [rows, vocabulary] are above its own number [rows, 1], and one more; int32.
+
+    On a CPU a few rows at a time, so that what is compared is still in the cache when it is counted.
+    """
+    size = max(1, len(rows)) if rows.is_cuda else ROWS_AT_ONCE
+    parts = zip(torch.split(rows, size), torch.split(own, size), strict=True)
+    counts = [(part > least).view(torch.uint8).sum(dim=-1, dtype=torch.int32) for part, least in parts]
+    return torch.cat(counts) + 1
 
 
 def _of_own_width(logits: Tensor, widths: Widths, one_by_one: bool) -> Tensor:

@@ -70,7 +70,7 @@ class Outcomes:
                 return []
             self._prefix.distrust(sequence)
             return [self.fail(sequence, reason)]
-        scores = sequence.take_scores(part.start, result.scored.get(part.request_id, ()))
+        scores = sequence.take_scores(part.start + part.scored_from, result.scored.get(part.request_id, ()))
         sequence.num_computed += len(part.token_ids) - len(part.drafts)
         deltas = []
         if part.pool is not None:

@@ -103,7 +103,7 @@ class SequenceSlice:
     `block_table` covers every position up to the last one. The logits of the last `len(samples)` rows each choose
     the token after their own, by their own spec; none do while a prompt is read. Positions before `adapter_start`
     run on the base. Rows of a slice with `pool` are pooled and none is sampled. A slice whose one token is UNKNOWN goes
-    on with what the step before it chooses. `scored` are the tokens after the slice's first rows whose
+    on with what the step before it chooses. `scored` are the tokens after the slice's rows from `scored_from` on whose
     log-probabilities are asked for, each with `scored_top` of the likeliest there.
     """
 
@@ -117,6 +117,7 @@ class SequenceSlice:
     pool: PoolSpec | None = None
     scored: tuple[int, ...] = ()
     scored_top: int = 0
+    scored_from: int = 0
 
     @property
     def drafts(self) -> tuple[int, ...]:

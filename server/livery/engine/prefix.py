@@ -46,7 +46,7 @@ class PrefixCache:
         if sequence.awaited in self._underway:
             return None
         chain = self._chain(sequence)
-        most = (sequence.num_tokens - 1) // self._pool.block_size
+        most = sequence.num_findable // self._pool.block_size
         blocks = self._pool.match(chain.key(block, sequence.tokens) for block in range(most))
         last = len(blocks) + self._worth_waiting - 1
         if last < most and chain.key(last, sequence.tokens) in self._underway:

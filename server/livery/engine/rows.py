@@ -45,8 +45,9 @@ class StepRows:
         first = 0
         for part in slices:
             if part.scored:
-                under_adapter = len(self.kept) + max(0, part.adapter_start - part.start)
-                self.kept.extend(range(first, first + len(part.scored)))
+                begin = first + part.scored_from
+                under_adapter = len(self.kept) + max(0, part.adapter_start - part.start - part.scored_from)
+                self.kept.extend(range(begin, begin + len(part.scored)))
                 if part.adapter is not None:
                     _extend(self.head_segments, part.adapter, under_adapter, len(self.kept))
             first += len(part.token_ids)

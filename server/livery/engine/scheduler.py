@@ -64,12 +64,14 @@ class _Step:
     def plan(self, sequence: Sequence, count: int) -> None:
         self.planned[sequence.request_id] = count
         self.budget -= count
-        self.scored -= min(count, sequence.num_unscored)
+        self.scored -= min(max(0, count - sequence.num_before_scored), sequence.num_unscored)
 
     def share(self, sequence: Sequence) -> int:
         """Positions that a sequence gets of what is left of the tokens, and of the rows to be scored."""
         count = min(sequence.num_uncomputed, self.budget)
-        return min(count, self.scored) if sequence.num_unscored > self.scored else count
+        if sequence.num_unscored > self.scored:
+            return min(count, sequence.num_before_scored + self.scored)
+        return count
 
 
 class Scheduler:

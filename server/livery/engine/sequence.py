@@ -49,7 +49,7 @@ class Sequence:
     pooled: bytes = b""  # what the rows computed so far come to
     in_flight: int = 0  # positions past its newest token that a step under way computes
     adjuster: Adjuster | None = None  # where its own tokens say something about the next one
-    num_scored: int = 0  # prompt tokens, from the second on, whose log-probabilities its client has
+    num_scored: int = 0  # prompt tokens, from the second on, whose log-probabilities its client has or doesn't want
     cost: float = 1.0  # of a token, beside one of the base alone
     tag: float = 0.0  # its tenant's counter when its turn to read its prompt comes
     ousted: str = ""  # the tenant that it took its place from
@@ -63,7 +63,9 @@ class Sequence:
     def of(cls, request: GenerationRequest, seed: int, constraint: Constraint | None = None) -> Sequence:
         tokens = list(request.prompt_token_ids)
         adjuster = Adjuster.of(request.sampling, tokens)
-        return cls(request=request, seed=seed, tokens=tokens, constraint=constraint, adjuster=adjuster)
+        sequence = cls(request=request, seed=seed, tokens=tokens, constraint=constraint, adjuster=adjuster)
+        sequence.num_scored = sequence.first_scored
+        return sequence
 
     @property
     def request_id(self) -> str:
@@ -128,7 +130,22 @@ class Sequence:
         last = len(self.request.prompt_token_ids) - 1
         if self.request.sampling.prompt_logprobs is None or self.num_scored >= last:
             return 0
-        return max(0, last - self.num_computed)
+        return max(0, last - max(self.num_computed, self.first_scored))
+
+    @property
+    def first_scored(self) -> int:
+        """The first position whose next token is to be scored, if any is."""
+        return max(0, self.request.sampling.prompt_logprobs_start - 1)
+
+    @property
+    def num_before_scored(self) -> int:
+        """Positions to be computed that come before those that score."""
+        return max(0, self.first_scored - self.num_computed) if self.num_unscored else 0
+
+    @property
+    def num_findable(self) -> int:
+        """Leading positions that may as well be found computed: all but the newest token and those that score."""
+        return min(self.num_tokens - 1, self.first_scored) if self.num_unscored else self.num_tokens - 1
 
     @property
     def depends_on_newest(self) -> bool:
@@ -139,7 +156,7 @@ class Sequence:
     def needs_every_row(self) -> bool:
         """Whether it takes rows that others have computed as well: the prefix cache keeps none."""
         mean = self.request.pooling is not None and self.request.pooling.kind == "mean"
-        return mean or self.num_unscored > 0
+        return mean or self.num_findable == 0
 
     def is_sampled_after(self, count: int) -> bool:
         """Whether the next `count` positions end with its newest token, which another one is to follow."""
@@ -199,6 +216,8 @@ class Sequence:
         """Its next `count` positions, and those of drafts of what follows its newest token."""
         start, end = self.num_computed, self.num_computed + count
         rows = 1 + len(drafts) if self.is_sampled_after(count) else 0
+        before = min(self.num_before_scored, count)
+        first = start + before + 1
         return SequenceSlice(
             request_id=self.request_id,
             token_ids=(*self.tokens[start:end], *drafts),
@@ -208,12 +227,13 @@ class Sequence:
             samples=tuple(self.sample_spec(eos_token_ids, ahead, drafts) for ahead in range(rows)),
             adapter_start=self.request.adapter_start,
             pool=self.pool_spec(end),
-            scored=tuple(self.tokens[start + 1 : start + 1 + min(count, self.num_unscored)]),
+            scored=tuple(self.tokens[first : first + min(count - before, self.num_unscored)]),
             scored_top=self.request.sampling.prompt_logprobs or 0,
+            scored_from=before,
         )
 
     def take_scores(self, start: int, scores: tuple[TokenLogprobs, ...]) -> tuple[TokenLogprobs, ...]:
-        """Those of the prompt's tokens after `start` that its client has not got yet."""
+        """Of scores of the prompt's tokens after `start`, those that its client has not got yet."""
         new = scores[self.num_scored - start :]
         self.num_scored += len(new)
         return new

@@ -128,7 +128,10 @@ def delta_of(output: RequestOutput, request: GenerationRequest, first: bool) -> 
     if request.request_id.startswith(CANARY) and not all(_is_number(place, token) for place, token in places):
         return failed(request.request_id, "the model's output for it is not a number")
     scored = request.sampling.prompt_logprobs
-    of_prompt = [] if scored is None else zip(output.prompt_logprobs or (), request.prompt_token_ids, strict=False)
+    of_prompt = (
+        [] if scored is None else list(zip(output.prompt_logprobs or (), request.prompt_token_ids, strict=False))
+    )
+    of_prompt = of_prompt[request.sampling.prompt_logprobs_start :]  # vLLM always scores from the second token on
     return TokenDelta(
         request.request_id,
         tokens,
