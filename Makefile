@@ -9,7 +9,7 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres test-ray conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: bench-cross-check bench-extraction bench-plan bench-push browser test-quantization test-train test-vllm three-setups observability deploy-check field-table chaos clean
+.PHONY: bench-cross-check bench-eval bench-extraction bench-plan bench-push browser test-quantization test-train test-eval test-vllm three-setups observability deploy-check field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-vllm      --engine vllm, in an environment that has vLLM (a download of 0.5 GB, 4 GB on disk, once)"
 	@echo "make test-quantization  bases quantised by bitsandbytes, torchao and compressed-tensors (200 MB, once); ONLY=table.py: measured"
 	@echo "make test-train     real training runs by TRL: interrupted, on a full disk, served (an environment of 0.5 GB, once)"
+	@echo "make test-eval      lm-eval's tasks for several adapters at once, beside its own hf backend (an environment of 0.6 GB, once)"
 	@echo "make three-setups   one script of a user against the own engine, vLLM and two replicas on Ray, PEFT as the judge"
 	@echo "make test-ray       two replicas on Ray Serve in an environment of their own; ONLY=timelines.py, measure.py or way.py: a script"
 	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
@@ -30,6 +31,7 @@ help:
 	@echo "make bench-peers    Livery beside vLLM, llama.cpp and PEFT, in one run; builds both once"
 	@echo "make bench-cross-check one cell of load by our client, vLLM's benchmark and inference-perf (Python 3.12), in turn"
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
+	@echo "make bench-eval     evaluating eight adapters at once beside one after another through PEFT"
 	@echo "make bench-extraction what each rank leaves of a full fine-tune of the demo base: error, KL, perplexity"
 	@echo "make bench-push     how soon new weights of an adapter of 10 MB serve, beside four rollouts; pushes and their parts"
 	@echo "make bench-plan     livery plan beside what the engine does on this machine, and its simulation of routing"
@@ -79,6 +81,9 @@ test-quantization: setup
 test-train: setup
 	$(BIN)/python tests/training/run.py $(ONLY)
 
+test-eval: setup
+	$(BIN)/python tests/evaluation/run.py $(ONLY)
+
 three-setups: setup
 	$(BIN)/python tests/three_setups/run.py $(ONLY)
 
@@ -115,6 +120,9 @@ bench-cross-check: setup
 
 bench-adapters: setup
 	$(BIN)/python tests/benchmarks/adapters.py --out bench-adapters.json
+
+bench-eval: setup
+	$(BIN)/python tests/benchmarks/eval_speed.py --out bench-eval.json
 
 bench-extraction: setup
 	$(BIN)/python tests/benchmarks/extraction_curve.py --out bench-extraction.json --svg bench-extraction.svg

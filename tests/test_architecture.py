@@ -180,6 +180,10 @@ ALLOWED: dict[str, set[str]] = {
     }
     | {"livery_adapters"},
     "livery.engine": {"livery.engine", "livery.grammars", "livery.logs", "livery.models", "livery_adapters"},
+    "livery.evaluation": SEAM
+    | TEXT
+    | FACTS
+    | {"livery.evaluation", "livery.profiles", "livery_adapters", "livery_loadtest"},
     "livery.bench": {"livery.engine", "livery_adapters", "livery_loadtest"},
     "livery.bench.http": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.training": TEXT

@@ -66,10 +66,10 @@ def _check_untold(options: Options) -> None:
 def _prompt(prompt: Prompt, profile: Profile) -> Prompt:
     if not isinstance(prompt, ChatPrompt):
         return prompt
-    return replace(prompt, messages=_messages(prompt.messages, profile))
+    return replace(prompt, messages=worded(prompt.messages, profile))
 
 
-def _messages(given: Sequence[Message], profile: Profile) -> list[Message]:
+def worded(given: Sequence[Message], profile: Profile) -> list[Message]:
     """System prompt with the documents, examples, and then what the client said."""
     own = next((at for at, message in enumerate(given) if message["role"] in SYSTEM_ROLES), None)
     if own is not None and profile.system_prompt_mode == "only":

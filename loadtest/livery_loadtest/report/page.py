@@ -84,10 +84,10 @@ class View:
     client: Numbers
 
 
-def environment() -> jinja2.Environment:
-    """Templates of this package, with everything escaped that a template doesn't draw itself."""
+def environment(*packages: str) -> jinja2.Environment:
+    """Templates of this package, and of others in its dress, with all escaped that a template doesn't draw itself."""
     made = jinja2.Environment(
-        loader=jinja2.PackageLoader("livery_loadtest.report"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in ("livery_loadtest.report", *packages)]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

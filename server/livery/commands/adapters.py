@@ -11,6 +11,7 @@ from livery.commands import (
     adapters_change,
     adapters_check,
     adapters_stock,
+    evaluating,
     extracting,
     merging,
     shown,
@@ -89,6 +90,7 @@ app.command("prefetch")(adapters_change.prefetch)
 app.command("rm")(adapters_change.rm)
 app.command("merge")(merging.merge)
 app.command("extract")(extracting.extract)
+app.command("eval")(evaluating.evaluate)
 app.command("train")(training.train)
 app.add_typer(train_data.app, name="train-data")
 app.command("gc")(adapters_stock.gc)

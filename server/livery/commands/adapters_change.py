@@ -16,6 +16,7 @@ from livery.commands.asking import CommandFailed
 from livery.commands.backends import is_remote
 from livery.commands.offline import Need
 from livery.commands.reach import Reach, reaches
+from livery.evaluation.gate import Bar, Metric, Than
 from livery_adapters.profile import EMPTY, MAX_PROFILE_BYTES, PROFILE_NAME, Profile, ProfileInvalid, parse_profile
 from livery_adapters.refusal import Limits
 from livery_adapters.registry import Sticky
@@ -131,10 +132,37 @@ def activate(
     reach: Reach,
     name: Name,
     version: Annotated[str, typer.Argument(help="A version's number, or at least 8 digits of its digest.")],
+    if_better_than: Annotated[
+        Than | None, typer.Option(help="Measure it first, and only serve it where it is better than this.")
+    ] = None,
+    metric: Annotated[Metric | None, typer.Option(help="With --if-better-than: by what.")] = None,
+    on: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="With --if-better-than: a text, or questions as JSON lines; on all of them."),
+    ] = None,
+    by: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="At least so much better: of the perplexity, or of the items, as in 0.01."),
+    ] = 0.0,
+    sure: Annotated[bool, typer.Option("--sure", help="And beyond chance: the interval leaves out 0.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Ask questions in plain text, not as conversations.")] = False,
     expected_generation: Expected = None,
 ) -> None:
-    """Serve another version of an adapter."""
-    reach.run(lambda backend: backend.activate(name, version, expected_generation), shown.record, Need(base=True))
+    """Serve another version of an adapter, or (--if-better-than) only where it measures better: else status 3."""
+    if if_better_than is None:
+        if metric is not None or on or by or sure or plain:
+            raise typer.BadParameter("--metric, --on, --by, --sure and --plain go with --if-better-than")
+        reach.run(lambda backend: backend.activate(name, version, expected_generation), shown.record, Need(base=True))
+        return
+    if metric is None or not on:
+        raise typer.BadParameter(
+            "--if-better-than needs --metric perplexity|accuracy and --on FILE: a text for perplexity, questions as "
+            "JSON lines for accuracy"
+        )
+    from livery.commands.gating import activated_if_better
+
+    asked = Bar(if_better_than, metric, tuple(on), by, sure, not plain)
+    activated_if_better(reach, name, version, asked, expected_generation)
 
 
 @reaches

@@ -210,6 +210,11 @@ def say(line: str) -> None:
     Console(soft_wrap=True).print(escape(line), highlight=False)
 
 
+def complain(line: str) -> None:
+    """A plain line to standard error."""
+    Console(stderr=True, soft_wrap=True).print(escape(line), highlight=False)
+
+
 # -- inside ----------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,191 @@
+"""`livery adapters eval` and `activate --if-better-than`: on a folder, a data folder, and a live server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig
+
+from cli.conftest import Done, Livery
+from engine.oracle import save_adapter
+from livery.commands import gating
+from livery.commands.evaluating import Asked
+from livery.commands.reach import Reach
+from livery.data_folder import DataFolder
+from livery.evaluation.report import Report, read_report
+from livery_adapters.registry import Registry
+from server.running import RunningServer, livery_serve, tiny_model
+
+TEXT = "".join(f"Day {day}: the lamp was lit at dusk and {day * 7} birds went by.\n" for day in range(24))
+ITEMS = [{"prompt": f"Birds on day {day}?", "choices": ["none", f"{day * 7}", "all"], "answer": 1} for day in range(9)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters that predict the text differently well, a text, a task."""
+    folder = tmp_path_factory.mktemp("made")
+    for name, seed in (("first", 1), ("second", 2)):
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+        save_adapter(base, folder / "adapters" / name, seed, config)
+    (folder / "log.txt").write_text(TEXT)
+    (folder / "birds.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "adapters").mkdir()
+    with livery_serve(base, folder / "adapters", folder) as running:
+        yield running
+
+
+def data_of(server: RunningServer) -> Path:
+    return server.log.parent / "data"
+
+
+def nats(report: Any, label: str) -> float:
+    (text,) = [one for one in report["subjects"] if one["kind"] == "text"]
+    (row,) = [one for one in text["rows"] if one["label"] == label]
+    return float(row["measures"]["nats_per_token"]["value"])
+
+
+def test_a_folder_a_server_and_its_data_say_the_same(
+    base: Path, made: Path, server: RunningServer, livery: Livery, tmp_path: Path
+) -> None:
+    """Then which version is better is known, and which the gate lets through."""
+    on = ["--text", made / "log.txt", "--task", made / "birds.jsonl", "--window", 64]
+    here = livery("adapters", "eval", "--model", base, "--adapters", made / "adapters", *on, "--json").json()
+    assert [one["label"] for one in here["variants"]] == ["base", "first", "second"]
+    assert here["schema"] == "livery-eval/1"
+    worse, better = sorted(("first", "second"), key=lambda label: -nats(here, label))
+    assert nats(here, worse) > nats(here, better) + 0.01
+    for name in (worse, better):
+        options = ["--url", server.url, "--json"] + (["--no-activate"] if name == better else [])
+        livery("adapters", "add", "keeper", made / "adapters" / name, *options).json()
+    for where in (["--url", server.url], ["--data", data_of(server)]):
+        done = livery("adapters", "eval", "keeper@2", *where, *on, "--json", "--out", tmp_path / "out")
+        there = done.json()
+        assert [(one["label"], one["role"], one["version"]) for one in there["variants"]] == [
+            ("base", "base", None),
+            ("keeper", "active", 1),
+            ("keeper@2", "candidate", 2),
+        ]
+        for label, name in (("base", "base"), ("keeper", worse), ("keeper@2", better)):
+            assert nats(there, label) == pytest.approx(nats(here, name), rel=1e-5)
+        for one, other in zip(there["subjects"], here["subjects"], strict=True):
+            assert (one["tokens"], one["nbytes"], one["pieces"]) == (other["tokens"], other["nbytes"], other["pieces"])
+            labels = (("base", "base"), ("keeper", worse), ("keeper@2", better))
+            mine, theirs = (
+                {row["label"]: row["measures"].get("accuracy", {}).get("value") for row in subject["rows"]}
+                for subject in (one, other)
+            )
+            assert [mine[label] for label, _ in labels] == [theirs[name] for _, name in labels]
+        (text,) = [one for one in there["subjects"] if one["kind"] == "text"]
+        assert {versus["than"] for versus in text["rows"][2]["versus"]} == {"base", "keeper"}
+    assert json.loads((tmp_path / "out" / "eval.json").read_text()) == there
+    assert isinstance(read_report(tmp_path / "out" / "eval.json"), Report)
+    page = (tmp_path / "out" / "eval.html").read_text()
+    assert "keeper@2" in page
+    assert "Difference from keeper" in page
+    assert not re.search(r"(src|href)=.?http", page), "a page that needs nothing else"
+    table = livery("adapters", "eval", "--url", server.url, *on)
+    assert "keeper (active)" in table.out
+    check_gate(made, server, livery)
+
+
+def check_gate(made: Path, server: RunningServer, livery: Livery) -> None:
+    def gate(*more: object) -> Done:
+        on = ["--metric", "perplexity", "--on", made / "log.txt", "--if-better-than", "active"]
+        return livery("adapters", "activate", "keeper", *more, *on, "--url", server.url)
+
+    def active() -> tuple[int, int]:
+        shown = livery("adapters", "show", "keeper", "--url", server.url, "--json").json()
+        return shown["version"], shown["generation"]
+
+    before = active()
+    assert before[0] == 1
+    none = gate("2", "--by", "0.99")
+    assert (none.code, active()) == (3, before)
+    assert "keeper 2 is not better than active in perplexity by 0.99 or more: on log.txt: perplexity" in none.err
+    assert none.err.rstrip().endswith("Nothing was changed.")
+    told = gate("2", "--by", "0.99", "--json")
+    assert (told.code, json.loads(told.out)["judgement"]["better"]) == (3, False)
+    stale = gate("2", "--expected-generation", str(before[1] + 5))
+    assert (stale.code, active()) == (1, before)
+    done = gate("2")
+    assert (done.code, active()[0]) == (0, 2), done.err
+    assert "keeper 2 is better than active in perplexity: on log.txt" in done.out
+    worse = gate("1")
+    assert (worse.code, active()[0]) == (3, 2)
+
+
+def test_what_is_judged_is_what_is_replaced(
+    made: Path, server: RunningServer, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody activates another version while a judgement is made: it was of something else, and is dropped."""
+    for name in ("first", "second"):
+        livery("adapters", "add", "raced", made / "adapters" / name, "--url", server.url, "--json").json()
+    data = data_of(server)
+    judge = gating.evaluated
+
+    def meanwhile(reach: Reach, asked: Asked, model: str | None, adapters: Path | None) -> Report:
+        report = judge(reach, asked, model, adapters)
+        registry = Registry.open(DataFolder(data).registry_url(), frozenset())
+        try:
+            registry.activate("raced", registry.version("raced", "1").facts.digest)
+        finally:
+            registry.close()
+        return report
+
+    monkeypatch.setattr(gating, "evaluated", meanwhile)
+    on = ["--if-better-than", "base", "--metric", "accuracy", "--on", made / "birds.jsonl"]
+    base = livery("adapters", "activate", "raced", "2", *on, "--url", server.url)
+    assert base.code in (1, 3), "whether or not it is better than the base"
+    monkeypatch.setattr(gating, "better", lambda *_: (True, "as told"))
+    done = livery("adapters", "activate", "raced", "2", *on, "--url", server.url)
+    assert done.code == 1
+    assert "generation" in done.err
+    assert livery("adapters", "show", "raced", "--url", server.url, "--json").json()["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "{base}", "--adapters", "{made}/adapters"], "give something to measure on"),
+        (["--model", "{base}", "--text", "{made}/log.txt"], "--model and --adapters go together"),
+        (
+            ["--model", "{base}", "--adapters", "{made}", "--url", "u", "--text", "{made}/log.txt"],
+            "give either --model",
+        ),
+        (["--model", "{base}", "--adapters", "{made}/adapters", "--text", "{made}/no.txt"], "no.txt can't be read"),
+        (
+            ["third", "--model", "{base}", "--adapters", "{made}/adapters", "--text", "{made}/log.txt"],
+            "no adapter 'third'",
+        ),
+        (["--model", "{base}", "--adapters", "{base}", "--text", "{made}/log.txt"], "holds no adapter"),
+        (["--data", "{made}/none", "--text", "{made}/log.txt"], "is not a folder"),
+        (["nobody", "--url", "{url}", "--text", "{made}/log.txt"], "nobody"),
+        (["--url", "http://127.0.0.1:9", "--text", "{made}/log.txt"], "no answer from http://127.0.0.1:9"),
+        (["--url", "{url}", "--text", "{made}/short.txt"], "short.txt has 1 token, and at least 2 are needed"),
+        (["--lm-eval", "arc_easy", "--url", "{url}"], "needs the package lm-eval, which isn't installed here"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said(
+    base: Path, made: Path, server: RunningServer, livery: Livery, arguments: list[str], words: str
+) -> None:
+    (made / "short.txt").write_text("a")
+    filled = [one.format(base=base, made=made, url=server.url) for one in arguments]
+    done = livery("adapters", "eval", *filled)
+    assert done.code in (1, 2)
+    assert words in " ".join(done.err.replace("│", " ").split())
