@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from livery.lease import Caller, target_of
 from livery.refusals import AdapterNotReady, AdapterUnusable, UnknownModel
@@ -36,6 +37,13 @@ class Meant:
     def part(self) -> str:
         """As part of a composition."""
         return f"{self.full}@{self.pin}" if self.pin else self.full
+
+
+class Choice(NamedTuple):
+    """A version that a request gets, and the generation of its name by which that was decided."""
+
+    version: NamedVersion
+    generation: int
 
 
 class Meanings:
@@ -73,13 +81,13 @@ class Meanings:
             raise UnknownModel(name, "it is an alias that led to the base model, which can't be added to adapters")
         return meant
 
-    async def active(self, meant: Meant) -> NamedVersion:
+    async def active(self, meant: Meant) -> Choice:
         """The version that it stands for now. Raises UnknownModel, AdapterNotReady, AdapterUnusable."""
         found = await self._names.entry(*meant.candidate)
         if not isinstance(found, Standing):
             raise UnknownModel(meant.asked)
         if found.active is not None:
-            return found.active
+            return Choice(found.active, found.generation)
         if (meant.full, found.owner) in self.staging:
             raise AdapterNotReady(meant.shown)
         raise AdapterUnusable(meant.shown, found.error)

@@ -79,7 +79,9 @@ async def pushed(
         finally:
             hold.release()
     if options.running == "abort" and record.active is not None:
-        await management.live.supersede(Superseded(name, record.active.facts.digest, options.account))
+        await management.live.supersede(
+            Superseded(name, record.active.facts.digest, record.generation, options.account)
+        )
         options.laps.lap("abort")
     told = await management.told(record, whole=not isinstance(body, Weights))
     serves = record.active is not None and record.active.facts.digest == digest

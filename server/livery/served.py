@@ -31,7 +31,7 @@ from livery.engine.base import (
 )
 from livery.holds import Holds
 from livery.lease import ANYONE, Caller, Lease, asker_of, common_task, summed, task_of
-from livery.meaning import Meanings, Meant, cards_for
+from livery.meaning import Choice, Meanings, Meant, cards_for
 from livery.proving import EngineProver, reference
 from livery.refusals import AdapterNotFetched, AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
 from livery.standing import REMEMBERED
@@ -132,7 +132,7 @@ class ServedAdapters:
         try:
             meant = await self._meanings.of(name, Caller("", replace(caller.principal, key="")))
             if meant is not None:
-                return await self._choose(meant)
+                return (await self._choose(meant)).version
         except (AdapterNotReady, AdapterUnusable):
             pass
         raise UnknownModel(name)
@@ -190,7 +190,7 @@ class ServedAdapters:
         self._forget_names(names)
 
     def supersede(self, told: Superseded) -> None:
-        """Have requests of this process end that run on other versions of a name than the one it stands for now."""
+        """Have requests of this process end that run on versions of a name before the one it stands for."""
         self._running.supersede(told)
 
     async def prefetch(self, record: AdapterRecord, principal: Principal = ANYONE.principal) -> None:
@@ -212,14 +212,14 @@ class ServedAdapters:
 
     # -- from a name to a version ------------------------------------------------------------------------
 
-    async def _choose(self, meant: Meant) -> NamedVersion:
-        version = await self._meanings.active(meant)
+    async def _choose(self, meant: Meant) -> Choice:
+        version, generation = await self._meanings.active(meant)
         if meant.pin is not None:
             version = await self._pinned(meant, meant.pin, version)
         if version.facts.base_digest != self.base.digest:
             reason = f"it was taken in for another base model than {self.base.name}; add it again"
             raise AdapterUnusable(meant.shown, reason)
-        return await self._proven(version, meant.shown)
+        return Choice(await self._proven(version, meant.shown), generation)
 
     async def _pinned(self, meant: Meant, wanted: str, active: NamedVersion) -> NamedVersion:
         """Raises UnknownModel: to who isn't its owner a name has no other version than the active one."""
@@ -275,46 +275,45 @@ class ServedAdapters:
     def _reference(self, version: NamedVersion) -> AdapterRef:
         return reference(self.library.candidate(version.facts))
 
-    def _hold_version(self, meant: Meant, version: NamedVersion, caller: Caller) -> Lease:
+    def _hold_version(self, meant: Meant, choice: Choice, caller: Caller) -> Lease:
         """Raises FileNotFoundError when its files are gone."""
-        facts = version.facts
-        ref, task = None if facts.weightless else self._reference(version), task_of(facts)
+        facts = choice.version.facts
+        ref, task = None if facts.weightless else self._reference(choice.version), task_of(facts)
         lease = Lease(meant.shown, facts.digest, ref, facts, task, meant.full, own=meant.own)
-        return self._hold(lease, [(meant, version)], caller)
+        return self._hold(lease, [(meant, choice)], caller)
 
-    def _hold_composition(
-        self, name: str, chosen: Sequence[tuple[Meant, NamedVersion, float]], caller: Caller
-    ) -> Lease:
-        task = common_task([replace(version, name=meant.shown) for meant, version, _ in chosen])
-        found = summed([(self._reference(version), weight) for _, version, weight in chosen])
+    def _hold_composition(self, name: str, chosen: Sequence[tuple[Meant, Choice, float]], caller: Caller) -> Lease:
+        task = common_task([replace(choice.version, name=meant.shown) for meant, choice, _ in chosen])
+        found = summed([(self._reference(choice.version), weight) for _, choice, weight in chosen])
         if found is None:
             raise InvalidParameter(f"The weights of {name[:200]} come to nothing; the base answers that.", "model")
         ref, composed = found
         in_full = format_composition([(meant.part, weight) for meant, _, weight in chosen])
         lease = Lease(name, ref.digest, ref, None, task, in_full, own=all(meant.own for meant, _, _ in chosen))
         try:
-            return self._hold(lease, [(meant, version) for meant, version, _ in chosen], caller, composed=composed)
+            return self._hold(lease, [(meant, choice) for meant, choice, _ in chosen], caller, composed=composed)
         except FileNotFoundError:
             self._forget_names([meant.full for meant, _, _ in chosen])
             raise UnknownModel(name, "one of its adapters was deleted just now") from None
 
     def _hold(
-        self, lease: Lease, chosen: Sequence[tuple[Meant, NamedVersion]], caller: Caller, *, composed: bool = False
+        self, lease: Lease, chosen: Sequence[tuple[Meant, Choice]], caller: Caller, *, composed: bool = False
     ) -> Lease:
         """Hold what a lease is on, versions of these adapters. Raises FileNotFoundError."""
         ref = lease.ref
         if ref is not None:
             self._holds.keep(ref, composed=composed)
         account, names = caller.principal.account, [meant.full for meant, _ in chosen]
-        by_name = {meant.full: version.facts.digest for meant, version in chosen if meant.pin is None}
+        plain = [(meant.full, choice) for meant, choice in chosen if meant.pin is None]
+        asked = {name: (choice.version.facts.digest, choice.generation) for name, choice in plain}
         self._under_way.begin(account, names)
-        self._running.begin(lease, account, by_name)
+        self._running.begin(lease, account, asked)
 
         def release() -> None:
             if ref is not None:
                 self._holds.let_go(ref.digest)
             self._under_way.end(account, names)
-            self._running.end(lease, by_name)
+            self._running.end(lease, asked)
 
         return lease.until(release)
 

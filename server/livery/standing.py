@@ -21,6 +21,7 @@ class Standing:
     active: NamedVersion | None
     error: str
     owner: str = OPERATOR
+    generation: int = 0
 
 
 class KnownNames:
@@ -77,4 +78,4 @@ def look_up(registry: Registry, name: str, reader: Reader | None = None) -> Stan
     if version is not None:
         kept = {name: value for name, value in version.facts.coverage.items() if name in KEPT_OF_REPORTS}
         version = replace(version, facts=replace(version.facts, coverage=kept))
-    return Standing(version, record.error or record.state, record.owner)
+    return Standing(version, record.error or record.state, record.owner, record.generation)

@@ -1,9 +1,11 @@
 """Which requests under way run on a version that a later one has taken the place of, where they are told to end.
 
-running = Running()
-running.begin(lease, account, {"policy": digest})     # by the names in full that it asked, but for pinned versions
-running.supersede(Superseded("policy", newer, None))  # every one on another version of the name ends
-running.end(lease, {"policy": digest})
+    asked = {"policy": (digest, 7)}                    # by the names in full that it asked, but for pinned versions
+    running.begin(lease, account, asked)
+    running.supersede(Superseded("policy", newer, 8))  # whoever got what the name stood for before ends
+    running.end(lease, asked)
+
+What they do about it is theirs: see Lease.when_superseded.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ import msgspec
 
 from livery.lease import Lease
 
+Asked = Mapping[str, tuple[str, int]]  # names in full: the digest that each stood for, and its generation then
+
 
 class Superseded(msgspec.Struct, frozen=True):
-    """A name in full stands for the version with this digest, and requests on others of it are to end.
+    """A name in full stands for the version with this digest, at this generation of it, and requests are to end that
+    got another one before.
 
     `account`: only this tenant's (Principal); None: all.
     """
 
     name: str
     digest: str
+    generation: int
     account: str | None = None
 
 
@@ -30,23 +36,23 @@ class Running:
     """Leases of requests under way, of one process. Use from one event loop."""
 
     def __init__(self) -> None:
-        self._leases: dict[str, dict[Lease, tuple[str, str]]] = {}  # by name: account, digest
+        self._leases: dict[str, dict[Lease, tuple[str, str, int]]] = {}  # by name: account, digest, generation
 
-    def begin(self, lease: Lease, account: str, versions: Mapping[str, str]) -> None:
-        """A tenant's request runs on these versions of names in full, which it asked for by name alone."""
-        for name, digest in versions.items():
-            self._leases.setdefault(name, {})[lease] = account, digest
+    def begin(self, lease: Lease, account: str, asked: Asked) -> None:
+        """A tenant's request runs on what it asked for by name alone."""
+        for name, (digest, generation) in asked.items():
+            self._leases.setdefault(name, {})[lease] = account, digest, generation
 
-    def end(self, lease: Lease, versions: Mapping[str, str]) -> None:
+    def end(self, lease: Lease, asked: Asked) -> None:
         """One that began is over."""
-        for name in versions:
+        for name in asked:
             leases = self._leases[name]
             del leases[lease]
             if not leases:
                 del self._leases[name]
 
     def supersede(self, told: Superseded) -> None:
-        """Have requests on other versions of a name end with what they have."""
-        for lease, (account, digest) in list(self._leases.get(told.name, {}).items()):
-            if digest != told.digest and told.account in (None, account):
+        """Have requests on what came before end with what they have. What came later may be running by now."""
+        for lease, (account, digest, generation) in list(self._leases.get(told.name, {}).items()):
+            if digest != told.digest and generation < told.generation and told.account in (None, account):
                 lease.supersede()

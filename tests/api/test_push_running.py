@@ -17,6 +17,7 @@ from api.peft_files import make_adapter
 from api.test_push import digest_of, push, upload
 from livery.engine.base import GenerationRequest
 from livery.engine.fake import Behaviour
+from livery.superseding import Superseded
 
 TOKENS = 6
 
@@ -145,6 +146,23 @@ def test_only_requests_on_older_versions_of_the_name_are_told(live: LiveServer, 
     assert again["digest"] == new["digest"]
     live.step(TOKENS * len(staying))
     assert [choice(one)["finish_reason"] for one in staying] == ["length"] * 3
+
+
+def test_who_got_a_later_version_is_not_told_by_an_earlier_push(live: LiveServer, saved: Path, ask: Asked) -> None:
+    """The word of a push may come when a later one has its requests already."""
+    old = ask(**body())
+    second = push(live, saved / "2").json()
+    push(live, saved / "3")
+    new = ask(**body())
+    told = Superseded("policy", second["digest"], second["generation"])
+    live.call(said(live, told))
+    assert choice(old)["finish_reason"] == "abort"
+    live.step(TOKENS)
+    assert choice(new)["finish_reason"] == "length"
+
+
+async def said(live: LiveServer, told: Superseded) -> None:
+    live.service.adapters.supersede(told)
 
 
 def test_weights_that_wait_to_be_activated_end_nothing(live: LiveServer, saved: Path, ask: Asked) -> None:

@@ -227,7 +227,7 @@ async def test_a_lost_worker_takes_its_own_requests_from_the_engine(scene: Scene
 
 
 async def test_who_is_to_end_is_told_to_the_other_workers(scene: Scene) -> None:
-    told = Superseded("policy", "ab" * 32, "acme")
+    told = Superseded("policy", "ab" * 32, 3, "acme")
     await scene.one.survey.spread(["policy"], superseded=told)
     assert [(one.names, one.superseded) for one in scene.other.renewed] == [(["policy"], told)]
     assert scene.one.renewed == []
