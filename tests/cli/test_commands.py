@@ -134,8 +134,8 @@ def test_doctor_names_device_dtype_kernels_and_why(livery: Livery) -> None:
 def test_doctor_goes_by_the_settings_that_serve_would_have(
     tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(*arguments: str) -> dict[str, tuple[str, str]]:
-        told = livery("doctor", "--json", "--device", "cpu", *arguments).json()
+    def found(*arguments: str, code: int = 0) -> dict[str, tuple[str, str]]:
+        told = livery("doctor", "--json", "--device", "cpu", *arguments).json(code)
         return {entry["what"]: (entry["found"], entry["why"]) for entry in told}
 
     with monkeypatch.context() as environ:
@@ -168,7 +168,7 @@ def test_doctor_goes_by_the_settings_that_serve_would_have(
         "weights": "int8",
     }
     assert [told[name][0] for name in ("deterministic", "KV cache", "adapters")] == ["on", "512.0MiB", "256.0MiB"]
-    refused = found("--deterministic", *knobs)["engine"]
+    refused = found("--deterministic", *knobs, code=1)["engine"]
     assert refused == ("unusable", "--deterministic needs the fused decoder: leave --decoder transformers out")
     wrong = livery("doctor", "--device", "gpu")
     assert wrong.code == 2

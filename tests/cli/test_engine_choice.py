@@ -133,7 +133,7 @@ def test_a_vllm_that_is_too_old_is_refused_with_its_version(tmp_path: Path) -> N
 
 @without_vllm
 def test_doctor_says_what_is_missing(livery: Livery) -> None:
-    findings = {finding["what"]: finding for finding in livery("doctor", "--engine", "vllm", "--json").json()}
+    findings = {finding["what"]: finding for finding in livery("doctor", "--engine", "vllm", "--json").json(1)}
     assert findings["vllm"]["found"] == "not installed"
     assert findings["engine"]["found"] == "unusable" and "pip install" in findings["engine"]["why"]
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from cli.conftest import Livery, livery
+from livery.commands.engines import check_knobs
+from livery.commands.plan import serve_options
+from livery.engine.quantization import SCHEMES
+from livery.engine.vllm_args import parse_args
+from livery.scale.plan.accelerators import accelerator
+from livery.scale.plan.planner import make_plan
+from livery.scale.plan.question import Question
+from livery.scale.plan.shapes import known_models
 from livery.scale.simulation.policies import POLICIES
+from livery.settings import Settings
 
 __all__ = ["livery"]  # the fixture
 
@@ -70,6 +81,15 @@ def test_this_machine_is_measured(livery: Livery) -> None:
         (("--gpu", "h200", "--model", "lama-3.1-8b"), "did you mean llama-3.1-8b"),
         (("--gpu", "h200", "--adapters", 0), "--adapters 0"),
         (("--gpu", "h200", "--rank", 5000), "--rank 5000: expected 1 to 1,024"),
+        (("--gpu", "h200", "--store-gb-s", 0), "--store-gb-s 0: expected 0.001"),
+        (("--gpu", "h200", "--host-memory", "nan"), "--host-memory nan"),
+        (("--gpu", "h200", "--host-memory", -1), "--host-memory -1"),
+        (("--gpu", "h200", "--adapter-memory", "inf"), "--adapter-memory inf"),
+        (("--gpu", "h200", "--price-per-hour", -4), "--price-per-hour -4"),
+        (("--gpu", "h200", "--context", -1), "--context -1"),
+        (("--gpu", "h200", "--slo-ttft-ms", -5), "--slo-ttft-ms -5"),
+        (("--gpu", "h200", "--slo-tpot-ms", "nan"), "--slo-tpot-ms nan"),
+        (("--gpu", "h200", "--rps", "nan"), "--rps nan"),
         (("--gpu", "h200", "--targets", "qproj"), "did you mean q_proj"),
         (("--gpu", "h200", "--simulate", "--policy", "afinity"), "did you mean affinity"),
         (("--gpu", "h200", "--simulate", "--load", 3), "--load 3"),
@@ -84,6 +104,39 @@ def test_bad_input_is_told_in_a_line(livery: Livery, options: tuple[object, ...]
     done = livery(*ASKED, *options)
     assert done.code == 1
     assert told in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [
+        ({}, "livery"),
+        ({"weights": "int4"}, "livery"),
+        ({"weights": "fp8"}, "livery"),
+        ({"kv_dtype": "fp8"}, "vllm"),
+        ({"tensor_parallel": 4}, "vllm"),
+        ({"tensor_parallel": 2, "weights": "int4", "kv_dtype": "fp8"}, "vllm"),
+        ({"tensor_parallel": 2, "weights": "int8"}, "vllm"),
+    ],
+)
+def test_what_is_printed_to_serve_with_is_taken_by_a_server(options: dict[str, Any], engine: str) -> None:
+    question = Question(gpu=accelerator("h200"), model=known_models()["llama-3.1-8b"], adapters=1000, **options)
+    found = make_plan(question)
+    told: dict[str, Any] = {}
+    args: list[str] = []
+    for flag, value in re.findall(r"--([a-z-]+)[ =](\S+)", serve_options(found)):
+        if flag == "vllm-arg":
+            args.append(value)
+        else:
+            told[flag.replace("-", "_")] = value
+    settings = Settings(model="m", vllm_arg=tuple(args), **told)
+    assert settings.engine == engine
+    check_knobs(settings)
+    assert settings.quantization in ("auto", *SCHEMES)
+    given = parse_args(args, {"tensor_parallel_size", "kv_cache_dtype", "quantization"})
+    gpus = given.get("tensor_parallel_size", 1)
+    assert gpus == found.memory.gpus
+    assert settings.kv_memory is not None
+    assert settings.kv_memory * found.memory.gpus <= found.memory.device, "vLLM counts by the GPU"
 
 
 def test_the_simulation_leaves_a_document_and_a_picture(livery: Livery, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from livery.bench.physics import Peak
 from livery.scale.plan.accelerators import Accelerator, accelerator, known_accelerators
 from livery.scale.plan.capacity import Replica
 from livery.scale.plan.changes import changes
-from livery.scale.plan.memory import divide
+from livery.scale.plan.memory import GPUS, divide
 from livery.scale.plan.planner import Plan, make_plan
 from livery.scale.plan.popularity import zipf
 from livery.scale.plan.question import Question
@@ -162,7 +162,8 @@ def test_a_model_that_is_too_large_for_one_gpu_is_shared_by_several() -> None:
     assert make_plan(asked("h100", "llama-3.1-70b", rps=1)).memory.gpus == 2
     assert make_plan(asked("l40s", "llama-3.1-70b", rps=1)).memory.gpus == 4
     plan = make_plan(asked("h100", "llama-3.1-70b", rps=50))
-    assert plan.gpus == 2 * plan.replicas
+    assert plan.memory.gpus == 4, "two are nearly full of weights"
+    assert plan.gpus == 4 * plan.replicas
     assert make_plan(asked(rps=1, tensor_parallel=2)).gpus == 2
 
 
@@ -196,8 +197,8 @@ def test_what_limits_is_what_gives_out_first() -> None:
     )
     # On 24 GB the weights leave little room.
     assert make_plan(asked("a10g", rps=20, prompt_tokens=1000, adapters=2)).limit == "KV memory"
-    assert make_plan(asked("h200", rps=100, slo_tpot=0.008)).limit == "--slo-tpot-ms"
-    assert make_plan(asked("h200", rps=100, slo_ttft=0.15)).limit == "--slo-ttft-ms"
+    assert make_plan(asked("h200", rps=100, slo_tpot=0.008, tensor_parallel=1)).limit == "--slo-tpot-ms"
+    assert make_plan(asked("h200", rps=100, slo_ttft=0.15, tensor_parallel=1)).limit == "--slo-ttft-ms"
     slow = asked("h200", adapters=100_000, zipf=0.0, rps=100, host_memory=1e9, store_rate=1e8)
     assert make_plan(slow).limit == "adapter loads"
     assert "nothing yet" in limit_words(make_plan(asked("h200", rps=0.1)))
@@ -281,3 +282,19 @@ def test_a_rate_that_the_store_cant_follow_is_refused() -> None:
 def test_attention_only_adapters_are_a_third() -> None:
     whole, attention = make_plan(asked()), make_plan(asked(targets=target_modules("attention")))
     assert attention.memory.adapter / whole.memory.adapter == pytest.approx(0.325, abs=1e-3)
+
+
+@pytest.mark.parametrize(("gpu", "weights"), [("h100", "bf16"), ("l4", "int4"), ("l40s", "bf16")])
+def test_replicas_are_of_as_many_gpus_as_make_the_fewest_in_all(gpu: str, weights: str) -> None:
+    """Where weights fill nearly all of one division, hardly a row runs beside them."""
+    question = asked(gpu, "llama-3.1-70b", rps=10, weights=weights)
+    ways = [make_plan(replace(question, tensor_parallel=memory.gpus)).gpus for memory in divide(question)]
+    assert len(ways) in range(2, len(GPUS) + 1)
+    assert make_plan(question).gpus == min(ways) < ways[0]
+
+
+@pytest.mark.parametrize("rps", [1, 10, 40])
+@pytest.mark.parametrize("gpu", ["h100", "a100-80gb", "l40s"])
+def test_weights_in_fewer_bits_never_take_more_gpus(gpu: str, rps: float) -> None:
+    needed = [make_plan(asked(gpu, "llama-3.1-70b", rps=rps, weights=bits)).gpus for bits in ("bf16", "fp8", "int4")]
+    assert needed == sorted(needed, reverse=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from livery.scale.plan.popularity import dealt_out, expected_distinct, lru_hit_rate, zipf
+from livery.scale.plan.popularity import dealt_out, expected_distinct, grouped, lru_hit_rate, zipf
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,20 @@ def test_a_larger_cache_hits_more_often(adapters: int, exponent: float, slots: i
     rate = lru_hit_rate(shares, slots)
     assert 0 <= rate <= 1
     assert (rate == 1) if slots >= adapters else (rate <= lru_hit_rate(shares, slots + 1) + 1e-9)
+
+
+@pytest.mark.parametrize("adapters", [1, 2000, 2001, 100_000])
+@pytest.mark.parametrize("exponent", [0.0, 0.8, 1.0, 2.0])
+def test_neighbours_taken_together_come_to_the_same(adapters: int, exponent: float) -> None:
+    shares = zipf(adapters, exponent)
+    means, counts = grouped(shares)
+    assert counts.sum() == adapters
+    assert (counts * means).sum() == pytest.approx(1)
+    assert len(means) <= 3000
+    for rows in (1, 77.5, 5000):
+        assert expected_distinct(means, rows, counts) == pytest.approx(expected_distinct(shares, rows), rel=1e-5)
+    for slots in (0, 1, 500, adapters // 2, adapters):
+        assert lru_hit_rate(means, slots, counts) == pytest.approx(lru_hit_rate(shares, slots), abs=1e-5)
 
 
 @given(adapters=some.integers(1, 400), exponent=some.floats(0, 3), replicas=some.integers(1, 500))

@@ -38,6 +38,9 @@ OPTIONAL = {
 COMPILERS = ("c++", "g++", "clang++")
 
 
+UNUSABLE = "unusable"
+
+
 class Finding(NamedTuple):
     """One line of the report."""
 
@@ -58,7 +61,13 @@ def doctor(
     findings = [*_software(), *_machine(), *computed]
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
-        return
+    else:
+        _show(findings)
+    if any(finding.found == UNUSABLE for finding in findings):
+        raise typer.Exit(1)  # `serve` with the same settings would refuse
+
+
+def _show(findings: list[Finding]) -> None:
     table = Table(title="livery doctor", title_justify="left")
     for column in ("what", "found", "why"):
         table.add_column(column, overflow="fold")
@@ -109,7 +118,7 @@ def _engine(settings: Settings, model: str | None) -> list[Finding]:
     try:
         import torch
     except ImportError as error:
-        return [Finding("engine", "unusable", f"torch can't be imported: {error}")]
+        return [Finding("engine", UNUSABLE, f"torch can't be imported: {error}")]
     from livery.engine.devices import choose, load_chosen
 
     try:
@@ -119,7 +128,7 @@ def _engine(settings: Settings, model: str | None) -> list[Finding]:
         if wanted.deterministic:
             load_chosen(wanted, compute)
     except (ModelRefused, ModelNotFound) as refused:
-        return [Finding("engine", "unusable", str(refused))]
+        return [Finding("engine", UNUSABLE, str(refused))]
     findings = [_device(compute), Finding("dtype", compute.dtype_name, compute.why_dtype)]
     if compute.device.type == "cpu":
         findings.append(Finding("instructions", torch.backends.cpu.get_cpu_capability(), "what torch uses of this CPU"))
@@ -173,7 +182,7 @@ def _vllm(settings: Settings) -> list[Finding]:
             rank=settings.max_lora_rank,
         )
     except (SettingsError, ModelRefused) as refused:
-        return [Finding("engine", "unusable", str(refused))]
+        return [Finding("engine", UNUSABLE, str(refused))]
     why = f"for {len(ranks)} adapters, the highest of rank {max(ranks, default=0)}"
     given = " ".join(settings.vllm_arg) or "none"
     return [

@@ -28,7 +28,10 @@ from livery.scale.plan.told import Sections, figures, limit_words
 from livery_loadtest.origin import Origin
 
 SCHEMA = "livery-plan/1"
-LAYOUTS = ("fp32", "bf16", "int8", "int4")  # that the own engine holds
+LAYOUTS = ("fp32", "bf16", "int8", "int4")  # that the own engine holds on a CPU
+# How weights of fewer bits are asked for on GPUs. vLLM makes no int8 ones: the checkpoint has them.
+QUANTIZED = {"fp8": "torchao-fp8", "int8": "torchao-int8", "int4": "torchao-int4"}
+VLLM_QUANTIZED = {"fp8": "fp8", "int4": "bitsandbytes"}
 LOAD, HELD, SPEED, SIM = "The load", "What is held, and how", "Speed and cost", "Simulation of routing"
 
 
@@ -66,7 +69,7 @@ def plan(
         float, typer.Option(help="GB of a replica's host memory for adapters; 0: for all.", rich_help_panel=HELD)
     ] = 0.0,
     tensor_parallel: Annotated[
-        int, typer.Option(help="GPUs that share the model; 0: the fewest that do.", rich_help_panel=HELD)
+        int, typer.Option(help="GPUs that share the model; 0: what takes fewest in all.", rich_help_panel=HELD)
     ] = 0,
     by_adapter: Annotated[
         bool, typer.Option("--by-adapter", help="Each adapter's requests go to one replica.", rich_help_panel=HELD)
@@ -223,17 +226,35 @@ def show(found: Plan, others: list[Change]) -> None:
 
 def serve_options(found: Plan) -> str:
     """How a replica is told to divide its memory so."""
-    memory, asked = found.memory, found.question
+    memory, asked, rows = found.memory, found.question, found.replica.most_rows
+    fp8_keys = asked.gpu.kind == "gpu" and asked.kv_dtype == "fp8"
+    if memory.gpus > 1 or fp8_keys:
+        slots = min(memory.slots, rows)
+        options = [
+            "--engine vllm",
+            f"--kv-memory {memory.kv / memory.gpus:.0f}",  # of each GPU, as vLLM counts
+            f"--max-running {rows}",
+            f"--max-loras {slots}",
+            f"--max-lora-rank {asked.rank}",
+            f"--max-cpu-loras {max(slots, memory.host_slots)}",
+        ]
+        if memory.gpus > 1:
+            options.append(f"--vllm-arg=tensor_parallel_size={memory.gpus}")
+        if fp8_keys:
+            options.append("--vllm-arg=kv_cache_dtype=fp8")
+        if asked.weights in VLLM_QUANTIZED:
+            options.append(f"--vllm-arg=quantization={VLLM_QUANTIZED[asked.weights]}")
+        return " ".join(options)
     options = [
         f"--kv-memory {memory.kv:.0f}",
         f"--adapter-memory {memory.adapters:.0f}",
         f"--host-adapter-memory {memory.host:.0f}",
-        f"--max-running {found.replica.most_rows}",
+        f"--max-running {rows}",
     ]
-    if memory.gpus > 1:
-        options.append(f"--engine vllm --vllm-arg=--tensor-parallel-size={memory.gpus}")
-    elif asked.gpu.kind == "cpu" and asked.weights in LAYOUTS:
+    if asked.gpu.kind == "cpu" and asked.weights in LAYOUTS:
         options.append(f"--weights {asked.weights}")
+    elif asked.weights in QUANTIZED:
+        options.append(f"--quantization {QUANTIZED[asked.weights]}")
     return " ".join(options)
 
 

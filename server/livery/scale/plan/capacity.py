@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from livery.scale.plan.memory import Memory
-from livery.scale.plan.popularity import Floats, expected_distinct, lru_hit_rate
+from livery.scale.plan.popularity import Floats, expected_distinct, grouped, lru_hit_rate
 from livery.scale.plan.question import Question
 from livery.scale.plan.roofline import StepCosts
 from livery_loadtest.traces import azure_2023
@@ -46,6 +46,7 @@ class Replica:
 
     def __init__(self, question: Question, memory: Memory, costs: StepCosts, shares: Floats) -> None:
         self.question, self.memory, self.costs, self.shares = question, memory, costs, shares
+        self._shares, self._counts = grouped(shares)
         self.prompt_seconds = costs.prefill(question.prompt_tokens)
 
     @cached_property
@@ -60,7 +61,7 @@ class Replica:
         low, high = 1, self.question.max_running
         while low < high:
             middle = (low + high + 1) // 2
-            fits = expected_distinct(self.shares, middle) <= self.memory.slots
+            fits = self.distinct(middle) <= self.memory.slots
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
@@ -71,19 +72,19 @@ class Replica:
     @cached_property
     def hit_device(self) -> float:
         """Of requests, how many find their adapter on the device."""
-        return lru_hit_rate(self.shares, self.memory.slots)
+        return lru_hit_rate(self._shares, self.memory.slots, self._counts)
 
     @cached_property
     def hit_host(self) -> float:
         """Of requests, how many find it there or in host memory."""
-        return lru_hit_rate(self.shares, self.memory.host_slots)
+        return lru_hit_rate(self._shares, self.memory.host_slots, self._counts)
 
     def keys(self, rows: float) -> float:
         """Tokens of context of that many rows, half-way through their answers."""
         return rows * (self.question.prompt_tokens + self.question.output_tokens / 2)
 
     def distinct(self, rows: float) -> float:
-        return expected_distinct(self.shares, rows)
+        return expected_distinct(self._shares, rows, self._counts)
 
     def step_seconds(self, rows: float) -> float:
         return self.costs.decode(rows, self.keys(rows), self.distinct(rows))

@@ -59,19 +59,25 @@ class Plan:
 
 
 def make_plan(question: Question) -> Plan:
-    """The fewest replicas that take the rate within the SLO; without a rate one, and what it takes.
+    """The fewest GPUs that take the rate within the SLO, in replicas of as few as that allows.
 
-    Each on the fewest GPUs that hold the model and meet the SLO with one request. Raises PlanRefused where the model
-    fits no 8 GPUs, or an SLO can't be met by any number.
+    More of them in a replica may be fewer in all: where weights leave little of one, they leave much of two. Without a
+    rate it is one replica, on the fewest GPUs that hold the model and meet the SLO with one request, and what it takes.
+    Raises PlanRefused where the model fits no 8 GPUs, or no number of them serves the rate within the SLO.
     """
-    divisions = divide(question)
-    for place, memory in enumerate(divisions):
+    found: list[Plan] = []
+    refused: PlanRefused | None = None
+    for memory in divide(question):
         try:
-            return _plan(question, memory)
-        except SloUnmet:
-            if place + 1 == len(divisions):
-                raise
-    raise AssertionError("divide gives one at least")
+            found.append(_plan(question, memory))
+        except PlanRefused as why:
+            refused = why
+        if found and not question.rps:
+            break
+    if not found:
+        assert refused is not None, "divide gives one at least"
+        raise refused
+    return min(found, key=lambda plan: plan.gpus)
 
 
 def _plan(question: Question, memory: Memory) -> Plan:
@@ -85,9 +91,12 @@ def _plan(question: Question, memory: Memory) -> Plan:
     )
     shares = zipf(question.adapters, question.zipf)
 
+    any_replica = Replica(question, memory, expected, shares)
+
     def replica_of(replicas: int) -> Replica:
-        own = dealt_out(shares, replicas) if question.by_adapter else shares
-        return Replica(question, memory, expected, own)
+        if not question.by_adapter:
+            return any_replica
+        return Replica(question, memory, expected, dealt_out(shares, replicas))
 
     _check_slo(replica_of(MOST_REPLICAS if question.by_adapter else 1))
     if not question.rps:

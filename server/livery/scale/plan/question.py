@@ -46,7 +46,7 @@ class Question:
     slo_tpot: float = 0.0
     price_per_hour: float = 0.0
     by_adapter: bool = False  # each adapter's requests go to one replica
-    tensor_parallel: int = 0  # GPUs that share the model; 0: the fewest that do
+    tensor_parallel: int = 0  # GPUs that share the model; 0: as many as make the fewest GPUs in all
 
     def __post_init__(self) -> None:
         """Raises PlanRefused."""
@@ -56,6 +56,13 @@ class Question:
         _within("--max-running", self.max_running, 1, 100_000, "sequences computed together")
         _within("--zipf", self.zipf, 0, 10, "0 is uniform, 1 is usual")
         _within("--rps", self.rps, 0, 1e6, "requests a second")
+        _within("--context", self.context, 0, 10_000_000, "tokens; 0: prompt and answer")
+        _within("--adapter-memory", self.adapter_memory / 1e9, 0, 1e6, "GB; 0: a share of what weights leave")
+        _within("--host-memory", self.host_memory / 1e9, 0, 1e6, "GB; 0: enough for all adapters")
+        _within("--store-gb-s", self.store_rate / 1e9, 1e-3, 1e6, "GB/s from disk or store")
+        _within("--slo-ttft-ms", 1e3 * self.slo_ttft, 0, 1e9, "0: none")
+        _within("--slo-tpot-ms", 1e3 * self.slo_tpot, 0, 1e9, "0: none")
+        _within("--price-per-hour", self.price_per_hour, 0, 1e9, "of one GPU, in any currency; 0: not told")
         for name in ("headroom", "bandwidth_efficiency", "compute_efficiency"):
             value = getattr(self, name)
             if value or name == "headroom":

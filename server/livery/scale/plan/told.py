@@ -39,7 +39,12 @@ def _memory(plan: Plan) -> list[Figure]:
     targets = f"rank {question.rank} x sum of in + out of {', '.join(question.targets)}, {question.adapter_dtype}"
     token = f"{memory.kv_tokens:,} tokens of {memory.kv_token:,.0f} bytes (2 x layers x KV heads x width)"
     return [
-        Figure("GPUs that share the model", memory.gpus, "", "fewest of 1, 2, 4, 8 that hold it, or --tensor-parallel"),
+        Figure(
+            "GPUs that share the model",
+            memory.gpus,
+            "",
+            "of 1, 2, 4, 8: fewest in all, or --tensor-parallel",
+        ),
         Figure("device memory", memory.device, "bytes", f"{memory.gpus} x {gpu.memory_gb:g} GB; {gpu.source}"),
         Figure("weights", memory.weights, "bytes", f"{model.linear_weights():,} as {question.weights}, {table}"),
         Figure("working memory", memory.slack, "bytes", "what is left" if cpu else "15 % of what weights leave"),
