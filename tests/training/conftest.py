@@ -8,6 +8,6 @@ from cli.conftest import livery
 
 __all__ = ["livery"]
 
-LIBRARIES = ("bitsandbytes", "datasets", "trl")
+LIBRARIES = ("bitsandbytes", "datasets", "torchao", "trl")
 OF_LIBRARIES = ["test_trained_demo.py", "test_trained_quantised.py", "test_trained_runs.py"]
 collect_ignore = [] if all(importlib.util.find_spec(name) for name in LIBRARIES) else OF_LIBRARIES

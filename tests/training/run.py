@@ -23,7 +23,7 @@ from livery_loadtest.peers import EnvironmentFailed
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-LIBRARIES = ("trl==1.16.0", "datasets==5.2.0", "accelerate>=1.10.1", "bitsandbytes==0.50.2")
+LIBRARIES = ("trl==1.16.0", "datasets==5.2.0", "accelerate>=1.10.1", "bitsandbytes==0.50.2", "torchao==0.18.0")
 OWN = ("server", "adapters", "loadtest", "tests")
 
 

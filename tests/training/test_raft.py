@@ -120,3 +120,11 @@ def test_more_distractors_than_documents(tmp_path: Path, livery: Livery) -> None
         "adapters", "train-data", "raft", one, "--documents", other, "--out", tmp_path / "r", "--distractors", "5"
     )
     assert (done.code, "has 5 documents, and --distractors 5 needs more than that" in done.err) == (1, True)
+
+
+def test_the_example_is_what_the_command_makes(tmp_path: Path, livery: Livery) -> None:
+    examples = Path(__file__).parents[2] / "server" / "examples" / "train"
+    way = ("adapters", "train-data", "raft", examples / "questions.jsonl", "--documents", examples / "documents.jsonl")
+    livery(*way, "--distractors", "2", "--out", tmp_path / "raft.jsonl", "--json").json()
+    assert (tmp_path / "raft.jsonl").read_text() == (examples / "raft.jsonl").read_text()
+    assert "--distractors 2 --out raft.jsonl" in (examples / "raft.yaml").read_text()

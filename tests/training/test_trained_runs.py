@@ -176,8 +176,9 @@ def test_a_machine_that_is_too_small_is_told(written: Written, tmp_path: Path) -
         {"quantization": "bnb-nf4", "adapter": {"r": 4, "target_modules": ["q_proj", "up_proj"], "use_dora": True}},
         {"kind": "dpo", "loss": "ipo", "beta": 0.5},
         {"kind": "dpo", "loss": "hinge", "quantization": "bnb-nf4-double"},
+        {"kind": "dpo", "quantization": "torchao-int8", "adapter": {"r": 4, "use_dora": True}},
     ],
-    ids=["rslora", "dora", "head", "qlora", "ipo", "dpo over nf4"],
+    ids=["rslora", "dora", "head", "qlora", "ipo", "dpo over nf4", "dpo over int8"],
 )
 def test_what_peft_trained_is_what_the_engine_serves(
     fields: dict[str, Any], written: Written, tmp_path: Path, livery: Livery
@@ -189,6 +190,7 @@ def test_what_peft_trained_is_what_the_engine_serves(
         assert found[when] == {name: pytest.approx(value, rel=2e-3) for name, value in found["peft"][when].items()}
     assert done["warnings"] == []
     assert done["held_out_losses"][0][1] == pytest.approx(found["before"]["loss"], rel=2e-3)
+    assert done["coverage"]["dtypes"] == ["F32"], "TRL rounds to bf16 what it trains over a quantised base"
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     wanted = fields.get("adapter", {})
     assert (config["r"], config["use_dora"]) == (wanted.get("r", 8), wanted.get("use_dora", False))
