@@ -133,30 +133,32 @@ def check_gate(made: Path, server: RunningServer, livery: Livery) -> None:
 def test_what_is_judged_is_what_is_replaced(
     made: Path, server: RunningServer, livery: Livery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody activates another version while a judgement is made: it was of something else, and is dropped."""
-    for name in ("first", "second"):
-        livery("adapters", "add", "raced", made / "adapters" / name, "--url", server.url, "--json").json()
-    data = data_of(server)
-    judge = gating.evaluated
+    """Somebody changes the name while a judgement is made: it was of something else, and is dropped."""
+    for name, how in (("first", ()), ("second", ("--no-activate",))):
+        livery("adapters", "add", "raced", made / "adapters" / name, "--url", server.url, *how, "--json").json()
+    judge, calls = gating.evaluated, []
 
     def meanwhile(reach: Reach, asked: Asked, model: str | None, adapters: Path | None) -> Report:
         report = judge(reach, asked, model, adapters)
-        registry = Registry.open(DataFolder(data).registry_url(), frozenset())
+        registry = Registry.open(DataFolder(data_of(server)).registry_url(), frozenset())
         try:
-            registry.activate("raced", registry.version("raced", "1").facts.digest)
+            for version in ("2", "1"):
+                calls.append(registry.activate("raced", registry.version("raced", version).facts.digest))
         finally:
             registry.close()
         return report
 
     monkeypatch.setattr(gating, "evaluated", meanwhile)
-    on = ["--if-better-than", "base", "--metric", "accuracy", "--on", made / "birds.jsonl"]
-    base = livery("adapters", "activate", "raced", "2", *on, "--url", server.url)
-    assert base.code in (1, 3), "whether or not it is better than the base"
     monkeypatch.setattr(gating, "better", lambda *_: (True, "as told"))
+    on = ["--if-better-than", "base", "--metric", "accuracy", "--on", made / "birds.jsonl"]
     done = livery("adapters", "activate", "raced", "2", *on, "--url", server.url)
-    assert done.code == 1
+    assert (done.code, len(calls)) == (1, 2)
     assert "generation" in done.err
     assert livery("adapters", "show", "raced", "--url", server.url, "--json").json()["version"] == 1
+    monkeypatch.setattr(gating, "evaluated", judge)
+    assert livery("adapters", "activate", "raced", "2", *on, "--url", server.url).code == 0
+    again = livery("adapters", "activate", "raced", "2", *on, "--url", server.url)
+    assert (again.code, "version 2 of raced is active already" in again.err) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ async def test_metrics_are_those_of_the_hf_backend(tiny: Path, folder: Path, tas
                 assert measure.value == pytest.approx(told[metric], rel=2e-3, abs=1e-9), (label, name, metric)
                 seen.add((metric, round(measure.value, 3)))
     assert {metric for metric, _ in seen} >= {"acc", "acc_norm", "exact_match"}
-    assert len(seen) > 6, "adapters that all say the same prove nothing"
+    assert len(seen) > (4 if chat else 6), "adapters that all say the same prove nothing"
     (versus,) = [one for one in report.subject("livery_choose").row("one").versus if one.metric == "acc"]
     assert versus.than == "base"
 
