@@ -9,6 +9,7 @@ SLOWEST = (
     "engine/test_parity.py",
     "engine/test_supervisor_faults.py",
     "server/test_api_workers.py",
+    "server/test_api_workers_faults.py",
     "loadtest/test_bench_commands.py",
     "hostile/test_corpus.py",
     "bench/test_bench_http.py",

@@ -1,7 +1,6 @@
 """Several processes on one engine: what one of them is told, counts or holds is the whole server's.
 
-Which worker answers is settled by stopping the others: connections wait in the socket that all of them share. The
-servers where that is done don't take who is stopped for one that hangs.
+Over the real engine; what needs tokens at chosen moments is in test_api_workers_faults.
 """
 
 from __future__ import annotations
@@ -9,13 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -26,80 +22,9 @@ from chaos import common
 from chaos.common import PROC
 from engine.oracle import save_adapter
 from server.running import livery_serve, tiny_model
+from server.workers import PATIENCE_S, STOPPABLE, Workers, only, state_of, stop, until
 
 pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="looks at processes in /proc")
-
-PATIENCE_S = 60.0
-STOPPABLE = ("--hang-timeout", "600")
-Connect = Callable[[], httpx.Client]
-
-
-class Workers:
-    """A server of two workers, which `connect` leads to. No connection is kept: each request may reach either."""
-
-    def __init__(self, process: subprocess.Popen[str], connect: Connect, folder: Path) -> None:
-        self.process, self.connect, self.data, self.log = process, connect, folder / "data", folder / "server.log"
-        self.key = "none"
-
-    def call(self, method: str, path: str, **more: Any) -> httpx.Response:
-        with self.connect() as client:
-            return client.request(method, path, headers={"authorization": f"Bearer {self.key}"}, timeout=60, **more)
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.call("GET", "/v1/status").json()
-        return found
-
-    @property
-    def workers(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.status()["server"]["workers"]
-        return found
-
-    @property
-    def pids(self) -> list[int]:
-        return [worker["pid"] for worker in self.workers]
-
-    def series(self) -> dict[str, float]:
-        text = self.call("GET", "/metrics").text
-        lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
-        return {name.partition("{")[0] if "vllm:" in name else name: float(value) for name, _, value in lines}
-
-    def ask(self, model: str = "", **more: Any) -> httpx.Response:
-        body = {"model": model, "prompt": [3, 4], "max_tokens": 3, "temperature": 0, "ignore_eos": True, **more}
-        return self.call("POST", "/v1/completions", json=body)
-
-
-@contextmanager
-def only(pid: int, *others: int) -> Iterator[None]:
-    """Nobody but this worker runs: it answers whoever comes."""
-    stopped = [other for other in others if other != pid]
-    for other in stopped:
-        stop(other)
-    try:
-        yield
-    finally:
-        for other in stopped:
-            with suppress(ProcessLookupError):  # it was ended as one that hangs
-                os.kill(other, signal.SIGCONT)
-
-
-def stop(pid: int) -> None:
-    assert pid > 0, "there is such a worker"
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: state_of(pid) == "T", "it is stopped")
-
-
-def state_of(pid: int) -> str:
-    """As in /proc; "" for a process that is gone or as good as that."""
-    try:
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0].replace("Z", "")
-    except OSError:
-        return ""
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, f"still not: {what}"
 
 
 @pytest.fixture(scope="module")
@@ -212,12 +137,19 @@ def last_choice(server: Workers, model: str, begun: threading.Event) -> dict[str
     return choice
 
 
-def test_a_lost_engine_is_seen_by_all(server: Workers) -> None:
-    pids, before = server.pids, server.ask().json()["choices"]
+def test_streams_of_both_are_told_that_the_engine_is_lost_and_both_serve_again(server: Workers) -> None:
+    pids, names = server.pids, ("pirate", "")
+    assert server.call("PUT", "/v1/adapters/pirate", json={"source": ".pool/1"}).is_success
+    before = [server.ask(name) for name in names]
+    streams = [server.stream(pid, "pirate", max_tokens=240, n=8) for pid in pids]
     os.kill(common.engine_of(server.process.pid), signal.SIGKILL)
+    for stream in streams:
+        assert json.loads(stream.rest())["error"]["code"] == "engine_restarting"
     for pid in pids:
         with only(pid, *pids):
             until(lambda: server.call("GET", "/ready").status_code == 200, "each is ready again")
-            assert server.ask().json()["choices"] == before
+            after = [server.ask(name) for name in names]
+        assert [answer.json()["choices"] for answer in after] == [answer.json()["choices"] for answer in before]
+        assert after[0].headers["x-livery-adapter"] == before[0].headers["x-livery-adapter"]
     assert server.pids == pids
     assert server.series()["livery_engine_restarts_total"] == 1

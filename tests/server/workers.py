@@ -6,14 +6,16 @@ that hangs (STOPPABLE).
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -23,6 +25,8 @@ from cli.processes import serving
 PATIENCE_S = 60.0
 STOPPABLE = ("--hang-timeout", "600")
 PROMPT = [3, 4]
+LONG = 200  # tokens of an answer that goes on until its test ends it
+T = TypeVar("T")
 Connect = Callable[[], httpx.Client]
 
 
@@ -62,6 +66,11 @@ class Workers:
         body = {"model": model, "prompt": PROMPT, "max_tokens": 3, "temperature": 0, "ignore_eos": True, **more}
         return self.call("POST", "/v1/completions", key, json=body)
 
+    def stream(self, pid: int, model: str = "", key: str = "", **more: Any) -> Stream:
+        """An answer of this worker's, of which the first token has come."""
+        with only(pid, *self.pids):
+            return Stream(self.connect(), self.headers(key), {"model": model, "max_tokens": LONG, **more})
+
     @contextmanager
     def at(self, pid: int, connect: Connect | None = None) -> Iterator[httpx.Client]:
         """A client whose connection this worker has accepted, while all of them run."""
@@ -76,9 +85,29 @@ class Stepped(Workers):
 
     admin: Connect
 
+    def compute(self, tokens: int) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("." * tokens)
+        self.process.stdin.flush()
+
+    def meanwhile(self, work: Callable[[], T]) -> T:
+        """Have the engine compute for as long as this takes."""
+        with ThreadPoolExecutor(1) as beside:
+            done = beside.submit(work)
+            while not done.done():
+                self.compute(1)
+                wait([done], timeout=0.02)
+            return done.result()
+
+    def ask(self, model: str = "", key: str = "", **more: Any) -> httpx.Response:
+        return self.meanwhile(lambda: super(Stepped, self).ask(model, key, max_tokens=1, **more))
+
     def refused(self, model: str = "", key: str = "") -> tuple[int, str]:
         """The status and the code that a request gets which isn't let in: nothing is computed for it."""
         return refusal(super().ask(model, key, max_tokens=1))
+
+    def stream(self, pid: int, model: str = "", key: str = "", **more: Any) -> Stream:
+        return self.meanwhile(lambda: super(Stepped, self).stream(pid, model, key, **more))
 
     def managed(self, method: str, path: str, pid: int, **body: Any) -> dict[str, Any]:
         """What the admin API answers, where this worker has the connection."""
@@ -111,6 +140,46 @@ def two_workers(
         made = Stepped(process, connect(printed), folder, "secret")
         made.admin = admin(printed)
         yield made
+
+
+class Stream:
+    """An answer that is read as it comes. `tokens` is how many the server said there were until now."""
+
+    def __init__(self, client: httpx.Client, headers: dict[str, str], asked: dict[str, Any]) -> None:
+        body = {
+            **asked,
+            "prompt": PROMPT,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        request = client.build_request("POST", "/v1/completions", json=body, headers=headers, timeout=PATIENCE_S)
+        self._client, self.answer = client, client.send(request, stream=True)
+        assert self.answer.status_code == 200, self.answer.read()
+        self._lines = self.answer.iter_lines()
+        self.tokens, self.last = 0, ""
+
+    def reach(self, tokens: int) -> None:
+        """Read until so many have come."""
+        while self.tokens < tokens:
+            assert self._read(), f"the stream ended at {self.tokens} of {tokens} tokens: {self.last}"
+
+    def rest(self) -> str:
+        """Read to the end; the last that was said. Raises httpx.TransportError where the connection breaks."""
+        with closing(self._client):
+            while self._read():
+                pass
+        return self.last
+
+    def _read(self) -> bool:
+        """The next event, False at the end."""
+        for line in self._lines:
+            if line.startswith("data: "):
+                self.last = line.removeprefix("data: ")
+                said = json.loads(self.last) if self.last.startswith("{") else {}
+                self.tokens = (said.get("usage") or {}).get("completion_tokens", self.tokens)
+                return True
+        return False
 
 
 @contextmanager
