@@ -182,11 +182,11 @@ class Noting:
         return self.answers[variant.label, tuple(tokens)]
 
 
-async def measured(rounds: int, size: float) -> dict[str, Any]:
+async def measured(rounds: int, size: float, count: int) -> dict[str, Any]:
     base = resolve_model(DEMO_MODEL)
     parts = subjects(size, 0)
     with tempfile.TemporaryDirectory(prefix="livery-eval-") as scratch:
-        folders = write_random_adapters(base.path, Path(scratch), ADAPTERS, RANK)
+        folders = write_random_adapters(base.path, Path(scratch), count, RANK)
         peft = ByPeft(base.path, folders)
         here = tuple(Here(Variant(name, name), folder) for name, folder in folders.items())
         variants = [one.variant for one in here]
@@ -205,7 +205,7 @@ async def measured(rounds: int, size: float) -> dict[str, Any]:
                     pair = (await timed(partial(ours, subject)), await timed(by_peft))
                     taken[name].append(pair)
                     say(f"round {number}, {name}: {pair[0]:.2f} s at once, {pair[1]:.2f} s by PEFT")
-    return told(taken, batches, apart, parts)
+    return told(taken, batches, apart, parts) | {"adapters": count}
 
 
 async def timed(work: Callable[[], Awaitable[Any]]) -> float:
@@ -285,7 +285,6 @@ def told(
         "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "adapters": ADAPTERS,
         "rank": RANK,
         "window": WINDOW,
         "choice_items": len(task.items),
@@ -328,8 +327,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the JSON goes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=float, default=1.0, help="of the texts and tasks")
+    parser.add_argument("--adapters", type=int, default=ADAPTERS, help="two at least")
     given = parser.parse_args()
-    found = asyncio.run(measured(given.rounds, given.size))
+    found = asyncio.run(measured(given.rounds, given.size, given.adapters))
     given.out.write_text(json.dumps(found, indent=2) + "\n")
     show(found)
 
