@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from server.running import SMALL, RunningServer, livery_serve, tiny_model
 from ways.company import ASKED, FERRIES, KINDS, chat
-from ways.measure import TURNS, cpu_seconds, measure_cost, measure_quality
+from ways.measure import COSTED, cpu_seconds, measure_cost, measure_quality
 
 SCRIPT = Path(__file__).parents[2] / "server" / "examples" / "rag" / "ask.py"
 
@@ -112,7 +112,7 @@ def test_costs_are_of_all_processes_of_the_server(served: RunningServer, client:
     costs = measure_cost(client, served.pid, {"base": ("model", chat), "again": ("model", chat)})
     used = cpu_seconds(served.pid) - before
     assert used > 0
-    counted = sum(cost.cpu_ms for cost in costs.values()) / 1000 * TURNS
+    counted = sum(cost.cpu_ms for cost in costs.values()) / 1000 * len(COSTED)
     assert 0 < counted <= used
     assert costs["base"].prompt_tokens == costs["again"].prompt_tokens > 0
     assert costs["base"].output_tokens <= 24

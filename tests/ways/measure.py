@@ -23,12 +23,12 @@ from typing import Any
 
 from openai import OpenAI
 
-from ways.company import ASKED, Asked
+from ways.company import ASKED, KINDS, SHOWN, Asked
 
 Asking = Callable[[str], list[Any]]  # a question -> the messages that ask it
 AT_ONCE = 8
 MOST_TOKENS = 24
-TURNS = 12  # questions by which costs are measured
+COSTED = ASKED[:: len(KINDS)]  # questions by which costs are measured: one of each ferry
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -81,11 +81,14 @@ def is_exact(answer: str, asked: Asked) -> bool:
 
 
 def measure_cost(client: OpenAI, pid: int, ways: Mapping[str, tuple[str, Asking]]) -> dict[str, Cost]:
-    """Ways take turns question by question, so that a machine that gets slower does so for all of them."""
+    """Ways take turns question by question, so that a machine that gets slower does so for all of them.
+
+    On a server that wasn't asked these before: of a prompt only the beginning that a way's requests share is cached.
+    """
     found: dict[str, list[tuple[Any, float, float]]] = {name: [] for name in ways}
     for model, asking in ways.values():
-        _answer(client, model, asking(ASKED[-1].question))  # adapters are in memory, beginnings are known
-    for one in ASKED[:TURNS]:
+        _answer(client, model, asking(KINDS[0].asked.format(SHOWN[0].name)))  # adapters are in memory then
+    for one in COSTED:
         for name, (model, asking) in ways.items():
             cpu, began = cpu_seconds(pid), time.perf_counter()
             usage = _answer(client, model, asking(one.question))[1]
