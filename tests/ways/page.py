@@ -68,8 +68,8 @@ PT = Words(
         "rl": "aprendizagem por reforço",
     },
     "Medido por `{command}` em {date}: {base}, processadores: {cores} ({machine}). {questions} perguntas, das quais o "
-    "treino viu outras formulações; os tokens e o tempo de processador de um pedido são médias de doze delas, um modo após "
-    "o outro no mesmo servidor.",
+    "treino viu outras formulações; os tokens e o tempo de processador de um pedido são médias de doze delas, um modo "
+    "após o outro no mesmo servidor.",
     "Deixados de fora nesta execução: {ways}.",
     "recompensa própria",
     ",",
