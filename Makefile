@@ -9,7 +9,7 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres test-ray conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: ways bench-cross-check bench-eval bench-extraction bench-plan bench-push browser test-quantization test-train test-eval test-vllm three-setups observability deploy-check field-table chaos clean
+.PHONY: ways bench-cross-check bench-eval bench-extraction bench-plan bench-push bench-vllm bench-workers browser test-quantization test-train test-eval test-vllm three-setups observability deploy-check field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -34,6 +34,8 @@ help:
 	@echo "make bench-eval     evaluating eight adapters at once beside one after another through PEFT"
 	@echo "make bench-extraction what each rank leaves of a full fine-tune of the demo base: error, KL, perplexity"
 	@echo "make bench-push     how soon new weights of an adapter of 10 MB serve, beside four rollouts; pushes and their parts"
+	@echo "make bench-vllm     Livery's server over vLLM beside vLLM's own, with equal options (builds what make test-vllm does)"
+	@echo "make bench-workers  processor time of a streamed token with one API worker and with two"
 	@echo "make ways           every way of adapting the demo base to one task: command, served, quality before and after (an hour); ONLY=lora: anew"
 	@echo "make bench-plan     livery plan beside what the engine does on this machine, and its simulation of routing"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
@@ -130,6 +132,12 @@ bench-extraction: setup
 
 bench-push: setup
 	$(BIN)/python tests/benchmarks/push.py --out bench-push.json
+
+bench-vllm: setup
+	$(BIN)/python tests/benchmarks/vllm_engine.py --repeats 5 --out bench-vllm.json
+
+bench-workers: setup
+	$(BIN)/python tests/benchmarks/api_workers.py --workers 1,2 --repeats 5 --out bench-workers.json
 
 ways: setup
 	$(BIN)/python tests/ways/run.py $(ONLY) --out ways.json

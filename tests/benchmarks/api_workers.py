@@ -3,9 +3,10 @@
     python tests/benchmarks/api_workers.py --workers 1,2 --repeats 5 --out api-workers.json
 
 Processor time of each process (of all its threads, as the system counts it) over the tokens that clients received
-meanwhile: of the process that has the engine's other end, of each worker, of the engine. How many more tokens a second
-more workers give can only be seen where cores are free for them and for the client; what each token costs is seen
-anywhere. The model is random and tiny, so that the engine is no bottleneck; its cost is told apart.
+meanwhile, by the answers' own usage: of the process that has the engine's other end, of each worker, of the engine.
+How many more tokens a second more workers give can only be seen where cores are free for them and for the client; what
+each token costs is seen anywhere. The model is random and tiny, so that the engine is no bottleneck; its cost is told
+apart.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -50,11 +52,10 @@ def processes(server: RunningServer) -> dict[str, int]:
     return {"parent" if workers else "server": server.pid, **found, "engine": common.engine_of(server.pid)}
 
 
-async def stream(host: str, port: int, tokens: int) -> int:
-    """The tokens of one answer, counted as they come on a connection of its own."""
-    body = json.dumps(
-        {"model": "", "prompt": PROMPT, "max_tokens": tokens, "stream": True, "ignore_eos": True}
-    ).encode()
+async def stream(host: str, port: int, tokens: int) -> tuple[int, int]:
+    """The tokens of one answer and the events that brought them, on a connection of its own."""
+    asked = {"model": "", "prompt": PROMPT, "max_tokens": tokens, "stream": True, "ignore_eos": True}
+    body = json.dumps(asked | {"stream_options": {"include_usage": True}}).encode()
     reader, writer = await asyncio.open_connection(host, port)
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
     writer.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
@@ -64,13 +65,17 @@ async def stream(host: str, port: int, tokens: int) -> int:
     writer.close()
     if b"data: [DONE]" not in answer:
         raise SystemExit(f"a stream ended early: {answer[-300:]!r}")
-    return answer.count(b"data: {")
+    told = re.findall(rb'"completion_tokens": ?(\d+)', answer)
+    if not told or int(told[-1]) != tokens:
+        raise SystemExit(f"{tokens} tokens were asked for, and the answer's usage tells {told[-1:]}")
+    return tokens, answer.count(b"data: {") - 1  # the last one has the usage
 
 
-async def load(url: str, streams: int, tokens: int) -> int:
-    """Events of so many streams side by side."""
+async def load(url: str, streams: int, tokens: int) -> tuple[int, int]:
+    """Tokens and events of so many streams side by side."""
     where = httpx.URL(url)
-    return sum(await asyncio.gather(*(stream(where.host, where.port or 80, tokens) for _ in range(streams))))
+    found = await asyncio.gather(*(stream(where.host, where.port or 80, tokens) for _ in range(streams)))
+    return sum(one for one, _ in found), sum(events for _, events in found)
 
 
 def measured(model: Path, workers: int, streams: int, tokens: int) -> dict[str, Any]:
@@ -83,10 +88,11 @@ def measured(model: Path, workers: int, streams: int, tokens: int) -> dict[str, 
             asyncio.run(load(server.url, streams, 8))
             ids = processes(server)
             before, begun = {who: processor_s(pid) for who, pid in ids.items()}, time.perf_counter()
-            events = asyncio.run(load(server.url, streams, tokens))
+            received, events = asyncio.run(load(server.url, streams, tokens))
             took = time.perf_counter() - begun
-            cost = {who: 1e6 * (processor_s(pid) - before[who]) / events for who, pid in ids.items()}
-    return {"workers": workers, "tokens": events, "tokens_per_s": events / took, "us_per_token": cost}
+            cost = {who: 1e6 * (processor_s(pid) - before[who]) / received for who, pid in ids.items()}
+    rate = {"tokens": received, "events": events, "tokens_per_s": received / took}
+    return {"workers": workers, **rate, "us_per_token": cost}
 
 
 def table(rows: list[dict[str, Any]], counts: list[int]) -> Table:

@@ -1,11 +1,12 @@
 """What Ray's way costs and what its routing finds: residency of 100 adapters on two replicas, and time per token.
 
-    make test-ray ONLY=measure.py
+    make test-ray ONLY="measure.py --out ray.json"
 
 Residency: requests drawn by Zipf 1.0 over 100 adapters, on replicas that have room for a quarter of them each, against
-one replica with the room of both, the same requests, the same engine: what no routing could better. Per token: streams
-through Ray and to a replica's own port, in turn; CPU time of every process on the way, per token, beyond what they take
-with nothing to do.
+one replica with the room of both, the same requests, the same engine: what no routing could better. At several numbers
+of requests at once, as a replica computes eight together and what finds it busy goes to the other one. Per token:
+streams through Ray and to a replica's own port, in turn; CPU time of every process on the way, per token, beyond what
+they take with nothing to do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -23,6 +25,8 @@ from peft import LoraConfig
 
 from chaos.common import Run, arguments
 from engine.oracle import save_adapter
+from livery import __version__
+from livery_loadtest.origin import Origin, document, write_json
 from ray_serve.cluster import KEY, Deployed, cluster
 from ray_serve.processes import Taken
 from server.running import tiny_model
@@ -35,8 +39,16 @@ IDLE_S = 5.0
 
 def main() -> int:
     options = arguments(
-        __doc__ or "", requests=3000, together=4, tokens=200, streams=8, pairs=5, what="residency,tokens"
+        __doc__ or "",
+        requests=3000,
+        together="4,12,24",
+        tokens=200,
+        streams=8,
+        pairs=5,
+        what="residency,tokens",
+        out="",
     )
+    measured: dict[str, object] = {}
     run = Run("Ray Serve's routing and its way", options.seed)
     count = ADAPTERS if "residency" in options.what else 1
     with tempfile.TemporaryDirectory() as name:
@@ -50,29 +62,44 @@ def main() -> int:
             asyncio.run(_take_in(deployed, folder / "made"))
             run.say(f"{count} adapters are taken in")
             if "tokens" in options.what:
-                _per_token(run, deployed, options.tokens, options.streams, options.pairs)
+                measured["tokens"] = _per_token(run, deployed, options.tokens, options.streams, options.pairs)
             if "residency" in options.what:
-                _compare_residency(run, deployed, options.requests, options.together)
+                together = [int(number) for number in options.together.split(",")]
+                measured["residency"] = _compare_residency(run, deployed, options.requests, together)
+    if options.out:
+        packages = ("ray", "torch", "transformers")
+        write_json(document("livery-ray/1", Origin.here(__version__), packages, measured), Path(options.out))
     return run.finish()
 
 
-def _compare_residency(run: Run, deployed: Deployed, requests: int, together: int) -> None:
-    """The same requests on one replica with room for twice as many adapters as each of two has."""
+def _compare_residency(run: Run, deployed: Deployed, requests: int, together: Sequence[int]) -> list[dict[str, float]]:
+    """The same requests on one replica with room for twice as many adapters as each of two has; so many at a time."""
     weights = 1 / np.arange(1, ADAPTERS + 1)
     drawn = np.random.default_rng(run.seed).choice(ADAPTERS, size=requests, p=weights / weights.sum())
     size = _bytes_of_one(deployed)
-    found = {}
+    found: dict[int, list[float]] = {}
     for replicas, room in ((1, 2 * ROOM), (2, ROOM)):
         deployed.replace(replicas=replicas, adapter_memory=int(size * room), host_adapter_memory=1024)
-        asyncio.run(_ask_all(deployed, drawn[: requests // 3], together))
-        hits, misses = _residency(deployed)
-        asyncio.run(_ask_all(deployed, drawn[requests // 3 :], together))
-        now_hits, now_misses = _residency(deployed)
-        asked = now_hits - hits + now_misses - misses
-        found[replicas] = (now_hits - hits) / asked
-        run.say(f"{replicas} replicas, each with room for {room}: hits {found[replicas]:.3f} of {asked:.0f}")
-    share = found[2] / found[1]
-    run.check(f"residency is {share:.3f} of what one replica with the room of both finds", share >= 0.9)
+        asyncio.run(_ask_all(deployed, drawn[: requests // 3], 4))
+        found[replicas] = [_hits(deployed, drawn[requests // 3 :], at_once) for at_once in together]
+        for at_once, share in zip(together, found[replicas], strict=True):
+            run.say(f"{replicas} replicas, each with room for {room}, {at_once} requests at once: hits {share:.3f}")
+    rows = []
+    for at_once, one, two in zip(together, found[1], found[2], strict=True):
+        run.check(
+            f"{at_once} at once: residency is {two / one:.3f} of what one replica with the room of both finds",
+            two / one >= 0.9,
+        )
+        rows.append({"together": at_once, "one_replica": one, "two_replicas": two, "ratio": two / one})
+    return rows
+
+
+def _hits(deployed: Deployed, drawn: np.ndarray, together: int) -> float:
+    """The share of these requests that found their adapter in a replica's memory."""
+    hits, misses = _residency(deployed)
+    asyncio.run(_ask_all(deployed, drawn, together))
+    now_hits, now_misses = _residency(deployed)
+    return (now_hits - hits) / (now_hits - hits + now_misses - misses)
 
 
 async def _take_in(deployed: Deployed, made: Path) -> None:
@@ -121,7 +148,7 @@ def _bytes_of_one(deployed: Deployed) -> float:
     return float(adapters["used_bytes"]) / max(1, int(adapters["adapters"]))
 
 
-def _per_token(run: Run, deployed: Deployed, tokens: int, streams: int, pairs: int) -> None:
+def _per_token(run: Run, deployed: Deployed, tokens: int, streams: int, pairs: int) -> list[dict[str, float]]:
     """The same streams through Ray and to one replica's own port, in turn."""
     ways = {"direct": deployed.own_urls[0], "ray": deployed.url}
     for name, url in ways.items():
@@ -131,6 +158,7 @@ def _per_token(run: Run, deployed: Deployed, tokens: int, streams: int, pairs: i
     time.sleep(IDLE_S)
     idle = sum(Taken.now().since(before).values()) / (time.perf_counter() - begun)
     run.say(f"with nothing to do Ray and the replicas take {100 * idle:.0f} % of a core, which is not counted below")
+    rows = []
     for together in (1, streams):
         times: dict[str, list[float]] = {name: [] for name in ways}
         cpu: dict[str, list[float]] = {name: [] for name in ways}
@@ -152,6 +180,9 @@ def _per_token(run: Run, deployed: Deployed, tokens: int, streams: int, pairs: i
             f"{together} streams: Ray's way costs {statistics.median(slower):+.2f} ms and "
             f"{statistics.median(dearer):+.0f} us of CPU a token"
         )
+        more = {"more_ms_a_token": statistics.median(slower), "more_cpu_us_a_token": statistics.median(dearer)}
+        rows.append({"streams": float(together), **more})
+    return rows
 
 
 async def _streams(url: str, count: int, tokens: int) -> float:
