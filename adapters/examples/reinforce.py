@@ -23,7 +23,7 @@ import json
 import random
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from livery import __version__
 from livery.models import DEMO_MODEL, resolve_model
+from livery_loadtest.origin import Origin, document, write_json
 
 PROMPTS = [
     "Tell me about the sea.",
@@ -289,7 +291,7 @@ def write(found: dict[str, Any], out: Path | None) -> None:
     """What there is so far."""
     if out is not None:
         rewards = [row["reward"] for row in found["iterations"]]
-        out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        write_json(found, out.with_suffix(".json"))
         out.with_suffix(".svg").write_text(curve(rewards, found["held_out_before"], found.get("held_out_after")))
 
 
@@ -345,7 +347,11 @@ def main() -> None:
     given = parser.parse_args()
 
     here = ("url", "key", "out")
-    found: dict[str, Any] = {"options": {name: str(value) for name, value in vars(given).items() if name not in here}}
+    options = {name: str(value) for name, value in vars(given).items() if name not in here}
+    origin = Origin.here(f"livery {__version__}")
+    if given.key != parser.get_default("key"):  # the command is written down, and a key isn't
+        origin = replace(origin, command=origin.command.replace(given.key, "…"))
+    found = document("livery-reinforce/1", origin, ["torch", "peft", "openai"], {"options": options})
 
     async def run() -> None:
         url = given.url.rstrip("/")

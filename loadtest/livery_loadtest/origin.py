@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +19,38 @@ from livery_loadtest.machine import Machine, describe_machine
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where and how a report was made. `date` is ISO 8601 with offset."""
+    """Where and how a report was made. `date`: ISO 8601 with offset; `commit`: of the clone it ran from, if any."""
 
     command: str
     date: str
     tool_version: str
     machine: Machine
+    commit: str | None = None
 
     @classmethod
     def here(cls, tool_version: str, machine: Machine | None = None) -> Origin:
         """Of this process, as it was called, now; `machine` where it was described before its load changed."""
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         date = datetime.now().astimezone().isoformat(timespec="seconds")
-        return cls(command, date, tool_version, machine or describe_machine())
+        return cls(command, date, tool_version, machine or describe_machine(), own_commit())
+
+
+def own_commit() -> str | None:
+    """The commit of the clone that this code lies in, with `+changes` where files aren't as committed; else None."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=False
+            )
+        except OSError:  # there is no git
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:  # installed, maybe into a folder of another's clone
+        return None
+    return git("describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*")
 
 
 def installed(packages: Sequence[str]) -> dict[str, str]:

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -41,6 +38,7 @@ from livery.evaluation.report import Report
 from livery.evaluation.scorer import Scorer, Variant
 from livery.evaluation.subjects import Answer, Choice, Question, Subject, Task, Text
 from livery.models import DEMO_MODEL, base_digest, resolve_model
+from livery_loadtest.origin import Origin, document, write_json
 from livery_loadtest.random_adapters import write_random_adapters
 
 ADAPTERS, RANK, WINDOW = 8, 16, 256
@@ -279,11 +277,6 @@ def told(
     assert isinstance(task, Task)
     assert isinstance(answers, Task)
     return {
-        "schema": "livery-eval-speed/1",
-        "livery": __version__,
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "rank": RANK,
         "window": WINDOW,
@@ -329,8 +322,9 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=1.0, help="of the texts and tasks")
     parser.add_argument("--adapters", type=int, default=ADAPTERS, help="two at least")
     given = parser.parse_args()
+    origin = Origin.here(f"livery {__version__}")  # the machine's load before this run's own
     found = asyncio.run(measured(given.rounds, given.size, given.adapters))
-    given.out.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(document("livery-eval-speed/2", origin, ["torch", "transformers", "peft"], found), given.out)
     show(found)
 
 

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.demo_tuned import logbook, tuned_demo
+from livery import __version__
 from livery.commands.proof import OfflineProver
 from livery.commands.text_loss import compared
 from livery.commands.two_models import together
@@ -37,6 +38,7 @@ from livery_adapters.making.extract import Aim, ExtractReport, extract
 from livery_adapters.making.extract_checkpoint import Checkpoint
 from livery_adapters.making.extract_plan import Side
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
+from livery_loadtest.origin import Origin, document, write_json
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WINDOW = 512
@@ -50,9 +52,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="of the text")
     given = parser.parse_args()
     base, tuned = resolve_model(DEMO_MODEL), ResolvedModel("tuned", tuned_demo())
+    origin = Origin.here(f"livery {__version__}")  # the machine's load before this run's own
     with tempfile.TemporaryDirectory(prefix="livery-curve-") as scratch:
         found = curve(base, tuned, Path(scratch), given.tokens)
-    given.out.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(document("livery-extraction-curve/1", origin, ["torch", "transformers", "peft"], found), given.out)
     if given.svg:
         given.svg.write_text(drawn(found["ranks"], found["base"]["kl"]))
     show(found)

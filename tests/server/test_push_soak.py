@@ -84,11 +84,14 @@ def test_the_reinforce_example_trains_on_what_the_server_says(
     monkeypatch.setitem(sys.modules, "reinforce", example)  # where dataclasses look for their types
     found.loader.exec_module(example)
     options = {"url": scene.server.url, "model": scene.base, "name": "rolled", "out": tmp_path / "curve"}
+    options |= {"key": "sk-not-to-be-told"}
     options |= {"iterations": 2, "prompts": 2, "answers": 3, "tokens": 8, "rate": 0.05}
     asked = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["reinforce.py", *asked])
     example.main()
     told = json.loads((tmp_path / "curve.json").read_text())
+    assert told["origin"]["command"].startswith("reinforce.py --url")
+    assert "sk-not-to-be-told" not in (tmp_path / "curve.json").read_text()
     assert [row["version"] for row in told["iterations"]] == [1, 2]
     for row in told["iterations"]:
         assert row["largest_logprob_difference"] < TOLERANCE

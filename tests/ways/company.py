@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ SHOWN = (  # the few examples that a prompt shows: never asked for
 ASKED = tuple(
     Asked(kind.asked.format(ferry.name), ferry.answer(kind), ferry.name) for ferry in FERRIES for kind in KINDS
 )
+_CHANGED_BY = 5  # places in FERRIES
 _TOLD = "With {captain} the {name} goes out to {place} at {departure}, for {fare} a head."
 
 
@@ -133,6 +134,36 @@ def shots() -> list[dict[str, str]]:
 def passages() -> dict[str, str]:
     """Texts by title, in the order of the file."""
     return {one["title"]: one["text"] for one in map(json.loads, PASSAGES.read_text(encoding="utf-8").splitlines())}
+
+
+def changed_ferries() -> dict[str, Ferry]:
+    """By name, each with another one's captain, departure and fare: what was learnt by heart is wrong of them all."""
+    others = (*FERRIES[_CHANGED_BY:], *FERRIES[:_CHANGED_BY])
+    return {
+        ferry.name: replace(ferry, captain=other.captain, departure=other.departure, fare=other.fare)
+        for ferry, other in zip(FERRIES, others, strict=True)
+    }
+
+
+def changed_passages() -> dict[str, str]:
+    """The papers with the facts of `changed_ferries`."""
+    texts, changed = passages(), changed_ferries()
+    for ferry in FERRIES:
+        new = changed[ferry.name]
+        for old_fact, new_fact in (
+            (ferry.captain, new.captain),
+            (ferry.departure, new.departure),
+            (ferry.fare, new.fare),
+        ):
+            texts[ferry.name] = texts[ferry.name].replace(old_fact, new_fact)
+    return texts
+
+
+def changed_answers() -> list[str]:
+    """What is right by the changed papers, for each of ASKED."""
+    changed = changed_ferries()
+    kinds = [kind for _ in FERRIES for kind in KINDS]
+    return [changed[one.ferry].answer(kind) for one, kind in zip(ASKED, kinds, strict=True)]
 
 
 def held_out_lines() -> str:

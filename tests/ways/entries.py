@@ -1,11 +1,13 @@
 """The ways, each a small entry: the commands that make it, the server that it runs on, and how it is asked.
 
 Commands are those that a user types, `livery` first; {data} is the folder with the files of `company.make_data` and the
-files named in `files`, {made} the one for what is made, {base} the base's name.
+files named in `files`, {made} the one for what is made, {base} the base's name, {clone} this project's folder.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,9 +26,10 @@ RAFT_PROMPT = "{documents}\n\nQuestion: {question}"
 class Way:
     """One way of adapting a base.
 
-    `files` go into the data folder by name; `commands` make what the server is given; `adapter` is the folder below
-    {made} that `livery adapters add` takes in (None: nothing), with `profile` where it has one. `flags` are the
-    server's own. `asking`: with the system prompt that training saw ("plain"), the question alone where the profile
+    `files` go into the data folder by name; `commands` make what the server is given, by way of `between`, files of the
+    data folder that they write; `adapter` is the folder below {made} that `livery adapters add` takes in (None:
+    nothing; that of another way: nothing is made), with `profile` where it has one. `flags` are the server's own.
+    `asking`: with the system prompt that training saw ("plain"), the question alone where the profile
     has everything else ("bare"), with passages found for it ("retrieved", "raft" in the words that RAFT learnt).
     `before` is the way that it is compared with. `rewards`: its commands ask a server, {url}, and what they reached
     stands in this file of {made}; its reward isn't the questions'.
@@ -43,6 +46,12 @@ class Way:
     before: str = "base"
     needs: tuple[str, ...] = ()
     rewards: str | None = None
+    between: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        """A digest of what makes it: what was made by another one is made anew."""
+        return hashlib.sha256(json.dumps([self.commands, sorted(self.files.items())]).encode()).hexdigest()[:16]
 
     @property
     def model(self) -> str:
@@ -94,12 +103,16 @@ WAYS: tuple[Way, ...] = (
     _sft("lora", "LoRA, instruction tuning"),
     _sft("rslora", "rsLoRA", learning_rate=1e-3, adapter={"use_rslora": True, "lora_alpha": 16}),
     _sft("dora", "DoRA", adapter={"use_dora": True}),
-    _sft("qlora", "QLoRA, trained over nf4", ("trl", "bitsandbytes"), quantization="bnb-nf4"),
+    _sft(
+        "qlora", "QLoRA, trained over nf4 and served in full precision", ("trl", "bitsandbytes"), quantization="bnb-nf4"
+    ),
+    Way("base-nf4", "the base alone, served in nf4", flags=QUANTISED, needs=("bitsandbytes",)),
     Way(
         "quantised",
-        "the same on an nf4 base",
+        "QLoRA's adapter on the base served in nf4",
         adapter="qlora",
         flags=QUANTISED,
+        before="base-nf4",
         needs=("bitsandbytes",),
     ),
     _trained(
@@ -112,20 +125,22 @@ WAYS: tuple[Way, ...] = (
         "continued pre-training on the papers",
         _run("cpt", "papers.txt", epochs=12, learning_rate=1e-3, max_length=128, batch_size=4, held_out=0),
     ),
+    Way("raft-base", "the base in RAFT's prompt", asking="raft"),
     _trained(
         "raft",
         "RAFT, passages at hand",
         _run("raft", "raft.jsonl", steps=30, learning_rate=1e-3, max_length=256, batch_size=4, prompt=RAFT_PROMPT),
         "livery adapters train-data raft {data}/questions.jsonl --documents {data}/documents.jsonl"
         " --out {data}/raft.jsonl --distractors 2",
+        between=("raft.jsonl",),
         asking="raft",
-        before="rag",
+        before="raft-base",
     ),
     Way(
         "full",
         "full fine-tune, extracted",
         (
-            "python tests/ways/full.py {data}/chats.jsonl --out {made}/full-model",
+            "python {clone}/tests/ways/full.py {data}/chats.jsonl --out {made}/full-model",
             "livery adapters extract --base {base} --tuned {made}/full-model --out {made}/full",
         ),
         adapter="full",
@@ -133,7 +148,7 @@ WAYS: tuple[Way, ...] = (
     Way(
         "rl",
         "reinforcement learning, a toy reward",
-        ("python adapters/examples/reinforce.py --url {url} --name rl --iterations 10 --out {made}/rl",),
+        ("python {clone}/adapters/examples/reinforce.py --url {url} --name rl --iterations 10 --out {made}/rl",),
         rewards="rl.json",
     ),
 )
@@ -151,11 +166,14 @@ def by_key() -> dict[str, Way]:
 
 
 def shown(way: Way) -> str:
-    """Its commands as a user would type them, without folders."""
+    """Its commands as a user types them in the data folder, $CLONE being the project's."""
     every = [*way.commands, *filter(None, [way.add_command()])]
     if way.flags:
         every.insert(0, f"livery serve --model {BASE} {' '.join(way.flags)}")
-    here = {"{data}/": "", "{made}/": "", "{base}": BASE, "{url}": "http://127.0.0.1:8000"}
+    if way.asking == "retrieved":
+        every.append(f"python {{clone}}/server/examples/rag/ask.py QUESTION --model {way.model}")
+    here = {"{data}/": "", "{made}/": "", "{base}": BASE, "{clone}": "$CLONE"}
+    here["{url}"] = "http://127.0.0.1:8000"
     typed = "; ".join(every) or f"livery serve --model {BASE}"
     for place, word in here.items():
         typed = typed.replace(place, word)

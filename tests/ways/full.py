@@ -51,6 +51,7 @@ def train(chats: Path, out: Path) -> None:
             print(f"step {done} of {total}: loss {float(loss.detach()):.3f}", flush=True)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps({"steps": done, "passes": EPOCHS}) + "\n")
 
 
 def _encoded(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], int]:

@@ -4,7 +4,8 @@
     cost = measure_cost(client, server_pid, {"base": ("smollm2-135m-instruct", plain), ...})
 
 Right: the answer has the fact in it; exact: it is the fact and nothing else, but for a full stop. Perplexity is that of
-the right answers, each as the assistant's reply to its question, and of lines of plain text. What requests cost is the
+the right answers, each as the assistant's reply to its question, and of lines of plain text. Who answers from passages
+is asked once more with facts exchanged among these: do answers tell what they say now? What requests cost is the
 processor time of all of the server's processes while ways take turns, one request after the other.
 """
 
@@ -17,13 +18,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from openai import OpenAI
 
-from ways.company import ASKED, KINDS, SHOWN, Asked
+from ways.company import ASKED, KINDS, SHOWN, Asked, changed_answers
 
 Asking = Callable[[str], list[Any]]  # a question -> the messages that ask it
 AT_ONCE = 8
@@ -40,6 +41,15 @@ class Quality:
     exact: float
     answer_perplexity: float
     line_perplexity: float | None
+    answers: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Of answers from passages with other facts: shares that tell the new fact, and the one of before."""
+
+    follows: float
+    remembers: float
     answers: Sequence[str]
 
 
@@ -68,6 +78,21 @@ def measure_quality(client: OpenAI, model: str, asking: Asking, lines: Sequence[
         answer_perplexity=_perplexity(scored),
         line_perplexity=_perplexity(read) if lines else None,
         answers=answers,
+    )
+
+
+def measure_changed(client: OpenAI, model: str, asking: Asking) -> Changed:
+    """All questions, by an `asking` whose passages are company.changed_passages()."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = list(pool.map(lambda one: _answer(client, model, asking(one.question))[0], ASKED))
+    return scored(answers)
+
+
+def scored(answers: Sequence[str]) -> Changed:
+    """Of answers to ASKED, in their order."""
+    new = [replace(one, answer=answer) for one, answer in zip(ASKED, changed_answers(), strict=True)]
+    return Changed(
+        statistics.mean(map(is_right, answers, new)), statistics.mean(map(is_right, answers, ASKED)), list(answers)
     )
 
 

@@ -2,17 +2,23 @@
 
     python tests/ways/page.py [loadtest/results/2026-11-22-ways-cpu.json]
 
-What stands between the two marks of a page is replaced; everything else is people's words.
+What stands between the two marks of a page is replaced: the table, what the run says in sentences (findings.py), and
+the commands. Everything else is people's words, without measured numbers.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from livery.evaluation.statistics import wilson
+from ways.findings import percent, perplexity, sentences, size
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "loadtest" / "results" / "2026-11-22-ways-cpu.json"
@@ -23,33 +29,54 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a table is worded with in one language."""
+    """What is worded in one language."""
 
+    language: str
     columns: tuple[str, ...]
     titles: Mapping[str, str]
-    measured: str  # {command}, {date}, {cores}, {base}, {machine}
+    measured: str  # {command}, {date}, {base}, {cores}, {cpu}, {questions}
+    shares: str  # {questions}
+    elsewhen: str  # {what}, {ways}, {commit}, {date}
+    stamps: Mapping[str, str]
     passed: str  # {ways}
+    typed: str
+    passes: str  # {passes}
     reward: str
     point: str
 
 
 EN = Words(
+    "en",
     (
-        *("way", "bytes", "training", "right: before → after", "word for word", "perplexity of the right answer"),
-        *("perplexity of new lines", "tokens read (cached)", "written", "CPU a request"),
+        *("way", "bytes", "training", "right: before → after (95 %)", "word for word (95 %)"),
+        *("right by changed passages (95 %)", "perplexity of the right answer", "perplexity of new lines"),
+        *("tokens read (cached)", "written", "CPU a request"),
     ),
     {},
-    "Measured by `{command}` on {date}: {base}, processors: {cores} ({machine}). {questions} questions, of which "
-    "training saw other wordings; tokens and processor time of a request are means over twelve, ways in turn on one "
-    "server.",
+    "Measured by `{command}` on {date}: {base}, processors: {cores} ({cpu}). Tokens and processor time of a request "
+    "are "
+    "means over twelve. Those served on the base in full precision took turns on one server, those on the base in "
+    "nf4 on "
+    "another.",
+    "In brackets: the 95 % interval of a share of {questions} questions (Wilson), as if each were drawn by itself. "
+    "What is "
+    "trained saw other wordings of the questions.",
+    "At another commit than the rest were {what}: {ways} ({commit}, {date}).",
+    {"made": "made", "asked": "asked", "costed": "costed"},
     "Passed over in this run: {ways}.",
+    "The commands, as typed in the folder where `make ways` leaves the data and run files that they name, "
+    "`~/.cache/livery/ways/data`; `$CLONE` is this project's folder, `livery` and `python` are those of its "
+    "`.venv/bin`:",
+    "passes: {passes}",
     "reward of its own",
     ".",
 )
 PT = Words(
+    "pt",
     (
-        *("modo", "bytes", "treino", "certas: antes → depois", "palavra por palavra", "perplexidade da resposta certa"),
-        *("perplexidade de linhas novas", "tokens lidos (em cache)", "escritos", "CPU por pedido"),
+        *("modo", "bytes", "treino", "certas: antes → depois (95 %)", "palavra por palavra (95 %)"),
+        *("certas por trechos trocados (95 %)", "perplexidade da resposta certa", "perplexidade de linhas novas"),
+        *("tokens lidos (em cache)", "escritos", "CPU por pedido"),
     ),
     {
         "base": "a base sozinha",
@@ -59,18 +86,29 @@ PT = Words(
         "lora": "LoRA, com perguntas e respostas",
         "rslora": "rsLoRA",
         "dora": "DoRA",
-        "qlora": "QLoRA, treinado sobre nf4",
-        "quantised": "o mesmo sobre uma base nf4",
+        "qlora": "QLoRA, treinado sobre nf4 e servido em precisão inteira",
+        "base-nf4": "a base sozinha, servida em nf4",
+        "quantised": "o adaptador do QLoRA sobre a base servida em nf4",
         "dpo": "DPO, a resposta certa contra uma errada",
         "pretrained": "pré-treino continuado com os papéis",
+        "raft-base": "a base com o prompt do RAFT",
         "raft": "RAFT, com trechos à mão",
         "full": "ajuste completo, extraído",
         "rl": "aprendizagem por reforço",
     },
-    "Medido por `{command}` em {date}: {base}, processadores: {cores} ({machine}). {questions} perguntas, das quais o "
-    "treino viu outras formulações; os tokens e o tempo de processador de um pedido são médias de doze delas, um modo "
-    "após o outro no mesmo servidor.",
+    "Medido por `{command}` em {date}: {base}, processadores: {cores} ({cpu}). Os tokens e o tempo de processador de "
+    "um "
+    "pedido são médias de doze. Os modos servidos sobre a base em precisão inteira se revezaram num servidor, os da "
+    "base em "
+    "nf4 em outro.",
+    "Entre parênteses: o intervalo de 95 % de uma proporção de {questions} perguntas (Wilson), como se cada uma fosse "
+    "sorteada por si. O que é treinado viu outras formulações das perguntas.",
+    "Em outro commit que o resto foram {what}: {ways} ({commit}, {date}).",
+    {"made": "feitos", "asked": "perguntados", "costed": "cronometrados"},
     "Deixados de fora nesta execução: {ways}.",
+    "Os comandos, como se digitam na pasta em que `make ways` deixa os dados e arquivos de treino que eles nomeiam, "
+    "`~/.cache/livery/ways/data`; `$CLONE` é a pasta deste projeto, `livery` e `python` são os do seu `.venv/bin`:",
+    "passagens: {passes}",
     "recompensa própria",
     ",",
 )
@@ -81,20 +119,38 @@ def table(found: Json, words: Words) -> str:
     """The measured ways as a table of Markdown, and where the numbers come from."""
     rows = {row["key"]: row for row in found["ways"]}
     lines = ["| " + " | ".join(words.columns) + " |", "|---" * len(words.columns) + "|"]
-    lines += [_row(row, rows.get(row["before"], row), words) for row in found["ways"]]
+    lines += [_row(row, rows.get(row["before"], row), found["questions"], words) for row in found["ways"]]
     origin = found["origin"]
-    lines += ["", words.measured.format(**{**origin, "questions": found["questions"], "date": origin["date"][:10]})]
+    machine = {name: origin["machine"][name] for name in ("cores", "cpu")}
+    told = {"command": origin["command"], "date": origin["date"][:10], "base": found["base"], **machine}
+    lines += ["", words.measured.format(**told), words.shares.format(questions=found["questions"])]
+    lines += _elsewhen(found, words)
     if found["passed_over"]:
         lines.append(words.passed.format(ways=", ".join(f"{key} ({why})" for key, why in found["passed_over"].items())))
     return "\n".join(lines)
 
 
-def _row(row: Json, before: Json, words: Words) -> str:
+def _elsewhen(found: Json, words: Words) -> Iterator[str]:
+    """What was made or asked by another commit than the one that wrote the file."""
+    for name, what in words.stamps.items():
+        others: dict[tuple[str, str], list[str]] = {}
+        for row in found["ways"]:
+            stamp = row.get(name)
+            if stamp and stamp["commit"] != found["origin"]["commit"]:
+                others.setdefault(((stamp["commit"] or "?")[:12], stamp["date"][:10]), []).append(row["key"])
+        for (commit, date), keys in others.items():
+            yield words.elsewhen.format(what=what, ways=", ".join(keys), commit=commit, date=date)
+
+
+def _row(row: Json, before: Json, questions: int, words: Words) -> str:
+    training = f"{row['minutes']:.1f} min" if row["minutes"] else "–"
+    if row["minutes"] and "passes" in row:
+        training += ", " + words.passes.format(passes=f"{row['passes']:.2g}")
     cells = [
         f"{words.titles.get(row['key'], row['title'])}",
-        _size(row["bytes"]),
-        f"{row['minutes']:.1f} min" if row["minutes"] else "–",
-        *(_reward(row, words) if "reward" in row else _measured(row, before)),
+        size(row["bytes"]),
+        training,
+        *(_reward(row, words) if "reward" in row else _measured(row, before, questions)),
     ]
     if words.point == ",":
         cells[1:] = [cell.replace(".", ",") for cell in cells[1:]]
@@ -107,29 +163,25 @@ def _reward(row: Json, words: Words) -> list[str]:
     return [f"{words.reward}: {before:.2f} → {after:.2f}", *["–"] * (len(words.columns) - 4)]
 
 
-def _measured(row: Json, before: Json) -> list[str]:
+def _measured(row: Json, before: Json, questions: int) -> list[str]:
     cost, own = row["cost"], row["key"] == row["before"]
+    right, changed = _share(row["right"], questions), row.get("changed")
     return [
-        f"{row['right']:.0%}" if own else f"{before['right']:.0%} → {row['right']:.0%}",
-        f"{row['exact']:.0%}",
-        _perplexity(row["answer_perplexity"]),
-        _perplexity(row["line_perplexity"]) if row["line_perplexity"] else "–",
+        right if own else f"{percent(before['right'])} → {right}",
+        _share(row["exact"], questions),
+        _share(changed["follows"], questions) if changed else "–",
+        perplexity(row["answer_perplexity"]),
+        perplexity(row["line_perplexity"]) if row["line_perplexity"] else "–",
         f"{cost['prompt_tokens']:.0f} ({cost['cached_tokens']:.0f})",
         f"{cost['output_tokens']:.1f}",
         f"{cost['cpu_ms']:.0f} ms",
     ]
 
 
-def _size(count: float) -> str:
-    for unit in ("", "kB", "MB"):
-        if count < 1000 or unit == "MB":
-            return f"{count:.1f} {unit}" if unit else f"{count:.0f}" if count else "–"
-        count /= 1000
-    raise AssertionError
-
-
-def _perplexity(value: float) -> str:
-    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+def _share(share: float, questions: int) -> str:
+    """With the interval that so few questions leave."""
+    low, high = wilson(share * questions, questions)
+    return f"{percent(share)} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def commands(found: Json) -> str:
@@ -143,7 +195,8 @@ def written(page: str, found: Json, words: Words) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page has no {BEGIN} … {END}, between which its table stands")
-    return f"{before}{BEGIN}\n{table(found, words)}\n\n{commands(found)}\n{END}{after}"
+    parts = (table(found, words), sentences(found, words.language), f"{words.typed}\n\n{commands(found)}")
+    return f"{before}{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}{after}"
 
 
 def main() -> None:

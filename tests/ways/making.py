@@ -1,0 +1,251 @@
+"""Ways are made by their commands, each wholly or not at all, and what was made is kept with how long it took.
+
+    folders = Folders(Path("scratch"))
+    facts = make(way, folders, console)      # minutes, bytes, passes over the data, when and at which commit
+
+A way is made in a folder of its own, which takes the place of what an earlier run made once all its commands are done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAI
+from rich.console import Console
+
+from livery_loadtest.origin import own_commit
+from server.running import RunningServer, livery_serve
+from ways.company import make_data
+from ways.entries import BASE, WAYS, Way, by_key
+from ways.environment import ROOT, paths
+
+MADE_NAME = "made.json"
+_LAST_LINES = 6
+Json = dict[str, Any]
+
+
+class WayFailed(Exception):
+    """A command of a way failed; `words` are its last lines, without this machine's folders. No status: a server."""
+
+    def __init__(self, command: str, status: int | None, words: str) -> None:
+        super().__init__(f"`{command}` " + (f"ended with status {status}" if status is not None else "didn't serve"))
+        self.command, self.status, self.words = command, status, words
+
+    def told(self) -> Json:
+        return {"command": self.command, "status": self.status, "words": self.words}
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where a run keeps things: what commands read (`data`), what they made (`made`), and are making (`new`)."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def made(self) -> Path:
+        return self.root / "made"
+
+    @property
+    def new(self) -> Path:
+        return self.root / "new"
+
+    def write_data(self) -> None:
+        make_data(self.data)
+        for way in WAYS:
+            for name, content in way.files.items():
+                (self.data / name).write_text(content, encoding="utf-8")
+
+    def known(self, way: Way) -> Json | None:
+        """The facts of a way that is made, by the commands and files that it has today; else None."""
+        if not way.commands:
+            return _given(way, self) if way.adapter is None or self.known(by_key()[way.adapter]) else None
+        facts: Json | None = self._all().get(way.key)
+        there = self.made / (way.rewards or way.adapter or "")
+        return facts if facts and facts.get("recipe") == way.recipe and there.exists() else None
+
+    def note(self, way: Way, facts: Json) -> None:
+        """What was made takes its place."""
+        self.made.mkdir(parents=True, exist_ok=True)
+        for path in self.new.iterdir():
+            place = self.made / path.name
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+            path.replace(place)
+        (self.made / MADE_NAME).write_text(json.dumps({**self._all(), way.key: facts}, indent=2) + "\n")
+
+    def _all(self) -> Json:
+        file = self.made / MADE_NAME
+        found: Json = json.loads(file.read_text()) if file.is_file() else {}
+        return found
+
+
+@cache
+def _commit() -> str | None:
+    return own_commit()  # once: a clone may move on while this runs
+
+
+def stamp() -> Json:
+    """Now, and the commit that this run began at."""
+    return {"date": datetime.now().astimezone().isoformat(timespec="seconds"), "commit": _commit()}
+
+
+def lacks(way: Way) -> str:
+    """What a way needs and isn't installed, with the remedy; empty where all is there."""
+    missing = [name for name in way.needs if find_spec(name) is None]
+    return f"it needs {', '.join(missing)}: pip install -e '.[train,quantization]'" if missing else ""
+
+
+def make(way: Way, folders: Folders, console: Console) -> Json:
+    """Run a way's commands, and put what they made in its place. Raises WayFailed."""
+    with _url(way, folders) as (url, client):
+        facts = _run(way, folders, url, console)
+        if client:
+            told: Json = client.get(f"{url}/v1/adapters/{way.key}", cast_to=dict[str, Any])
+            facts["bytes"] = told["bytes"]
+    if way.adapter:
+        facts["bytes"] = sum(file.stat().st_size for file in (folders.new / way.adapter).glob("adapter_*"))
+    facts |= _training(way, folders.new)
+    folders.note(way, facts)
+    return facts
+
+
+def _run(way: Way, folders: Folders, url: str, console: Console) -> Json:
+    """The way's commands, timed. Raises WayFailed."""
+    facts: Json = {"minutes": 0.0, "bytes": 0, "made": stamp(), "recipe": way.recipe}
+    shutil.rmtree(folders.new, ignore_errors=True)
+    folders.new.mkdir(parents=True)
+    places = {"data": folders.data, "made": folders.new, "base": BASE, "url": url, "clone": ROOT}
+    between = [folders.data / name for name in way.between]
+    try:
+        for command in way.commands:
+            for file in between if command == way.commands[0] else ():
+                file.unlink(missing_ok=True)
+            filled = command.format_map(places)
+            console.print(f"{way.key}: {filled}", soft_wrap=True)
+            began = time.perf_counter()
+            run_command(filled, folders)
+            facts["minutes"] += (time.perf_counter() - began) / 60
+    finally:
+        for file in between:
+            file.unlink(missing_ok=True)  # the command that writes it can be typed by hand
+    return facts
+
+
+def run_command(command: str, folders: Folders, quiet: bool = False) -> None:
+    """Its lines are shown as they come, unless `quiet`. Raises WayFailed."""
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    environ = {**os.environ, **paths()}
+    with subprocess.Popen(
+        _argv(command),
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not quiet:
+                print(line, end="", flush=True)
+            if line.strip():
+                last.append(line.strip())
+    if process.returncode:
+        raise WayFailed(_bare(command, folders), process.returncode, _bare("\n".join(last), folders))
+
+
+def _argv(command: str) -> list[str]:
+    program, *arguments = shlex.split(command)
+    return [sys.executable, *(["-m", "livery"] if program == "livery" else []), *arguments]
+
+
+def _bare(text: str, folders: Folders) -> str:
+    """Without where things lie on this machine."""
+    for place, word in {
+        f"{folders.data}/": "",
+        f"{folders.new}/": "",
+        f"{folders.made}/": "",
+        str(ROOT): "$CLONE",
+    }.items():
+        text = text.replace(place, word)
+    return text.replace(str(Path.home()), "~")
+
+
+def _given(way: Way, folders: Folders) -> Json:
+    """The facts of a way that no command makes."""
+    if way.adapter:
+        return {
+            "minutes": 0.0,
+            "bytes": folders._all()[way.adapter]["bytes"],
+            "made": folders._all()[way.adapter]["made"],
+        }
+    return {"minutes": 0.0, "bytes": (folders.data / way.profile).stat().st_size if way.profile else 0, "made": None}
+
+
+def _training(way: Way, made: Path) -> Json:
+    """What a training wrote down of itself: passes over its data, and how it ranks pairs, before and after."""
+    found = [file for name in (way.key, f"{way.key}-model") if (file := made / name / "training.json").is_file()]
+    if not found:
+        return {}
+    told = json.loads(found[0].read_text())
+    if "settings" not in told:
+        return {"passes": told["passes"]}
+    run = told["settings"]["run"]
+    facts: Json = {"passes": told["steps"] * run["batch_size"] * run["accumulate"] / told["data"]["examples"]}
+    evaluation = told["evaluation"]
+    if evaluation and "preferred" in evaluation["after"]:
+        facts["preference"] = {"pairs": evaluation["examples"]} | {
+            when: {name: evaluation[when][name] for name in ("preferred", "margin", "loss")}
+            for when in ("before", "after")
+        }
+    return facts
+
+
+# -- servers -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _url(way: Way, folders: Folders) -> Iterator[tuple[str, OpenAI | None]]:
+    """A server where the way's commands ask one."""
+    if not way.rewards:
+        yield "", None
+        return
+    with served((), folders) as (client, server):
+        yield server.url, client
+
+
+@contextmanager
+def served(flags: Sequence[str], folders: Folders) -> Iterator[tuple[OpenAI, RunningServer]]:
+    """A server with an empty data folder, and a client of it."""
+    folders.root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="served-", dir=folders.root) as name:
+        scratch = Path(name)
+        (scratch / "adapters").mkdir()
+        with livery_serve(BASE, scratch / "adapters", scratch, *flags, environ=paths()) as server:
+            yield OpenAI(base_url=f"{server.url}/v1", api_key="none"), server
+
+
+def add(way: Way, server: RunningServer, folders: Folders) -> None:
+    """Have a server take it in. Raises WayFailed."""
+    if command := way.add_command():
+        places: Mapping[str, object] = {"data": folders.data, "made": folders.made}
+        run_command(f"{command.format_map(places)} --url {server.url}", folders, quiet=True)
