@@ -6,8 +6,10 @@ from collections import Counter
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from livery.scale.ray_routing import Announced, Standing, ranked, routing_id
+from livery.scale.ray_routing import UNEVEN, Announced, Standing, ranked, routing_id
 
 KEY = ((b"authorization", b"Bearer lv-one"),)
 OTHER = ((b"authorization", b"Bearer lv-two"),)
@@ -58,9 +60,24 @@ def test_what_a_busy_one_passes_on_goes_to_the_same_other_one() -> None:
     assert first("pirate", busy) != home
 
 
-def test_when_all_are_busy_ray_takes_whoever_has_the_least() -> None:
-    standing = replicas(3, ongoing=8)
-    assert ranked("pirate", standing, 8) == [standing]
+def test_when_all_are_busy_who_has_it_comes_first_up_to_its_share() -> None:
+    for holder in ("r0", "r1", "r2"):
+        even = [Standing(one.replica, one.replica == holder, 20) for one in replicas(3)]
+        assert first("pirate", even) == holder
+        uneven = [Standing(one.replica, one.has, 30 if one.has else 15) for one in even]
+        assert first("pirate", uneven) != holder
+        assert uneven in ranked("pirate", uneven, 8), "for when nobody else takes it"
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 99)), min_size=1, max_size=9), st.integers(1, 64))
+def test_no_replica_is_asked_first_that_has_far_more_than_its_share(
+    drawn: list[tuple[bool, int]], busy_at: int
+) -> None:
+    standing = [Standing(f"r{index}", has, ongoing) for index, (has, ongoing) in enumerate(drawn)]
+    chosen, *_ = ranked("pirate", standing, busy_at)
+    share = (1 + sum(one.ongoing for one in standing)) / len(standing)
+    assert len(chosen) == 1, "somebody always has less than that"
+    assert chosen[0].ongoing < max(busy_at, UNEVEN * share)
 
 
 def test_requests_for_no_adapter_go_anywhere() -> None:

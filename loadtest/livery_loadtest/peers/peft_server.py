@@ -218,7 +218,7 @@ class Api:
         told = ""
         while (token := await job.tokens.get()) is not None:
             ids.append(token)
-            text = self._loop.tokenizer.decode(ids)
+            text = self._loop.tokenizer.decode(ids, skip_special_tokens=True)
             new, told = ("", told) if text.endswith("\ufffd") else (text[len(told) :], text)
             content = {"delta": {"content": new}} if chat else {"text": new}
             yield _event({**head, "choices": [{"index": 0, **content, "finish_reason": None}]})

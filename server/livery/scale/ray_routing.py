@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import orjson
 
 ID_DIGITS = 24
+UNEVEN = 1.25  # times the mean of requests under way that one replica may have where all are busy
 MOST_IDS = 4096  # that a replica remembers; each is told to Ray's controller while it counts
 KEYS = (b"authorization", b"x-api-key")
 
@@ -63,12 +64,15 @@ def ranked(asked: str, standing: Sequence[Standing], busy_at: int) -> list[list[
     """The replicas in the order in which they suit a request; those of one rank suit it alike.
 
     Who has the adapter and isn't busy comes first, then who isn't busy, each in the order that the id gives them, so
-    that what one busy replica passes on goes to the same other one. Last come all alike, for a time when all are busy,
-    and for requests that ask for no adapter.
+    that what one busy replica passes on goes to the same other one. Busy is who has `busy_at` requests under way, and
+    more than UNEVEN times what an even share would be: where all are over `busy_at`, going elsewhere shortens no
+    queue, and each would load what the others have. Last come all alike, for requests that ask for no adapter and for
+    those that nobody else takes.
     """
     ranks = []
     if asked:
-        free = [one for one in standing if one.ongoing < busy_at]
+        even = (1 + sum(one.ongoing for one in standing)) / max(1, len(standing))
+        free = [one for one in standing if one.ongoing < max(busy_at, UNEVEN * even)]
         ranks = [[one] for one in sorted(free, key=lambda one: (one.has, _draw(asked, one)), reverse=True)]
     return [*ranks, list(standing)]
 
