@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 # Adapters that misbehave, each in one way; CHANGING answers a prompt otherwise when it is asked again.
 REFUSED, CUT, FAILING, SILENT_USAGE, UNFINISHED = "refused", "cut", "failing", "silent-usage", "unfinished"
-CHANGING, MISNAMED = "changing", "misnamed"
+CHANGING, MISNAMED, BROKEN, HANGING = "changing", "misnamed", "broken", "hanging"
 
 
 @dataclass
@@ -79,6 +79,11 @@ class KnownServer:
         if body["model"] == REFUSED or body["model"] not in self.models:
             error = {"message": f"model {body['model']} is not served", "code": "model_not_found"}
             return JSONResponse({"error": error}, status_code=404)
+        if body["model"] == BROKEN:
+            return PlainTextResponse("the engine is starting", 503, {"retry-after": "7"})
+        if body["model"] == HANGING:
+            while (await request.receive())["type"] != "http.disconnect":
+                continue
         return StreamingResponse(self.stream(body), media_type="text/event-stream")
 
     async def stream(self, body: dict[str, object]) -> AsyncIterator[str]:

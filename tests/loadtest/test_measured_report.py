@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,17 @@ from livery_loadtest.report.result import Result, Server, make_result, read_resu
 from livery_loadtest.report.table import print_result
 from livery_loadtest.spec import Workload, parse_workload
 from livery_loadtest.target import Target
-from loadtest.known_server import CUT, FAILING, REFUSED, SILENT_USAGE, UNFINISHED, KnownServer
+from loadtest.known_server import (
+    BROKEN,
+    CUT,
+    FAILING,
+    HANGING,
+    MISNAMED,
+    REFUSED,
+    SILENT_USAGE,
+    UNFINISHED,
+    KnownServer,
+)
 from loadtest.test_report_page import self_contained
 from loadtest.test_result_document import ORIGIN
 
@@ -64,24 +75,38 @@ async def test_known_answers_are_counted_exactly(pair: tuple[KnownServer, KnownS
 
 
 async def test_every_bad_answer_is_told_by_kind(faulty: KnownServer) -> None:
-    bad = [REFUSED, CUT, FAILING, SILENT_USAGE, UNFINISHED]
-    faulty.models = ["base", "pirate", *bad]
-    result = await measured(load(requests=42, popularity={"kind": "distinct"}), faulty)
+    kinds = {
+        REFUSED: "http 404",
+        BROKEN: "http 503",
+        CUT: "stream cut",
+        FAILING: "error event",
+        UNFINISHED: "no finish reason",
+        MISNAMED: "wrong model",
+        HANGING: "silent",
+    }
+    faulty.models = ["base", "pirate", SILENT_USAGE, *kinds]
+    each = 7
+    requests = each * (len(faulty.models) - 1)
+    together = {"arrivals": {"kind": "closed", "streams": requests}, "timeout_s": 2}  # those that hang do so at once
+    result = await measured(load(requests=requests, popularity={"kind": "distinct"}, **together), faulty)
     (summary,) = result.summary
     by_adapter = {group.name: group for group in summary.adapters}
-    assert by_adapter["pirate"].failed == 0
-    for name in (REFUSED, CUT, FAILING, UNFINISHED):
-        assert by_adapter[name].failed == by_adapter[name].requests == 7, name
-    assert by_adapter[SILENT_USAGE].output_tokens == 7 * TOKENS  # by events
-    assert len(summary.errors) >= 3
-    assert all(error.count and error.example for error in summary.errors)
+    assert by_adapter["pirate"].failed == by_adapter[SILENT_USAGE].failed == 0
+    assert by_adapter[SILENT_USAGE].output_tokens == each * TOKENS  # by events
+    assert summary.usage.without_usage == each
+    assert {error.kind: error.count for error in summary.errors} == dict.fromkeys(kinds.values(), each)
+    for name in kinds:
+        assert by_adapter[name].failed == by_adapter[name].requests == each, name
     console = Console(width=160, record=True, quiet=False)
     print_result(result, console)
     told = console.export_text()
     text = self_contained(page([result])).text
+    assert f"faulty: {each} answers came without usage; their events were counted as tokens" in told
+    assert re.search(rf"answers without usage\W*{each}\b", text)
     for error in summary.errors:
-        assert error.kind in told
-        assert error.kind in text
+        waited = ", told to wait 7.00 s" if error.kind == "http 503" else ""
+        assert f"faulty: {each} × {error.kind}{waited}, such as: {error.example}"[:120] in told
+        assert re.search(rf"{error.kind}\W*{each}\b", text), error.kind
 
 
 async def test_structured_answers_are_read_also_where_no_text_is_kept(pair: tuple[KnownServer, KnownServer]) -> None:
