@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.families import LLAMA_LINEAR
 from engine.oracle import save_adapter
 from livery_loadtest.peers.peft import VARIABLES, peft_command
+from livery_loadtest.peers.peft_server import Job, PlainLoop
 from livery_loadtest.servers import LaunchedServer, LaunchSpec, free_port
 from server.running import tiny_model
 
@@ -80,6 +81,33 @@ async def test_answers_under_every_adapter_at_once_are_those_of_peft(peers: Peer
     expected = [greedy(peers.base, peers.adapters.get(model), prompt) for model, prompt in asked]
     assert answers == expected
     assert len({text for text, (_, prompt) in zip(answers, asked, strict=True) if prompt == PROMPT}) == 3
+
+
+def test_in_bf16_base_and_adapters_are_and_an_answer_is_that_of_peft(peers: Peers) -> None:
+    """On a GPU all peers compute in bf16; the same code does so on a CPU."""
+    loop = PlainLoop(peers.base, peers.adapters, merge=False, batch=8, dtype=torch.bfloat16)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(peers.base, dtype=torch.bfloat16),
+        str(peers.adapters["red"]),
+        autocast_adapter_dtype=False,
+    )
+    assert {weights.dtype for weights in loop.model.parameters()} == {torch.bfloat16}
+    assert {name: one.dtype for name, one in loop.model.named_buffers()}.items() >= {
+        name: one.dtype for name, one in model.named_buffers()
+    }.items(), "what turns positions stays as transformers has it"
+    ids = loop.tokenizer(PROMPT)["input_ids"]
+    said: list[int] = []
+    events = asyncio.new_event_loop()
+    job = Job("red", ids, TOKENS, True, asyncio.Queue(), events)
+    with torch.inference_mode(), loop.applied([job]) as names:
+        loop.generate([job], names)
+    events.run_until_complete(asyncio.sleep(0))
+    while (token := job.tokens.get_nowait()) is not None:
+        said.append(token)
+    events.close()
+    model.generation_config.eos_token_id = None
+    whole = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=TOKENS, do_sample=False)
+    assert said == whole[0, len(ids) :].tolist()
 
 
 async def test_usage_and_the_end_of_an_answer_are_told(peers: Peers) -> None:

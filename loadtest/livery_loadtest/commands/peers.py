@@ -20,7 +20,8 @@ from livery_loadtest.live import LiveBar
 from livery_loadtest.machine import describe_machine
 from livery_loadtest.origin import Origin, document, write_json
 from livery_loadtest.peers import EnvironmentFailed
-from livery_loadtest.peers.launching import PEFT_MIXED, SERVERS, WHY, PeersSetup, SideBySide
+from livery_loadtest.peers.device import Device
+from livery_loadtest.peers.launching import PEFT_MIXED, SERVERS, PeersSetup, SideBySide
 from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment
 from livery_loadtest.peers.ratios import BASE, MIXED, SINGLE, ratio_table, ratios
 from livery_loadtest.peers.values import answers, compare
@@ -33,6 +34,9 @@ from livery_loadtest.verify import Finding, Verification
 
 BARS_AT = 16  # streams
 PACKAGES = ("numpy", "msgspec", "httptools")
+DeviceOption = Annotated[
+    Device, typer.Option(help="What all servers compute on. auto: an NVIDIA GPU where the driver lists one.")
+]
 HELP = f"""Launch Livery and its peers with the same random adapters, check their values, measure them in turn.
 
 Each peer runs at its best settings, which the report has with the reasons. A server of your own joins with --target.
@@ -59,9 +63,12 @@ def peers(
     seed: Annotated[int, typer.Option(min=0, help="Seeds prompts.")] = 0,
     out: options.Out = Path("bench-peers"),
     folder: Annotated[Path | None, typer.Option(help="For adapters and server logs.")] = None,
+    device: DeviceOption = Device.AUTO,
     environment: Annotated[Path | None, typer.Option(help="vLLM's virtual environment.")] = None,
-    vllm_bind: Annotated[str, typer.Option(help="VLLM_CPU_OMP_THREADS_BIND, e.g. auto, 0-1.")] = "auto",
-    vllm_dtype: Annotated[str, typer.Option(help="vLLM's --dtype.")] = "float32",
+    vllm_bind: Annotated[str, typer.Option(help="On CPUs: VLLM_CPU_OMP_THREADS_BIND, e.g. auto, 0-1.")] = "auto",
+    vllm_dtype: Annotated[
+        str, typer.Option(help="vLLM's --dtype.", show_default="float32 on CPUs, bfloat16 on GPUs")
+    ] = "",
     vllm_arguments: Annotated[str, typer.Option(help="More arguments for vLLM, as one string.")] = "",
     llama_cpp: Annotated[Path | None, typer.Option(help="Folder with llama.cpp's build.")] = None,
     llama_cpp_arguments: Annotated[str, typer.Option(help="More arguments for llama.cpp's server.")] = "",
@@ -73,20 +80,22 @@ def peers(
 ) -> None:
     """Compare; the command's help is HELP."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no server behind
+    on = device.chosen()
     setup = PeersSetup(
         model=model,
         folder=folder or default_environment().parent / "runs",
-        environment=VllmEnvironment(environment or default_environment()),
+        environment=VllmEnvironment(environment or default_environment(on), device=on),
         servers=_servers(server),
         adapters=adapters,
         rank=rank,
         streams=streams,
         bind=vllm_bind,
+        device=on,
         dtype=vllm_dtype,
         sleep=sleep,
         livery_arguments=livery_arguments,
         vllm_arguments=vllm_arguments,
-        llama_cpp=LlamaCppEnvironment(llama_cpp),
+        llama_cpp=LlamaCppEnvironment(llama_cpp, device=on),
         llama_cpp_arguments=llama_cpp_arguments,
         variants=dict(_pair(variant) for variant in livery_variant or ()),
     )
@@ -101,7 +110,8 @@ def peers(
         output=Fixed(tokens=max_tokens),
     )
     try:
-        ends = _compare(setup, common, parse_targets(target or []), Manner(repeats=repeats, verify=verify), out)
+        manner = Manner(repeats=repeats, verify=verify)
+        ends = _compare(setup, common, parse_targets(target or []), manner, out)
     except FAILURES as failure:
         stop(str(failure))
     leave(ends)
@@ -118,12 +128,14 @@ def workloads(common: Workload) -> list[Workload]:
 def install_peers(
     environment: Annotated[Path | None, typer.Option(help="Where to install vLLM.")] = None,
     llama_cpp: Annotated[Path | None, typer.Option(help="Where to build llama.cpp.")] = None,
+    device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Install vLLM for CPU and build llama.cpp's server, as `peers` does when they are missing; minutes, once."""
+    """Install vLLM and build llama.cpp's server, as `peers` does when they are missing; minutes, once."""
     console = Console(stderr=True)
+    on = device.chosen()
     try:
-        VllmEnvironment(environment or default_environment()).ensure(console)
-        LlamaCppEnvironment(llama_cpp).ensure(console)
+        VllmEnvironment(environment or default_environment(on), device=on).ensure(console)
+        LlamaCppEnvironment(llama_cpp, device=on).ensure(console)
     except EnvironmentFailed as failure:
         stop(str(failure))
 
@@ -139,7 +151,7 @@ def _compare(setup: PeersSetup, common: Workload, others: Sequence[Target], mann
 
         def settings() -> dict[str, dict[str, str]]:
             stage.leave()
-            return {name: _shown(name, facts) for name, facts in launched.facts(stage).items()}
+            return {name: _shown(facts, launched.why(name)) for name, facts in launched.facts(stage).items()}
 
         task = Task(
             workloads=workloads(common),
@@ -180,10 +192,9 @@ def _check_values(subjects: Sequence[Served], stage: Stage, console: Console) ->
     return found
 
 
-def _shown(name: str, facts: Mapping[str, Any]) -> dict[str, str]:
+def _shown(facts: Mapping[str, Any], why: str) -> dict[str, str]:
     """How a server was started, in the words of its report."""
     variables = " ".join(f"{key}={value}" for key, value in facts["environment"].items())
-    why = WHY.get(name, "")
     return {"command": f"{variables} {facts['command']}".strip(), "memory_mib": str(facts["memory_mib"]), "why": why}
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
+from livery_loadtest.peers.device import KV_GIB, Device
 from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment, llama_cpp_command, lora_fields
-from livery_loadtest.peers.peft import VARIABLES, ensure_peft, peft_command
-from livery_loadtest.peers.vllm import VllmEnvironment, vllm_command, vllm_variables
+from livery_loadtest.peers.peft import ON_CUDA, VARIABLES, ensure_peft, peft_command
+from livery_loadtest.peers.vllm import PRIVATE, VllmEnvironment, vllm_command, vllm_memory, vllm_variables
 from livery_loadtest.random_adapters import write_random_adapters
 from livery_loadtest.servers import (
     LaunchedServer,
@@ -53,6 +54,19 @@ WHY = {
     PEFT_MIXED: "all that waits in one batch with `adapter_names`, up to as many rows as there are streams",
     PEFT_MERGED: "what waits for one adapter in one batch, its weights merged meanwhile: tokens cost no more, but wait",
 }
+# What of that is another on a GPU.
+WHY_ON_CUDA = {
+    VLLM: (
+        "LoRA only on the modules that the adapters have, all of them resident, slots and rank no larger than theirs: "
+        "by default it wraps embedding and head as well and reads every adapter padded. bf16, as all servers here; as "
+        "much memory for keys and values as Livery has, since they share the GPU."
+    ),
+    LLAMA_CPP: (
+        "4-bit weights, all layers on the GPU, a slot for every stream; adapters loaded once and chosen by each "
+        "request. Without its prompt cache in memory, as no prompt comes twice."
+    ),
+}
+NO_NVCC = "Built for the CPU, since CUDA's compiler, nvcc, isn't there. "
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +86,8 @@ class PeersSetup:
     rank: int = 16
     streams: int = 16
     bind: str = "auto"
-    dtype: str = "float32"
+    device: Device = Device.CPU
+    dtype: str = ""  # vLLM's; as the device has it unless given
     sleep: Sleep = Sleep.AUTO
     start_timeout: float = 600.0
     livery_arguments: str = ""
@@ -121,6 +136,14 @@ class SideBySide:
         for server in self.servers:
             server.wake()
         return SleepingStage(self.servers, self.setup.sleep)
+
+    def why(self, name: str) -> str:
+        """Why a server was started as it was."""
+        if self.setup.device is not Device.CUDA:
+            return WHY.get(name, "")
+        if name == LLAMA_CPP and self.setup.llama_cpp.device is not Device.CUDA:
+            return NO_NVCC + WHY[LLAMA_CPP]
+        return WHY_ON_CUDA.get(name, WHY.get(name, ""))
 
     def facts(self, stage: SleepingStage) -> dict[str, Any]:
         """For the report: each server's command, variables, start-up time, memory now, CPU use out of turn.
@@ -178,7 +201,10 @@ def _livery_spec(
     setup: PeersSetup, name: str, folder: Path, adapters: Mapping[str, Path], arguments: str, told_by: str
 ) -> LaunchSpec:
     port = free_port()
-    command = livery_command(setup.model, folder, setup.folder / f"{name}-data", port) + shlex.split(arguments)
+    command = livery_command(setup.model, folder, setup.folder / f"{name}-data", port)
+    if setup.device is Device.CUDA:
+        command += ["--device", setup.device, "--dtype", setup.device.dtype, "--kv-memory", f"{KV_GIB}GiB"]
+    command += shlex.split(arguments)
     log = setup.folder / f"{name}.log"
     return LaunchSpec(name, command, _url(port), log, ready="/ready", expects=frozenset(adapters), told_by=told_by)
 
@@ -188,9 +214,14 @@ def _vllm_spec(setup: PeersSetup, server: str, model: Path, adapters: Mapping[st
     loaded = adapters if server == VLLM else {}
     python = setup.environment.python
     name = _public_name(setup, model)
-    command = vllm_command(python, model, name, port, loaded, setup.rank, setup.streams, setup.dtype)
+    dtype = setup.dtype or setup.device.dtype
+    command = vllm_command(python, model, name, port, loaded, setup.rank, setup.streams, dtype)
+    if setup.device is Device.CUDA:
+        command += vllm_memory(len(setup.servers) + len(setup.variants))
+        variables = PRIVATE
+    else:
+        variables = vllm_variables(setup.environment.folder, setup.bind)
     command += shlex.split(setup.vllm_arguments)
-    variables = vllm_variables(setup.environment.folder, setup.bind)
     log, told_by = setup.folder / f"{server}.log", _told_by("--vllm-arguments", setup.vllm_arguments)
     return LaunchSpec(server, command, _url(port), log, variables, expects=frozenset(loaded), told_by=told_by)
 
@@ -199,7 +230,8 @@ def _llama_cpp_spec(setup: PeersSetup, model: Path, adapters: Mapping[str, Path]
     port = free_port()
     name = _public_name(setup, model)
     files = list(adapters.values())
-    command = llama_cpp_command(setup.llama_cpp.server, gguf_file(setup.model), name, port, files, setup.streams)
+    program, device = setup.llama_cpp.server, setup.llama_cpp.device
+    command = llama_cpp_command(program, gguf_file(setup.model), name, port, files, setup.streams, device)
     command += shlex.split(setup.llama_cpp_arguments)
     models = (name, *adapters)
     log, told_by = setup.folder / f"{LLAMA_CPP}.log", _told_by("--llama-cpp-arguments", setup.llama_cpp_arguments)
@@ -209,9 +241,11 @@ def _llama_cpp_spec(setup: PeersSetup, model: Path, adapters: Mapping[str, Path]
 
 def _peft_spec(setup: PeersSetup, server: str, model: Path, adapters: Mapping[str, Path]) -> LaunchSpec:
     port = free_port()
-    command = peft_command(model, _public_name(setup, model), port, adapters, server == PEFT_MERGED, setup.streams)
+    name, merge = _public_name(setup, model), server == PEFT_MERGED
+    command = peft_command(model, name, port, adapters, merge, setup.streams, setup.device)
+    variables = ON_CUDA if setup.device is Device.CUDA else VARIABLES
     log = setup.folder / f"{server}.log"
-    return LaunchSpec(server, command, _url(port), log, VARIABLES, expects=frozenset(adapters))
+    return LaunchSpec(server, command, _url(port), log, variables, expects=frozenset(adapters))
 
 
 def _public_name(setup: PeersSetup, model: Path) -> str:

@@ -17,7 +17,9 @@ from typing import Any
 
 from rich.console import Console
 
+from livery_loadtest.machine import usable_cores
 from livery_loadtest.peers import MARKER, EnvironmentFailed, peers_folder, telling_lines
+from livery_loadtest.peers.device import Device
 
 LLAMA_CPP_VERSION = "0.3.36"
 DISTRIBUTION = "llama-cpp-python"
@@ -34,17 +36,34 @@ OPTIONS = (
     "-DLLAMA_USE_PREBUILT_UI=OFF",
     "-DLLAMA_OPENSSL=OFF",
 )
+ON_CUDA = ("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native")
+ALL_LAYERS = "999"
 TOOLS_REMEDY = "install cmake and a C++ compiler, as with: apt install cmake g++"
 NO_CONVERSION = "llama.cpp has only plain LoRA on the modules of models it knows."
 SLOT_TOKENS = 2048  # context of one stream, as vLLM gets it
 
 
 class LlamaCppEnvironment:
-    """A built llama.cpp server with its adapter converter, made on first use."""
+    """A built llama.cpp server with its adapter converter, made on first use.
 
-    def __init__(self, folder: Path | None = None, version: str = LLAMA_CPP_VERSION) -> None:
-        self.folder = folder or peers_folder() / "llama.cpp"
+    `device` is CUDA only where that was asked for and CUDA's compiler is there; else it is built for the CPU.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, version: str = LLAMA_CPP_VERSION, device: Device = Device.CPU
+    ) -> None:
+        self.device = Device.CUDA if device is Device.CUDA and shutil.which("nvcc") else Device.CPU
+        self.folder = folder or peers_folder() / ("llama.cpp-cuda" if self.device is Device.CUDA else "llama.cpp")
         self.version = version
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What cmake is told."""
+        return (*OPTIONS, *ON_CUDA) if self.device is Device.CUDA else OPTIONS
+
+    @property
+    def _mark(self) -> str:
+        return self.version if self.device is Device.CPU else f"{self.version}+{self.device}"
 
     @property
     def server(self) -> Path:
@@ -63,7 +82,7 @@ class LlamaCppEnvironment:
     def ready(self) -> bool:
         """Whether a finished build of this very version is there."""
         marker = self.folder / MARKER
-        return marker.is_file() and marker.read_text() == self.version and self.server.is_file()
+        return marker.is_file() and marker.read_text() == self._mark and self.server.is_file()
 
     def ensure(self, console: Console) -> None:
         """Build it unless it is there: a download of 77 MB, some ten minutes of one core, 0.3 GB on disk.
@@ -75,7 +94,7 @@ class LlamaCppEnvironment:
         with console.status(f"building llama.cpp's server in {self.folder}") as status:
             for line in self._build():
                 status.update(f"llama.cpp: [dim]{line[:100]}[/]")
-        (self.folder / MARKER).write_text(self.version)
+        (self.folder / MARKER).write_text(self._mark)
         console.print(f"llama.cpp's server of {DISTRIBUTION} {self.version} is built in {self.folder}")
 
     def _build(self) -> Iterator[str]:
@@ -91,7 +110,7 @@ class LlamaCppEnvironment:
         shutil.rmtree(self.folder / "source", ignore_errors=True)
         unpack(archive, self.folder / "source")
         build = self.folder / "build"
-        yield from telling_lines(["cmake", "-S", str(self._source), "-B", str(build), *OPTIONS], TOOLS_REMEDY)
+        yield from telling_lines(["cmake", "-S", str(self._source), "-B", str(build), *self.options], TOOLS_REMEDY)
         cores = str(os.cpu_count() or 1)
         yield from telling_lines(
             ["cmake", "--build", str(build), "--target", self.server.name, "--parallel", cores], TOOLS_REMEDY
@@ -129,18 +148,27 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def llama_cpp_command(
-    server: Path, model: Path, name: str, port: int, adapters: Sequence[Path], streams: int
+    server: Path,
+    model: Path,
+    name: str,
+    port: int,
+    adapters: Sequence[Path],
+    streams: int,
+    device: Device = Device.CPU,
 ) -> list[str]:
     """The command line of a llama.cpp server on 127.0.0.1, with a slot for every stream.
 
     Both cores compute; adapters are loaded and wait for the requests that name them; answers to earlier prompts are
     not kept in memory, as no prompt comes twice. On a CPU with AMX weights aren't rearranged for it: with Q4_1 ones
-    that ends the server in a segmentation fault, and for other CPUs llama.cpp rearranges none of that type.
+    that ends the server in a segmentation fault, and for other CPUs llama.cpp rearranges none of that type. On a GPU
+    all layers are there, with the keys and values.
     """
     command = [str(server), "--model", str(model), "--alias", name, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--parallel", str(streams), "--ctx-size", str(SLOT_TOKENS * streams)]
-    command += ["--threads", str(_cores()), "--cache-ram", "0", "--no-ui"]
-    if has_amx():
+    command += ["--threads", str(usable_cores()), "--cache-ram", "0", "--no-ui"]
+    if device is Device.CUDA:
+        command += ["--n-gpu-layers", ALL_LAYERS]
+    elif has_amx():
         command += ["--no-repack"]
     if adapters:
         command += ["--lora", ",".join(map(str, adapters)), "--lora-init-without-apply"]
@@ -164,7 +192,3 @@ def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return "amx_tile" in cpuinfo.read_text()
     except OSError:
         return False
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

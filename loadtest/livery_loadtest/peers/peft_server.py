@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
 BASE = "__base__"  # PEFT's name for rows without an adapter
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GATHER_S = 0.005  # how long the first of a batch waits for others that are just arriving
 
 
@@ -111,16 +112,28 @@ class RowStreamer(BaseStreamer):  # type: ignore[misc]  # transformers types it 
 class PlainLoop:
     """The model with its adapters and the loop that answers; everything that computes runs on its thread."""
 
-    def __init__(self, base: Path, adapters: Mapping[str, Path], merge: bool, batch: int) -> None:
+    def __init__(
+        self,
+        base: Path,
+        adapters: Mapping[str, Path],
+        merge: bool,
+        batch: int,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(base)
-        self._merge, self._batch = merge, batch
-        self._model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        self._model.generation_config.eos_token_id = None  # rows end by themselves: some are to ignore it
+        self._merge, self._batch, self._device = merge, batch, torch.device(device)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(self._device).eval()
+        self.model.generation_config.eos_token_id = None  # rows end by themselves: some are to ignore it
         for name, path in adapters.items():
-            if isinstance(self._model, PeftModel):
-                self._model.load_adapter(str(path), adapter_name=name)
+            if isinstance(self.model, PeftModel):
+                self.model.load_adapter(str(path), adapter_name=name, autocast_adapter_dtype=False)
             else:
-                self._model = PeftModel.from_pretrained(self._model, str(path), adapter_name=name)
+                self.model = PeftModel.from_pretrained(
+                    self.model, str(path), adapter_name=name, autocast_adapter_dtype=False
+                )
+        for weights in self.model.parameters():  # adapters' as well: each of their products would be converted
+            weights.data = weights.data.to(dtype)
         self.waiting = Waiting()
 
     def run(self) -> None:
@@ -128,42 +141,47 @@ class PlainLoop:
         with torch.inference_mode():
             while True:
                 jobs = self.waiting.take(self._batch, alike=self._merge)
-                with self._applied(jobs) as names:
-                    self._generate(jobs, names)
+                with self.applied(jobs) as names:
+                    self.generate(jobs, names)
 
     @contextmanager
-    def _applied(self, jobs: Sequence[Job]) -> Iterator[list[str] | None]:
+    def applied(self, jobs: Sequence[Job]) -> Iterator[list[str] | None]:
         """The adapters of a batch in effect; yields the names of its rows where each has its own."""
-        if not isinstance(self._model, PeftModel):
+        if not isinstance(self.model, PeftModel):
             yield None
         elif not self._merge:
             yield [job.adapter for job in jobs]
         elif jobs[0].adapter == BASE:
-            with self._model.disable_adapter():
+            with self.model.disable_adapter():
                 yield None
         else:
-            self._model.set_adapter(jobs[0].adapter)
-            self._model.merge_adapter([jobs[0].adapter])
+            self.model.set_adapter(jobs[0].adapter)
+            self.model.merge_adapter([jobs[0].adapter])
             try:
                 yield None
             finally:
-                self._model.unmerge_adapter()
+                self.model.unmerge_adapter()
 
-    def _generate(self, jobs: Sequence[Job], names: list[str] | None) -> None:
+    def generate(self, jobs: Sequence[Job], names: list[str] | None) -> None:
+        """Answer a batch to its end."""
         longest = max(len(job.ids) for job in jobs)
         pad = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([[pad] * (longest - len(job.ids)) + job.ids for job in jobs])
-        mask = torch.tensor([[0] * (longest - len(job.ids)) + [1] * len(job.ids) for job in jobs])
+        padded = [[pad] * (longest - len(job.ids)) + job.ids for job in jobs]
+        ids = torch.tensor(padded, device=self._device)
+        known = [[0] * (longest - len(job.ids)) + [1] * len(job.ids) for job in jobs]
+        mask = torch.tensor(known, device=self._device)
         most = max(job.max_tokens for job in jobs)
         options: dict[str, Any] = {"adapter_names": names} if names else {}
-        self._model.generate(
+        self.model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=most,
             do_sample=False,
             pad_token_id=pad,
             streamer=RowStreamer(jobs, self.tokenizer.eos_token_id),
-            stopping_criteria=[lambda ids, _, **__: torch.full((len(ids),), all(job.done for job in jobs))],
+            stopping_criteria=[
+                lambda ids, _, **__: torch.full((len(ids),), all(job.done for job in jobs), device=ids.device)
+            ],
             **options,
         )
 
@@ -241,9 +259,11 @@ def main() -> None:
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIRECTORY")
     parser.add_argument("--merge", action="store_true", help="merge one adapter at a time; else adapter_names")
     parser.add_argument("--batch", type=int, default=16, help="the most rows of one batch")
+    parser.add_argument("--device", default="cpu", help="as torch calls it: cpu, cuda")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of base and adapters")
     given = parser.parse_args()
     adapters = {name: Path(path) for name, _, path in (one.partition("=") for one in given.adapter)}
-    loop = PlainLoop(given.model, adapters, given.merge, given.batch)
+    loop = PlainLoop(given.model, adapters, given.merge, given.batch, given.device, DTYPES[given.dtype])
     threading.Thread(target=loop.run, daemon=True, name="generate").start()
     uvicorn.run(Api(loop, given.name, list(adapters)).app(), host="127.0.0.1", port=given.port, log_level="warning")
 

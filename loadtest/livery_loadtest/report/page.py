@@ -26,9 +26,9 @@ from livery_loadtest.report.words import (
     NOTHING,
     arrivals,
     bounds,
-    cores,
     count,
     duration,
+    hardware,
     number,
     objective,
     share,
@@ -294,7 +294,7 @@ def _origin(result: Result) -> list[tuple[str, str]]:
     targets = [(one.name, f"{one.url}{f', version {one.version}' if one.version else ''}") for one in result.targets]
     return [
         *targets,
-        ("client", f"{machine.cpu}, {cores(machine.cores)}, {machine.memory_gib:g} GiB, {machine.system}"),
+        ("client", f"{hardware(machine)}, {machine.memory_gib:g} GiB, {machine.system}"),
         ("load before", f"{machine.load_average:.2f} on average over a minute"),
         ("date", result.origin.date),
         ("version", result.origin.tool_version),

@@ -18,9 +18,9 @@ from livery_loadtest.report.words import (
     NOTHING,
     arrivals,
     bounds,
-    cores,
     count,
     duration,
+    hardware,
     number,
     objective,
     share,
@@ -35,8 +35,7 @@ def print_result(result: Result, console: Console) -> None:
     """Print everything that a person wants to know first; the rest is in the page and the document."""
     load = result.workload
     console.print(f"[bold]{escape(load.name)}[/]: {escape(arrivals(load))}, seed {load.seed}")
-    machine = result.origin.machine
-    console.print(f"client: {escape(machine.cpu)}, {cores(machine.cores)}; {escape(result.origin.date)}")
+    console.print(f"client: {escape(hardware(result.origin.machine))}; {escape(result.origin.date)}")
     for line in _warnings(result):
         console.print(line)
     if not result.summary:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from livery_loadtest.intervals import Estimate
 from livery_loadtest.kinds import AzureGaps
+from livery_loadtest.machine import Machine
 from livery_loadtest.spec import Closed, Gamma, Poisson, Slo, Workload
 
 NOTHING = "–"
@@ -30,6 +33,12 @@ def count(value: int) -> str:
 
 def cores(value: int) -> str:
     return "1 core" if value == 1 else f"{value:,} cores"
+
+
+def hardware(machine: Machine) -> str:
+    """A machine's processor, cores and GPUs."""
+    gpus = "".join(f", {count} × {name}" for name, count in Counter(machine.gpus).items())
+    return f"{machine.cpu}, {cores(machine.cores)}{gpus}"
 
 
 def share(value: float | None) -> str:
