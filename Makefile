@@ -9,7 +9,7 @@ PORT ?= 8000
 SERVE ?= --tool-parser hermes
 
 .PHONY: help setup serve test test-postgres test-ray conformance check format bench bench-peers bench-adapters peft-table
-.PHONY: ways bench-cross-check bench-eval bench-extraction bench-plan bench-push bench-vllm bench-workers browser test-quantization test-train test-eval test-vllm three-setups observability deploy-check field-table chaos clean
+.PHONY: ways bench-client bench-cross-check bench-eval bench-extraction bench-plan bench-push bench-vllm bench-workers browser test-quantization test-train test-eval test-vllm three-setups observability deploy-check field-table chaos clean
 
 help:
 	@echo "make setup          create $(VENV) and get the demo base model"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench          the engine against its bars and floors, then servers: under 15 minutes"
 	@echo "make bench-peers    Livery beside vLLM, llama.cpp and PEFT, in one run; builds both once"
 	@echo "make bench-cross-check one cell of load by our client, vLLM's benchmark and inference-perf (Python 3.12), in turn"
+	@echo "make bench-client   what the load test's own client can take: tokens a second of a core, and how late requests leave"
 	@echo "make bench-adapters what taking in, holding and dropping adapters costs"
 	@echo "make bench-eval     evaluating eight adapters at once beside one after another through PEFT"
 	@echo "make bench-extraction what each rank leaves of a full fine-tune of the demo base: error, KL, perplexity"
@@ -120,6 +121,9 @@ bench-peers: setup
 
 bench-cross-check: setup
 	$(BIN)/python tests/benchmarks/cross_check.py --out bench-cross-check.json
+
+bench-client: setup
+	$(BIN)/python tests/benchmarks/load_client.py --rounds 5 --out bench-client.json
 
 bench-adapters: setup
 	$(BIN)/python tests/benchmarks/adapters.py --out bench-adapters.json

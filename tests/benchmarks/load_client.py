@@ -1,10 +1,10 @@
 """How much the load test's client can take: streamed tokens a second on one core, and how late its requests leave.
 
-Run as `python tests/benchmarks/load_client.py [--out FILE] [--without-server]` on a machine with nothing else to do.
-The client gets one core and what it asks another. `source` is a process that only writes prepared events to sockets,
-as fast as it can, so that the client's own ceiling shows; `steps` is the same at PACE tokens a second, all streams at
-once as an engine's steps give them, so that no two events of a stream come together; `server` is Livery's whole server
-over an engine that costs nothing.
+Run as `python tests/benchmarks/load_client.py [--rounds N] [--out FILE] [--without-server]`, or by `make bench-client`,
+on a machine with nothing else to do. The client gets one core and what it asks another. `source` is a process that only
+writes prepared events to sockets, as fast as it can, so that the client's own ceiling shows; `steps` is the same at
+PACE tokens a second, all streams at once as an engine's steps give them, so that no two events of a stream come
+together; `server` is Livery's whole server over an engine that costs nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,17 +28,20 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from livery import __version__
 from livery.bench.http.measured import Cores, measured_server
 from livery.models import DEMO_MODEL
-from livery_loadtest.bars import Bar
+from livery_loadtest.bars import COLOURS, Bar, Verdict
 from livery_loadtest.dialect import Dialect
 from livery_loadtest.drive import drive
+from livery_loadtest.measures import Spread, over_rounds
 from livery_loadtest.options import Options
 from livery_loadtest.origin import Origin, as_json, document, write_json
 from livery_loadtest.precise import new_loop
 from livery_loadtest.record import Run
+from livery_loadtest.report.words import number
 from livery_loadtest.script import Planned, Script
 from livery_loadtest.target import Target
 
@@ -185,40 +188,86 @@ def _failed(run: Run) -> int:
     return sum(record.error is not None for record in run.records)
 
 
+# --- what it amounts to ---
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One number over all rounds, beside its bar."""
+
+    name: str
+    unit: str
+    value: Spread
+    bar: Bar
+    verdict: Verdict
+    failed: int
+
+
+def throughputs(rows: Sequence[Closed]) -> list[Finding]:
+    """Tokens a second of the client's core, of each closed loop."""
+    found = []
+    for against, streams in dict.fromkeys((row.against, row.streams) for row in rows):
+        some = [row for row in rows if (row.against, row.streams) == (against, streams)]
+        name, failed = f"{against}, {streams} streams", sum(row.failed for row in some)
+        found.append(_found(name, "tokens/s", [row.per_cpu_second for row in some], TOKENS_A_SECOND, failed))
+    return found
+
+
+def delays(rows: Sequence[Open]) -> list[Finding]:
+    """The 99th percentile of how late requests left, of each open loop."""
+    found = []
+    for against in dict.fromkeys(row.against for row in rows):
+        some = [row for row in rows if row.against == against]
+        name, failed = f"{against}, {RATE:g} requests/s", sum(row.failed for row in some)
+        found.append(_found(name, "ms late at p99", [row.p99_ms for row in some], SEND_DELAY_P99_MS, failed))
+    return found
+
+
+def _found(name: str, unit: str, values: Sequence[float], bar: Bar, failed: int) -> Finding:
+    value = over_rounds(values)
+    if value is None:
+        raise SystemExit("nothing was measured: --rounds takes 1 or more")
+    verdict = Verdict.FAIL if failed else bar.verdict(value.median)
+    return Finding(name, unit, value, bar, verdict, failed)
+
+
+def table(findings: Sequence[Finding]) -> Table:
+    shown = Table(title="the load test's client, a core of its own; medians over rounds", title_justify="left")
+    for heading in ("against", "", "median", "lowest to highest", "bar", ""):
+        shown.add_column(heading, justify="right" if heading == "median" else "left")
+    for one in findings:
+        told = f"[{COLOURS[one.verdict]}]{one.verdict}[/]" + (f", {one.failed} failed" if one.failed else "")
+        spread = f"{number(one.value.low)} to {number(one.value.high)}"
+        shown.add_row(one.name, one.unit, number(one.value.median), spread, str(one.bar), told)
+    return shown
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--without-server", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     origin, console, cores = Origin.here(__version__), Console(stderr=True), Cores.chosen()
     if cores.client is not None:
         os.sched_setaffinity(0, {cores.client})
-    closed = []
+    closed: list[Closed] = []
+    opened: list[Open] = []
     serving = nullcontext() if chosen.without_server else measured_server(DEMO_MODEL, cores.server, console, fake=True)
     with source(0, cores.server) as fast, source(PACE, cores.server) as paced, serving as server:
         against = [("source", fast, MODEL), ("steps", paced, MODEL)]
         if server is not None:
             against.append(("server", server.url, DEMO_MODEL))
-        for _ in range(chosen.rounds):
+        for turn in range(chosen.rounds):
             for name, where, model in against:
+                console.print(f"round {turn + 1} of {chosen.rounds}: {name}", highlight=False)
                 closed += [closed_loop(name, where, model, streams) for streams in STREAMS]
-        opened = [open_loop(name, where, model, 16) for name, where, model in against]
-    for row in closed:
-        console.print(
-            f"{row.against}, {row.streams} streams: {row.per_second:.0f} tokens/s, {row.per_cpu_second:.0f} per second "
-            f"of the client's core ({row.cpu_share:.0%} used), lag p99 {row.loop_lag_p99_ms:.2f} ms, "
-            f"{row.failed} failed",
-            highlight=False,
-        )
-    for late in opened:
-        console.print(
-            f"{late.against}, {RATE:g} requests/s: left late by {late.p50_ms:.2f} ms p50, {late.p99_ms:.2f} p99, "
-            f"{late.most_ms:.2f} at most; {late.cpu_share:.0%} of a core, {late.failed} failed",
-            highlight=False,
-        )
-    bars = {"tokens_per_second": asdict(TOKENS_A_SECOND), "send_delay_p99_ms": asdict(SEND_DELAY_P99_MS)}
-    report = document("livery-bench-load-client/1", origin, PACKAGES, {"bars": bars, "closed": closed, "open": opened})
+                opened.append(open_loop(name, where, model, 16))
+    bars = {"tokens_per_cpu_second": asdict(TOKENS_A_SECOND), "send_delay_p99_ms": asdict(SEND_DELAY_P99_MS)}
+    findings = [*throughputs(closed), *delays(opened)]
+    console.print(table(findings))
+    measured = {"bars": bars, "findings": findings, "closed": closed, "open": opened}
+    report = document("livery-bench-load-client/1", origin, PACKAGES, measured)
     if chosen.out is not None:
         write_json(report, chosen.out)
     else:
