@@ -27,6 +27,7 @@ from livery_loadtest.spec import Closed, Disconnects, SpecInvalid, Structured, T
 from livery_loadtest.traces import Floats, Ints, TraceRows
 
 MOST_CHANGES = 100_000
+REPEATS_APART = 1 << 17  # between the prompts of a repeat's attempts: those of every repeat lie between
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -49,15 +50,17 @@ class _Draw(IntEnum):
     PREFIX_TEXTS = auto()
 
 
-def build_script(workload: Workload, base: str, adapters: Sequence[str], repeat: int = 0) -> Script:
+def build_script(workload: Workload, base: str, adapters: Sequence[str], repeat: int = 0, attempt: int = 0) -> Script:
     """The requests of one run of a workload on a server with these models, and what changes meanwhile.
+
+    Another `attempt` at the same repeat differs in its prompts alone.
 
     Raises SpecInvalid where the workload doesn't fit these models, or its trace can't be read.
     """
     taking, reserved = _split(workload, adapters)
     traffic = _traffic(workload)
     names, cold = _models(workload, traffic.chats, base, taking, reserved, repeat)
-    requests = list(_planned(workload, traffic, names, cold, 2 * repeat))
+    requests = list(_planned(workload, traffic, names, cold, 2 * repeat + REPEATS_APART * attempt))
     return Script(requests, _changes(workload, taking, traffic), workload.hooks)
 
 
@@ -159,9 +162,9 @@ def _models(
     if workload.cold is not None and reserved:
         (drawn,) = np.nonzero(_generator(workload, _Draw.COLD).random(chats) < workload.cold.share)
         drawn = drawn[: len(reserved)]
-        cold[drawn] = True
-        for place, number in zip(drawn.tolist(), range(repeat * len(drawn), (repeat + 1) * len(drawn)), strict=True):
-            names[place] = reserved[number % len(reserved)]
+        left = reserved[repeat * len(drawn) :]  # those that no repeat before has named
+        for place, name in zip(drawn.tolist(), left, strict=False):
+            names[place], cold[place] = name, True
     return names, cold
 
 

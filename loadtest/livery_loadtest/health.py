@@ -17,7 +17,7 @@ MOST_LAG_MS = 10.0
 MOST_SEND_DELAY_MS = 5.0
 MATTERS = 0.05  # of the median time to the first token: a client that is late by less hardly changes it
 TICK_S = 0.05
-BUSY = "the client was busy itself: give it more --processes, or less to do"
+BUSY = "the client was busy itself: give it more cores and --processes, or less to do"
 WAITED = "the client waited for a core, not for the server: give it one of its own, or a machine of its own"
 LEAST_S = 1.0  # in less than this a process is busy with beginning and ending, whatever it measures
 

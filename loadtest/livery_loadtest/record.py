@@ -51,7 +51,7 @@ class Health:
 
     `cpu_share` is its busiest process's CPU time by wall time (1.0 is a whole core), `loop_lag_ms` how late its event
     loop woke, `send_delay_ms` how late requests left in an open loop; both as p50, p99 and maximum. `reasons` says in
-    words what makes the run invalid; none: it is valid.
+    words what makes the run invalid; none: it is valid. `anew` says of each run that was thrown away for this one why.
     """
 
     processes: int
@@ -59,6 +59,7 @@ class Health:
     loop_lag_ms: tuple[float, float, float]
     send_delay_ms: tuple[float, float, float]
     reasons: tuple[str, ...] = ()
+    anew: tuple[str, ...] = ()
 
     @property
     def valid(self) -> bool:

@@ -16,8 +16,9 @@ import httpx
 
 from livery_loadtest.build import build_script, build_warm_up
 from livery_loadtest.drive import Observer
+from livery_loadtest.fanout import Fanout
 from livery_loadtest.options import Options
-from livery_loadtest.record import Record, Run
+from livery_loadtest.record import Health, Record, Run
 from livery_loadtest.spec import Workload
 from livery_loadtest.target import Target, TargetUnusable, key_header, list_models, server_version
 from livery_loadtest.verify import Verification, choose, judge, replayed, rivals, suspects
@@ -66,7 +67,7 @@ class Manner:
     """How to measure. `verify` answers of each target are asked for again from `reference`, or the target itself."""
 
     repeats: int = 1
-    processes: int = 1
+    processes: Fanout = field(default_factory=lambda: Fanout(1))
     verify: int = 0
     reference: Served | None = None
     allow_hooks: bool = False
@@ -133,7 +134,11 @@ async def run_session(
 
 
 async def _run_once(workload: Workload, subject: Served, repeat: int, manner: Manner, begin: Begin) -> Run:
-    """Warm up, and measure. Where the first is interrupted, it is what there is, with nothing measured."""
+    """Warm up, and measure. Where the first is interrupted, it is what there is, with nothing measured.
+
+    A run whose client turned out too busy is made anew from more processes, with other prompts: those that were asked
+    once may be in the server's cache. Where that is interrupted, the one before it is what there is.
+    """
     target = subject.target
     warm_up = build_warm_up(workload, subject.base, subject.adapters, repeat)
     if warm_up.requests:
@@ -143,17 +148,37 @@ async def _run_once(workload: Workload, subject: Served, repeat: int, manner: Ma
         warmed = await measure(warm_up, target, options, observer=observer)
         if warmed.interrupted:
             return replace(warmed, records=())
-    script = build_script(workload, subject.base, subject.adapters, repeat)
-    observer = begin(f"{target.name}, {workload.name}, {repeat + 1} of {manner.repeats}", len(script.requests))
-    return await measure(
-        script,
-        target,
-        Options.of(workload, repeat=repeat, keep_text=bool(manner.verify), fold=manner.fold),
-        processes=manner.processes,
-        observer=observer,
-        sample_s=manner.sample_s,
-        allow_hooks=manner.allow_hooks,
-    )
+    options = Options.of(workload, repeat=repeat, keep_text=bool(manner.verify), fold=manner.fold)
+    what = f"{target.name}, {workload.name}, {repeat + 1} of {manner.repeats}"
+    anew: list[str] = []
+    doubted: Run | None = None
+    processes = 0
+    while True:
+        script = build_script(workload, subject.base, subject.adapters, repeat, attempt=len(anew))
+        processes = processes or manner.processes.first(script, options)
+        observer = begin(f"{what}, anew from {processes} processes" if anew else what, len(script.requests))
+        run = await measure(
+            script,
+            target,
+            options,
+            processes=processes,
+            observer=observer,
+            sample_s=manner.sample_s,
+            allow_hooks=manner.allow_hooks,
+        )
+        if run.interrupted and doubted is not None:
+            return replace(doubted, interrupted=True)
+        more = manner.processes.more(script, options, run)
+        if not more:
+            return replace(run, health=replace(run.health, anew=tuple(anew)))
+        anew.append(_too_few(run.health))
+        doubted, processes = run, more
+
+
+def _too_few(health: Health) -> str:
+    """Why a run was thrown away."""
+    who = "the client's one process" if health.processes == 1 else f"one of {health.processes} client processes"
+    return f"{who} used {health.cpu_share:.0%} of a core"
 
 
 async def _verify(

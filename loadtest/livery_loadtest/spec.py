@@ -121,7 +121,8 @@ class ColdArrivals(Part, frozen=True):
     """`share` of the requests name an adapter not asked for before in this run, as long as there are any left.
 
     `reserved` adapters, the last of the list, are kept for this and take no other requests. Each repeat goes on where
-    the one before stopped in that list, since an adapter is cold once: reserve enough for all repeats.
+    the one before stopped in that list, since an adapter is cold once; where none is left, no further request is cold:
+    reserve enough for all repeats.
     """
 
     share: Share

@@ -153,13 +153,19 @@ async def measure(
 def share_out(script: Script, options: Options, processes: int) -> list[tuple[list[Planned], Options]]:
     """What each process sends, and how: whole conversations in turn, and its share of the streams."""
     dealt = list(conversations(script))
-    count = max(1, min(processes, len(dealt), options.streams or processes))
+    count = max(1, min(processes, divisible(script, options)))
     parts = []
     for part in range(count):
         requests = [planned for turns in dealt[part::count] for planned in turns]
         streams = len(range(part, options.streams, count))
         parts.append((requests, replace(options, streams=streams)))
     return parts
+
+
+def divisible(script: Script, options: Options) -> int:
+    """Among how many processes a script can be shared out: by conversations, and by streams where there are any."""
+    chats = sum(planned.follows is None for planned in script.requests)
+    return min(chats, options.streams or chats)
 
 
 async def _collect(

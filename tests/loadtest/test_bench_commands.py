@@ -74,8 +74,9 @@ def test_two_servers_are_measured_in_turn_and_compared(pair: tuple[KnownServer, 
 
 def test_requests_that_fail_make_the_status_1_unless_they_may(faulty: KnownServer, tmp_path: Path) -> None:
     run = ["run", workload(tmp_path), "--target", f"f={faulty.url}", "--adapters", FAILING, "--repeats", 1]
-    failed = bench(*run, "--out", tmp_path / "out")
+    failed = bench(*run, "--out", tmp_path / "out", "--processes", 2)
     assert failed.returncode == Exit.FAILED
+    assert [one.health.processes for one in read_result(tmp_path / "out" / "some.json").repeats] == [2]
     assert "the engine is gone" in failed.stdout
     assert bench(*run, "--out", tmp_path / "out", "--allow-errors").returncode in MEASURED
 
@@ -173,6 +174,22 @@ def test_a_search_that_finds_no_rate_says_so(faulty: KnownServer, tmp_path: Path
     assert found is not None
     assert found.highest is None
     assert "no rate held" in (tmp_path / "out" / "some.html").read_text()
+
+
+def test_a_suite_is_repeated_workload_by_workload_and_one_page_has_all_of_it(
+    pair: tuple[KnownServer, KnownServer], tmp_path: Path
+) -> None:
+    suite = ["suite", "smoke", "--url", f"left={pair[0].url}", "--time", 0.02, "--capacity", 60, "--repeats", 2]
+    done = bench(*suite, "--out", tmp_path)
+    assert done.returncode in MEASURED, done.stderr
+    for name in ("closed", "open", "chats"):
+        result = read_result(tmp_path / f"{name}.json")
+        assert [one.repeat for one in result.repeats] == [0, 1]
+        assert result.summary[0].completed, name
+        assert name in (tmp_path / "index.html").read_text()
+    wrong = bench(*suite, "--processes", 0, "--out", tmp_path)
+    assert wrong.returncode == Exit.FAILED
+    assert "--processes 0: give a number from 1 to 1024, or auto" in wrong.stderr
 
 
 def test_the_status_names_the_worst_that_happened(pair: tuple[KnownServer, KnownServer], tmp_path: Path) -> None:

@@ -212,6 +212,16 @@ def test_conversations_come_as_arrivals_say_and_end_with_the_run() -> None:
     assert [len(turns) for turns in chats(cut)] == [4, 4, 2]
 
 
+def test_another_attempt_at_a_repeat_asks_the_same_with_prompts_of_its_own() -> None:
+    workload = Workload(name="w", requests=50, arrivals=Poisson(rate=5), cold=ColdArrivals(share=0.1, reserved=4))
+    ways = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    scripts = [build_script(workload, "base", ADAPTERS, repeat, attempt) for repeat, attempt in ways]
+    texts = {request.text for script in scripts for request in script.requests}
+    assert len(texts) == len(scripts) * workload.requests
+    for first, again in (scripts[:2], scripts[2:]):
+        assert [replace(one, text="") for one in first.requests] == [replace(one, text="") for one in again.requests]
+
+
 def test_cold_arrivals_name_each_reserved_adapter_once_and_each_repeat_others() -> None:
     scripts = [made(requests=40, repeat=repeat, cold=ColdArrivals(share=0.1, reserved=12)) for repeat in range(3)]
     seen: list[str] = []
@@ -220,7 +230,9 @@ def test_cold_arrivals_name_each_reserved_adapter_once_and_each_repeat_others() 
         reserved = [request.model for request in script.requests if request.model in ADAPTERS[8:]]
         assert cold == reserved and 1 <= len(cold) <= 4 * 2
         seen += cold
-    assert seen == [ADAPTERS[8 + index % 12] for index in range(len(seen))]
+    assert seen == ADAPTERS[8 : 8 + len(seen)]
+    later = made(requests=40, repeat=12, cold=ColdArrivals(share=0.1, reserved=12))
+    assert all(request.model in ADAPTERS[:8] and not request.cold for request in later.requests), "none is left"
     used_up = made(cold=ColdArrivals(share=1, reserved=12))
     assert [request.model for request in used_up.requests if request.cold] == ADAPTERS[8:]
     assert all(request.model in ADAPTERS[:8] for request in used_up.requests[12:])

@@ -43,7 +43,7 @@ def capacity(
     slo_ttft_ms: Annotated[float | None, typer.Option(min=0.0, help="In place of the workload's.")] = None,
     slo_tpot_ms: Annotated[float | None, typer.Option(min=0.0, help="In place of the workload's.")] = None,
     slo_e2e_ms: Annotated[float | None, typer.Option(min=0.0, help="In place of the workload's.")] = None,
-    processes: options.Processes = 1,
+    processes: options.Processes = "auto",
     adapters: options.Adapters = "",
     base: options.Base = None,
     out: options.Out = Path("bench-capacity"),
@@ -55,7 +55,7 @@ def capacity(
         (subject,) = find(parse_targets([target]), adapters, base)
         for misfit in misfits([asked], [subject]).values():
             raise misfit
-        manner = Manner(processes=processes)
+        manner = Manner(processes=options.fanout(processes))
         task = Task(workloads=[asked], subjects=[subject], manner=manner, out=out, machine=describe_machine())
         search = Search(task, share)
         found = asyncio.run(find_capacity(search.trial, first, ceiling, within))

@@ -7,12 +7,23 @@ from typing import Annotated
 
 import typer
 
+from livery_loadtest.fanout import Fanout
+
+MOST_PROCESSES = 1024
+
 Targets = Annotated[
     list[str] | None,
     typer.Option("--target", help="NAME=URL of a running server; repeat to compare several, measured in turn."),
 ]
 Repeats = Annotated[int, typer.Option(min=1, help="Times each target is measured; targets alternate within each.")]
-Processes = Annotated[int, typer.Option(min=1, help="Client processes; more where one core isn't enough.")]
+Processes = Annotated[
+    str,
+    typer.Option(
+        metavar="N|auto",
+        help="Client processes. auto: as many as it takes; a run in which one was too busy is made anew from twice "
+        "as many, up to one for each core.",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder for NAME.json and NAME.html of each workload.")]
 Adapters = Annotated[str, typer.Option(help="Names a,b,…; otherwise all that the server lists.")]
 Base = Annotated[str | None, typer.Option(help="The base's name; otherwise the first that the server lists.")]
@@ -35,3 +46,12 @@ AllowHooks = Annotated[
     bool, typer.Option("--allow-hooks", help="Run the commands of a workload's `hooks`, with your rights.")
 ]
 Rate = Annotated[float, typer.Option(min=0.001, help="Scales every arrival rate of the workloads.")]
+
+
+def fanout(processes: str) -> Fanout:
+    """What --processes asks for. Raises ValueError."""
+    if processes == "auto":
+        return Fanout()
+    if not processes.isdecimal() or not 1 <= int(processes) <= MOST_PROCESSES:
+        raise ValueError(f"--processes {processes}: give a number from 1 to {MOST_PROCESSES}, or auto")
+    return Fanout(int(processes))

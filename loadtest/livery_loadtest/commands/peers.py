@@ -15,6 +15,7 @@ from rich.console import Console
 from livery_loadtest.commands import options
 from livery_loadtest.commands.ending import ENDS, Exit, leave, own_version, status, stop
 from livery_loadtest.commands.running import FAILURES, Task, find, parse_targets, run_task
+from livery_loadtest.fanout import Fanout
 from livery_loadtest.kinds import Closed, Distinct, Fixed
 from livery_loadtest.live import LiveBar
 from livery_loadtest.machine import describe_machine
@@ -110,7 +111,7 @@ def peers(
         output=Fixed(tokens=max_tokens),
     )
     try:
-        manner = Manner(repeats=repeats, verify=verify)
+        manner = Manner(repeats=repeats, processes=Fanout(), verify=verify)
         ends = _compare(setup, common, parse_targets(target or []), manner, out)
     except FAILURES as failure:
         stop(str(failure))

@@ -29,7 +29,7 @@ def run(
     target: options.Targets = None,
     repeats: options.Repeats = 3,
     out: options.Out = Path("bench"),
-    processes: options.Processes = 1,
+    processes: options.Processes = "auto",
     adapters: options.Adapters = "",
     base: options.Base = None,
     verify: options.Verify = 0,
@@ -51,7 +51,7 @@ def run(
                 raise misfit
             manner = Manner(
                 repeats=repeats,
-                processes=processes,
+                processes=options.fanout(processes),
                 verify=verify,
                 reference=referee,
                 allow_hooks=allow_hooks,

@@ -34,7 +34,7 @@ def run_suite(
     lengths: Annotated[float, typer.Option(min=0, help="Prompts and answers are this many times as long.")] = 0.0,
     time: Annotated[float, typer.Option(min=0.001, help="All takes this many times as long.")] = 1.0,
     repeats: options.Repeats = 1,
-    processes: options.Processes = 1,
+    processes: options.Processes = "auto",
     adapters: options.Adapters = "",
     base: options.Base = None,
     verify: options.Verify = 0,
@@ -58,7 +58,7 @@ def run_suite(
                 stop(f"suite {name}: none of its workloads can be run on this server")
             manner = Manner(
                 repeats=repeats,
-                processes=processes,
+                processes=options.fanout(processes),
                 verify=verify,
                 reference=referee,
                 allow_hooks=allow_hooks,

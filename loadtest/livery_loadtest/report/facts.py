@@ -56,6 +56,7 @@ def facts(result: Result) -> Numbers | None:
         "finish reasons",
         [", ".join(f"{name} {count(many)}" for name, many in one.finish_reasons.items()) for one in each],
     )
+    row("measured anew", ["; ".join(result.anew_of(one.target)) for one in each])
     row("the server's own metrics", [_unsampled(result, one.target) for one in each])
     row("checked answers", [_checked(result, one.target) for one in each])
     for of in dict.fromkeys(line.what for one in each for line in one.growth):

@@ -84,6 +84,14 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             for reason in one.health.reasons
         ]
 
+    def anew_of(self, target: str) -> list[str]:
+        """Which of one target's repeats were measured anew from more processes, in words."""
+        return [
+            f"repeat {one.repeat + 1} from {one.health.processes} processes, since {', then '.join(one.health.anew)}"
+            for one in self.repeats_of(target)
+            if one.health.anew
+        ]
+
     @property
     def interrupted(self) -> bool:
         return any(one.interrupted for one in self.repeats)

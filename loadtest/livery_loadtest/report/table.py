@@ -63,6 +63,9 @@ def _warnings(result: Result) -> Iterator[str]:
         yield "[bold yellow]interrupted: what follows is what was finished by then[/]"
     for reason in result.doubts:
         yield f"[bold red]invalid[/]: the client was the bottleneck: {escape(reason)}"
+    for target in result.targets:
+        for anew in result.anew_of(target.name):
+            yield f"{escape(target.name)}: measured anew: {escape(anew)}"
 
 
 def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
