@@ -132,8 +132,6 @@ class PlainLoop:
                 self.model = PeftModel.from_pretrained(
                     self.model, str(path), adapter_name=name, autocast_adapter_dtype=False
                 )
-        for weights in self.model.parameters():  # adapters' as well: each of their products would be converted
-            weights.data = weights.data.to(dtype)
         self.waiting = Waiting()
 
     def run(self) -> None:
