@@ -85,8 +85,8 @@ class Run:
         self.facts: dict[str, Json | None] = {}
         self.passed: dict[str, str] = {}
         self.failed: dict[str, Json] = {}
-        origin = Origin.here(f"livery {__version__}")
-        self._origin = replace(origin, command=shlex.join(["python", "tests/ways/run.py", *sys.argv[1:]]))
+        command = shlex.join(["python", "tests/ways/run.py", *sys.argv[1:]])
+        self._origin = replace(Origin.here(f"livery {__version__}"), command=command, commit=stamp()["commit"])
 
     def make(self, named: Collection[str], only_there: bool) -> None:
         """Those named, or those that aren't there."""
