@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from adapters.hub_server import HubServer, used_hub
+from foreign_parts import told
 from slowest import SLOWEST
 
 
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     turns = {tests / name: turn for turn, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: turns.get(item.path, len(turns)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tests that a missing part had skipped are said in words, with the remedy: quiet runs show them as a number."""
+    for line in told(terminalreporter.stats.get("skipped", ())):
+        terminalreporter.write_line(line, yellow=True)
 
 
 @pytest.fixture(autouse=True)

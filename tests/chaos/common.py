@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 
+from foreign_parts import not_run
+
 PROC = Path("/proc")
 
 
@@ -60,8 +62,7 @@ def arguments(text: str, **defaults: int | float | str) -> argparse.Namespace:
 def skip_unless_linux(what: str) -> None:
     """What reads /proc is passed over elsewhere, and fails in CI."""
     if not PROC.is_dir():
-        print(f"{what} reads /proc, which this system lacks")
-        sys.exit(1 if os.environ.get("CI") == "true" else 0)
+        sys.exit(not_run(what, "it reads /proc, which this system lacks; run it on Linux"))
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 
 from rich.table import Table
 
+from foreign_parts import NOTHING
+
 SHOWN = 120  # characters of a reason in the README
 
 
@@ -66,7 +68,7 @@ def reasons(results: Iterable[Result]) -> Iterable[str]:
     """A line for every test that didn't pass, and for every suite that didn't run."""
     for result in results:
         if result.missing:
-            yield f"{result.suite}: {result.missing}"
+            yield f"{result.suite}: {NOTHING}: {result.missing}"
         kinds = (("failed", result.failures), ("known", result.expected), ("left out", result.left_out))
         for kind, cases in kinds:
             yield from (f"{result.suite}: {kind}: {name}: {why}" for name, why in cases)

@@ -19,6 +19,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from foreign_parts import not_run
 from livery.models import DEMO_MODEL, ModelNotFound, resolve_model
 from livery_loadtest.peers import MARKER, EnvironmentFailed, peers_folder, telling_lines
 from livery_loadtest.peers.vllm import LEFT_OUT, VllmEnvironment, default_environment
@@ -81,8 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         model = resolve_model(DEMO_MODEL).path
         environment.ensure(console)
     except (EnvironmentFailed, ModelNotFound) as error:
-        console.print(f"[red]vLLM's tests can't run:[/] {escape(str(error))}")
-        return 1 if os.environ.get("CI") == "true" else 0
+        return not_run("--engine vllm", error)
     command = [str(environment.python), "-m", "pytest", "-m", "vllm", "tests/engine_vllm", *arguments]
     variables = {**os.environ, **environment.variables(), MODEL_VARIABLE: str(model)}
     return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
