@@ -24,7 +24,7 @@ help:
 	@echo "make test-ray       two replicas on Ray Serve in an environment of their own; ONLY=timelines.py, measure.py or way.py: a script"
 	@echo "make conformance    clients that others wrote, each in its own environment, against a live server; ONLY=litellm: one"
 	@echo "make observability  a real Prometheus on a live server, promtool on the rules, the dashboard's queries and schema"
-	@echo "make deploy-check   the Kubernetes manifests rendered (kubectl or kustomize) and checked field by field"
+	@echo "make deploy-check   the Kubernetes manifests rendered (kubectl or kustomize) and checked field by field; CRDS=DIR: and against those definitions"
 	@echo "make browser        the console and the load test's pages in a real Chromium; SCREENSHOTS=FOLDER: pictures of it over the demo model instead"
 	@echo "make check          linters and types only"
 	@echo "make bench          the engine against its bars and floors, then servers: under 15 minutes"
@@ -38,7 +38,7 @@ help:
 	@echo "make bench-vllm     Livery's server over vLLM beside vLLM's own, with equal options (builds what make test-vllm does)"
 	@echo "make bench-workers  processor time of a streamed token with one API worker and with two"
 	@echo "make ways           every way of adapting the demo base to one task: command, served, quality before and after (an hour); ONLY=lora: anew"
-	@echo "make bench-plan     livery plan beside what the engine does on this machine, and its simulation of routing"
+	@echo "make bench-plan     livery plan beside what the engine does on this machine, and its simulation of routing; TRACE=FILE.csv.gz: that trace in its order"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
 	@echo "make field-table    write what becomes of every field of a request into README.md"
 	@echo "make chaos          kill -9 two hundred times; adapters change under thousands of requests; every script of tests/chaos"
@@ -99,6 +99,7 @@ observability: setup
 
 deploy-check: setup
 	$(BIN)/pytest -m "deploy or not deploy" tests/deploy
+	$(if $(CRDS),$(BIN)/python tests/deploy/published.py $(CRDS))
 
 conformance: setup
 	$(BIN)/python tests/conformance/run.py $(ONLY) --json conformance.json
@@ -149,7 +150,7 @@ ways: setup
 bench-plan: setup
 	$(BIN)/python tests/benchmarks/plan_check.py --out bench-plan.json
 	$(BIN)/livery plan --gpu l40s --model llama-3.1-8b --adapters 10000 --host-memory 64 --simulate --replicas 64 \
-	--load 0.5 --load 0.7 --load 0.8 --load 0.9 --load 1 --out bench-routing.json --plot bench-routing.svg
+	--load 0.5 --load 0.7 --load 0.8 --load 0.9 --load 1 $(if $(TRACE),--trace $(TRACE)) --out bench-routing.json --plot bench-routing.svg
 
 peft-table: setup
 	$(BIN)/python -W ignore tests/engine/peft_table.py --write README.md

@@ -26,6 +26,9 @@ BASE = KUBERNETES / "base"
 SETTINGS = "livery-settings"
 # What secrets are stood in for by, where not by a word: a value of the right form.
 SECRETS = {"url": "postgresql://livery@postgres/livery"}
+NO_RENDERER = (
+    "neither kubectl (1.27 or newer) nor kustomize (5 or newer) is here: https://kubernetes.io/docs/tasks/tools"
+)
 Object = dict[str, Any]
 
 
@@ -47,15 +50,18 @@ def rendered(overlay: str) -> list[Object]:
 
 
 def kustomized(folder: Path) -> str:
-    for command in (["kubectl", "kustomize"], ["kustomize", "build"]):
-        if shutil.which(command[0]):
-            done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=120, check=False)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-    remedy = (
-        "neither kubectl (1.27 or newer) nor kustomize (5 or newer) is here: https://kubernetes.io/docs/tasks/tools"
-    )
-    lacking(remedy)
+    command = renderer()
+    if command is None:
+        lacking(NO_RENDERER)
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def renderer() -> list[str] | None:
+    """The command that renders a folder, where there is one."""
+    commands = (["kubectl", "kustomize"], ["kustomize", "build"])
+    return next((command for command in commands if shutil.which(command[0])), None)
 
 
 def literals(folder: Path, generator: str = SETTINGS) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """Compare custom_resources.yaml, and the objects of the overlays, with published CustomResourceDefinitions.
 
-    python tests/deploy/published.py CRD.yaml ...
+    make deploy-check CRDS=DIR
+    python tests/deploy/published.py CRD.yaml|DIR ...
 
-The files are those that the table names under `source`. Says what differs, and exits with 1 if anything does or a kind
-has no file.
+The files, or those of a folder and the folders below it, are what the table names under `source`. Says what differs,
+and exits with 1 if anything does or a kind has no file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from deploy.custom_resources import Kind, faults, kind_of, schemas
-from deploy.manifests import OVERLAYS, read, rendered
+from deploy.manifests import NO_RENDERER, OVERLAYS, read, rendered, renderer
+from foreign_parts import not_run
 
 Schema = dict[str, Any]
 # Where a schema says one of these, ours must say the same; bounds that ours leaves out would let more through.
@@ -63,7 +65,14 @@ def _each(value: Any) -> Any:
     return [_each(one) for one in value] if isinstance(value, list) else value
 
 
-def main(files: list[Path]) -> int:
+def main(paths: list[Path]) -> int:
+    absent = [str(path) for path in paths if not path.exists()]
+    if absent or not paths:
+        print(f"no file or folder with definitions: {', '.join(absent) or 'name one'}", file=sys.stderr)
+        return 2
+    if renderer() is None:
+        return not_run("published definitions", NO_RENDERER)
+    files = [file for path in paths for file in (sorted(path.rglob("*.yaml")) if path.is_dir() else [path])]
     theirs, ours = published(files), schemas()
     said: list[str] = []
     checked = 0

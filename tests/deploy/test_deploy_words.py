@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
+from fastapi import APIRouter
+from starlette.routing import Route
 
 from deploy.manifests import (
     BASE,
@@ -22,6 +26,8 @@ from deploy.manifests import (
     unknown_knobs,
 )
 from deploy.operator_rules import COMMAND, SOURCE, TARGET, operator_rules
+from livery.api import status, usage
+from livery.api.app import ROUTERS
 from livery.settings import SettingsError
 
 
@@ -63,6 +69,40 @@ def test_the_image_is_what_the_manifests_take_it_for() -> None:
     extras = re.search(r'^ARG EXTRAS="(.*)"$', made.text, re.MULTILINE)
     assert extras is not None and "postgres" in extras[1].split(",")  # which the registry by URL needs
     assert 'pip install ".[${EXTRAS}]"' in made.text
+
+
+NOT_MODELS = (usage.router, status.router)  # what each server says of itself: asked at the Service
+
+
+def test_the_gateway_passes_on_what_asks_models_and_nothing_else() -> None:
+    """Every route of the application is one or the other."""
+    (route,) = read(KUBERNETES / "overlays" / "gateway" / "route.yaml")
+    (rule,) = route["spec"]["rules"]
+    asking = {
+        (method, one.path)
+        for router, purpose in ROUTERS
+        if purpose == "ask" and router not in NOT_MODELS
+        for one, method in of(router)
+    }
+    everything = {(method, one.path) for router, _ in ROUTERS for one, method in of(router)}
+    assert {(method, path) for method, path in everything if passed_on(rule["matches"], method, path)} == asking
+
+
+def of(router: APIRouter) -> Iterator[tuple[Route, str]]:
+    for one in router.routes:
+        if isinstance(one, Route):
+            yield from ((one, method) for method in one.methods or ())
+
+
+def passed_on(matches: list[dict[str, Any]], method: str, path: str) -> bool:
+    """As the Gateway API has it: exact, or by whole parts of the path, and by method where one is named."""
+    path = re.sub(r"\{.*?\}", "acme/sql", path)
+    for match in matches:
+        value = match["path"]["value"]
+        beginning = match["path"]["type"] == "PathPrefix" and path.startswith(f"{value}/")
+        if (path == value or beginning) and match.get("method", method) == method:
+            return True
+    return False
 
 
 def test_the_readmes_words_are_of_things_that_are_there() -> None:

@@ -88,6 +88,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[Object], object]]] = {
     "weight": ("InferenceModelRewrite", "support", lambda one: one["spec"]["rules"][0]["targets"][0].update(weight=0)),
     "objective": ("InferenceObjective", "batch", lambda one: one["spec"].update(criticality="Sheddable")),
     "route": ("HTTPRoute", "livery", lambda one: one["spec"]["rules"][0].update(timeouts={"request": "600"})),
+    "method": ("HTTPRoute", "livery", lambda one: one["spec"]["rules"][0]["matches"][-1].update(method="get")),
 }
 
 
