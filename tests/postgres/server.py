@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,23 @@ def programs() -> Path | None:
         return found[-1].parent
     initdb = shutil.which("initdb")
     return Path(initdb).resolve().parent if initdb else None
+
+
+@contextmanager
+def hung(url: str) -> Iterator[None]:
+    """The server of a URL that `running` gave takes connections and says nothing, its processes being stopped."""
+    home = Path(url.partition("host=")[2].partition("&")[0])
+    main = int((home / "data" / "postmaster.pid").read_text().splitlines()[0])
+    children = Path(f"/proc/{main}/task/{main}/children")
+    os.kill(main, signal.SIGSTOP)  # first, or it would start others
+    stopped = [main, *map(int, children.read_text().split())]
+    try:
+        for pid in stopped[1:]:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager

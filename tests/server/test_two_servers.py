@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,31 +10,14 @@ import httpx
 
 from api.peft_files import make_adapter
 from cli.processes import serving, url_in
-from livery_adapters.manifest import read_manifest
+from cli.skewed import DAY_S, check_they_agree_on_names, moved_clock, pool, served_by, until
 
-PATIENCE_S = 60.0
 QUIETLY = ("--log-level", "error")  # nobody reads their logs here, and a full pipe stops whoever writes
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Ask again and again; a server looks at the registry twice a second."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, f"still not: {what}"
-
-
-def served_by(url: str, model: str) -> str | None:
-    """NAME@DIGEST, or None while the model isn't served there."""
-    answer = httpx.post(f"{url}/v1/completions", json={"model": model, "prompt": [5], "max_tokens": 1}, timeout=30)
-    assert answer.status_code in (200, 404, 503), answer.text  # 503: just being loaded
-    return answer.headers.get("x-livery-adapter")
 
 
 def test_servers_of_one_data_folder_follow_each_other(tmp_path: Path) -> None:
     root, data = tmp_path / "adapters", tmp_path / "data"
-    for seed in (1, 2):
-        make_adapter(root / ".pool" / str(seed), seed=seed)
-    digests = {seed: read_manifest(root / ".pool" / str(seed)).digest[:12] for seed in (1, 2)}
+    digests = pool(root)
 
     def put(url: str, seed: int) -> None:
         answer = httpx.put(f"{url}/v1/adapters/pirate", json={"source": f".pool/{seed}"}, timeout=30)
@@ -72,38 +52,9 @@ def test_when_the_follower_is_killed_another_follows(tmp_path: Path) -> None:
             until(lambda: served_by(url_in(printed), "pirate") is not None, "the one that is left follows the folder")
 
 
-DAY_S = 86_400
-AHEAD = f"import time\nreal = time.time\ntime.time = lambda: real() + {DAY_S}\n"
-
-
 def test_servers_whose_clocks_differ_agree_all_the_same(tmp_path: Path) -> None:
     """What follows what is told by numbers of the registry; the clock of one is a day ahead."""
-    root, data, skewed = tmp_path / "adapters", tmp_path / "data", tmp_path / "ahead"
-    skewed.mkdir()
-    (skewed / "sitecustomize.py").write_text(AHEAD)
-    path = os.pathsep.join(filter(None, (str(skewed), os.environ.get("PYTHONPATH"))))
-    for seed in (1, 2):
-        make_adapter(root / ".pool" / str(seed), seed=seed)
-    digests = {seed: read_manifest(root / ".pool" / str(seed)).digest[:12] for seed in (1, 2)}
-
-    def put(url: str, seed: int, **fields: int) -> int:
-        body = {"source": f".pool/{seed}", **fields}
-        return httpx.put(f"{url}/v1/adapters/pirate", json=body, timeout=30).status_code
-
-    def started(url: str) -> int:
-        return int(httpx.get(f"{url}/v1/models").json()["data"][0]["created"])
-
-    with serving(root, data, *QUIETLY) as (_, first), serving(root, data, *QUIETLY, PYTHONPATH=path) as (_, second):
-        now, ahead = url_in(first), url_in(second)
-        assert started(ahead) - started(now) > DAY_S / 2
-        for one, other in ((now, ahead), (ahead, now)):
-            for seed in (1, 2):
-                assert put(one, seed) == 200
-                until(
-                    lambda other=other, seed=seed: served_by(other, "pirate") == f"pirate@{digests[seed]}", "it follows"
-                )
-            assert httpx.post(f"{other}/v1/adapters/pirate/rollback").status_code == 200
-            until(lambda one=one: served_by(one, "pirate") == f"pirate@{digests[1]}", "it follows back")
-        generation = httpx.get(f"{now}/v1/adapters/pirate").json()["generation"]
-        assert put(ahead, 2, expected_generation=generation) == 200
-        assert put(now, 1, expected_generation=generation) == 409
+    root, data = tmp_path / "adapters", tmp_path / "data"
+    digests, ahead = pool(root), moved_clock(tmp_path / "ahead", DAY_S)
+    with serving(root, data, *QUIETLY) as (_, first), serving(root, data, *QUIETLY, PYTHONPATH=ahead) as (_, second):
+        check_they_agree_on_names(url_in(first), url_in(second), digests)

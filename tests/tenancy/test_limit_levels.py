@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import Connection, select
 
 from livery.tenancy import LevelExchange, LevelStore, LimitExceeded, Limits, Principal, RateLimiter, TenantStore
-from livery.tenancy.levels import FORGOTTEN_S, database_clock
+from livery.tenancy.clock import database_clock
+from livery.tenancy.levels import FORGOTTEN_S
 from livery.tenancy.schema import levels
 from livery_adapters.registry import RegistryUnavailable
 

@@ -109,7 +109,11 @@ def _parse(url: str | Path) -> URL:
 
 def _postgres_engine(url: URL) -> Engine:
     given = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_S}
-    return create_engine(url, pool_pre_ping=True, connect_args=given)
+    engine = create_engine(url, connect_args=given)
+    from livery_adapters.registry.patient import be_patient  # psycopg is an extra's
+
+    be_patient(engine)
+    return engine
 
 
 def _sqlite_engine(url: URL) -> Engine:

@@ -36,7 +36,7 @@ FOLLOWER = "key-follower"
 @dataclass(frozen=True, slots=True)
 class _Held:
     principal: Principal
-    expires: float  # a Unix time
+    expires: float  # a Unix time, by the database's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,11 @@ _NOTHING = _Known(-1, False, {}, {})
 class KeyRing:
     """Follows a store. `find` and what reads belong to the event loop; they never wait."""
 
-    def __init__(self, store: TenantStore, clock: Callable[[], float] = time.time) -> None:
-        """`clock` gives Unix times: when a key expires is said in them. Nothing waits by it."""
+    def __init__(self, store: TenantStore, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` counts the seconds since the database said what time it is; by its clock keys expire."""
         self._store = store
         self._clock = clock
+        self._ahead = 0.0  # of the database's time, before this process's count
         self._known = _NOTHING
         self._reading = asyncio.Lock()
         # Of its own: a revoked key holds no longer because others ask for much.
@@ -76,7 +77,7 @@ class KeyRing:
         if len(key) > MAX_KEY:
             return None
         held = self._known.keys.get(digest(key))
-        return held.principal if held is not None and self._clock() < held.expires else None
+        return held.principal if held is not None and self._clock() + self._ahead < held.expires else None
 
     def tenant(self, name: str) -> Tenant | None:
         return self._known.tenants.get(name)
@@ -99,7 +100,7 @@ class KeyRing:
         """Know what the database knows now. Raises RegistryError."""
         async with self._reading:
             loop = asyncio.get_running_loop()
-            seen = await loop.run_in_executor(self._thread, self._read, self._known.number)
+            seen, self._ahead = await loop.run_in_executor(self._thread, self._read, self._known.number)
             if seen is not None:
                 before, self._known = self._known, seen
                 gone = [one for one in before.tenants.values() if not _same(one, seen.tenants.get(one.name))]
@@ -108,10 +109,11 @@ class KeyRing:
     async def stop(self) -> None:
         await self._vitals.stop(FOLLOWER)
 
-    def _read(self, number: int) -> _Known | None:
-        """In a thread: what changed since, made ready there."""
+    def _read(self, number: int) -> tuple[_Known | None, float]:
+        """In a thread: what changed since, made ready there; and by how much the database's time is ahead."""
         snapshot = self._store.snapshot(number)
-        return _known(snapshot) if snapshot is not None else None
+        known = _known(snapshot) if snapshot is not None else None
+        return known, self._store.now() - self._clock()
 
     async def _follow(self) -> None:
         working = True

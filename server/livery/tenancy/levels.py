@@ -20,8 +20,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, func, select, text, tuple_
+from sqlalchemy import Connection, select, text, tuple_
 
+from livery.tenancy.clock import database_clock
 from livery.tenancy.limits import MINUTE_S, Level, RateLimiter, Used
 from livery.tenancy.meter import WRITE_ERRORS
 from livery.tenancy.schema import levels
@@ -35,8 +36,6 @@ EVERY_S = 1.0
 STOP_S = 5.0
 FORGOTTEN_S = 3600.0  # a level that nobody added to: at most as much was owed as leaks in that time, or nearly so
 BATCH = 200  # accounts of one transaction
-JULIAN_1970 = 2440587.5  # days
-DAY_S = 86400.0
 
 # Both databases know it in these words.
 _PUT = text(
@@ -46,14 +45,6 @@ _PUT = text(
         requests = excluded.requests, tokens = excluded.tokens, at = excluded.at
     """
 )
-
-
-def database_clock(connection: Connection) -> float:
-    """Unix time as the database has it."""
-    if connection.dialect.name == "sqlite":
-        days: float = connection.execute(select(func.julianday("now"))).scalar_one()
-        return (days - JULIAN_1970) * DAY_S
-    return float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
 
 
 class LevelStore:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -96,7 +95,7 @@ class TenantManagement:
         """One page of the keys in the order in which they were made, as `tenants` has them; `after` is a key's id."""
 
         def listed() -> Json:
-            now = time.time()
+            now = self._store.now()
             found = self._store.keys(tenant, after, limit + 1)
             return _page([key_json(key, now) for key in found], limit, "id")
 
@@ -113,7 +112,7 @@ class TenantManagement:
         expires: str | None = None,
     ) -> Json:
         """`expires` is a span or a time, as livery.tenancy.checks.expiry reads it."""
-        now = time.time()
+        now = await asyncio.to_thread(self._store.now)
         ends = None if expires is None else expiry(expires, now)
 
         def create(occupied: Occupied) -> tuple[Key, str, bool]:
@@ -130,14 +129,14 @@ class TenantManagement:
         revoked = await asyncio.to_thread(self._store.revoke_key, key)
         await self._told()
         log.info("key %s of tenant %s is revoked", revoked.id, revoked.tenant)
-        return key_json(revoked, time.time())
+        return key_json(revoked, revoked.revoked or 0.0)
 
     async def rotate_key(self, key: str, *, grace_s: float = 0.0) -> Json:
         """The new key; the old one ends in `grace_s` seconds."""
         new, text = await asyncio.to_thread(self._store.rotate_key, key, grace_s)
         await self._told()
         log.info("key %s of tenant %s takes the place of %s in %g s", new.id, new.tenant, key, grace_s)
-        return {"key": text, **key_json(new, time.time()), "replaces": key, "grace_s": grace_s}
+        return {"key": text, **key_json(new, new.created), "replaces": key, "grace_s": grace_s}
 
     def _alone(self, change: Callable[[Occupied], T]) -> T:
         """Change which tenants there are, while nobody puts a name below theirs: the two are in different databases,

@@ -13,7 +13,6 @@ call them. Each may raise RegistryUnavailable or RegistryUnreadable, as the regi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy import checks, rows
+from livery.tenancy.clock import database_clock
 from livery.tenancy.errors import InvalidTenancy, KeyOver, TenantExists, TenantInUse
 from livery.tenancy.migrations import MIGRATIONS
 from livery.tenancy.records import EVERYTHING, NO_LIMITS, Key, Role, Tenant, account_of
@@ -68,9 +68,14 @@ class TenantStore:
         with self.database.read() as connection:
             return bool(connection.execute(select(state.c.keyed)).scalar_one())
 
+    def now(self) -> float:
+        """Unix time by the database's clock, in which keys are made and expire."""
+        with self.database.read() as connection:
+            return database_clock(connection)
+
     def has_admin(self) -> bool:
         """Whether somebody has an admin's key that is valid now."""
-        now = time.time()
+        now = self.now()
         return any(
             key.role == "admin" and key.revoked is None and (key.expires is None or key.expires > now)
             for key in self.keys(DEFAULT_TENANT)
@@ -102,8 +107,9 @@ class TenantStore:
         """Raises InvalidTenancy, TenantExists, and TenantInUse where adapters lie below its name already."""
         checks.check_tenant_name(name)
         checks.check_weight(weight)
-        tenant = Tenant(name, weight, checks.changed_limits(NO_LIMITS, limits or {}), time.time())
+        limited = checks.changed_limits(NO_LIMITS, limits or {})
         with self.database.write() as connection:
+            tenant = Tenant(name, weight, limited, database_clock(connection))
             if rows.find_tenant(connection, name) is not None:
                 raise TenantExists(name)
             _add(connection, tenant, occupied)
@@ -186,25 +192,17 @@ class TenantStore:
 
         Raises InvalidTenancy, and TenantInUse as `create_tenant` does.
         """
-        now = time.time()
         checks.check_tenant_name(tenant)
         checks.check_role(role, tenant)
         checks.check_allow(allow)
         checks.check_label(label)
-        checks.check_expiry(expires, now)
+        limited = checks.changed_limits(NO_LIMITS, limits or {})
         secret = new_key()
-        key = Key(
-            secret.id,
-            secret.digest.hex(),
-            tenant,
-            role,
-            tuple(dict.fromkeys(allow)),
-            checks.changed_limits(NO_LIMITS, limits or {}),
-            label,
-            now,
-            expires,
-        )
+        may_ask = tuple(dict.fromkeys(allow))
         with self.database.write() as connection:
+            now = database_clock(connection)
+            checks.check_expiry(expires, now)
+            key = Key(secret.id, secret.digest.hex(), tenant, role, may_ask, limited, label, now, expires)
             new = rows.find_tenant(connection, tenant) is None
             if new:
                 _add(connection, Tenant(tenant, created=now), occupied)
@@ -225,19 +223,20 @@ class TenantStore:
         """Raises UnknownKey. One that is revoked already stays so."""
         with self.database.write() as connection:
             before = rows.key(connection, key)
-            return before if before.revoked is not None else _change(connection, before, revoked=time.time())
+            if before.revoked is not None:
+                return before
+            return _change(connection, before, revoked=database_clock(connection))
 
     def rotate_key(self, key: str, grace_s: float = 0.0) -> tuple[Key, str]:
         """A new key with the rights of an old one, which ends in `grace_s` seconds, or at once.
 
         Raises UnknownKey, KeyOver, InvalidTenancy.
         """
-        now = time.time()
         if not 0 <= grace_s <= MAX_GRACE_S:
             raise InvalidTenancy(f"the grace is {grace_s} seconds; give 0 to {MAX_GRACE_S}, a year", "grace")
         secret = new_key()
         with self.database.write() as connection:
-            old = rows.key(connection, key)
+            old, now = rows.key(connection, key), database_clock(connection)
             if old.revoked is not None:
                 raise KeyOver(old.id, "was revoked")
             if old.expires is not None and old.expires <= now:
