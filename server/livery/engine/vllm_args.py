@@ -22,7 +22,7 @@ FEWEST_SLOTS, MOST_SLOTS = 4, 32
 MOST_IN_HOST = 256
 
 # What isn't the operator's to set here, and what is in its place.
-_OURS: Mapping[str, str] = {
+OURS: Mapping[str, str] = {
     "model": "--model",
     "tokenizer": "--model",
     "served_model_name": "--served-model-name",
@@ -87,8 +87,8 @@ def parse_args(given: Sequence[str], known: Collection[str]) -> dict[str, object
         name = key.strip().lstrip("-").replace("-", "_")
         if not equals:
             raise VllmRefused(f"--vllm-arg {text!r} has no value; write KEY=VALUE, as in tensor_parallel_size=2")
-        if name in _OURS:
-            instead = f"; use {_OURS[name]}" if _OURS[name] else ", as Livery sets it itself"
+        if name in OURS:
+            instead = f"; use {OURS[name]}" if OURS[name] else ", as Livery sets it itself"
             raise VllmRefused(f"--vllm-arg {name} can't be given{instead}")
         if name not in known:
             hint = meant(name, known) or "its manual lists them under AsyncEngineArgs"
