@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -231,8 +232,11 @@ async def _senders(count: int) -> AsyncIterator[list[_Sender]]:
         yield senders
     finally:
         for sender in senders:
-            with contextlib.suppress(ProcessLookupError):
-                sender.process.kill()
+            # not Process.kill(): it looks first whether the child has ended, and takes its status from the event loop,
+            # which then warns of an unknown child
+            if sender.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(sender.process.pid, signal.SIGKILL)
         await asyncio.gather(*(sender.process.wait() for sender in senders))
 
 

@@ -5,8 +5,8 @@
 Processor time of each process (of all its threads, as the system counts it) over the tokens that clients received
 meanwhile, by the answers' own usage: of the process that has the engine's other end, of each worker, of the engine.
 How many more tokens a second more workers give can only be seen where cores are free for them and for the client; what
-each token costs is seen anywhere. The model is random and tiny, so that the engine is no bottleneck; its cost is told
-apart.
+each token costs is seen anywhere. The model is random and tiny and the answers greedy, so that the engine is no
+bottleneck; its cost is told apart.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def processes(server: RunningServer) -> dict[str, int]:
 
 async def stream(host: str, port: int, tokens: int) -> tuple[int, int]:
     """The tokens of one answer and the events that brought them, on a connection of its own."""
-    asked = {"model": "", "prompt": PROMPT, "max_tokens": tokens, "stream": True, "ignore_eos": True}
-    body = json.dumps(asked | {"stream_options": {"include_usage": True}}).encode()
+    asked = {"model": "", "prompt": PROMPT, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    body = json.dumps(asked | {"stream": True, "stream_options": {"include_usage": True}}).encode()
     reader, writer = await asyncio.open_connection(host, port)
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
     writer.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
