@@ -14,6 +14,7 @@ SLOWEST = (
     "hostile/test_corpus.py",
     "bench/test_bench_http.py",
     "loadtest/test_planted_wrong_adapter.py",
+    "loadtest/test_chaos_suite.py",
     "engine/test_triton_engine.py",
     "server/test_make_serve.py",
     "server/test_push_soak.py",

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from livery_loadtest.columns import Columns, Floats, Ints, joined
-from livery_loadtest.figures import Measured, by_request, meets, pooled
+from livery_loadtest.figures import Measured, by_request, cached_share, meets, pooled
 from livery_loadtest.intervals import LEVEL, RESAMPLES, Blocks, Estimate, t_quantile
 from livery_loadtest.report.result import Result
 from livery_loadtest.spec import Slo
@@ -35,6 +35,7 @@ ENOUGH_PAIRS = 6
 _MOST_EXACT = 14
 _FLIPS = 10_000
 _SEED = 8
+_CACHED_ALIKE = 0.1  # of the prompts' tokens
 
 
 class NotComparable(ValueError):
@@ -73,7 +74,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """B beside A. `pairs` says in words what was paired and how chance was judged."""
+    """B beside A. `pairs` says in words what was paired and how chance was judged, `cached` what caches explain."""
 
     a: str
     b: str
@@ -83,6 +84,7 @@ class Comparison:
     pairs: str
     metrics: tuple[Metric, ...]
     doubts: tuple[str, ...] = ()
+    cached: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,19 @@ def compare(a: Result, b: Result, target_a: str = "", target_b: str = "") -> Com
         pairs=_said(len(pairs), exact),
         metrics=tuple(_metric(one, p) for one, p in zip(judged, together, strict=True)),
         doubts=tuple(doubts),
+        cached=_cached(pairs),
+    )
+
+
+def _cached(pairs: Sequence[tuple[Measured, Measured]]) -> str:
+    """What to think of where one server had much more of the prompts in its cache; empty where none had, or told."""
+    a, b = (cached_share([one.columns for one in side]) for side in zip(*pairs, strict=True))
+    if a is None or b is None or abs(a - b) <= _CACHED_ALIKE:
+        return ""
+    more = "A" if a > b else "B"
+    return (
+        f"{a:.0%} of the prompts' tokens came from A's cache, {b:.0%} from B's: if {more} had been asked this before, "
+        "it is faster for that alone. Start a server anew before it is measured."
     )
 
 

@@ -175,7 +175,7 @@ def summarise(target: str, repeats: Sequence[Measured], workload: Workload) -> S
         e2e_ms=_latency(blocks, parts, by_request("e2e")),
         prompt_tokens=sum(int(told(one.prompt)[one.answered].sum()) for one in parts),
         output_tokens=sum(int(one.tokens[one.answered].sum()) for one in parts),
-        cached_share=_cached_share(parts),
+        cached_share=cached_share(parts),
         usage=_usage(parts, workload.ignore_eos),
         errors=_errors(parts),
         finish_reasons=_finish_reasons(parts),
@@ -271,7 +271,7 @@ def quantiles(values: Floats) -> Floats:
     return np.quantile(values, SHARES)
 
 
-def _cached_share(parts: Sequence[Columns]) -> float | None:
+def cached_share(parts: Sequence[Columns]) -> float | None:
     """Cached tokens by prompt tokens, over answers that tell both."""
     both = [(one.cached >= 0) & (one.prompt >= 0) & one.answered for one in parts]
     prompt = sum(int(one.prompt[some].sum()) for one, some in zip(parts, both, strict=True))

@@ -254,6 +254,28 @@ def test_a_doubtful_result_is_told_in_every_report() -> None:
     assert "Invalid" in comparison_page(found)
 
 
+def test_a_server_that_had_the_prompts_in_its_cache_is_told() -> None:
+    """Measured a second time without a new start, a server is faster than itself."""
+    console = Console(width=300, record=True, quiet=False)
+
+    def cached(tokens: int | None) -> Result:
+        run = made_run(Making(requests=50, tenants=()), "a")
+        for record in run.records:
+            record.cached_tokens = tokens
+        return make_result(workload(tenants=[]), [Server(name="a", url="http://host")], [run], ORIGIN)
+
+    found = compare(cached(0), cached(60))
+    said = "0% of the prompts' tokens came from A's cache, 94% from B's: if B had been asked this before, it is faster"
+    assert found.cached.startswith(said)
+    print_comparison(found, console)
+    assert said in console.export_text()
+    assert "94% from B&#39;s: if B had been asked" in comparison_page(found)
+    assert "if A had been asked" in compare(cached(60), cached(0)).cached
+    for a, b in ((60, 60), (0, 4), (None, 60), (60, None)):
+        same = compare(cached(a), cached(b))
+        assert same.cached == "" and "Not alike" not in comparison_page(same), (a, b)
+
+
 def test_a_comparison_as_json(tmp_path: Path) -> None:
     found = compare(result(), result("b", ttft_s=0.2))
     write_comparison(found, tmp_path / "deep" / "comparison.json")
