@@ -41,10 +41,6 @@ NAMED = {
     ("livery.scale.plan.accelerators", "_from_file"): "what is wrong with a file of one's own: the console's",
     ("livery.scale.plan.shapes", "_from_config"): "what is wrong with a file of one's own: the console's",
     ("livery.workers.pool", "_live"): "why a worker has no process: the log's",
-    (
-        "livery_adapters.making.extract",
-        "_made",
-    ): "whether memory ran out, which torch says in words alone",
     ("livery_adapters.profile", "_yaml"): "what is wrong with a profile, which was sent",
     ("livery_adapters.profile", "read_profile"): "what is wrong with a profile, which was sent",
     ("livery_adapters.profile", "recorded_profile"): "what is wrong with a profile, which was sent",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import subprocess
@@ -177,31 +178,80 @@ except AdapterRefused as refused:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="a limit on memory is set by what Linux tells")
-def test_no_memory_midway(tmp_path: Path) -> None:
+def wide_pair(folder: Path, layers: int, hidden: int, inner: int) -> list[str]:
+    """A base and a fine-tune of all its parameters, with linear modules of hidden x inner."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         vocab_size=97,
-        hidden_size=256,
-        intermediate_size=16384,
-        num_hidden_layers=1,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(tmp_path / "base")
+    model.save_pretrained(folder / "base")
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.01 * torch.randn_like(weight)
-    model.save_pretrained(tmp_path / "tuned")
-    command = [sys.executable, "-c", SHORT_OF_MEMORY, *(str(tmp_path / name) for name in ("base", "tuned", "out"))]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=120)
+    model.save_pretrained(folder / "tuned")
+    return [str(folder / name) for name in ("base", "tuned", "out")]
+
+
+def run_apart(script: str, arguments: list[str], **environ: str) -> str:
+    """What a script prints in a process of its own."""
+    env = {**os.environ, **environ}
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=120, env=env
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("out_of_memory not enough memory for model.layers.0.mlp."), done.stdout
+    return done.stdout
+
+
+only_linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is as Linux tells it")
+
+
+@only_linux
+def test_no_memory_midway(tmp_path: Path) -> None:
+    told = run_apart(SHORT_OF_MEMORY, wide_pair(tmp_path, 1, 256, 16384))
+    assert told.startswith("out_of_memory not enough memory for model.layers.0.mlp."), told
     report = extracted(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
     assert report.resumed > 0
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from adapters.tuned_made import extracted, shapes
+from livery_adapters.making.extract import Aim
+
+small, (base, tuned, out) = map(Path, sys.argv[1:4]), map(Path, sys.argv[4:])
+extracted(*small)  # what libraries set up once
+shapes(base)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+ballast = b"x" * max(0, peak() - resident)  # what imports needed for a moment: without it the peak would hide in that
+before = peak()
+extracted(base, tuned, out, Aim(error=0.9))
+print(peak() - before)
+"""
+
+
+@only_linux
+def test_it_needs_memory_for_two_layers_however_many_there_are(tmp_path: Path) -> None:
+    """Six fp32 copies of the largest linear module, and some MB. glibc gives back what is freed, as it is told here."""
+    small, large = (
+        wide_pair(tmp_path / name, *sizes) for name, *sizes in (("small", 1, 32, 64), ("large", 6, 128, 12288))
+    )
+    needed = int(run_apart(PEAK, [*small, *large], MALLOC_MMAP_THRESHOLD_="65536"))
+    bound = 6 * (4 * 128 * 12288) + (10 << 20)
+    assert 0 < needed < bound
+    models = sum(file.stat().st_size for file in (tmp_path / "large").glob("[bt]*/*.safetensors"))
+    assert models > 3 * bound, "models that fit would pass"
 
 
 def test_what_was_written_reads_back(tmp_path: Path) -> None:

@@ -29,8 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.demo_tuned import logbook, tuned_demo
 from livery import __version__
-from livery.commands.proof import OfflineProver
-from livery.commands.text_loss import compared
+from livery.commands.text_loss import compared, reading_prover
 from livery.commands.two_models import together
 from livery.models import DEMO_MODEL, ResolvedModel, base_digest, resolve_model
 from livery.text import Tokenizer
@@ -69,7 +68,7 @@ def curve(base: ResolvedModel, tuned: ResolvedModel, folder: Path, tokens: int) 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cuts = {rank: cut(folder / "whole", folder / str(rank), rank, report) for rank in RANKS}
     ids = Tokenizer.from_directory(base.path).encode_bare(logbook(_SEED, 100))[:tokens]
-    prover = OfflineProver(base.path, base_digest(base.path), lambda words: None)
+    prover = reading_prover(base.path, base_digest(base.path), WINDOW, lambda words: None)
     text = compared(prover, tuned.path, [folder / str(rank) for rank in RANKS], ids, WINDOW)
     ranks = [
         {

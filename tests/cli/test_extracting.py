@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from adapters.tuned_made import all_of_it, load
+from adapters.tuned_made import Change, all_of_it, linear_only, load
 from cli.conftest import Livery
-from livery_adapters.tensor_file import FILE_NAMES
+from livery.commands.extracting import _doubts
+from livery.commands.text_loss import compared, reading_prover
+from livery.models import base_digest
+from livery_adapters.tensor_file import FILE_NAMES, WEIGHTS_NAME
 from server.running import TOKENIZER_FILES, livery_serve, tiny_model
 
+PROMPT = [500, 600, 700, 800]
 TEXT = "The lamp was lit at dusk and the keeper wrote it down. " * 8
 
 
@@ -31,10 +38,10 @@ def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(base, tmp_path_factory.mktemp("models") / "tiny-tuned")
 
 
-def save(base: Path, folder: Path) -> Path:
-    """A fine-tune of every parameter, with the base's tokenizer."""
+def save(base: Path, folder: Path, change: Change = all_of_it) -> Path:
+    """A fine-tune, of every parameter unless told otherwise, with the base's tokenizer."""
     model = copy.deepcopy(load(base))
-    all_of_it(model)
+    change(model)
     model.save_pretrained(folder)
     for name in TOKENIZER_FILES:
         shutil.copy(base / name, folder / name)
@@ -60,18 +67,95 @@ def test_a_full_fine_tune_is_served_from_its_base(base: Path, tuned: Path, tmp_p
     assert json.loads((out / "extraction.json").read_text()) == found
     again = livery(*way)
     assert (again.code, "something at 'out' already" in again.err) == (1, True)
+
+
+def test_two_fine_tunes_are_served_from_their_base_at_once(
+    base: Path, tuned: Path, tmp_path: Path, livery: Livery
+) -> None:
+    """Each answers as the whole model that it was extracted from, in batches that have both and the base."""
+    models = {"mine": tuned, "yours": save(base, tmp_path / "other-tuned", linear_only(rank=3)), base.name: base}
     (tmp_path / "adapters").mkdir()
     with livery_serve(base, tmp_path / "adapters", tmp_path) as server:
-        assert livery("adapters", "add", "mine", out, "--url", server.url, "--json").json()["proven"] is True
+        for name in ("mine", "yours"):
+            way = ["--base", base, "--tuned", models[name], "--out", tmp_path / name, "--rank", "64"]
+            livery("adapters", "extract", *way, "--json").json()
+            added = livery("adapters", "add", name, tmp_path / name, "--url", server.url, "--json").json()
+            assert added["proven"] is True
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=60)
-        prompt = [500, 600, 700, 800]
-        answer = client.completions.create(
-            model="mine", prompt=prompt, max_tokens=6, temperature=0, extra_body={"return_token_ids": True}
-        )
-    ids = torch.tensor([prompt])
-    model = AutoModelForCausalLM.from_pretrained(tuned, dtype=torch.float32)
-    expected = model.generate(ids, max_new_tokens=6, do_sample=False)[0, 4:].tolist()
-    assert answer.choices[0].model_extra["token_ids"] == expected  # type: ignore[index]
+
+        def answer(name: str) -> list[int]:
+            body = {"return_token_ids": True, "ignore_eos": True}
+            given = client.completions.create(model=name, prompt=PROMPT, max_tokens=12, temperature=0, extra_body=body)
+            return given.choices[0].model_extra["token_ids"]  # type: ignore[index,no-any-return]
+
+        with ThreadPoolExecutor(6) as pool:
+            told = list(pool.map(lambda name: (name, answer(name)), [*models, *models]))
+    expected = {name: generated(path) for name, path in models.items()}
+    assert told == [(name, expected[name]) for name in [*models, *models]]
+    assert len({tuple(ids) for ids in expected.values()}) == len(models), "each has an answer of its own"
+
+
+def generated(model: Path) -> list[int]:
+    """By transformers, greedily behind PROMPT, past any end."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    ids = list(PROMPT)
+    with torch.no_grad():
+        for _ in range(12):
+            ids.append(int(loaded(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(PROMPT) :]
+
+
+def test_what_ended_before_its_text_goes_on_with_it(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:
+    """And with nothing else: not of other models, not by another rank, not where the text is read already."""
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(TEXT)
+    way = ["adapters", "extract", "--base", base, "--tuned", tuned, "--out", out]
+    alone = livery(*way, "--rank", "4", "--json").json()
+    weights = (out / WEIGHTS_NAME).stat().st_mtime_ns
+    other = livery(*way, "--rank", "5", "--text", text)
+    assert (other.code, "something at 'out' already" in other.err) == (1, True)
+    found = livery(*way, "--rank", "4", "--text", text, "--json").json()
+    assert found["text"]["tuned"]["perplexity"] > 1
+    assert {**alone, "text": found["text"], "warnings": found["warnings"]} == found
+    assert json.loads((out / "extraction.json").read_text()) == found
+    assert (out / WEIGHTS_NAME).stat().st_mtime_ns == weights
+    again = livery(*way, "--rank", "4", "--text", text)
+    assert (again.code, "something at 'out' already" in again.err) == (1, True)
+
+
+def test_one_model_is_in_memory_at_a_time(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:
+    livery("adapters", "extract", "--base", base, "--tuned", tuned, "--out", tmp_path / "out", "--json").json()
+    prover, seen = reading_prover(base, base_digest(base), 8, lambda words: None), []
+    ids = list(range(500, 532))
+    compared(prover, tuned, [tmp_path / "out"], ids, 8, lambda done, total: seen.append((done, prover.is_loaded)))
+    assert [loaded for done, loaded in seen if done <= len(ids)] == [False] * 4
+    assert all(loaded for done, loaded in seen if done > len(ids))
+
+
+COMPARES = """
+import resource, sys
+from livery.commands import text_loss
+real = text_loss._by_transformers
+def limited(*given):
+    taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 18),) * 2)
+    yield from real(*given)
+text_loss._by_transformers = limited
+from livery.cli import main
+main()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="a limit on memory is set by what Linux tells")
+def test_too_little_memory_for_the_text_leaves_the_adapter(base: Path, tuned: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    way = ["--base", base, "--tuned", tuned, "--out", tmp_path / "out", "--text", tmp_path / "text.txt"]
+    command = [sys.executable, "-c", COMPARES, "adapters", "extract", *map(str, way)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "there isn't enough memory to compare the models on the text" in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "text" not in json.loads((tmp_path / "out" / "extraction.json").read_text())
 
 
 def test_a_larger_vocabulary_is_compared_too(base: Path, tmp_path: Path, livery: Livery) -> None:
@@ -142,7 +226,35 @@ def test_base_and_tuned_are_swapped(base: Path, tuned: Path, tmp_path: Path, liv
     carded = shutil.copytree(tuned, tmp_path / "tuned")
     (carded / "README.md").write_text(f"---\nbase_model: someone/{base.name}\nlicense: mit\n---\nText\n")
     assert "--base and --tuned are swapped" in wrong(carded, base, tmp_path, livery)
-    assert livery("adapters", "extract", "--base", base, "--tuned", carded, "--out", tmp_path / "out").code == 0
+    done = livery("adapters", "extract", "--base", base, "--tuned", carded, "--out", tmp_path / "out", "--json").json()
+    assert not [warning for warning in done["warnings"] if "swapped" in warning]
+    (carded / "README.md").unlink()
+    way = ["--base", carded, "--tuned", base, "--out", tmp_path / "other", "--rank", "1"]
+    warnings = livery("adapters", "extract", *way, "--json").json()["warnings"]
+    assert "neither tiny nor tuned says in its model card or config.json" in " ".join(warnings)
+
+
+@pytest.mark.parametrize(("before", "after", "odd"), [(10.0, 10.5, True), (10.0, 9.5, False), (10.0, 10.0, False)])
+def test_a_tuned_model_that_reads_worse_is_told(before: float, after: float, odd: bool) -> None:
+    told = _doubts({"base": {"perplexity": before}, "tuned": {"perplexity": after}})
+    assert ["perplexity 10.50 and 10.00): are --base and --tuned swapped" in " ".join(told)] == [odd]
+
+
+@pytest.mark.parametrize("side", ["base", "tuned model"])
+def test_vocabularies_that_cant_be_compared_are_told(
+    side: str, base: Path, tuned: Path, tmp_path: Path, livery: Livery
+) -> None:
+    copied = shutil.copytree(base if side == "base" else tuned, tmp_path / "copied")
+    (copied / "tokenizer.json").unlink()
+    pair = (copied, tuned) if side == "base" else (base, copied)
+    way = ["--base", pair[0], "--tuned", pair[1], "--out", tmp_path / "out", "--rank", "1"]
+    warnings = livery("adapters", "extract", *way, "--json").json()["warnings"]
+    assert f"not checked: the {side}'s {copied / 'tokenizer.json'} isn't there" in " ".join(warnings)
+    if side == "tuned model":
+        with (copied / "tokenizer.json").open("wb") as file:
+            file.truncate((64 << 20) + 1)
+        way = ["--base", base, "--tuned", copied, "--out", tmp_path / "large", "--rank", "1"]
+        assert "is larger than 64 MiB" in " ".join(livery("adapters", "extract", *way, "--json").json()["warnings"])
 
 
 def test_its_own_template_comes_along(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:

@@ -146,24 +146,35 @@ def test_a_loss_that_is_no_number_ends_it_with_words(written: Written, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_machine_that_is_too_small_is_told(written: Written, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("trainer._base", "enough memory to load tiny; give a quantization"),
+        ("trainer._HeldOut.measure", "enough memory to measure what is held out; give a smaller max_length"),
+        ("trainer._fitted", "enough memory to make a step of this run; give a smaller batch_size"),
+        ("training._examined", "it is trained, and kept in"),
+    ],
+)
+def test_a_machine_that_is_too_small_is_told(stage: str, words: str, written: Written, tmp_path: Path) -> None:
+    """From where a stage begins, this process gets no more memory than it has."""
     command = [*LIVERY, "adapters", "train", str(written()), "--out", str(tmp_path / "out")]
     script = (
-        "import resource, sys; from livery.training import trainer\n"
-        "real = trainer._fitted\n"
-        "def fitted(*given):\n"
+        "import resource, sys\n"
+        "from livery.commands import training\n"
+        "from livery.training import trainer\n"
+        f"real = {stage}\n"
+        "def limited(*given, **more):\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "    resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, used + 2**24))\n"
-        "    return real(*given)\n"
-        "trainer._fitted = fitted\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (used + 2**18, used + 2**18))\n"
+        "    return real(*given, **more)\n"
+        f"{stage} = limited\n"
         f"sys.argv = ['livery', *{command[3:]!r}]\n"
         "from livery.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert "there isn't enough memory for a step of this run; give a smaller batch_size" in " ".join(
-        done.stderr.split()
-    )
+    assert words in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 

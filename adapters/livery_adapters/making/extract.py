@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from livery_adapters.base_model import BaseShapes
-from livery_adapters.making.extract_checkpoint import DTYPES, StoredTensor
+from livery_adapters.making.extract_checkpoint import DTYPES, Checkpoint, StoredTensor
 from livery_adapters.making.extract_output import Piece, Unfinished
 from livery_adapters.making.extract_plan import Item, Plan, Side, paired
 from livery_adapters.making.extract_spectrum import leading
 from livery_adapters.making.lora_writer import Target, lora_config
 from livery_adapters.measure import squared_norm, wide
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.shortage import lacks_memory
 
 Form = Literal["same", "pair", "whole", "rows"]
 Progress = Callable[[int, int], None]  # modules done, modules in all
@@ -34,7 +35,6 @@ Progress = Callable[[int, int], None]  # modules done, modules in all
 _FEW = 0.25  # of a table's rows: up to these, rows are carried and not the table
 _PREFIX = "base_model.model."
 _ROWS = "token_adapter.trainable_tokens_delta"
-_ALLOCATION = ("can't allocate", "not enough memory", "out of memory")  # in torch's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +99,13 @@ def extract(
 ) -> ExtractReport:
     """Write the difference between two models of one architecture to the new directory `out`, as a LoRA of PEFT's.
 
-    `beside` are files that go into the directory as well. Needs memory for a few copies of the largest linear module;
-    tables of tokens go through in pieces. Raises AdapterRefused: different_model, resized_vocabulary,
-    nonfinite_weights, nothing_differs, not_extractable, bad_model, output_exists, output_unfinished, storage_full,
-    out_of_memory; OSError.
+    `beside` are files that go into the directory as well. Needs memory for at most six fp32 copies of the largest
+    linear module, which is two layers of a usual model; tables of tokens go through in pieces. Raises AdapterRefused:
+    different_model, resized_vocabulary, nonfinite_weights, nothing_differs, not_extractable, bad_model, output_exists,
+    output_unfinished, storage_full, out_of_memory; OSError.
     """
     plan = paired(base, tuned, shapes)
-    settings = {
-        "base": str(base.files.directory.resolve()),
-        "tuned": str(tuned.files.directory.resolve()),
-        "aim": [aim.rank, aim.error, aim.most, str(aim.dtype)],
-    }
+    settings = settings_of(base.files, tuned.files, aim)
     with Unfinished(out, settings, [name for item in plan.items for name in _names(item)]) as work:
         resumed = 0
         for done, item in enumerate(plan.items):
@@ -135,6 +131,15 @@ def extract(
     return report
 
 
+def settings_of(base: Checkpoint, tuned: Checkpoint, aim: Aim) -> dict[str, Any]:
+    """What an extraction is of, in JSON's types: the same again is the same work."""
+    return {
+        "base": str(base.directory.resolve()),
+        "tuned": str(tuned.directory.resolve()),
+        "aim": [aim.rank, aim.error, aim.most, str(aim.dtype)],
+    }
+
+
 # -- one module ----------------------------------------------------------------------------------------------
 
 
@@ -147,7 +152,7 @@ def _made(item: Item, plan: Plan, shapes: BaseShapes, aim: Aim, kept: int, folde
             return _fixed(item)
         return _table(item, plan, shapes) if item.kind == "table" else _whole(item)
     except (MemoryError, RuntimeError) as failed:
-        if isinstance(failed, RuntimeError) and not any(words in str(failed).lower() for words in _ALLOCATION):
+        if not lacks_memory(failed):
             raise
         raise AdapterRefused(
             "out_of_memory",

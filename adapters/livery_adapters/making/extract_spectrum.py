@@ -74,9 +74,10 @@ def _all(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return right.T, values, left.T
     double = matrix.double()
     basis = torch.linalg.eigh(double @ double.T).eigenvectors.flip(1)
-    projected = basis.T @ double
-    values = torch.linalg.vector_norm(projected, dim=1)
-    right = projected / values.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+    right = basis.T @ double
+    del double  # a module's size twice over, as `right` is; nothing else as large lives beside these
+    values = torch.linalg.vector_norm(right, dim=1)
+    right /= values.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
     return basis.to(matrix), values, right.to(matrix)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import defaultdict
@@ -17,10 +18,14 @@ from livery.commands import shown
 from livery.commands.asking import CommandFailed
 from livery.commands.progress import bar
 from livery.commands.reach import REFUSALS, AsJson, tell, words
+from livery.engine.base import ModelRefused
 from livery.models import ResolvedModel, base_digest, resolve_model
+from livery_adapters.shortage import SHORTAGE_ERRORS, lacks_memory
+from livery_adapters.tensor_file import WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from livery_adapters.making.extract import Aim, ExtractReport
+    from livery_adapters.making.extract_checkpoint import Checkpoint
 
 REPORT_NAME = "extraction.json"
 ENERGY = 0.9  # of ‖ΔW‖², kept by default
@@ -94,18 +99,37 @@ def _extracted(
     base: ResolvedModel, tuned: ResolvedModel, out: Path, aim: Aim, text: Path | None, text_tokens: int
 ) -> Json:
     """Raises AdapterRefused, ModelRefused, CommandFailed, OSError."""
-    from livery.commands.two_models import together  # these need torch
-    from livery_adapters.making.extract import extract as extracted
+    from livery_adapters.making.extract import settings_of  # these need torch
     from livery_adapters.making.extract_checkpoint import Checkpoint
-    from livery_adapters.making.extract_plan import Side
 
     ids = _ids(base, text, text_tokens) if text else []
+    one, other = Checkpoint.open(base.path), Checkpoint.open(tuned.path)
+    made_of = _digest(settings_of(one, other, aim), one, other)
+    answer = _finished(out, made_of) if ids else None
+    if answer is None:
+        answer = _made(base, tuned, one, other, out, aim) | {"made_of": made_of}
+        _write(answer, out)  # before the text, whose models may need more memory than there is
+    else:
+        shown.stage(f"{out} was extracted from these two already: only the text is left to do")
+    if ids:
+        answer["text"] = {"file": str(text), **_compared(base, tuned, out, ids)}
+        answer["warnings"] += _doubts(answer["text"])
+        _write(answer, out)
+    return answer
+
+
+def _made(base: ResolvedModel, tuned: ResolvedModel, one: Checkpoint, other: Checkpoint, out: Path, aim: Aim) -> Json:
+    """Raises AdapterRefused, ModelRefused, OSError."""
+    from livery.commands.two_models import together
+    from livery_adapters.making.extract import extract as extracted
+    from livery_adapters.making.extract_plan import Side
+
     shown.stage("comparing the two models")
     models = together(base, tuned)
     with bar("extracting modules", 0, pieces=True) as told:
         report = extracted(
-            Side.of(Checkpoint.open(base.path), models.shapes, models.base_tied),
-            Side.of(Checkpoint.open(tuned.path), models.shapes, models.tuned_tied),
+            Side.of(one, models.shapes, models.base_tied),
+            Side.of(other, models.shapes, models.tuned_tied),
             models.shapes,
             aim,
             out,
@@ -113,12 +137,24 @@ def _extracted(
             beside=models.beside,
             progress=told,
         )
-    answer = _told(report, out, [*models.warnings, *_warnings(report, aim)], sorted(models.beside))
-    _write(answer, out)  # before the text, whose models may need more memory than there is
-    if ids:
-        answer["text"] = {"file": str(text), **_compared(base, tuned, out, ids)}
-        _write(answer, out)
-    return answer
+    return _told(report, out, [*models.warnings, *_warnings(report, aim)], sorted(models.beside))
+
+
+def _digest(settings: Json, *models: Checkpoint) -> str:
+    """Of what is extracted, and of the sizes and times of the files that hold the weights."""
+    files = [(file, file.stat()) for model in models for file in model.files]
+    told = [settings, [[str(file.resolve()), facts.st_size, facts.st_mtime_ns] for file, facts in files]]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _finished(out: Path, made_of: str) -> Json | None:
+    """What an earlier run told of this very extraction, where it ended before it had read its text."""
+    try:
+        found = json.loads((out / REPORT_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = isinstance(found, dict) and found.get("made_of") == made_of and "text" not in found
+    return found if same and (out / WEIGHTS_NAME).is_file() else None
 
 
 def _write(answer: Json, out: Path) -> None:
@@ -140,13 +176,32 @@ def _ids(base: ResolvedModel, text: Path, most: int) -> list[int]:
 
 
 def _compared(base: ResolvedModel, tuned: ResolvedModel, out: Path, ids: list[int]) -> Json:
-    from livery.commands.proof import OfflineProver
-    from livery.commands.text_loss import compared
+    """Raises CommandFailed."""
+    from livery.commands.text_loss import compared, reading_prover
 
-    prover = OfflineProver(base.path, base_digest(base.path), shown.stage)
-    with bar("reading text", 0, pieces=True) as told:
-        found = compared(prover, tuned.path, [out], ids, WINDOW, told)
+    try:
+        prover = reading_prover(base.path, base_digest(base.path), WINDOW, shown.stage)
+        with bar("reading text", 0, pieces=True) as told:
+            found = compared(prover, tuned.path, [out], ids, WINDOW, told)
+    except (*SHORTAGE_ERRORS, ModelRefused) as error:
+        if not lacks_memory(error):
+            raise
+        raise CommandFailed(
+            "there isn't enough memory to compare the models on the text, one after the other; the adapter in "
+            f"{out} is whole: end other programs and give the same command again, which goes on with the text"
+        ) from error
     return {**{name: value for name, value in found.items() if name != "adapters"}, "adapter": found["adapters"][0]}
+
+
+def _doubts(text: Json) -> list[str]:
+    """What is odd about a fine-tune."""
+    before, after = text["base"]["perplexity"], text["tuned"]["perplexity"]
+    if after <= before:
+        return []
+    return [
+        f"the tuned model reads this text worse than the base (perplexity {after:.2f} and {before:.2f}): are --base "
+        "and --tuned swapped, or is the text unlike what the model was tuned on?"
+    ]
 
 
 def _warnings(report: ExtractReport, aim: Aim) -> list[str]:

@@ -31,12 +31,20 @@ _GREEDY = SampleSpec(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, draw=0.0)
 class OfflineProver:
     """A Prover with the engine's own runner in this process. The model is loaded when it is first needed."""
 
-    def __init__(self, model: Path, digest: str, progress: Callable[[str], None], held: Held = PLAINLY) -> None:
-        """`model` is a model directory, `digest` its content's."""
+    def __init__(
+        self,
+        model: Path,
+        digest: str,
+        progress: Callable[[str], None],
+        held: Held = PLAINLY,
+        max_model_len: int = 0,
+    ) -> None:
+        """`model` is a model directory, `digest` its content's. `max_model_len`: as EngineConfig has it."""
         self.model = model
         self._digest = digest
         self._progress = progress
         self._held = held
+        self._max_model_len = max_model_len
         self._loaded: ModelRunner | None = None
 
     @property
@@ -50,9 +58,19 @@ class OfflineProver:
                 device=held.device,
                 dtype=held.dtype,
                 quantization=held.quantization,
+                max_model_len=self._max_model_len,
             )
             self._loaded = ModelRunner(config, self._progress)
         return self._loaded
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._loaded is not None
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence, in tokens; the model is loaded only where that wasn't told. Raises ModelRefused."""
+        return self._max_model_len or self.runner.info.max_model_len
 
     async def prove(self, candidate: Candidate) -> AdapterEffect | None:
         """Convert it and run a few tokens under it. Raises AdapterRefused, ModelRefused."""

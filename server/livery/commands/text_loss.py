@@ -4,11 +4,12 @@
     found["adapter"]["kl"]      # nats per token from the tuned model's prediction to the adapter's
 
 The tuned model is computed by transformers, the base and the adapter by the engine that will serve them, fp32 on the
-CPU, one model after the other: the tuned model's logits wait in a file.
+CPU, one model after the other: the tuned model's logits wait in a file while its weights go.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from livery.adapter_views import Json
 from livery.commands.proof import OfflineProver
@@ -29,6 +30,7 @@ from livery_adapters.grown import added_rows
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import Limits
 
+_LEAST = 64  # tokens, which the engine's check at start is shorter than
 _ANY = SampleSpec(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, draw=0.0)
 _LIMITS = Limits(max_rank=1 << 20, max_weight_bytes=1 << 60)
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
@@ -73,18 +75,21 @@ def compared(
 ) -> Json:
     """Perplexity of each and distance from the tuned model, on `ids` read in windows of so many tokens.
 
-    The first token of each window is given and not predicted. `adapters` in the answer are in the order given.
+    The first token of each window is given and not predicted. `adapters` in the answer are in the order given. A prover
+    that was told its longest sequence (reading_prover) loads its model once the tuned one is gone.
     """
-    window = min(window, prover.runner.info.max_model_len)
+    longest = prover.max_model_len
+    window = min(window, longest)
     parts = [list(ids[start : start + window]) for start in range(0, len(ids), window)]
     parts = [part for part in parts if len(part) > 1]
     total, done = len(ids) * (2 + len(adapters)), 0
     with tempfile.TemporaryDirectory(prefix="livery-text-") as scratch:
         judge, sums = _Spilled(Path(scratch) / "logits"), _Sums()
-        for part, logits in _by_transformers(tuned, parts, prover.runner.info.max_model_len):
+        for part, logits in _by_transformers(tuned, parts, longest):
             judge.append(logits)
             sums.add(logits, logits, torch.tensor(part[1:]))
             progress(done := done + len(part), total)
+        gc.collect()  # modules may refer to each other in circles
         found = []
         for adapter in (None, *adapters):
             digest = installed(prover, adapter) if adapter else None
@@ -101,6 +106,16 @@ def compared(
         "base": found[0],
         "adapters": found[1:],
     }
+
+
+def reading_prover(base: Path, digest: str, window: int, say: Callable[[str], None]) -> OfflineProver:
+    """A base that will read texts in such windows and hardly more: that is what length-dependent RoPE is set for.
+
+    Raises OSError, ValueError: its config.json can't be read.
+    """
+    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    trained = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or window)
+    return OfflineProver(base, digest, say, max_model_len=min(max(window, _LEAST), trained))
 
 
 class _Spilled:

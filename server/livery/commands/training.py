@@ -22,6 +22,7 @@ from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.commands.progress import bar, loss_bar
 from livery.commands.reach import AsJson, ask, tell, words
 from livery.commands.train_target import Target
+from livery.engine.base import ModelRefused
 from livery.engine.quantization import check_flag
 from livery.models import ResolvedModel, base_digest, resolve_model
 from livery.text import Tokenizer
@@ -32,6 +33,7 @@ from livery.training.libraries import LibraryMissing, check_installed, quieten, 
 from livery.training.run_file import AnyRun, Dpo, SpecInvalid, read_run
 from livery.training.work import REPORT_NAME, Work, WorkInvalid, finished_report
 from livery_adapters.refusal import DEFAULT_LIMITS, Limits
+from livery_adapters.shortage import SHORTAGE_ERRORS, lacks_memory
 
 if TYPE_CHECKING:
     from livery.commands.proof import OfflineProver
@@ -135,7 +137,15 @@ def _trained(asked: Asked, data: Data, settings: Json) -> Json:
             raise
         gc.collect()  # the model that was trained, before the engine loads its own
         shown.stage("checking the adapter as a server would")
-        coverage, measured = _examined(asked, data, trained, work.adapter)
+        try:
+            coverage, measured = _examined(asked, data, trained, work.adapter)
+        except (*SHORTAGE_ERRORS, ModelRefused) as error:
+            if not lacks_memory(error):
+                raise
+            raise CommandFailed(
+                "there isn't enough memory to check and measure the adapter as a server would; it is trained, and kept "
+                f"in {work.folder}: end other programs, and give the same command again, which trains nothing anew"
+            ) from error
         report = _report(asked, data, settings, trained) | {"coverage": coverage, "evaluation": measured}
         report["warnings"] = [*data.warnings, *coverage.get("warnings", ()), *coverage["unused"], *_doubts(measured)]
         title = f"{asked.run.kind} on {asked.base.name}: {asked.out.name}"

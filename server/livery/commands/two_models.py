@@ -63,9 +63,9 @@ def together(base: ResolvedModel, tuned: ResolvedModel) -> TwoModels:
     """Raises AdapterRefused (different_model), ModelRefused, OSError."""
     one, other = _config(base.path), _config(tuned.path)
     _check_kind(base, tuned, one, other)
-    _check_swapped(base, tuned)
+    warnings = _check_swapped(base, tuned)
     _check_fields(one, other)
-    warnings = _reads(one, other)
+    warnings += _reads(one, other)
     beside = _beside(base.path, tuned.path, warnings)
     shapes = base_shapes(str(base.path))
     return TwoModels(shapes, bool(shapes.tied), _is_tied(other), beside, tuple(warnings))
@@ -117,16 +117,26 @@ def _reads(one: Any, other: Any) -> list[str]:  # noqa: ANN401
     return found
 
 
-def _check_swapped(base: ResolvedModel, tuned: ResolvedModel) -> None:
-    """A model that says it was made from the other one is the tuned one. Raises AdapterRefused."""
+def _check_swapped(base: ResolvedModel, tuned: ResolvedModel) -> list[str]:
+    """A model that says it was made from the other one is the tuned one. Raises AdapterRefused.
+
+    A warning where neither says so: the difference of two models is an adapter either way round.
+    """
     if tuned.path.resolve() == base.path.resolve():
         raise AdapterRefused("nothing_differs", f"--base and --tuned are both {base.path}; name two models")
-    if _names(base.path, tuned) and not _names(tuned.path, base):
+    known = _names(tuned.path, base)
+    if _names(base.path, tuned) and not known:
         raise AdapterRefused(
             "different_model",
             f"{base.path} says that it was made from {tuned.name}: --base and --tuned are swapped; give them the other "
             "way round",
         )
+    if known:
+        return []
+    return [
+        f"neither {tuned.name} nor {base.name} says in its model card or config.json that it was made from the other: "
+        "swapped, they give an adapter all the same, which undoes the tuning; --text shows which one knows your text"
+    ]
 
 
 def _names(path: Path, other: ResolvedModel) -> bool:
@@ -152,7 +162,11 @@ def _last(name: str) -> str:
 def _beside(base: Path, tuned: Path, warnings: list[str]) -> dict[str, bytes]:
     """The tuned model's own way of reading text, where it differs from the base's. Raises AdapterRefused."""
     own = {name: (tuned / name).read_bytes() for name in _TEXT_FILES if _fits(tuned / name)}
-    if TOKENIZER_NAME not in own or not (base / TOKENIZER_NAME).is_file():
+    sides = (("base", base, (base / TOKENIZER_NAME).is_file()), ("tuned model", tuned, TOKENIZER_NAME in own))
+    for side, folder, usable in sides:
+        if not usable:
+            warnings.append(_unchecked(side, folder / TOKENIZER_NAME))
+    if not all(usable for _, _, usable in sides):
         return {}
     files = load_tokenizer_files(base)
     _check_vocabulary(files.tokenizer, own[TOKENIZER_NAME])
@@ -171,6 +185,16 @@ def _beside(base: Path, tuned: Path, warnings: list[str]) -> dict[str, bytes]:
         TOKENIZER_CONFIG_NAME: bool(found.get("chat_template")),
     }
     return {name: data for name, data in own.items() if wanted[name]}
+
+
+def _unchecked(side: str, file: Path) -> str:
+    """Why the vocabularies of two models can't be compared."""
+    most = BESIDE_LIMITS[TOKENIZER_NAME]
+    why = f"is larger than {most // 2**20} MiB" if file.is_file() else "isn't there"
+    return (
+        f"whether both have the same vocabulary is not checked: the {side}'s {file} {why}. Where ids mean other words, "
+        "the adapter is of no use"
+    )
 
 
 def _fits(file: Path) -> bool:

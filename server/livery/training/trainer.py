@@ -14,7 +14,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +24,6 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, set_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
@@ -38,12 +38,11 @@ from livery.training.measure import Answers, Measured, measure
 from livery.training.run_file import AnyRun, Dpo
 from livery.training.tokens import Learnt, Pair
 from livery.training.work import Work
+from livery_adapters.shortage import SHORTAGE_ERRORS, lacks_memory
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
 _CHECKPOINTS_KEPT = 2
 _NUMBERS_PER_WEIGHT = 3  # of a checkpoint: the weight and AdamW's two moments, fp32
-# What libraries raise where nothing can be written, or nothing more held in memory.
-_FULL_ERRORS = (OSError, RuntimeError, SafetensorError, MemoryError)
 
 Points = list[tuple[int, float]]
 
@@ -81,25 +80,29 @@ def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch
     """Raises TrainingStopped, WorkInvalid, ModelRefused, OSError."""
     device = chosen_device(run)
     _quieten()
-    trainer = _trainer(run, base, data, work, device)
+    with _worded(work, f"load {base.name}; give a quantization, or use a larger machine"):
+        trainer = _trainer(run, base, data, work, device)
     model = trainer.model
     numbers = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     work.check_room(numbers * 4 * _NUMBERS_PER_WEIGHT * (_CHECKPOINTS_KEPT + 1))
     found = work.checkpoint()
     going_on, facts = found if found else (None, {})
-    held = _HeldOut(run, model, data.held_out, facts)
+    with _worded(work, "measure what is held out; give a smaller max_length or a quantization"):
+        held = _HeldOut(run, model, data.held_out, facts)
     trainer.remove_callback(PrinterCallback)
     watching = _Watching(watch, work, held, time.monotonic() - facts.get("seconds", 0.0))
     trainer.add_callback(watching)
     for parameter in model.parameters():  # TRL rounds them to bf16 over a quantised base
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    try:
+    with _worded(
+        work,
+        "make a step of this run; give a smaller batch_size (with more accumulate), a smaller max_length, "
+        "gradient_checkpointing: true or a quantization",
+    ):
         history = _fitted(trainer, going_on, facts.get("step", 0))
         after = held.measure()
         _save(model, base, work)
-    except _FULL_ERRORS as error:
-        raise work.full(error) or _no_memory(error, work) or error from error
     return Trained(
         steps=trainer.args.max_steps,
         trained_numbers=numbers,
@@ -149,16 +152,22 @@ def _fitted(trainer: Any, going_on: Path | None, done: int) -> list[dict[str, An
     return written
 
 
-def _no_memory(error: Exception, work: Work) -> TrainingStopped | None:
-    """The words for a lack of memory, which torch tells as an exception of its own or in words alone."""
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
-        return None
-    step = work.newest()
-    return TrainingStopped(
-        "there isn't enough memory for a step of this run; give a smaller batch_size (with more accumulate), a smaller "
-        "max_length, gradient_checkpointing: true or a quantization"
-        + (f". Step {step} is kept in {work.folder}, for the very same run on a larger machine" if step else "")
-    )
+@contextmanager
+def _worded(work: Work, what: str) -> Iterator[None]:
+    """What fails for lack of room or memory ends in words: there isn't enough memory to `what`.
+
+    Raises WorkInvalid, TrainingStopped.
+    """
+    try:
+        yield
+    except SHORTAGE_ERRORS as error:  # where nothing can be written, too
+        if full := work.full(error):
+            raise full from error
+        if not lacks_memory(error):
+            raise
+        step = work.newest()
+        kept = f". Step {step} is kept in {work.folder}, for the very same run on a larger machine" if step else ""
+        raise TrainingStopped(f"there isn't enough memory to {what}{kept}") from error
 
 
 def _base(run: AnyRun, base: ResolvedModel, device: str) -> Any:  # noqa: ANN401  (transformers has no types)
