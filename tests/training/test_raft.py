@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,21 @@ def test_documents_may_be_a_folder(tmp_path: Path, livery: Livery) -> None:
     assert len(json.loads(out.read_text())["documents"]) == 4
 
 
+def test_a_document_that_is_no_text_is_told_with_its_place(tmp_path: Path, livery: Livery) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for id, text in DOCUMENTS.items():
+        (folder / f"{id}.md").write_text(text)
+    (folder / "latin.txt").write_bytes(b"One line.\nCaf\xe9.")
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({"question": "How tall?", "answer": "Tall.", "document": "oak.md"}) + "\n")
+    way = ("adapters", "train-data", "raft", questions, "--documents", folder, "--out", tmp_path / "raft.jsonl")
+    done = livery(*way)
+    assert (done.code, f"{folder / 'latin.txt'}:2: byte 13 is not UTF-8" in done.err) == (1, True)
+    found = livery(*way, "--skip-broken", "--json").json()
+    assert (found["documents"], len(found["broken"])) == (len(DOCUMENTS), 1)
+
+
 @pytest.mark.parametrize(
     ("questions", "documents", "words"),
     [
@@ -122,9 +140,15 @@ def test_more_distractors_than_documents(tmp_path: Path, livery: Livery) -> None
     assert (done.code, "has 5 documents, and --distractors 5 needs more than that" in done.err) == (1, True)
 
 
-def test_the_example_is_what_the_command_makes(tmp_path: Path, livery: Livery) -> None:
-    examples = Path(__file__).parents[2] / "server" / "examples" / "train"
-    way = ("adapters", "train-data", "raft", examples / "questions.jsonl", "--documents", examples / "documents.jsonl")
-    livery(*way, "--distractors", "2", "--out", tmp_path / "raft.jsonl", "--json").json()
-    assert (tmp_path / "raft.jsonl").read_text() == (examples / "raft.jsonl").read_text()
-    assert "--distractors 2 --out raft.jsonl" in (examples / "raft.yaml").read_text()
+@pytest.mark.parametrize("file", ["README.md", "raft.yaml"])
+def test_the_example_is_what_the_command_makes(
+    file: str, tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command as it is written there, typed in a copy of that folder."""
+    folder = shutil.copytree(Path(__file__).parents[2] / "server" / "examples" / "train", tmp_path / "train")
+    monkeypatch.chdir(folder)
+    typed = re.search(r"^(?:\$|#) +livery (adapters train-data raft .*)$", (folder / file).read_text(), re.MULTILINE)
+    assert typed
+    done = livery(*shlex.split(typed[1]))
+    assert done.code == 0, done.err
+    assert (folder / "made.jsonl").read_text() == (folder / "raft.jsonl").read_text()

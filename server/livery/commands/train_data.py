@@ -13,7 +13,7 @@ from livery.adapter_views import Json
 from livery.commands import shown
 from livery.commands.asking import CommandFailed
 from livery.commands.reach import AsJson, tell
-from livery.training.examples import Broken, Unusable, json_lines, text_of
+from livery.training.examples import Broken, Place, Unusable, json_lines, text_of
 from livery.training.raft import Mix, Question, prepare
 
 app = typer.Typer(help="Make training data.", no_args_is_help=True)
@@ -88,7 +88,7 @@ def _documents(source: Path, broken: list[Broken]) -> dict[str, str]:
         found: dict[str, str] = {}
         for path in sorted(source.iterdir()):
             if path.suffix in _TEXT_SUFFIXES:
-                content = _read(path).decode("utf-8", errors="replace")
+                content = _text(path, broken)
                 if content.strip():
                     found[path.name] = content
         return found
@@ -105,6 +105,17 @@ def _documents(source: Path, broken: list[Broken]) -> dict[str, str]:
         except Unusable as unusable:
             broken.append(Broken(place, str(unusable)))
     return texts
+
+
+def _text(path: Path, broken: list[Broken]) -> str:
+    """Empty, with a word in `broken`, where it isn't text. Raises CommandFailed."""
+    content = _read(path)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        broken.append(Broken(Place(str(path), line), f"byte {error.start} is not UTF-8; save the file as such"))
+        return ""
 
 
 def _questions(file: Path, texts: dict[str, str], broken: list[Broken]) -> Iterator[Question]:
