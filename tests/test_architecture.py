@@ -32,6 +32,7 @@ FACTS = {"livery.refusals", "livery.chat_template", "livery.jobs"}  # plain data
 TEXT = {"livery.text", "livery.chat_template", "livery.tokenizer_files"}
 ALLOWED: dict[str, set[str]] = {
     "livery.models": set(),
+    "livery.gguf_forms": set(),
     "livery.grammars": SEAM,
     "livery.grammar_process": SEAM | {"livery.grammars", "livery_adapters"},
     "livery.grammar_check": SEAM | FACTS | {"livery.grammars", "livery.grammar_process"},

@@ -171,7 +171,8 @@ class Settings(BaseModel):
     ] = Field(
         "auto",
         description="auto: as the checkpoint is; else a library's form that the base is quantised to while it loads; "
-        "needs livery[quantization]",
+        "needs livery[quantization]; bnb-int8 and torchao-int4 are untested, as are checkpoints in GPTQ, AWQ, HQQ, "
+        "quanto, fp8 and fp4",
     )
     kernels: Literal["auto", "torch"] = Field("auto", description="auto, or torch for plain torch operations")
     graphs: Literal["auto", "off"] = Field("auto", description="auto: decoding steps as CUDA graphs on GPUs; or off")

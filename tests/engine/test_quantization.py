@@ -12,14 +12,18 @@ from typing import get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from engine.families import save
+from engine.kernels_under_test import KERNELS, only_native
 from livery.engine.base import EngineConfig, ModelRefused
 from livery.engine.base_bytes import expected_bytes
+from livery.engine.kernels import Layout
 from livery.engine.kernels.library import LibraryWeight
 from livery.engine.model import base_shapes, load_model
+from livery.engine.packed_bytes import packed_bytes
 from livery.engine.quantization import METHODS, SCHEMES, Chosen, check_flag, checkpoint_method, choose_quantization
 from livery.engine.quantized import QuantizedLinear, wrap_quantized
 from livery.engine.structure import discover
@@ -164,3 +168,45 @@ def test_bytes_are_foretold_from_headers(family: str, tmp_path: Path) -> None:
         scales = 4 * sum(shape.out_features for shape in linear.values()) if bits == 8 else 0
         assert told.full == 4 * full
         assert told.held == pytest.approx(4 * (full - weights) + weights * bits / 8 + scales, abs=len(linear))
+
+
+@only_native
+@pytest.mark.parametrize(("layout", "bits"), [("int4", 5), ("int8", 8.5), ("bf16", 16), ("fp32", 32)])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])  # the last one's head is its own
+def test_a_head_is_foretold_as_it_will_be_held(family: str, layout: Layout, bits: float, tmp_path: Path) -> None:
+    """In numbers that fit into so many bits, scales included."""
+    base = save(family, tmp_path)
+    file = base / "model.safetensors"
+    weights = load_file(file)
+    name = {"llama": "model.embed_tokens.weight", "gpt2": "transformer.wte.weight", "mistral": "lm_head.weight"}[family]
+    held = KERNELS[0].pack(weights[name], layout)
+    weights[name] = held.dense()
+    save_file(weights, file, {"format": "pt"})
+    shapes, chosen = base_shapes(str(base)), Chosen(SCHEMES["bnb-nf4"], "bnb-nf4")
+    wide, told = (expected_bytes(base, shapes, chosen, 4, way) for way in (None, packed_bytes))
+    count = weights[name].numel()
+    assert told.full == wide.full
+    assert packed_bytes(file, name) == count * bits / 8
+    assert wide.held - told.held == 4 * count - count * bits / 8
+    assert KERNELS[0].pack(weights[name], "exact").nbytes == pytest.approx(count * bits / 8, rel=0.35)  # a last panel
+
+
+def test_what_was_never_computed_is_said_to_be_untested() -> None:
+    """By the log, by doctor, and by --help."""
+    untested = {name for name, scheme in (SCHEMES | METHODS).items() if not scheme.tried}
+    tried = {
+        "bnb-nf4",
+        "bnb-nf4-double",
+        "torchao-int8",
+        "torchao-fp8",
+        "bitsandbytes",
+        "torchao",
+        "compressed-tensors",
+    }
+    assert untested == {*SCHEMES, *METHODS} - tried
+    assert "untested" in SCHEMES["bnb-int8"].untested
+    assert SCHEMES["bnb-nf4"].untested == ""
+    told = Settings.model_fields["quantization"].description or ""
+    after = told.partition("livery[quantization];")[2]
+    assert all(name in after for name in untested & set(SCHEMES))
+    assert not any(name in after for name in tried & set(SCHEMES))

@@ -4,7 +4,9 @@
 
 The demo base in each form, in this process, its decoding steps in turn with those of the same base in fp32, so that a
 busy machine slows both; ratios are medians over rounds, with the least and the most. Agreement is with transformers and
-PEFT over the same quantised base, for one LoRA and one DoRA adapter: max |Δ| / max |logit|.
+PEFT over the same quantised base, for one LoRA and one DoRA adapter: max |Δ| / max |logit|. A form that holds this base
+in the very bytes of one before it isn't timed again: noise would be all that sets them apart. GGUF files are the demo
+base's own, and its numbers written anew in Q8_0, and in Q6_K where blocks of 256 fit (gguf_files.py).
 """
 
 from __future__ import annotations
@@ -12,30 +14,32 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import statistics
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from checkpoints import compressed, quantized_base
+from gguf_files import GGUF
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.oracle import ref
+from livery import __version__
 from livery.engine.base import EngineConfig, ModelRefused
 from livery.engine.plan import SampleSpec, SequenceSlice
-from livery.engine.quantization import METHODS, SCHEMES
+from livery.engine.quantization import METHODS, SCHEMES, checkpoint_method
 from livery.engine.runner import ModelRunner
-from livery.models import DEMO_MODEL, resolve_model
+from livery.models import DEMO_MODEL, gguf_file, resolve_model
+from livery_loadtest.origin import Origin, write_json
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTERS = {
@@ -61,6 +65,8 @@ class Row:
     speed: dict[int, tuple[float, float, float]] | None = None
     parity: dict[str, float] | None = None
     seconds_to_load: float = 0.0
+    same_as: str = ""  # a form before it, with the same layouts and bytes
+    tried: bool = True
 
 
 def load(base: Path, **asked: Any) -> ModelRunner:
@@ -130,7 +136,9 @@ def forms(base: Path, scratch: Path) -> dict[str, tuple[Path, dict[str, str]]]:
     """Name -> directory and what the engine is asked for."""
     found: dict[str, tuple[Path, dict[str, str]]] = {f"--weights {name}": (base, {"weights": name}) for name in NATIVE}
     found |= {f"--quantization {name}": (base, {"quantization": name}) for name in SCHEMES}
-    for method in ("compressed-tensors", *(set(METHODS) - {"compressed-tensors", "bitsandbytes", "torchao"})):
+    found |= {f"GGUF file: {name}": (scratch / f"{name}.gguf", {}) for name in GGUF}
+    others = [method for method in METHODS if method not in ("compressed-tensors", "bitsandbytes", "torchao")]
+    for method in ("compressed-tensors", *others):
         found[f"checkpoint: {METHODS[method].name}"] = (scratch / method.replace(" ", "-"), {})
     return found
 
@@ -158,14 +166,20 @@ def measure(
     plain: ModelRunner,
     adapters: dict[str, Path],
     rounds: int,
+    before: Sequence[Row],
 ) -> Row:
     begun = time.perf_counter()
+    tried = is_tried(path, asked)
     try:
         runner = load(path, **asked)
     except ModelRefused as refused:
-        return Row(name, False, str(refused))
+        return Row(name, False, str(refused), tried=tried)
     row = Row(name, True, runner.info.weights, runner.info.weight_bytes, seconds_to_load=time.perf_counter() - begun)
-    row.bytes_ratio = row.weight_bytes / plain.info.weight_bytes
+    row.tried, row.bytes_ratio = tried, row.weight_bytes / plain.info.weight_bytes
+    alike = [one for one in before if (one.why, one.weight_bytes) == (row.why, row.weight_bytes) and not one.same_as]
+    if alike and same_numbers(name, path, asked):
+        row.same_as = alike[0].name
+        return row
     row.speed = ratios(plain, runner, rounds)
     if asked.get("weights", "fp32") == "fp32":  # --weights rounds in the engine: nobody else has those numbers
         ids = AutoTokenizer.from_pretrained(resolve_model(DEMO_MODEL).path)(TEXT)["input_ids"]
@@ -173,13 +187,30 @@ def measure(
     return row
 
 
+def is_tried(path: Path, asked: dict[str, str]) -> bool:
+    """Whether the project's tests compute a base in this form."""
+    if "quantization" in asked:
+        return SCHEMES[asked["quantization"]].tried
+    method = checkpoint_method(path)
+    return not method or (method in METHODS and METHODS[method].tried)
+
+
+def same_numbers(name: str, path: Path, asked: dict[str, str]) -> bool:
+    """Whether it is the demo base's own numbers: of others equal bytes say nothing."""
+    return name == "GGUF file: Q4_1" or (path == resolve_model(DEMO_MODEL).path and "weights" in asked)
+
+
 def cells(row: Row) -> list[str]:
+    name = row.name if row.tried else f"{row.name} (untested)"
     if not row.runs:
-        return [row.name, "no", row.why, "", "", "", ""]
+        return [name, "no", row.why, "", "", "", ""]
+    size = f"{row.weight_bytes / 2**20:.0f} MiB ({row.bytes_ratio:.2f})"
+    if row.same_as:
+        return [name, "yes", row.why, size, *[f"as {row.same_as}"] * len(ROWS), ""]
     assert row.speed is not None
     speeds = [f"{median:.2f} ({least:.2f} to {most:.2f})" for median, least, most in row.speed.values()]
     agreed = ", ".join(f"{name} {error:.0e}" for name, error in (row.parity or {}).items())
-    return [row.name, "yes", row.why, f"{row.weight_bytes / 2**20:.0f} MiB ({row.bytes_ratio:.2f})", *speeds, agreed]
+    return [name, "yes", row.why, size, *speeds, agreed]
 
 
 def main() -> int:
@@ -189,8 +220,8 @@ def main() -> int:
     parser.add_argument("--only", help="forms whose name has this in it")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    base = resolve_model(DEMO_MODEL).path
-    rows = []
+    base, origin = resolve_model(DEMO_MODEL).path, Origin.here(f"livery {__version__}")
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         adapters = save_adapters(base, folder)
@@ -199,14 +230,17 @@ def main() -> int:
             if args.only and args.only not in name:
                 continue
             if path != base:
-                if path.name == "compressed-tensors":
+                if path.suffix == ".gguf":
+                    GGUF[path.stem](gguf_file(DEMO_MODEL), path)
+                    path = resolve_model(str(path)).path
+                elif path.name == "compressed-tensors":
                     compressed(base, path)
                 else:
                     marked(base, path, path.name.replace("bitsandbytes-int8", "bitsandbytes int8"))
-            rows.append(measure(name, path, asked, plain, adapters, args.rounds))
+            rows.append(measure(name, path, asked, plain, adapters, args.rounds, rows))
             print(" | ".join(cells(rows[-1])), flush=True)
             if args.out:  # after each form: one that fails leaves what was measured
-                args.out.write_text(json.dumps(report(rows, plain.info.weight_bytes), indent=1) + "\n")
+                write_json(report(rows, plain.info.weight_bytes, origin), args.out)
             gc.collect()
     heads = ["form", "runs here", "how, or why not", "base's bytes (of fp32)"]
     heads += [f"tokens/s of fp32's, {count} row{'s' if count > 1 else ''}" for count in ROWS]
@@ -216,7 +250,7 @@ def main() -> int:
     return 0
 
 
-def report(rows: list[Row], full: int) -> dict[str, object]:
+def report(rows: list[Row], full: int, origin: Origin) -> dict[str, object]:
     versions = {}
     for name in PACKAGES:
         try:
@@ -224,13 +258,12 @@ def report(rows: list[Row], full: int) -> dict[str, object]:
         except PackageNotFoundError:
             versions[name] = "not installed"
     return {
-        "schema": "livery-quantization/1",
-        "command": "python tests/quantization/run.py " + " ".join(["table.py", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "schema": "livery-quantization/2",
+        "origin": origin,
+        "versions": versions,
+        "threads": torch.get_num_threads(),
         "model": DEMO_MODEL,
         "fp32_bytes": full,
-        "versions": versions,
         "rows": [asdict(row) for row in rows],
     }
 

@@ -23,6 +23,7 @@ from livery.engine import host
 from livery.engine.base import ModelRefused
 from livery.engine.quantization import REMEDY as QUANTISATION
 from livery.engine.vllm_found import REMEDY, find_vllm
+from livery.gguf_forms import widened
 from livery.models import ModelNotFound, cache_dir, resolve_model
 from livery.settings import Settings, SettingsError
 
@@ -168,18 +169,29 @@ def _base(wanted: EngineConfig, compute: Compute, model: str | None) -> list[Fin
     else:
         source = f"asked for with --quantization {chosen.on_load}" if chosen.on_load else "as the checkpoint says"
         note = chosen.scheme.on_cpu if compute.device.type == "cpu" else ""
-        quantized = Finding("quantization", chosen.scheme.name, "; ".join(filter(None, (source, note))))
+        quantized = Finding(
+            "quantization", chosen.scheme.name, "; ".join(filter(None, (source, note, chosen.scheme.untested)))
+        )
     if model is None:
         return [quantized]
     from livery.engine.model import base_shapes
+    from livery.engine.packed_bytes import packed_bytes
 
-    expected = expected_bytes(Path(wanted.model_path), base_shapes(wanted.model_path), chosen, compute.dtype.itemsize)
+    file = [Finding("gguf", "widened", note)] if (note := widened(model)) else []
+    in_panels = compute.device.type == "cpu" and compute.dtype_name == "float32" and compute.kernels != "torch"
+    expected = expected_bytes(
+        Path(wanted.model_path),
+        base_shapes(wanted.model_path),
+        chosen,
+        compute.dtype.itemsize,
+        packed_bytes if chosen is not None and in_panels else None,
+    )
     full = f"{_size(expected.full)} in {compute.dtype_name}"
     if chosen is None:
         why = f"{full}; less where weights fit into fewer bits, as those of GGUF and bf16 files do on a CPU"
-        return [quantized, Finding("base", f"at most {_size(expected.held)}", why)]
-    why = f"{full}; what isn't quantised may fit into fewer bits on a CPU"
-    return [quantized, Finding("base", f"at most {_size(expected.held)}", why)]
+        return [quantized, *file, Finding("base", f"at most {_size(expected.held)}", why)]
+    why = f"{full}; the head, which isn't quantised, as its numbers fit" if in_panels else full
+    return [quantized, *file, Finding("base", f"at most {_size(expected.held)}", why)]
 
 
 def _vllm(settings: Settings) -> list[Finding]:

@@ -19,6 +19,7 @@ from livery.commands.engines import MakeEngine, engine_of
 from livery.commands.http_server import IO_THREADS, OneProcess, Premises, ended_by_death
 from livery.commands.parts import base_name, known_base, shared_blobs, trace_sink
 from livery.data_folder import DataFolder
+from livery.gguf_forms import widened
 from livery.listening import Listener, listen, listen_for_admins
 from livery.models import ResolvedModel, resolve_model
 from livery.settings import Settings, SettingsError
@@ -54,6 +55,8 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
         if admin is not None:
             stack.enter_context(closing(admin))
         resolved = resolve_model(settings.model)
+        if settings.engine == "livery" and (note := widened(settings.model)):
+            log.warning("%s", note)
         base_name(settings, resolved)
         shared_blobs(settings)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 from livery.engine.quantization import Chosen
 from livery_adapters.base_model import BaseShapes
 
+PackedBytes = Callable[[Path, str], int]  # a safetensors file and a tensor in it -> bytes
+_NUMBERS = ("F32", "F16", "BF16")
 _MOST_HEADER = 100 << 20  # bytes; safetensors' own limit
 
 
@@ -23,22 +25,30 @@ class ExpectedBytes:
     full: int
 
 
-def expected_bytes(model: Path, shapes: BaseShapes, chosen: Chosen | None, itemsize: int) -> ExpectedBytes:
+def expected_bytes(
+    model: Path, shapes: BaseShapes, chosen: Chosen | None, itemsize: int, packed_head: PackedBytes | None = None
+) -> ExpectedBytes:
     """What the base in the directory `model` will take; `itemsize` bytes is a number that isn't quantised.
 
-    Without `chosen` both are the most: on a CPU weights that fit into fewer bits are held so. Raises OSError or
-    ValueError where the files can't be read.
+    Without `chosen` both are the most: on a CPU weights that fit into fewer bits are held so. `packed_head` tells that
+    of the head, which no library quantises, from its file; without it the head has `itemsize` bytes a number as well.
+    Raises OSError or ValueError where the files can't be read.
     """
     linears = {path: shape for path, shape in shapes.modules.items() if shape.kind == "linear"}
     full = sum(shape.in_features * shape.out_features for path, shape in linears.items() if path not in shapes.tied)
     held = rest = 0
     of_linears: dict[str, int] = {}
     packed: set[str] = set()
-    for name, dtype, numbers, nbytes in _tensors(model):
+    known = {*linears, *shapes.tied.values()}
+    heads = {shapes.tied.get(path, path): path for path in _heads(shapes)}  # where their weights lie
+    of_heads: dict[str, int] = {}
+    for file, name, dtype, numbers, nbytes in _tensors(model):
         # Files of a model without its head leave its name out.
         whole_name = name if name.startswith(f"{shapes.backbone}.") else f"{shapes.backbone}.{name}"
-        path = next((path for path in (*_parents(name), *_parents(whole_name)) if path in linears), None)
-        if path is None or name.endswith(".bias"):
+        path = next((path for path in (*_parents(name), *_parents(whole_name)) if path in known), None)
+        if packed_head and path in heads and name.endswith(".weight") and dtype in _NUMBERS:
+            of_heads[heads[path]] = packed_head(file, name)
+        if path not in linears or name.endswith(".bias"):
             rest += numbers
             continue
         of_linears[path] = of_linears.get(path, 0) + nbytes
@@ -50,6 +60,8 @@ def expected_bytes(model: Path, shapes: BaseShapes, chosen: Chosen | None, items
             held += chosen.scheme.nbytes(shape.in_features, shape.out_features)
         elif path in packed:
             held += of_linears[path]
+        elif path in of_heads:
+            held += of_heads[path] - (whole if path in shapes.tied else 0)  # the table itself is in `rest`
         elif path not in shapes.tied:
             held += whole
     return ExpectedBytes(held + rest * itemsize, (full + rest) * itemsize)
@@ -73,8 +85,8 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
-def _tensors(model: Path) -> Iterator[tuple[str, str, int, int]]:
-    """(name, dtype as safetensors calls it, numbers, bytes) of all tensors in a directory."""
+def _tensors(model: Path) -> Iterator[tuple[Path, str, str, int, int]]:
+    """(file, name, dtype as safetensors calls it, numbers, bytes) of all tensors in a directory."""
     for file in sorted(model.glob("*.safetensors")):
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
@@ -85,4 +97,4 @@ def _tensors(model: Path) -> Iterator[tuple[str, str, int, int]]:
             if name == "__metadata__":
                 continue
             first, last = told["data_offsets"]
-            yield name, told["dtype"], prod(told["shape"]), last - first
+            yield file, name, told["dtype"], prod(told["shape"]), last - first

@@ -142,8 +142,9 @@ def _quantized_loading(quantized: Chosen | None, device: torch.device, dtype: to
     if quantized is None:
         return {}
     placed: dict[str, Any] = {"device_map": {"": str(device)}}
-    if quantized.scheme.on_cpu and device.type == "cpu":
-        log.warning("%s: %s", quantized.scheme.name, quantized.scheme.on_cpu)
+    notes = (quantized.scheme.on_cpu if device.type == "cpu" else "", quantized.scheme.untested)
+    for note in filter(None, notes):
+        log.warning("%s: %s", quantized.scheme.name, note)
     return placed | ({"quantization_config": loading_config(quantized.on_load, dtype)} if quantized.on_load else {})
 
 

@@ -23,9 +23,9 @@ _NO_CPU_KERNEL = "transformers has no product for it on a CPU"
 class Scheme:
     """A form of quantised weights. `modules` are what must be importable, `remedy` is how to get them.
 
-    `no_cpu` says why a CPU can't compute it, `on_cpu` what to know where one does; both may be empty. Of what
-    `--quantization` makes it is known what it takes: `bits` a weight, and `scale_bits` for each `block` of weights, or
-    each row where that is 0.
+    `no_cpu` says why a CPU can't compute it, `on_cpu` what to know where one does; both may be empty. `tried`: whether
+    this project's tests compute a base in it. Of what `--quantization` makes it is known what it takes: `bits` a
+    weight, and `scale_bits` for each `block` of weights, or each row where that is 0.
     """
 
     name: str
@@ -36,6 +36,12 @@ class Scheme:
     scale_bits: float = 0.0
     block: int = 0
     remedy: str = REMEDY
+    tried: bool = True
+
+    @property
+    def untested(self) -> str:
+        """What to know of a form that no test of this project has computed; empty for the others."""
+        return "" if self.tried else "untested: no test of Livery has computed a base in it"
 
     def nbytes(self, in_features: int, out_features: int) -> int:
         """Of a linear module's weight, scales included."""
@@ -55,9 +61,9 @@ _ROUNDS_ROWS = (
 SCHEMES: Mapping[str, Scheme] = {
     "bnb-nf4": Scheme("bitsandbytes nf4", _BITSANDBYTES, "", _SLOWER, 4, 32, 64),
     "bnb-nf4-double": Scheme("bitsandbytes nf4, scales quantised", _BITSANDBYTES, "", _SLOWER, 4, 8.125, 64),
-    "bnb-int8": Scheme("bitsandbytes int8", _BITSANDBYTES, _ROUNDS_ROWS, "", 8, 32),
+    "bnb-int8": Scheme("bitsandbytes int8", _BITSANDBYTES, _ROUNDS_ROWS, "", 8, 32, tried=False),
     "torchao-int8": Scheme("torchao int8", _TORCHAO, "", _SLOWER, 8, 32),
-    "torchao-int4": Scheme("torchao int4", _TORCHAO, "torchao multiplies it on GPUs only", "", 4, 32, 128),
+    "torchao-int4": Scheme("torchao int4", _TORCHAO, "torchao multiplies it on GPUs only", "", 4, 32, 128, tried=False),
     "torchao-fp8": Scheme("torchao fp8", _TORCHAO, "", _SLOWER, 8, 32),
 }
 
@@ -65,18 +71,20 @@ _GPTQMODEL = "install gptqmodel and optimum, in an environment with the torch th
 # What a checkpoint's config.json may say of itself; methods that aren't here are left to transformers.
 METHODS: Mapping[str, Scheme] = {
     "bitsandbytes": Scheme("bitsandbytes", _BITSANDBYTES, on_cpu=_SLOWER),
-    "bitsandbytes int8": Scheme("bitsandbytes int8", _BITSANDBYTES, no_cpu=_ROUNDS_ROWS),
+    "bitsandbytes int8": Scheme("bitsandbytes int8", _BITSANDBYTES, no_cpu=_ROUNDS_ROWS, tried=False),
     "torchao": Scheme("torchao", _TORCHAO, on_cpu=_SLOWER),
     "compressed-tensors": Scheme("compressed-tensors", ("compressed_tensors",), on_cpu=_SLOWER),
-    "gptq": Scheme("GPTQ", ("gptqmodel", "optimum"), remedy=_GPTQMODEL),
-    "awq": Scheme("AWQ", ("gptqmodel", "accelerate"), remedy=_GPTQMODEL),
-    "hqq": Scheme("HQQ", ("hqq",), remedy="pip install hqq"),
-    "quanto": Scheme("quanto", ("optimum.quanto", "accelerate"), remedy="pip install optimum-quanto accelerate"),
-    "fp8": Scheme("fp8", (), no_cpu=_FP8_ON_CPU),
-    "mxfp8": Scheme("mxfp8", (), no_cpu=_FP8_ON_CPU),
-    "mxfp4": Scheme("mxfp4", (), no_cpu=_FP8_ON_CPU),
-    "fbgemm_fp8": Scheme("fbgemm fp8", (), no_cpu=_NO_CPU_KERNEL),
-    "nvfp4": Scheme("nvfp4", (), no_cpu=_NO_CPU_KERNEL),
+    "gptq": Scheme("GPTQ", ("gptqmodel", "optimum"), remedy=_GPTQMODEL, tried=False),
+    "awq": Scheme("AWQ", ("gptqmodel", "accelerate"), remedy=_GPTQMODEL, tried=False),
+    "hqq": Scheme("HQQ", ("hqq",), remedy="pip install hqq", tried=False),
+    "quanto": Scheme(
+        "quanto", ("optimum.quanto", "accelerate"), remedy="pip install optimum-quanto accelerate", tried=False
+    ),
+    "fp8": Scheme("fp8", (), no_cpu=_FP8_ON_CPU, tried=False),
+    "mxfp8": Scheme("mxfp8", (), no_cpu=_FP8_ON_CPU, tried=False),
+    "mxfp4": Scheme("mxfp4", (), no_cpu=_FP8_ON_CPU, tried=False),
+    "fbgemm_fp8": Scheme("fbgemm fp8", (), no_cpu=_NO_CPU_KERNEL, tried=False),
+    "nvfp4": Scheme("nvfp4", (), no_cpu=_NO_CPU_KERNEL, tried=False),
 }
 
 
@@ -97,7 +105,7 @@ def choose_quantization(config: EngineConfig, device: str) -> Chosen | None:
     if config.quantization == "auto":
         if not method:
             return None
-        chosen = Chosen(METHODS.get(method, Scheme(method, ())), "")
+        chosen = Chosen(METHODS.get(method, Scheme(method, (), tried=False)), "")
         source = f"{Path(config.model_path).name} is a checkpoint in {chosen.scheme.name}"
     else:
         source = f"--quantization {config.quantization}"
