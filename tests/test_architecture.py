@@ -192,7 +192,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"livery_adapters", "livery_loadtest"},
     "livery.scale": set(),
     "livery.scale.plan": {"livery.bench.physics", "livery_adapters", "livery_loadtest"},
-    "livery.scale.simulation": {"livery.scale.plan", "livery_loadtest"},
+    "livery.scale.simulation": {"livery.scale.plan", "livery.scale.ray_routing", "livery_loadtest"},
     "livery.commands": {"livery", "livery_adapters", "livery_loadtest"},
     **{
         f"livery.scale.{name}": {"livery", "livery_adapters"}

@@ -22,7 +22,7 @@ def test_knobs_of_the_server_and_of_the_cluster_stand_beside_each_other() -> Non
         {**SHARED, "replicas": "4", "max_running": "32", "num_gpus": 0.5}, {"LIVERY_MAX_OPEN": "99"}
     )
     assert (scale.replicas, scale.num_gpus, settings.max_running) == (4, 0.5, 32)
-    assert (busy_at(scale, settings), most_ongoing(scale, settings), aimed_at(scale, settings)) == (32, 99, 16.0)
+    assert (busy_at(scale, settings), most_ongoing(scale, settings), aimed_at(scale, settings)) == (8, 99, 16.0)
     assert data_path(parse({"model": "m"}, {"XDG_DATA_HOME": "/x"})[1]).name == "ray"
 
 

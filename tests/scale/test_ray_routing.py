@@ -80,6 +80,25 @@ def test_no_replica_is_asked_first_that_has_far_more_than_its_share(
     assert chosen[0].ongoing < max(busy_at, UNEVEN * share)
 
 
+def test_of_those_that_have_it_and_of_those_that_do_not_the_least_loaded_come_first() -> None:
+    standing = [Standing(f"r{index}", index < 3, load) for index, load in enumerate((12, 10, 11, 12, 9, 40))]
+    assert [rank[0].replica for rank in ranked("pirate", standing, 8)] == ["r1", "r2", "r0", "r4", "r3", "r0"]
+
+
+def test_where_little_is_under_way_an_adapter_has_one_place() -> None:
+    for has in (True, False):
+        home = first("pirate", [Standing(one.replica, has, 0) for one in replicas(4)])
+        busier = [Standing(one.replica, has, 7 if one.replica == home else 0) for one in replicas(4)]
+        assert first("pirate", busier) == home
+
+
+def test_one_with_far_more_than_its_share_is_busy() -> None:
+    """By which a hot adapter comes to be on several, before its replica has all that it computes together."""
+    for load, follows in ((49, True), (51, False)):
+        standing = [Standing("r0", True, load), *(Standing(f"r{index}", False, 37) for index in (1, 2, 3))]
+        assert (first("pirate", standing) == "r0") is follows
+
+
 def test_requests_for_no_adapter_go_anywhere() -> None:
     standing = replicas(3)
     assert ranked("", standing, 8) == [standing]

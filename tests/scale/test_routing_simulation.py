@@ -16,9 +16,19 @@ from livery.scale.plan.popularity import lru_hit_rate, zipf
 from livery.scale.plan.question import Question
 from livery.scale.plan.refusal import PlanRefused
 from livery.scale.plan.shapes import known_models
+from livery.scale.ray_routing import FEW, Standing, ranked
 from livery.scale.simulation.cluster import jobs_of, play, serve, spec_of
 from livery.scale.simulation.load import Requests, make_requests
-from livery.scale.simulation.policies import POLICIES, Affinity, BoundedHashing, Hashing, LeastLoaded, Policy, View
+from livery.scale.simulation.policies import (
+    POLICIES,
+    Affinity,
+    BoundedHashing,
+    Hashing,
+    LeastLoaded,
+    OnRay,
+    Policy,
+    View,
+)
 from livery.scale.simulation.policies import Random as AnyReplica
 from livery.scale.simulation.replica import DEVICE, NEVER, NONE, Adapters
 
@@ -91,7 +101,8 @@ def test_one_request_alone_takes_its_load_its_prompt_and_its_steps() -> None:
 def test_a_device_holds_no_more_adapters_than_fit(moves: list[tuple[int, float]]) -> None:
     spec = replace(SPEC, slots=3, host_slots=5, host_load=0.1, store_load=0.2)
     holders: dict[int, set[int]] = {}
-    adapters = Adapters(spec, 0, holders)
+    announced: dict[int, set[int]] = {}
+    adapters = Adapters(spec, 0, holders, announced)
     now, held, asked = 0.0, [], 0
     by_request: dict[int, int] = {}
     for number, (adapter, passes) in enumerate(moves):
@@ -103,7 +114,9 @@ def test_a_device_holds_no_more_adapters_than_fit(moves: list[tuple[int, float]]
             held.append(number)
         used = {by_request[request] for request in held}
         assert len(used) <= spec.slots
-        assert used <= {one for one, where in holders.items() if where}
+        on_device = {one for one, where in holders.items() if where}
+        assert used <= on_device
+        assert on_device <= {one for one, where in announced.items() if where} <= set(by_request.values())
         if len(held) > 2:
             adapters.leave(by_request[held.pop(0)], now)
             asked -= 1
@@ -114,6 +127,7 @@ def test_a_device_holds_no_more_adapters_than_fit(moves: list[tuple[int, float]]
         adapters.leave(by_request[held.pop(0)], now)
         asked -= 1
     assert sum(bool(where) for where in holders.values()) <= spec.slots
+    assert sum(bool(where) for where in announced.values()) <= spec.slots + spec.host_slots
 
 
 def test_the_steady_state_is_that_of_the_plan() -> None:
@@ -139,13 +153,27 @@ def test_the_steady_state_is_that_of_the_plan() -> None:
 def test_policies_that_know_adapters_find_them_more_often_and_spread_the_load() -> None:
     requests = load(6000, 8, 0.7)
     outcome = {kind: play(requests, SPEC, 8, kind, 1) for kind in POLICIES}
-    for kind in (Affinity, BoundedHashing):
+    for kind in (Affinity, BoundedHashing, OnRay):
         assert outcome[kind].hit_rate > outcome[AnyReplica].hit_rate + 0.1
         assert outcome[kind].ttft_p95 < outcome[AnyReplica].ttft_p95
     # The most wanted adapter is asked for more often than one replica can answer.
     assert outcome[Hashing].imbalance > 1.3 > outcome[BoundedHashing].imbalance
     assert outcome[Affinity].imbalance < 1.3
     assert play(requests, SPEC, 8, Affinity, 1) == outcome[Affinity]
+
+
+def test_what_routes_on_ray_is_simulated_by_its_own_order() -> None:
+    loads, having = [3, 0, 7, 1, 70], {2: {2, 4}}
+    view = View(loads, announced=having)
+    policy = OnRay(view, 0)
+    for adapter in (2, 5):
+        standing = [Standing(str(one), one in having.get(adapter, ()), load) for one, load in enumerate(loads)]
+        ((first,), *_) = ranked(str(adapter), standing, FEW)
+        assert policy.choose(adapter) == int(first.replica)
+    assert policy.choose(2) == 2, "who has it and isn't busy"
+    view.loads[:] = [0, 0, 90, 0, 70]
+    assert policy.choose(2) not in (2, 4), "both have far more than their share"
+    assert {OnRay(View([0] * 64), 0).choose(adapter) for adapter in range(2000)} == set(range(64))
 
 
 @given(loads=some.lists(some.integers(0, 50), min_size=1, max_size=20), adapter=some.integers(0, 1000))

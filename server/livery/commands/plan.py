@@ -92,7 +92,9 @@ def plan(
     load: Annotated[
         list[float] | None, typer.Option(help="Share of the capacity; repeatable; 0.8.", rich_help_panel=SIM)
     ] = None,
-    trace: Annotated[str, typer.Option(help="conv, code or a CSV file.", rich_help_panel=SIM)] = "conv",
+    trace: Annotated[
+        str, typer.Option(help="FILE.csv or .csv.gz, in order; conv, code: drawn.", rich_help_panel=SIM)
+    ] = "conv",
     policy: Annotated[list[str] | None, typer.Option(help="One of them; repeatable; all.", rich_help_panel=SIM)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.", rich_help_panel=SIM)] = 0,
     out: Annotated[Path | None, typer.Option(help="Write it to this JSON file.", rich_help_panel=SIM)] = None,

@@ -16,7 +16,7 @@ from livery.scale.plan.figures import told
 from livery.scale.plan.planner import Plan
 from livery.scale.plan.refusal import PlanRefused, nearest
 from livery.scale.simulation.cluster import play, spec_of
-from livery.scale.simulation.load import make_requests
+from livery.scale.simulation.load import SHIPPED, make_requests
 from livery.scale.simulation.pictures import Runs, draw
 from livery.scale.simulation.policies import POLICIES, Policy
 from livery_loadtest.kinds import MOST_REQUESTS
@@ -46,6 +46,13 @@ class Simulated:
         for load in self.loads:
             if not 0 < load <= 2:
                 raise PlanRefused(f"--load {load:g}: expected a share of the capacity, above 0 and up to 2")
+
+    @property
+    def arrivals(self) -> str:
+        """What lengths and gaps are, in words."""
+        if self.trace in SHIPPED:
+            return f"lengths and gaps drawn from quantiles of Azure's {self.trace} trace of 2023"
+        return f"requests of {Path(self.trace).name} in order"
 
 
 def policies_of(names: Sequence[str]) -> tuple[type[Policy], ...]:
@@ -109,7 +116,8 @@ def write_runs(plan: Plan, asked: Simulated, runs: Runs, origin: Origin, out: Pa
         "zipf": question.zipf,
         "replicas": asked.replicas,
         "requests": asked.requests,
-        "trace": asked.trace if asked.trace in ("conv", "code") else Path(asked.trace).name,
+        "trace": asked.trace if asked.trace in SHIPPED else Path(asked.trace).name,
+        "arrivals": asked.arrivals,
         "seed": asked.seed,
         "capacity_of_a_replica": plan.replica.capacity,
         "slots": plan.memory.slots,
@@ -126,7 +134,7 @@ def draw_runs(plan: Plan, asked: Simulated, runs: Runs, out: Path) -> None:
     title = f"{question.adapters:,} adapters on {asked.replicas} replicas: {question.model.name}, {question.gpu.name}"
     under = (
         f"simulated by livery plan {__version__}: rank {question.rank}, Zipf {question.zipf:g}, "
-        f"{memory.slots:,} adapters on a device, {memory.host_slots:,} on a host, Azure 2023 lengths and arrivals, "
+        f"{memory.slots:,} adapters on a device, {memory.host_slots:,} on a host, {asked.arrivals}, "
         f"{asked.requests:,} requests a point"
     )
     out.parent.mkdir(parents=True, exist_ok=True)

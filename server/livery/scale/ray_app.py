@@ -37,7 +37,7 @@ from livery.refusals import Overloaded, ReplicaLost
 from livery.scale.ray_config import OURS, Scale, aimed_at, busy_at, most_ongoing, parse
 from livery.scale.ray_exchange import AnswerCutShort, Forwarded, Head, Said, Wanted
 from livery.scale.ray_replica import ReplicaServer
-from livery.scale.ray_router import IDS
+from livery.scale.ray_router import IDS, ONGOING
 from livery.scale.ray_routing import routing_id
 from livery.scale.ray_words import failed_event
 from livery.settings import Settings, SettingsError
@@ -85,7 +85,7 @@ class Replica:
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What routers are told of this replica."""
-        return {IDS: sorted(await self._server.ids())}
+        return {IDS: sorted(await self._server.ids()), ONGOING: self._server.ongoing}
 
     async def check_health(self) -> None:
         """Raises where nothing but a new replica helps."""

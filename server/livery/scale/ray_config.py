@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from livery.commands.parts import shared_blobs
+from livery.scale.ray_routing import FEW
 from livery.settings import Settings, SettingsError, load_settings, usual_data_folder
 
 SLOT = "{replica}"  # in a data folder's path: the number of the replica on its machine
@@ -38,7 +39,10 @@ class Scale(BaseModel):
         description="Ray's further autoscaling settings by their names: upscale_delay_s, downscale_delay_s and others",
     )
     busy_requests: int = Field(
-        0, ge=0, description="Requests under way that make a replica busy, so that another is asked; 0: max_running"
+        0,
+        ge=0,
+        description="Requests under way up to which no replica is busy; with more, one is that has 1.25 times an even "
+        f"share, and another is asked; 0: {FEW}, or max_running where that is less",
     )
     max_ongoing_requests: int = Field(0, ge=0, description="Most requests under way on a replica; 0: max_open")
     max_queued_requests: int = Field(1024, ge=-1, description="Requests that may wait while all replicas have the most")
@@ -127,8 +131,8 @@ def data_path(settings: Settings) -> Path:
 
 
 def busy_at(scale: Scale, settings: Settings) -> int:
-    """Requests under way that make a replica busy: by default as many as it computes together."""
-    return scale.busy_requests or settings.max_running
+    """Requests under way up to which no replica is busy: by default few, which it computes together."""
+    return scale.busy_requests or min(FEW, settings.max_running)
 
 
 def most_ongoing(scale: Scale, settings: Settings) -> int:

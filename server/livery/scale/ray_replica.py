@@ -121,6 +121,11 @@ class ReplicaServer:
             return self.announced.ids(())
         return self.announced.ids(self._parts.service.metrics.in_memory(stats))
 
+    @property
+    def ongoing(self) -> int:
+        """Requests under way."""
+        return len(self._running.tasks)
+
     async def check(self) -> None:
         """Raises NotReady where nothing but a new replica helps."""
         await self._readiness.health()

@@ -6,7 +6,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 from livery.scale.ray_routing import Standing, ranked
 
-IDS = "ids"  # what a replica's routing stats have its ids under
+IDS, ONGOING = "ids", "ongoing"  # what a replica's routing stats have its ids under, and its requests under way
 
 
 class AdapterRouter(RequestRouter):  # type: ignore[misc]  # Ray is not there when types are checked
@@ -16,10 +16,13 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]  # Ray is not there wh
         """Ray calls it with the router's keyword arguments; `busy_at` are requests under way on a replica."""
         self._busy_at = busy_at
         self._ids: dict[str, frozenset[str]] = {}
+        self._ongoing: dict[str, int] = {}
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Ray calls it whenever replicas come, go or say something new of themselves."""
-        self._ids = {one.replica_id.unique_id: frozenset((one.routing_stats or {}).get(IDS, ())) for one in replicas}
+        told = {one.replica_id.unique_id: one.routing_stats or {} for one in replicas}
+        self._ids = {name: frozenset(stats.get(IDS, ())) for name, stats in told.items()}
+        self._ongoing = {name: int(stats.get(ONGOING, 0)) for name, stats in told.items()}
         super().update_replicas(replicas)
 
     async def choose_replicas(
@@ -32,7 +35,11 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]  # Ray is not there wh
             pending_request.routing_context.should_backoff = True  # where nobody takes it
         by_id = {one.replica_id.unique_id: one for one in candidate_replicas}
         standing = [
-            Standing(name, asked in self._ids.get(name, ()), self.replica_queue_len_cache.get(one.replica_id) or 0)
-            for name, one in by_id.items()
+            Standing(name, asked in self._ids.get(name, ()), self._under_way(name, one)) for name, one in by_id.items()
         ]
         return [[by_id[one.replica] for one in rank] for rank in ranked(asked, standing, self._busy_at)]
+
+    def _under_way(self, name: str, replica: RunningReplica) -> int:
+        """What Ray knows of it, since it answered lately; else what it said of itself."""
+        known = self.replica_queue_len_cache.get(replica.replica_id)
+        return self._ongoing.get(name, 0) if known is None else known

@@ -1,10 +1,12 @@
 """Where a request goes among replicas: an id of what it asks for, the order in which replicas suit it, and which ids a
 replica says it has.
 
-The order is that of rendezvous hashing with bounded loads: every process that routes finds the same one without asking
-anybody, cold adapters spread evenly, and another replica takes over only its own share of them. What is in a replica's
-memory comes before that. (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998; Mirrokni,
-Thorup and Zadimoghaddam, "Consistent hashing with bounded loads", 2018.) Knows no Ray.
+What is in a replica's memory comes first, unless that has far more than its share, by which hot adapters come to be on
+several. Those that have as little to do follow by rendezvous hashing with bounded loads: every process that routes
+finds the same one without asking anybody, cold adapters spread evenly, and another replica takes over only its own
+share of them. (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998; Mirrokni, Thorup and
+Zadimoghaddam, "Consistent hashing with bounded loads", 2018.) `livery plan --simulate` has it beside other policies.
+Knows no Ray.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from dataclasses import dataclass
 import orjson
 
 ID_DIGITS = 24
-UNEVEN = 1.25  # times the mean of requests under way that one replica may have where all are busy
+UNEVEN = 1.25  # times the mean of requests under way that one replica may have
+FEW = 8  # requests under way up to which replicas are alike, unless told otherwise: they are computed together
 MOST_IDS = 4096  # that a replica remembers; each is told to Ray's controller while it counts
 KEYS = (b"authorization", b"x-api-key")
 
@@ -63,17 +66,18 @@ class Standing:
 def ranked(asked: str, standing: Sequence[Standing], busy_at: int) -> list[list[Standing]]:
     """The replicas in the order in which they suit a request; those of one rank suit it alike.
 
-    Who has the adapter and isn't busy comes first, then who isn't busy, each in the order that the id gives them, so
-    that what one busy replica passes on goes to the same other one. Busy is who has `busy_at` requests under way, and
-    more than UNEVEN times what an even share would be: where all are over `busy_at`, going elsewhere shortens no
-    queue, and each would load what the others have. Last come all alike, for requests that ask for no adapter and for
-    those that nobody else takes.
+    Who has the adapter and isn't busy comes first, then who isn't busy; of either whoever has the least under way, and
+    of those alike, as all with up to `busy_at` are, in the order that the id gives them: so where little is under way
+    an adapter has one place. Busy is who has `busy_at` requests under way, and more than UNEVEN times what an even
+    share would be: where all are over `busy_at`, going elsewhere shortens no queue, and each would load what the others
+    have. Last come all alike, for requests that ask for no adapter and for those that nobody else takes.
     """
     ranks = []
     if asked:
         even = (1 + sum(one.ongoing for one in standing)) / max(1, len(standing))
         free = [one for one in standing if one.ongoing < max(busy_at, UNEVEN * even)]
-        ranks = [[one] for one in sorted(free, key=lambda one: (one.has, _draw(asked, one)), reverse=True)]
+        drawn = sorted(free, key=lambda one: _draw(asked, one), reverse=True)
+        ranks = [[one] for one in sorted(drawn, key=lambda one: (not one.has, max(busy_at, one.ongoing)))]
     return [*ranks, list(standing)]
 
 

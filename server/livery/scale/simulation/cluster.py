@@ -66,7 +66,7 @@ def serve(times: list[float], jobs: Jobs, spec: Spec, replicas: int, kind: type[
     Events of a replica that has changed since they were noted are passed over.
     """
     view = View([0] * replicas)
-    cluster = [Replica(spec, jobs, index, view.holders) for index in range(replicas)]
+    cluster = [Replica(spec, jobs, index, view.holders, view.announced) for index in range(replicas)]
     policy = kind(view, seed)
     events: list[tuple[float, int, int]] = []  # time, replica, the number of its change that noted it
     changes = [0] * len(cluster)

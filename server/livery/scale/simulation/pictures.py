@@ -11,7 +11,7 @@ from livery_loadtest.report.plots import Axis, exact, linear, logarithmic
 
 WIDTH, HEIGHT = 270, 230  # of a plot, pixels
 LEFT, TOP, GAP, BOTTOM = 60, 104, 72, 50
-COLOURS = ("#6b7280", "#0ea5e9", "#2563eb", "#dc2626", "#f59e0b", "#7c3aed", "#15803d")
+COLOURS = ("#6b7280", "#0ea5e9", "#2563eb", "#dc2626", "#f59e0b", "#7c3aed", "#db2777", "#15803d")
 LEGEND = 150
 
 Runs = Sequence[tuple[float, Sequence[Outcome]]]  # by load, as a share of the capacity

@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from livery.scale.ray_routing import FEW, UNEVEN, Standing, ranked
+
 POINTS = 100  # of each replica on the ring
 SLACK = 1.25  # times the mean load that a replica may have before others take its requests
 PATIENCE = 4  # requests more than another's that a resident adapter is worth
@@ -20,10 +22,15 @@ PATIENCE = 4  # requests more than another's that a resident adapter is worth
 
 @dataclass(slots=True)
 class View:
-    """What a router sees: by replica its requests that haven't ended, by adapter the replicas that have or fetch it."""
+    """What a router sees: by replica its requests that haven't ended, by adapter the replicas that have or fetch it.
+
+    `holders` have it on the device. `announced` are those that say they have it, as a replica on Ray does: it was asked
+    for there, and is under way or in either memory since.
+    """
 
     loads: list[int]
     holders: dict[int, set[int]] = field(default_factory=dict)
+    announced: dict[int, set[int]] = field(default_factory=dict)
 
     @property
     def bound(self) -> int:
@@ -158,8 +165,34 @@ class TwoChoices(Policy):
         return holding if loads[holding] <= loads[any_two] + PATIENCE else any_two
 
 
+class OnRay(Policy):
+    """What routes on Ray Serve, by its own code: `livery.scale.ray_routing.ranked`.
+
+    Ray asks the ranks one after the other, and within one the replica with the fewest requests; none refuses here.
+    """
+
+    name = "livery on ray"
+    says = (
+        f"the least loaded that says it has it, within {UNEVEN} times the mean load; else the least loaded of all; "
+        "by rendezvous hashing among those with little to do"
+    )
+
+    def __init__(self, view: View, seed: int) -> None:
+        super().__init__(view, seed)
+        self._names = [str(one) for one in range(len(view.loads))]
+
+    def choose(self, adapter: int) -> int:
+        having = self.view.announced.get(adapter, ())
+        standing = [
+            Standing(name, one in having, load)
+            for one, (name, load) in enumerate(zip(self._names, self.view.loads, strict=True))
+        ]
+        first = ranked(str(adapter), standing, FEW)[0]
+        return self.least([int(one.replica) for one in first])
+
+
 POLICIES: tuple[type[Policy], ...] = (
-    *(Random, RoundRobin, LeastLoaded, Hashing, BoundedHashing, TwoChoices, Affinity),
+    *(Random, RoundRobin, LeastLoaded, Hashing, BoundedHashing, TwoChoices, OnRay, Affinity),
 )
 
 

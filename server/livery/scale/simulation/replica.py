@@ -15,6 +15,7 @@ from heapq import heappop, heappush
 
 from livery.scale.plan.roofline import StepCosts
 
+Places = dict[int, set[int]]  # by adapter the replicas that have it, in one sense or other
 NEVER = float("inf")
 NONE = -1
 DEVICE, COMING, HOST, STORE = range(4)  # where a request found its adapter
@@ -54,8 +55,8 @@ class Adapters:
     is copied at a time, in order; where all on the device are in use the next waits.
     """
 
-    def __init__(self, spec: Spec, index: int, holders: dict[int, set[int]]) -> None:
-        self._spec, self._index, self._holders = spec, index, holders
+    def __init__(self, spec: Spec, index: int, holders: Places, announced: Places) -> None:
+        self._spec, self._index, self._holders, self._announced = spec, index, holders, announced
         self._users: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._host = OrderedDict[int, None].fromkeys(reversed(range(spec.host_slots)))
@@ -66,6 +67,7 @@ class Adapters:
 
     def take(self, adapter: int, request: int, now: float) -> int:
         """Hold it for a request; where it isn't there yet, the request comes back from `arrived`."""
+        self._announced.setdefault(adapter, set()).add(self._index)
         if adapter in self._waiting:
             self._waiting[adapter].append(request)
             return COMING
@@ -109,6 +111,7 @@ class Adapters:
                 return False
             gone, _ = self._idle.popitem(last=False)
             self._holders[gone].discard(self._index)
+            self._forget(gone)
         kept = self._host
         seconds = self._spec.host_load
         if adapter in kept:
@@ -117,20 +120,25 @@ class Adapters:
             seconds += self._spec.store_load
             kept[adapter] = None
             if len(kept) > self._spec.host_slots:
-                kept.popitem(last=False)
+                self._forget(kept.popitem(last=False)[0])
         self._free_at = max(self._free_at, now) + seconds
         self.copies.append((self._free_at, adapter))
         return True
+
+    def _forget(self, adapter: int) -> None:
+        """It has left one memory; nothing more is said of it unless it is in the other, or wanted."""
+        if not any(adapter in place for place in (self._host, self._users, self._idle, self._waiting)):
+            self._announced.get(adapter, set()).discard(self._index)
 
 
 class Replica:
     """Serves the requests that it is given."""
 
-    def __init__(self, spec: Spec, jobs: Jobs, index: int, holders: dict[int, set[int]]) -> None:
+    def __init__(self, spec: Spec, jobs: Jobs, index: int, holders: Places, announced: Places) -> None:
         self.load = 0  # requests given and not ended
         self.busy = 0.0  # seconds in which it read or decoded
         self._spec, self._jobs = spec, jobs
-        self._adapters = Adapters(spec, index, holders)
+        self._adapters = Adapters(spec, index, holders, announced)
         self._clock = 0.0
         self._ready: deque[int] = deque()
         self._reading, self._read_at = NONE, NEVER
