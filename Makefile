@@ -1,4 +1,4 @@
-# The commands of the README. Each makes what it needs; a second run finds it there.
+# The commands of the README and of server/docs/. Each makes what it needs; a second run finds it there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,8 +39,8 @@ help:
 	@echo "make bench-workers  processor time of a streamed token with one API worker and with two"
 	@echo "make ways           every way of adapting the demo base to one task: command, served, quality before and after (an hour); ONLY=lora: anew"
 	@echo "make bench-plan     livery plan beside what the engine does on this machine, and its simulation of routing; TRACE=FILE.csv.gz: that trace in its order"
-	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into README.md"
-	@echo "make field-table    write what becomes of every field of a request into README.md"
+	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into server/docs/adapters.md"
+	@echo "make field-table    write what becomes of every field of a request into server/docs/api.md"
 	@echo "make chaos          kill -9 two hundred times; adapters change under thousands of requests; every script of tests/chaos"
 
 # torch goes first: other packages would pull in whichever build they like. TORCH_INDEX=URL names the package index
@@ -153,10 +153,10 @@ bench-plan: setup
 	--load 0.5 --load 0.7 --load 0.8 --load 0.9 --load 1 $(if $(TRACE),--trace $(TRACE)) --out bench-routing.json --plot bench-routing.svg
 
 peft-table: setup
-	$(BIN)/python -W ignore tests/engine/peft_table.py --write README.md
+	$(BIN)/python -W ignore tests/engine/peft_table.py --write server/docs/adapters.md
 
 field-table: $(VENV)/.installed
-	$(BIN)/python tests/api/field_table.py --write README.md
+	$(BIN)/python tests/api/field_table.py --write server/docs/api.md
 
 chaos: setup
 	LIVERY_KILL_ROUNDS=200 $(BIN)/pytest tests/server/test_crash.py tests/adapters/test_store_killed.py tests/adapters/test_sql_processes.py

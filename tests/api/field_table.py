@@ -1,7 +1,7 @@
-"""The table of request fields in the README, read off the schemas and the rules that requests are checked by.
+"""The table of request fields in server/docs/api.md, read off the schemas and the rules that requests are checked by.
 
 python tests/api/field_table.py                      # print it
-python tests/api/field_table.py --write README.md    # put it between its marks there
+python tests/api/field_table.py --write server/docs/api.md    # put it between its marks there
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBod
 BEGIN, END = "<!-- fields -->", "<!-- /fields -->"
 HONOURED, IGNORES, REFUSED = "honoured", "ignored", "400"
 ROUTES: dict[str, type[GenerationBody]] = {"chat completions": ChatCompletionBody, "completions": CompletionBody}
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "server" / "docs" / "api.md"
 
 
 class Entry(NamedTuple):

@@ -11,7 +11,7 @@ from openai.types import completion_create_params
 from openai.types.chat import ChatCompletionStreamOptionsParam
 from openai.types.chat import completion_create_params as chat_create_params
 
-from api.field_table import HONOURED, IGNORES, README, REFUSED, between_marks, fields, table
+from api.field_table import HONOURED, IGNORES, PAGE, REFUSED, between_marks, fields, table
 from api.live_server import BASE, LiveServer, Serve, Setup
 from livery.api.body import MAX_UNKNOWN
 from livery.api.schemas import ChatCompletionBody, CompletionBody
@@ -41,7 +41,7 @@ def post(server: LiveServer, body: dict[str, Any], path: str = "/v1/chat/complet
 
 
 def test_the_readme_has_the_table_as_it_is() -> None:
-    assert between_marks(README.read_text(encoding="utf-8")) == table(), "run: make field-table"
+    assert between_marks(PAGE.read_text(encoding="utf-8")) == table(), "run: make field-table"
 
 
 def test_every_field_of_openai_and_vllm_is_one_of_three() -> None:

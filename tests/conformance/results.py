@@ -12,7 +12,7 @@ from rich.table import Table
 
 from foreign_parts import NOTHING
 
-SHOWN = 120  # characters of a reason in the README
+SHOWN = 120  # characters of a reason in server/docs/api.md
 
 
 @dataclass
@@ -75,7 +75,7 @@ def reasons(results: Iterable[Result]) -> Iterable[str]:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """For the README: counts, and the reason for each test that didn't pass, alike ones together."""
+    """For server/docs/api.md: counts, and the reason for each test that didn't pass, alike ones together."""
     lines = ["| suite | client | passed | failed | known not to pass, or left out |", "|---|---|---|---|---|"]
     for result in results:
         failed = result.missing or _grouped(result.failures)

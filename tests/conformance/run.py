@@ -1,6 +1,6 @@
 """Let clients that others wrote loose on a live server, each in an environment of its own, and count what passed.
 
-    python tests/conformance/run.py [SUITE ...] [--json conformance.json] [--write README.md]
+    python tests/conformance/run.py [SUITE ...] [--json conformance.json] [--write server/docs/api.md]
 
 The suites are the rows of environments.toml. One whose program (Node.js, another Python) isn't there is passed over
 with the remedy; with CI=true that is a failure. Ends with 1 where any test failed.

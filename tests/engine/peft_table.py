@@ -1,7 +1,7 @@
-"""The table of PEFT types in the README: each adapter made and saved by PEFT, run by the engine, judged by PEFT.
+"""The table of PEFT types in server/docs/adapters.md: each made and saved by PEFT, run by the engine, judged by PEFT.
 
     python tests/engine/peft_table.py                      # print it
-    python tests/engine/peft_table.py --write README.md    # put it between its marks there
+    python tests/engine/peft_table.py --write server/docs/adapters.md    # put it between its marks there
 
 For every type and two model families an adapter with random weights is saved by PEFT. All of a family run mixed in
 one batch, split into small chunks over a paged cache; the error is the largest difference of any logit after any

@@ -1,4 +1,4 @@
-"""`serve run` with a config file, in a process and on a cluster of its own, as the README has it."""
+"""`serve run` with a config file, in a process and on a cluster of its own, as server/docs/ray.md has it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ray_serve.cluster import KEY, until
 
 START_S = 300.0
 STOP_S = 90.0
-ENVIRONMENT = {  # Ray as it runs by itself: the tests' other cluster runs as the README recommends
+ENVIRONMENT = {  # Ray as it runs by itself: the tests' other cluster runs as server/docs/ray.md recommends
     "RAY_SERVE_ENABLE_HA_PROXY": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
