@@ -147,16 +147,18 @@ def test_a_loss_that_is_no_number_ends_it_with_words(written: Written, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("stage", "words"),
+    ("stage", "room", "words"),
     [
-        ("trainer._base", "enough memory to load tiny; give a quantization"),
-        ("trainer._HeldOut.measure", "enough memory to measure what is held out; give a smaller max_length"),
-        ("trainer._fitted", "enough memory to make a step of this run; give a smaller batch_size"),
-        ("training._examined", "it is trained, and kept in"),
+        ("trainer._base", 1 << 18, "enough memory to load tiny; give a quantization"),
+        ("trainer._HeldOut.measure", 1 << 24, "enough memory to measure what is held out; give a smaller max_length"),
+        ("trainer._fitted", 1 << 24, "enough memory to make a step of this run; give a smaller batch_size"),
+        ("training._examined", 1 << 26, "it is trained, and kept in"),
     ],
 )
-def test_a_machine_that_is_too_small_is_told(stage: str, words: str, written: Written, tmp_path: Path) -> None:
-    """From where a stage begins, this process gets no more memory than it has."""
+def test_a_machine_that_is_too_small_is_told(
+    stage: str, room: int, words: str, written: Written, tmp_path: Path
+) -> None:
+    """From where a stage begins the process gets `room` bytes more: for threads, and not for arrays."""
     command = [*LIVERY, "adapters", "train", str(written()), "--out", str(tmp_path / "out")]
     script = (
         "import resource, sys\n"
@@ -165,7 +167,7 @@ def test_a_machine_that_is_too_small_is_told(stage: str, words: str, written: Wr
         f"real = {stage}\n"
         "def limited(*given, **more):\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "    resource.setrlimit(resource.RLIMIT_AS, (used + 2**18, used + 2**18))\n"
+        f"    resource.setrlimit(resource.RLIMIT_AS, (used + {room}, used + {room}))\n"
         "    return real(*given, **more)\n"
         f"{stage} = limited\n"
         f"sys.argv = ['livery', *{command[3:]!r}]\n"
