@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -229,10 +230,11 @@ def main() -> int:
         for name, (path, asked) in forms(base, folder).items():
             if args.only and args.only not in name:
                 continue
+            converted: Path | None = None
             if path != base:
                 if path.suffix == ".gguf":
                     GGUF[path.stem](gguf_file(DEMO_MODEL), path)
-                    path = resolve_model(str(path)).path
+                    path = converted = resolve_model(str(path)).path
                 elif path.name == "compressed-tensors":
                     compressed(base, path)
                 else:
@@ -241,6 +243,8 @@ def main() -> int:
             print(" | ".join(cells(rows[-1])), flush=True)
             if args.out:  # after each form: one that fails leaves what was measured
                 write_json(report(rows, plain.info.weight_bytes, origin), args.out)
+            if converted:  # the cache is for files that are used again
+                shutil.rmtree(converted)
             gc.collect()
     heads = ["form", "runs here", "how, or why not", "base's bytes (of fp32)"]
     heads += [f"tokens/s of fp32's, {count} row{'s' if count > 1 else ''}" for count in ROWS]
