@@ -144,6 +144,7 @@ def test_a_way_is_made_anew_though_its_commands_refuse_what_is_there(tmp_path: P
     folders.data.mkdir()
     way = way_by(writes, MAKES + " {made}/one adapter_a", between=("between.jsonl",))
     for _ in range(2):
+        (folders.data / "between.jsonl").touch()  # as a killed run leaves it
         facts = make(way, folders, console)
         assert [file.name for file in (folders.made / "one").iterdir()] == ["adapter_a"]
     assert folders.known(way) == facts
