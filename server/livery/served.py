@@ -9,12 +9,11 @@ request, and then the disk. Knows no HTTP and no text.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -46,6 +45,7 @@ from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import OPERATOR, AdapterRecord, Card, NamedVersion, Registry, RegistryError
 from livery_adapters.registry.briefs import Brief
+from livery_adapters.registry.errors import RegistryUnavailable
 from livery_adapters.store import BlobStore, StoreBusy
 from livery_adapters.text_side import TextSide
 
@@ -156,7 +156,7 @@ class ServedAdapters:
 
     async def resident(self) -> frozenset[str]:
         """Names whose active version is in device memory; none while the engine doesn't answer."""
-        with contextlib.suppress(EngineError, TimeoutError):
+        with suppress(EngineError, TimeoutError):
             async with asyncio.timeout(STATS_TIMEOUT_S):
                 stats = await self._engine.stats()
             return frozenset(await self.names_of(stats.resident_adapters))
@@ -177,13 +177,18 @@ class ServedAdapters:
     async def changing(self, name: str, owner: str = OPERATOR) -> AsyncIterator[None]:
         """Around every change of a name made here: when it ends, whoever asks next sees the change.
 
-        Until its first version is there, those who may use `owner`'s names are told that it is on its way.
+        Until its first version is there, those who may use `owner`'s names are told that it is on its way. Where the
+        database didn't answer, what the name stood for goes on being served; a change made all the same is followed.
         """
+        changed = [name]
         try:
             with self.staging.begin(name, owner):
                 yield
+        except RegistryUnavailable:
+            changed.clear()
+            raise
         finally:
-            self._forget_names([name])
+            self._forget_names(changed)
 
     def renew(self, names: Iterable[str]) -> None:
         """These were changed by another process: whoever asks next sees the change."""

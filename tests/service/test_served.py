@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,7 @@ from livery_adapters.effect import AdapterEffect
 from livery_adapters.library import AdapterLibrary, Intake, from_directory
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import AdapterRefused, Limits
-from livery_adapters.registry import AliasTarget, Registry
+from livery_adapters.registry import AliasTarget, Registry, RegistryUnavailable
 from livery_adapters.store import BlobStore, StoreBusy
 
 API = Intake("api")
@@ -178,6 +180,22 @@ async def test_what_another_process_changes_is_seen_here(stock: Stock) -> None:
     async with asyncio.timeout(20):
         while (await stock.lease("pirate")).digest != first:
             await asyncio.sleep(0)
+
+
+async def test_a_change_that_the_database_does_not_take_leaves_the_name_as_it_was(stock: Stock) -> None:
+    digest = await stock.add("pirate", 1)
+    assert (await stock.lease("pirate")).digest == digest
+    with closing(sqlite3.connect(stock.folder / "livery.db", isolation_level=None)) as database:
+        database.execute("ALTER TABLE adapters RENAME TO elsewhere")
+        with pytest.raises(RegistryUnavailable):
+            async with stock.adapters.changing("pirate"):
+                await asyncio.to_thread(stock.registry.retire, "pirate")
+        assert (await stock.lease("pirate")).digest == digest
+        database.execute("ALTER TABLE elsewhere RENAME TO adapters")
+    async with stock.adapters.changing("pirate"):
+        await asyncio.to_thread(stock.registry.retire, "pirate")
+    with pytest.raises(UnknownModel):
+        await stock.lease("pirate")
 
 
 async def test_a_version_registered_without_a_model_is_proven_by_its_first_request(stock: Stock) -> None:
