@@ -19,10 +19,11 @@ import httpx
 import openai
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client  # what Ray's dashboard asks, without a dashboard
 
 from livery.scale.ray_app import app
 from livery_loadtest.servers import free_port
-from postgres.server import programs, running
+from postgres.server import hung, programs, running
 
 KEY = "lv-test-operator"
 PATIENCE_S = 120.0
@@ -81,7 +82,14 @@ class Postgres:
         self._home = Path(url.partition("host=")[2])
 
     @contextmanager
+    def hung(self) -> Iterator[None]:
+        """It takes connections and says nothing."""
+        with hung(self.url):
+            yield
+
+    @contextmanager
     def away(self) -> Iterator[None]:
+        """It refuses connections."""
         self._ctl("-m", "immediate", "stop")
         try:
             yield
@@ -95,17 +103,21 @@ class Postgres:
 
 
 class Objects:
-    """moto's S3 server in a process of its own, which can be held up."""
+    """moto's S3 server in a process of its own, which can be held up, or be gone for a while with all that it had."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
         self._log = (folder / "moto.log").open("w")
-        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
         until(self._answers, "moto answers")
         client = boto3.client("s3", endpoint_url=self.url, region_name="us-east-1", **CREDENTIALS)
         client.create_bucket(Bucket=BUCKET)
+        return process
 
     def _answers(self) -> bool:
         with socket.socket() as probe:
@@ -113,6 +125,16 @@ class Objects:
 
     @contextmanager
     def away(self) -> Iterator[None]:
+        """It refuses connections, and is empty afterwards: moto keeps everything in memory."""
+        self._process.kill()
+        self._process.wait()
+        try:
+            yield
+        finally:
+            self._process = self._start()
+
+    @contextmanager
+    def hung(self) -> Iterator[None]:
         """It takes connections and says nothing."""
         self._process.send_signal(signal.SIGSTOP)
         try:
@@ -197,6 +219,14 @@ def replica_pids() -> list[int]:
             ):
                 found.append(int(entry.name))
     return sorted(found)
+
+
+def replica_names() -> dict[int, str]:
+    """What each of them is called in `x-livery-replica`, by its process, as Ray's controller has them."""
+    client = _get_global_client()
+    details = client.get_serve_details() if client else {}
+    replicas = details["applications"][APPLICATION]["deployments"]["Replica"]["replicas"]
+    return {int(one["pid"]): str(one["replica_id"]) for one in replicas if one["state"] == "RUNNING"}
 
 
 def _parent(pid: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -26,12 +27,14 @@ from server.running import livery_serve
 
 PROMPT = "Once upon a time there was"
 NAMES = ("pirate", "sailor")
+GENERATED = "vllm:generation_tokens_total"
+COMPUTED = "livery_engine_step_tokens_sum"  # the engine's own count, prompts too
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
-    for seed, name in enumerate((*NAMES, "corsair", "parrot", "cook"), 1):
+    for seed, name in enumerate((*NAMES, "corsair", "parrot", "cook", "late-hung", "late-away"), 1):
         save_adapter(tiny, folder / name, seed, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     return folder
 
@@ -124,16 +127,16 @@ async def test_of_two_replicas_that_change_a_name_at_once_one_does(served: Deplo
     """Compare and set, in the registry's one transaction."""
     with served.http() as http:
         assert upload(http, "parrot", adapters / "parrot").status_code in (200, 201)
-        first = http.get("/v1/adapters/parrot").json()
-        assert upload(http, "parrot", adapters / "cook", activate="false").status_code in (200, 201)
+        for other in ("cook", "corsair"):
+            assert upload(http, "parrot", adapters / other, activate="false").status_code in (200, 201)
+        now = http.get("/v1/adapters/parrot").json()
         versions = [one["digest"] for one in http.get("/v1/adapters/parrot/versions").json()["data"]]
-        generation = http.get("/v1/adapters/parrot").json()["generation"]
-    assert first["digest"] in versions
+    versions.remove(now["digest"])  # activating what is active changes nothing, and both would do
     statuses: list[int] = []
 
     def activate(url: str, version: str) -> None:
         with served.http(url) as http:
-            body = {"version": version, "expected_generation": generation}
+            body = {"version": version, "expected_generation": now["generation"]}
             statuses.append(http.post("/v1/adapters/parrot/activate", json=body).status_code)
 
     await asyncio.gather(
@@ -170,14 +173,30 @@ def test_refusals_are_the_servers_own(served: Deployed) -> None:
     assert httpx.post(f"{served.url}/v1/adapters/x/versions", files=files, trust_env=False).status_code == 401
 
 
-def test_every_client_that_leaves_is_noticed(served: Deployed) -> None:
-    body = {"model": "pirate", "prompt": [5], "max_tokens": 200, "ignore_eos": True, "n": 4, "stream": True}
-    with served.http() as http:
-        for _ in range(8):
-            with http.stream("POST", "/v1/completions", json=body) as answer:
-                next(answer.iter_raw())
+async def test_every_client_that_leaves_is_noticed(served: Deployed) -> None:
+    """More than can run at once, left once the first has its first piece: most of it is never computed."""
+    clients, answers, tokens = 16, 4, 240
+    body = {"model": "pirate", "prompt": [5], "max_tokens": tokens, "ignore_eos": True, "n": answers, "stream": True}
+    before = sum(counted(served, COMPUTED))
+    headers = {"authorization": f"Bearer {KEY}"}
+    begun = asyncio.Event()
+
+    async def listen(http: httpx.AsyncClient) -> None:
+        async with http.stream("POST", "/v1/completions", json=body) as answer:
+            async for _ in answer.aiter_raw():
+                begun.set()
+
+    async with httpx.AsyncClient(base_url=served.url, headers=headers, timeout=120, trust_env=False) as http:
+        listening = [asyncio.create_task(listen(http)) for _ in range(clients)]
+        await begun.wait()
+        for one in listening:
+            one.cancel()
+        left = await asyncio.gather(*listening, return_exceptions=True)
+    assert all(isinstance(one, asyncio.CancelledError) for one in left), left
     for url in served.own_urls:
         until(lambda url=url: is_idle(served, url), f"{url} runs nothing")
+    computed = sum(counted(served, COMPUTED)) - before
+    assert 0 < computed < clients * answers * tokens / 2
 
 
 def is_idle(deployed: Deployed, url: str) -> bool:
@@ -215,49 +234,85 @@ def test_a_limit_per_minute_holds_over_both_replicas(served: Deployed, tiny: Pat
     assert let_in <= per_minute * (1.5 + (time.monotonic() - begun) / 60)
 
 
-def test_each_replica_has_metrics_of_its_own(served: Deployed) -> None:
-    def tokens() -> list[float]:
-        found = []
-        for url in served.own_urls:
-            with served.http(url) as http:
-                lines = [line for line in http.get("/metrics").text.splitlines() if "generation_tokens_total{" in line]
-                found.append(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
-        return found
+def counted(deployed: Deployed, series: str) -> list[float]:
+    """A counter of each replica."""
+    found = []
+    for url in deployed.own_urls:
+        with deployed.http(url) as http:
+            lines = http.get("/metrics").text.splitlines()
+        lines = [line for line in lines if re.split("[{ ]", line, maxsplit=1)[0] == series]
+        assert lines, series
+        found.append(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
+    return found
 
-    before = tokens()
+
+def test_each_replica_has_metrics_of_its_own(served: Deployed) -> None:
+    before = counted(served, GENERATED)
     with served.http() as http:
         for _ in range(4):
             assert ask(http, "pirate").status_code == 200
-    after = tokens()
+    after = counted(served, GENERATED)
     grown = [now - then for now, then in zip(after, before, strict=True)]
     assert sorted(grown)[0] == 0, "an adapter's requests go where it is"
     assert sorted(grown)[1] > 0
 
 
-def test_while_the_database_is_away_what_is_there_is_served(served: Deployed, adapters: Path) -> None:
+def changed(deployed: Deployed, adapters: Path) -> dict[str, tuple[int, str]]:
+    """What becomes of each way of changing something, all at once: status and code."""
+    with deployed.http() as http:
+        asked = {
+            "add": lambda: upload(http, "late", adapters / "cook"),
+            "activate": lambda: http.post("/v1/adapters/pirate/activate", json={"version": "0" * 12}),
+            "rollback": lambda: http.post("/v1/adapters/sailor/rollback"),
+            "delete": lambda: http.delete("/v1/adapters/sailor"),
+            "alias": lambda: http.put("/v1/aliases/captain", json={"targets": [{"adapter": "pirate"}]}),
+        }
+        with ThreadPoolExecutor(len(asked)) as threads:
+            answers = dict(zip(asked, threads.map(lambda ask: ask(), asked.values()), strict=True))
+    return {how: (answer.status_code, answer.json()["error"]["code"]) for how, answer in answers.items()}
+
+
+def check_served(http: httpx.Client, name: str) -> None:
+    answer = ask(http, name)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("how", ["away", "hung"])
+def test_without_the_database_what_is_there_is_served_and_nothing_is_changed(
+    served: Deployed, adapters: Path, how: str
+) -> None:
     with served.http() as http:
-        assert ask(http, "pirate").status_code == 200
-        with served.postgres.away():
-            assert ask(http, "pirate").status_code == 200
-            assert ask(http, "sailor").status_code == 200
-            refused = upload(http, "cook", adapters / "cook")
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "registry_unavailable")
+        check_served(http, "pirate")
+        with getattr(served.postgres, how)():
+            managing: list[dict[str, tuple[int, str]]] = []
+            waiting = threading.Thread(target=lambda: managing.append(changed(served, adapters)))
+            waiting.start()
+            for name in NAMES:
+                check_served(http, name)
+            waiting.join()
+            assert set(managing[0].values()) == {(503, "registry_unavailable")}, managing
+            check_served(http, "pirate")
         until(lambda: upload(http, "cook", adapters / "cook").status_code in (200, 201), "it takes adapters in again")
+        for name in NAMES:
+            check_served(http, name)
+        assert ask(http, "late").status_code == ask(http, "captain").status_code == 404
 
 
-@pytest.fixture
-def away(served: Deployed) -> Iterator[None]:
-    with served.objects.away():
-        yield
-
-
-@pytest.mark.usefixtures("away")
-def test_while_the_object_store_is_away_what_is_there_is_served(served: Deployed, adapters: Path) -> None:
+@pytest.mark.parametrize("how", ["hung", "away"])
+def test_without_the_object_store_what_is_there_is_served_and_nothing_is_taken_in(
+    served: Deployed, adapters: Path, how: str
+) -> None:
+    late = f"late-{how}"
     with served.http() as http:
-        answers: list[int] = []
-        waiting = threading.Thread(target=lambda: answers.append(upload(http, "late", adapters / "cook").status_code))
-        waiting.start()
-        assert ask(http, "pirate").status_code == 200
-        waiting.join()
-        assert answers == [503]
-        assert ask(http, "late").status_code == 404
+        with getattr(served.objects, how)():
+            answers: list[httpx.Response] = []
+            waiting = threading.Thread(target=lambda: answers.append(upload(http, late, adapters / late)))
+            waiting.start()
+            for name in NAMES:
+                check_served(http, name)
+            waiting.join()
+            assert [answer.status_code for answer in answers] == [503], answers[0].text
+            assert ask(http, late).status_code == 404
+        until(lambda: upload(http, late, adapters / late).status_code in (200, 201), "it takes adapters in again")
+        for url in served.own_urls:
+            until(lambda url=url: has(served, url, late), f"{url} knows {late}")
