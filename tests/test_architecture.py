@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.foreign_templates": FACTS | {"livery.template_worker"},
     "livery.token_text": set(),
     "livery.text": TEXT | FACTS | {"livery.foreign_templates", "livery.token_text", "livery_adapters"},
-    "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery_adapters"},
+    "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery.tools", "livery_adapters"},
     "livery.stops": set(),
     "livery.vitals": SEAM | {"livery.refusals"},
     "livery.beside": set(),

@@ -39,6 +39,7 @@ MAX_DEPTH = 32
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Words = Annotated[str, Meta(min_length=1, max_length=32 << 10)]
 Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -77,6 +78,9 @@ class Bounds(_Strict, frozen=True):
     temperature: Range = Range()
     top_p: Range = Range()
     min_p: Range = Range()
+    presence_penalty: Range = Range()
+    frequency_penalty: Range = Range()
+    repetition_penalty: Range = Range()
     max_tokens: Range = Range()
 
     def given(self) -> Iterator[tuple[str, Range]]:
@@ -133,6 +137,9 @@ class Profile(_Strict, frozen=True):
     top_p: Share | None = None
     top_k: Annotated[int, Meta(ge=-1, le=1 << 31)] | None = None
     min_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
     bounds: Bounds = Bounds()
     chat_template: Template | None = None

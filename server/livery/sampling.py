@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from livery.engine.base import EngineInfo, SamplingParams
-from livery.jobs import DEFAULT_SAMPLING, Job
+from livery.jobs import DEFAULT_SAMPLING, Job, Options
 from livery.prompts import check_ids
 from livery.refusals import ContextLengthExceeded, InvalidParameter
 
@@ -25,19 +25,56 @@ def sampling_params(
     Raises InvalidParameter or ContextLengthExceeded when it can't fit or can't be met.
     """
     options = job.options
-    given = {name: getattr(options, name) for name in DEFAULT_SAMPLING}
-    chosen = {**DEFAULT_SAMPLING, **{name: value for name, value in given.items() if value is not None}}
-    limit = info.max_model_len
-    room = limit - prompt_tokens
+    max_tokens = _max_tokens(prompt_tokens, job, info.max_model_len)
+    _check_tokens(options, info, added_tokens)
+    logprobs, prompt_logprobs = _told(prompt_tokens, job)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=_chosen(options, "temperature"),
+        top_p=_chosen(options, "top_p"),
+        top_k=max(0, int(_chosen(options, "top_k"))),  # -1 and 0 both mean off
+        min_p=_chosen(options, "min_p"),
+        presence_penalty=_chosen(options, "presence_penalty"),
+        frequency_penalty=_chosen(options, "frequency_penalty"),
+        repetition_penalty=_chosen(options, "repetition_penalty"),
+        logit_bias=dict(options.logit_bias),
+        allowed_token_ids=options.allowed_token_ids,
+        bad_words=bad_words,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        # Answers to one prompt differ from each other and stay reproducible.
+        seed=None if options.seed is None else options.seed + copy,
+        min_tokens=options.min_tokens,
+        stop_token_ids=options.stop_token_ids,
+        ignore_eos=options.ignore_eos,
+        grammar=options.grammar,
+    )
+
+
+def _chosen(options: Options, name: str) -> float:
+    """What the request or the profile says, or else everybody's default."""
+    given: float | None = getattr(options, name)
+    return float(DEFAULT_SAMPLING[name] if given is None else given)
+
+
+def _max_tokens(prompt_tokens: int, job: Job, limit: int) -> int:
+    """Tokens that the answer may have, of a context of `limit`."""
+    options, room = job.options, limit - prompt_tokens
     if room < 1 or (options.max_tokens or 0) > room:
         raise ContextLengthExceeded(limit, prompt_tokens, options.max_tokens, job.prompt_param)
-    max_tokens = options.max_tokens or min(options.default_max_tokens or room, room)
-    if options.max_tokens == 0:
-        max_tokens = 1  # which nobody sees: the prompt alone is wanted
-    if options.min_tokens > max_tokens:
+    most = options.max_tokens
+    if most is None:
+        most = min(options.default_max_tokens or room, room)
+    most = max(1, most)  # with 0 the prompt alone is wanted, and nobody sees the token
+    if options.min_tokens > most:
         raise InvalidParameter(
-            f"min_tokens is {options.min_tokens} and the answer may have at most {max_tokens}.", "min_tokens"
+            f"min_tokens is {options.min_tokens} and the answer may have at most {most}.", "min_tokens"
         )
+    return most
+
+
+def _check_tokens(options: Options, info: EngineInfo, added_tokens: int) -> None:
+    """Whether every id has a logit, and the answer a token it may begin with."""
     vocab_size = info.vocab_size + added_tokens
     check_ids(options.stop_token_ids, vocab_size, "stop_token_ids")
     check_ids(options.logit_bias, vocab_size, "logit_bias")
@@ -47,9 +84,11 @@ def sampling_params(
         raise InvalidParameter(
             f"All of allowed_token_ids end the answer, and min_tokens is {options.min_tokens}.", "allowed_token_ids"
         )
-    logprobs = options.logprobs
-    if logprobs is None and options.answers_made > options.n:
-        logprobs = 0  # the best answers are to be found
+
+
+def _told(prompt_tokens: int, job: Job) -> tuple[int | None, int | None]:
+    """How many likeliest tokens are told beside each of the answer's and of the prompt's; None for none at all."""
+    options = job.options
     echoed = options.logprobs if options.echo else None
     scored = [count for count in (options.prompt_logprobs, echoed) if count is not None]
     told = sum((count + 1) * prompt_tokens for count in scored) * options.answers_made * len(job.prompts)
@@ -59,24 +98,7 @@ def sampling_params(
             "likeliest tokens, for fewer answers, or send fewer or shorter prompts.",
             "prompt_logprobs" if options.prompt_logprobs is not None else "logprobs",
         )
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=float(str(chosen["temperature"])),
-        top_p=float(str(chosen["top_p"])),
-        top_k=max(0, int(str(chosen["top_k"]))),  # -1 and 0 both mean off
-        min_p=float(str(chosen["min_p"])),
-        presence_penalty=float(str(chosen["presence_penalty"])),
-        frequency_penalty=float(str(chosen["frequency_penalty"])),
-        repetition_penalty=float(str(chosen["repetition_penalty"])),
-        logit_bias=dict(options.logit_bias),
-        allowed_token_ids=options.allowed_token_ids,
-        bad_words=bad_words,
-        logprobs=logprobs,
-        prompt_logprobs=max(scored, default=None),
-        # Answers to one prompt differ from each other and stay reproducible.
-        seed=None if options.seed is None else options.seed + copy,
-        min_tokens=options.min_tokens,
-        stop_token_ids=options.stop_token_ids,
-        ignore_eos=options.ignore_eos,
-        grammar=options.grammar,
-    )
+    logprobs = options.logprobs
+    if logprobs is None and options.answers_made > options.n:
+        logprobs = 0  # the best answers are to be found
+    return logprobs, max(scored, default=None)

@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken as FastAddedToken
@@ -197,14 +198,18 @@ class _Hidden:
         self._specials = specials
         # Random, so that no message can contain a mark of its own.
         self._mark = f"\ue000{secrets.token_hex(8)}."
-        # A template may write JSON in ASCII, where the mark's own characters are escaped.
-        escaped = self._mark.replace("\ue000", r"\ue000")
-        self._marks = re.compile(rf"{re.escape(self._mark)}([0-9]+)\ue001|{re.escape(escaped)}([0-9]+)\\ue001")
         self._texts: list[str] = []
 
     @property
     def count(self) -> int:
         return len(self._texts)
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str]:
+        """Finds the marks; made when the first is looked for, which most conversations have none of."""
+        # A template may write JSON in ASCII, where the mark's own characters are escaped.
+        escaped = self._mark.replace("\ue000", r"\ue000")
+        return re.compile(rf"{re.escape(self._mark)}([0-9]+)\ue001|{re.escape(escaped)}([0-9]+)\\ue001")
 
     def conversation(self, chat: Conversation) -> Conversation:
         return replace(
@@ -219,7 +224,7 @@ class _Hidden:
         return {self._hide_text(key): self._hide(item) for key, item in value.items()}
 
     def reveal(self, text: str) -> str:
-        return self._marks.sub(self._revealed, text)
+        return self._marks.sub(self._revealed, text) if self._texts else text
 
     def _hide(self, value: object) -> object:
         if isinstance(value, str):

@@ -112,14 +112,18 @@ def test_stop_strings_merge_with_the_requests(live: LiveServer) -> None:
 
 
 def test_a_request_beyond_a_bound_is_refused_and_defaults_stay_within(live: LiveServer) -> None:
-    bounds = {"temperature": {"max": 0.5}, "max_tokens": {"max": 3}, "top_p": {"min": 0.2}}
+    bounds = {
+        "temperature": {"max": 0.5}, "max_tokens": {"max": 3}, "top_p": {"min": 0.2}, "presence_penalty": {"max": 1}
+    }  # fmt: skip
     put(live, "pirate", {"bounds": bounds})
     chat = live.client().chat.completions
     answer = chat.create(model="pirate", messages=HI)
     assert answer.usage is not None
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (3, "length")
     assert live.engine.requests[-1].sampling.temperature == 0.5, "OpenAI's default is beyond the bound"
-    over: tuple[tuple[str, Any], ...] = (("temperature", 0.6), ("max_tokens", 4), ("top_p", 0.1))
+    over: tuple[tuple[str, Any], ...] = (
+        ("temperature", 0.6), ("max_tokens", 4), ("top_p", 0.1), ("presence_penalty", 1.1)
+    )  # fmt: skip
     for param, value in over:
         with pytest.raises(openai.BadRequestError, match="profile allows at") as refused:
             chat.create(model="pirate", messages=HI, **{param: value})
@@ -137,6 +141,24 @@ def test_a_response_format_that_no_answer_can_be_held_to_is_refused_when_it_is_s
     answer = set_profile(live, "pirate", {"response_format": wanted})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_profile")
     assert "Invalid schema" in answer.json()["error"]["message"]
+
+
+def test_penalties_are_the_profiles_where_the_request_has_none(live: LiveServer) -> None:
+    put(live, "pirate", {"repetition_penalty": 1.2, "frequency_penalty": 0.5})
+    chat = live.client().chat.completions
+    chat.create(model="pirate", messages=HI, **SHORT, frequency_penalty=0)
+    sampling = live.engine.requests[-1].sampling
+    assert (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) == (1.2, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("field", ["tool_parser", "reasoning_parser"])
+def test_a_parser_that_isnt_there_is_refused_before_anything_is_served_with_it(live: LiveServer, field: str) -> None:
+    put(live, "pirate", {})
+    answer = set_profile(live, "pirate", {field: "zebra"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "bad_profile"
+    assert "'zebra'" in answer.json()["error"]["message"]
+    assert set_profile(live, "pirate", {field: "none"}).status_code == 200
 
 
 def test_a_response_format_holds_where_the_request_has_none(live: LiveServer) -> None:

@@ -27,12 +27,6 @@ def answers(model: type[BaseModel], *also: int, streamed: bool = False) -> Respo
     return {status: dict(told) for status in (200, *also)}
 
 
-def in_anthropics_words(told: Responses) -> Responses:
-    """The same for a route whose errors have Anthropic's shape."""
-    failed = {"model": AnthropicError, "description": " ".join((AnthropicError.__doc__ or "").split())}
-    return {**told, **{status: dict(failed) for status in ("4XX", "5XX")}}
-
-
 def plain(description: str, example: str) -> Responses:
     """A route's success in words; its `response_class` is Response, or JSON would be described beside it."""
     content = {"text/plain": {"schema": {"type": "string"}, "example": example}}
@@ -367,34 +361,3 @@ class ResponseObject(BaseModel):
     model: str
     output: list[dict[str, Any]]
     usage: dict[str, Any]
-
-
-class AnthropicMessage(BaseModel):
-    """A message, as Anthropic's API has it."""
-
-    id: str
-    type: Literal["message"]
-    role: Literal["assistant"]
-    model: str
-    content: list[dict[str, Any]]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
-    stop_sequence: str | None
-    usage: dict[str, Any]
-
-
-class InputTokens(BaseModel):
-    """What a message would read."""
-
-    input_tokens: int
-
-
-class AnthropicErrorFacts(BaseModel):
-    type: str
-    message: str
-
-
-class AnthropicError(BaseModel):
-    """What went wrong, in Anthropic's shape."""
-
-    type: Literal["error"]
-    error: AnthropicErrorFacts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from livery.api.answers import AnthropicMessage, InputTokens, answers, in_anthropics_words
+from livery.api.answers import answers
+from livery.api.anthropic_answers import AnthropicMessage, InputTokens, in_anthropics_words
 from livery.api.anthropic_body import NAMES, CountTokensBody, MessagesBody
 from livery.api.anthropic_shape import AnthropicShape
 from livery.api.context import ContextDep

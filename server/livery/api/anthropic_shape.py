@@ -24,7 +24,7 @@ class AnthropicShape(Retold):
         self.say(
             {
                 "type": "message_start",
-                "message": self._message([], {"stop_reason": None, "stop_sequence": None}, self._usage),
+                "message": self._message([], _stop(None), self._usage),
             }
         )
         self.say({"type": "ping"})
@@ -54,8 +54,8 @@ class AnthropicShape(Retold):
 
     def _stopped(self) -> Json:
         if self.finish_reason == "stop" and self.stop_string is not None:
-            return {"stop_reason": "stop_sequence", "stop_sequence": self.stop_string}
-        return {"stop_reason": STOP_REASONS.get(self.finish_reason, "end_turn"), "stop_sequence": None}
+            return _stop("stop_sequence", self.stop_string)
+        return _stop(STOP_REASONS.get(self.finish_reason, "end_turn"))
 
     def _message(self, content: list[Json], stopped: Json, usage: Usage) -> Json:
         return {
@@ -69,22 +69,33 @@ class AnthropicShape(Retold):
         }
 
 
+def _stop(reason: str | None, sequence: str | None = None) -> Json:
+    """Why a message ended. The schema also requires what only Anthropic's own services have a value for: null here."""
+    return {"stop_reason": reason, "stop_sequence": sequence, "stop_details": None, "container": None}
+
+
 def usage_json(usage: Usage) -> Json:
-    """What was found in the cache is counted apart from the rest of the prompt."""
+    """What was found in the cache is counted apart from the rest of the prompt. For null see `_stop`."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
         "cache_creation_input_tokens": 0,
         "output_tokens": usage.completion_tokens,
+        "cache_creation": None,
+        "inference_geo": None,
+        "output_tokens_details": None,
+        "server_tool_use": None,
+        "service_tier": "standard",
     }
 
 
 def _content(block: Block) -> Json:
     if block.kind == "text":
-        return {"type": "text", "text": block.text}
+        return {"type": "text", "text": block.text, "citations": None}
     if block.kind == "reasoning":
         return {"type": "thinking", "thinking": block.text, "signature": ""}
-    return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": _input(block.text)}
+    call = {"id": block.call_id, "name": block.name, "input": _input(block.text)}
+    return {"type": "tool_use", **call, "caller": {"type": "direct"}}
 
 
 def _input(arguments: str) -> Json:

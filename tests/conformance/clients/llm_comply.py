@@ -28,6 +28,7 @@ KNOWN = {
     "anth-thinking-display": NO_REASONING,
     "compact-response": NOT_STATELESS,
     "compact-missing-model": NOT_STATELESS,
+    "response-output-phase-schema": "sampled without a bound the demo model may go on until its tokens are gone",
 }
 CHECKS = {
     "openai-chat": (
