@@ -7,19 +7,21 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from starlette.requests import Request
 from starlette.responses import Response
 
+from livery_loadtest.commands.capacity import without_a_rate
 from livery_loadtest.commands.ending import Exit, status
 from livery_loadtest.commands.running import Task, find, parse_targets, run_task
 from livery_loadtest.machine import describe_machine
-from livery_loadtest.report.result import read_result
+from livery_loadtest.report.result import Result, read_result
 from livery_loadtest.session import Manner
 from livery_loadtest.spec import read_workload
 from loadtest.known_server import FAILING, MISNAMED, KnownServer, serving
@@ -155,15 +157,25 @@ def test_capacity_finds_a_rate_and_writes_every_trial(pair: tuple[KnownServer, K
     assert "some:" in done.stdout
     trials = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
     assert "some-50.json" in trials
-    search = read_result(tmp_path / "out" / "some.json").capacity
+    result = read_result(tmp_path / "out" / "some.json")
+    search = result.capacity
     assert search is not None
     assert search.trials[0].rate == 50
+    sound, late = (_with_reasons(result, reasons) for reasons in ((), ("the client was late",)))
+    assert (without_a_rate([late]), without_a_rate([late, sound])) == (Exit.INVALID, Exit.FAILED)
     assert search.highest in {None, *(trial.rate for trial in search.trials)}
     page = (tmp_path / "out" / "some.html").read_text()
     assert "Capacity search" in page
     assert page.count('class="part"') == len({trial.rate for trial in search.trials}), "each rate is on it once"
     without = bench("capacity", workload(tmp_path), "--target", f"l={pair[0].url}", "--out", tmp_path / "out")
     assert "--slo-ttft-ms" in without.stderr
+
+
+def _with_reasons(result: Result, reasons: tuple[str, ...]) -> Result:
+    """The same, doubted for these."""
+    healths = [replace(one.health, reasons=reasons) for one in result.repeats]
+    repeats = [msgspec.structs.replace(one, health=health) for one, health in zip(result.repeats, healths, strict=True)]
+    return msgspec.structs.replace(result, repeats=repeats)
 
 
 def test_a_search_that_finds_no_rate_says_so(faulty: KnownServer, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,13 @@ def capacity(
     Console().print(trial_table(found, asked))
     search.write(found)
     ends = [status(result, allow_errors=True) for result in search.results[-1:]]
-    leave([*ends, *([Exit.FAILED] if found.highest is None else [])])
+    leave([*ends, *([without_a_rate(search.results)] if found.highest is None else [])])
+
+
+def without_a_rate(results: Sequence[Result]) -> Exit:
+    """How a search ends in which no rate held: what no run can tell of the server isn't the server's failing."""
+    doubtful = all(result.doubts and not any(one.failed for one in result.summary) for result in results)
+    return Exit.INVALID if doubtful else Exit.FAILED
 
 
 def with_slo(workload: Workload, bounds: dict[str, float]) -> Workload:
