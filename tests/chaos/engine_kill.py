@@ -92,8 +92,9 @@ async def round_of(run: common.Run, url: str, pid: int, fault: str, faults: Path
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
         before = await adapted(client)
         seen, tasks = await start_streams(client, streams)
-        # Of the same length as the others: the engine knows such steps.
-        whole = asyncio.create_task(client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 1500}))
+        # Of the same length as the others: the engine knows such steps. Sampled answers would end when they like.
+        body = {"prompt": PROMPT, "max_tokens": 1500, "ignore_eos": True}
+        whole = asyncio.create_task(client.post("/v1/completions", json=body))
         changes: list[tuple[float, int]] = []
         prober = asyncio.create_task(probe(client, changes))
         while not changes:
