@@ -19,8 +19,7 @@ from livery.chat_template import Conversation, InvalidMessages
 from livery.foreign_templates import ForeignTemplate, TemplateStopped, TemplateWorkers
 from livery.refusals import Draining, GrammarUntried, InvalidParameter
 from livery.text import Tokenizer, TokensDiffer
-from livery.tools.formats import NAMES
-from livery.tools.reasoning import REASONING_NAMES
+from livery.tools.parsers import unknown_parser
 from livery_adapters.beside import BaseText, compare
 from livery_adapters.profile import AddedToken, Profile, read_profile
 from livery_adapters.refusal import AdapterRefused
@@ -78,7 +77,8 @@ class AdapterText:
 
     async def settle(self, profile: Profile, found: Mapping[str, object], added_tokens: int = 0) -> Profile:
         """See livery_adapters.text_side.TextSide. A template is rendered once."""
-        _check_parsers(profile)
+        if unknown := unknown_parser(profile.tool_parser, profile.reasoning_parser):
+            raise AdapterRefused("bad_profile", unknown)
         settled = structs.replace(
             profile,
             chat_template=_template(profile, found),
@@ -134,16 +134,6 @@ class AdapterText:
                 self._tokenizers.popitem(last=False)
         self._tokenizers.move_to_end(added)
         return self._tokenizers[added]
-
-
-def _check_parsers(profile: Profile) -> None:
-    """Raises AdapterRefused for a name that no parser has."""
-    for field, named, known in (
-        ("tool_parser", profile.tool_parser, NAMES),
-        ("reasoning_parser", profile.reasoning_parser, REASONING_NAMES),
-    ):
-        if named is not None and named not in known:
-            raise AdapterRefused("bad_profile", f"{field} is {named!r}; use one of {', '.join(known)}")
 
 
 def _template(profile: Profile, found: Mapping[str, object]) -> str | None:

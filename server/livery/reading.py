@@ -15,8 +15,9 @@ from livery.chat_template import InvalidMessages, Message
 from livery.jobs import ChatPrompt, Job, Options, Prompt
 from livery.refusals import AdapterUnusable, UnsupportedParameter
 from livery.tools.events import Part, TextParser, ToolFormat
-from livery.tools.formats import NAMES, format_of
-from livery.tools.reasoning import REASONING_NAMES, STYLES, ReasoningSplit, reasoning_style
+from livery.tools.formats import format_of
+from livery.tools.parsers import unknown_parser
+from livery.tools.reasoning import STYLES, ReasoningSplit, reasoning_style
 from livery.tools.use import call_id
 from livery_adapters.profile import Profile
 
@@ -157,13 +158,8 @@ def reading_of(job: Job, profile: Profile, asked: ParserNames, template: Templat
     """
     if not any(isinstance(prompt, ChatPrompt) for prompt in job.prompts):
         return None
-    for kind, named, known in (
-        ("tool", profile.tool_parser, NAMES),
-        ("reasoning", profile.reasoning_parser, REASONING_NAMES),
-    ):
-        if named is not None and named not in known:
-            known_ones = ", ".join(known)
-            raise AdapterUnusable(job.model, f"its profile's {kind}_parser is {named!r}; set it to one of {known_ones}")
+    if unknown := unknown_parser(profile.tool_parser, profile.reasoning_parser):
+        raise AdapterUnusable(job.model, f"its profile's {unknown}")
     source = template.source if template else None
     return Reading(
         job.options,

@@ -157,6 +157,13 @@ def squeezed(pid: int) -> Iterator[None]:
                 session.write_text("0")
 
 
+def time_of(changes: list[tuple[float, int]], status: int, begun: float, ended: float) -> float:
+    """Seconds between two moments in which /ready said so."""
+    until = [when for when, _ in changes[1:]] + [ended]
+    spans = zip(changes, until, strict=True)
+    return sum(max(0.0, min(end, ended) - max(when, begun)) for (when, said), end in spans if said == status)
+
+
 def _threads(pid: int) -> list[int]:
     return [int(thread.name) for thread in (common.PROC / str(pid) / "task").iterdir()]
 
@@ -174,7 +181,6 @@ async def starve(run: common.Run, url: str, pid: int, streams: int, seconds: flo
         with squeezed(engine):
             await asyncio.sleep(seconds)
             fed = time.monotonic()
-            ready = changes[-1][1]
         async with asyncio.timeout(BACK_S):
             while changes[-1][1] != 200 or any(one.newest_s < fed and not one.ended_s for one in seen):
                 await asyncio.sleep(0.05)
@@ -188,7 +194,9 @@ async def starve(run: common.Run, url: str, pid: int, streams: int, seconds: flo
     for when, status in changes:
         run.say(f"starve: /ready {status} after {when - at:.2f} s")
     run.say(f"starve: it had its core again after {fed - at:.2f} s, each stream its next token after {back - at:.2f} s")
-    run.check(f"starve: /ready was {ready} when it had been starved for {seconds:.0f} s", ready == 503)
+    unready = time_of(changes, 503, at, fed)
+    # Not all of it: now and then the little that it gets is enough for a step.
+    run.check(f"starve: /ready was 503 for {unready:.1f} of these {seconds:.0f} s", unready >= seconds / 2)
     run.check(f"starve: {going} of {streams} streams go on", going == streams)
     run.check("starve: the engine is the same process", common.engine_of(pid) == engine)
     run.check(f"starve: the next request got {after.status_code}", after.status_code == 200)

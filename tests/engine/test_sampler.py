@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from livery.engine.plan import SampleSpec
-from livery.engine.sampler import LIKELIEST, sample
+from livery.engine.sampler import LIKELIEST, LIKELY, sample
 from livery.engine.sequence import uniform
 
 
@@ -76,6 +76,7 @@ def walked(logits: torch.Tensor, chosen: SampleSpec) -> tuple[int, float]:
 
 @given(
     seed=st.integers(0, 10_000),
+    width=st.sampled_from([4 * LIKELIEST, LIKELY + 500]),
     spread=st.floats(0.1, 5.0),
     top_p=st.sampled_from([0.5, 0.9, 0.999, 1.0]),
     top_k=st.sampled_from([0, 0, 3, LIKELIEST, LIKELIEST + 1, 700]),
@@ -84,9 +85,9 @@ def walked(logits: torch.Tensor, chosen: SampleSpec) -> tuple[int, float]:
 )
 @settings(max_examples=150, deadline=None)
 def test_the_likeliest_tokens_settle_what_the_whole_vocabulary_would(
-    seed: int, spread: float, top_p: float, top_k: int, min_p: float, draw: float
+    seed: int, width: int, spread: float, top_p: float, top_k: int, min_p: float, draw: float
 ) -> None:
-    logits = torch.randn(1, 4 * LIKELIEST, generator=torch.Generator().manual_seed(seed)) * spread
+    logits = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * spread
     chosen = spec(top_p=top_p, top_k=top_k, min_p=min_p, draw=draw)
     expected, distance = walked(logits[0], chosen)
     assume(distance > 1e-6)

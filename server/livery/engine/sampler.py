@@ -12,6 +12,7 @@ from livery.engine.plan import SampleSpec
 from livery.engine.rows import Widths
 
 LIKELIEST = 256  # tokens that mostly settle a draw; sorting a whole vocabulary takes as long as a small model's step
+LIKELY = 4096  # those that settle most of what is left, at a fraction of the sorting
 COLDEST = 1e-5  # below this a temperature means greedy: the best token's probability is 1 in any precision
 UNSETTLED, NOTHING = -2, -1  # in place of a token: it takes more than the likeliest; the row isn't finite
 NOT_FINITE = "the model's output is not a number for this request; its adapter's weights may overflow"
@@ -55,8 +56,11 @@ def settle(chosen: list[int], logits_of: Callable[[int], Tensor], specs: Sequenc
     `logits_of` gives a row's logits, [1, vocabulary].
     """
     for row in [row for row, token in enumerate(chosen) if token == UNSETTLED]:
-        logits, spec = logits_of(row), [specs[row]]
-        chosen[row] = int(_draw(adjusted(logits.float(), spec), spec, logits.shape[-1])[0])
+        spec = [specs[row]]
+        logits = adjusted(logits_of(row).float(), spec)
+        for count in (min(LIKELY, logits.shape[-1]), logits.shape[-1]):
+            if chosen[row] == UNSETTLED:
+                chosen[row] = int(_draw(logits, spec, count)[0])
     return [None if token == NOTHING else token for token in chosen]
 
 
