@@ -64,9 +64,13 @@ def test_only_allowed_tokens_are_drawn(
 
 
 def walked(logits: torch.Tensor, chosen: SampleSpec) -> tuple[int, float]:
-    """The token of a draw over the whole sorted vocabulary, and how far the draw is from the next token's."""
+    """The token of a draw over all that is left, and how far the draw is from the next token's.
+
+    Cut rows are sorted, likeliest tokens first.
+    """
     probs = torch.softmax(logits.double() / chosen.temperature, 0)
-    left = sorted(allowed(logits, chosen), key=lambda token: -float(logits[token]))
+    cut = chosen.top_k or chosen.top_p < 1 or chosen.min_p
+    left = sorted(allowed(logits, chosen), key=lambda token: -float(logits[token]) if cut else token)
     masses = [float(probs[token]) for token in left]
     ends = list(accumulate(masses))
     target = chosen.draw * ends[-1]

@@ -14,7 +14,9 @@ HEAD = {"type": "http.response.start", "status": 201, "headers": [(b"x", b"y")]}
 
 
 def request(body: bytes = b"", more: bool = False) -> Forwarded:
-    return Forwarded("POST", "http", "/v1/completions", b"a=b", ((b"host", b"here"),), ("127.0.0.1", 5), body, more)
+    return Forwarded(
+        "livery", "POST", "http", "/v1/completions", b"a=b", ((b"host", b"here"),), ("127.0.0.1", 5), body, more
+    )
 
 
 async def nothing() -> bytes:

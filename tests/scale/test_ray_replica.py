@@ -53,7 +53,9 @@ async def server(settings: Settings) -> AsyncIterator[ReplicaServer]:
 def asking(model: str, key: str = KEY, **fields: object) -> Forwarded:
     body = orjson.dumps({"model": model, "prompt": [5, 6], "max_tokens": 3, **fields})
     headers = ((b"authorization", f"Bearer {key}".encode()), (b"content-type", b"application/json"))
-    return Forwarded("POST", "http", "/v1/completions", b"", (*headers, (b"host", b"x")), ("10.0.0.1", 5), body)
+    return Forwarded(
+        "livery", "POST", "http", "/v1/completions", b"", (*headers, (b"host", b"x")), ("10.0.0.1", 5), body
+    )
 
 
 async def answer(server: ReplicaServer, request: Forwarded, asked: str = "") -> tuple[Head, bytes]:

@@ -21,9 +21,9 @@ NOT_FINITE = "the model's output is not a number for this request; its adapter's
 def sample(logits: Tensor, specs: Sequence[SampleSpec]) -> list[int | None]:
     """Choose one token per row of `logits` [rows, vocabulary]; None for a row that holds no finite maximum.
 
-    Random rows are cut by top_k, then top_p, then min_p, and chosen by inverting the cumulative distribution, likeliest
-    tokens first, at the row's own `draw`, so that the same seed gives the same token in any batch. `logits` stay as
-    they are.
+    Random rows are chosen by inverting the cumulative distribution at the row's own `draw`, so that the same seed gives
+    the same token in any batch: in the order of the ids, or likeliest tokens first where top_k, then top_p, then min_p
+    cut. `logits` stay as they are.
     """
     chosen = choose(logits, specs)
     return settle(chosen.tolist(), lambda row: logits[row : row + 1], specs)
@@ -34,10 +34,15 @@ def choose(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
     logits = adjusted(logits.float(), specs)
     best, tokens = logits.max(dim=-1)
     drawn = [row for row, spec in enumerate(specs) if spec.temperature >= COLDEST]
-    if drawn:
-        rows = upload(drawn, logits, torch.int64)
-        drawn_specs = [specs[row] for row in drawn]
-        tokens = tokens.index_put((rows,), _draw(logits[rows], drawn_specs, min(LIKELIEST, logits.shape[-1])))
+    whole = [row for row in drawn if not _cuts(specs[row])]
+    cut = [row for row in drawn if _cuts(specs[row])]
+    if whole:
+        rows = upload(whole, logits, torch.int64)
+        tokens = tokens.index_put((rows,), _draw_whole(logits[rows], [specs[row] for row in whole]))
+    if cut:
+        rows = upload(cut, logits, torch.int64)
+        likeliest = min(LIKELIEST, logits.shape[-1])
+        tokens = tokens.index_put((rows,), _draw(logits[rows], [specs[row] for row in cut], likeliest))
     return tokens.masked_fill(~torch.isfinite(best), NOTHING)
 
 
@@ -64,14 +69,32 @@ def settle(chosen: list[int], logits_of: Callable[[int], Tensor], specs: Sequenc
     return [None if token == NOTHING else token for token in chosen]
 
 
+def _cuts(spec: SampleSpec) -> bool:
+    return spec.top_k > 0 or spec.top_p < 1 or spec.min_p > 0
+
+
+def _probabilities(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
+    best = logits.max(dim=-1, keepdim=True).values  # at 0: dividing by a small temperature can't overflow upwards
+    temperature = upload([spec.temperature for spec in specs], logits)[:, None]
+    return torch.softmax((logits - best) / temperature.to(logits.dtype), dim=-1)
+
+
+def _draw_whole(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
+    """One token per row of logits [rows, vocabulary], of all there are; anything for a row that isn't finite."""
+    cumulative = _probabilities(logits, specs).double().cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    target = upload([spec.draw for spec in specs], cumulative)[:, None] * total
+    # The last token with any probability bounds the search: rounding may put the target on the far edge.
+    last = torch.searchsorted(cumulative, total.contiguous())
+    return torch.searchsorted(cumulative, target, right=True).minimum(last)[:, 0]
+
+
 def _draw(logits: Tensor, specs: Sequence[SampleSpec], count: int) -> Tensor:
     """One token per row of logits [rows, vocabulary], or UNSETTLED where it takes more than the `count` likeliest.
 
     A row that isn't finite gives anything.
     """
-    best = logits.max(dim=-1, keepdim=True).values  # at 0: dividing by a small temperature can't overflow upwards
-    temperature = upload([spec.temperature for spec in specs], logits)[:, None]
-    probs = torch.softmax((logits - best) / temperature.to(logits.dtype), dim=-1)
+    probs = _probabilities(logits, specs)
     if count < logits.shape[-1]:
         ids = logits.topk(count, dim=-1).indices
     else:
@@ -101,10 +124,8 @@ def _choose(probs: Tensor, vocabulary: int, specs: Sequence[SampleSpec]) -> tupl
     cumulative = probs.cumsum(dim=-1)
     count = kept.sum(dim=-1, keepdim=True)
     # Each rule keeps a beginning of the falling order, so where one has cut, nothing beyond is kept.
-    complete = counted | ((top_k == vocabulary) & (count < tokens))
-    target = draw * torch.where(complete, cumulative[:, -1:], 1.0)
-    whole = (top_k == vocabulary) & (top_p >= 1) & (min_p <= 0)  # the mass is 1, whatever lies beyond
-    settled = complete | (whole & (target < cumulative[:, -1:]))
+    settled = counted | ((top_k == vocabulary) & (count < tokens))
+    target = draw * cumulative[:, -1:]
     # The last token with any probability bounds the search: rounding may put the target on the far edge.
     chosen = torch.searchsorted(cumulative, target, right=True).minimum(count - 1).clamp(min=0)
     return chosen, settled[:, 0]

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+import ray
 from pydantic import ValidationError
 from ray import serve
 from ray.exceptions import RayError
@@ -60,19 +61,31 @@ LOST = (
 )  # what a replica that is gone, or failed, looks like
 
 
+class Misdirected(Exception):
+    """A request reached a replica of another application than it was sent to."""
+
+    def __init__(self, meant: str, here: str) -> None:
+        super().__init__(
+            f"a request for {meant} came to {here}: another cluster took the address of a replica that is gone"
+        )
+
+
 class Replica:
     """A whole server in a replica of Ray's. Its methods are called by Ray."""
 
     async def __init__(self, args: dict[str, object]) -> None:  # type: ignore[misc]  # Ray awaits it
         scale, settings = parse(args, os.environ)
         self._name = serve.get_replica_context().replica_id.unique_id.encode()
+        self._application = application()
         self._drain_s = float(settings.drain_timeout)
         self._server = await ReplicaServer.start(settings)
         if scale.replica_port:
             await self._server.listen(scale.replica_host, scale.replica_port)
 
     async def answer(self, request: Forwarded) -> AsyncGenerator[Said]:
-        """What the server says to a request."""
+        """What the server says to a request. Raises Misdirected."""
+        if request.application != self._application:
+            raise Misdirected(request.application, self._application)
         body = _ComingBody()
         async with aclosing(self._server.answer(request, serve.get_multiplexed_model_id(), body.pull)) as messages:
             async for message in messages:
@@ -122,6 +135,7 @@ class Ingress:
     def __init__(self, replicas: DeploymentHandle) -> None:
         # Answers come by gRPC, not as objects of Ray's: two thirds of the processor time a piece, at eight streams.
         self._replicas = replicas.options(stream=True, method_name="answer", _by_reference=False)
+        self._application = application()
         self._held = 0  # bytes of bodies that are read, or have been and wait
         self._plain: OrderedDict[str, None] = OrderedDict()  # ids that turned out to ask for no adapter
 
@@ -134,7 +148,7 @@ class Ingress:
             return describe_at(Overloaded(MOST_HELD >> 20, "MiB of request bodies", 1), path).response()
         self._held += size
         try:
-            forwarded, rest = await _read(request, upload)
+            forwarded, rest = await _read(request, upload, self._application)
             return await self._answer(forwarded, rest, path)
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
@@ -190,7 +204,7 @@ class Ingress:
                 self._plain.popitem(last=False)
 
 
-async def _read(request: Request, upload: bool) -> tuple[Forwarded, AsyncIterator[bytes]]:
+async def _read(request: Request, upload: bool, application: str) -> tuple[Forwarded, AsyncIterator[bytes]]:
     """A request as it goes to a replica, with the rest of its body if that is an upload.
 
     Of other bodies as much is read as the API takes, and a byte more: it has words for what is too long. Raises
@@ -202,6 +216,7 @@ async def _read(request: Request, upload: bool) -> tuple[Forwarded, AsyncIterato
     body = b"" if upload else await _beginning(rest)
     client = scope.get("client")
     forwarded = Forwarded(
+        application,
         request.method,
         scope["scheme"],
         scope["path"],
@@ -258,6 +273,11 @@ def _failure(error: Exception, path: str) -> Response:
         told = Overloaded(error.max_queued_requests, "requests", 1)
     log.warning("a request got no answer: %s: %s", type(error).__name__, error)
     return describe_at(told, path).response()
+
+
+def application() -> str:
+    """A name that no other application has, of this cluster or another: addresses are soon taken by somebody else."""
+    return f"{ray.get_runtime_context().get_session_name()}/{serve.get_replica_context().app_name}"
 
 
 def app(args: dict[str, object]) -> serve.Application:

@@ -26,8 +26,12 @@ Pull = Callable[[], Awaitable[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """A request as it crosses to a replica. `client` is who sent it to Ray; `more`: the body doesn't end here."""
+    """A request as it crosses to a replica of an application.
 
+    `client` is who sent it to Ray; `more`: the body doesn't end here.
+    """
+
+    application: str
     method: str
     scheme: str
     path: str
