@@ -4,7 +4,8 @@
 
 Residency: requests drawn by Zipf 1.0 over 100 adapters, on replicas that have room for a quarter of them each, against
 one replica with the room of both, the same requests, the same engine: what no routing could better. At several numbers
-of requests at once, as a replica computes eight together and what finds it busy goes to the other one. Per token:
+of requests at once, as a replica computes eight together and what finds it busy goes to the other one; with four keys
+in turn, as what a key calls an adapter is its own affair. Per token:
 streams through Ray and to a replica's own port, in turn; CPU time of every process on the way, per token, beyond what
 they take with nothing to do.
 """
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from itertools import cycle
 from pathlib import Path
 
 import httpx
@@ -26,6 +29,8 @@ from peft import LoraConfig
 from chaos.common import Run, arguments
 from engine.oracle import save_adapter
 from livery import __version__
+from livery.engine.base import DEFAULT_TENANT
+from livery.tenancy import TenantStore
 from livery_loadtest.origin import Origin, document, write_json
 from ray_serve.cluster import KEY, Deployed, cluster
 from ray_serve.processes import Taken
@@ -34,6 +39,7 @@ from server.running import tiny_model
 ADAPTERS = 100
 ROOM = 25  # adapters in a replica's memory
 HEADERS = {"authorization": f"Bearer {KEY}"}
+KEYS = 4  # whose names lead to the same adapters
 IDLE_S = 5.0
 
 
@@ -74,14 +80,15 @@ def main() -> int:
 
 def _compare_residency(run: Run, deployed: Deployed, requests: int, together: Sequence[int]) -> list[dict[str, float]]:
     """The same requests on one replica with room for twice as many adapters as each of two has; so many at a time."""
+    keys = _keys(deployed)
     weights = 1 / np.arange(1, ADAPTERS + 1)
     drawn = np.random.default_rng(run.seed).choice(ADAPTERS, size=requests, p=weights / weights.sum())
-    size = _bytes_of_one(deployed)
+    size = _bytes_of_one(deployed, keys)
     found: dict[int, list[float]] = {}
     for replicas, room in ((1, 2 * ROOM), (2, ROOM)):
         deployed.replace(replicas=replicas, adapter_memory=int(size * room), host_adapter_memory=1024)
-        asyncio.run(_ask_all(deployed, drawn[: requests // 3], 4))
-        found[replicas] = [_hits(deployed, drawn[requests // 3 :], at_once) for at_once in together]
+        asyncio.run(_ask_all(deployed, drawn[: requests // 3], 4, keys))
+        found[replicas] = [_hits(deployed, drawn[requests // 3 :], at_once, keys) for at_once in together]
         for at_once, share in zip(together, found[replicas], strict=True):
             run.say(f"{replicas} replicas, each with room for {room}, {at_once} requests at once: hits {share:.3f}")
     rows = []
@@ -94,10 +101,10 @@ def _compare_residency(run: Run, deployed: Deployed, requests: int, together: Se
     return rows
 
 
-def _hits(deployed: Deployed, drawn: np.ndarray, together: int) -> float:
+def _hits(deployed: Deployed, drawn: np.ndarray, together: int, keys: Sequence[str]) -> float:
     """The share of these requests that found their adapter in a replica's memory."""
     hits, misses = _residency(deployed)
-    asyncio.run(_ask_all(deployed, drawn, together))
+    asyncio.run(_ask_all(deployed, drawn, together, keys))
     now_hits, now_misses = _residency(deployed)
     return (now_hits - hits) / (now_hits - hits + now_misses - misses)
 
@@ -111,15 +118,22 @@ async def _take_in(deployed: Deployed, made: Path) -> None:
             assert answer.status_code in (200, 201), answer.text
 
 
-async def _ask_all(deployed: Deployed, drawn: np.ndarray, together: int) -> None:
-    """Ask for these adapters in this order, so many at a time."""
-    left = iter(drawn.tolist())
+def _keys(deployed: Deployed) -> list[str]:
+    """New keys of the tenant whose the adapters are."""
+    with closing(TenantStore.open(deployed.postgres.url)) as tenants:
+        return [tenants.create_key(DEFAULT_TENANT, occupied=lambda _: None)[1] for _ in range(KEYS)]
+
+
+async def _ask_all(deployed: Deployed, drawn: np.ndarray, together: int, keys: Sequence[str]) -> None:
+    """Ask for these adapters in this order with one key after the other, so many at a time."""
+    left = iter(zip(drawn.tolist(), cycle(keys), strict=False))
 
     async def client() -> None:
-        async with httpx.AsyncClient(base_url=deployed.url, headers=HEADERS, timeout=300, trust_env=False) as http:
-            for index in left:
+        async with httpx.AsyncClient(base_url=deployed.url, timeout=300, trust_env=False) as http:
+            for index, key in left:
                 body = {"model": f"a{index}", "prompt": [5, 6, 7], "max_tokens": 2, "temperature": 0}
-                answer = await http.post("/v1/completions", json=body)
+                headers = {"authorization": f"Bearer {key}"}
+                answer = await http.post("/v1/completions", json=body, headers=headers)
                 assert answer.status_code == 200, answer.text
 
     await asyncio.gather(*(client() for _ in range(together)))
@@ -140,9 +154,9 @@ def _residency(deployed: Deployed) -> tuple[float, float]:
     return _scraped(deployed, "livery_adapter_hits_total"), _scraped(deployed, "livery_adapter_misses_total")
 
 
-def _bytes_of_one(deployed: Deployed) -> float:
+def _bytes_of_one(deployed: Deployed, keys: Sequence[str]) -> float:
     """What an adapter takes of a replica's memory, by asking for two."""
-    asyncio.run(_ask_all(deployed, np.arange(ADAPTERS), 1))
+    asyncio.run(_ask_all(deployed, np.arange(ADAPTERS), 1, keys))
     with deployed.http(deployed.own_urls[0]) as http:
         adapters = http.get("/v1/status").json()["memory"]["device"]
     return float(adapters["used_bytes"]) / max(1, int(adapters["adapters"]))

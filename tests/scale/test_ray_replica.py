@@ -19,6 +19,7 @@ from livery.refusals import NotReady
 from livery.scale.ray_config import parse
 from livery.scale.ray_exchange import Forwarded, Head
 from livery.scale.ray_replica import ReplicaServer
+from livery.scale.ray_routing import adapter_id
 from livery.settings import Settings
 from livery.tenancy import OpenDoor
 
@@ -68,8 +69,9 @@ async def test_it_answers_as_the_server_does(server: ReplicaServer) -> None:
     head, body = await answer(server, asking("pirate"))
     assert head.status == 200
     assert dict(head.headers)[b"x-livery-adapter"].startswith(b"pirate@")
-    assert not head.base
-    assert (await answer(server, asking("model")))[0].base
+    assert head.adapter == adapter_id("pirate")
+    assert (await answer(server, asking("model")))[0].adapter == ""
+    assert (await answer(server, asking("nobody")))[0].adapter is None
     assert orjson.loads(body)["usage"]["completion_tokens"] == 3
     assert (await answer(server, asking("pirate", key="other")))[0].status == 401
     assert (await answer(server, asking("nobody")))[0].status == 404
@@ -81,7 +83,7 @@ async def test_it_says_which_adapters_are_in_its_memory(server: ReplicaServer) -
     await answer(server, asking("pirate"), "id-of-pirate")
     await answer(server, asking("nobody"), "id-of-nobody")
     await answer(server, asking("model"), "id-of-base")
-    assert await server.ids() == {"id-of-pirate"}
+    assert await server.ids() == {"id-of-pirate", adapter_id("pirate")}
 
 
 async def test_strangers_are_not_let_in_without_a_key(settings: Settings) -> None:

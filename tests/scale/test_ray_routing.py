@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livery.scale.ray_routing import UNEVEN, Announced, Standing, ranked, routing_id
+from livery.scale.ray_routing import AND, UNEVEN, Announced, Learned, Standing, adapter_id, asked_id, is_among, ranked
 
 KEY = ((b"authorization", b"Bearer lv-one"),)
 OTHER = ((b"authorization", b"Bearer lv-two"),)
@@ -28,18 +28,18 @@ def replicas(count: int, ongoing: int = 0) -> list[Standing]:
 
 
 def test_an_id_is_of_key_and_model() -> None:
-    pirate = routing_id(KEY, body("pirate"))
-    assert pirate == routing_id((*KEY, (b"accept", b"*/*")), b" \n" + body("pirate"))
-    assert len({pirate, routing_id(KEY, body("sailor")), routing_id(OTHER, body("pirate")), routing_id((), b"")}) == 4
+    pirate = asked_id(KEY, body("pirate"))
+    assert pirate == asked_id((*KEY, (b"accept", b"*/*")), b" \n" + body("pirate"))
+    assert len({pirate, asked_id(KEY, body("sailor")), asked_id(OTHER, body("pirate")), asked_id((), b"")}) == 4
     assert "pirate" not in pirate
-    assert routing_id(((b"x-api-key", b"lv-one"),), body("pirate")) != routing_id((), body("pirate"))
+    assert asked_id(((b"x-api-key", b"lv-one"),), body("pirate")) != asked_id((), body("pirate"))
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"model=pirate", body(None), body(7), body(""), body(["pirate"]), b'{"a": ' * 9000]
 )
 def test_what_names_no_model_has_none(content: bytes) -> None:
-    assert routing_id(KEY, content) == ""
+    assert asked_id(KEY, content) == ""
 
 
 def test_who_has_it_comes_first_unless_busy() -> None:
@@ -125,10 +125,11 @@ def test_a_replica_says_what_is_under_way_and_in_memory() -> None:
     assert announced.ids(()) == {"one"}
     announced.end("one", "acme/pirate")
     assert announced.ids(()) == frozenset()
-    assert announced.ids({"acme/pirate"}) == {"one"}
+    pirate = adapter_id("acme/pirate")
+    assert announced.ids({"acme/pirate"}) == {"one", pirate}
     announced.begin("one")
     announced.end("one", None)  # its name is gone, or leads to the base now
-    assert announced.ids({"acme/pirate"}) == frozenset()
+    assert announced.ids({"acme/pirate"}) == {pirate}
 
 
 def test_of_ids_that_came_long_ago_a_replica_says_nothing() -> None:
@@ -136,4 +137,72 @@ def test_of_ids_that_came_long_ago_a_replica_says_nothing() -> None:
     for asked in ("a", "b", "c", "a", "d"):
         announced.begin(asked)
         announced.end(asked, "pirate")
-    assert announced.ids({"pirate"}) == {"c", "a", "d"}
+    assert announced.ids({"pirate"}) == {"c", "a", "d", adapter_id("pirate")}
+    crowd = {f"adapter-{index}" for index in range(9)}
+    assert announced.ids({"pirate"} | crowd) == {"c", "a", "d", adapter_id("pirate")}, "more than are to be told of"
+
+
+class Replicas:
+    """Some with nothing to do, and an ingress that asks them for adapters which each keeps for good."""
+
+    def __init__(self, count: int, leads: dict[tuple[bytes, str], str]) -> None:
+        """`leads`: the adapter's name in full by key and what is asked for."""
+        self.learned = Learned()
+        self._leads = leads
+        self._announced = [Announced() for _ in range(count)]
+        self.loaded: list[set[str]] = [set() for _ in range(count)]
+
+    def ask(self, key: bytes, model: str) -> None:
+        asked = asked_id(((b"authorization", key),), body(model))
+        told = self.learned.told(asked)
+        standing = [
+            Standing(str(index), is_among(one.ids(loaded), told), 0)
+            for index, (one, loaded) in enumerate(zip(self._announced, self.loaded, strict=True))
+        ]
+        chosen = int(first(told, standing))
+        adapter = self._leads[key, model]
+        self._announced[chosen].begin(told)
+        self._announced[chosen].end(told, adapter)
+        self.loaded[chosen].add(adapter)
+        self.learned.note(asked, adapter_id(adapter))
+
+
+def test_an_adapter_has_one_place_however_many_keys_ask_for_it() -> None:
+    keys = [f"key-{index}".encode() for index in range(20)]
+    replicas = Replicas(8, {(key, "pirate"): "pirate" for key in keys})
+    for key in keys:
+        replicas.ask(key, "pirate")
+    assert [one for one in replicas.loaded if one] == [{"pirate"}]
+
+
+def test_after_its_first_answer_an_alias_goes_where_the_adapter_is() -> None:
+    names = ("pirate", "favourite", "pirate@0123456789ab")
+    replicas = Replicas(8, {(b"key", name): "pirate" for name in names})
+    for name in names:
+        replicas.ask(b"key", name)
+    told = {replicas.learned.told(asked_id(((b"authorization", b"key"),), body(name))) for name in names}
+    assert told == {adapter_id("pirate")}
+
+
+def test_what_tenants_call_the_same_spreads() -> None:
+    leads = {(f"key-{index}".encode(), "bot"): f"tenant-{index}/bot" for index in range(400)}
+    replicas = Replicas(4, leads)
+    for _ in range(2):
+        for key, model in leads:
+            replicas.ask(key, model)
+    assert sum(map(len, replicas.loaded)) == 400, "each was loaded once"
+    assert all(abs(len(one) - 100) < 40 for one in replicas.loaded)
+
+
+def test_an_ingress_forgets_what_answers_no_more_and_what_was_long_unused() -> None:
+    learned = Learned(most=2)
+    learned.note("a" + AND + "x", "pirate")
+    learned.note("", "pirate")
+    assert (learned.told("a" + AND + "x"), learned.told("")) == ("pirate", "")
+    learned.note("a" + AND + "x", "")
+    assert learned.told("a" + AND + "x") == "", "the base, which any replica has"
+    learned.note("a" + AND + "x", None)
+    assert learned.told("a" + AND + "x") == "a" + AND + "x"
+    for asked in ("b", "c", "d"):
+        learned.note(asked, "sailor")
+    assert [learned.told(asked) for asked in ("b", "c", "d")] == ["b", "sailor", "sailor"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -39,7 +38,7 @@ from livery.scale.ray_config import OURS, Scale, aimed_at, busy_at, most_ongoing
 from livery.scale.ray_exchange import AnswerCutShort, Forwarded, Head, Said, Wanted
 from livery.scale.ray_replica import ReplicaServer
 from livery.scale.ray_router import IDS, ONGOING
-from livery.scale.ray_routing import routing_id
+from livery.scale.ray_routing import Learned, asked_id
 from livery.scale.ray_words import failed_event
 from livery.settings import Settings, SettingsError
 
@@ -52,7 +51,6 @@ PIECE = 256 << 10  # bytes
 STOP_S = 10.0  # what a replica takes to stop beyond the requests that it lets end
 MOST_HELD = 256 << 20  # bytes of bodies on an ingress, as in a server
 MOST_ONGOING = 8192  # on an ingress: it only passes on, and replicas bound what they take
-PLAIN_KEPT = 4096
 LOST = (
     RayError,
     RayServeException,
@@ -137,7 +135,7 @@ class Ingress:
         self._replicas = replicas.options(stream=True, method_name="answer", _by_reference=False)
         self._application = application()
         self._held = 0  # bytes of bodies that are read, or have been and wait
-        self._plain: OrderedDict[str, None] = OrderedDict()  # ids that turned out to ask for no adapter
+        self._learned = Learned()
 
     async def __call__(self, request: Request) -> Response:
         """Ray calls it for every request."""
@@ -159,9 +157,8 @@ class Ingress:
 
     async def _answer(self, forwarded: Forwarded, rest: AsyncIterator[bytes], path: str) -> Response:
         """The answer, once it has begun."""
-        asked = routing_id(forwarded.headers, forwarded.body)
-        told = "" if asked in self._plain else asked
-        answers = self._replicas.options(multiplexed_model_id=told).remote(forwarded)
+        asked = asked_id(forwarded.headers, forwarded.body)
+        answers = self._replicas.options(multiplexed_model_id=self._learned.told(asked)).remote(forwarded)
         try:
             head = await self._head(answers, rest)
         except LOST as error:
@@ -170,7 +167,7 @@ class Ingress:
         except BaseException:
             answers.cancel()
             raise
-        self._note(asked, head)
+        self._learned.note(asked, head.adapter)
         answer = StreamingResponse(_pieces(answers, head, path), head.status)
         answer.raw_headers = list(head.headers)
         return answer
@@ -194,14 +191,6 @@ class Ingress:
             if sending is not None:
                 sending.cancel()
         raise AnswerCutShort
-
-    def _note(self, asked: str, head: Head) -> None:
-        """Requests that ask for the base go to whoever has the least to do."""
-        if asked and head.base:
-            self._plain[asked] = None
-            self._plain.move_to_end(asked)
-            if len(self._plain) > PLAIN_KEPT:
-                self._plain.popitem(last=False)
 
 
 async def _read(request: Request, upload: bool, application: str) -> tuple[Forwarded, AsyncIterator[bytes]]:

@@ -44,11 +44,11 @@ class Forwarded:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How an answer begins. `base`: no adapter makes it, so that any replica would have done."""
+    """How an answer begins. `adapter`: the routing id of the one that makes it; "": the base; None: nothing does."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
-    base: bool = False
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from livery.engine.base import Engine, EngineError
 from livery.models import resolve_model
 from livery.scale.ray_config import SLOT, data_path
 from livery.scale.ray_exchange import Exchange, Forwarded, Head, Pull, Running, Said
-from livery.scale.ray_routing import Announced
+from livery.scale.ray_routing import Announced, adapter_id
 from livery.settings import Settings, SettingsError, revealed
 from livery.spans import TraceSink
 from livery.tenancy import Doors, TenantStore, check_binding
@@ -95,20 +95,24 @@ class ReplicaServer:
             app = application(settings, parts, doors(settings, parts), tracing)
             return cls(app, parts, engine, tracing, stack.pop_all())
 
-    async def answer(self, request: Forwarded, asked: str, pull: Pull) -> AsyncGenerator[Said]:
-        """The API's answer; `asked` is the request's routing id. Raises AnswerCutShort."""
+    async def answer(self, request: Forwarded, told: str, pull: Pull) -> AsyncGenerator[Said]:
+        """The API's answer; `told` is what the request was routed by. Raises AnswerCutShort."""
         exchange = Exchange(self.app, request, pull, self._running)
-        self.announced.begin(asked)
+        self.announced.begin(told)
         try:
             async with aclosing(exchange.messages()) as messages:
                 async for message in messages:
                     if isinstance(message, Head):
-                        base = _model(exchange.scope) == self._parts.service.base_name
-                        message = replace(message, base=base)
+                        message = replace(message, adapter=self._id(_model(exchange.scope)))
                     yield message
         finally:
             model = _model(exchange.scope)
-            self.announced.end(asked, None if model == self._parts.service.base_name else model)
+            self.announced.end(told, None if model == self._parts.service.base_name else model)
+
+    def _id(self, model: str | None) -> str | None:
+        if model is None:
+            return None
+        return "" if model == self._parts.service.base_name else adapter_id(model)
 
     async def ids(self) -> frozenset[str]:
         """The routing ids of what is under way or in memory; of what is under way alone while the engine says nothing.

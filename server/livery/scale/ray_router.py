@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from livery.scale.ray_routing import Standing, ranked
+from livery.scale.ray_routing import Standing, is_among, ranked
 
 IDS, ONGOING = "ids", "ongoing"  # what a replica's routing stats have its ids under, and its requests under way
 
@@ -29,15 +29,16 @@ class AdapterRouter(RequestRouter):  # type: ignore[misc]  # Ray is not there wh
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The ranks in which Ray is to ask replicas whether they take a request."""
-        asked = ""
+        told = ""
         if pending_request is not None:
-            asked = pending_request.metadata.multiplexed_model_id
+            told = pending_request.metadata.multiplexed_model_id
             pending_request.routing_context.should_backoff = True  # where nobody takes it
         by_id = {one.replica_id.unique_id: one for one in candidate_replicas}
         standing = [
-            Standing(name, asked in self._ids.get(name, ()), self._under_way(name, one)) for name, one in by_id.items()
+            Standing(name, is_among(self._ids.get(name, ()), told), self._under_way(name, one))
+            for name, one in by_id.items()
         ]
-        return [[by_id[one.replica] for one in rank] for rank in ranked(asked, standing, self._busy_at)]
+        return [[by_id[one.replica] for one in rank] for rank in ranked(told, standing, self._busy_at)]
 
     def _under_way(self, name: str, replica: RunningReplica) -> int:
         """What Ray knows of it, since it answered lately; else what it said of itself."""

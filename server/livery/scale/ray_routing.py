@@ -1,5 +1,12 @@
-"""Where a request goes among replicas: an id of what it asks for, the order in which replicas suit it, and which ids a
+"""Where a request goes among replicas: ids of what it asks for, the order in which replicas suit it, and which ids a
 replica says it has.
+
+    learned.told(asked_id(headers, body))       # an ingress, of a request; learned.note(…) from its answer
+    ranked(told, standing, busy_at)             # a router, of replicas that say announced.ids(…)
+
+Who may have what under which name, the replica says. So an ingress learns from each answer which adapter that key's
+name leads to, and goes by the adapter from then on, however many keys and aliases lead there; what it has not learned
+it takes for the adapter's own name, where a replica has one of that name.
 
 What is in a replica's memory comes first, unless that has far more than its share, by which hot adapters come to be on
 several. Those that have as little to do follow by rendezvous hashing with bounded loads: every process that routes
@@ -19,17 +26,20 @@ from dataclasses import dataclass
 import orjson
 
 ID_DIGITS = 24
+AND = "."  # between what was asked and the adapter that may be meant
 UNEVEN = 1.25  # times the mean of requests under way that one replica may have
 FEW = 8  # requests under way up to which replicas are alike, unless told otherwise: they are computed together
 MOST_IDS = 4096  # that a replica remembers; each is told to Ray's controller while it counts
+MOST_LEARNED = 65_536  # keys' names whose adapters an ingress remembers, some 200 bytes each
 KEYS = (b"authorization", b"x-api-key")
 
 
-def routing_id(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> str:
-    """What Ray goes by for a request: the same for the same key and model; empty where no model is named.
+def asked_id(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> str:
+    """What is known of a request before any answer: the same for the same key and model; empty where none is named.
 
     A digest of both, so that Ray's metrics and dashboard show no names, and what one key asks for has nothing to do
-    with what another one calls the same. It decides nothing but the way: who may have what, the replica says.
+    with what another one calls the same; then the id of the adapter that has this very name. It decides nothing but
+    the way: who may have what, the replica says.
     """
     model = _model(body)
     if model is None:
@@ -39,7 +49,41 @@ def routing_id(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> str:
         if name in KEYS:
             digest.update(len(value).to_bytes(8) + value)
     digest.update(b"\0" + model.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:ID_DIGITS]
+    return digest.hexdigest()[:ID_DIGITS] + AND + adapter_id(model)
+
+
+def adapter_id(name: str) -> str:
+    """What Ray goes by for an adapter, of its name in full."""
+    return hashlib.sha256(b"adapter\0" + name.encode("utf-8", "surrogatepass")).hexdigest()[:ID_DIGITS]
+
+
+def is_among(ids: Collection[str], told: str) -> bool:
+    """Whether these ids of a replica are of what a request is told to be for."""
+    return any(one in ids for one in told.split(AND))
+
+
+class Learned:
+    """What an ingress goes by. Use from one event loop."""
+
+    def __init__(self, most: int = MOST_LEARNED) -> None:
+        self._most = most
+        self._adapters: OrderedDict[str, str] = OrderedDict()  # asked -> told, the longest unused first
+
+    def told(self, asked: str) -> str:
+        """The id of the adapter; of what was asked before that is known; empty for the base, which all have."""
+        return self._adapters.get(asked, asked)
+
+    def note(self, asked: str, adapter: str | None) -> None:
+        """What an answer said: the adapter's id, "" for the base, None where it ran on nothing."""
+        if not asked:
+            return
+        if adapter is None:
+            self._adapters.pop(asked, None)
+            return
+        self._adapters[asked] = adapter
+        self._adapters.move_to_end(asked)
+        if len(self._adapters) > self._most:
+            self._adapters.popitem(last=False)
 
 
 def _model(body: bytes) -> str | None:
@@ -63,7 +107,7 @@ class Standing:
     ongoing: int
 
 
-def ranked(asked: str, standing: Sequence[Standing], busy_at: int) -> list[list[Standing]]:
+def ranked(told: str, standing: Sequence[Standing], busy_at: int) -> list[list[Standing]]:
     """The replicas in the order in which they suit a request; those of one rank suit it alike.
 
     Who has the adapter and isn't busy comes first, then who isn't busy; of either whoever has the least under way, and
@@ -73,17 +117,17 @@ def ranked(asked: str, standing: Sequence[Standing], busy_at: int) -> list[list[
     have. Last come all alike, for requests that ask for no adapter and for those that nobody else takes.
     """
     ranks = []
-    if asked:
+    if told:
         even = (1 + sum(one.ongoing for one in standing)) / max(1, len(standing))
         free = [one for one in standing if one.ongoing < max(busy_at, UNEVEN * even)]
-        drawn = sorted(free, key=lambda one: _draw(asked, one), reverse=True)
+        drawn = sorted(free, key=lambda one: _draw(told, one), reverse=True)
         ranks = [[one] for one in sorted(drawn, key=lambda one: (not one.has, max(busy_at, one.ongoing)))]
     return [*ranks, list(standing)]
 
 
-def _draw(asked: str, one: Standing) -> bytes:
+def _draw(told: str, one: Standing) -> bytes:
     """How well a replica suits an id, as chance has it: the same wherever it is asked."""
-    return hashlib.sha256(f"{asked}\0{one.replica}".encode()).digest()
+    return hashlib.sha256(f"{told.partition(AND)[0]}\0{one.replica}".encode()).digest()
 
 
 class Announced:
@@ -97,13 +141,14 @@ class Announced:
         self._under_way: Counter[str] = Counter()
         self._adapters: OrderedDict[str, str] = OrderedDict()  # id -> adapter's name in full, the longest unused first
 
-    def begin(self, asked: str) -> None:
+    def begin(self, told: str) -> None:
         """A request came. Others for the same are to follow it, also before its adapter is loaded."""
-        if asked:
+        if asked := told.partition(AND)[0]:
             self._under_way[asked] += 1
 
-    def end(self, asked: str, adapter: str | None) -> None:
+    def end(self, told: str, adapter: str | None) -> None:
         """It is over; it ran on this adapter, None: on the base, or not at all."""
+        asked = told.partition(AND)[0]
         if not asked:
             return
         self._under_way[asked] -= 1
@@ -118,5 +163,11 @@ class Announced:
             self._adapters.popitem(last=False)
 
     def ids(self, in_memory: Collection[str]) -> frozenset[str]:
-        """What is said, where these adapters are in memory, by their names in full."""
-        return frozenset(self._under_way) | {one for one, adapter in self._adapters.items() if adapter in in_memory}
+        """What is said, where these adapters are in memory, by their names in full.
+
+        Also what was asked for them: other ingresses may not have learned it. Of more adapters than are to be told of,
+        those that were asked for lately.
+        """
+        asked = {one: adapter for one, adapter in self._adapters.items() if adapter in in_memory}
+        names = in_memory if len(in_memory) <= self._most else asked.values()
+        return frozenset(self._under_way) | asked.keys() | {adapter_id(name) for name in names}
