@@ -228,9 +228,13 @@ class VllmAdapters:
 
     async def _make_room(self, newest: str) -> None:
         """Of what vLLM has no room for even in host memory, the longest unused leaves the disk as well."""
-        idle = [digest for digest in self._held if digest not in {*self._users, *self._kept, newest}]
-        for digest in idle[: max(0, len(self._held) - self._room.max_cpu_loras)]:
-            await self._forget(digest)
+        while len(self._held) > self._room.max_cpu_loras:
+            # Looked for anew each time: while one is forgotten, a request may come for the next.
+            stays = {*self._users, *self._kept, newest}
+            idle = next((digest for digest in self._held if digest not in stays), None)
+            if idle is None:
+                return
+            await self._forget(idle)
 
     async def _failed(self, digest: str, folder: Path) -> None:
         self.log.failed(digest)
