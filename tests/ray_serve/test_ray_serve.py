@@ -210,23 +210,21 @@ def is_idle(deployed: Deployed, url: str) -> bool:
     return values["vllm:num_requests_running"] == 0 and values["vllm:num_requests_waiting"] == 0
 
 
-async def test_a_request_that_was_meant_for_another_cluster_is_not_answered(served: Deployed) -> None:
+def test_a_request_that_was_meant_for_another_cluster_is_not_answered(served: Deployed) -> None:
     """The address of a replica that is gone may soon be one of somebody else's, with other adapters."""
     replicas = serve.get_deployment_handle("Replica", APPLICATION)
-    answers = replicas.options(stream=True, method_name="answer", _by_reference=False)
+    answers = replicas.options(stream=True, method_name="answer")
     ours = f"{ray.get_runtime_context().get_session_name()}/{APPLICATION}"
 
-    async def head(application: str) -> Head:
+    def head(application: str) -> Head:
         headers = ((b"host", b"here"), (b"authorization", f"Bearer {KEY}".encode()))
-        said = await anext(
-            aiter(answers.remote(Forwarded(application, "GET", "http", "/v1/models", b"", headers, None)))
-        )
+        said = next(iter(answers.remote(Forwarded(application, "GET", "http", "/v1/models", b"", headers, None))))
         assert isinstance(said, Head)
         return said
 
-    assert (await head(ours)).status == 200
+    assert head(ours).status == 200
     with pytest.raises(RayError, match=f"a request for elsewhere/{APPLICATION} came to {ours}"):
-        await head(f"elsewhere/{APPLICATION}")
+        head(f"elsewhere/{APPLICATION}")
 
 
 def test_a_limit_per_minute_holds_over_both_replicas(served: Deployed, tiny: Path) -> None:

@@ -60,12 +60,7 @@ LOST = (
 
 
 class Misdirected(Exception):
-    """A request reached a replica of another application than it was sent to."""
-
-    def __init__(self, meant: str, here: str) -> None:
-        super().__init__(
-            f"a request for {meant} came to {here}: another cluster took the address of a replica that is gone"
-        )
+    """A request reached a replica of another application than it was sent to. Made of one string: it is pickled."""
 
 
 class Replica:
@@ -83,7 +78,9 @@ class Replica:
     async def answer(self, request: Forwarded) -> AsyncGenerator[Said]:
         """What the server says to a request. Raises Misdirected."""
         if request.application != self._application:
-            raise Misdirected(request.application, self._application)
+            raise Misdirected(
+                f"a request for {request.application} came to {self._application}: a replica's address was taken over"
+            )
         body = _ComingBody()
         async with aclosing(self._server.answer(request, serve.get_multiplexed_model_id(), body.pull)) as messages:
             async for message in messages:
