@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -33,17 +34,31 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Fairness:
-    """How evenly tenants were served, in output tokens divided by their weights in the workload.
+    """How evenly the COMPARED_TENANTS busiest tenants were served: output tokens, by their shares in the workload.
 
-    `jain` is Jain's index (sum x)^2 / (n sum x^2): 1 is even, 1/n all for one. `largest_lag_tokens` is how far two
-    tenants' services drew apart at most while both waited, that is, had a request without its first token; `between`
-    names them, the one ahead first. Sources: Jain, Chiu and Hawe, DEC-TR-301 (1984); Sheng et al., "Fairness in
-    Serving Large Language Models" (OSDI 2024), for services compared over stretches in which both are backlogged.
+    `jain` is Jain's index (sum x)^2 / (n sum x^2) of what each got by what it was due: 1 is even, 1/n all for one. Due
+    is the max-min fair part of what all of them got while the same ones waited, that is, had a request without its
+    first token: who doesn't wait is due what it got, or less where others wait and it had more than its share. So who
+    asks for little and gets that is served well, and a flood that is served before it isn't. `largest_lag_tokens` is
+    how far two tenants' services, each divided by its share, drew apart at most while both waited; `between` names
+    them, the one ahead first. Sources: Jain, Chiu and Hawe, DEC-TR-301 (1984), whose index is of allocations by the
+    fair ones where demands differ; Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), for services
+    compared over stretches in which both are backlogged.
     """
 
     jain: float
     largest_lag_tokens: float
     between: tuple[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How one tenant fared: when it waited, as begins and ends in order and apart, and what it got, times in order."""
+
+    begins: Floats
+    ends: Floats
+    times: Floats
+    amounts: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +177,29 @@ def distinct_under_way(columns: Columns) -> float:
     return each / busy if busy else 0.0
 
 
-def fairness(parts: Sequence[Columns], weights: Mapping[str, float]) -> Fairness | None:
-    """Over all repeats, the largest lag within any of them; None for less than two tenants."""
-    names = list(dict.fromkeys(name for one in parts for name in one.tenants))
-    if len(names) < 2:
-        return None
-    served = np.zeros(len(names))
+def fairness(parts: Sequence[Columns], shares: Mapping[str, float]) -> Fairness | None:
+    """Over all repeats, the largest lag within any; None for less than two tenants. `shares`: 1 unless named."""
+    requests: Counter[str] = Counter()
     for one in parts:
         for code, name in enumerate(one.tenants):
-            mine = (one.tenant == code) & one.answered
-            served[names.index(name)] += one.tokens[mine].sum() / weights.get(name, 1.0)
-    lags = [_largest_lag(one, weights) for one in parts]
-    lag, between = max(lags, key=lambda found: found[0])
-    return Fairness(jain(served), lag, between)
+            requests[name] += int((one.tenant == code).sum())
+    if len(requests) < 2:
+        return None
+    names = [name for name, _ in requests.most_common(COMPARED_TENANTS)]
+    each = np.asarray([shares.get(name, 1.0) for name in names])
+    got, fair = np.zeros(len(names)), np.zeros(len(names))
+    largest = 0.0
+    between: tuple[str, str] | None = None
+    for one in parts:
+        courses = _courses(one, names)
+        received, deserved = due(courses, each)
+        got, fair = got + received, fair + deserved
+        lag, pair = _largest_lag(courses, each)
+        if abs(lag) > largest:
+            ahead, behind = pair if lag > 0 else (pair[1], pair[0])
+            largest, between = abs(lag), (names[ahead], names[behind])
+    asked = fair > 0
+    return Fairness(jain(got[asked] / fair[asked]), largest, between)
 
 
 def jain(served: Floats) -> float:
@@ -183,30 +208,69 @@ def jain(served: Floats) -> float:
     return float(served.sum()) ** 2 / (len(served) * squares) if squares else 1.0
 
 
-def _largest_lag(columns: Columns, weights: Mapping[str, float]) -> tuple[float, tuple[str, str] | None]:
-    """Between any two of the COMPARED_TENANTS busiest tenants of one repeat."""
-    busiest = np.argsort(-np.bincount(columns.tenant[columns.tenant >= 0], minlength=len(columns.tenants)))
+def _courses(columns: Columns, names: Sequence[str]) -> list[Course]:
+    """Of each of these tenants in one repeat."""
     tokens = columns.tokens_by_event()
-    owners = columns.tenant[columns.owners]
     order = np.argsort(columns.arrivals, kind="stable")
-    times, owners, tokens = columns.arrivals[order], owners[order], tokens[order]
+    times, tokens = columns.arrivals[order], tokens[order]
+    owners = columns.tenant[columns.owners][order]
     waited_to = np.where(np.isfinite(columns.first), columns.first, columns.finished)
-    waits = np.isfinite(columns.sent) & np.isfinite(waited_to)
-    waiting, service = {}, {}
-    for code in busiest[:COMPARED_TENANTS]:
-        mine = waits & (columns.tenant == code)
-        waiting[code] = covered(columns.sent[mine], waited_to[mine])
-        events = owners == code
-        service[code] = (times[events], tokens[events] / weights.get(columns.tenants[code], 1.0))
-    largest, between = 0.0, None
-    for one, other in combinations(waiting, 2):
-        begins, ends = (np.concatenate(pair) for pair in zip(waiting[one], waiting[other], strict=True))
-        begins, ends = covered(begins, ends, depth=2)
-        lag = lag_within(service[one], service[other], begins, ends)
-        if abs(lag) > largest:
-            ahead = (one, other) if lag > 0 else (other, one)
-            largest, between = abs(lag), (columns.tenants[ahead[0]], columns.tenants[ahead[1]])
-    return largest, between
+    waits = np.isfinite(columns.begun) & np.isfinite(waited_to)
+    courses = []
+    for name in names:
+        code = columns.tenants.index(name) if name in columns.tenants else len(columns.tenants)
+        mine, events = waits & (columns.tenant == code), owners == code
+        courses.append(Course(*covered(columns.begun[mine], waited_to[mine]), times[events], tokens[events]))
+    return courses
+
+
+def due(courses: Sequence[Course], shares: Floats) -> tuple[Floats, Floats]:
+    """What each got, and what it was due; both [tenants].
+
+    Time is cut where somebody begins or ceases to wait; pieces in which the same ones wait count together, or a token
+    here and there would decide. A piece has its end and not its beginning: what ends a wait is got in it.
+    """
+    edges = np.unique(np.concatenate([edge for one in courses for edge in (one.begins, one.ends)]))
+    waiting = np.zeros((len(edges) + 1, len(courses)), np.int64)
+    got = np.zeros((len(edges) + 1, len(courses)))
+    for place, one in enumerate(courses):
+        steps = np.zeros(len(edges) + 2, np.int64)
+        np.add.at(steps, np.searchsorted(edges, one.begins) + 1, 1)
+        np.add.at(steps, np.searchsorted(edges, one.ends) + 1, -1)
+        waiting[:, place] = np.cumsum(steps)[:-1]
+        np.add.at(got[:, place], np.searchsorted(edges, one.times), one.amounts)
+    fair = np.zeros(len(courses))
+    sets, of = np.unique(waiting, axis=0, return_inverse=True)
+    for number, who in enumerate(sets):
+        together = got[of.reshape(-1) == number].sum(axis=0)
+        fair += max_min(float(together.sum()), np.where(who > 0, np.inf, together), shares)
+    return got.sum(axis=0), fair
+
+
+def max_min(amount: float, demands: Floats, shares: Floats) -> Floats:
+    """The weighted max-min fair division of an amount, [tenants]: nobody gets more than it demands.
+
+    Source: Bertsekas and Gallager, Data Networks (1992), section 6.5.2, for one resource.
+    """
+    found = np.zeros(len(demands))
+    modest_first = np.argsort(demands / shares, kind="stable")
+    still = np.cumsum(shares[modest_first][::-1])[::-1]  # shares of those that have nothing yet
+    for place, left in zip(modest_first, still, strict=True):
+        found[place] = min(demands[place], amount * shares[place] / left)
+        amount -= found[place]
+    return found
+
+
+def _largest_lag(courses: Sequence[Course], shares: Floats) -> tuple[float, tuple[int, int]]:
+    """Between any two in one repeat, positive where the first came ahead, and their places."""
+    found: tuple[float, tuple[int, int]] = (0.0, (0, 0))
+    for one, other in combinations(range(len(courses)), 2):
+        pair = courses[one], courses[other]
+        begins, ends = (np.concatenate(both) for both in zip(*((of.begins, of.ends) for of in pair), strict=True))
+        first, second = ((of.times, of.amounts / shares[place]) for of, place in zip(pair, (one, other), strict=True))
+        lag = lag_within(first, second, *covered(begins, ends, depth=2))
+        found = max(found, (lag, (one, other)), key=lambda each: abs(each[0]))
+    return found
 
 
 def lag_within(one: tuple[Floats, Floats], other: tuple[Floats, Floats], begins: Floats, ends: Floats) -> float:

@@ -182,7 +182,7 @@ def summarise(target: str, repeats: Sequence[Measured], workload: Workload) -> S
         distinct_adapters=_averaged([distinct_under_way(one) for one in parts], repeats),
         adapters=adapter_groups(parts, seconds),
         tenants=tenant_groups(parts, seconds),
-        fairness=fairness(parts, {one.name: one.weight for one in workload.tenants}),
+        fairness=fairness(parts, {one.name: one.share for one in workload.tenants}),
         cold_starts=cold_starts(parts),
         structured=_structured(parts),
         disconnects=_disconnects(parts),

@@ -99,11 +99,16 @@ class SharedPrefix(Part, frozen=True):
 
 
 class Tenant(Part, frozen=True):
-    """One customer, `name`: its requests carry the key in the environment variable `key_env`; `weight` is its part."""
+    """One customer, `name`: its requests carry the key in the environment variable `key_env`.
+
+    `weight` is how much it asks for beside the others: its part of the traffic. `share` is how much it is entitled to
+    beside them where there isn't enough for all, as its weight in the server says; fairness is judged by it.
+    """
 
     name: Text
     key_env: Text
     weight: Positive = 1.0
+    share: Positive = 1.0
 
 
 class Conversations(Part, frozen=True):

@@ -16,6 +16,7 @@ from livery_loadtest.breakdown import (
     fairness,
     jain,
     lag_within,
+    max_min,
     tenant_groups,
 )
 from livery_loadtest.columns import Columns
@@ -23,6 +24,7 @@ from livery_loadtest.record import Record, Run
 from livery_loadtest.script import Planned
 from loadtest.made_runs import GOOD, Making, made_run
 from loadtest.test_figures import START, answer
+from loadtest.test_figures import of as summary_of
 
 moments = st.floats(0, 100)
 stretches = st.lists(st.tuples(moments, st.floats(0.01, 20)), min_size=1, max_size=12)
@@ -109,18 +111,71 @@ def test_the_largest_lag_is_between_tenants_that_both_wait() -> None:
     assert found is not None
     assert found.largest_lag_tokens == pytest.approx(40)  # at 1, 2, 3 and 4
     assert found.between == ("greedy", "meek")
-    assert found.jain == pytest.approx(60**2 / (2 * (50**2 + 10**2)))
+    x, y = 50 / (25 + 10), 10 / 25  # while both waited 25 each were due, then all for whoever was left
+    assert found.jain == pytest.approx((x + y) ** 2 / (2 * (x**2 + y**2)))
     late = fairness([columns(*greedy, waiting(9, "meek", 4.2, 4.5, 10))], {})
     assert late is not None
     assert late.largest_lag_tokens == pytest.approx(10)  # before it waited it was owed nothing
 
 
-def test_weights_divide_what_was_served() -> None:
-    records = [waiting(0, "gold", 0.0, 1.0, 30), waiting(1, "free", 0.0, 1.5, 10)]
-    found = fairness([columns(*records)], {"gold": 3.0, "free": 1.0})
-    assert found is not None
-    assert found.jain == pytest.approx(1)
+def test_shares_are_what_tenants_are_due_and_traffic_is_not() -> None:
+    """All wait until 9 and get 60 and 20 tokens: as it should be where one is entitled to three times the other's."""
+    gold = [waiting(0, "gold", 0.0, 1.0, 30), waiting(1, "gold", 0.0, 9.0, 30)]
+    free = [waiting(2, "free", 0.0, 1.5, 10), waiting(3, "free", 0.0, 9.0, 10)]
+    tenants = [
+        {"name": "gold", "key_env": "GOLD", "weight": 1, "share": 3},
+        {"name": "free", "key_env": "FREE", "weight": 5},
+    ]
+    of_shares = summary_of(*gold, *free, tenants=tenants).fairness
+    even = fairness([columns(*gold, *free)], {})
+    assert of_shares is not None and even is not None
+    assert of_shares.jain == pytest.approx(1)
+    assert of_shares.largest_lag_tokens == pytest.approx(10)
+    assert even.jain == pytest.approx(0.8) and even.largest_lag_tokens == pytest.approx(30 - 10 + 30)
     assert fairness([columns(waiting(0, "gold", 0.0, 1.0, 3))], {}) is None
+
+
+def served(first: str) -> Columns:
+    """A server of four rows, a token a second each: 60 requests of a flood at once, one of another tenant now and then.
+
+    `first` are the tenants of which one is taken before others wait; without any they come in order of arrival.
+    """
+    coming = [(0, "loud")] * 60 + [(20 * turn, "quiet") for turn in range(1, 7)]
+    queue = sorted(enumerate(coming), key=lambda one: one[1][0])
+    rows: list[tuple[int, float, str, list[float]]] = []
+    records, second = [], 0
+    while queue or rows:
+        while len(rows) < 4 and (waits := [one for one in queue if one[1][0] <= second]):
+            taken = min(waits, key=lambda one: one[1][1] != first)
+            queue.remove(taken)
+            rows.append((taken[0], taken[1][0], taken[1][1], []))
+        second += 1
+        for row in list(rows):
+            row[3].append(float(second))
+            if len(row[3]) == 10:
+                rows.remove(row)
+                records.append(answer(row[0], row[1], row[3], 10, tenant=row[2]))
+    return columns(*records)
+
+
+def test_under_a_flood_a_fair_server_is_told_from_one_that_serves_in_order() -> None:
+    """All are served in the end, so what each got in all is what it asked for."""
+    in_order, fair = fairness([served("")], {}), fairness([served("quiet")], {})
+    assert in_order is not None and fair is not None
+    assert in_order.jain < 0.65 and fair.jain > 0.95
+    assert in_order.between == fair.between == ("loud", "quiet")
+    assert fair.largest_lag_tokens < 40 < 400 < in_order.largest_lag_tokens
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.floats(0.1, 9), st.booleans()), min_size=1, max_size=8))
+def test_what_is_due_is_all_that_there_was_and_nobody_envies(tenants: list[tuple[float, float, bool]]) -> None:
+    got, shares = (np.asarray([one[place] for one in tenants], np.float64) for place in (0, 1))
+    waits = np.asarray([one[2] for one in tenants])
+    found = max_min(float(got.sum()), np.where(waits, np.inf, got), shares)
+    assert found.sum() == pytest.approx(got.sum(), abs=1e-6)
+    assert (found >= 0).all() and (found[~waits] <= got[~waits] + 1e-9).all()
+    for one in np.flatnonzero(waits | (found < got - 1e-6)):  # who would like more has least by its share
+        assert (found / shares <= found[one] / shares[one] + 1e-6).all()
 
 
 @given(

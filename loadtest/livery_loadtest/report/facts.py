@@ -20,8 +20,9 @@ def fairness(summaries: Sequence[Summary]) -> list[str]:
         who = f" ({between[0]} ahead of {between[1]})" if between else ""
         lag = number(one.fairness.largest_lag_tokens)
         said.append(
-            f"{one.target}: Jain's index {number(one.fairness.jain)} (1 is even, by the workload's weights); two "
-            f"tenants' services drew apart by {lag} tokens at most while both waited{who}."
+            f"{one.target}: Jain's index {number(one.fairness.jain)} of what each tenant got by what it was due (1 is "
+            "even; due is the max-min fair part by the workload's `share`, which isn't how much a tenant asks for); "
+            f"two tenants' services drew apart by {lag} tokens at most while both waited{who}."
         )
     return said
 
