@@ -78,10 +78,10 @@ class Stopwatch:
 def judge(processes: Sequence[Vitals], records: Sequence[Record], *, open_loop: bool) -> Health:
     """What all processes of a client together say about it, and about the answers that they had.
 
-    In a closed loop nothing is late: there is no time.
+    In a closed loop nothing is late: there is no time. Of no process nothing is known: whoever lost them says so.
     """
-    busiest = max(processes, key=lambda one: one.cpu_s / (one.wall_s or 1.0))
-    share = busiest.cpu_s / (busiest.wall_s or 1.0)
+    busiest = max(processes, key=_share, default=Vitals())
+    share = _share(busiest)
     lag = _shown([one.lags for one in processes])
     delay = _shown([one.delays for one in processes])
     little = MATTERS * _first_ms(records)
@@ -99,6 +99,11 @@ def judge(processes: Sequence[Vitals], records: Sequence[Record], *, open_loop: 
     for one in processes:
         reasons += [reason for reason in one.reasons if reason not in reasons]
     return Health(len(processes), share, lag, delay, tuple(reasons))
+
+
+def _share(one: Vitals) -> float:
+    """CPU time by wall time."""
+    return one.cpu_s / (one.wall_s or 1.0)
 
 
 def _first_ms(records: Sequence[Record]) -> float:

@@ -12,9 +12,11 @@ import pytest
 
 from livery_loadtest import workers
 from livery_loadtest.dialect import Dialect
-from livery_loadtest.drive import Glance, drive
+from livery_loadtest.drive import Glance, drive, look_away
 from livery_loadtest.options import Options
 from livery_loadtest.script import Planned, Script
+from livery_loadtest.session import Manner, find_served, run_session
+from livery_loadtest.spec import parse_workload
 from livery_loadtest.target import Target, TargetUnusable
 from livery_loadtest.workers import ClientFailed, measure, share_out
 from loadtest.known_server import CUT, KnownServer
@@ -150,6 +152,20 @@ async def test_a_process_that_ends_midway_makes_the_run_invalid(
     run = await measure(Script(requests), Target("left", server.url), Options(streams=2), processes=2)
     assert [record.planned.index for record in run.records] == [0, 2]
     assert run.health.reasons[-1] == "1 of 2 client processes ended midway: what they sent is lost"
+
+
+async def test_the_only_process_that_ends_midway_makes_the_run_invalid_and_loses_no_other(
+    pair: tuple[KnownServer, KnownServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, _ = pair
+    monkeypatch.setattr(workers, "SENDER", dying("sender.as_row = lambda one: os._exit(9)"))
+    workload = parse_workload("{name: some, arrivals: {kind: closed, streams: 2}, requests: 4, warm_up: 0}")
+    subject = await find_served(Target("left", server.url))
+    (measured,) = await run_session([workload], [subject], Manner(repeats=2, verify=2), lambda *_: look_away)
+    assert [(one.repeat, list(one.records), one.interrupted) for one in measured.runs] == [(0, [], False), (1, [], False)]
+    for run in measured.runs:
+        assert run.health.reasons == ("1 of 1 client processes ended midway: what they sent is lost",)
+    assert measured.verified["left"].compared == ()
 
 
 async def test_keys_never_cross_to_the_senders_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
