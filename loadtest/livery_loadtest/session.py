@@ -27,7 +27,7 @@ from livery_loadtest.workers import measure
 MANAGEMENT_S = 30.0  # how long a server may take to say what it serves
 WARM_UP_STREAMS = 8
 SAMPLE_S = 1.0
-MOST_SUSPECTS = 16  # answers for which other models are asked, too
+MOST_SUSPECTS = 16  # answers for which other models are asked, too: those that are least like the reference's
 MOST_RIVALS = 32  # of these, for each
 
 
@@ -190,12 +190,11 @@ async def _verify(
     ask = partial(_ask_again, workload, subject, reference, begin)
     answers = await ask([(record, [record.planned.model]) for record in chosen])
     doubted = suspects(chosen, answers)[:MOST_SUSPECTS]
-    asked = [(record, rivals(record, records, MOST_RIVALS) or [subject.base]) for record in doubted]
+    asked = [(record, rivals(record, records, MOST_RIVALS, subject.base)) for record in doubted]
     said = iter(await ask(asked))
     others = {record.planned.index: {model: next(said) for model in models} for record, models in asked}
     compared = tuple(
-        judge(record, answer, others.get(record.planned.index, {}))
-        for record, answer in zip(chosen, answers, strict=True)
+        judge(record, answer, others.get(record.planned.index)) for record, answer in zip(chosen, answers, strict=True)
     )
     name = f"{subject.target.name}, quiet" if reference is subject else reference.target.name
     return Verification(name, len({record.planned.model for record in chosen}), compared)

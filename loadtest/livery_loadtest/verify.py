@@ -2,7 +2,8 @@
 
 The reference is any server that answers rightly: the same one when it is quiet, another, or PEFT's plain loop. Greedy
 answers of one adapter may part late, where two tokens are nearly as likely and a batch rounds otherwise; an answer of
-another adapter parts at once, and goes on as that one's does. Pure: whoever calls asks the reference.
+another adapter, or of the base where an adapter was dropped, parts at once, and goes on as that one's does. Pure:
+whoever calls asks the reference.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ from enum import StrEnum
 from livery_loadtest.record import Record
 from livery_loadtest.script import Planned, Script
 
-CLEARLY = 8  # characters by which an answer must be more like another adapter's than like its own
+CLEARLY = 8  # characters by which an answer must be more like another model's than like its own
 
 
 class Finding(StrEnum):
-    """How an answer under load compares with the reference's."""
+    """How an answer under load compares with the reference's.
+
+    PARTED: it differs, and isn't what any model says that was asked for it; NOT_LOOKED_INTO: it differs, and no other
+    model was asked. WRONG_ADAPTER may be the base in an adapter's place, too. UNANSWERED by the reference.
+    """
 
     SAME = "same"
     PARTED = "parted"
     WRONG_ADAPTER = "wrong adapter"
+    NOT_LOOKED_INTO = "not looked into"
     UNANSWERED = "unanswered"
 
 
@@ -53,8 +59,13 @@ class Verification:
 
     @property
     def wrong(self) -> tuple[Compared, ...]:
-        """Answers that came from another adapter than the one asked for."""
+        """Answers that came from another model than the one asked for."""
         return tuple(one for one in self.compared if one.finding is Finding.WRONG_ADAPTER)
+
+    @property
+    def not_looked_into(self) -> int:
+        """Answers that differ of which nobody knows whether they came from another model."""
+        return self.count(Finding.NOT_LOOKED_INTO)
 
 
 def choose(records: Sequence[Record], most: int, seed: int) -> list[Record]:
@@ -84,39 +95,46 @@ def replayed(asked: Sequence[tuple[Record, Sequence[str]]]) -> Script:
     return Script(requests)
 
 
-def rivals(record: Record, records: Sequence[Record], most: int) -> list[str]:
-    """Up to `most` other models that were being answered at the same time: a mix-up is one of these as a rule."""
-    found: dict[str, None] = {}
+def rivals(record: Record, records: Sequence[Record], most: int, base: str) -> list[str]:
+    """Up to `most` other models whose answer it may be: the base, then those that were being answered meanwhile.
+
+    An adapter that is dropped leaves the base; any other mix-up is with a neighbour as a rule.
+    """
+    found = dict.fromkeys([base])
     for other in records:
-        if (
-            other.sent < record.finished
-            and record.sent < other.finished
-            and other.planned.model != record.planned.model
-        ):
+        if other.sent < record.finished and record.sent < other.finished:
             found.setdefault(other.planned.model)
+    found.pop(record.planned.model, None)
     return list(found)[:most]
 
 
 def suspects(chosen: Sequence[Record], references: Sequence[Record]) -> list[Record]:
-    """Those of the sample whose answer isn't the reference's: only these are worth asking other models for."""
-    pairs = zip(chosen, references, strict=True)
-    return [record for record, reference in pairs if reference.error is None and record.text != reference.text]
+    """Those of the sample whose answer isn't the reference's, the least like it first: of these others may be asked."""
+    differ = [
+        (_alike(record.text, reference.text), record)
+        for record, reference in zip(chosen, references, strict=True)
+        if reference.error is None and record.text != reference.text
+    ]
+    return [record for _, record in sorted(differ, key=lambda pair: pair[0])]
 
 
-def judge(record: Record, reference: Record, others: Mapping[str, Record]) -> Compared:
-    """Compare one answer with the reference's, and with what other models say to the same."""
+def judge(record: Record, reference: Record, others: Mapping[str, Record] | None) -> Compared:
+    """Compare one answer with the reference's, and with what other models say to the same; None: they weren't asked."""
     planned = record.planned
     own = _alike(record.text, reference.text)
+    as_of = planned.model
     if reference.error is not None:
         finding, as_of = Finding.UNANSWERED, ""
     elif record.text == reference.text:
-        finding, as_of = Finding.SAME, planned.model
+        finding = Finding.SAME
+    elif others is None:
+        finding, as_of = Finding.NOT_LOOKED_INTO, ""
     else:
+        finding = Finding.PARTED
         said = {model: _alike(record.text, other.text) for model, other in others.items() if other.error is None}
-        as_of = max(said, key=lambda model: said[model], default="")
-        wrong = bool(as_of) and (record.text == others[as_of].text or said[as_of] >= own + CLEARLY)
-        finding = Finding.WRONG_ADAPTER if wrong else Finding.PARTED
-        as_of = as_of if wrong else planned.model
+        likest = max(said, key=lambda model: said[model], default="")
+        if likest and (record.text == others[likest].text or said[likest] >= own + CLEARLY):
+            finding, as_of = Finding.WRONG_ADAPTER, likest
     return Compared(planned.index, planned.model, finding, own, record.text, reference.text, as_of)
 
 

@@ -1,10 +1,12 @@
-"""`livery serve` with a planted bug, for the load test to find.
+"""`livery serve` with a planted bug, for the load test to find: `planted.py BUG serve …`.
 
-Under load, now and then, an answer comes from the adapter of a request that runs beside it.
+Under load, when another adapter is at work, every third answer comes from that one (mixed), or every answer comes from
+the base, its adapter silently left out (dropped).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from itertools import count
 
@@ -21,16 +23,29 @@ numbers = count(1)
 under_way: list[AdapterRef] = []
 
 
-async def mixed_up(
+def mixed(others: list[AdapterRef], own: AdapterRef) -> AdapterRef | None:
+    """Every third request has another's adapter."""
+    return own if next(numbers) % EVERY else others[0]
+
+
+def dropped(others: list[AdapterRef], own: AdapterRef) -> AdapterRef | None:
+    """No request has its adapter."""
+    return None
+
+
+BUGS = {"mixed": mixed, "dropped": dropped}
+
+
+async def planted(
     self: EngineClient, request: GenerationRequest, read: PromptRead | None = None
 ) -> AsyncIterator[TokenDelta]:
-    """As the engine's client, but for every third request that finds another adapter at work."""
+    """As the engine's client, but for requests that find another adapter at work."""
     own = request.adapter
     others = [adapter for adapter in under_way if adapter != own]
     if own is not None:
         under_way.append(own)
-    if own is not None and others and not next(numbers) % EVERY:
-        request = msgspec.structs.replace(request, adapter=others[0])
+    if own is not None and others:
+        request = msgspec.structs.replace(request, adapter=bug(others, own))
     try:
         async for delta in sound(self, request, read):
             yield delta
@@ -40,5 +55,6 @@ async def mixed_up(
 
 
 if __name__ == "__main__":
-    EngineClient.generate = mixed_up  # type: ignore[method-assign]
+    bug = BUGS[sys.argv.pop(1)]
+    EngineClient.generate = planted  # type: ignore[method-assign]
     main()

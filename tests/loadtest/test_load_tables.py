@@ -83,9 +83,10 @@ def test_answers_of_other_adapters_are_named() -> None:
     compared = (
         Compared(7, "pirate", Finding.WRONG_ADAPTER, 2, "arr", "hello", "json"),
         Compared(8, "pirate", Finding.SAME, 5, "hello", "hello", "pirate"),
+        Compared(9, "pirate", Finding.NOT_LOOKED_INTO, 3, "hear", "hello"),
     )
     text = printed(of(made_run(Making(requests=30), "ours"), verified={"ours": Verification("PEFT", 3, compared)}))
-    assert "of 2 answers of 3 models, compared with PEFT: 1 same, 1 wrong adapter" in text
+    assert "of 3 answers of 3 models, compared with PEFT: 1 same, 1 wrong adapter, 1 not looked into (of those" in text
     assert "request 7 asked pirate and was answered as json" in text
 
 

@@ -1,4 +1,4 @@
-"""A server that mixes adapters up under load is found out by `--verify`, and a sound one isn't accused."""
+"""A server that mixes adapters up under load, or drops them, is found out by `--verify`; a sound one isn't accused."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from peft import LoraConfig
 
 from engine.families import LLAMA_LINEAR
 from engine.oracle import save_adapter
+from livery_loadtest.session import MOST_SUSPECTS
 from server.running import SMALL, livery_serve, tiny_model
 
 PLANTED = str(Path(__file__).parent / "planted.py")
@@ -57,12 +58,26 @@ def test_a_mix_up_is_found_by_asking_the_same_server_when_it_is_quiet(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     base, adapters = models
-    with livery_serve(base, adapters, tmp_path, *SMALL, program=[PLANTED]) as server:
+    with livery_serve(base, adapters, tmp_path, *SMALL, program=[PLANTED, "mixed"]) as server:
         status, document = run_against(server.url, tmp_path)
     assert status == 1
     wrong = [one for one in document["verified"]["livery"]["compared"] if one["finding"] == "wrong adapter"]
     assert wrong
     assert all(one["as_of"] in {"red", "green", "blue"} - {one["model"]} for one in wrong)
+
+
+def test_adapters_that_are_dropped_under_load_are_found_though_nobody_asked_for_the_base(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, adapters = models
+    with livery_serve(base, adapters, tmp_path, *SMALL, program=[PLANTED, "dropped"]) as server:
+        status, document = run_against(server.url, tmp_path)
+    assert status == 1
+    compared = document["verified"]["livery"]["compared"]
+    assert not {one["model"] for one in compared} & {"tiny"}
+    wrong = [one for one in compared if one["finding"] == "wrong adapter"]
+    assert MOST_SUSPECTS // 2 < len(wrong) <= MOST_SUSPECTS
+    assert {one["as_of"] for one in wrong} == {"tiny"}
 
 
 def test_a_sound_server_is_cleared_by_peft(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -135,13 +135,18 @@ def test_an_invalid_or_interrupted_run_says_so_first() -> None:
 
 
 def test_wrong_adapters_are_told_first(made: Result) -> None:
-    answers = (Compared(7, "pirate", Finding.WRONG_ADAPTER, 2, "arr", "hello", "json"),)
+    answers = (
+        Compared(7, "pirate", Finding.WRONG_ADAPTER, 2, "arr", "hello", "json"),
+        Compared(8, "pirate", Finding.NOT_LOOKED_INTO, 3, "hear", "hello"),
+    )
     runs = [made_run(Making(requests=30), "ours")]
     verified = {"ours": Verification("the same server, quiet", 3, answers)}
     found = make_result(workload(), [Server(name="ours", url="http://host")], runs, ORIGIN, verified)
     text = self_contained(page([found])).text
-    assert text.index("with another adapter") < text.index("Output tokens per second")
+    assert text.index("1 of 2 checked requests as another model") < text.index("Output tokens per second")
+    assert "1 more that differ were not looked into" in text
     assert "request 7 asked pirate and was answered as json" in text
+    assert "1 of 2 by another model, 1 that differ not looked into, against the same server, quiet" in text
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -80,5 +80,26 @@ def test_rivals_are_those_answered_at_the_same_time() -> None:
     asked = during("red", 1.0, 2.0)
     others = [during("before", 0.0, 1.0), during("into", 0.5, 1.5), during("within", 1.2, 1.4), during("red", 1.1, 1.2)]
     others += [during("around", 0.0, 3.0), during("after", 2.0, 3.0)]
-    assert rivals(asked, others, 9) == ["into", "within", "around"]
-    assert rivals(asked, others, 1) == ["into"]
+    assert rivals(asked, others, 9, "base") == ["base", "into", "within", "around"]
+    assert rivals(asked, others, 2, "base") == ["base", "into"]
+    assert rivals(asked, others, 9, "within") == ["within", "into", "around"], "the base first, and once"
+    assert rivals(asked, others, 9, "red") == ["into", "within", "around"], "which isn't asked when it was asked for"
+
+
+def test_an_answer_of_the_base_in_an_adapters_place_is_found() -> None:
+    text = "The sea is wide."
+    record, reference = answered(0, "pirate", text), answered(0, "pirate", OWN)
+    found = judge(record, reference, {"base": answered(1, "base", text), "json": answered(2, "json", OTHER)})
+    assert (found.finding, found.as_of) == (Finding.WRONG_ADAPTER, "base")
+
+
+def test_the_least_alike_are_looked_into_first_and_others_are_not_called_rounding() -> None:
+    texts = ["same", "differs late", "other", "differs early", "no answer"]
+    references = ["same", "differs latest", "thing", "diff", ""]
+    records = [answered(index, "a", text) for index, text in enumerate(texts)]
+    expected = [answered(index, "a", text) for index, text in enumerate(references)]
+    expected[4].error = "http 503"
+    assert [record.planned.index for record in suspects(records, expected)] == [2, 3, 1]
+    assert [judge(*pair, None).finding for pair in zip(records, expected, strict=True)] == [
+        *(Finding.SAME, Finding.NOT_LOOKED_INTO, Finding.NOT_LOOKED_INTO, Finding.NOT_LOOKED_INTO, Finding.UNANSWERED)
+    ]

@@ -23,7 +23,7 @@ class Exit(IntEnum):
 
 
 ENDS = (
-    "Exit status: 0; 1 when requests failed, an answer came from another adapter, or a slope is steeper than the "
+    "Exit status: 0; 1 when requests failed, an answer came from another model, or a slope is steeper than the "
     "workload allows; 3 when the client was the bottleneck, so that the figures aren't the server's; 130 when it was "
     "interrupted, with what was there written."
 )

@@ -188,7 +188,7 @@ def _check_values(subjects: Sequence[Served], stage: Stage, console: Console) ->
         same, parted = one.count(Finding.SAME), one.count(Finding.PARTED)
         console.print(
             f"{name}: of {len(one.compared)} greedy answers {same} equal {reference}'s, {parted} part from it midway, "
-            f"{len(one.wrong)} are another adapter's"
+            f"{len(one.wrong)} are another model's"
         )
     return found
 

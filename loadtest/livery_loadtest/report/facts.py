@@ -90,7 +90,10 @@ def _checked(result: Result, target: str) -> str:
     found = result.verified.get(target)
     if found is None:
         return ""
-    return f"{count(len(found.wrong))} of {count(len(found.compared))} by another adapter, against {found.reference}"
+    left = f", {count(found.not_looked_into)} that differ not looked into" if found.not_looked_into else ""
+    return (
+        f"{count(len(found.wrong))} of {count(len(found.compared))} by another model{left}, against {found.reference}"
+    )
 
 
 def _unsampled(result: Result, target: str) -> str:

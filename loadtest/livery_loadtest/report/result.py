@@ -103,7 +103,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def wrong(self) -> int:
-        """Answers that came from another adapter than the one asked for."""
+        """Answers that came from another model than the one asked for."""
         return sum(len(one.wrong) for one in self.verified.values())
 
 

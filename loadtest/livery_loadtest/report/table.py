@@ -181,8 +181,9 @@ def _verified(target: str, one: Verification) -> Iterator[str]:
     wrong = one.wrong
     parts = [f"{count(one.count(finding))} {finding}" for finding in Finding if one.count(finding)]
     sample = f"of {count(len(one.compared))} answers of {count(one.models)} models"
-    colour = "red" if wrong else "green"
-    yield f"[{colour}]{escape(target)}: {sample}, compared with {escape(one.reference)}: {', '.join(parts)}[/]"
+    colour = "red" if wrong else "yellow" if one.not_looked_into else "green"
+    why = " (of those that differ only the least alike are)" if one.not_looked_into else ""
+    yield f"[{colour}]{escape(target)}: {sample}, compared with {escape(one.reference)}: {', '.join(parts)}{why}[/]"
     for answer in wrong:
         yield (
             f"  [red]request {answer.index} asked {escape(answer.model)} and was answered as "
