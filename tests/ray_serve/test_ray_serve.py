@@ -16,16 +16,15 @@ import openai
 import pytest
 import ray
 from peft import LoraConfig
-from ray import serve
 from sqlalchemy import select
 
 from engine.oracle import Oracle, save_adapter
-from livery.scale.ray_app import LOST, app
-from livery.scale.ray_exchange import Forwarded, Head
+from livery.scale.ray_app import app
 from livery.settings import SettingsError
 from livery.tenancy import TenantStore
 from livery.tenancy.schema import levels
 from ray_serve.cluster import APPLICATION, KEY, Deployed, until
+from ray_serve.stranger import Stranger
 from server.running import livery_serve
 
 PROMPT = "Once upon a time there was"
@@ -207,24 +206,6 @@ def is_idle(deployed: Deployed, url: str) -> bool:
         lines = http.get("/metrics").text.splitlines()
     values = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and line[0] != "#"}
     return values["vllm:num_requests_running"] == 0 and values["vllm:num_requests_waiting"] == 0
-
-
-class Stranger:
-    """On the cluster, since that is where handles work with the settings that are recommended."""
-
-    async def status(self, application: str) -> int | str:
-        """Of the replicas' answer to a request that says it is for this application; or why there is none."""
-        replicas = serve.get_deployment_handle("Replica", APPLICATION)
-        answers = replicas.options(stream=True, method_name="answer", _by_reference=False)
-        headers = ((b"host", b"here"), (b"authorization", f"Bearer {KEY}".encode()))
-        try:
-            said = await anext(
-                aiter(answers.remote(Forwarded(application, "GET", "http", "/v1/models", b"", headers, None)))
-            )
-        except LOST as error:
-            return str(error)
-        assert isinstance(said, Head)
-        return said.status
 
 
 def test_a_request_that_was_meant_for_another_cluster_is_not_answered(served: Deployed) -> None:
