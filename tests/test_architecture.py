@@ -215,6 +215,7 @@ HTTP_SIDE = {part for part in ALLOWED if part.startswith("livery.")} - {
 BROAD_EXCEPT = {
     ("livery.engine.core", "_attempt"),  # a step's failure belongs to the requests in it
     ("livery.engine.loader", "_finish"),  # one bad adapter must not end the loader
+    ("livery.engine.vllm_adapters", "_load"),  # nor all requests over vLLM
     ("livery.bench.suite", "_in_part"),  # what fails in one part of a run is no reason to lose the others
     ("livery.api.boundary", "__call__"),  # what nobody expected becomes a 500 of the usual shape
     ("livery.intakes", "_settle"),  # a thread's failure is its waiter's

@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+from safetensors import SafetensorError
+
 from engine.told_vllm import ToldVllm, ref
+from livery.engine.base import NOBODY, AdapterLoadFailed, EngineDead
+from livery.engine.vllm_process import CallFailed
 
 
 async def test_what_a_request_comes_for_while_another_makes_room_stays(tmp_path: Path) -> None:
@@ -25,3 +30,75 @@ async def test_what_a_request_comes_for_while_another_makes_room_stays(tmp_path:
     await third
     assert taken is not None and taken.lora_int_id in told.known
     assert told.folders == {"b", "c"}
+
+
+async def test_what_comes_for_one_that_left_while_its_loading_made_room_has_it_read_again(tmp_path: Path) -> None:
+    told = ToldVllm(tmp_path, host=1)
+    adapters = told.adapters
+    await adapters.load(ref("a"), NOBODY)
+    goes_on = told.hold_up("remove_lora")
+    proven = asyncio.create_task(adapters.load(ref("b"), NOBODY))
+    await told.reached["remove_lora"].wait()
+    dropped = asyncio.create_task(adapters.unload("b"))  # there already, though its loading has room to make still
+    later = asyncio.create_task(adapters.hold(ref("b")))
+    goes_on.set()
+    lora = await later
+    await asyncio.gather(proven, dropped)
+    assert told.known == {lora.lora_int_id: "livery@b"}
+    assert Path(lora.path).is_dir() and told.folders == {"b"}
+
+
+@pytest.mark.parametrize("comes_again", [False, True])
+async def test_one_unloaded_while_it_is_loading_is_forgotten_unless_it_is_asked_for_again(
+    tmp_path: Path, comes_again: bool
+) -> None:
+    """Also where the request that it was loading for is gone before it is there."""
+    told = ToldVllm(tmp_path, host=2)
+    adapters = told.adapters
+    goes_on = told.hold_up("add_lora")
+    first = asyncio.create_task(adapters.hold(ref("a")))
+    await told.reached["add_lora"].wait()
+    await adapters.unload("a")
+    first.cancel()
+    await asyncio.wait({first})
+    loads = set(adapters._loads)
+    again = asyncio.create_task(adapters.hold(ref("a"))) if comes_again else None
+    await asyncio.sleep(0)  # it has joined those that wait
+    goes_on.set()
+    await asyncio.gather(*loads, *([again] if again else []))
+    assert loads and list(told.known.values()) == ["livery@a"] * comes_again
+    assert told.folders == ({"a"} if comes_again else set())
+    assert adapters.running == (("a",) if comes_again else ())
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "words"),
+    [
+        ("write", RuntimeError("[enforce fail] DefaultCPUAllocator"), "unexpected RuntimeError"),
+        ("write", MemoryError(), "unexpected MemoryError"),
+        ("write", SafetensorError("HeaderTooLarge at /srv/x"), "unexpected SafetensorError"),
+        ("write", FileNotFoundError(2, "No such file or directory"), "No such file"),
+        ("add_lora", CallFailed("shape mismatch"), "vLLM refuses adapter a"),
+        ("livery_unapplied", CallFailed("no such method"), "unexpected CallFailed"),
+    ],
+)
+async def test_whatever_goes_wrong_with_one_is_told_to_who_wants_it_and_leaves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, error: Exception, words: str
+) -> None:
+    told = ToldVllm(tmp_path, host=2)
+    adapters = told.adapters
+    told.fails[method] = error
+    with pytest.raises(AdapterLoadFailed, match=words) as failed:
+        await adapters.hold(ref("a"))
+    assert "/srv" not in str(failed.value), "the words of libraries hold paths: they are the log's"
+    assert not isinstance(error, SafetensorError) or "HeaderTooLarge" in caplog.text
+    assert not told.folders and not told.known and not adapters.running and not adapters.waited_for
+    assert (await adapters.hold(ref("a"))).lora_int_id in told.known, "the next one may fare better"
+
+
+async def test_an_engine_that_is_lost_while_it_loads_is_not_the_adapters_fault(tmp_path: Path) -> None:
+    told = ToldVllm(tmp_path, host=2)
+    told.fails["add_lora"] = EngineDead("its process ended")
+    with pytest.raises(EngineDead, match="its process ended"):
+        await told.adapters.hold(ref("a"))
+    assert not told.folders and not told.adapters.running

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from livery.engine.base import AdapterLoadFailed, AdapterRef, Asker, EngineError
+from livery.engine.base import AdapterLoadFailed, AdapterRef, Asker, EngineDead, EngineError, EngineRestarting
 from livery.engine.tally import AdapterLog
 from livery.engine.vllm_args import AdapterRoom
 from livery.engine.vllm_lora import NOT_APPLIED, Written
@@ -82,7 +82,8 @@ class VllmAdapters:
         self._ids = itertools.count(1)
         self._held: dict[str, _Held] = {}  # the last used one last
         self._by_id: dict[int, str] = {}
-        self._loading: dict[str, asyncio.Task[_Held]] = {}
+        self._loading: dict[str, asyncio.Task[_Held]] = {}  # until they are in _held
+        self._loads: set[asyncio.Task[_Held]] = set()  # until they have made room as well
         self._users: Counter[str] = Counter()
         self._unwanted: set[str] = set()  # to be forgotten once nobody uses them
         self._kept: tuple[str, ...] = ()
@@ -112,6 +113,8 @@ class VllmAdapters:
     async def load(self, adapter: AdapterRef, asker: Asker) -> AdapterEffect:
         """Have it converted and taken in by vLLM, on the device as far as its asker may. Raises AdapterLoadFailed."""
         held = await self._ready(adapter)
+        if adapter.digest not in self._held:  # unloaded meanwhile
+            return held.effect
         stays = self._queue.bring(adapter.digest, asker)
         with suppress(EngineError):
             await self.leave_device([*self._queue.take_idle(), *([] if stays else [adapter.digest])])
@@ -176,7 +179,7 @@ class VllmAdapters:
         return self.digests(device), self.digests(set(host).difference(device))
 
     def stop(self) -> None:
-        for task in (*self._loading.values(), *([self._pinning] if self._pinning else [])):
+        for task in (*self._loads, *([self._pinning] if self._pinning else [])):
             task.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -190,13 +193,16 @@ class VllmAdapters:
         if task is None:
             task = asyncio.create_task(self._load(adapter), name=f"load {adapter.digest[:12]}")
             self._loading[adapter.digest] = task
+            self._loads.add(task)
             task.add_done_callback(lambda done: self._loaded(adapter.digest, done))
         return await asyncio.shield(task)  # others may wait for it as well
 
     def _loaded(self, digest: str, task: asyncio.Task[_Held]) -> None:
-        self._loading.pop(digest, None)
-        if not task.cancelled():
-            task.exception()  # its waiters have it, or are gone
+        self._loads.discard(task)
+        failed = task.cancelled() or task.exception() is not None  # its waiters have it, or are gone
+        if failed and self._loading.get(digest) is task:
+            del self._loading[digest]
+            self._unwanted.discard(digest)
 
     async def _load(self, adapter: AdapterRef) -> _Held:
         begun = time.monotonic()
@@ -210,14 +216,13 @@ class VllmAdapters:
             request = self._make(f"livery@{adapter.digest}", number, str(folder))
             begun = time.monotonic()
             await self._tell(request, adapter.digest)
-        except (AdapterRefused, AdapterLoadFailed) as refused:
-            await self._failed(adapter.digest, folder)
-            raise AdapterLoadFailed(str(refused), refused.code) from refused
-        except OSError as error:
-            await self._failed(adapter.digest, folder)
-            raise AdapterLoadFailed(f"its files can't be read: {error.strerror}") from error
+        except Exception as error:  # boundary: whatever is wrong with one adapter is that one's alone
+            self.log.failed(adapter.digest)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise _as_failure(error, adapter.digest) from error
         self.log.placed(adapter.digest, time.monotonic() - begun)
         held = self._held[adapter.digest] = _Held(request, folder, written.effect, written.nbytes)
+        del self._loading[adapter.digest]  # who comes from now on finds it, or that it has left again
         self._by_id[number] = adapter.digest
         if adapter.digest in self._kept:
             self._pin_anew()
@@ -236,12 +241,16 @@ class VllmAdapters:
                 return
             await self._forget(idle)
 
-    async def _failed(self, digest: str, folder: Path) -> None:
-        self.log.failed(digest)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
     async def _tell(self, request: Any, digest: str) -> None:  # noqa: ANN401
-        """Have vLLM read it, and see that every part of it is applied. Raises AdapterLoadFailed."""
+        """Have vLLM read it, and see that every part of it is applied, or nothing of it. Raises AdapterLoadFailed."""
+        try:
+            await self._add(request, digest)
+        except Exception:
+            with suppress(EngineError):  # its workers may have it by now, all or some
+                await self._loras.remove_lora(request.lora_int_id)
+            raise
+
+    async def _add(self, request: Any, digest: str) -> None:  # noqa: ANN401
         try:
             await self._loras.add_lora(request)
         except CallFailed as failed:
@@ -253,7 +262,6 @@ class VllmAdapters:
         per_worker = await self._loras.ask_workers("livery_unapplied", request.lora_int_id)
         unapplied = sorted(set.intersection(*map(set, per_worker))) if per_worker else []
         if unapplied:
-            await self._loras.remove_lora(request.lora_int_id)
             raise AdapterLoadFailed(
                 f"vLLM would leave out {len(unapplied)} modules of adapter {digest[:12]}, such as {unapplied[0]}: its "
                 "model has no LoRA layer there. Start the server with --vllm-arg lora_target_modules=null, or serve "
@@ -291,9 +299,11 @@ class VllmAdapters:
                 self._pinned.add(digest)
 
     async def _forget(self, digest: str) -> None:
+        held = self._held.pop(digest, None)
+        if held is None and digest in self._loading:
+            return  # it is unwanted still, and goes as soon as it is there
         self._unwanted.discard(digest)
         self._pinned.discard(digest)
-        held = self._held.pop(digest, None)
         if held is None:
             return
         self._by_id.pop(held.request.lora_int_id, None)
@@ -304,6 +314,22 @@ class VllmAdapters:
         with suppress(EngineError):
             await self._loras.remove_lora(held.request.lora_int_id)
         await asyncio.to_thread(shutil.rmtree, held.folder, ignore_errors=True)
+
+
+def _as_failure(error: Exception, digest: str) -> Exception:
+    """What is told of an adapter that can't be loaded; of an engine that is lost, what that says."""
+    match error:
+        case EngineDead() | EngineRestarting():
+            return error
+        case AdapterRefused() | AdapterLoadFailed():
+            return AdapterLoadFailed(str(error), error.code)
+        case OSError():
+            return AdapterLoadFailed(f"its files can't be read: {error.strerror}")
+    log.error("adapter %s can't be made ready for vLLM", digest[:12], exc_info=error)
+    return AdapterLoadFailed(
+        f"adapter {digest[:12]} can't be made ready for vLLM, by an unexpected {type(error).__name__}: the server's "
+        "log has the rest"
+    )
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
