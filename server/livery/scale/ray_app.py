@@ -51,16 +51,19 @@ PIECE = 256 << 10  # bytes
 STOP_S = 10.0  # what a replica takes to stop beyond the requests that it lets end
 MOST_HELD = 256 << 20  # bytes of bodies on an ingress, as in a server
 MOST_ONGOING = 8192  # on an ingress: it only passes on, and replicas bound what they take
+
+
+class Misdirected(Exception):
+    """A request reached a replica of another application than it was sent to. Made of one string: it is pickled."""
+
+
 LOST = (
     RayError,
     RayServeException,
     grpc.RpcError,
     AnswerCutShort,
+    Misdirected,
 )  # what a replica that is gone, or failed, looks like
-
-
-class Misdirected(Exception):
-    """A request reached a replica of another application than it was sent to. Made of one string: it is pickled."""
 
 
 class Replica:
