@@ -58,6 +58,20 @@ def test_the_standard_suite_has_what_traffic_is_made_of() -> None:
     assert any(isinstance(workload.arrivals, Gamma) and workload.arrivals.cv == 4 for workload in found)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_counts_as_cold_was_asked_for_by_nothing_before(name: str) -> None:
+    """Neither by the workloads before it, whose adapters are the same, nor by what warms up."""
+    found = suite(name)
+    names = [f"adapter-{index}" for index in range(found.adapters)]
+    asked: set[str] = set()
+    for workload in found.workloads:
+        asked |= {request.model for request in build_warm_up(workload, "base", names).requests}
+        script = build_script(workload, "base", names).requests
+        assert not {request.model for request in script if request.cold} & asked
+        assert bool(workload.cold) == any(request.cold for request in script)
+        asked |= {request.model for request in script}
+
+
 def test_the_scale_suite_differs_in_the_number_of_adapters_alone() -> None:
     found = suite("scale")
     assert [workload.adapters for workload in found.workloads] == [1, 10, 100, 1000, 2000]
