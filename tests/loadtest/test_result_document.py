@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,15 @@ from livery_loadtest.figures import Measured, summarise
 from livery_loadtest.machine import Machine
 from livery_loadtest.origin import Origin
 from livery_loadtest.report.packed import pack, unpack_samples
-from livery_loadtest.report.result import Result, ResultUnreadable, Server, make_result, read_result, write_result
+from livery_loadtest.report.result import (
+    SCHEMA,
+    Result,
+    ResultUnreadable,
+    Server,
+    make_result,
+    read_result,
+    write_result,
+)
 from loadtest.made_runs import BUSY, Making, made_run, workload
 
 ORIGIN = Origin(
@@ -140,3 +149,29 @@ def test_measured_repeats_are_in_order_whatever_the_order_of_the_file() -> None:
     turned = msgspec.structs.replace(result, repeats=tuple(reversed(result.repeats)))
     assert [one.repeat for one in turned.measured["ours"]] == [0, 1, 2]
     assert isinstance(turned.measured["ours"][0], Measured)
+
+
+RESULTS = Path(__file__).parents[2] / "loadtest" / "results"
+PARTS = {"origin", "schema", "summary", "workload"}
+
+
+def test_kept_load_tests_hold_what_their_page_says() -> None:
+    """Whole documents can be read; of those that are "summaries only" the page promises nothing else."""
+    page = (RESULTS / "README.md").read_text()
+    rows = {file: row for row in page.splitlines() for file in re.findall(r"`([\w.-]+\.json)`", row) if row[:1] == "|"}
+    kinds = {"whole": 0, "summaries": 0}
+    for file in sorted(RESULTS.glob("*.json")):
+        assert file.name in rows, f"{file.name} has no row in {RESULTS / 'README.md'}"
+        held = json.loads(file.read_bytes())
+        entries = held if isinstance(held, list) else [held]
+        if entries[0].get("schema") != SCHEMA:
+            continue
+        only = all(set(entry) == PARTS for entry in entries)
+        assert only == ("summaries only" in rows[file.name])
+        if only:
+            verifies = re.search(r"\d+ of \d+ answers", rows[file.name])
+            assert verifies is None, f"{file.name} holds no checked answers, yet its row says: {verifies}"
+        else:
+            read_result(file)
+        kinds["summaries" if only else "whole"] += 1
+    assert kinds["summaries"], "nothing was looked at"
