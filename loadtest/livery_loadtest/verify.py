@@ -23,13 +23,15 @@ class Finding(StrEnum):
     """How an answer under load compares with the reference's.
 
     PARTED: it differs, and isn't what any model says that was asked for it; NOT_LOOKED_INTO: it differs, and no other
-    model was asked. WRONG_ADAPTER may be the base in an adapter's place, too. UNANSWERED by the reference.
+    model was asked. WRONG_ADAPTER may be the base in an adapter's place, too. FAILED: there is none. UNANSWERED by the
+    reference.
     """
 
     SAME = "same"
     PARTED = "parted"
     WRONG_ADAPTER = "wrong adapter"
     NOT_LOOKED_INTO = "not looked into"
+    FAILED = "failed"
     UNANSWERED = "unanswered"
 
 
@@ -55,17 +57,25 @@ class Verification:
     compared: tuple[Compared, ...]
 
     def count(self, finding: Finding) -> int:
-        return sum(one.finding is finding for one in self.compared)
+        return len(self._found(finding))
 
     @property
     def wrong(self) -> tuple[Compared, ...]:
         """Answers that came from another model than the one asked for."""
-        return tuple(one for one in self.compared if one.finding is Finding.WRONG_ADAPTER)
+        return self._found(Finding.WRONG_ADAPTER)
+
+    @property
+    def failed(self) -> tuple[Compared, ...]:
+        """Requests that had no answer."""
+        return self._found(Finding.FAILED)
 
     @property
     def not_looked_into(self) -> int:
         """Answers that differ of which nobody knows whether they came from another model."""
         return self.count(Finding.NOT_LOOKED_INTO)
+
+    def _found(self, finding: Finding) -> tuple[Compared, ...]:
+        return tuple(one for one in self.compared if one.finding is finding)
 
 
 def choose(records: Sequence[Record], most: int, seed: int) -> list[Record]:
@@ -119,11 +129,16 @@ def suspects(chosen: Sequence[Record], references: Sequence[Record]) -> list[Rec
 
 
 def judge(record: Record, reference: Record, others: Mapping[str, Record] | None) -> Compared:
-    """Compare one answer with the reference's, and with what other models say to the same; None: they weren't asked."""
+    """Compare one answer with the reference's, and with what other models say to the same; None: they weren't asked.
+
+    One that failed has its error as `under_load`.
+    """
     planned = record.planned
     own = _alike(record.text, reference.text)
     as_of = planned.model
-    if reference.error is not None:
+    if record.error is not None:  # what came before it failed, if anything, is no answer
+        finding, as_of = Finding.FAILED, ""
+    elif reference.error is not None:
         finding, as_of = Finding.UNANSWERED, ""
     elif record.text == reference.text:
         finding = Finding.SAME
@@ -135,7 +150,8 @@ def judge(record: Record, reference: Record, others: Mapping[str, Record] | None
         likest = max(said, key=lambda model: said[model], default="")
         if likest and (record.text == others[likest].text or said[likest] >= own + CLEARLY):
             finding, as_of = Finding.WRONG_ADAPTER, likest
-    return Compared(planned.index, planned.model, finding, own, record.text, reference.text, as_of)
+    shown = record.text if record.error is None else f"{record.error}: {record.error_message}"
+    return Compared(planned.index, planned.model, finding, own, shown, reference.text, as_of)
 
 
 def _alike(left: str, right: str) -> int:

@@ -72,6 +72,16 @@ def test_without_a_reference_nothing_is_said() -> None:
     assert suspects([answered(0, "a", "Paris")], [answered(0, "a", "", error="http 503")]) == []
 
 
+def test_an_answer_that_failed_is_no_answer_that_parts() -> None:
+    """Not even where the reference failed, too, or where what came before it broke off is as the reference's."""
+    broken = answered(0, "a", "Par", error="stream cut", error_message="in the middle")
+    for reference in (answered(0, "a", "Paris"), answered(0, "a", "", error="http 503"), answered(0, "a", "Par")):
+        found = judge(broken, reference, {"b": answered(1, "b", "Par")})
+        assert (found.finding, found.under_load) == (Finding.FAILED, "stream cut: in the middle")
+        checked = Verification("quiet", 1, (found,))
+        assert checked.failed == (found,) and not checked.wrong
+
+
 def test_rivals_are_those_answered_at_the_same_time() -> None:
     def during(model: str, sent: float, finished: float) -> Record:
         record = answered(0, model, "x", sent=sent, finished=finished)

@@ -25,8 +25,9 @@ from livery_loadtest.peers.device import Device
 from livery_loadtest.peers.launching import PEFT_MIXED, SERVERS, PeersSetup, SideBySide
 from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment
 from livery_loadtest.peers.ratios import BASE, MIXED, SINGLE, ratio_table, ratios
-from livery_loadtest.peers.values import answers, compare
+from livery_loadtest.peers.values import alone, answers, compare
 from livery_loadtest.peers.vllm import VllmEnvironment, default_environment
+from livery_loadtest.record import Record
 from livery_loadtest.servers import Sleep
 from livery_loadtest.session import Manner, Served, Stage
 from livery_loadtest.spec import Workload
@@ -170,7 +171,7 @@ def _compare(setup: PeersSetup, common: Workload, others: Sequence[Target], mann
     Console().print(ratio_table(found))
     measured = {"ratios": found, "values": values, "servers": servers}
     write_json(document("livery-peers/1", Origin.here(own_version(), machine), PACKAGES, measured), out / "peers.json")
-    wrong = [Exit.FAILED for one in values.values() if one.wrong]
+    wrong = [Exit.FAILED for one in values.values() if one.wrong or one.failed]
     return wrong + [status(result, allow_errors=False) for result in results.values()]
 
 
@@ -185,12 +186,23 @@ def _check_values(subjects: Sequence[Served], stage: Stage, console: Console) ->
     reference = PEFT_MIXED if PEFT_MIXED in said else subjects[0].target.name
     found = {name: compare(reference, own, said[reference]) for name, own in said.items() if name != reference}
     for name, one in found.items():
-        same, parted = one.count(Finding.SAME), one.count(Finding.PARTED)
-        console.print(
-            f"{name}: of {len(one.compared)} greedy answers {same} equal {reference}'s, {parted} part from it midway, "
-            f"{len(one.wrong)} are another model's"
-        )
+        console.print(values_line(name, one, said[name], said[reference]), markup=False)
     return found
+
+
+def values_line(name: str, one: Verification, own: Sequence[Record], reference: Sequence[Record]) -> str:
+    """What came of one server's answers beside the reference's, in words."""
+    said = (
+        f"{name}: of {len(one.compared)} greedy answers {one.count(Finding.SAME)} equal {one.reference}'s, "
+        f"{one.count(Finding.PARTED)} part from it midway, {len(one.wrong)} are another model's"
+    )
+    if one.failed:
+        said += f", {len(one.failed)} failed (of {one.failed[0].model}: {one.failed[0].under_load})"
+    if unanswered := one.count(Finding.UNANSWERED):
+        said += f", {unanswered} have nothing to be compared with, as {one.reference} failed"
+    if uncompared := alone(own, reference):
+        said += f"; not compared, as only one of both lists them: {', '.join(uncompared)}"
+    return said
 
 
 def _shown(facts: Mapping[str, Any], why: str) -> dict[str, str]:

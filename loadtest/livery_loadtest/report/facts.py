@@ -90,10 +90,9 @@ def _checked(result: Result, target: str) -> str:
     found = result.verified.get(target)
     if found is None:
         return ""
+    wrong, failed = count(len(found.wrong)), f", {count(len(found.failed))} failed" if found.failed else ""
     left = f", {count(found.not_looked_into)} that differ not looked into" if found.not_looked_into else ""
-    return (
-        f"{count(len(found.wrong))} of {count(len(found.compared))} by another model{left}, against {found.reference}"
-    )
+    return f"{wrong} of {count(len(found.compared))} by another model{failed}{left}, against {found.reference}"
 
 
 def _unsampled(result: Result, target: str) -> str:
