@@ -218,6 +218,8 @@ BROAD_EXCEPT = {
     ("livery.engine.vllm_adapters", "_load"),  # nor all requests over vLLM
     ("livery.bench.suite", "_in_part"),  # what fails in one part of a run is no reason to lose the others
     ("livery.api.boundary", "__call__"),  # what nobody expected becomes a 500 of the usual shape
+    ("livery.workers.hub", "_answered"),  # a worker waits for an answer, whatever it is
+    ("livery.workers.hub", "_stream"),  # and a client for an end
     ("livery.intakes", "_settle"),  # a thread's failure is its waiter's
     ("livery.beside", "_do_next"),  # as there
     ("livery.engine.vllm_process", "call"),  # vLLM tells every failed call as a bare Exception

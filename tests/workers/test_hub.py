@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from livery.engine.base import EngineConfig, EngineDead, GenerationRequest, SamplingParams
+from livery.engine.base import (
+    AdapterLoadFailed,
+    AdapterRef,
+    EngineConfig,
+    EngineDead,
+    EngineError,
+    EngineRestarting,
+    GenerationRequest,
+    SamplingParams,
+    TokenDelta,
+)
 from livery.engine.fake import Behaviour, FakeEngine
 from livery.engine.supervisor import SupervisedEngine
+from livery.engine.vllm_process import CallFailed
 from livery.refusals import Overloaded
 from livery.staging import Staging
 from livery.superseding import Superseded
+from livery.survey import House
 from livery.tenancy import LimitExceeded, Limits, Principal, RateLimiter, Room
 from livery.tenancy.gate import Gate, Wish
 from livery.under_way import UnderWay
@@ -286,6 +298,74 @@ async def test_requests_that_a_lost_engine_refuses_are_told_so_and_do_not_wait()
         worker.link.close()
         await worker.desk.gone.wait()
     await scene.engine.stop()
+
+
+class BrokenEngine(FakeEngine):
+    """One whose code has a fault, of which nobody knows yet; or which is lost."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    async def generate(self, request: GenerationRequest, read: Any = None) -> AsyncGenerator[TokenDelta]:  # type: ignore[override]
+        yield TokenDelta(request.request_id, [7])
+        raise self._error
+
+    async def load_adapter(self, *_: object) -> None:
+        raise self._error
+
+    async def stats(self) -> Any:
+        raise self._error
+
+    async def ready(self) -> bool:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (RuntimeError("[enforce fail] at /srv/x"), EngineError, "the server's first process; its log has the rest"),
+        (CallFailed("vLLM's own words of /srv/x"), EngineError, "the server's first process; its log has the rest"),
+        (EngineDead("its process ended"), EngineDead, "its process ended"),
+        (EngineRestarting(3), EngineRestarting, "retry in 3 seconds"),
+    ],
+    ids=["unexpected", "unexpected-of-an-engine", "dead", "restarting"],
+)
+async def test_whoever_waits_for_an_engine_that_fails_is_told_so(
+    caplog: pytest.LogCaptureFixture, error: Exception, kind: type[Exception], words: str
+) -> None:
+    """A stream, an upload, a probe: nothing else would ever end their waiting."""
+    scene = Scene()
+    scene.engine = BrokenEngine(error)
+    await scene.open()
+    engine, expected = scene.one.engine, kind is not EngineError
+    stream = engine.generate(GenerationRequest("broken", [3, 4], SamplingParams(max_tokens=5)))
+    async with asyncio.timeout(10):
+        assert (await anext(stream)).token_ids == [7], "what came before is told"
+        with pytest.raises(kind, match=words):
+            await anext(stream)
+        with pytest.raises(kind if expected else AdapterLoadFailed, match=words if expected else "can't be loaded"):
+            await engine.load_adapter(AdapterRef.of("ab" * 32, "/nowhere"))
+        for asked in (engine.stats, engine.ready):
+            with pytest.raises(kind, match=words):
+                await asked()
+    told = [record for record in caplog.records if record.exc_info and record.exc_info[1] is error]
+    assert len(told) == (0 if expected else 4), "its own words are the log's"
+    assert not scene.one.desk.used and not scene.one.desk._requests
+    for worker in (scene.one, scene.other):
+        worker.link.close()
+        await worker.desk.gone.wait()
+
+
+async def test_whoever_waits_for_the_house_is_told_when_it_cannot_be_asked(scene: Scene) -> None:
+    def broken() -> House:
+        raise LookupError("no such series")
+
+    scene.one.desk._hub.house = broken
+    async with asyncio.timeout(10):
+        with pytest.raises(EngineError, match="its log has the rest"):
+            await scene.one.link.ask(lambda call: messages.AskHouse(call=call))
+    assert await scene.one.gate.held() is not None, "and it goes on"
 
 
 async def test_a_worker_whose_parent_is_silent_is_not_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import msgspec
 
-from livery.engine.base import AdapterLoadFailed, EngineDead, EngineRestarting, ModelRefused, RequestRefused
+from livery.engine.base import (
+    AdapterLoadFailed,
+    EngineDead,
+    EngineError,
+    EngineRestarting,
+    ModelRefused,
+    RequestRefused,
+)
 from livery.refusals import NotReady, Overloaded
 from livery.tenancy import LimitExceeded, OverShare
 
 KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (
-        *(AdapterLoadFailed, EngineDead, EngineRestarting, ModelRefused, RequestRefused),
+        *(AdapterLoadFailed, EngineDead, EngineError, EngineRestarting, ModelRefused, RequestRefused),
         *(LimitExceeded, NotReady, Overloaded, OverShare),
     )
 }
-CROSSING = tuple(KINDS.values())
+CROSSING = tuple(kind for kind in KINDS.values() if kind is not EngineError)  # which stands for what nobody expected
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """One of CROSSING, as it is told."""
+    """One of CROSSING, or an EngineError, as it is told."""
 
     kind: str
     words: str
@@ -28,7 +35,8 @@ class Failure(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, error: Exception) -> Failure:
         carried = {name: value for name, value in vars(error).items() if isinstance(value, int | str)}
-        return cls(type(error).__name__, str(error), carried)
+        kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in KINDS)
+        return cls(kind, str(error), carried)
 
     def as_error(self) -> Exception:
         """The same again: its words were made where it was raised, so its own way of making them is passed over."""

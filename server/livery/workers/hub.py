@@ -6,23 +6,32 @@
     await desk.gone.wait()          # its process has ended: what it held is given back, its requests are dropped
 
 A worker's requests run here as tasks over the Engine protocol, so that any engine can be shared. Asked for room or a
-limit, a desk answers before it reads on: what is left always comes after what was entered.
+limit, a desk answers before it reads on: what is left always comes after what was entered. Whatever goes wrong here,
+who asked is answered: a worker waits for nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, cast
 
 import msgspec
 
 from livery.engine import messages as e
-from livery.engine.base import Engine, GenerationRequest, RequestRefused, TokenDelta
+from livery.engine.base import (
+    AdapterLoadFailed,
+    Engine,
+    EngineError,
+    GenerationRequest,
+    RequestRefused,
+    TokenDelta,
+)
 from livery.engine.figures import PromptRead
 from livery.staging import Staged
 from livery.survey import House
@@ -34,8 +43,12 @@ from livery.workers.gatekeeper import whose
 from livery.workers.ledger import Ledger
 from livery.workers.link import Link, Refusal
 
+log = logging.getLogger(__name__)
+
 GATHER_S = 1.0  # that workers may take to say what they counted
 DROPPED = "the request was dropped"
+NOT_LOADED = "the adapter can't be loaded: something unexpected went wrong, which the server's log tells"
+UNEXPECTED = "something unexpected went wrong in the server's first process; its log has the rest"
 
 _NUMBERS = itertools.count(1)  # of what workers are told
 
@@ -151,22 +164,34 @@ class Desk:
             case m.Count() | m.Enter() | m.Resize():
                 self._answer(message)
             case m.Load() | m.Stats() | m.Ready():
-                self._run(self._ask_engine(message))
+                self._run(self._ask_engine, message)
             case e.Unload() | e.Keep():
-                self._run(self._tell_engine(message))
+                self._run(self._tell_engine, message)
             case m.Grown() | m.Renewed() | m.TakesIn() | m.Forget():
                 self._know(message)
             case m.Spread() | m.Look() | m.AskBooks() | m.AskLately() | m.AskRunning() | m.AskHouse():
-                self._run(self._tell_of_all(message))
+                self._run(self._tell_of_all, message)
             case m.Serving():
                 self.serving.set()
             case m.Unable(reason):
                 self.unable = reason
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+    def _run(self, work: Callable[[Any], Awaitable[None]], message: msgspec.Struct) -> None:
+        task = asyncio.create_task(self._answered(work, message))
         self._others.add(task)
         task.add_done_callback(self._others.discard)
+
+    async def _answered(self, work: Callable[[Any], Awaitable[None]], message: msgspec.Struct) -> None:
+        try:
+            await work(message)
+            return
+        except CROSSING as error:
+            told: Exception = error
+        except Exception:  # boundary: who asked waits for an answer, whatever it is
+            log.exception("worker %d asked for %s, which failed", self.number, type(message).__name__)
+            told = AdapterLoadFailed(NOT_LOADED) if isinstance(message, m.Load) else EngineError(UNEXPECTED)
+        if (call := getattr(message, "call", None)) is not None:
+            self._refuse(call, told)
 
     # -- room and limits -------------------------------------------------------------------------------
 
@@ -284,6 +309,9 @@ class Desk:
                         self._tell(delta)
         except CROSSING as error:
             self._fail(request.request_id, error)
+        except Exception:  # boundary: its client waits for an end, whatever it is
+            log.exception("request %s failed", request.request_id)
+            self._fail(request.request_id, EngineError(UNEXPECTED))
         except asyncio.CancelledError:  # the worker doesn't want it any more
             if read.tokens is None and not begun:
                 self._fail(request.request_id, RequestRefused(DROPPED))
@@ -307,20 +335,17 @@ class Desk:
 
     async def _ask_engine(self, message: m.Load | m.Stats | m.Ready) -> None:
         engine, call = self._hub.engine, message.call
-        try:
-            match message:
-                case m.Load(_, adapter, asker):
-                    with self._using(adapter.digest):
-                        effect = await engine.load_adapter(adapter, asker)
-                    self.link.send(m.Loaded(call=call, effect=effect))
-                case m.Stats():
-                    stats = await engine.stats()
-                    self._hub.ledger.engine_says(stats)
-                    self.link.send(m.Pong(call=call, stats=stats))
-                case m.Ready():
-                    self.link.send(m.Readiness(call=call, ready=await engine.ready()))
-        except CROSSING as error:
-            self._refuse(call, error)
+        match message:
+            case m.Load(_, adapter, asker):
+                with self._using(adapter.digest):
+                    effect = await engine.load_adapter(adapter, asker)
+                self.link.send(m.Loaded(call=call, effect=effect))
+            case m.Stats():
+                stats = await engine.stats()
+                self._hub.ledger.engine_says(stats)
+                self.link.send(m.Pong(call=call, stats=stats))
+            case m.Ready():
+                self.link.send(m.Readiness(call=call, ready=await engine.ready()))
 
     async def _tell_engine(self, message: e.Unload | e.Keep) -> None:
         match message:
