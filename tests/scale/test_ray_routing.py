@@ -175,6 +175,12 @@ def test_an_adapter_has_one_place_however_many_keys_ask_for_it() -> None:
     assert [one for one in replicas.loaded if one] == [{"pirate"}]
 
 
+def test_of_those_that_have_an_adapter_one_is_its_place_also_before_that_is_learned() -> None:
+    held = [Standing(one.replica, True, 0) for one in replicas(16)]
+    asked = {asked_id(((b"authorization", key),), body("pirate")) for key in (b"one", b"two", b"three")}
+    assert {first(told, held) for told in (*asked, adapter_id("pirate"))} == {first(adapter_id("pirate"), held)}
+
+
 def test_after_its_first_answer_an_alias_goes_where_the_adapter_is() -> None:
     names = ("pirate", "favourite", "pirate@0123456789ab")
     replicas = Replicas(8, {(b"key", name): "pirate" for name in names})

@@ -126,8 +126,12 @@ def ranked(told: str, standing: Sequence[Standing], busy_at: int) -> list[list[S
 
 
 def _draw(told: str, one: Standing) -> bytes:
-    """How well a replica suits an id, as chance has it: the same wherever it is asked."""
-    return hashlib.sha256(f"{told.partition(AND)[0]}\0{one.replica}".encode()).digest()
+    """How well a replica suits a request, as chance has it: the same wherever it is asked.
+
+    By the adapter where the replica has it; else by what was asked, as different tenants' adapters may have one name.
+    """
+    going_by = told.rpartition(AND)[2] if one.has else told.partition(AND)[0]
+    return hashlib.sha256(f"{going_by}\0{one.replica}".encode()).digest()
 
 
 class Announced:
