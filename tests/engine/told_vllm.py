@@ -32,7 +32,8 @@ class ToldVllm:
         self.fails: dict[str, Exception] = {}
         self.held_up: dict[str, asyncio.Event] = {}
         self.reached: dict[str, asyncio.Event] = {}
-        self.adapters = VllmAdapters(self, self, _made, folder, room, VllmQueue(8, 2, 1000))
+        self.queue = VllmQueue(8, 2, 1000)
+        self.adapters = VllmAdapters(self, self, _made, folder, room, self.queue)
 
     def hold_up(self, method: str) -> asyncio.Event:
         """Have it wait for the event that this returns; `reached` says when it does."""

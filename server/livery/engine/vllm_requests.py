@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from livery.engine.base import (
     ADAPTER_TOO_LARGE,
     DEADLINE_EXCEEDED,
     AdapterLoadFailed,
+    AdapterRef,
     Asker,
     EngineError,
     GenerationRequest,
@@ -73,7 +74,7 @@ class VllmRequests:
         self._process, self._adapters, self._queue, self._sampling = process, adapters, queue, sampling
         self._counts, self._adapter_cost = counts, adapter_cost
         self._open: dict[str, _Open] = {}
-        self._aborting: set[asyncio.Task[None]] = set()
+        self._others: set[asyncio.Task[None]] = set()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta]:
         """As of an engine. Raises RequestRefused before the first delta, and at any time what the process's end is."""
@@ -150,7 +151,7 @@ class VllmRequests:
         if self._queue.is_too_large(asker):
             raise _Ended(failed(request.request_id, too_large(self._queue.slot_bytes, asker), ADAPTER_TOO_LARGE))
         try:
-            lora = self._adapters.held(adapter) or await self._unless_ended(self._adapters.hold(adapter), mine)
+            lora = self._adapters.held(adapter) or await self._hold(adapter, mine)
         except AdapterLoadFailed as lost:
             raise _Ended(failed(request.request_id, str(lost), ADAPTER_LOST)) from lost
         mine.loaded_s = time.monotonic() - mine.came
@@ -158,6 +159,20 @@ class VllmRequests:
             yield lora
         finally:
             await self._adapters.release(adapter.digest)
+
+    async def _hold(self, adapter: AdapterRef, mine: _Open) -> Any:  # noqa: ANN401
+        """Its adapter, held, once it is there. Raises _Ended, AdapterLoadFailed, and what the process's end is."""
+        holding = asyncio.ensure_future(self._adapters.hold(adapter))
+        try:
+            return await self._unless_ended(holding, mine)
+        except BaseException:
+            # It may have come all the same, before the end was noticed; then nobody else would give it back.
+            holding.add_done_callback(lambda came: self._give_back(adapter.digest, came))
+            raise
+
+    def _give_back(self, digest: str, came: asyncio.Future[Any]) -> None:
+        if not came.cancelled() and came.exception() is None:
+            self._go_on(self._adapters.release(digest))
 
     @asynccontextmanager
     async def _place(self, request: GenerationRequest, mine: _Open) -> AsyncIterator[int]:
@@ -190,9 +205,13 @@ class VllmRequests:
 
     def _time_is_up(self, request: GenerationRequest) -> None:
         delta = failed(request.request_id, late(request, "is up"), DEADLINE_EXCEEDED)
-        aborting = asyncio.ensure_future(self._end(request.request_id, delta))
-        self._aborting.add(aborting)
-        aborting.add_done_callback(self._aborting.discard)
+        self._go_on(self._end(request.request_id, delta))
+
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what nobody waits for."""
+        task = asyncio.create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
 
     async def _end(self, request_id: str, delta: TokenDelta) -> None:
         mine = self._open.get(request_id)
