@@ -15,7 +15,7 @@ from livery_loadtest.record import Health, Record
 MOST_CPU_SHARE = 0.9
 MOST_LAG_MS = 10.0
 MOST_SEND_DELAY_MS = 5.0
-MATTERS = 0.05  # of the median time to the first token: a client that is late by less hardly changes it
+MATTERS = 0.05  # of what is measured: a client that is late by less hardly changes it
 TICK_S = 0.05
 BUSY = "the client was busy itself: give it more cores and --processes, or less to do"
 WAITED = "the client waited for a core, not for the server: give it one of its own, or a machine of its own"
@@ -84,8 +84,11 @@ def judge(processes: Sequence[Vitals], records: Sequence[Record], *, open_loop: 
     share = _share(busiest)
     lag = _shown([one.lags for one in processes])
     delay = _shown([one.delays for one in processes])
-    little = MATTERS * _first_ms(records)
-    most_lag, most_delay = max(MOST_LAG_MS, little), max(MOST_SEND_DELAY_MS, little)
+    first_ms, gap_ms = _first_ms(records), _gap_ms(records)
+    # Who sends late changes the time to the first token alone. Who looks late at what came changes that and the times
+    # between tokens, which may be a hundred times shorter.
+    most_lag = max(MOST_LAG_MS, MATTERS * min(first_ms, gap_ms))
+    most_delay = max(MOST_SEND_DELAY_MS, MATTERS * first_ms)
     busy = share > MOST_CPU_SHARE and busiest.wall_s >= LEAST_S
     reasons = []
     if busy:
@@ -110,6 +113,19 @@ def _first_ms(records: Sequence[Record]) -> float:
     """The median time from sending to the first token, in milliseconds; 0 where nothing came."""
     waits = [record.events[0] - record.sent for record in records if record.events]
     return 1e3 * float(np.median(waits)) if waits else 0.0
+
+
+def _gap_ms(records: Sequence[Record]) -> float:
+    """The median answer's mean time between its tokens, in milliseconds; infinite where none had two events.
+
+    Of a long run a record has its first and its last event alone: then by the tokens there were, or were asked for.
+    """
+    gaps = []
+    for record in records:
+        if len(record.events) > 1:
+            told = record.output_tokens or (record.planned.max_tokens if len(record.events) == 2 else 0)
+            gaps.append((record.events[-1] - record.events[0]) / (max(len(record.events), told) - 1))
+    return 1e3 * float(np.median(gaps)) if gaps else float("inf")
 
 
 def _shown(parts: Sequence[array[float]]) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
+from dataclasses import replace
 
 from livery_loadtest.health import TICK_S, Pulse, Vitals, judge
 from livery_loadtest.precise import new_loop
@@ -56,6 +57,26 @@ def test_being_late_by_little_of_what_the_server_takes_does_not_matter() -> None
         "requests left 7.0 ms late",
     ]
     assert not judge([Vitals(9.5, 10.0)], answers, open_loop=True).valid
+
+
+def test_a_late_look_is_measured_by_the_time_between_tokens() -> None:
+    """First tokens after 10 s leave half a second for sending; the same clock stamps all tokens after them."""
+    late = Vitals(1.0, 10.0, array("d", [0.012] * 10), array("d", [0.4] * 10))
+
+    def answered(gap_s: float, *, folded: bool = False, told: bool = True) -> Record:
+        record = made_record(0, 10.0)
+        record.planned = replace(record.planned, max_tokens=33)
+        record.events = array("d", [20.0 + gap_s * index for index in range(33)])
+        record.output_tokens = 33 if told else None
+        if folded:
+            record.events = array("d", [record.events[0], record.events[-1]])
+        return record
+
+    assert judge([late], [answered(0.25)] * 3, open_loop=True).valid
+    quick = (answered(0.1), answered(0.1, folded=True), answered(0.1, folded=True, told=False))
+    for one in quick:
+        (reason, _) = judge([late], [one] * 3, open_loop=True).reasons
+        assert reason == "the client's event loop lagged 12.0 ms at p99 (at most 10.0 ms)"
 
 
 def test_a_standstill_counts_with_every_tick_it_swallowed() -> None:
