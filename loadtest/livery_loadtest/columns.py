@@ -31,9 +31,10 @@ class Columns:
     `model`, `tenant`, `error` and `finish` are places in the names beside them, -1 for none; `examples` has one
     message for each of `errors`. `prompt`, `cached` and `output` are the server's usage, -1 where it told none.
     `arrivals` [events of all] are the times of events, request after request, `events` how many each has. `open`:
-    its time was planned, whatever happened before; `planned_leave`: the client was to go away. `structured` is one
-    of NOT_ASKED, BROKEN, PARSED: whether an answer that was to be JSON is. Of a run whose times between events were
-    folded into a histogram, that is `folded` (livery_loadtest.gaps), and each answer has its first and last event.
+    its time was planned, whatever happened before; `planned_leave`: the client was to go away; `retried`: it was sent
+    twice, as a kept connection had just been closed. `structured` is one of NOT_ASKED, BROKEN, PARSED: whether an
+    answer that was to be JSON is. Of a run whose times between events were folded into a histogram, that is `folded`
+    (livery_loadtest.gaps), and each answer has its first and last event.
     """
 
     index: Ints
@@ -63,6 +64,7 @@ class Columns:
     left: Flags
     planned_leave: Flags
     cold: Flags
+    retried: Flags
     folded: Ints
 
     @classmethod
@@ -123,6 +125,7 @@ class Columns:
             left=flags(record.left for record in records),
             planned_leave=flags(record.planned.leave_after is not None for record in records),
             cold=flags(record.planned.cold for record in records),
+            retried=flags(record.retried for record in records),
             folded=np.trim_zeros(np.asarray(run.gaps.counts, np.int64), "b") if run.gaps else np.empty(0, np.int64),
         )
 
@@ -131,8 +134,8 @@ class Columns:
 
     @property
     def begun(self) -> Floats:
-        """What latencies count from: the intended time where one was planned, else when the request was sent."""
-        return np.where(self.open, self.intended, self.sent)
+        """What latencies count from: the intended time, of every request (livery_loadtest.record)."""
+        return self.intended
 
     @property
     def answered(self) -> Flags:

@@ -1,7 +1,8 @@
 """A script on a target: requests sent at their times or by a number of streams, and what became of each.
 
 In an open loop nothing a server does holds a request back: each has its task and its connection. Latencies count from
-the intended time, so what holds the client back counts too, and is told apart in the run's health.
+the intended time (in a closed loop: when the stream was free), so what holds the client back, or keeps it waiting for
+a connection, counts too; the client's part is told apart in the run's health.
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ class _Drive:
             pass
         del self._running[planned.index]
         # Waiting for a connection is the server's; what lies before it and after it is the client's.
-        waited = record.connected or begun
+        waited = begun if record.retried else record.connected or begun  # what was sent twice had a connection at once
         self._vitals.delays.append(begun - intended + (record.sent - waited if record.sent else 0.0))
         return record
 

@@ -1,7 +1,8 @@
 """The numbers of one target: what its repeats amount to, with intervals. Milliseconds under names that say so.
 
-Latencies count from the intended time where a request had one (open loop), else from when it was sent. Answers of
-clients that left as planned count towards TTFT, ITL and tokens, not towards TPOT, E2E and goodput.
+Latencies count from the intended time: the planned one in an open loop, when its stream was free in a closed one, and
+of a chat's later turn the end of its pause; connecting is part of them. Answers of clients that left as planned count
+towards TTFT, ITL and tokens, not towards TPOT, E2E and goodput.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class Summary:
     """What all repeats of one target amount to. `intervals` says in words how its intervals were made.
 
     `good_per_second` counts whole answers within the workload's SLO; `good_share` is their share of all requests
-    whose client stayed. `distinct_adapters` is averaged over the time that any request was under way.
+    whose client stayed. `distinct_adapters` is averaged over the time that any request was under way. `retried`
+    requests were sent twice, as the server closed the connection that was kept for them just then.
     """
 
     target: str
@@ -135,6 +137,7 @@ class Summary:
     structured: Structured | None
     disconnects: Disconnects | None
     growth: tuple[Growth, ...]
+    retried: int = 0
 
 
 def meets(columns: Columns, slo: Slo) -> Flags:
@@ -187,6 +190,7 @@ def summarise(target: str, repeats: Sequence[Measured], workload: Workload) -> S
         structured=_structured(parts),
         disconnects=_disconnects(parts),
         growth=growth(longest.columns, longest.samples, longest.seconds, workload.slopes),
+        retried=sum(int(one.retried.sum()) for one in parts),
     )
 
 

@@ -148,7 +148,8 @@ class Answer:
         self._record.retried = True
 
     def on_sent(self, now: float) -> None:
-        self._record.sent = now
+        if not self._record.retried:
+            self._record.sent = now
         if self._leave_after == 0:
             self._leave(now)
 

@@ -14,14 +14,16 @@ from livery_loadtest.script import Planned
 class Record:
     """What happened to one request. Times are seconds of `time.perf_counter`, 0.0 where not reached.
 
-    `intended` is when it should have been sent, `sent` when its first byte was: latencies count from `intended`, so
-    that a client that was held up doesn't flatter the server (coordinated omission). `connected` is when a connection
+    `intended` is when it should have been sent: as planned in an open loop, when its stream was free in a closed one,
+    and of a chat's later turn when the pause after the answer before it was over. Latencies count from it, so that
+    neither a client that was held up nor a connection that was waited for flatters the server (coordinated omission).
+    `sent` is when its first byte was, the first time. `connected` is when a connection
     made for it was there, 0.0 where one was kept from before. `events` are the arrival times of events that carried
     text, reasoning or a call; a server may put several tokens into one, or hold one back. `output_tokens` is the
     server's own usage, None where it sent none; `error` a short kind, such as "http 404", None where the answer was
     whole. `model_told` is the `model` of the answer, `version` its `x-livery-adapter`. `retry_after_s` is what a
-    refusal asked for. `left` marks a client that went away as planned. `retried`: a connection kept from before had
-    been closed meanwhile, and the request went out once more on another.
+    refusal asked for. `left` marks a client that went away as planned. `retried`: a connection kept from before was
+    closed as the request went out, and it went out once more on another.
     """
 
     planned: Planned

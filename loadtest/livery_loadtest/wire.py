@@ -22,6 +22,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 BUFFER = 1 << 16  # bytes read at once
 MOST_HEAD = 1 << 16  # bytes of a head, of a trailer or of chunks' extensions, without any content
 IDLE_S = 2.0  # a kept connection is used again within this: servers close them after 5 s (uvicorn, llama.cpp) or more
+STALE_S = 0.1  # a server's closing that crosses a request on its way is here within this of its sending
 LINGER_S = 1.0  # how long the end of a body may come after the end of what is in it
 
 
@@ -38,7 +39,7 @@ class Left(Exception):
 
 
 class _Stale(Exception):
-    """A kept connection was closed before it brought a byte of an answer: the server had enough of waiting."""
+    """A kept connection was closed as the request went out: the server had enough of waiting, and never took it."""
 
 
 class Exchange(Protocol):
@@ -104,7 +105,9 @@ class Pool:
     async def exchange(self, request: bytes, exchange: Exchange) -> None:
         """Send a request and wait for the end of its answer. Raises Failed, Left or what `exchange` raises.
 
-        A kept connection that turns out to be closed costs nothing but time: the request goes out on a new one.
+        A kept connection that turns out to be closed costs nothing but time: the request goes out on a new one. Where
+        it is closed later than STALE_S after sending, the server had the request, which has failed then: a POST goes
+        out again only where the first is known to have done nothing (RFC 9110, 9.2.2).
         """
         kept = self._kept()
         if kept is not None:
@@ -264,7 +267,7 @@ class _Connection(asyncio.BufferedProtocol):
             return
         if self._exchange.whole or (self._status and not self._framed and error is None):
             self._settle(time.perf_counter())  # a body without a length ends with its connection
-        elif not self._touched and self._answers:
+        elif not self._touched and self._answers and time.perf_counter() - self._heard <= STALE_S:
             self._fail(_Stale())
         elif error is not None:
             self._fail(Failed("connection reset", f"the connection broke: {error}"))

@@ -8,11 +8,14 @@ import resource
 import socket
 import time
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
+from livery_loadtest import wire
+from livery_loadtest.columns import Columns
 from livery_loadtest.dialect import Dialect
-from livery_loadtest.drive import NOT_SENT, Glance, drive
+from livery_loadtest.drive import NOT_SENT, Glance, drive, drive_part
 from livery_loadtest.options import Options
 from livery_loadtest.record import Run
 from livery_loadtest.script import Planned, Script
@@ -20,7 +23,7 @@ from livery_loadtest.spec import parse_workload
 from livery_loadtest.target import KEY_ENV, Target, TargetUnusable
 from livery_loadtest.wire import OUT_OF_DESCRIPTORS
 from loadtest.known_server import CUT, FAILING, MISNAMED, REFUSED, SILENT_USAGE, UNFINISHED, KnownServer
-from loadtest.raw_server import HEAD, good, raw_server, read_request, says
+from loadtest.raw_server import HEAD, answering, good, raw_server, read_request, says
 
 
 def planned(index: int, at: float | None = None, model: str = "pirate", **fields: object) -> Planned:
@@ -89,6 +92,35 @@ async def test_an_open_loop_waits_for_no_answer_and_counts_from_the_intended_tim
         assert record.intended == run.started + record.planned.at <= record.sent
         # All answers came at once, so each waited from its own time on: the first, longest.
         assert record.events[0] >= max(one.sent for one in run.records)
+
+
+async def test_in_a_closed_loop_a_request_counts_from_when_its_stream_was_free() -> None:
+    """Before there is a connection: a server that is slow to take one isn't flattered."""
+    async with answering(good("a", model="pirate")) as url:
+        run = await drive(closed(3), Target("ours", url), Options(streams=1))
+    first, *others = run.records
+    assert 0 < first.intended < first.connected <= first.sent
+    for before, record in pairwise([first, *others]):
+        assert before.finished <= record.intended <= record.sent
+    assert Columns.of(run).ttft.tolist() == pytest.approx([one.events[0] - one.intended for one in run.records])
+
+
+async def test_a_request_that_was_sent_twice_counts_from_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the server's closing took isn't taken for the client's lateness, nor made up for it."""
+    monkeypatch.setattr(wire, "STALE_S", 60.0)  # a machine may be slow
+    bodies = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        bodies.append(await read_request(reader))
+        writer.write(good("a", model="pirate"))
+        bodies.append(await read_request(reader))
+
+    async with raw_server(handle) as url:
+        driven = await drive_part(closed(2), Target("closing", url), Options(streams=1))
+    once, twice = driven.records
+    assert len(bodies) == 3 and (once.retried, twice.retried) == (False, True)
+    assert twice.error is None and twice.intended <= twice.sent < twice.connected < twice.events[0]
+    assert driven.vitals.delays[1] == pytest.approx(twice.sent - twice.intended, abs=1e-9)
 
 
 async def test_a_client_that_is_held_up_flatters_nobody(pair: tuple[KnownServer, KnownServer]) -> None:

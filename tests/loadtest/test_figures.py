@@ -64,6 +64,24 @@ def of(*records: Record, seconds: float = 4.0, **fields: object) -> Summary:
     return summarise("t", [Measured(0, seconds, columns)], workload(**fields))
 
 
+def test_connecting_and_a_late_client_are_part_of_every_latency() -> None:
+    """In a closed loop and in a chat's later turns as well: `intended` is known of every request."""
+    waited = answer(0, 0.4, (0.5, 0.7))
+    waited.intended = START
+    turn = answer(1, 0.4, (0.5, 0.9))
+    turn.planned, turn.intended = Planned(1, None, "m", "and then?", 3, follows=0), START
+    summary = of(waited, turn)
+    assert summary.ttft_ms is not None and summary.e2e_ms is not None
+    assert summary.ttft_ms.mean.value == pytest.approx(500)
+    assert summary.e2e_ms.most == pytest.approx(900)
+
+
+def test_requests_that_were_sent_twice_are_counted() -> None:
+    once, twice = answer(0, 0.0, (0.5,)), answer(1, 0.0, (0.5,))
+    twice.retried = True
+    assert (of(once).retried, of(once, twice).retried) == (0, 1)
+
+
 def test_numbers_of_hand_made_answers() -> None:
     good = answer(0, 0.0, (0.5, 0.7, 1.0), 3)
     late = answer(1, 0.5, (1.5, 2.0), 4)

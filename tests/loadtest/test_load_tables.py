@@ -74,6 +74,31 @@ def test_markup_in_names_is_text() -> None:
         assert told in text
 
 
+def test_requests_that_were_sent_twice_are_told_in_both_reports() -> None:
+    run = made_run(Making(requests=30), "ours")
+    said = ("sent twice", "a kept connection was just closed")
+    quiet = of(run)
+    assert said[0] not in printed(quiet) and said[1] not in self_contained(page([quiet])).text
+    for record in run.records[:3]:
+        record.retried = True
+    told = of(run)
+    assert "ours: 3 requests were sent twice" in printed(told)
+    assert said[1] in self_contained(page([told])).text
+
+
+def test_the_page_says_what_latencies_count_from() -> None:
+    run = made_run(Making(requests=30), "ours")
+    chats = {"kind": "uniform", "low": 1, "high": 4}
+    loads = {
+        "from when a stream was free for the request, connecting included": {"arrivals": {"kind": "closed"}},
+        "from when a request should have been sent, whether the client was late or not, connecting included": {},
+        "when the pause after an answer was over": {"endpoint": "chat", "conversations": {"turns": chats}},
+    }
+    for says, fields in loads.items():
+        found = make_result(workload(**fields), [Server(name="ours", url="http://host")], [run], ORIGIN)
+        assert says in self_contained(page([found])).text
+
+
 def test_nothing_measured_is_said() -> None:
     assert "nothing was measured" in printed(make_result(workload(), [], [], ORIGIN))
     assert "ours" in printed(of(Run("ours", 0, 0.0, 0.0, [], GOOD)))

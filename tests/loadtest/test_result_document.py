@@ -71,6 +71,7 @@ def test_the_file_is_plain_json_with_a_line_for_each_repeat(tmp_path: Path) -> N
 
 def test_columns_keep_what_was_recorded_to_the_microsecond() -> None:
     run = made_run(Making(requests=70, failing=0.1, leaving=0.1, cold=3))
+    run.records[3].retried = True
     before, after = Columns.of(run), pack(run, run.started).columns()
     for name in Columns.__slots__:
         told, found = getattr(before, name), getattr(after, name)
@@ -80,6 +81,12 @@ def test_columns_keep_what_was_recorded_to_the_microsecond() -> None:
             np.testing.assert_allclose(found, told, atol=1.6e-6 if name == "arrivals" else 6e-7, equal_nan=True)
         else:
             np.testing.assert_array_equal(found, told)
+
+
+def test_a_file_without_the_column_of_second_tries_has_none() -> None:
+    packed = pack(made_run(Making(requests=30)), 1000.0)
+    old = msgspec.structs.replace(packed, requests=msgspec.structs.replace(packed.requests, retried=[]))
+    assert not old.columns().retried.any() and len(old.columns().retried) == 30
 
 
 def test_samples_and_loads_come_back() -> None:

@@ -191,18 +191,25 @@ async def test_an_answer_that_drips_without_an_end_is_too_slow() -> None:
     assert record.events
 
 
+def reset(writer: asyncio.StreamWriter) -> None:
+    linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # on, no seconds: closing resets
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
 async def test_a_connection_that_breaks_is_told_from_one_that_ends() -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
-        linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # on, no seconds: closing resets
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        writer.transport.abort()
+        reset(writer)
 
     async with raw_server(handle) as url, pool_of(url) as pool:
         assert (await ask(pool)).error == "connection reset"
 
 
-async def test_a_kept_connection_that_the_server_closed_costs_a_second_try_and_no_error() -> None:
+async def test_a_kept_connection_that_the_server_closed_costs_a_second_try_and_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "STALE_S", 60.0)  # a machine may be slow
     bodies = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -217,6 +224,25 @@ async def test_a_kept_connection_that_the_server_closed_costs_a_second_try_and_n
     assert (first.error, first.retried) == (None, False)
     assert (second.error, second.retried) == (None, True)
     assert bodies == [b"1", b"2", b"2"]
+    assert second.sent < second.connected < second.events[0]  # sent is the first time
+
+
+@pytest.mark.parametrize(("resets", "kind"), [(False, "no answer"), (True, "connection reset")])
+async def test_a_server_that_drops_a_request_it_had_is_not_asked_again(resets: bool, kind: str) -> None:
+    bodies = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        bodies.append(await read_request(reader))
+        writer.write(GOOD)
+        bodies.append(await read_request(reader))
+        await asyncio.sleep(1.5 * wire.STALE_S)  # the time a server may take is what this is about
+        if resets:
+            reset(writer)
+
+    async with raw_server(handle) as url, pool_of(url) as pool:
+        first, second = await ask(pool, b"1"), await ask(pool, b"2")
+    assert (first.error, second.error, second.retried) == (None, kind, False)
+    assert bodies == [b"1", b"2"]
 
 
 async def test_a_server_that_speaks_unasked_loses_its_connection() -> None:

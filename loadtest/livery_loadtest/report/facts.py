@@ -57,6 +57,10 @@ def facts(result: Result) -> Numbers | None:
         "finish reasons",
         [", ".join(f"{name} {count(many)}" for name, many in one.finish_reasons.items()) for one in each],
     )
+    row(
+        "requests sent twice, as a kept connection was just closed",
+        [count(one.retried) if one.retried else "" for one in each],
+    )
     row("measured anew", ["; ".join(result.anew_of(one.target)) for one in each])
     row("the server's own metrics", [_unsampled(result, one.target) for one in each])
     row("checked answers", [_checked(result, one.target) for one in each])

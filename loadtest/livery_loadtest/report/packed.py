@@ -53,6 +53,7 @@ class Requests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cold: list[int]
     gaps: str
     folded: list[int]
+    retried: list[int] = []  # none in files that were written before there was this column
 
 
 class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,12 +140,14 @@ def _pack(columns: Columns) -> Requests:
         cold=columns.cold.astype(np.int64).tolist(),
         gaps=base64.b64encode(zlib.compress(small.tobytes(), 6)).decode("ascii"),
         folded=columns.folded.tolist(),
+        retried=columns.retried.astype(np.int64).tolist(),
     )
 
 
 def _unpack(packed: Requests) -> Columns:
     lists = {name: value for name, value in msgspec.structs.asdict(packed).items() if isinstance(value, list)}
     names = {"models", "tenants", "errors", "error_examples", "finishes", "folded"}
+    names |= set() if packed.retried else {"retried"}
     lengths = {name: len(value) for name, value in lists.items() if name not in names}
     odd = [name for name, length in lengths.items() if length != len(packed.index)]
     if odd:
@@ -185,6 +188,7 @@ def _unpack(packed: Requests) -> Columns:
         left=_flags(packed.left),
         planned_leave=_flags(packed.planned_leave),
         cold=_flags(packed.cold),
+        retried=_flags(packed.retried or [0] * len(packed.index)),
         folded=_ints(packed.folded),
     )
 

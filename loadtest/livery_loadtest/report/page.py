@@ -162,8 +162,12 @@ def _about(result: Result) -> str:
 
 def _counted(load: Workload) -> str:
     if isinstance(load.arrivals, Closed):
-        return "Latencies count from when a request was sent."
-    return "Latencies count from when a request should have been sent, whether the client was late or not."
+        return "Latencies count from when a stream was free for the request, connecting included."
+    later = " (a chat's next turn: when the pause after an answer was over)" if load.conversations else ""
+    return (
+        f"Latencies count from when a request should have been sent{later}, whether the client was late or not, "
+        "connecting included."
+    )
 
 
 def _intervals(result: Result) -> str:

@@ -156,6 +156,7 @@ def _facts(one: Summary) -> Iterator[str]:
         yield f"{where}: {count(one.disconnects.left)} of {count(one.disconnects.planned)} clients left as planned"
     usage = one.usage
     for value, what in (
+        (one.retried, "requests were sent twice, as the server closed the connection kept for them just then"),
         (usage.without_usage, "answers came without usage; their events were counted as tokens"),
         (usage.more_events_than_tokens, "answers had more events than their usage says tokens"),
         (usage.off_length, "answers had another number of tokens than asked for"),
