@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
+from adapters.sql_facts import facts_of
 from cli.conftest import Livery
 from cli.processes import run
 from livery.commands.engines import check_knobs, registered_ranks
+from livery.data_folder import DataFolder
 from livery.engine.base import EngineConfig
 from livery.engine.vllm_args import MOST_SLOTS, OURS, adaptable, engine_args, parse_args, room_for, words_of
 from livery.engine.vllm_found import FoundVllm, VllmRefused, find_vllm
 from livery.settings import SettingsError, load_settings
 from livery_adapters.base_model import BaseShapes, ModuleShape
+from livery_adapters.registry import Registry
 
 FIELDS = ("tensor_parallel_size", "quantization", "enforce_eager", "compilation_config", "lora_target_modules")
 DEMO = Path(__file__).parent.parent.parent / "adapters" / "demo"
@@ -109,6 +114,19 @@ def test_ranks_are_those_of_the_adapter_folder(tmp_path: Path) -> None:
     configs = [json.loads(file.read_text()) for file in DEMO.glob("*/adapter_config.json")]
     highest = [max([config["r"], *config["rank_pattern"].values()]) for config in configs]
     assert sorted(ranks) == sorted(highest) != []
+
+
+@pytest.mark.parametrize(
+    ("rank", "approximate", "wanted"), [(4, 0, 4), (4, 64, 64), (128, 64, 128), (1000, 64, 64), (4, 4096, 512)]
+)
+def test_an_approximated_adapter_is_given_the_rank_that_was_asked_for(
+    tmp_path: Path, rank: int, approximate: int, wanted: int
+) -> None:
+    settings = load_settings({"model": "m", "data": str(tmp_path)}, {})
+    with closing(Registry.open(DataFolder(tmp_path).registry_url(), frozenset())) as registry:
+        facts = replace(facts_of("rough", approximate=approximate), coverage={"ranks": [2, rank]})
+        registry.put("rough", facts, source="api", origin="")
+    assert registered_ranks(settings) == [wanted]
 
 
 @without_vllm

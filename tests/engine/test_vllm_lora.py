@@ -176,6 +176,34 @@ def test_a_rank_beyond_vllms_is_refused_with_the_flag_or_cut_down(
     assert written.rank == 8 and 0 < written.effect.error < 1
 
 
+@pytest.mark.parametrize(
+    ("config", "asked", "words"),
+    [
+        (DORA, 32, "has rank 32 and vLLM was started for ranks up to 16; restart the server with --max-lora-rank 32"),
+        (LOKR, 32, "--max-lora-rank 32 or more, or add it with --approximate 16"),
+        (LoraConfig(r=24, target_modules=["q_proj"], task_type="CAUSAL_LM"), 20, "--max-lora-rank 20 or more"),
+    ],
+    ids=["dora", "lokr", "lora"],
+)
+def test_an_approximation_of_a_rank_beyond_vllms_is_refused_and_not_a_rougher_one(
+    base: Path, directories: LoraDirectories, tmp_path: Path, config: PeftConfig, asked: int, words: str
+) -> None:
+    original = save_tuned(base, tmp_path / "original", 3, config)
+    with pytest.raises(AdapterRefused, match=words) as refused:
+        directories.write(one(original, asked), tmp_path / "refused", 16)
+    assert refused.value.code == NOT_APPLIED and not (tmp_path / "refused").exists()
+    assert directories.write(one(original, asked), tmp_path / "written", asked).rank == asked
+
+
+def test_a_lora_that_fits_is_written_exactly_whatever_approximation_it_would_have_had(
+    base: Path, directories: LoraDirectories, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=12, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    original = save_tuned(base, tmp_path / "original", 3, config)
+    written = directories.write(one(original, 512), tmp_path / "written", 16)
+    assert written.rank == 12 and written.effect.exact
+
+
 def test_files_that_were_changed_are_not_converted(base: Path, directories: LoraDirectories, tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
     original = save_tuned(base, tmp_path / "original", 3, config)

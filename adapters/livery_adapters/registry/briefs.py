@@ -19,7 +19,7 @@ _COLUMNS = (
         adapters.c[name]
         for name in ("name", "generation", "active", "pinned", "error", "error_code", "retired", "owner")
     ),
-    *(versions.c[name] for name in ("digest", "weights", "peft_type", "nbytes", "coverage")),
+    *(versions.c[name] for name in ("digest", "weights", "approximate", "peft_type", "nbytes", "coverage")),
     STATE_OF.label("state"),
 )
 _QUERY = select(*_COLUMNS).select_from(
@@ -42,6 +42,7 @@ class Brief:
     weights: str  # the digest of its files
     peft_type: str
     rank: int  # the highest of its modules', 0 where it has none
+    approximate: int  # the rank that it was to be factorised to, 0 where it is applied as it is
     nbytes: int
     owner: str = OPERATOR
     grantees: tuple[str, ...] = ()  # the tenants it is shared with
@@ -68,6 +69,7 @@ def briefs(connection: Connection, names: Iterable[str] | None) -> list[Brief]:
             row.weights or "",
             row.peft_type or "",
             _rank(row.coverage),
+            row.approximate or 0,
             row.nbytes or 0,
             row.owner,
             tuple(grantees.get(row.name, ())),

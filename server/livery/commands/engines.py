@@ -15,7 +15,7 @@ from livery.engine.supervisor import SupervisedEngine
 from livery.settings import Settings, SettingsError
 from livery_adapters.manifest import Limits, read_manifest
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import Registry
+from livery_adapters.registry import Brief, Registry
 from livery_adapters.tensor_file import CONFIG_NAME
 
 log = logging.getLogger(__name__)
@@ -72,21 +72,30 @@ def _vllm(settings: Settings) -> MakeEngine:
 
 
 def registered_ranks(settings: Settings) -> list[int]:
-    """The highest rank of every adapter that this server will have: those in its registry and in its folder.
+    """The highest rank in vLLM of every adapter that this server will have: those in its registry and in its folder.
 
-    Those that are in both count once, by their names in full.
+    Of one that is approximated that is the rank asked for, and its own where that is higher and vLLM can have it: what
+    of it is plain LoRA is then exact. Those that are in both count once, by their names in full.
     """
     ranks: dict[str, int] = {}
     folder = DataFolder(settings.data_folder)
     if settings.registry is not None or folder.database.exists():
         registry = Registry.open(settings.registry or folder.registry_url(), frozenset())
         try:
-            ranks |= {brief.name: brief.rank for brief in registry.briefs() if brief.active is not None}
+            ranks |= {brief.name: _rank_of(brief) for brief in registry.briefs() if brief.active is not None}
         finally:
             registry.close()
     if settings.adapters is not None:
         ranks |= _ranks_below(settings.adapters, settings.max_rank)
     return list(ranks.values())
+
+
+def _rank_of(brief: Brief) -> int:
+    from livery.engine.vllm_args import RANKS
+
+    if not brief.approximate:
+        return brief.rank
+    return max(brief.rank if brief.rank <= RANKS[-1] else 0, min(brief.approximate, RANKS[-1]))
 
 
 def _ranks_below(root: Path, most: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from livery.engine.base import AdapterPart, AdapterRef
 from livery.engine.stored import stored_manifest
+from livery.engine.vllm_args import RANKS
 from livery.engine.vllm_weights import FileWeights
 from livery_adapters.approximate import factorise, truncate
 from livery_adapters.base_model import BaseModel
@@ -73,14 +74,10 @@ class LoraDirectories:
         canonical, weight = parts[0]
         if len(parts) > 1 or weight != 1:
             canonical = compose(parts, adapter.digest)
-        approximate = min(max(part.approximate for part in adapter.parts), most)
+        approximate = max(part.approximate for part in adapter.parts)
         lora = as_plain_lora(canonical, self._weights, approximate, most)
         if lora.rank > most:
-            raise AdapterRefused(
-                NOT_APPLIED,
-                f"adapter {adapter.digest[:12]} has rank {lora.rank} and vLLM was started for ranks up to {most}; "
-                f"restart the server with --max-lora-rank {lora.rank} or more, or add it with --approximate {most}",
-            )
+            raise _too_high(adapter.digest, lora.rank, most)
         applied = CanonicalAdapter(
             adapter.digest,
             linears={path: LinearChange((pair,)) for path, pair in lora.pairs.items()},
@@ -116,7 +113,8 @@ def as_plain_lora(adapter: CanonicalAdapter, base: FileWeights, approximate: int
     """The adapter as pairs, exactly where it is a LoRA; what isn't, or has a rank above `most`, at rank `approximate`.
 
     With 0 for that nothing is approximated: what isn't a LoRA is refused. Raises AdapterRefused, also for what no ΔW
-    of a linear module can say, whatever the rank: biases, embeddings, norms.
+    of a linear module can say, whatever the rank: biases, embeddings, norms. An approximation is of the rank that was
+    asked for or refused, as one above `most` is: a lower one would be another adapter.
     """
     _check_places(adapter)
     pairs: dict[str, LowRank] = {}
@@ -135,9 +133,20 @@ def as_plain_lora(adapter: CanonicalAdapter, base: FileWeights, approximate: int
         # Of what had been approximated before, the error counts from there: orthogonal, so they add in squares.
         before = errors.get(path, 0.0)
         errors[path] = math.sqrt(before**2 + (1 - before**2) * error**2)
+        if pairs[path].rank > most:
+            raise _too_high(adapter.digest, pairs[path].rank, most)
     if not pairs:
         raise AdapterRefused(NOT_APPLIED, f"adapter {adapter.digest[:12]} changes no linear module; {OWN_ENGINE}")
     return PlainLora(pairs, {path: error for path, error in errors.items() if path in pairs})
+
+
+def _too_high(digest: str, rank: int, most: int) -> AdapterRefused:
+    remedy = f"restart the server with --max-lora-rank {rank} or more" if rank <= RANKS[-1] else OWN_ENGINE
+    return AdapterRefused(
+        NOT_APPLIED,
+        f"adapter {digest[:12]} has rank {rank} and vLLM was started for ranks up to {most}; {remedy}, or add it with "
+        f"--approximate {most}",
+    )
 
 
 def _exact(change: LinearChange) -> LowRank | None:
