@@ -83,7 +83,7 @@ async def drive(
         started=driven.started,
         seconds=driven.seconds,
         records=records,
-        health=judge([driven.vitals], records, open_loop=not options.streams),
+        health=judge([driven.vitals], records),
         interrupted=driven.interrupted,
         gaps=driven.gaps,
     )

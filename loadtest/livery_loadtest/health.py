@@ -75,10 +75,11 @@ class Stopwatch:
         vitals.cpu_s, vitals.wall_s = time.thread_time() - self._cpu, time.perf_counter() - self._wall
 
 
-def judge(processes: Sequence[Vitals], records: Sequence[Record], *, open_loop: bool) -> Health:
+def judge(processes: Sequence[Vitals], records: Sequence[Record]) -> Health:
     """What all processes of a client together say about it, and about the answers that they had.
 
-    In a closed loop nothing is late: there is no time. Of no process nothing is known: whoever lost them says so.
+    In a closed loop only a chat's later turns can be late: a stream sends as soon as it is free. Of no process nothing
+    is known: whoever lost them says so.
     """
     busiest = max(processes, key=_share, default=Vitals())
     share = _share(busiest)
@@ -95,7 +96,7 @@ def judge(processes: Sequence[Vitals], records: Sequence[Record], *, open_loop: 
         reasons.append(f"a client process used {share:.0%} of a core (at most {MOST_CPU_SHARE:.0%})")
     if lag[1] > most_lag:
         reasons.append(f"the client's event loop lagged {lag[1]:.1f} ms at p99 (at most {most_lag:.1f} ms)")
-    if open_loop and delay[1] > most_delay:
+    if delay[1] > most_delay:
         reasons.append(f"requests left {delay[1]:.1f} ms late at p99 (at most {most_delay:.1f} ms)")
     if reasons:
         reasons.append(BUSY if busy else WAITED)

@@ -52,7 +52,7 @@ class Health:
     """How the client itself did. A run in which it was the bottleneck isn't a measurement of the server.
 
     `cpu_share` is its busiest process's CPU time by wall time (1.0 is a whole core), `loop_lag_ms` how late its event
-    loop woke, `send_delay_ms` how late requests left in an open loop; both as p50, p99 and maximum. `reasons` says in
+    loop woke, `send_delay_ms` how late requests left; both as p50, p99 and maximum. `reasons` says in
     words what makes the run invalid; none: it is valid. `anew` says of each run that was thrown away for this one why.
     """
 

@@ -130,7 +130,7 @@ async def measure(
                 await asyncio.gather(*beside)
     told = [sender.ended for sender in senders if sender.ended is not None]
     records = sorted((record for sender in senders for record in sender.records), key=_index)
-    health = judge([ended.vitals() for ended in told], records, open_loop=not options.streams)
+    health = judge([ended.vitals() for ended in told], records)
     lost = len(senders) - len(told)
     if lost:
         reason = f"{lost} of {len(senders)} client processes ended midway: what they sent is lost"

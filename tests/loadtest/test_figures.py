@@ -109,7 +109,7 @@ def test_numbers_of_hand_made_answers() -> None:
     assert summary.good_share.value == 0  # none within 200 ms
 
 
-def test_open_loops_count_from_the_planned_time_and_closed_ones_from_sending() -> None:
+def test_open_loops_count_from_the_planned_time_and_closed_ones_from_when_a_stream_was_free() -> None:
     held_up = of(answer(0, 1.0, (1.5, 1.6), at=0.2))
     assert held_up.ttft_ms is not None
     assert held_up.ttft_ms.p50.value == pytest.approx(1300)

@@ -16,7 +16,7 @@ GOOD = Vitals(1.0, 10.0, array("d", [0.001] * 100), array("d", [0.002] * 100))
 
 
 def test_a_client_that_kept_up_is_valid() -> None:
-    health = judge([GOOD, GOOD], [], open_loop=True)
+    health = judge([GOOD, GOOD], [])
     assert health.valid and health.reasons == ()
     assert (health.processes, health.cpu_share) == (2, 0.1)
     assert (health.loop_lag_ms, health.send_delay_ms) == ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0))
@@ -32,14 +32,13 @@ def test_each_way_to_be_the_bottleneck_has_its_reason() -> None:
     }
     remedies = ("was busy itself", "waited for a core", "waited for a core", "requests failed")
     for (words, vitals), remedy in zip(cases.items(), remedies, strict=True):
-        health = judge([GOOD, vitals], [], open_loop=True)
+        health = judge([GOOD, vitals], [])
         assert not health.valid
         assert words in health.reasons[0]
         assert remedy in health.reasons[-1]
-    assert judge([cases["requests left 20.0 ms late"]], [], open_loop=False).valid
-    blink = judge([Vitals(0.1, 0.1)], [], open_loop=True)
+    blink = judge([Vitals(0.1, 0.1)], [])
     assert blink.valid and blink.cpu_share == 1.0
-    assert judge([Vitals()], [], open_loop=True).valid
+    assert judge([Vitals()], []).valid
 
 
 def made_record(index: int, first_s: float) -> Record:
@@ -50,13 +49,13 @@ def made_record(index: int, first_s: float) -> Record:
 def test_being_late_by_little_of_what_the_server_takes_does_not_matter() -> None:
     late = Vitals(1.0, 10.0, array("d", [0.012] * 10), array("d", [0.007] * 10))
     answers = [made_record(index, first_s) for index, first_s in enumerate((0.1, 0.25, 0.9))]
-    assert judge([late], answers, open_loop=True).valid
+    assert judge([late], answers).valid
     quick = [made_record(index, 0.1) for index in range(3)]
-    assert [reason.split(" at p99")[0] for reason in judge([late], quick, open_loop=True).reasons[:2]] == [
+    assert [reason.split(" at p99")[0] for reason in judge([late], quick).reasons[:2]] == [
         "the client's event loop lagged 12.0 ms",
         "requests left 7.0 ms late",
     ]
-    assert not judge([Vitals(9.5, 10.0)], answers, open_loop=True).valid
+    assert not judge([Vitals(9.5, 10.0)], answers).valid
 
 
 def test_a_late_look_is_measured_by_the_time_between_tokens() -> None:
@@ -72,10 +71,10 @@ def test_a_late_look_is_measured_by_the_time_between_tokens() -> None:
             record.events = array("d", [record.events[0], record.events[-1]])
         return record
 
-    assert judge([late], [answered(0.25)] * 3, open_loop=True).valid
+    assert judge([late], [answered(0.25)] * 3).valid
     quick = (answered(0.1), answered(0.1, folded=True), answered(0.1, folded=True, told=False))
     for one in quick:
-        (reason, _) = judge([late], [one] * 3, open_loop=True).reasons
+        (reason, _) = judge([late], [one] * 3).reasons
         assert reason == "the client's event loop lagged 12.0 ms at p99 (at most 10.0 ms)"
 
 
