@@ -169,9 +169,8 @@ class Announced:
     def ids(self, in_memory: Collection[str]) -> frozenset[str]:
         """What is said, where these adapters are in memory, by their names in full.
 
-        Also what was asked for them: other ingresses may not have learned it. Of more adapters than are to be told of,
-        those that were asked for lately.
+        Of those that were asked for here alone: every replica's host memory may hold what nobody asked it for. And
+        what was asked for them: other ingresses may not have learned it.
         """
         asked = {one: adapter for one, adapter in self._adapters.items() if adapter in in_memory}
-        names = in_memory if len(in_memory) <= self._most else asked.values()
-        return frozenset(self._under_way) | asked.keys() | {adapter_id(name) for name in names}
+        return frozenset(self._under_way) | asked.keys() | {adapter_id(name) for name in asked.values()}
