@@ -16,12 +16,16 @@ DOUBTED = 1.2  # a rate that failed its second measurement was near the edge: th
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One rate, measured: `good` is the share of requests within the SLO; `because` says why it doesn't hold, if so."""
+    """One rate, measured: `good` is the share of requests within the SLO; `because` says why it doesn't hold, if so.
+
+    One that was `interrupted` says nothing of its rate, and is the last one.
+    """
 
     rate: float
     good: float
     holds: bool
     because: str = ""
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,10 @@ class Capacity:
     confirmed: bool
     trials: tuple[Trial, ...]
 
+    @property
+    def interrupted(self) -> bool:
+        return any(trial.interrupted for trial in self.trials)
+
 
 Measure = Callable[[float], Awaitable[Trial]]
 
@@ -44,7 +52,8 @@ async def find_capacity(measure: Measure, first: float, ceiling: float, within: 
     """Search from `first` up to `ceiling` requests a second, to within a factor of `within`.
 
     Takes that a higher rate is never easier to hold; a rate that fails its second measurement counts as failing, and
-    the search goes on below it. Raises ValueError for rates that aren't positive or a factor that isn't above 1.
+    the search goes on below it; an interrupted one ends it with what is known. Raises ValueError for rates
+    that aren't positive or a factor that isn't above 1.
     """
     if not 0 < first <= ceiling or within <= 1:
         given = f"first {first:g}, ceiling {ceiling:g}, within {within:g}"
@@ -74,6 +83,7 @@ class _Search:
         self._held: set[float] = set()
         self.trials: list[Trial] = []
         self.lowest_failing = float("inf")
+        self._interrupted = False
 
     @property
     def highest(self) -> float | None:
@@ -81,18 +91,20 @@ class _Search:
 
     @property
     def spent(self) -> bool:
-        return len(self.trials) >= MOST_TRIALS
+        return len(self.trials) >= MOST_TRIALS or self._interrupted
 
     async def holds(self, rate: float) -> bool:
         trial = await self._measure(rate)
         self.trials.append(trial)
-        if trial.holds:
+        if trial.interrupted:
+            self._interrupted = True
+        elif trial.holds:
             self._held.add(rate)
         else:
             failing = rate / DOUBTED if rate in self._held else rate
             self.lowest_failing = min(self.lowest_failing, failing)
             self._held = {held for held in self._held if held < failing}
-        return trial.holds
+        return trial.holds and not trial.interrupted
 
     def found(self, confirmed: bool) -> Capacity:
         failing = None if self.lowest_failing == float("inf") else self.lowest_failing

@@ -7,6 +7,7 @@ ends the run under way and keeps what is there.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,11 +16,12 @@ from typing import Protocol
 import httpx
 
 from livery_loadtest.build import build_script, build_warm_up
-from livery_loadtest.drive import Observer
+from livery_loadtest.drive import NOT_SENT, Observer
 from livery_loadtest.fanout import Fanout
 from livery_loadtest.options import Options
 from livery_loadtest.record import Health, Record, Run
 from livery_loadtest.spec import Workload
+from livery_loadtest.stopping import stopping
 from livery_loadtest.target import Target, TargetUnusable, key_header, list_models, server_version
 from livery_loadtest.verify import Verification, choose, judge, replayed, rivals, suspects
 from livery_loadtest.workers import measure
@@ -109,12 +111,16 @@ async def run_session(
     manner: Manner,
     begin: Begin,
     stage: Stage | None = None,
+    stop: asyncio.Event | None = None,
 ) -> list[Measured]:
-    """Measure workloads on all subjects; when that is interrupted, what there is by then.
+    """Measure workloads on all subjects; when `stop` is set, or without one at SIGINT or SIGTERM, what is there then.
 
-    Failed requests are in the records. Raises SpecInvalid where a workload doesn't fit what a subject serves,
-    TargetUnusable where one can't be asked, ClientFailed.
+    A run is then marked interrupted. Failed requests are in the records. Raises SpecInvalid where a workload doesn't
+    fit what a subject serves, TargetUnusable where one can't be asked, ClientFailed.
     """
+    if stop is None:
+        with stopping() as stop:
+            return await run_session(workloads, subjects, manner, begin, stage, stop)
     stage = stage or AlwaysOn()
     measured = [Measured(workload) for workload in workloads]
     for repeat in range(manner.repeats):
@@ -123,17 +129,22 @@ async def run_session(
             for one in measured:
                 if not subject.takes(one.workload):
                     continue
-                run = await _run_once(one.workload, subject, repeat, manner, begin)
-                one.runs.append(run)
-                if run.interrupted:
+                run = await _run_once(one.workload, subject, repeat, manner, begin, stop)
+                if run.records or not run.interrupted or all(done.target != run.target for done in one.runs):
+                    one.runs.append(run)
+                if manner.verify and repeat + 1 == manner.repeats and not run.interrupted:
+                    verified = await _verify(one.workload, subject, run.records, manner, begin, stop)
+                    if verified.compared or not stop.is_set():
+                        one.verified[subject.target.name] = verified
+                if run.interrupted or stop.is_set():
+                    one.runs[-1] = replace(one.runs[-1], interrupted=True)
                     return measured
-                if manner.verify and repeat + 1 == manner.repeats:
-                    verified = await _verify(one.workload, subject, run.records, manner, begin)
-                    one.verified[subject.target.name] = verified
     return measured
 
 
-async def _run_once(workload: Workload, subject: Served, repeat: int, manner: Manner, begin: Begin) -> Run:
+async def _run_once(
+    workload: Workload, subject: Served, repeat: int, manner: Manner, begin: Begin, stop: asyncio.Event
+) -> Run:
     """Warm up, and measure. Where the first is interrupted, it is what there is, with nothing measured.
 
     A run whose client turned out too busy is made anew from more processes, with other prompts: those that were asked
@@ -145,7 +156,7 @@ async def _run_once(workload: Workload, subject: Served, repeat: int, manner: Ma
         observer = begin(f"{target.name}, {workload.name}, warm-up", len(warm_up.requests))
         streams = min(WARM_UP_STREAMS, len(warm_up.requests))
         options = replace(Options.of(workload, repeat=repeat), streams=streams, duration_s=0.0)
-        warmed = await measure(warm_up, target, options, observer=observer)
+        warmed = await measure(warm_up, target, options, observer=observer, stop=stop)
         if warmed.interrupted:
             return replace(warmed, records=())
     options = Options.of(workload, repeat=repeat, keep_text=bool(manner.verify), fold=manner.fold)
@@ -165,6 +176,7 @@ async def _run_once(workload: Workload, subject: Served, repeat: int, manner: Ma
             observer=observer,
             sample_s=manner.sample_s,
             allow_hooks=manner.allow_hooks,
+            stop=stop,
         )
         if run.interrupted and doubted is not None:
             return replace(doubted, interrupted=True)
@@ -182,17 +194,25 @@ def _too_few(health: Health) -> str:
 
 
 async def _verify(
-    workload: Workload, subject: Served, records: Sequence[Record], manner: Manner, begin: Begin
+    workload: Workload, subject: Served, records: Sequence[Record], manner: Manner, begin: Begin, stop: asyncio.Event
 ) -> Verification:
-    """Ask the reference for a sample's answers; for those that differ, also what their rivals say."""
+    """Ask the reference for a sample's answers; for those that differ, also what their rivals say.
+
+    When that is stopped, those that were asked for by then: where rivals are missing, an answer isn't looked into.
+    """
     reference = manner.reference or subject
     chosen = choose(records, manner.verify, workload.seed)
-    ask = partial(_ask_again, workload, subject, reference, begin)
+    ask = partial(_ask_again, workload, subject, reference, begin, stop)
     answers = await ask([(record, [record.planned.model]) for record in chosen])
+    chosen = chosen[: len(answers)]
     doubted = suspects(chosen, answers)[:MOST_SUSPECTS]
     asked = [(record, rivals(record, records, MOST_RIVALS, subject.base)) for record in doubted]
-    said = iter(await ask(asked))
-    others = {record.planned.index: {model: next(said) for model in models} for record, models in asked}
+    said = await ask(asked)
+    others: dict[int, dict[str, Record]] = {}
+    for record, models in asked:
+        if len(models) <= len(said):
+            others[record.planned.index] = dict(zip(models, said, strict=False))
+            said = said[len(models) :]
     compared = tuple(
         judge(record, answer, others.get(record.planned.index)) for record, answer in zip(chosen, answers, strict=True)
     )
@@ -205,9 +225,10 @@ async def _ask_again(
     subject: Served,
     reference: Served,
     begin: Begin,
+    stop: asyncio.Event,
     asked: Sequence[tuple[Record, Sequence[str]]],
 ) -> Sequence[Record]:
-    """Requests once more, one at a time, where nothing else is asked for."""
+    """Requests once more, one at a time, where nothing else is asked for; when that is stopped, the first of them."""
     script = replayed(asked)
     if not script.requests:
         return ()
@@ -217,4 +238,12 @@ async def _ask_again(
         requests = [replace(one, tenant=None, model=names.get(one.model, one.model)) for one in script.requests]
         script, options = replace(script, requests=requests), replace(options, key_envs={})
     observer = begin(f"{subject.target.name}: answers of {reference.target.name}, quiet", len(script.requests))
-    return (await measure(script, reference.target, options, observer=observer)).records
+    run = await measure(script, reference.target, options, observer=observer, stop=stop)
+    if run.interrupted:
+        return run.records  # one after the other: those that are there come before those that aren't
+    found = {record.planned.index: record for record in run.records}
+    why = "; ".join(run.health.reasons)  # the process that asked ended midway
+    return [
+        found.get(planned.index) or Record(planned, 0.0, error=NOT_SENT, error_message=why)
+        for planned in script.requests
+    ]

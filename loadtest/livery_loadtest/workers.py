@@ -11,11 +11,11 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 from array import array
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from livery_loadtest.drive import LOOK_S, Glance, Observer, conversations, look_away
 from livery_loadtest.frames import (
@@ -38,6 +38,7 @@ from livery_loadtest.meanwhile import Meanwhile
 from livery_loadtest.options import Options
 from livery_loadtest.record import Record, Run
 from livery_loadtest.script import Planned, Script
+from livery_loadtest.stopping import stopping
 from livery_loadtest.target import Target, TargetUnusable
 from livery_loadtest.watch import Watch
 
@@ -99,35 +100,33 @@ async def measure(
     observer: Observer = look_away,
     sample_s: float = 0.0,
     allow_hooks: bool = False,
+    stop: asyncio.Event | None = None,
 ) -> Run:
     """Send a whole script from `processes` processes, or fewer where there is less to share out.
 
     Meanwhile the server's metrics are sampled every `sample_s` seconds (0: not), and what the script changes is
-    changed; its hooks run where they are allowed. SIGINT and SIGTERM end the run early; it is then what had ended by
-    then. Raises TargetUnusable and ClientFailed.
+    changed; its hooks run where they are allowed. `stop`, or without one SIGINT and SIGTERM, ends the run early; it is
+    then what had ended by then. Raises TargetUnusable and ClientFailed.
     """
     parts = share_out(script, options, processes)
-    stop = asyncio.Event()
-    async with _senders(len(parts)) as senders:
-        await asyncio.gather(
-            *(
-                sender.make_ready(Work(requests, target, own))
-                for sender, (requests, own) in zip(senders, parts, strict=True)
-            )
-        )
+    async with contextlib.AsyncExitStack() as held:
+        stop = stop or held.enter_context(stopping())
+        senders = await held.enter_async_context(_senders(0 if stop.is_set() else len(parts)))
+        if not await _all_ready(senders, [Work(requests, target, own) for requests, own in parts], stop):
+            health = judge([], [])
+            return Run(target.name, options.repeat, time.perf_counter(), 0.0, (), health, interrupted=True)
         begin = time.perf_counter() + LEAD_S
         for sender in senders:
             sender.tell(Begin(begin))
-        with _stopping(stop):
-            watch = Watch(target, sample_s, begin)
-            meanwhile = Meanwhile(script, target, begin, allow_hooks=allow_hooks)
-            beside = [asyncio.ensure_future(watch.run()), asyncio.ensure_future(meanwhile.run())]
-            try:
-                interrupted = await _collect(senders, script.requests, observer, begin, stop)
-            finally:
-                watch.end()
-                meanwhile.end()
-                await asyncio.gather(*beside)
+        watch = Watch(target, sample_s, begin)
+        meanwhile = Meanwhile(script, target, begin, allow_hooks=allow_hooks)
+        beside = [asyncio.ensure_future(watch.run()), asyncio.ensure_future(meanwhile.run())]
+        try:
+            interrupted = await _collect(senders, script.requests, observer, begin, stop)
+        finally:
+            watch.end()
+            meanwhile.end()
+            await asyncio.gather(*beside)
     told = [sender.ended for sender in senders if sender.ended is not None]
     records = sorted((record for sender in senders for record in sender.records), key=_index)
     health = judge([ended.vitals() for ended in told], records)
@@ -167,6 +166,21 @@ def divisible(script: Script, options: Options) -> int:
     """Among how many processes a script can be shared out: by conversations, and by streams where there are any."""
     chats = sum(planned.follows is None for planned in script.requests)
     return min(chats, options.streams or chats)
+
+
+async def _all_ready(senders: Sequence[_Sender], work: Sequence[Work], stop: asyncio.Event) -> bool:
+    """Hand over the work; whether all have it, and not: that was stopped before. Raises ClientFailed."""
+    readying = asyncio.gather(*(sender.make_ready(own) for sender, own in zip(senders, work, strict=False)))
+    stopped = asyncio.ensure_future(stop.wait())
+    first: set[asyncio.Future[Any]] = {readying, stopped}
+    try:
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if readying.done():
+            readying.result()
+        return not stop.is_set()
+    finally:
+        readying.cancel()
+        stopped.cancel()
 
 
 async def _collect(
@@ -238,32 +252,6 @@ async def _senders(count: int) -> AsyncIterator[list[_Sender]]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(sender.process.pid, signal.SIGKILL)
         await asyncio.gather(*(sender.process.wait() for sender in senders))
-
-
-@contextlib.contextmanager
-def _stopping(stop: asyncio.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM sets `stop`; a second one does what it always does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop, ending = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in ending}
-
-    def give_back() -> None:
-        for number in ending:
-            loop.remove_signal_handler(number)
-            signal.signal(number, before[number])
-
-    def end() -> None:
-        stop.set()
-        give_back()
-
-    for number in ending:
-        loop.add_signal_handler(number, end)
-    try:
-        yield
-    finally:
-        give_back()
 
 
 def _merged(told: Sequence[Ended]) -> Gaps | None:

@@ -171,6 +171,26 @@ def test_capacity_finds_a_rate_and_writes_every_trial(pair: tuple[KnownServer, K
     assert "--slo-ttft-ms" in without.stderr
 
 
+def test_an_interrupt_leaves_what_a_search_had_found(tmp_path: Path) -> None:
+    server = Stuck("stuck", ["base", "pirate"], answered=2 * (2 + 8) + 5)
+    with serving(server):
+        search = ["--first", 50, "--ceiling", 100, "--slo-ttft-ms", 60_000, "--out", tmp_path]
+        command = [*BENCH, "capacity", workload(tmp_path), "--target", f"s={server.url}", *search]
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert server.reached.wait(60)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=60)
+    assert process.returncode == Exit.INTERRUPTED
+    assert "interrupted" in told
+    result = read_result(tmp_path / "some.json")
+    found = result.capacity
+    assert found is not None
+    assert [trial.interrupted for trial in found.trials] == [False, False, True]
+    assert found.highest == max((trial.rate for trial in found.trials if trial.holds), default=None)
+    assert result.interrupted is (found.highest is None), "what is shown is the run that held"
+    assert len(list(tmp_path.glob("some-*.json"))) == 3
+
+
 def _with_reasons(result: Result, reasons: tuple[str, ...]) -> Result:
     """The same, doubted for these."""
     healths = [replace(one.health, reasons=reasons) for one in result.repeats]

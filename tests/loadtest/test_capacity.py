@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,27 @@ async def test_a_rate_that_fails_when_measured_again_is_not_the_answer() -> None
     assert found.confirmed
     assert found.highest is not None
     assert found.highest <= 5
+
+
+@pytest.mark.parametrize(("at", "highest", "failing"), [(1, None, None), (4, 16, None), (6, 32, 64), (10, 47.3, 49.4)])
+async def test_an_interrupt_ends_the_search_with_what_is_known(
+    at: int, highest: float | None, failing: float | None
+) -> None:
+    """Wherever it comes, also in the run that would have confirmed a rate: that held all the same."""
+    asked, measure = up_to(48)
+
+    async def cut(rate: float) -> Trial:
+        trial: Trial = await measure(rate)  # type: ignore[operator]
+        return replace(trial, holds=False, because="interrupted", interrupted=True) if len(asked) == at else trial
+
+    found = await find_capacity(cut, 4, 1000)
+    assert len(asked) == len(found.trials) == at
+    assert found.interrupted
+    assert not found.confirmed
+    for told, expected in ((found.highest, highest), (found.lowest_failing, failing)):
+        assert told == (expected if expected is None else pytest.approx(expected, 0.01))
+    if at == 10:
+        assert asked[-1] == found.highest, "it was to be confirmed"
 
 
 @pytest.mark.parametrize(("first", "ceiling", "within"), [(0, 1, 1.1), (-1, 1, 1.1), (2, 1, 1.1), (1, 2, 1.0)])

@@ -121,6 +121,10 @@ def test_answers_of_other_adapters_are_named() -> None:
         (Capacity(8.0, 8.4, True, (Trial(8.0, 0.995, True), Trial(8.4, 0.9, False, "too slow"))), "8.00"),
         (Capacity(8.0, None, False, (Trial(8.0, 0.995, True),)), "not confirmed"),
         (Capacity(None, 1.0, False, (Trial(1.0, 0.1, False, "too slow"),)), "none of 1 rates held"),
+        (
+            Capacity(8.0, None, False, (Trial(8.0, 0.995, True), Trial(9.0, 0.1, False, "cut", True))),
+            "2 trials, interrupted",
+        ),
     ],
 )
 def test_a_capacity_is_told_in_both_reports(found: Capacity, says: str) -> None:

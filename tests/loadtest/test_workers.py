@@ -12,7 +12,7 @@ import pytest
 
 from livery_loadtest import workers
 from livery_loadtest.dialect import Dialect
-from livery_loadtest.drive import Glance, drive, look_away
+from livery_loadtest.drive import Glance, Observer, drive, look_away
 from livery_loadtest.options import Options
 from livery_loadtest.script import Planned, Script
 from livery_loadtest.session import Manner, find_served, run_session
@@ -123,6 +123,32 @@ async def test_a_signal_ends_the_run_with_what_had_ended(number: signal.Signals)
     assert run.interrupted
     assert [record.planned.index for record in run.records] == [0, 1, 2]
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+async def test_a_signal_before_the_senders_are_ready_ends_the_run_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, signal, sys; os.kill(os.getppid(), signal.SIGINT); sys.stdin.buffer.read()"
+    monkeypatch.setattr(workers, "SENDER", (sys.executable, "-c", code))
+    run = await measure(script(1), Target("left", "http://127.0.0.1:9"), Options())
+    assert run.interrupted
+    assert not run.records
+
+
+async def test_a_signal_between_two_runs_keeps_the_one_before(pair: tuple[KnownServer, KnownServer]) -> None:
+    """Also while nothing is awaited, as when a long script is made."""
+    server, _ = pair
+    workload = parse_workload("{name: some, arrivals: {kind: closed, streams: 2}, requests: 4, warm_up: 2}")
+    subject = await find_served(Target("left", server.url))
+    said: list[str] = []
+
+    def begin(what: str, total: int) -> Observer:
+        said.append(what)
+        if len(said) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return look_away
+
+    (measured,) = await run_session([workload], [subject], Manner(repeats=3), begin)
+    assert [(run.repeat, len(run.records), run.interrupted) for run in measured.runs] == [(0, 4, True)]
+    assert said == ["left, some, warm-up", "left, some, 1 of 3", "left, some, warm-up"]
 
 
 async def test_a_target_that_cannot_be_sent_to_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:

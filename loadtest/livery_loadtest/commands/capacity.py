@@ -99,9 +99,7 @@ class Search:
         self.results: list[Result] = []
 
     async def trial(self, rate: float) -> Trial:
-        """Run at that rate; once interrupted, no more."""
-        if any(result.interrupted for result in self.results):
-            return Trial(rate, 0.0, False, INTERRUPTED)
+        """Run at that rate."""
         (asked,) = self._task.workloads
         workload = at_rate(asked, rate)
         if any(result.workload.name == workload.name for result in self.results):
@@ -115,7 +113,10 @@ class Search:
 
         The page goes on with the runs at other rates, the lowest first.
         """
-        by_rate = {trial.rate: result for trial, result in zip(found.trials, self.results, strict=False)}
+        by_rate: dict[float, Result] = {}
+        for trial, result in zip(found.trials, self.results, strict=True):
+            if not (trial.interrupted and trial.rate in by_rate):  # the whole run at that rate is what there is
+                by_rate[trial.rate] = result
         if not by_rate:
             return
         rate = found.highest or next(reversed(by_rate))
@@ -142,7 +143,7 @@ def judge(result: Result, rate: float, share: float) -> Trial:
         because = f"{good:.0%} of the requests met the SLO"
     else:
         because = ""
-    return Trial(rate, good, not because, because)
+    return Trial(rate, good, not because, because, result.interrupted)
 
 
 def trial_table(found: Capacity, workload: Workload) -> Table:
@@ -151,11 +152,14 @@ def trial_table(found: Capacity, workload: Workload) -> Table:
         title = f"{workload.name}: no rate that was tried holds"
     else:
         title = f"{workload.name}: {found.highest:.3g} requests/s" + ("" if found.confirmed else ", not confirmed")
+    if found.interrupted:
+        title += ", interrupted"
     table = Table(title=title, title_justify="left")
     for heading in ("requests/s", "met the SLO"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for trial in found.trials:
-        verdict = "[green]holds[/]" if trial.holds else f"[red]{trial.because}[/]"
+        colour = "yellow" if trial.interrupted else "green" if trial.holds else "red"
+        verdict = f"[{colour}]{'holds' if trial.holds else trial.because}[/]"
         table.add_row(f"{trial.rate:.3g}", f"{trial.good:.1%}", verdict)
     return table

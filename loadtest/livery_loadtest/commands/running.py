@@ -22,6 +22,7 @@ from livery_loadtest.report.table import print_result
 from livery_loadtest.servers import ServerFailed
 from livery_loadtest.session import Manner, Served, Stage, find_served, run_session
 from livery_loadtest.spec import SpecInvalid, Workload
+from livery_loadtest.stopping import stopping
 from livery_loadtest.target import Target, TargetUnusable
 from livery_loadtest.workers import ClientFailed
 
@@ -58,18 +59,24 @@ def run_task(task: Task, title: str = "") -> list[documents.Result]:
 
 
 async def run_together(task: Task, workloads: Sequence[Workload]) -> list[documents.Result]:
-    """Run these in turn, repeat after repeat, and write the files of each."""
-    with LiveBar() as bar:
-        found = await run_session(workloads, task.subjects, task.manner, bar.begin, task.stage)
-    settings = task.settings()
-    results = []
-    for one in found:
-        asked = [subject for subject in task.subjects if subject.takes(one.workload)]
-        targets = [_described(subject, settings.get(subject.target.name, {})) for subject in asked]
-        origin = Origin.here(own_version(), task.machine)
-        result = documents.make_result(one.workload, targets, one.runs, origin, one.verified)
-        _write_files(result, task.out, one.workload.name)
-        results.append(result)
+    """Run these in turn, repeat after repeat, and write the files of each.
+
+    Where that is interrupted, a result says so: the last one also where all was measured, and only written yet.
+    """
+    with stopping() as stop:
+        with LiveBar() as bar:
+            found = await run_session(workloads, task.subjects, task.manner, bar.begin, task.stage, stop)
+        settings = task.settings()
+        results = []
+        for one in found:
+            asked = [subject for subject in task.subjects if subject.takes(one.workload)]
+            targets = [_described(subject, settings.get(subject.target.name, {})) for subject in asked]
+            origin = Origin.here(own_version(), task.machine)
+            result = documents.make_result(one.workload, targets, one.runs, origin, one.verified)
+            _write_files(result, task.out, one.workload.name)
+            results.append(result)
+        if stop.is_set() and not any(result.interrupted for result in results):
+            results[-1] = results[-1].stopped()
     return results
 
 

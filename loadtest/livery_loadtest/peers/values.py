@@ -17,10 +17,12 @@ TOKENS = 32
 
 
 async def answers(subject: Served, observer: Observer) -> list[Record]:
-    """The greedy answer of every model of a server, one at a time."""
+    """The greedy answer of every model of a server, one at a time. An interrupt is one: nothing was measured yet."""
     planned = [Planned(index, None, model, PROMPT, TOKENS) for index, model in enumerate(subject.models)]
     options = Options(streams=1, keep_text=True)
     run = await measure(Script(planned), subject.target, options, observer=observer)
+    if run.interrupted:
+        raise KeyboardInterrupt
     return list(run.records)
 
 

@@ -96,6 +96,11 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def interrupted(self) -> bool:
         return any(one.interrupted for one in self.repeats)
 
+    def stopped(self) -> Result:
+        """The same, marked interrupted after its last repeat."""
+        *before, last = self.repeats
+        return msgspec.structs.replace(self, repeats=(*before, msgspec.structs.replace(last, interrupted=True)))
+
     @property
     def failed(self) -> int:
         """Requests without a usable answer."""

@@ -125,11 +125,14 @@ def _groups(title: str, found: Sequence[tuple[str, Sequence[Group]]]) -> Table:
 
 
 def _capacity(found: Capacity) -> str:
+    cut = ", [yellow]interrupted[/]" if found.interrupted else ""
     if found.highest is None:
-        return f"[red]capacity: none of {len(found.trials)} rates held[/]"
+        return f"[red]capacity: none of {len(found.trials)} rates held[/]{cut}"
     failing = f", {number(found.lowest_failing)} did not" if found.lowest_failing else ""
     doubt = "" if found.confirmed else " [yellow](not confirmed)[/]"
-    return f"[bold]capacity: {number(found.highest)} requests/s held[/]{failing}{doubt}; {len(found.trials)} trials"
+    return (
+        f"[bold]capacity: {number(found.highest)} requests/s held[/]{failing}{doubt}; {len(found.trials)} trials{cut}"
+    )
 
 
 def _facts(one: Summary) -> Iterator[str]:
