@@ -17,6 +17,7 @@ from livery.scale.plan.planner import Plan
 from livery.scale.plan.refusal import PlanRefused, nearest
 from livery.scale.simulation.cluster import play, spec_of
 from livery.scale.simulation.load import SHIPPED, make_requests
+from livery.scale.simulation.outcome import Outcome
 from livery.scale.simulation.pictures import Runs, draw
 from livery.scale.simulation.policies import POLICIES, Policy
 from livery_loadtest.kinds import MOST_REQUESTS
@@ -24,6 +25,8 @@ from livery_loadtest.origin import Origin, document, write_json
 
 SCHEMA = "livery-routing/1"
 MOST_REPLICAS = 10_000
+WIDE = 136  # columns of a terminal on which all of it fits
+FINER = ("coming", "host", "store", "p99", "token p99", "most / mean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +87,34 @@ def simulate(plan: Plan, asked: Simulated, console: Console) -> Runs:
 
 
 def show_runs(runs: Runs) -> None:
-    """A table for each load."""
+    """A table for each load; on a narrow terminal of what matters most."""
     console = Console()
-    heads = ["policy", "on the device", "coming", "host", "store", "TTFT p50", "p95", "p99"]
-    heads += ["token p50", "p99", "tokens/s", "most / mean"]
     for load, outcomes in runs:
         table = Table(title=f"{load:.0%} of the planned capacity", title_justify="left")
+        told_of = [_cells(one) for one in outcomes]
+        heads = [head for head in told_of[0] if console.width >= WIDE or head not in FINER]
         for head in heads:
             table.add_column(head, justify="left" if head == "policy" else "right")
-        for one in outcomes:
-            found = (one.hit_rate, one.found_coming, one.found_host, one.found_store)
-            times = (one.ttft_p50, one.ttft_p95, one.ttft_p99, one.tpot_p50, one.tpot_p99)
-            table.add_row(
-                escape(one.policy),
-                *(f"{share:.1%}" for share in found),
-                *(told(seconds, "seconds") for seconds in times),
-                f"{one.throughput:,.0f}",
-                f"{one.imbalance:.2f}",
-            )
+        for cells in told_of:
+            table.add_row(*(cells[head] for head in heads))
         console.print(table)
+
+
+def _cells(one: Outcome) -> dict[str, str]:
+    return {
+        "policy": escape(one.policy),
+        "on device": f"{one.hit_rate:.1%}",
+        "coming": f"{one.found_coming:.1%}",
+        "host": f"{one.found_host:.1%}",
+        "store": f"{one.found_store:.1%}",
+        "TTFT p50": told(one.ttft_p50, "seconds"),
+        "p95": told(one.ttft_p95, "seconds"),
+        "p99": told(one.ttft_p99, "seconds"),
+        "token p50": told(one.tpot_p50, "seconds"),
+        "token p99": told(one.tpot_p99, "seconds"),
+        "tokens/s": f"{one.throughput:,.0f}",
+        "most / mean": f"{one.imbalance:.2f}",
+    }
 
 
 def write_runs(plan: Plan, asked: Simulated, runs: Runs, origin: Origin, out: Path) -> None:
