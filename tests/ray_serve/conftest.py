@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from ray_serve.cluster import Deployed
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
-OF_RAY = ["test_ray_serve.py", "test_ray_config_file.py", "test_ray_vllm.py", "test_ray_timelines.py"]
+OF_RAY = [
+    "test_ray_serve.py",
+    "test_ray_config_file.py",
+    "test_ray_machines.py",
+    "test_ray_vllm.py",
+    "test_ray_timelines.py",
+]
 collect_ignore = [] if HAS_RAY else OF_RAY  # make test-ray has it
 
 

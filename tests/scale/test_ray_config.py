@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from livery.refusals import ReplicaLost
-from livery.scale.ray_config import aimed_at, busy_at, data_path, most_ongoing, parse
+from livery.scale.ray_config import aimed_at, busy_at, check_shared, data_path, most_ongoing, parse
 from livery.scale.ray_exchange import Head
 from livery.scale.ray_words import failed_event
 from livery.settings import SettingsError
@@ -51,6 +51,28 @@ def test_what_cannot_be_says_so(changed: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse(args, {})
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "machines", "refused"),
+    [
+        ({}, 2, True),
+        ({"replicas": 1, "max_replicas": 2}, 2, True),
+        ({}, 1, False),
+        ({"replicas": 1}, 2, False),
+        ({"blob_store": "s3://bucket/x"}, 2, False),
+        ({"data": "/shared/livery"}, 2, False),
+    ],
+)
+def test_replicas_on_several_machines_share_adapter_files(
+    changed: dict[str, Any], machines: int, refused: bool
+) -> None:
+    """Each machine's own folder is what they would be in otherwise."""
+    scale, settings = parse({"model": "m", "registry": "postgresql://db/livery", "replicas": 2, **changed}, {})
+    if not refused:
+        return check_shared(scale, settings, machines)
+    with pytest.raises(SettingsError, match=r"2 machines.*blob_store=s3://"):
+        check_shared(scale, settings, machines)
 
 
 def told(path: str, head: Head = SSE) -> tuple[bytes, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Livery on Ray Serve: replicas that are whole servers, behind an ingress that sends each request where its adapter is.
 
-    serve run livery.scale.ray_app:app model=smollm2-135m-instruct registry=postgresql://... replicas=2
+    serve run livery.scale.ray_app:app model=smollm2-135m-instruct registry=postgresql:... blob_store=s3:... replicas=2
     serve deploy config.yaml        # import_path: livery.scale.ray_app:app, args: the same
 
 Arguments are the knobs of `livery serve` and those of `livery.scale.ray_config.Scale`. Ray starts, scales, replaces and
@@ -34,7 +34,7 @@ from livery.api.errors import BodyTooSlow, describe_at
 from livery.api.routes import route_path
 from livery.api.uploads import streams_upload
 from livery.refusals import Overloaded, ReplicaLost
-from livery.scale.ray_config import OURS, Scale, aimed_at, busy_at, most_ongoing, parse
+from livery.scale.ray_config import OURS, Scale, aimed_at, busy_at, check_shared, most_ongoing, parse
 from livery.scale.ray_exchange import AnswerCutShort, Forwarded, Head, Said, Wanted
 from livery.scale.ray_replica import ReplicaServer
 from livery.scale.ray_router import IDS, ONGOING
@@ -71,6 +71,7 @@ class Replica:
 
     async def __init__(self, args: dict[str, object]) -> None:  # type: ignore[misc]  # Ray awaits it
         scale, settings = parse(args, os.environ)
+        check_shared(scale, settings, machines(scale))
         self._name = serve.get_replica_context().replica_id.unique_id.encode()
         self._application = application()
         self._drain_s = float(settings.drain_timeout)
@@ -267,6 +268,14 @@ def _failure(error: Exception, path: str) -> Response:
 def application() -> str:
     """A name that no other application has, of this cluster or another: addresses are soon taken by somebody else."""
     return f"{ray.get_runtime_context().get_session_name()}/{serve.get_replica_context().app_name}"
+
+
+def machines(scale: Scale) -> int:
+    """Machines of this cluster on which Ray may start replicas: a head without CPUs is none."""
+    needed = {"CPU": scale.num_cpus, "GPU": scale.num_gpus}
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    fit = [node for node in nodes if all(node["Resources"].get(name, 0.0) >= least for name, least in needed.items())]
+    return len({node["NodeManagerAddress"] for node in fit})
 
 
 def app(args: dict[str, object]) -> serve.Application:

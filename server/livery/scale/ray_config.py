@@ -125,6 +125,16 @@ def _check_scaling(scale: Scale) -> None:
             raise SettingsError(f"autoscaling.{name}: it stands beside autoscaling, not in it")
 
 
+def check_shared(scale: Scale, settings: Settings, machines: int) -> None:
+    """Raise SettingsError where replicas on so many machines wouldn't have the same adapter files."""
+    if machines > 1 and scale.most_replicas > 1 and settings.blob_store is None and settings.data is None:
+        raise SettingsError(
+            f"replicas may be on {machines} machines, and adapter files are in {data_path(settings)}, which each "
+            "machine has of its own: share them by blob_store=s3://bucket/prefix, or by data=PATH, a folder that all "
+            "machines see"
+        )
+
+
 def data_path(settings: Settings) -> Path:
     """Where replicas keep their copies: one folder per machine unless told otherwise."""
     return settings.data or usual_data_folder().with_name("ray")
