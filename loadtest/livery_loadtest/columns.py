@@ -34,7 +34,7 @@ class Columns:
     its time was planned, whatever happened before; `planned_leave`: the client was to go away; `retried`: it was sent
     twice, as a kept connection had just been closed. `structured` is one of NOT_ASKED, BROKEN, PARSED: whether an
     answer that was to be JSON is. Of a run whose times between events were folded into a histogram, that is `folded`
-    (livery_loadtest.gaps), and each answer has its first and last event.
+    (livery_loadtest.gaps), and each answer has its first and last event; `counted` is how many it had.
     """
 
     index: Ints
@@ -53,6 +53,7 @@ class Columns:
     finished: Floats
     arrivals: Floats
     events: Ints
+    counted: Ints
     max_tokens: Ints
     prompt: Ints
     cached: Ints
@@ -110,6 +111,7 @@ class Columns:
             finished=times(record.finished for record in records),
             arrivals=np.asarray(arrivals, dtype=np.float64) - run.started,
             events=ints(len(record.events) for record in records),
+            counted=ints(record.counted or len(record.events) for record in records),
             max_tokens=ints(record.planned.max_tokens for record in records),
             prompt=ints(record.prompt_tokens for record in records),
             cached=ints(record.cached_tokens for record in records),
@@ -150,7 +152,7 @@ class Columns:
     @property
     def tokens(self) -> Ints:
         """Tokens of each answer: by the server's usage, or as many as events where it told none."""
-        return np.where(self.output >= 0, self.output, self.events)
+        return np.where(self.output >= 0, self.output, self.counted)
 
     @property
     def ends(self) -> Ints:

@@ -242,6 +242,7 @@ class _Drive:
             record.text = ""
         if self._gaps is not None:
             self._gaps.add(record.events)
+            record.counted = len(record.events)
             record.events = array("d", [*record.events[:1], *record.events[1:][-1:]])
             record.planned = replace(record.planned, text="")
         self._records.append(record)

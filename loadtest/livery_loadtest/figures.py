@@ -60,7 +60,7 @@ class Usage:
     """The server's usage beside what was counted, over answers without an error.
 
     `tokens_per_event` is told tokens by events where usage was told; `more_events_than_tokens` counts answers whose
-    usage can't be right; these three are 0 or None where events were folded. `off_length` counts answers with
+    usage can't be right. `off_length` counts answers with
     another number of tokens than asked for, where that was exact.
     """
 
@@ -287,12 +287,11 @@ def _usage(parts: Sequence[Columns], exact: bool) -> Usage:
     told_tokens = counted = events = without = more = off = 0
     for one in parts:
         whole, knows = one.whole, one.output >= 0
-        folded = len(one.folded) > 0  # events are then no longer known
         told_tokens += int(one.output[whole & knows].sum())
-        counted += 0 if folded else int(one.events[one.answered].sum())
-        events += 0 if folded else int(one.events[whole & knows].sum())
+        counted += int(one.counted[one.answered].sum())
+        events += int(one.counted[whole & knows].sum())
         without += int((whole & ~knows).sum())
-        more += 0 if folded else int((whole & knows & (one.events > one.output)).sum())
+        more += int((whole & knows & (one.counted > one.output)).sum())
         free = one.structured == NOT_ASKED  # others end where their schema does
         off += int((whole & knows & free & (one.output != one.max_tokens)).sum()) if exact else 0
     return Usage(told_tokens, counted, told_tokens / events if events else None, without, more, off)

@@ -19,7 +19,8 @@ class Record:
     neither a client that was held up nor a connection that was waited for flatters the server (coordinated omission).
     `sent` is when its first byte was, the first time. `connected` is when a connection
     made for it was there, 0.0 where one was kept from before. `events` are the arrival times of events that carried
-    text, reasoning or a call; a server may put several tokens into one, or hold one back. `output_tokens` is the
+    text, reasoning or a call; a server may put several tokens into one, or hold one back. `counted` is how many there
+    were where only the first and the last were kept, else 0. `output_tokens` is the
     server's own usage, None where it sent none; `error` a short kind, such as "http 404", None where the answer was
     whole. `model_told` is the `model` of the answer, `version` its `x-livery-adapter`. `retry_after_s` is what a
     refusal asked for. `left` marks a client that went away as planned. `retried`: a connection kept from before was
@@ -32,6 +33,7 @@ class Record:
     connected: float = 0.0
     finished: float = 0.0
     events: array[float] = field(default_factory=lambda: array("d"))
+    counted: int = 0
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None

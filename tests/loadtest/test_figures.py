@@ -321,28 +321,33 @@ def test_growth_is_held_against_what_the_workload_allows(allowed: float, too_ste
     assert lines["ttft_ms"].holds  # nobody asked
 
 
-def test_a_folded_run_has_its_gaps_from_the_histogram() -> None:
-    """Of a long run each answer has its first and last event, and all gaps are in one histogram."""
-    run = made_run(Making(requests=80))
+@pytest.mark.parametrize("told", [True, False], ids=["with usage", "without"])
+def test_a_folded_run_has_its_gaps_from_the_histogram(told: bool) -> None:
+    """Of a long run each answer has its first and last event and how many there were; all gaps are in one histogram."""
+    run = made_run(Making(requests=80, failing=0.1))
+    for record in run.records:
+        record.output_tokens = record.output_tokens if told else None
     whole = summarise("t", [Measured(0, run.seconds, Columns.of(run))], workload())
     gaps = Gaps()
     for record in run.records:
         gaps.add(record.events)
-        record.events = array("d", [record.events[0], record.events[-1]])
+        record.counted = len(record.events)
+        record.events = array("d", [*record.events[:1], *record.events[1:][-1:]])
     folded = replace(run, gaps=gaps)
     columns = pack(folded, run.started).columns()  # as it is read back, too
     found = summarise("t", [Measured(0, run.seconds, columns)], workload())
     assert found.itl_ms is not None and whole.itl_ms is not None
     assert found.itl_ms.values == whole.itl_ms.values
     for name in ("p50", "p90", "p99", "mean"):
-        told, known = getattr(found.itl_ms, name), getattr(whole.itl_ms, name)
-        assert told.value == pytest.approx(known.value, rel=0.011), name
-        assert told.low == told.value == told.high  # whose gaps they are isn't known
+        one, known = getattr(found.itl_ms, name), getattr(whole.itl_ms, name)
+        assert one.value == pytest.approx(known.value, rel=0.011), name
+        assert one.low == one.value == one.high  # whose gaps they are isn't known
     assert found.tpot_ms is not None and whole.tpot_ms is not None
     assert found.tpot_ms.p50.value == pytest.approx(whole.tpot_ms.p50.value, rel=1e-3)
-    assert found.usage.more_events_than_tokens == 0
-    assert found.usage.tokens_per_event is None
-    assert found.output_tokens == whole.output_tokens
+    assert found.usage == whole.usage
+    assert found.usage.tokens_per_event == (1.0 if told else None)
+    assert found.output_tokens == whole.output_tokens == 16 * whole.completed
+    assert found.tokens_per_second.value == pytest.approx(whole.tokens_per_second.value)
     beside = {one.name: one for one in compare(*2 * [_result(folded)]).metrics}
     assert beside["ITL p50"].verdict is Verdict.UNKNOWN
     assert beside["TPOT p50"].verdict is Verdict.NOTHING

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from livery_loadtest import workers
+from livery_loadtest.columns import Columns
 from livery_loadtest.dialect import Dialect
 from livery_loadtest.drive import Glance, Observer, drive, look_away
 from livery_loadtest.options import Options
@@ -19,7 +20,7 @@ from livery_loadtest.session import Manner, find_served, run_session
 from livery_loadtest.spec import parse_workload
 from livery_loadtest.target import Target, TargetUnusable
 from livery_loadtest.workers import ClientFailed, measure, share_out
-from loadtest.known_server import CUT, KnownServer
+from loadtest.known_server import CUT, SILENT_USAGE, KnownServer
 from loadtest.raw_server import good, raw_server, read_request
 
 
@@ -83,6 +84,13 @@ async def test_streams_are_shared_out_and_runs_folded_together(pair: tuple[Known
     assert {len(record.events) for record in run.records} == {2}
     assert run.gaps is not None and run.gaps.total == 10 * 3
     assert server.most_under_way <= 3
+
+
+async def test_folding_keeps_how_many_tokens_came_from_a_server_that_does_not_tell(faulty: KnownServer) -> None:
+    requests = [Planned(index, None, SILENT_USAGE, f"prompt {index}", 5 + index) for index in range(3)]
+    run = await measure(Script(requests), Target("faulty", faulty.url), Options(streams=2, fold=True))
+    assert [(len(record.events), record.output_tokens) for record in run.records] == [(2, None)] * 3
+    assert Columns.of(run).tokens.tolist() == [5, 6, 7]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ class Requests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `model`, `tenant`, `error` and `finish` are places in the lists of names, -1 for none; tokens are the server's
     usage, -1 where it told none. `gaps` holds the microseconds between the events of each answer, one answer after
     the other (an answer of n events has n - 1): 32-bit unsigned little-endian numbers, zlib, base64.
-    `folded`: of a long run, the histogram of all gaps (livery_loadtest.gaps); else empty.
+    Of a long run, `events` are the first and the last, `counted` how many there were, and `folded` the histogram of
+    all gaps (livery_loadtest.gaps); else both are empty.
     """
 
     models: list[str]
@@ -53,6 +54,7 @@ class Requests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cold: list[int]
     gaps: str
     folded: list[int]
+    counted: list[int] = []
     retried: list[int] = []  # none in files that were written before there was this column
 
 
@@ -140,6 +142,7 @@ def _pack(columns: Columns) -> Requests:
         cold=columns.cold.astype(np.int64).tolist(),
         gaps=base64.b64encode(zlib.compress(small.tobytes(), 6)).decode("ascii"),
         folded=columns.folded.tolist(),
+        counted=columns.counted.tolist() if len(columns.folded) else [],
         retried=columns.retried.astype(np.int64).tolist(),
     )
 
@@ -147,7 +150,7 @@ def _pack(columns: Columns) -> Requests:
 def _unpack(packed: Requests) -> Columns:
     lists = {name: value for name, value in msgspec.structs.asdict(packed).items() if isinstance(value, list)}
     names = {"models", "tenants", "errors", "error_examples", "finishes", "folded"}
-    names |= set() if packed.retried else {"retried"}
+    names |= {name for name in ("counted", "retried") if not lists[name]}
     lengths = {name: len(value) for name, value in lists.items() if name not in names}
     odd = [name for name, length in lengths.items() if length != len(packed.index)]
     if odd:
@@ -177,6 +180,7 @@ def _unpack(packed: Requests) -> Columns:
         finished=_seconds(packed.finished_us),
         arrivals=_arrivals(packed, events),
         events=events,
+        counted=_ints(packed.counted) if packed.counted else events,
         max_tokens=_ints(packed.max_tokens),
         prompt=_ints(packed.prompt_tokens),
         cached=_ints(packed.cached_tokens),
