@@ -32,20 +32,40 @@ async def test_what_a_request_comes_for_while_another_makes_room_stays(tmp_path:
     assert told.folders == {"b", "c"}
 
 
-async def test_what_comes_for_one_that_left_while_its_loading_made_room_has_it_read_again(tmp_path: Path) -> None:
+async def test_one_that_is_unloaded_while_its_loading_makes_room_is_gone(tmp_path: Path) -> None:
+    """It is there already, though whoever loads it waits still."""
     told = ToldVllm(tmp_path, host=1)
     adapters = told.adapters
     await adapters.load(ref("a"), NOBODY)
     goes_on = told.hold_up("remove_lora")
     proven = asyncio.create_task(adapters.load(ref("b"), NOBODY))
     await told.reached["remove_lora"].wait()
-    dropped = asyncio.create_task(adapters.unload("b"))  # there already, though its loading has room to make still
-    later = asyncio.create_task(adapters.hold(ref("b")))
+    dropped = asyncio.create_task(adapters.unload("b"))
+    await asyncio.sleep(0)
     goes_on.set()
-    lora = await later
     await asyncio.gather(proven, dropped)
-    assert told.known == {lora.lora_int_id: "livery@b"}
-    assert Path(lora.path).is_dir() and told.folders == {"b"}
+    assert not told.known and not told.folders
+
+
+async def test_who_comes_for_one_on_its_way_out_has_it_read_again(tmp_path: Path) -> None:
+    """Also where it leaves as soon as it is there: that loading's outcome is nobody's any more."""
+    told = ToldVllm(tmp_path, host=2)
+    adapters = told.adapters
+    comes, goes = told.hold_up("add_lora"), told.hold_up("remove_lora")
+    first = asyncio.create_task(adapters.hold(ref("a")))
+    await told.reached["add_lora"].wait()
+    await adapters.unload("a")
+    first.cancel()
+    await asyncio.wait({first})
+    comes.set()
+    await told.reached["remove_lora"].wait()
+    later = asyncio.create_task(adapters.hold(ref("a")))
+    await asyncio.sleep(0)
+    goes.set()
+    lora = await later
+    await asyncio.gather(*adapters._loads)
+    assert told.known == {lora.lora_int_id: "livery@a"}
+    assert Path(lora.path).is_dir() and told.folders == {"a"}
 
 
 @pytest.mark.parametrize("comes_again", [False, True])
