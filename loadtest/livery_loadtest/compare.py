@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
 
-import msgspec
 import numpy as np
 
 from livery_loadtest.columns import Columns, Floats, Ints, joined
 from livery_loadtest.figures import Measured, by_request, cached_share, meets, pooled
 from livery_loadtest.intervals import LEVEL, RESAMPLES, Blocks, Estimate, t_quantile
+from livery_loadtest.pairing import Pair, check_same_workload, interruptions, only_target, other_names, paired
 from livery_loadtest.report.result import Result
 from livery_loadtest.spec import Slo
 
@@ -36,10 +36,6 @@ _MOST_EXACT = 14
 _FLIPS = 10_000
 _SEED = 8
 _CACHED_ALIKE = 0.1  # of the prompts' tokens
-
-
-class NotComparable(ValueError):
-    """Two results can't be compared; the message says which, why, and what to do."""
 
 
 class Verdict(StrEnum):
@@ -74,7 +70,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """B beside A. `pairs` says in words what was paired and how chance was judged, `cached` what caches explain."""
+    """B beside A. `pairs` says in words what was paired and how chance was judged, `cached` what caches explain.
+
+    `names` are those that are others at B.
+    """
 
     a: str
     b: str
@@ -85,6 +84,7 @@ class Comparison:
     metrics: tuple[Metric, ...]
     doubts: tuple[str, ...] = ()
     cached: str = ""
+    names: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,7 @@ class _Kind:
     values: Callable[[Columns], tuple[Floats, Ints]] | None = None
     at: float = 0.5
     sums: Callable[[Measured], tuple[Floats, Floats]] | None = None
+    timed: bool = False  # by the seconds that all of a repeat's requests took
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,28 +117,34 @@ _Family = tuple[list[_Judged], list[float | None]]  # all numbers, and p of each
 def compare(a: Result, b: Result, target_a: str = "", target_b: str = "") -> Comparison:
     """B beside A; the targets have to be named where a result has several. Raises NotComparable."""
     check_same_workload(a, b)
-    name_a, name_b = _only(a, target_a, "first"), _only(b, target_b, "second")
-    pairs = _paired(a.measured[name_a], b.measured[name_b])
+    name_a, name_b = only_target(a, target_a, "first"), only_target(b, target_b, "second")
+    pairs = paired(a.measured[name_a], b.measured[name_b], a.workload.conversations is not None)
+    base_a, base_b = (
+        next(one.base for one in result.targets if one.name == name) for result, name in ((a, name_a), (b, name_b))
+    )
+    names = other_names(pairs, base_a, base_b)
     slo = a.workload.slo
     exact = len(pairs) >= ENOUGH_PAIRS
     judged, together = (_over_repeats if exact else _over_blocks)(_kinds(slo), pairs)
     doubts = [f"A: {doubt}" for doubt in a.doubts_of(name_a)] + [f"B: {doubt}" for doubt in b.doubts_of(name_b)]
+    doubts += interruptions(pairs, name_a, name_b)
     return Comparison(
         a=name_a,
         b=name_b,
         workload=a.workload.name,
         repeats=len(pairs),
-        requests=sum(len(one.columns) for one, _ in pairs),
+        requests=sum(len(pair.a.columns) for pair in pairs),
         pairs=_said(len(pairs), exact),
         metrics=tuple(_metric(one, p) for one, p in zip(judged, together, strict=True)),
         doubts=tuple(doubts),
         cached=_cached(pairs),
+        names=names,
     )
 
 
-def _cached(pairs: Sequence[tuple[Measured, Measured]]) -> str:
+def _cached(pairs: Sequence[Pair]) -> str:
     """What to think of where one server had much more of the prompts in its cache; empty where none had, or told."""
-    a, b = (cached_share([one.columns for one in side]) for side in zip(*pairs, strict=True))
+    a, b = (cached_share([pair.both[side].columns for pair in pairs]) for side in (0, 1))
     if a is None or b is None or abs(a - b) <= _CACHED_ALIKE:
         return ""
     more = "A" if a > b else "B"
@@ -145,49 +152,6 @@ def _cached(pairs: Sequence[tuple[Measured, Measured]]) -> str:
         f"{a:.0%} of the prompts' tokens came from A's cache, {b:.0%} from B's: if {more} had been asked this before, "
         "it is faster for that alone. Start a server anew before it is measured."
     )
-
-
-def check_same_workload(a: Result, b: Result) -> None:
-    """Raises NotComparable where two workloads differ, naming the fields."""
-    one, other = msgspec.to_builtins(a.workload), msgspec.to_builtins(b.workload)
-    differ = [name for name in one if one[name] != other[name]]
-    if differ:
-        told = "; ".join(f"{name}: {one[name]} and {other[name]}" for name in differ)
-        raise NotComparable(f"the workloads differ in {told}. Run both with the same workload file.")
-
-
-def _only(result: Result, target: str, which: str) -> str:
-    names = [one.name for one in result.targets]
-    if target:
-        if target not in names:
-            raise NotComparable(f"the {which} result has no target {target!r}; it has {', '.join(names) or 'none'}")
-        return target
-    if len(names) != 1:
-        raise NotComparable(f"the {which} result has {len(names)} targets ({', '.join(names)}): name one of them")
-    return names[0]
-
-
-def _paired(a: Sequence[Measured], b: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
-    """Repeats with one number, cut down to the requests that both have. Raises NotComparable where there are none."""
-    of_b = {one.repeat: one for one in b}
-    pairs = []
-    for one in a:
-        other = of_b.get(one.repeat)
-        if other is None:
-            continue
-        common = np.intersect1d(one.columns.index, other.columns.index)
-        if len(common):
-            pairs.append((_cut(one, common), _cut(other, common)))
-    if not pairs:
-        raise NotComparable("no repeat of one result has requests in common with the other's; run both to their end")
-    return pairs
-
-
-def _cut(one: Measured, common: Ints) -> Measured:
-    if len(common) == len(one.columns):
-        return one
-    kept = one.columns.only(np.isin(one.columns.index, common))
-    return Measured(one.repeat, one.seconds, kept, one.samples)
 
 
 def _said(repeats: int, exact: bool) -> str:
@@ -212,8 +176,8 @@ def _kinds(slo: Slo) -> list[_Kind]:
     )
     for name, of in values:
         found += [_Kind(f"{name} p{100 * at:.0f}", "ms", False, of, at) for at in (0.5, 0.99)]
-    found.append(_Kind("output tokens", "per second", True, sums=_tokens))
-    found.append(_Kind("requests", "per second", True, sums=_requests))
+    found.append(_Kind("output tokens", "per second", True, sums=_tokens, timed=True))
+    found.append(_Kind("requests", "per second", True, sums=_requests, timed=True))
     if slo != Slo():
         found.append(_Kind("good answers", "share", True, sums=lambda one: _good(one, slo)))
     found.append(_Kind("failed requests", "share", False, sums=_failed))
@@ -238,7 +202,12 @@ def _failed(one: Measured) -> tuple[Floats, Floats]:
     return (~one.columns.answered).astype(np.float64), np.ones(len(one.columns))
 
 
-def _over_repeats(kinds: Sequence[_Kind], pairs: Sequence[tuple[Measured, Measured]]) -> _Family:
+def _sides(kind: _Kind, pairs: Sequence[Pair]) -> list[tuple[Measured, Measured] | None]:
+    """What a number is taken of: a rate of whole runs, None where there are none; others of what both have."""
+    return [pair.ran if kind.timed else pair.both for pair in pairs]
+
+
+def _over_repeats(kinds: Sequence[_Kind], pairs: Sequence[Pair]) -> _Family:
     """From one number a repeat and side: mean log ratios with their t intervals, p by flipping the repeats' signs.
 
     Where a number is 0 in some repeat, which then has no ratio, differences take the place of ratios. A repeat without
@@ -246,11 +215,12 @@ def _over_repeats(kinds: Sequence[_Kind], pairs: Sequence[tuple[Measured, Measur
     """
     judged, rows = [], []
     for kind in kinds:
-        values = [(_value(kind, [one]), _value(kind, [other])) for one, other in pairs]
+        sides = _sides(kind, pairs)
+        values = [(_value(kind, [one[0]]), _value(kind, [one[1]])) if one else (None, None) for one in sides]
         known = [place for place, (x, y) in enumerate(values) if x is not None and y is not None]
         x, y = (np.asarray([values[place][side] for place in known], dtype=np.float64) for side in (0, 1))
         if not known:
-            a, b = (_value(kind, [pair[side] for pair in pairs]) for side in (0, 1))
+            a, b = (_value(kind, [one[side] for one in sides if one]) for side in (0, 1))
             judged.append(_Judged(kind, a, b))
             continue
         with_ratio = bool(np.all(x > 0) and np.all(y > 0))
@@ -307,7 +277,7 @@ def sign_flips_together(differences: Floats) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def _over_blocks(kinds: Sequence[_Kind], pairs: Sequence[tuple[Measured, Measured]]) -> _Family:
+def _over_blocks(kinds: Sequence[_Kind], pairs: Sequence[Pair]) -> _Family:
     """From blocks of requests, drawn alike on both sides: the ratio's interval, and p by how often it crosses 1."""
     judged = [_drawn_again(kind, pairs) for kind in kinds]
     return judged, _spread(judged, holm([one.p_alone for one in judged if one.p_alone is not None]))
@@ -322,11 +292,13 @@ def holm(alone: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def _drawn_again(kind: _Kind, pairs: Sequence[tuple[Measured, Measured]]) -> _Judged:
-    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+def _drawn_again(kind: _Kind, pairs: Sequence[Pair]) -> _Judged:
+    known = [one for one in _sides(kind, pairs) if one]
+    sides = [[one[side] for one in known] for side in (0, 1)]
     a, b = (_value(kind, side) for side in sides)
     unpaired = kind.values is Columns.gaps and any(len(one.columns.folded) for side in sides for one in side)
-    if a is None or b is None or unpaired:  # whose gaps folded ones are isn't known
+    unpaired |= kind.timed and not all(pair.alike for pair in pairs if pair.ran)
+    if a is None or b is None or unpaired:  # whose gaps folded ones are isn't known, nor what was cut off beside what
         return _Judged(kind, a, b)
     blocks = Blocks([len(one.columns) for one in sides[0]], _SEED)
     drawn = [_drawn(kind, side, blocks) for side in sides]

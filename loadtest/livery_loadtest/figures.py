@@ -40,6 +40,7 @@ class Measured:
     seconds: float
     columns: Columns
     samples: Sequence[Sample] = ()
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,11 +51,16 @@ class Making:
 
 
 def made_run(making: Making, target: str = "ours", repeat: int = 0, health: Health = GOOD) -> Run:
-    """One repeat; what is drawn differs from repeat to repeat."""
-    draw = np.random.default_rng([making.seed, repeat])
-    times = np.cumsum(draw.exponential(1 / making.rate, making.requests))
+    """One repeat; what is drawn differs from repeat to repeat. Whatever the seed, the requests are the same."""
+    plan, draw = (np.random.default_rng([seed, repeat]) for seed in (0, making.seed))
     weights = 1 / np.arange(1, making.adapters + 1)
-    models = draw.choice(making.adapters, making.requests, p=weights / weights.sum())
+    (times, models), _ = (
+        (
+            np.cumsum(some.exponential(1 / making.rate, making.requests)),
+            some.choice(making.adapters, making.requests, p=weights / weights.sum()),
+        )
+        for some in (plan, draw)
+    )
     records = []
     for index in range(making.requests):
         tenant = making.tenants[index % len(making.tenants)] if making.tenants else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -15,13 +17,13 @@ from rich.console import Console
 from livery_loadtest.compare import (
     Comparison,
     Metric,
-    NotComparable,
     Verdict,
     compare,
     holm,
     sign_flips,
     sign_flips_together,
 )
+from livery_loadtest.pairing import NotComparable
 from livery_loadtest.record import Run
 from livery_loadtest.report.comparison import comparison_page, headline, print_comparison, write_comparison
 from livery_loadtest.report.result import Result, Server, make_result
@@ -243,6 +245,88 @@ def test_only_what_both_have_is_paired() -> None:
     nothing = make_result(workload(tenants=[]), [Server(name="b", url="x")], [Run("b", 9, 0.0, 1.0, [], GOOD)], ORIGIN)
     with pytest.raises(NotComparable, match="no repeat"):
         compare(whole, nothing)
+
+
+def cut(whole: Result, requests: int, times: Sequence[int] = (0,), interrupted: bool = True) -> Result:
+    """The same with only the first requests of these repeats, which took as long as their last answer."""
+    runs = []
+    for place in range(len(whole.repeats)):
+        run = made_run(Making(requests=150, tenants=()), "a", place, GOOD)
+        if place in times:
+            records = run.records[:requests]
+            seconds = max(record.finished for record in records) - run.started
+            run = replace(run, records=records, seconds=seconds, interrupted=interrupted)
+        runs.append(run)
+    return make_result(whole.workload, [Server(name="a", url="http://host")], runs, ORIGIN)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 7])
+def test_a_run_beside_itself_cut_in_half_is_no_faster_and_said_to_be_cut(repeats: int) -> None:
+    whole = result(repeats=repeats)
+    half = cut(whole, 75, range(repeats))
+    for found, side in ((compare(whole, half), "B"), (compare(half, whole), "A")):
+        for one in found.metrics:
+            assert one.verdict is (Verdict.UNKNOWN if one.unit == "per second" else Verdict.NOTHING), one.name
+            assert one.unit != "per second" or one.a is one.b is one.p is None
+        assert len(found.doubts) == repeats
+        assert found.doubts[0] == f"{side}: a, repeat 1: interrupted: only requests that both finished are compared"
+        assert "interrupted: only requests" in comparison_page(found)
+    assert not compare(half, half).doubts[0].startswith("B")
+    assert {one.verdict for one in compare(half, half).metrics} == {Verdict.NOTHING}, "both ran as long for the same"
+
+
+@pytest.mark.parametrize("repeats", [3, 8])
+def test_rates_are_of_the_repeats_that_ran_to_their_end(repeats: int) -> None:
+    whole = result(repeats=repeats)
+    one = metric(compare(whole, cut(whole, 75, [repeats - 1])), "output tokens")
+    assert one.verdict is Verdict.NOTHING
+    assert one.a == one.b is not None
+
+
+@pytest.mark.parametrize("repeats", [2, 7])
+def test_a_whole_run_of_chats_has_its_own_turns_and_its_own_rate(repeats: int) -> None:
+    """Where the clock ends chats, the slower server is asked fewer turns: no run was cut."""
+    chats = workload(tenants=[], endpoint="chat", conversations={"turns": {"kind": "fixed", "tokens": 3}})
+    whole = msgspec.structs.replace(result(repeats=repeats), workload=chats)
+    fewer = cut(whole, 140, range(repeats), interrupted=False)
+    one = metric(compare(whole, fewer), "requests")
+    assert one.a == pytest.approx(whole.summary[0].requests_per_second.value, rel=0.01)
+    assert one.b == pytest.approx(fewer.summary[0].requests_per_second.value, rel=0.01)
+    assert (one.verdict is Verdict.UNKNOWN) is (repeats == 2), "what isn't alike can't be drawn in pairs"
+    assert not compare(whole, fewer).doubts
+
+
+def called(names: Callable[[str], str], base: str = "") -> Result:
+    """A result whose requests ask for models by these names."""
+    run = made_run(Making(requests=60, tenants=(), adapters=3), "a")
+    for record in run.records:
+        record.planned = replace(record.planned, model=names(record.planned.model))
+    return make_result(workload(tenants=[]), [Server(name="a", url="http://host", base=base)], [run], ORIGIN)
+
+
+def test_servers_that_had_other_models_are_not_compared() -> None:
+    """Renamed one by one they may be the same ones, which is asked; else the requests aren't."""
+    console = Console(width=300, record=True, quiet=False)
+    plain = called(str)
+    assert compare(plain, called(str)).names == ""
+    found = compare(plain, called(lambda name: name.replace("adapter-1", "pirate")))
+    assert found.names == "A's models have other names at B: adapter-1 is pirate. Are they the same ones?"
+    print_comparison(found, console)
+    assert found.names in console.export_text()
+    assert "adapter-1 is pirate" in comparison_page(found)
+    one_model = (
+        r"request \d+ asked A for adapter-\d and B for .*: the servers had other models .* --adapters and --base"
+    )
+    for other in (called(lambda name: "adapter-0"), called(lambda name: name.replace("adapter-2", "adapter-1"))):
+        for pair in ((plain, other), (other, plain)):
+            with pytest.raises(NotComparable, match="asked A for adapter-"):
+                compare(*pair)
+    with pytest.raises(NotComparable, match=one_model):
+        compare(called(str, "adapter-0"), called(lambda name: name.replace("adapter", "x"), "x-1"))
+    assert (
+        "adapter-0 is x-0"
+        in compare(called(str, "adapter-0"), called(lambda n: n.replace("adapter", "x"), "x-0")).names
+    )
 
 
 def test_a_doubtful_result_is_told_in_every_report() -> None:

@@ -36,7 +36,7 @@ ORIGIN = Origin(
 
 def made_result(repeats: int = 2, **making: object) -> Result:
     ours = Making(requests=90, failing=0.05, leaving=0.05, cold=5, **making)
-    theirs = Making(requests=90, ttft_s=0.16, **making)
+    theirs = Making(requests=90, ttft_s=0.16, cold=5, **making)
     runs = [
         made_run(some, name, repeat) for repeat in range(repeats) for name, some in (("ours", ours), ("theirs", theirs))
     ]

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from livery_loadtest.commands.ending import stop
-from livery_loadtest.compare import NotComparable, compare
+from livery_loadtest.compare import compare
+from livery_loadtest.pairing import NotComparable
 from livery_loadtest.report.comparison import print_comparison, write_comparison, write_comparison_page
 from livery_loadtest.report.result import ResultUnreadable, read_result
 

@@ -22,8 +22,8 @@ def print_comparison(found: Comparison, console: Console) -> None:
     """One row a number: both values, B over A with its interval, p, and the verdict."""
     for doubt in found.doubts:
         console.print(f"[bold red]invalid[/]: {escape(doubt)}")
-    if found.cached:
-        console.print(f"[yellow]{escape(found.cached)}[/]", highlight=False)
+    for told in filter(None, (found.cached, found.names)):
+        console.print(f"[yellow]{escape(told)}[/]", highlight=False)
     table = Table(title=f"{escape(found.b)} beside {escape(found.a)}: {escape(found.workload)}", title_justify="left")
     for heading in ("", "A", "B", "B / A", "95 % interval", "p"):
         table.add_column(heading, justify="right" if heading else "left")

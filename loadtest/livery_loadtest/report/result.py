@@ -61,7 +61,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Each target's repeats as arrays, in their order. Raises ValueError for columns that don't fit together."""
         return {
             target.name: [
-                Measured(one.repeat, one.seconds, one.columns(), unpack_samples(one.samples))
+                Measured(one.repeat, one.seconds, one.columns(), unpack_samples(one.samples), one.interrupted)
                 for one in self.repeats_of(target.name)
             ]
             for target in self.targets
