@@ -45,8 +45,8 @@ from livery_adapters.registry import Registry
 from livery_adapters.shared_blobs import SharedBlobs
 from livery_adapters.store import BlobStore
 
-# How many steps full of prompts may wait, unless --max-queued-tokens says otherwise.
-QUEUED_STEPS = 256
+# What may wait unless --max-queued-tokens says otherwise: steps full of prompts, or so many tokens if that is more.
+QUEUED_STEPS, QUEUED_TOKENS = 256, 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,8 @@ class Assembly:
 
 def gate_for(info: EngineInfo, max_open: int = 1024, max_queued_tokens: int = 0) -> Gate:
     """Room for so many sequences and prompt tokens (0: some steps full of them), and nobody's limits used yet."""
-    return Gate(Room(max_open, max_queued_tokens or QUEUED_STEPS * info.max_batch_tokens), RateLimiter())
+    tokens = max_queued_tokens or max(QUEUED_TOKENS, QUEUED_STEPS * info.max_batch_tokens)
+    return Gate(Room(max_open, tokens), RateLimiter())
 
 
 def shared_limits(gate: Gate, tenants: TenantStore) -> LevelExchange:

@@ -111,7 +111,9 @@ class ModelRunner:
         threads = self._choose_threads(config.threads, canary.sequences[0])
         if with_graphs:
             self._graphs = self._record_graphs(config, memory.max_model_len, loaded, canary, progress)
-        max_batch_tokens = config.max_batch_tokens or (256 if self._device.type == "cpu" else 2048)
+        # Every running sequence gets a token a step. Short steps cost a CPU nothing: tests/benchmarks/step_budget.py.
+        chosen = max(64, config.max_running) if self._device.type == "cpu" else 2048
+        max_batch_tokens = config.max_batch_tokens or chosen
         return EngineInfo(
             architecture=loaded.architecture,
             base_digest=config.base_digest,
@@ -125,7 +127,7 @@ class ModelRunner:
             block_size=config.block_size,
             num_blocks=memory.num_blocks,
             max_batch_tokens=max_batch_tokens,
-            max_running=min(config.max_running, max_batch_tokens),  # every running sequence gets a token a step
+            max_running=min(config.max_running, max_batch_tokens),
             adapter_memory_bytes=memory.adapter_bytes,
             host_adapter_memory_bytes=memory.host_adapter_bytes,
             weight_bytes=self._weight_bytes(),
