@@ -32,7 +32,7 @@ from livery import __version__
 from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy import TenantStore
 from livery_loadtest.origin import Origin, document, write_json
-from ray_serve.cluster import KEY, Deployed, cluster
+from ray_serve.cluster import KEY, Deployed, cluster, until
 from ray_serve.processes import Taken
 from server.running import tiny_model
 
@@ -121,7 +121,14 @@ async def _take_in(deployed: Deployed, made: Path) -> None:
 def _keys(deployed: Deployed) -> list[str]:
     """New keys of the tenant whose the adapters are."""
     with closing(TenantStore.open(deployed.postgres.url)) as tenants:
-        return [tenants.create_key(DEFAULT_TENANT, occupied=lambda _: None)[1] for _ in range(KEYS)]
+        keys = [tenants.create_key(DEFAULT_TENANT, occupied=lambda _: None)[1] for _ in range(KEYS)]
+
+    def known(url: str, key: str) -> bool:
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.get(f"{url}/v1/models", headers=headers, timeout=30, trust_env=False).status_code == 200
+
+    until(lambda: all(known(url, key) for url in deployed.own_urls for key in keys), "the replicas know the keys")
+    return keys
 
 
 async def _ask_all(deployed: Deployed, drawn: np.ndarray, together: int, keys: Sequence[str]) -> None:

@@ -45,6 +45,7 @@ from livery_adapters.base_model import BaseModel
 from livery_adapters.canonical import CanonicalAdapter
 from livery_adapters.effect import AdapterEffect
 
+PROMPT_TOKENS = 64  # in a CPU's step, beside as many sequences as may run: enough rows to be busy with
 MOST_RECORDED_ROWS = 256  # sequences decoding together; steps of more are launched kernel by kernel
 # Rows that a step computes in little more time than one: up to these, drafts cost next to nothing.
 DRAFT_ROWS = {"cpu": 8, "cuda": 64}
@@ -111,8 +112,8 @@ class ModelRunner:
         threads = self._choose_threads(config.threads, canary.sequences[0])
         if with_graphs:
             self._graphs = self._record_graphs(config, memory.max_model_len, loaded, canary, progress)
-        # Every running sequence gets a token a step. Short steps cost a CPU nothing: tests/benchmarks/step_budget.py.
-        chosen = max(64, config.max_running) if self._device.type == "cpu" else 2048
+        # Every running sequence gets a token a step. Short ones cost a CPU nothing: tests/benchmarks/step_budget.py.
+        chosen = config.max_running + PROMPT_TOKENS if self._device.type == "cpu" else 2048
         max_batch_tokens = config.max_batch_tokens or chosen
         return EngineInfo(
             architecture=loaded.architecture,
