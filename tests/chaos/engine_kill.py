@@ -35,6 +35,8 @@ NEIGHBOURS = 8  # processes that want the core of the engine
 LOWEST = 19  # nice: of the engine beside them, which leaves it a five-hundredth of the core
 DEMO, ADAPTER = Path(__file__).parents[2] / "adapters" / "demo", "pirate"
 PROMPT = "Once upon a time"
+# Of one length, streamed or not: the engine knows such steps. Sampled answers would end when they like.
+LONG = {"prompt": PROMPT, "max_tokens": 1500, "ignore_eos": True}
 
 
 @dataclass
@@ -48,8 +50,7 @@ class Stream:
 
 
 async def stream(client: httpx.AsyncClient, seen: Stream, begun: asyncio.Semaphore) -> None:
-    body = {"prompt": PROMPT, "max_tokens": 1500, "stream": True, "ignore_eos": True}
-    async with client.stream("POST", "/v1/completions", json=body) as answer:
+    async with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as answer:
         async for line in answer.aiter_lines():
             if line.startswith("data: "):
                 seen.newest_s = time.monotonic()
@@ -92,9 +93,7 @@ async def round_of(run: common.Run, url: str, pid: int, fault: str, faults: Path
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
         before = await adapted(client)
         seen, tasks = await start_streams(client, streams)
-        # Of the same length as the others: the engine knows such steps. Sampled answers would end when they like.
-        body = {"prompt": PROMPT, "max_tokens": 1500, "ignore_eos": True}
-        whole = asyncio.create_task(client.post("/v1/completions", json=body))
+        whole = asyncio.create_task(client.post("/v1/completions", json=LONG))
         changes: list[tuple[float, int]] = []
         prober = asyncio.create_task(probe(client, changes))
         while not changes:

@@ -54,14 +54,20 @@ def findings(document: dict[str, Any]) -> list[str]:
     return [one["finding"] for one in document["verified"]["livery"]["compared"]]
 
 
+def compared_under(bug: str, models: tuple[Path, Path], folder: Path) -> tuple[list[Any], list[Any]]:
+    """All answers that were asked again of a server with this bug, which the run must be failed for; the accused."""
+    base, adapters = models
+    with livery_serve(base, adapters, folder, *SMALL, program=[PLANTED, bug]) as server:
+        status, document = run_against(server.url, folder)
+    assert status == 1
+    compared = document["verified"]["livery"]["compared"]
+    return compared, [one for one in compared if one["finding"] == "wrong adapter"]
+
+
 def test_a_mix_up_is_found_by_asking_the_same_server_when_it_is_quiet(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    base, adapters = models
-    with livery_serve(base, adapters, tmp_path, *SMALL, program=[PLANTED, "mixed"]) as server:
-        status, document = run_against(server.url, tmp_path)
-    assert status == 1
-    wrong = [one for one in document["verified"]["livery"]["compared"] if one["finding"] == "wrong adapter"]
+    _, wrong = compared_under("mixed", models, tmp_path)
     assert wrong
     assert all(one["as_of"] in {"red", "green", "blue"} - {one["model"]} for one in wrong)
 
@@ -69,13 +75,8 @@ def test_a_mix_up_is_found_by_asking_the_same_server_when_it_is_quiet(
 def test_adapters_that_are_dropped_under_load_are_found_though_nobody_asked_for_the_base(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    base, adapters = models
-    with livery_serve(base, adapters, tmp_path, *SMALL, program=[PLANTED, "dropped"]) as server:
-        status, document = run_against(server.url, tmp_path)
-    assert status == 1
-    compared = document["verified"]["livery"]["compared"]
+    compared, wrong = compared_under("dropped", models, tmp_path)
     assert not {one["model"] for one in compared} & {"tiny"}
-    wrong = [one for one in compared if one["finding"] == "wrong adapter"]
     assert MOST_SUSPECTS // 2 < len(wrong) <= MOST_SUSPECTS
     assert {one["as_of"] for one in wrong} == {"tiny"}
 

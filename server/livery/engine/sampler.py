@@ -33,9 +33,11 @@ def choose(logits: Tensor, specs: Sequence[SampleSpec]) -> Tensor:
     """`sample` without waiting for the device: int64 [rows] there, UNSETTLED or NOTHING in place of some tokens."""
     logits = adjusted(logits.float(), specs)
     best, tokens = logits.max(dim=-1)
-    drawn = [row for row, spec in enumerate(specs) if spec.temperature >= COLDEST]
-    whole = [row for row in drawn if not _cuts(specs[row])]
-    cut = [row for row in drawn if _cuts(specs[row])]
+    whole: list[int] = []
+    cut: list[int] = []
+    for row, spec in enumerate(specs):
+        if spec.temperature >= COLDEST:
+            (cut if _cuts(spec) else whole).append(row)
     if whole:
         rows = upload(whole, logits, torch.int64)
         tokens = tokens.index_put((rows,), _draw_whole(logits[rows], [specs[row] for row in whole]))

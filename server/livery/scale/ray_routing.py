@@ -62,12 +62,26 @@ def is_among(ids: Collection[str], told: str) -> bool:
     return any(one in ids for one in told.split(AND))
 
 
+class _Answered(OrderedDict[str, str]):
+    """The adapter that each of the ids asked for lately led to, the longest unused first."""
+
+    def note(self, asked: str, adapter: str | None, most: int) -> None:
+        """What an answer said; None where it led to none. At most so many are remembered."""
+        if adapter is None:
+            self.pop(asked, None)
+            return
+        self[asked] = adapter
+        self.move_to_end(asked)
+        if len(self) > most:
+            self.popitem(last=False)
+
+
 class Learned:
     """What an ingress goes by. Use from one event loop."""
 
     def __init__(self, most: int = MOST_LEARNED) -> None:
         self._most = most
-        self._adapters: OrderedDict[str, str] = OrderedDict()  # asked -> told, the longest unused first
+        self._adapters = _Answered()  # asked -> told
 
     def told(self, asked: str) -> str:
         """The id of the adapter; of what was asked before that is known; empty for the base, which all have."""
@@ -75,15 +89,8 @@ class Learned:
 
     def note(self, asked: str, adapter: str | None) -> None:
         """What an answer said: the adapter's id, "" for the base, None where it ran on nothing."""
-        if not asked:
-            return
-        if adapter is None:
-            self._adapters.pop(asked, None)
-            return
-        self._adapters[asked] = adapter
-        self._adapters.move_to_end(asked)
-        if len(self._adapters) > self._most:
-            self._adapters.popitem(last=False)
+        if asked:
+            self._adapters.note(asked, adapter, self._most)
 
 
 def _model(body: bytes) -> str | None:
@@ -143,7 +150,7 @@ class Announced:
     def __init__(self, most: int = MOST_IDS) -> None:
         self._most = most
         self._under_way: Counter[str] = Counter()
-        self._adapters: OrderedDict[str, str] = OrderedDict()  # id -> adapter's name in full, the longest unused first
+        self._adapters = _Answered()  # id -> the adapter's name in full
 
     def begin(self, told: str) -> None:
         """A request came. Others for the same are to follow it, also before its adapter is loaded."""
@@ -158,13 +165,7 @@ class Announced:
         self._under_way[asked] -= 1
         if not self._under_way[asked]:
             del self._under_way[asked]
-        if adapter is None:
-            self._adapters.pop(asked, None)
-            return
-        self._adapters[asked] = adapter
-        self._adapters.move_to_end(asked)
-        if len(self._adapters) > self._most:
-            self._adapters.popitem(last=False)
+        self._adapters.note(asked, adapter, self._most)
 
     def ids(self, in_memory: Collection[str]) -> frozenset[str]:
         """What is said, where these adapters are in memory, by their names in full.

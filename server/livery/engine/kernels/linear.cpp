@@ -16,8 +16,8 @@
 namespace livery {
 
 // Accumulators, the panel's vectors and one broadcast must fit the register file, with some to spare: twelve rows, which
-// should fit as well, compile to code of half the speed (gcc 12, measured 78 and 172 GFLOP/s a core). Up to kPairRows two panels are
-// computed side by side: one alone would wait for its own sums.
+// should fit as well, compile to code of half the speed (gcc 12, measured 78 and 172 GFLOP/s a core). Up to kPairRows
+// two panels are computed side by side: one alone would wait for its own sums.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kRows = 10, kPairRows = 4;
 #else
