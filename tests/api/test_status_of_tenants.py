@@ -75,8 +75,8 @@ def test_figures_are_ones_own_also_of_what_others_use_too(busy: People) -> None:
 
 
 def test_tokens_a_second_and_memory_of_all_are_the_operators_to_see(busy: People) -> None:
-    while not sum(status(busy, "operator")["throughput"]["prompt_by_second"]):
-        pass  # of each complete second, so within one
+    while sum(status(busy, "operator")["throughput"]["prompt_by_second"]) < 4:
+        pass  # of complete seconds alone, and the four requests may lie in two of them
     found = {key: status(busy, key) for key in WHO}
     sums = {key: sum(one["throughput"]["prompt_by_second"]) for key, one in found.items()}
     assert sums == {"acme": 0, "zeta": 4, "ours": 0, "operator": 4}
