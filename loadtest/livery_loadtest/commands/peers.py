@@ -25,7 +25,7 @@ from livery_loadtest.peers.device import Device
 from livery_loadtest.peers.launching import PEFT_MIXED, SERVERS, PeersSetup, SideBySide
 from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment
 from livery_loadtest.peers.ratios import BASE, MIXED, SINGLE, ratio_table, ratios
-from livery_loadtest.peers.values import alone, answers, compare
+from livery_loadtest.peers.values import alone, answers, compare, requests
 from livery_loadtest.peers.vllm import VllmEnvironment, default_environment
 from livery_loadtest.record import Record
 from livery_loadtest.servers import Sleep
@@ -182,7 +182,7 @@ def _check_values(subjects: Sequence[Served], stage: Stage, console: Console) ->
         for subject in subjects:
             name = subject.target.name
             stage.enter(name)
-            said[name] = asyncio.run(answers(subject, bar.begin(f"{name}: values", len(subject.models))))
+            said[name] = asyncio.run(answers(subject, bar.begin(f"{name}: values", requests(subject))))
     reference = PEFT_MIXED if PEFT_MIXED in said else subjects[0].target.name
     found = {name: compare(reference, own, said[reference]) for name, own in said.items() if name != reference}
     for name, one in found.items():

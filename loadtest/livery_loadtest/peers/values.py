@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from livery_loadtest.drive import Observer
 from livery_loadtest.options import Options
 from livery_loadtest.record import Record
 from livery_loadtest.script import Planned, Script
 from livery_loadtest.session import Served
-from livery_loadtest.verify import Verification, judge
+from livery_loadtest.verify import Compared, Finding, Verification, judge
 from livery_loadtest.workers import measure
 
-PROMPT = "The best way to spend a long and quiet evening at home with a good friend is"
+# Several: a server that rounds much, to 8 bits say, leaves its reference within words and may by chance go on as
+# another model does, but not time and again.
+PROMPTS = (
+    "The best way to spend a long and quiet evening at home with a good friend is",
+    "Once upon a time, in a small village by the sea, there lived an old fisherman who",
+    "Three things that every new engineer should know about distributed systems are",
+)
 TOKENS = 32
 
 
+def requests(subject: Served) -> int:
+    """How many answers `answers` asks for."""
+    return len(subject.models) * len(PROMPTS)
+
+
 async def answers(subject: Served, observer: Observer) -> list[Record]:
-    """The greedy answer of every model of a server, one at a time. An interrupt is one: nothing was measured yet."""
-    planned = [Planned(index, None, model, PROMPT, TOKENS) for index, model in enumerate(subject.models)]
+    """The greedy answers of every model of a server, one at a time. An interrupt is one: nothing was measured yet."""
+    asked = [(model, prompt) for model in subject.models for prompt in PROMPTS]
+    planned = [Planned(index, None, model, prompt, TOKENS) for index, (model, prompt) in enumerate(asked)]
     options = Options(streams=1, keep_text=True)
     run = await measure(Script(planned), subject.target, options, observer=observer)
     if run.interrupted:
@@ -27,18 +41,18 @@ async def answers(subject: Served, observer: Observer) -> list[Record]:
 
 
 def compare(name: str, own: Sequence[Record], reference: Sequence[Record]) -> Verification:
-    """Each adapter's answer beside the reference's for the adapter of its name; the bases, first, beside each other.
+    """Each adapter's answers beside the reference's for the adapter of its name; the bases, first, beside each other.
 
-    An answer that is the reference's of another model is a wrong adapter. What only one of them has isn't compared:
-    `alone` names it.
+    What only one of them has isn't compared: `alone` names it.
     """
-    compared = []
+    compared: list[Compared] = []
     expected_of = _by_name(reference)
-    for key, record in _by_name(own).items():
-        if (expected := expected_of.get(key)) is not None:
-            others = {other.planned.model: other for other in reference if other is not expected}
-            compared.append(judge(record, expected, others))
-    return Verification(name, len(compared), tuple(compared))
+    mine = {key: records for key, records in _by_name(own).items() if key in expected_of}
+    for key, records in mine.items():
+        expected = expected_of[key]
+        others = {rival[0].planned.model: rival for rival in expected_of.values() if rival is not expected}
+        compared += _settled(records, expected, others)
+    return Verification(name, len(mine), tuple(compared))
 
 
 def alone(own: Sequence[Record], reference: Sequence[Record]) -> list[str]:
@@ -49,7 +63,26 @@ def alone(own: Sequence[Record], reference: Sequence[Record]) -> list[str]:
     return [name for name in mine if name not in theirs] + [name for name in theirs if name not in mine]
 
 
-def _by_name(records: Sequence[Record]) -> dict[str, Record]:
+def _settled(
+    records: Sequence[Record], expected: Sequence[Record], others: Mapping[str, Sequence[Record]]
+) -> Iterator[Compared]:
+    """One model's answers, judged together: another's where they are so word for word, or to most of the prompts."""
+    found = [
+        judge(record, right, {model: said[place] for model, said in others.items()})
+        for place, (record, right) in enumerate(zip(records, expected, strict=True))
+    ]
+    votes = Counter(one.as_of for one in found if one.finding is Finding.WRONG_ADAPTER)
+    for place, one in enumerate(found):
+        alike = one.finding is Finding.WRONG_ADAPTER and one.under_load != others[one.as_of][place].text
+        by_chance = alike and 2 * votes[one.as_of] <= len(found)
+        yield replace(one, finding=Finding.PARTED, as_of=one.model) if by_chance else one
+
+
+def _by_name(records: Sequence[Record]) -> dict[str, list[Record]]:
     """By adapter, the base under no name; in the order in which they were asked, the base first."""
     in_order = sorted(records, key=lambda record: record.planned.index)
-    return {"" if not place else record.planned.model: record for place, record in enumerate(in_order)}
+    found: dict[str, list[Record]] = {}
+    for record in in_order:
+        base = record.planned.model == in_order[0].planned.model
+        found.setdefault("" if base else record.planned.model, []).append(record)
+    return found
