@@ -48,6 +48,17 @@ class Change:
 
 
 @dataclass
+class Heard:
+    """An answer, and between which moments it was made."""
+
+    model: str
+    prompt: int
+    sent: float
+    at: float
+    answer: httpx.Response
+
+
+@dataclass
 class Rollout:
     """What was asked of the server, when, and what PEFT says."""
 
@@ -57,6 +68,7 @@ class Rollout:
     history: dict[str, list[Change]] = field(default_factory=dict)
     outcomes: Counter[str] = field(default_factory=Counter)
     answers: dict[tuple[int, str | None], tuple[str, bool]] = field(default_factory=dict)
+    heard: list[Heard] = field(default_factory=list)
 
     def admissible(self, name: str, sent: float, heard: float) -> set[str | None]:
         """Every version that may have been active at some moment of that time."""
@@ -115,6 +127,8 @@ async def test_every_answer_is_that_of_a_version_active_when_it_was_admitted(
             done.set()
             await rolling
             await until_empty(client, tmp_path / "data")
+    for heard in rollout.heard:
+        judge(rollout, heard)
     outcomes = rollout.outcomes
     assert outcomes["answered"] > REQUESTS / 2, outcomes
     assert outcomes["prod: canary"] > 0, outcomes
@@ -132,10 +146,16 @@ async def one_request(client: httpx.AsyncClient, rollout: Rollout, dice: random.
     body = {"model": model, "prompt": PROMPTS[prompt], "max_tokens": MAX_TOKENS, "temperature": 0, "ignore_eos": True}
     sent = time.monotonic()
     answer = await client.post("/v1/completions", json={**body, "user": f"user-{number}"})
-    heard = time.monotonic()
+    rollout.heard.append(Heard(model, prompt, sent, time.monotonic(), answer))
+
+
+def judge(rollout: Rollout, heard: Heard) -> None:
+    """When all is over: what a change led to may be known only after answers that it made."""
+    model, answer = heard.model, heard.answer
     if answer.status_code in (404, 503):
         assert model == "passing", answer.text
-        assert answer.status_code == 503 or None in rollout.admissible(model, sent, heard), "it was there all the time"
+        allowed = answer.status_code == 503 or None in rollout.admissible(model, heard.sent, heard.at)
+        assert allowed, "it was there all the time"
         rollout.outcomes["absent"] += 1
         return
     assert answer.status_code == 200, answer.text
@@ -143,9 +163,10 @@ async def one_request(client: httpx.AsyncClient, rollout: Rollout, dice: random.
     assert name == model or (model == "prod" and name in ("stable", "canary"))
     if model == "prod":
         rollout.outcomes[f"prod: {name}"] += 1
-    admissible = {one for one in rollout.admissible(name, sent, heard) if one is not None and one.startswith(short)}
+    active = rollout.admissible(name, heard.sent, heard.at)
+    admissible = {one for one in active if one is not None and one.startswith(short)}
     assert len(admissible) == 1, f"{name} was served by {short}, which wasn't active meanwhile"
-    text, clear = rollout.expected(prompt, admissible.pop())
+    text, clear = rollout.expected(heard.prompt, admissible.pop())
     if clear:
         assert answer.json()["choices"][0]["text"] == text, f"{name}@{short} answered with something else"
         rollout.outcomes["answered"] += 1
