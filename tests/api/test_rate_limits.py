@@ -89,6 +89,17 @@ def test_a_prompts_tokens_stay_spent_when_its_request_is_over(server: LiveServer
     assert ask(server, key, max_tokens=60).status_code == 429
 
 
+def test_out_of_tokens_all_that_uses_none_goes_on(server: LiveServer) -> None:
+    key = server.make_key("spent", role="owner", limits={"tokens_per_minute": 50})
+    assert ask(server, key, prompt=[3] * 100).status_code == 200  # more than a minute's, let in alone
+    refused = ask(server, key)
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 50, refused.text
+    for path in LOOKING:
+        assert httpx.get(f"{server.url}{path}", headers=bearer(key)).status_code in (200, 404), path
+    assert httpx.delete(f"{server.url}/v1/adapters/x", headers=bearer(key)).status_code == 404
+    assert httpx.post(f"{server.url}/tokenize", json={"prompt": "Hi"}, headers=bearer(key)).status_code == 200
+
+
 def test_what_one_request_asks_for_is_a_400_that_names_the_field(server: LiveServer) -> None:
     key = server.make_key("modest", limits={"max_tokens": 10, "n": 2})
     for fields, param in (({"max_tokens": 11}, "max_tokens"), ({"n": 3}, "n"), ({"best_of": 3}, "best_of")):

@@ -122,6 +122,20 @@ async def test_while_the_database_is_away_each_server_limits_alone_and_tells_lat
     assert one.let_in(99) == 30
 
 
+async def test_what_was_used_without_a_limit_counts_against_none_that_comes_or_comes_back(cluster: Cluster) -> None:
+    one, two, _ = cluster.servers
+    free, bound = Limits(requests_per_minute=6000), Limits(requests_per_minute=6000, tokens_per_minute=1000)
+    for limits in (free, bound, free, bound):
+        assert one.let_in(40, tokens=25, limits=limits) == 40
+        await one.exchange.once()
+        assert two.let_in(1, limits=limits) == 1
+        await two.exchange.once()
+        cluster.now += 60.0
+    one.let_in(1, tokens=1, limits=bound)
+    await cluster.exchange()
+    assert one.let_in(50, tokens=25, limits=bound) == 39, "of 40 that fit one token is used"
+
+
 async def test_nothing_is_written_while_nothing_is_used_and_old_levels_go(cluster: Cluster) -> None:
     one = cluster.servers[0]
     await cluster.exchange()

@@ -203,6 +203,21 @@ def test_a_request_larger_than_a_minute_waits_for_an_empty_bucket_and_the_next_f
     limiter.claim(whose, 0, 500)
 
 
+def test_what_uses_no_tokens_waits_for_none() -> None:
+    limiter = RateLimiter(Clock())
+    whose = principal(tokens_per_minute=100, queued_tokens=10)
+    claim = limiter.claim(whose, 300)
+    limiter.claim(whose).release()  # while it is under way: all that is free is set aside, all that may wait waits
+    claim.begun(300)
+    claim.spend(300)
+    claim.release()
+    limiter.claim(whose).release()
+    late = limiter.claim(whose)
+    with pytest.raises(LimitExceeded, match="tokens_per_minute"):
+        late.resize(1, 0)
+    late.resize(0, 0)
+
+
 def test_requests_at_a_time_and_waiting_tokens_are_counted_until_they_end_or_begin() -> None:
     limiter = RateLimiter(Clock())
     whose = principal(concurrent_requests=2, queued_tokens=100)

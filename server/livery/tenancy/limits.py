@@ -85,33 +85,35 @@ class Bucket:
         self._at = 0.0
 
     def leak(self, now: float) -> None:
-        if self.limit is None:
-            self.used = 0.0
-        else:
+        if self.limit is not None:
             self.used = max(0.0, self.used - (now - self._at) * self.limit / MINUTE_S)
         self._at = now
 
+    def limit_to(self, limit: int | None) -> None:
+        """From now on by this limit. One that comes finds nothing used, and one that goes leaves nothing to tell."""
+        if (limit is None) != (self.limit is None):
+            self.used = self.untold = 0.0
+        self.limit = limit
+
     def use(self, amount: int) -> None:
-        self.used += amount
-        self.untold += amount
+        if self.limit is not None:
+            self.used += amount
+            self.untold += amount
 
     def hear(self, told: float, level: float) -> None:
         """So much was told, and so high is the level with it, as of now."""
-        self.untold = max(0.0, self.untold - told)
-        self.used = level + self.untold
+        if self.limit is not None:
+            self.untold = max(0.0, self.untold - told)
+            self.used = level + self.untold
 
     def wait(self, amount: int) -> float:
-        """Seconds until so much more fits, if what is reserved is used at once; 0: it fits now."""
-        if self.limit is None:
+        """Seconds until so much more fits, if what is reserved is used at once; 0: it fits now. Nothing always does."""
+        if self.limit is None or not amount:
             return 0.0
         over = self.used + self.reserved + min(amount, self.limit) - self.limit
         if over <= SLACK and self.limit > 0:
             return 0.0
         return over * MINUTE_S / self.limit if self.limit > 0 else math.inf
-
-    @property
-    def to_tell(self) -> float:
-        return 0.0 if self.limit is None else self.untold
 
     @property
     def remaining(self) -> int:
@@ -150,7 +152,8 @@ class Account:
         """Up to this moment, by the limits that held; from now on by these."""
         self.leak(now)
         self.limits = limits
-        self.requests.limit, self.tokens.limit = limits.requests_per_minute, limits.tokens_per_minute
+        self.requests.limit_to(limits.requests_per_minute)
+        self.tokens.limit_to(limits.tokens_per_minute)
 
     def leak(self, now: float) -> None:
         self.requests.leak(now)
@@ -166,9 +169,9 @@ class Account:
             yield _exceeded(f"{self.whose} may send {most} requests a minute (requests_per_minute)", wait)
 
     def against_tokens(self, prompt_tokens: int, answer_tokens: int) -> Iterator[LimitExceeded]:
-        """What speaks against so many tokens more."""
+        """What speaks against so many tokens more; against none nothing does."""
         most = self.limits.queued_tokens
-        if most is not None and self.queued and self.queued + prompt_tokens > most:
+        if most is not None and prompt_tokens and self.queued and self.queued + prompt_tokens > most:
             yield _exceeded(
                 f"{self.whose} may have {most} prompt tokens waiting for answers to begin (queued_tokens), "
                 f"{self.queued} are, and this request has {prompt_tokens}",
@@ -225,7 +228,7 @@ class RateLimiter:
         """What was used and not told yet, of those limits that count per minute."""
         found = []
         for who, account in list(self._active.items()):
-            requests, tokens = account.requests.to_tell, account.tokens.to_tell
+            requests, tokens = account.requests.untold, account.tokens.untold
             if requests or tokens:
                 found.append(Used(*who, requests, tokens, account.requests.limit, account.tokens.limit))
             elif not account.concurrent:
