@@ -9,19 +9,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from livery.data_folder import DataFolder
+from livery.data_folder import DataFolder, DataFolderUnusable
 from livery.engine.base import EngineDead, EngineError, EngineRestarting
 from livery.served import ServedAdapters
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import RegistryError
+from livery_adapters.registry import RegistryError, RegistryUnavailable
 from livery_adapters.sources import FolderSource
 
 log = logging.getLogger("livery.adapters")
 
-# Nobody awaits the watcher: whatever ended it would end it unseen.
+# What one adapter, or a database that is away for a while, may raise: neither is a reason to follow no longer, and a
+# follower that ended would cost the server its readiness.
 WATCH_ERRORS = (
     OSError, LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, EngineError, AdapterRefused,
-    RegistryError,
+    RegistryError, DataFolderUnusable,
 )  # fmt: skip
 WATCH_AGAIN_S = 2.0
 
@@ -55,30 +56,47 @@ class FollowedFolder:
 
     async def stop(self) -> None:
         await self._vitals.stop("folder-follower")
+        self._release()
+
+    def _release(self) -> None:
+        """Let another server of the data folder follow."""
         if self._handle is not None:
             os.close(self._handle)
+            self._handle = None
 
     async def _begin(self) -> None:
         await self._source.start()
         with suppress(EngineRestarting):  # the watcher looks again
             await self._source.scan()
 
-    async def _watch(self) -> None:
-        """Follow the folder while the engine lives: one adapter's surprise must not cost the others."""
+    async def _take_over(self) -> None:
+        """Wait for the right to follow and look at the folder; a failure gives the right back."""
         while self._handle is None:
             await asyncio.sleep(WATCH_AGAIN_S)
             self._handle = self._data.try_to_follow()
             if self._handle is not None:
+                try:
+                    await self._begin()
+                except BaseException:
+                    self._release()
+                    raise
                 log.info("this server follows the adapter folder from now on")
-                await self._begin()
+
+    async def _watch(self) -> None:
+        """Follow the folder, or wait for the right to, while the engine lives."""
         while True:
             try:
+                await self._take_over()
                 await self._source.watch()
             except EngineDead as dead:
                 log.error("the adapter folder is no longer followed: %s", dead)
+                self._release()
                 return
             except EngineRestarting:
                 log.warning("the adapter folder is looked at again when the engine is back")
+                await asyncio.sleep(WATCH_AGAIN_S)
+            except RegistryUnavailable as error:
+                log.warning("the adapter folder is looked at again in %g s: %s", WATCH_AGAIN_S, error)
                 await asyncio.sleep(WATCH_AGAIN_S)
             except WATCH_ERRORS as error:
                 log.error("following the adapter folder failed; it is looked at again", exc_info=error)

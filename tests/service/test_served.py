@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,15 +15,11 @@ import pytest
 
 from api.live_server import BASE, MODULES
 from api.peft_files import make_adapter
-from livery.data_folder import DataFolder
-from livery.engine.base import NOBODY, AdapterRef, Asker
 from livery.engine.fake import FakeEngine
-from livery.followed import FollowedFolder
 from livery.lease import Caller, Lease
 from livery.refusals import AdapterUnusable, InvalidParameter, UnknownModel
 from livery.served import COMPOSITIONS_KEPT, ServedAdapters
 from livery_adapters.base_model import BaseModel
-from livery_adapters.effect import AdapterEffect
 from livery_adapters.library import AdapterLibrary, Intake, from_directory
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import AdapterRefused, Limits
@@ -346,42 +341,3 @@ async def test_sweeping_goes_on_after_the_store_was_busy(stock: Stock, monkeypat
     async with asyncio.timeout(20):
         while stock.store.digests():
             await asyncio.sleep(0)
-
-
-class StumblingEngine(FakeEngine):
-    """Its first load ends with something no engine promised."""
-
-    stumbled = False
-
-    async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:
-        if not self.stumbled:
-            self.stumbled = True
-            raise ValueError("nobody thought of this")
-        effect = await super().load_adapter(adapter)
-        self._notify()
-        return effect
-
-
-async def test_the_folder_is_followed_after_a_surprise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    engine = StumblingEngine(modules=MODULES)
-    info = await engine.start()
-    root = tmp_path / "adapters"
-    root.mkdir()
-    registry = Registry.open(tmp_path / "livery.db")
-    base = BaseModel(BASE, info.base_digest, info.shapes)
-    adapters = ServedAdapters(engine, info, base, registry, BlobStore(tmp_path / "blobs"), Limits())
-    folder = FollowedFolder(root, DataFolder(tmp_path), adapters)
-    await adapters.start()
-    await folder.start()
-    try:
-        make_adapter(tmp_path / "pirate").rename(root / "pirate")
-        async with asyncio.timeout(60):
-            await engine.wait_until(lambda engine: bool(engine.loaded))
-            while registry.find("pirate") is None:
-                await asyncio.sleep(0)
-    finally:
-        await folder.stop()
-        await adapters.stop()
-    (said,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert "following the adapter folder failed" in said.message
-    assert said.exc_info is not None
