@@ -18,7 +18,7 @@ PACKAGES = {
 DECIDED_BY = (
     *("adjust", "ahead", "base", "constraint", "deadlines", "drafting", "fairness", "figures"),
     *("outcomes", "plan", "roster"),
-    *("scheduler", "sequence", "speculation", "tally", "turns"),
+    *("scheduler", "sequence", "speculation", "step_size", "tally", "turns"),
     *("blocks", "prefix", "prefix_keys", "claims", "versions", "vllm_queue"),
     *("eviction", "pages", "reads", "residency"),
 )
@@ -49,7 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery.tools", "livery_adapters"},
     "livery.stops": set(),
     "livery.vitals": SEAM | {"livery.refusals"},
-    "livery.beside": set(),
+    "livery.beside": {"livery.host"},
+    "livery.host": set(),
     "livery.activity": set(),
     "livery.logs": set(),
     "livery.spans": SEAM,
@@ -180,7 +181,8 @@ ALLOWED: dict[str, set[str]] = {
         )
     }
     | {"livery_adapters"},
-    "livery.engine": {"livery.engine", "livery.grammars", "livery.logs", "livery.models", "livery_adapters"},
+    "livery.engine": {f"livery.{part}" for part in ("engine", "grammars", "host", "logs", "models")}
+    | {"livery_adapters"},
     "livery.evaluation": SEAM
     | TEXT
     | FACTS
@@ -191,7 +193,7 @@ ALLOWED: dict[str, set[str]] = {
     | {f"livery.{part}" for part in ("engine", "models", "training")}
     | {"livery_adapters", "livery_loadtest"},
     "livery.scale": set(),
-    "livery.scale.plan": {"livery.bench.physics", "livery_adapters", "livery_loadtest"},
+    "livery.scale.plan": {"livery.bench.physics", "livery.engine.step_size", "livery_adapters", "livery_loadtest"},
     "livery.scale.simulation": {"livery.scale.plan", "livery.scale.ray_routing", "livery_loadtest"},
     "livery.commands": {"livery", "livery_adapters", "livery_loadtest"},
     **{

@@ -16,7 +16,8 @@ from test_architecture import SOURCES
 # Words for whoever starts a server or runs a command, at the console.
 CONSOLE = (
     *("livery.bench", "livery.cli", "livery.commands", "livery.data_folder", "livery.evaluation", "livery.listening"),
-    *("livery.models", "livery.settings", "livery.engine.kernels", "livery.engine.model", "livery.engine.runner"),
+    *("livery.models", "livery.settings", "livery.engine.compiler", "livery.engine.kernels", "livery.engine.model"),
+    "livery.engine.runner",
     *("livery.engine.structure", "livery.training"),
 )
 # Where else another's words are used, and why they may be.

@@ -242,9 +242,9 @@ class AdapterLibrary:
         await self.bring(weights)
         await asyncio.to_thread(self.store.export, weights, out)
 
-    async def collect_garbage(self, grace_s: float = 0.0) -> list[str]:
+    async def collect_garbage(self) -> list[str]:
         """Delete stored files that no name's history refers to and no process holds (`BlobStore.hold`)."""
-        return await asyncio.to_thread(self.store.collect_garbage, self.registry.weights_in_use, grace_s)
+        return await asyncio.to_thread(self.store.collect_garbage, self.registry.weights_in_use, 0.0)
 
     async def collect_shared_garbage(self) -> list[str]:
         """Delete from the shared object store what nothing has referred to for a day. Raises AdapterRefused."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
+
+from livery.host import cores
 
 # Bytes or characters above which work leaves the loop; below it, a thread costs more than the work.
 LONG = 8192
@@ -25,6 +26,7 @@ class SharedThreads:
     """
 
     def __init__(self, count: int, name: str) -> None:
+        self.count = count
         self._threads = ThreadPoolExecutor(count, name)
         self._waiting: dict[str, deque[tuple[Future[Any], Callable[[], Any]]]] = {}  # of tenants, who is next first
         self._lock = threading.Lock()
@@ -61,7 +63,7 @@ class SharedThreads:
 # all of them in turn.
 READING = SharedThreads(1, "livery-reading")
 # Tokenizers work without the interpreter's lock, but on the cores that the loop and the engine need as well.
-ENCODING = SharedThreads(max(2, (os.cpu_count() or 1) // 2), "livery-encoding")
+ENCODING = SharedThreads(max(2, cores() // 2), "livery-encoding")
 # Reports and lists take as long as there are rows: two at a time leave the database, and its connections, to others.
 REPORTING = SharedThreads(2, "livery-reporting")
 

@@ -38,6 +38,7 @@ from livery.bench.machine import measure_peak
 from livery.bench.physics import Peak
 from livery.bench.workbench import Workbench, reference
 from livery.engine.base import AdapterRef, EngineConfig
+from livery.engine.step_size import PROMPT_TOKENS
 from livery.models import cache_dir, resolve_model
 from livery.scale.plan.accelerators import Accelerator
 from livery.scale.plan.planner import Plan, make_plan
@@ -80,8 +81,10 @@ class Cell:
 class Beside:
     """The plan for a machine that reached `peak`, beside what an engine did there."""
 
-    def __init__(self, shape: ModelShape, layout: str, peak: Peak, context: int) -> None:
+    def __init__(self, shape: ModelShape, layout: str, peak: Peak, context: int, batch_tokens: int) -> None:
+        """`batch_tokens`: of the engine's longest step."""
         self.shape, self.layout, self.peak, self.context = shape, layout, peak, context
+        self.running = batch_tokens - PROMPT_TOKENS
         self.own: dict[str, float] = {}
 
     def plan(self, **fields: float) -> Plan:
@@ -102,6 +105,7 @@ class Beside:
             output_tokens=sum(OUTPUT) // 2,
             weights=self.layout,
             dtype="float32",
+            max_running=self.running,
         )
         return make_plan(replace(question, **fields))
 
@@ -141,7 +145,7 @@ class Beside:
     def serving(self, streams: int, rate: float, distinct: float) -> list[Cell]:
         """A closed loop's tokens a second, and the distinct adapters of its steps."""
         perfect = {"bandwidth_efficiency": 1.0, "compute_efficiency": 1.0}
-        plans = [self.plan(max_running=streams, **efficiencies) for efficiencies in (perfect, {}, self.own)]
+        plans = [self.plan(**efficiencies) for efficiencies in (perfect, {}, self.own)]
         tokens = [one.replica.rate_at(streams) * one.question.output_tokens for one in plans]
         closed_form = expected_distinct(zipf(ADAPTERS, 1.0), streams)
         return [
@@ -150,8 +154,8 @@ class Beside:
         ]
 
 
-def of_bench(document: dict[str, Any]) -> tuple[dict[str, float], Peak, int]:
-    """Decode steps and prompts of a `livery bench engine` document, its machine's peak, and its rows' context."""
+def of_bench(document: dict[str, Any]) -> tuple[dict[str, float], Peak, int, int]:
+    """Decode steps and prompts of a `livery bench engine` document, peak, context of a row, most tokens of a step."""
     measured: dict[str, float] = {}
     for row in document["rows"]:
         facts = row["facts"]
@@ -163,7 +167,7 @@ def of_bench(document: dict[str, Any]) -> tuple[dict[str, float], Peak, int]:
         elif found := re.match(r"prefill with adapter / base, (\d+) tokens", row["name"]):
             measured[f"prompt {found.group(1)}"] = facts["one"]["time"]
     peaks = [Peak(one["bandwidth"], one["flops"]) for one in document["peaks"]]
-    return measured, Peak.typical(peaks), document["sizes"]["context"]
+    return measured, Peak.typical(peaks), document["sizes"]["context"], document["engine"]["max_batch_tokens"]
 
 
 def steps_of(bench: Workbench, adapters: Sequence[AdapterRef], rounds: int) -> tuple[dict[str, float], Peak]:
@@ -223,7 +227,7 @@ def measure(layout: str, rounds: int) -> list[Cell]:
     with closing(Workbench(config, lambda what: None)) as bench:
         bench.ready(adapters)
         measured, peak = steps_of(bench, adapters, rounds)
-        beside = Beside(model_shape(str(base)), layout, peak, CONTEXT)
+        beside = Beside(model_shape(str(base)), layout, peak, CONTEXT, bench.info.max_batch_tokens)
         say(f"engine holds {bench.info.weight_bytes / 1e6:.1f} MB, plan {beside.plan().memory.weights / 1e6:.1f}")
         beside.calibrate(measured)
         cells = beside.steps(measured)
@@ -255,8 +259,8 @@ def main() -> None:
     options = parser.parse_args()
     origin = Origin.here(__version__)
     if options.bench:
-        measured, peak, context = of_bench(json.loads(options.bench.read_bytes()))
-        beside = Beside(model_shape(MODEL), "int4", peak, context)
+        measured, peak, context, batch_tokens = of_bench(json.loads(options.bench.read_bytes()))
+        beside = Beside(model_shape(MODEL), "int4", peak, context, batch_tokens)
         beside.calibrate(measured)
         cells = beside.steps(measured)
     else:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from livery.engine.host import cores, memory
+from livery.host import cores, memory
 
 GIB = 1 << 30
 
@@ -56,3 +59,13 @@ def test_a_limit_of_time_counts_as_cores(root: Path) -> None:
     for quota, expected in (("max", seen), ("50000", 1), ("100000", 1), ("150000", min(2, seen)), ("6400000", seen)):
         write(root / "sys/fs/cgroup/cpu.max", f"{quota} 100000\n")
         assert cores(root) == expected, quota
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes aren't kept to cores here")
+def test_text_is_encoded_on_the_cores_of_this_process_not_on_the_machines() -> None:
+    code = (
+        "import os; os.cpu_count = lambda: 64; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "from livery.beside import ENCODING; print(ENCODING.count)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "2\n"

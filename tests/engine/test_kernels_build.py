@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from engine.kernels_under_test import IS_NATIVE, KERNELS, only_native
+from livery.engine.compiler import BuildFailed
 from livery.engine.kernels import describe, load
-from livery.engine.kernels.build import BuildFailed, build
+from livery.engine.kernels.build import build
 
 
 @only_native

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
-import shutil
+import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -17,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from livery import __version__
+from livery import __version__, host
 from livery.commands.engine_knobs import engine_config
-from livery.engine import host
 from livery.engine.base import ModelRefused
+from livery.engine.compiler import BuildFailed, find_compiler
 from livery.engine.quantization import REMEDY as QUANTISATION
 from livery.engine.vllm_found import REMEDY, find_vllm
 from livery.gguf_forms import widened
@@ -42,9 +41,6 @@ EXTRAS = {
     "psycopg": ((3, 1), "registries in PostgreSQL", "pip install 'livery[postgres]'"),
     "ray": ((2, 60), "replicas on Ray Serve", "pip install 'livery[ray]', on every machine that has some"),
 }
-COMPILERS = ("c++", "g++", "clang++")
-
-
 UNUSABLE = "unusable"
 
 
@@ -114,15 +110,10 @@ def _found_vllm() -> Finding:
 
 
 def _machine() -> list[Finding]:
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
     memory = host.memory()
     return [
         Finding("cores", str(host.cores()), "the cores this process may use"),
-        Finding(
-            "compiler",
-            compiler or "none",
-            "builds the CPU kernels on first use" if compiler else "without a C++ compiler the torch kernels are used",
-        ),
+        _compiler(),
         Finding("cache", str(cache_dir()), "converted models and compiled kernels; set LIVERY_CACHE to move it"),
         Finding(
             "memory",
@@ -130,6 +121,15 @@ def _machine() -> list[Finding]:
             "weights, KV and adapters share it",
         ),
     ]
+
+
+def _compiler() -> Finding:
+    """What the engine would build its CPU kernels with."""
+    try:
+        compiler = find_compiler()
+    except BuildFailed as failed:
+        return Finding("compiler", "none", f"{failed}; until then the torch kernels are used")
+    return Finding("compiler", shlex.join(compiler.command), f"{compiler.version}: builds the CPU kernels on first use")
 
 
 def _engine(settings: Settings, model: str | None) -> list[Finding]:

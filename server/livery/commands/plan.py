@@ -173,8 +173,8 @@ def this_machine() -> Accelerator:
     """This machine's memory, and what it reads and computes at best; takes seconds, and torch."""
     import torch
 
+    from livery import host
     from livery.bench.machine import measure_peak
-    from livery.engine import host
     from livery.engine.kernels import load
 
     torch.set_num_threads(host.cores())

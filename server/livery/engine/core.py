@@ -27,7 +27,6 @@ from livery.engine.base import (
 from livery.engine.blocks import BlockPool
 from livery.engine.constraint import Constraints
 from livery.engine.devices import answers
-from livery.engine.host import cores
 from livery.engine.images import AdapterImage
 from livery.engine.loader import Done, Worker
 from livery.engine.lora.bank import PackedAdapter
@@ -40,6 +39,7 @@ from livery.engine.runner import ModelRunner
 from livery.engine.scheduler import Scheduler
 from livery.engine.tally import AdapterLog, StepClock, figures, standings
 from livery.engine.versions import Placement
+from livery.host import cores
 from livery_adapters.refusal import AdapterRefused
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from livery.engine.base import EngineConfig, ModelRefused
-from livery.engine.host import memory
+from livery.host import memory
 
 GIB = 1 << 30
 # Shares of the memory free once the weights are loaded. The rest is for activations and the allocator's slack.

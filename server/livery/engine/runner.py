@@ -22,7 +22,6 @@ from livery.engine.decoder.fused import FusedDecoder
 from livery.engine.decoder.parts import NotRecognised, recognise
 from livery.engine.devices import choose, load_chosen
 from livery.engine.graphs import DecodeGraphs
-from livery.engine.host import cores
 from livery.engine.images import AdapterImage, image_of
 from livery.engine.kernels import Kernels, load_sums, use_threads_here
 from livery.engine.lora.bank import AdapterBank, GroupLayout, PackedAdapter, pack, tables_of
@@ -40,12 +39,13 @@ from livery.engine.pooling import PooledRows, pool
 from livery.engine.quantized import QuantizedLinear
 from livery.engine.reading import AdapterReader, HeldWeights
 from livery.engine.rows import StepRows, Widths
+from livery.engine.step_size import chosen_batch_tokens
 from livery.engine.threads import choose_threads
+from livery.host import cores
 from livery_adapters.base_model import BaseModel
 from livery_adapters.canonical import CanonicalAdapter
 from livery_adapters.effect import AdapterEffect
 
-PROMPT_TOKENS = 64  # in a CPU's step, beside as many sequences as may run: enough rows to be busy with
 MOST_RECORDED_ROWS = 256  # sequences decoding together; steps of more are launched kernel by kernel
 # Rows that a step computes in little more time than one: up to these, drafts cost next to nothing.
 DRAFT_ROWS = {"cpu": 8, "cuda": 64}
@@ -112,8 +112,7 @@ class ModelRunner:
         threads = self._choose_threads(config.threads, canary.sequences[0])
         if with_graphs:
             self._graphs = self._record_graphs(config, memory.max_model_len, loaded, canary, progress)
-        # Every running sequence gets a token a step. Short ones cost a CPU nothing: tests/benchmarks/step_budget.py.
-        chosen = config.max_running + PROMPT_TOKENS if self._device.type == "cpu" else 2048
+        chosen = chosen_batch_tokens(config.max_running, on_cpu=self._device.type == "cpu")
         max_batch_tokens = config.max_batch_tokens or chosen
         return EngineInfo(
             architecture=loaded.architecture,

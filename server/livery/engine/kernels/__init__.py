@@ -12,7 +12,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from livery.engine.kernels.build import BuildFailed, Library, build
+from livery.engine.compiler import BuildFailed
+from livery.engine.kernels.build import Library, build
 from livery.engine.kernels.group import AdapterGroup, GroupSegments
 from livery.engine.kernels.library import LibraryLinear, LibraryWeight
 from livery.engine.kernels.measure import NativeSums

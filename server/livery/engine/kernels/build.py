@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import platform
-import shlex
-import shutil
-import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from livery.engine.host import cores
+from livery.engine.compiler import BuildFailed, find_compiler, run
+from livery.host import cores
 from livery.models import cache_dir
 
 SOURCES = ("lora.cpp", "attention.cpp", "linear.cpp", "rows.cpp", "decoder.cpp", "measure.cpp")
@@ -26,11 +23,6 @@ HEADERS = ("vec.hpp", "tiles.hpp", "panels.hpp", "team.hpp", "rows.hpp", "linear
 _BASE_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 # A $CXX that is a C compiler (`gcc`) links no C++ library of its own accord, and the result can't be loaded.
 _LIBRARIES = ("-lstdc++",) if platform.system() == "Linux" else ()
-_COMPILE_SECONDS = 300
-
-
-class BuildFailed(Exception):
-    """The kernels could not be compiled here; the message says what was tried and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +40,11 @@ def build(folder: Path | None = None) -> Library:
     Several processes may build at once: each compiles to a file of its own and renames it into place. `folder`
     is where libraries are kept (default: the user's cache). Raises BuildFailed.
     """
-    command = _find_compiler()
-    version = _run([*command, "--version"]).splitlines()[0]
+    compiler = find_compiler()
+    command = list(compiler.command)
     flags = (*_BASE_FLAGS, _native_flag())
-    target = (folder or cache_dir() / "kernels") / f"{_key(version, flags)}.so"
-    library = Library(target, version, " ".join(flags))
+    target = (folder or cache_dir() / "kernels") / f"{_key(compiler.version, flags)}.so"
+    library = Library(target, compiler.version, " ".join(flags))
     if target.is_file():
         return library
     try:
@@ -62,7 +54,7 @@ def build(folder: Path | None = None) -> Library:
             compiled = functools.partial(_compile, [*command, *flags], Path(scratch))
             with ThreadPoolExecutor(max_workers=cores()) as pool:
                 objects = list(pool.map(compiled, SOURCES))
-            _run([*command, *flags, *objects, *_LIBRARIES, "-o", str(built)])
+            run([*command, *flags, *objects, *_LIBRARIES, "-o", str(built)])
             built.replace(target)
     except OSError as error:
         raise BuildFailed(f"kernels can't be written to {target.parent}: {error}; set LIVERY_CACHE") from error
@@ -72,31 +64,8 @@ def build(folder: Path | None = None) -> Library:
 def _compile(command: list[str], folder: Path, source: str) -> str:
     """Compile one source; the path of its object file. Raises BuildFailed."""
     result = str(folder / f"{source}.o")
-    _run([*command, "-c", str(Path(__file__).with_name(source)), "-o", result])
+    run([*command, "-c", str(Path(__file__).with_name(source)), "-o", result])
     return result
-
-
-def _find_compiler() -> list[str]:
-    """$CXX (which may carry arguments), or the first usual compiler on the PATH."""
-    if configured := shlex.split(os.environ.get("CXX", "")):
-        return configured
-    for name in ("c++", "g++", "clang++"):
-        if found := shutil.which(name):
-            return [found]
-    raise BuildFailed("no C++ compiler found (tried $CXX, c++, g++, clang++); install g++ for faster kernels")
-
-
-def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildFailed(f"{command[0]} could not be run: {error}; set CXX to a working compiler") from error
-    if done.returncode != 0:
-        said = next((line for line in done.stderr.splitlines() if "error" in line.lower()), done.stderr[:200])
-        raise BuildFailed(f"{command[0]} failed with exit code {done.returncode}: {said.strip()}")
-    if not done.stdout.strip() and command[-1] == "--version":
-        raise BuildFailed(f"{command[0]} --version says nothing; set CXX to a working compiler")
-    return done.stdout
 
 
 def _native_flag() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from livery.engine.step_size import chosen_batch_tokens
 from livery.scale.plan.accelerators import Accelerator
 from livery.scale.plan.refusal import PlanRefused, nearest
 from livery.scale.plan.shapes import DTYPES, TARGETS, WEIGHTS, ModelShape
@@ -14,7 +15,6 @@ MOST_ADAPTERS = 1_000_000
 # pytorch-labs/gpt-fast); Llama 3 was trained at 38 to 43 % of arithmetic ("The Llama 3 herd of models", 2024, table 4).
 # CPUs, of what is measured: this engine's (README.md beside this file).
 EFFICIENCY = {"gpu": (0.69, 0.40), "cpu": (0.67, 0.87)}
-CHUNKS = {"gpu": 2048, "cpu": 256}  # tokens of prompts a step takes: the engine's own defaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,8 @@ class Question:
 
     @property
     def chunk(self) -> int:
-        return CHUNKS[self.gpu.kind]
+        """Tokens of a prompt that a step takes."""
+        return chosen_batch_tokens(self.max_running, on_cpu=self.gpu.kind == "cpu")
 
     def _known(self, name: str, choices: dict[str, float] | dict[str, int]) -> None:
         value = getattr(self, name)
