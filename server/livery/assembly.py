@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class Assembly:
     shared: SharedBlobs | None = None  # where the servers of one registry share adapter files
     root: Path | None = None
     poll: bool = False
-    allow_source: tuple[str, ...] = ()
+    sources: SourcePolicy  # what management may fetch, the adapter folder included
     keep_versions: int = 10
     limits: Limits = DEFAULT_LIMITS
     gate: Gatekeeper  # who lets requests in
@@ -113,54 +114,68 @@ class ServerParts:
         await asyncio.to_thread(self.tenants.close)
 
 
+def source_policy(allowed: tuple[str, ...], root: Path | None) -> SourcePolicy:
+    """The sources that the operator allows, and the adapter folder. Raises ValueError for one that can't be read."""
+    return SourcePolicy([*allowed, *([str(root.resolve())] if root is not None else [])])
+
+
 async def assemble(
     engine: Engine, info: EngineInfo, tokenizer: Tokenizer, plan: Assembly, progress: Callable[[str], None]
 ) -> ServerParts:
     """Open what is on disk and take in what the folder holds. Raises RegistryError or NotADirectoryError."""
-    progress("opening the registry")
-    tenants = await asyncio.to_thread(TenantStore.open, plan.data.tenants_url(plan.registry))
-    registry = await asyncio.to_thread(
-        Registry.open,
-        plan.registry or plan.data.registry_url(),
-        frozenset({plan.base_name}),
-        lambda name: scope.owner_of(name, tenants.is_tenant),
-    )
+    async with AsyncExitStack() as opened:
+        progress("opening the registry")
+        url = plan.data.tenants_url(plan.registry)
+        tenants = opened.enter_context(closing(await asyncio.to_thread(TenantStore.open, url)))
+        registry = await asyncio.to_thread(
+            Registry.open,
+            plan.registry or plan.data.registry_url(),
+            frozenset({plan.base_name}),
+            lambda name: scope.owner_of(name, tenants.is_tenant),
+        )
+        opened.enter_context(closing(registry))
+        store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits, plan.shared)
+        grammars = GrammarCheck(tokenizer.to_json, info)
+        text = AdapterText(
+            tokenizer,
+            info.vocab_size,
+            TemplateWorkers(),
+            allow_templates=plan.adapter_templates,
+            try_schema=grammars.check_schema,
+        )
+        opened.enter_context(closing(text))
+        opened.push_async_callback(grammars.stop)
+        parts = _over(engine, info, plan, _Opened(tenants, registry, store, text, grammars))
+        opened.pop_all()
+        opened.push_async_callback(parts.stop)
+        await _start(parts, progress)
+        opened.pop_all()
+        return parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What holds files and processes, and is closed by whoever stops the server."""
+
+    tenants: TenantStore
+    registry: Registry
+    store: BlobStore
+    text: AdapterText
+    grammars: GrammarCheck
+
+
+def _over(engine: Engine, info: EngineInfo, plan: Assembly, opened: _Opened) -> ServerParts:
+    """The parts over what is open, none of them started. Raises NotADirectoryError."""
+    tenants = opened.tenants
     keys = KeyRing(tenants)
-    store = await asyncio.to_thread(BlobStore, plan.data.adapters, plan.limits, plan.shared)
-    base = BaseModel(plan.base_name, info.base_digest, info.shapes)
-    grammars = GrammarCheck(tokenizer.to_json, info)
-    text = AdapterText(
-        tokenizer,
-        info.vocab_size,
-        TemplateWorkers(),
-        allow_templates=plan.adapter_templates,
-        try_schema=grammars.check_schema,
-    )
-    vitals = Vitals()
-
-    def known_asker(name: str) -> Asker:
-        tenant = keys.tenant(name)
-        return asker_of(name) if tenant is None else asker_of(name, tenant.weight, tenant.limits)
-
-    adapters = ServedAdapters(
-        engine,
-        info,
-        base,
-        registry,
-        store,
-        plan.limits,
-        keep_versions=plan.keep_versions,
-        text=text,
-        vitals=vitals,
-        asker_of=known_asker,
-    )
+    adapters = _adapters(engine, info, plan, opened, keys)
     metrics = plan.counting.metrics(plan.base_name, info)
     survey = plan.counting.survey(metrics, adapters.under_way)
     survey.share(adapters.staging)
     root = plan.root.resolve() if plan.root is not None else None
     management = AdapterManagement(
         adapters.library,
-        SourcePolicy([*plan.allow_source, *([str(root)] if root else [])]),
+        plan.sources,
         Serving(adapters, survey),
         root=root,
         is_tenant=keys.is_tenant,
@@ -168,9 +183,9 @@ async def assemble(
     )
     service = GenerationService(
         engine,
-        text,
+        opened.text,
         adapters,
-        grammars,
+        opened.grammars,
         info,
         base_name=plan.base_name,
         created=int(time.time()),
@@ -186,22 +201,49 @@ async def assemble(
     if root is not None:
         folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll, is_tenant=keys.is_tenant)
     usage = UsageStore(tenants.database)
-    flusher = Flusher(service.admission.meter, usage.add, service.account)
-    expiry = UsageExpiry(usage, plan.usage_days)
-    levels = None
-    if plan.registry is not None and isinstance(plan.gate, Gate):
-        levels = shared_limits(plan.gate, tenants)
-        levels.start(vitals)
-    parts = ServerParts(service, management, folder, registry, text, tenants, keys, usage, flusher, expiry, levels)
-    flusher.start(vitals)
-    expiry.start(vitals)
-    try:
-        await parts.keys.start(vitals)
-        await adapters.start()
-        if folder is not None:
-            progress("looking at the adapter folder")
-            await folder.start()
-    except BaseException:
-        await parts.stop()
-        raise
-    return parts
+    return ServerParts(
+        service=service,
+        management=management,
+        folder=folder,
+        registry=opened.registry,
+        text=opened.text,
+        tenants=tenants,
+        keys=keys,
+        usage=usage,
+        flusher=Flusher(service.admission.meter, usage.add, service.account),
+        expiry=UsageExpiry(usage, plan.usage_days),
+        levels=shared_limits(plan.gate, tenants) if plan.registry is not None and isinstance(plan.gate, Gate) else None,
+    )
+
+
+def _adapters(engine: Engine, info: EngineInfo, plan: Assembly, opened: _Opened, keys: KeyRing) -> ServedAdapters:
+    def known_asker(name: str) -> Asker:
+        tenant = keys.tenant(name)
+        return asker_of(name) if tenant is None else asker_of(name, tenant.weight, tenant.limits)
+
+    return ServedAdapters(
+        engine,
+        info,
+        BaseModel(plan.base_name, info.base_digest, info.shapes),
+        opened.registry,
+        opened.store,
+        plan.limits,
+        keep_versions=plan.keep_versions,
+        text=opened.text,
+        vitals=Vitals(),
+        asker_of=known_asker,
+    )
+
+
+async def _start(parts: ServerParts, progress: Callable[[str], None]) -> None:
+    """Start what follows and writes beside the requests, and take in what the folder holds."""
+    vitals = parts.service.adapters.vitals
+    if parts.levels is not None:
+        parts.levels.start(vitals)
+    parts.flusher.start(vitals)
+    parts.expiry.start(vitals)
+    await parts.keys.start(vitals)
+    await parts.service.adapters.start()
+    if parts.folder is not None:
+        progress("looking at the adapter folder")
+        await parts.folder.start()

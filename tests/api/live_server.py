@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from livery.api.app import create_admin_app, create_app
 from livery.api.edges import EdgeConfig, EdgeServer
-from livery.assembly import Assembly, ServerParts, assemble, gate_for
+from livery.assembly import Assembly, ServerParts, assemble, gate_for, source_policy
 from livery.data_folder import DataFolder
 from livery.engine.fake import Behaviour, FakeEngine
 from livery.management import AdapterManagement
@@ -149,7 +149,7 @@ class LiveServer:
                 gate=self.gate,
                 adapter_templates=setup.adapter_templates,
                 parsers=setup.parsers,
-                allow_source=setup.allow_source,
+                sources=source_policy(setup.allow_source, self.adapter_root),
                 registry=setup.registry,
             )
             plan.data.make()

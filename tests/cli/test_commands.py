@@ -19,6 +19,7 @@ from api.peft_files import damage_weights, make_adapter
 from cli.conftest import Livery
 from cli.processes import ENVIRON, run, serving, url_in
 from livery.commands.doctor import EXTRAS, Finding, extra_package
+from livery.engine.compiler import find_compiler
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -103,6 +104,7 @@ def test_serve_with_a_key_prints_examples_that_read_it_from_the_environment(fold
         (["--model", "no/such/thing"], ["no/such/thing", "not found"]),
         (["--model", "smollm2-135m-instruct", "--adapters", "/no/such"], ["--adapters /no/such", "create it"]),
         (["--model", "smollm2-135m-instruct", "--served-model-name", "模型"], ["模型", "--served-model-name"]),
+        (["--model", "no/such/thing", "--allow-source", "ftp://x"], ["--allow-source", "'ftp://x'", "hf://ORG/NAME"]),
         (["--model", "m", "--port", "x"], ["--port", "'x'"]),
         (["--model", "m", "--data", __file__], [f"data folder {__file__}", "exists", "--data DIR"]),
         (["--model", "m", "--data", f"{__file__}/data"], [f"{__file__}/data", "Not a directory", "--data DIR"]),
@@ -144,6 +146,25 @@ def test_doctor_names_device_dtype_kernels_and_why(livery: Livery) -> None:
         assert found[what]["found"], what
     assert found["device"]["why"]
     assert "device" in run("doctor").stdout
+
+
+def test_doctor_names_the_compiler_that_the_kernels_are_built_with(
+    livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiler() -> dict[str, str]:
+        (found,) = [entry for entry in livery("doctor", "--json").json() if entry["what"] == "compiler"]
+        return {"found": found["found"], "why": found["why"]}
+
+    monkeypatch.setenv("CXX", "env LC_ALL=C c++")  # as with ccache: a command and its arguments
+    found = compiler()
+    assert found["found"] == "env LC_ALL=C c++"
+    assert found["why"].startswith(find_compiler().version)
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    found = compiler()
+    assert found["found"] == "none"
+    assert "/nonexistent/c++ could not be run" in found["why"]
+    monkeypatch.setenv("CXX", "c++ '")
+    assert "No closing quotation" in compiler()["why"]
 
 
 @pytest.mark.parametrize("name", EXTRAS)

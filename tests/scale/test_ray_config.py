@@ -43,6 +43,7 @@ def test_knobs_of_the_server_and_of_the_cluster_stand_beside_each_other() -> Non
         ({"replicas": 2, "blob_store": None}, "blob_store=s3://"),
         ({"adapters": "/srv/adapters"}, "leave {replica} out"),
         ({"blob_store": "ftp://x"}, "--blob-store"),
+        ({"allow_source": ["ftp://x"]}, "--allow-source"),
         ({"model": None}, "--model is needed"),
     ],
 )

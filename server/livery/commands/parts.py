@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 
 from livery.api.app import create_app
-from livery.assembly import Assembly, ServerParts, assemble, gate_for
+from livery.assembly import Assembly, ServerParts, assemble, gate_for, source_policy
 from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineInfo
 from livery.models import ResolvedModel
@@ -20,6 +20,7 @@ from livery.survey import Counting, OwnCounting
 from livery.tenancy import Doors
 from livery.tenancy.gate import Gatekeeper
 from livery.text import Tokenizer
+from livery_adapters.fetching import SourcePolicy
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.shared_blobs import SharedBlobs
 
@@ -56,7 +57,7 @@ async def server_parts(
         shared=shared_blobs(settings),
         root=settings.adapters,
         poll=settings.poll_adapters,
-        allow_source=settings.allow_source,
+        sources=allowed_sources(settings),
         keep_versions=settings.keep_versions,
         limits=Limits(max_rank=settings.max_rank),
         gate=gate or gate_for(info, settings.max_open, settings.max_queued_tokens),
@@ -119,6 +120,14 @@ def shared_blobs(settings: Settings) -> SharedBlobs | None:
         return SharedBlobs(settings.blob_store)
     except AdapterRefused as refused:
         raise SettingsError(f"--blob-store: {refused.message}") from None
+
+
+def allowed_sources(settings: Settings) -> SourcePolicy:
+    """Where adapters may be fetched from. Touches no network. Raises SettingsError."""
+    try:
+        return source_policy(settings.allow_source, settings.adapters)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def known_base(settings: Settings, resolved: ResolvedModel, info: EngineInfo) -> KnownBase:

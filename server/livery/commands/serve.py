@@ -17,7 +17,7 @@ from livery.commands.api_workers import ApiWorkers
 from livery.commands.engine_knobs import engine_config
 from livery.commands.engines import MakeEngine, engine_of
 from livery.commands.http_server import IO_THREADS, OneProcess, Premises, ended_by_death
-from livery.commands.parts import base_name, known_base, shared_blobs, trace_sink
+from livery.commands.parts import allowed_sources, base_name, known_base, shared_blobs, trace_sink
 from livery.data_folder import DataFolder
 from livery.gguf_forms import widened
 from livery.listening import Listener, listen, listen_for_admins
@@ -41,6 +41,8 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     """
     if settings.adapters is not None and not settings.adapters.is_dir():
         raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
+    shared_blobs(settings)
+    allowed_sources(settings)
     folder = DataFolder(settings.data_folder)
     folder.make()
     logs.configure(settings.log_level, settings.log_format)
@@ -58,7 +60,6 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
         if settings.engine == "livery" and (note := widened(settings.model)):
             log.warning("%s", note)
         base_name(settings, resolved)
-        shared_blobs(settings)
         try:
             asyncio.run(_serve(settings, resolved, listener, admin, make_engine))
         except asyncio.CancelledError:

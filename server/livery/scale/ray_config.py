@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from livery.commands.parts import shared_blobs
+from livery.commands.parts import allowed_sources, shared_blobs
 from livery.scale.ray_routing import FEW
 from livery.settings import Settings, SettingsError, load_settings, usual_data_folder
 
@@ -113,6 +113,7 @@ def _check(scale: Scale, given: Mapping[str, object], settings: Settings) -> Non
             f"its own; leave {SLOT} out, or add adapters by the API"
         )
     shared_blobs(settings)
+    allowed_sources(settings)
 
 
 def _check_scaling(scale: Scale) -> None:
