@@ -164,6 +164,23 @@ class DataFolder:
                 "or name the base with --model"
             ) from None
 
+    def check_here(self, what: str, file: Path, *, creates: bool = False) -> None:
+        """For who was given no URL of a registry: is `what` ("usage") in this folder, in `file`, or may it be made?
+
+        Raises DataFolderUnusable where it is at a URL, and where there is none and it may not.
+        """
+        known = self.base()
+        if known is not None and known.registry:
+            raise DataFolderUnusable(
+                f"the registry of {self.root}, with its {what}, is not in it but at {known.registry}; give its URL "
+                "with --registry"
+            )
+        if not creates and not file.exists():
+            raise DataFolderUnusable(
+                f"{self.root} holds no {what} ({file.name}); give the folder that `livery serve` has with --data DIR, "
+                "or --registry URL, or ask a server with --url URL"
+            )
+
     def write_base(self, base: KnownBase) -> None:
         """Replace what is written there, in one step. Raises DataFolderUnusable."""
         try:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import msgspec
 import pytest
 
 from api.peft_files import make_adapter
 from cli.conftest import Done, Livery
-from cli.folders import data_folder, use
+from cli.folders import BASE, data_folder, use
 from cli.processes import serving
 from livery.commands.tenants_reach import every_page
 
@@ -138,6 +139,19 @@ def test_what_is_refused_is_said(here: Callable[..., Done], arguments: tuple[str
 @pytest.mark.parametrize("arguments", [("keys", "create", "--limit", "n"), ("tenants", "set", "acme")])
 def test_what_can_not_be_asked(here: Callable[..., Done], arguments: tuple[str, ...]) -> None:
     assert here(*arguments).code == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("keys", "ls"), ("tenants", "ls"), ("keys", "create"), ("usage",), ("adapters", "ls"), ("adapters", "gc")],
+)
+def test_whose_registry_is_elsewhere_says_where(livery: Livery, tmp_path: Path, command: tuple[str, ...]) -> None:
+    folder = data_folder(tmp_path / "data", msgspec.structs.replace(BASE, registry="postgresql://db.example/livery"))
+    done = livery(*command, "--data", folder)
+    assert done.code == 1
+    assert f"the registry of {folder}, with its " in done.err
+    assert "is not in it but at postgresql://db.example/livery; give its URL with --registry" in done.err
+    assert {file.name for file in folder.iterdir()} == {"base.json"}
 
 
 def test_a_folder_that_is_no_servers(livery: Livery, tmp_path: Path) -> None:

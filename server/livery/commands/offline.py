@@ -213,15 +213,7 @@ def prepare(folder: DataFolder, place: Place, need: Need) -> KnownBase | None:
     if need.creates:
         folder.make()
     if place.registry is None:
-        if known is not None and known.registry:
-            raise CommandFailed(
-                f"the registry of {folder.root} is not in it but at {known.registry}; give its URL with --registry"
-            )
-        if not need.creates and not folder.database.exists():
-            raise CommandFailed(
-                f"{folder.root} holds no registry ({folder.database.name}); give the folder that `livery serve --data` "
-                "has, or --registry URL"
-            )
+        folder.check_here("adapters", folder.database, creates=need.creates)
     if place.model is not None:
         return _named(folder, place.model, known, place.registry)
     return known

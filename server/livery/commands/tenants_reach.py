@@ -206,30 +206,16 @@ async def _open_server(url: str, key: str | None) -> AsyncIterator[Tenants]:
 
 @asynccontextmanager
 async def _open_here(folder: DataFolder, registry: str | None, *, creates: bool) -> AsyncIterator[Tenants]:
-    """Raises CommandFailed, DataFolderUnusable, RegistryError."""
+    """Raises DataFolderUnusable, RegistryError."""
     if registry is None:
-        await asyncio.to_thread(_check, folder, creates)
+        await asyncio.to_thread(folder.check_here, "tenants", folder.tenants, creates=creates)
+        if creates:
+            folder.make()
     store = await asyncio.to_thread(TenantStore.open, folder.tenants_url(registry))
     try:
         yield TenantManagement(store, lambda: _names(folder, registry))
     finally:
         await asyncio.to_thread(store.close)
-
-
-def _check(folder: DataFolder, creates: bool) -> None:
-    """Raises CommandFailed for a folder that isn't a server's, DataFolderUnusable."""
-    if creates:
-        folder.make()
-    elif not folder.tenants.exists():
-        raise CommandFailed(
-            f"{folder.root} holds no tenants ({folder.tenants.name}); give the folder that `livery serve` has with "
-            "--data DIR, or --registry URL, or a server's admin API with --url URL"
-        )
-    known = folder.base()
-    if known is not None and known.registry:
-        raise CommandFailed(
-            f"the tenants of {folder.root} are not in it but at {known.registry}; give its URL with --registry"
-        )
 
 
 @contextmanager

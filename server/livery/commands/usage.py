@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from livery.adapter_views import Json
-from livery.commands.asking import CommandFailed
 from livery.commands.backends import open_server
 from livery.commands.offline import Place
 from livery.commands.reach import Reach, ask, reaches
@@ -91,29 +90,15 @@ def _reports(reach: Reach) -> AbstractAsyncContextManager[Reports]:
 
 @asynccontextmanager
 async def _open_local(place: Place) -> AsyncIterator[LocalReports]:
-    """Raises CommandFailed, DataFolderUnusable, RegistryError."""
+    """Raises DataFolderUnusable, RegistryError."""
     folder = DataFolder(place.data)
     if place.registry is None:
-        await asyncio.to_thread(_check, folder)
+        await asyncio.to_thread(folder.check_here, "usage", folder.tenants)
     store = await asyncio.to_thread(TenantStore.open, folder.tenants_url(place.registry))
     try:
         yield LocalReports(UsageStore(store.database))
     finally:
         await asyncio.to_thread(store.close)
-
-
-def _check(folder: DataFolder) -> None:
-    """Raises CommandFailed for a folder without the usage of a server, DataFolderUnusable."""
-    known = folder.base()
-    if known is not None and known.registry:
-        raise CommandFailed(
-            f"the usage of {folder.root} is not in it but at {known.registry}; give its URL with --registry"
-        )
-    if not folder.tenants.exists():
-        raise CommandFailed(
-            f"{folder.root} holds no usage ({folder.tenants.name}); give the folder that `livery serve` has with "
-            "--data DIR, or --registry URL, or ask the server with --url URL"
-        )
 
 
 async def _print_csv(reports: Reports, words: Json) -> Json:
