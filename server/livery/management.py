@@ -1,7 +1,7 @@
 """Managing adapters: the verbs of the API and the command line, and what they answer.
 
     management = AdapterManagement(library, SourcePolicy(["hf://my-org/"]), live)
-    answer = await management.put("pirate", PutAdapter(source="hf://my-org/pirate@main"))
+    answer = await management.put("pirate", "hf://my-org/pirate@main", AddOptions())
 
 The same code with and without a running server: `Live` is what only a server knows. Answers are plain
 dictionaries, ready for JSON; sizes in bytes, times as Unix times.
@@ -316,22 +316,25 @@ class AdapterManagement:
 
     # -- the stock -------------------------------------------------------------------------------------
 
-    async def gc(self, *, keep_versions: int | None = None, grace_s: float = 0.0) -> Json:
+    async def gc(self, *, keep_versions: int | None = None) -> Json:
         """Drop history beyond the newest `keep_versions` of each name, and files that nothing refers to."""
         trimmed = await asyncio.to_thread(self._registry.trim, keep_versions) if keep_versions else []
-        removed = await self.library.collect_garbage(grace_s=grace_s)
+        removed = await self.library.collect_garbage()
         shared = await self.library.collect_shared_garbage()
         return {"versions_dropped": len(trimmed), "blobs_removed": removed, "shared_blobs_removed": shared}
 
     async def export(self, name: str, version: str | None, out: Path) -> Json:
-        """Copy a version's files and profile into a new directory. Raises FileExistsError when `out` isn't empty."""
+        """Copy a version's files and profile, the active one's unless another is named, into a new directory.
+
+        Raises UnknownAdapter, UnknownVersion, and FileExistsError when `out` isn't empty.
+        """
         record = await asyncio.to_thread(self._registry.get, name)
         if version is not None:
             chosen = await asyncio.to_thread(self._registry.version, name, version)
         elif record.active is not None:
             chosen = record.active
         else:
-            chosen = await asyncio.to_thread(self._registry.version, name, "1")
+            raise UnknownAdapter(name, "it has no active version; name one with --version")
         await self.library.export(chosen.facts.weights, out)
         if chosen.facts.profile:
             written = write_profile(recorded_profile(chosen.facts.profile))

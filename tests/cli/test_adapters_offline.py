@@ -83,6 +83,11 @@ def test_a_version_is_exported_byte_for_byte(
     again = livery("adapters", "export", "pirate", out, "--data", data)
     assert again.code == 1
     assert "not empty" in again.err
+    assert livery("adapters", "add", "waiting", made[0], "--no-activate", "--data", data).code == 0
+    unnamed = livery("adapters", "export", "waiting", tmp_path / "none", "--data", data)
+    assert unnamed.code == 1
+    assert "'waiting': it has no active version; name one with --version" in unnamed.err
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_profile_is_kept_with_the_version_and_checked_as_the_server_would(
@@ -144,7 +149,7 @@ def test_a_folder_that_can_not_be_used_is_named(
 
     assert "not a folder" in said("ls", folder=tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    assert "holds no registry (livery.db)" in said("ls", folder=data)
+    assert "holds no adapters (livery.db)" in said("ls", folder=data)
     assert "name it with --model" in said("add", "x", made[0], folder=tmp_path / "fresh")
     assert not (tmp_path / "fresh").exists()
     elsewhere = KnownBase(BASE.name, BASE.digest, BASE.model, BASE.shapes, "postgresql://me@db.example/livery")
