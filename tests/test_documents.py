@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,43 @@ def test_a_pages_links_lead_somewhere(page: Path) -> None:
         if not path.exists() or (anchor and anchor not in anchors(path)):
             lost.append(target)
     assert not lost
+
+
+def named_in_the_tree(design: str) -> list[str]:
+    """The paths of DESIGN.md's tree. A name at the margin is from the top; an indented one is below the folder that
+    the nearest line with less indentation begins with; lines indented further than names go on with a description.
+    """
+    tree = design[design.index("## The house") :].split("```")[1]
+    found, folders = [], {-1: ""}
+    for line in filter(str.strip, tree.splitlines()):
+        indent = len(line) - len(line.lstrip())
+        if indent > 4:
+            continue
+        folders = {depth: folder for depth, folder in folders.items() if depth < indent}
+        head = re.split(r" {3,}", line.lstrip())[0]
+        names = takewhile(lambda word: re.search(r"[./]|^[A-Z]", word), head.split())
+        paths = [folders[max(folders)] + name for name in names]
+        folders[indent] = paths[0]
+        found += paths
+    return found
+
+
+def test_what_the_tree_of_the_design_names_is_there() -> None:
+    named = named_in_the_tree((ROOT / "DESIGN.md").read_text("utf-8"))
+    assert {"server/livery/engine/lora/", "tests/ray_serve/", ".ci/run"} <= set(named), "it isn't read as it is meant"
+    assert [path for path in named if not list(ROOT.glob(path))] == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_table_is_cut_by_an_empty_line(page: Path) -> None:
+    """What comes after it is text: a table begins with its heads and a line of dashes."""
+    lines = CODE.sub(lambda code: "" if code[0].startswith("```") else code[0], page.read_text("utf-8")).split("\n")
+    cut = [
+        number
+        for number, (before, line, after) in enumerate(zip(lines, lines[1:], lines[2:], strict=False), 1)
+        if before.startswith("|")
+        and not line.strip()
+        and after.startswith("|")
+        and not re.match(r"\|[-:| ]+$", lines[number + 2])
+    ]
+    assert not cut

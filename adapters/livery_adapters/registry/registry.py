@@ -1,6 +1,6 @@
 """Which adapters exist: names, their immutable versions, aliases. In SQL, shared by any number of processes.
 
-    registry = Registry.open(data / "registry.db", reserved={"smollm2-135m-instruct"})
+    registry = Registry.open(data / "livery.db", reserved={"smollm2-135m-instruct"})
     record = registry.put("pirate", facts, source="api", origin="hf://me/pirate@4f2c")
     registry.put("pirate", better, source="api", origin="...", expected_generation=record.generation)
     registry.rollback("pirate")

@@ -100,7 +100,9 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Write it to this JSON file.", rich_help_panel=SIM)] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it into this SVG file.", rich_help_panel=SIM)] = None,
 ) -> None:
-    """Say how many GPUs it takes, what limits them, what it costs, and what would change that; measures nothing.
+    """Say how many GPUs it takes, what limits them, what it costs, and what would change that.
+
+    From numbers alone: nothing is measured, but for this machine with --gpu cpu.
 
     Every number comes with its formula. They are worked out in server/livery/scale/plan/README.md, which also has
     them beside measurements. `floor` is physics; `expected` counts with --bandwidth-efficiency and
