@@ -279,4 +279,4 @@ def read_workload(path: Path) -> Workload:
         return parse_workload(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise SpecInvalid(f"{path}: {why}; give the path of a workload, or a suite's name") from error
+        raise SpecInvalid(f"{path}: {why}; give a workload's file; `livery bench suite NAME` runs a suite") from error

@@ -39,7 +39,7 @@ def cache_dir() -> Path:
     """Where converted models and compiled kernels are kept: $LIVERY_CACHE, or the user's cache folder."""
     if configured := os.environ.get("LIVERY_CACHE"):
         return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "livery"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "livery"
 
 
 def resolve_model(model: str) -> ResolvedModel:

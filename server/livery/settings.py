@@ -1,6 +1,8 @@
 """Every knob of the server, once. Flags win over LIVERY_* variables, and those over a YAML file.
 
-Read once, at the start, by the command line; nothing changes it and nothing else reads the environment.
+Read once, at the start, by the command line; nothing changes it, and no other module reads a knob from the environment.
+What others look up there is no knob of a server's: the cache (LIVERY_CACHE), whom a command asks (LIVERY_URL), the
+compiler (CXX), and credentials by the names that stores, hubs and collectors gave them.
 """
 
 from __future__ import annotations

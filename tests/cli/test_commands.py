@@ -148,6 +148,13 @@ def test_doctor_names_device_dtype_kernels_and_why(livery: Livery) -> None:
     assert "device" in run("doctor").stdout
 
 
+def test_every_bench_command_says_in_a_line_what_it_is(livery: Livery) -> None:
+    shown = livery("bench", "--help").out
+    commands = {line.split()[1]: line for line in shown.splitlines() if line.startswith("│ ")}
+    assert "Run a suite on a server: chaos, scale, smoke, soak, standard. " in commands["suite"]
+    assert "Exit status" not in shown
+
+
 def test_doctor_names_the_compiler_that_the_kernels_are_built_with(
     livery: Livery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from typer.testing import CliRunner
 from livery.commands.engine_knobs import ENGINE_KNOBS, asked_for, engine_config
 from livery.commands.options import takes_settings
 from livery.engine.base import EngineConfig
-from livery.settings import Settings, SettingsError, load_settings
+from livery.models import cache_dir
+from livery.settings import Settings, SettingsError, load_settings, usual_data_folder
+from livery_loadtest.peers import peers_folder
 
 
 def test_flags_win_over_variables_and_those_over_the_file(tmp_path: Path) -> None:
@@ -189,3 +192,17 @@ def test_an_api_key_has_no_outer_spaces() -> None:
     assert settings.api_key.get_secret_value() == "sk-1"
     with pytest.raises(SettingsError, match="--api-key"):
         load_settings({"model": "m", "api_key": "  \n"}, {})
+
+
+@pytest.mark.parametrize("folder", [cache_dir, peers_folder, usual_data_folder])
+def test_a_variable_that_is_set_to_nothing_is_not_set(
+    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the XDG base directory specification has it; nothing of ours may lie below whatever folder one is in."""
+    for name in ("LIVERY_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    unset = folder()
+    for name in ("LIVERY_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, "")
+    assert folder() == unset
+    assert unset.is_absolute()

@@ -74,6 +74,18 @@ def test_two_servers_are_measured_in_turn_and_compared(pair: tuple[KnownServer, 
     assert json.loads((tmp_path / "c.json").read_bytes())["b"] == "right"
 
 
+def test_a_suite_is_no_file_and_a_file_no_suite(tmp_path: Path) -> None:
+    """Each command names the other; failures look as those of all of livery's commands."""
+    run = bench("run", "smoke", "--out", tmp_path)
+    assert run.returncode == Exit.FAILED
+    assert run.stderr.startswith("error: smoke: No such file")
+    assert "`livery bench suite NAME` runs a suite" in run.stderr
+    suite = bench("suite", workload(tmp_path), "--out", tmp_path)
+    assert suite.returncode == Exit.FAILED
+    assert suite.stderr.startswith("error: no suite is called ")
+    assert "`livery bench run FILE` runs a workload" in suite.stderr
+
+
 def test_requests_that_fail_make_the_status_1_unless_they_may(faulty: KnownServer, tmp_path: Path) -> None:
     run = ["run", workload(tmp_path), "--target", f"f={faulty.url}", "--adapters", FAILING, "--repeats", 1]
     failed = bench(*run, "--out", tmp_path / "out", "--processes", 2)

@@ -105,7 +105,7 @@ def test_rates_follow_the_capacity_and_lengths_and_time_are_scaled() -> None:
 
 
 def test_unknown_suites_and_scales_beyond_bounds_are_refused() -> None:
-    with pytest.raises(SpecInvalid, match=r"no suite is called 'load'; there are chaos, .*; or give the path"):
+    with pytest.raises(SpecInvalid, match=r"no suite is called 'load'; there are chaos, .*; `livery bench run FILE`"):
         suite("load")
     with pytest.raises(SpecInvalid, match=r"suite standard: .* is over 1,000,000; scale it less"):
         suite("standard", lengths=1e6)

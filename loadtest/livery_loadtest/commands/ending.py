@@ -46,7 +46,7 @@ def leave(statuses: list[Exit]) -> NoReturn:
 
 def stop(message: str) -> NoReturn:
     """End with a message that says what to do."""
-    Console(stderr=True).print(f"[red]{escape(message)}[/]", soft_wrap=True)
+    Console(stderr=True).print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(Exit.FAILED)
 
 

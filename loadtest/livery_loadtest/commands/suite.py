@@ -21,7 +21,10 @@ from livery_loadtest.suites import Suite, suite, suite_names
 
 LONG_MINUTES = 60  # a suite that takes longer keeps less of each request
 NAMES = ", ".join(suite_names())
-HELP = f"""Run a suite on a server: {NAMES}. Every workload is written as soon as it is done. {ENDS}"""
+HELP = f"""Run a suite on a server: {NAMES}.
+
+Every workload is written as soon as it is done. {ENDS}
+"""
 
 
 def run_suite(

@@ -21,7 +21,7 @@ def peers_folder() -> Path:
     """Where peers are installed unless told otherwise: below $LIVERY_CACHE or the user's cache folder."""
     if configured := os.environ.get("LIVERY_CACHE"):
         return Path(configured).expanduser() / "peers"
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "livery" / "peers"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "livery" / "peers"
 
 
 def telling_lines(command: Sequence[str], remedy: str = CPU_INDEX) -> Iterator[str]:

@@ -63,7 +63,7 @@ def suite(name: str, capacity: float = 0.0, lengths: float = 0.0, time: float = 
     """
     if name not in suite_names():
         known = ", ".join(suite_names())
-        raise SpecInvalid(f"no suite is called {name!r}; there are {known}; or give the path of a workload")
+        raise SpecInvalid(f"no suite is called {name!r}; there are {known}; `livery bench run FILE` runs a workload")
     text = (files(__package__) / f"{name}.yaml").read_text()
     read = convert(load_yaml(text, name), Suite, f"suite {name}", KINDS)
     faster = capacity / read.capacity if capacity else 1.0
