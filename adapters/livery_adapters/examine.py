@@ -30,30 +30,21 @@ class CheckedFiles:
         return CheckedFiles(replace(self.manifest, digest=digest), replace(self.coverage, digest=digest))
 
 
-def check_directory(
-    directory: Path, base: BaseModel, limits: Limits, digest: str | None = None, approximate: int = 0
-) -> CheckedFiles:
-    """Read a directory and check it against the base, weights included. Blocks. Raises AdapterRefused.
-
-    `digest` says what the files hash to where that is known; else they are read once more to find out.
-    `approximate` is the rank to which the engine will factorise what has too large a rank of its own; 0: none.
-    """
-    files = check_headers(directory, base, limits, digest, approximate)
-    check_numbers(directory, files.manifest)
-    return files
-
-
 def check_headers(
     directory: Path, base: BaseModel, limits: Limits, digest: str | None = None, approximate: int = 0
 ) -> CheckedFiles:
-    """As `check_directory`, but for the numbers themselves. `digest` may be NOT_YET."""
+    """Read a directory and check it against the base, all but the numbers. Blocks. Raises AdapterRefused.
+
+    `digest` says what the files hash to where that is known, or NOT_YET; else they are read once more to find out.
+    `approximate` is the rank to which the engine will factorise what has too large a rank of its own; 0: none.
+    """
     with _readable(directory):
         manifest = placed(read_manifest(directory, limits, digest=digest), base)
         return CheckedFiles(manifest, check_against(manifest, base, limits, approximate))
 
 
 def check_numbers(directory: Path, manifest: AdapterManifest) -> None:
-    """Raises AdapterRefused where a number is NaN or infinite."""
+    """Read all weights once. Blocks. Raises AdapterRefused where a number is NaN or infinite."""
     with _readable(directory):
         check_finite(directory, manifest)
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 from livery_loadtest.dialect import NO_FIELDS
 from livery_loadtest.gaps import Gaps
-from livery_loadtest.health import Pulse, Stopwatch, Vitals, judge
+from livery_loadtest.health import Pulse, Stopwatch, Vitals
 from livery_loadtest.options import Options
 from livery_loadtest.reader import Answer
-from livery_loadtest.record import Record, Run
+from livery_loadtest.record import Record
 from livery_loadtest.script import Planned, Script
 from livery_loadtest.target import Target, TargetUnusable
 from livery_loadtest.wire import OWN_FAILURES, Failed, Left, Pool
@@ -61,34 +61,6 @@ def look_away(_: Glance) -> None:
     """An observer that doesn't."""
 
 
-async def drive(
-    script: Script,
-    target: Target,
-    options: Options,
-    observer: Observer = look_away,
-    *,
-    stop: asyncio.Event | None = None,
-    begin: float | None = None,
-) -> Run:
-    """Send a whole script from this process, beginning at `begin` (on time.perf_counter) or now.
-
-    When `stop` is set, or the calling task is cancelled, the run is what had ended by then and is marked interrupted.
-    Failures of requests are in their records. Raises TargetUnusable where there is no such host, or a key is missing.
-    """
-    driven = await drive_part(script, target, options, observer, stop=stop, begin=begin)
-    records = sorted(driven.records, key=lambda record: record.planned.index)
-    return Run(
-        target=target.name,
-        repeat=options.repeat,
-        started=driven.started,
-        seconds=driven.seconds,
-        records=records,
-        health=judge([driven.vitals], records),
-        interrupted=driven.interrupted,
-        gaps=driven.gaps,
-    )
-
-
 async def drive_part(
     script: Script,
     target: Target,
@@ -98,7 +70,11 @@ async def drive_part(
     stop: asyncio.Event | None = None,
     begin: float | None = None,
 ) -> Driven:
-    """As `drive`, for one of several processes."""
+    """Send a script from this process, beginning at `begin` (on time.perf_counter) or now.
+
+    When `stop` is set, or the calling task is cancelled, it is what had ended by then and is marked interrupted.
+    Failures of requests are in their records. Raises TargetUnusable where there is no such host, or a key is missing.
+    """
     return await _Drive(script, target, options, observer).run(stop or asyncio.Event(), begin)
 
 

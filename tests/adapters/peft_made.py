@@ -18,6 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.families import configs
 from livery_adapters.base_model import BaseModel, BaseShapes, ExpertsShape, ModuleShape
+from livery_adapters.examine import CheckedFiles, check_headers, check_numbers
+from livery_adapters.refusal import Limits
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -29,6 +31,13 @@ def tiny_model(family: str = "llama") -> Any:
     """A family's tiny model with random weights. Shared between tests: copy it before changing it."""
     torch.manual_seed(7)
     return AutoModelForCausalLM.from_config(configs()[family]).eval()
+
+
+def check_directory(directory: Path, base: BaseModel, limits: Limits) -> CheckedFiles:
+    """Every check of a directory that needs no model, its numbers included. Raises AdapterRefused."""
+    files = check_headers(directory, base, limits)
+    check_numbers(directory, files.manifest)
+    return files
 
 
 @cache

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.peft_made import Weights, make, tiny_base
-from livery_adapters.examine import check_directory
+from adapters.peft_made import Weights, check_directory, make, tiny_base
 from livery_adapters.formats import convert
 from livery_adapters.patterns import NamePatterns
 from livery_adapters.peft_config import Endings

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapters.peft_made import Q0, Q0_TENSORS, edit_config, edit_tensors, make, tiny_base, write_header
-from livery_adapters.examine import check_directory
+from adapters.peft_made import Q0, Q0_TENSORS, check_directory, edit_config, edit_tensors, make, tiny_base, write_header
 from livery_adapters.manifest import AdapterRefused, Limits, read_manifest
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 

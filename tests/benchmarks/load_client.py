@@ -30,12 +30,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from livery import __version__
 from livery.bench.http.measured import Cores, measured_server
 from livery.models import DEMO_MODEL
 from livery_loadtest.bars import COLOURS, Bar, Verdict
 from livery_loadtest.dialect import Dialect
-from livery_loadtest.drive import drive
 from livery_loadtest.measures import Spread, over_rounds
 from livery_loadtest.options import Options
 from livery_loadtest.origin import Origin, as_json, document, write_json
@@ -44,6 +45,7 @@ from livery_loadtest.record import Run
 from livery_loadtest.report.words import number
 from livery_loadtest.script import Planned, Script
 from livery_loadtest.target import Target
+from loadtest.driving import drive
 
 TOKENS_A_SECOND = Bar(20_000, 40_000)
 SEND_DELAY_P99_MS = Bar(5.0, 1.0, lower=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from peft import LoraConfig
 
@@ -17,7 +18,7 @@ from livery.commands import gating
 from livery.commands.evaluating import Asked
 from livery.commands.reach import Reach
 from livery.data_folder import DataFolder
-from livery.evaluation.report import Report, read_report
+from livery.evaluation.report import Report
 from livery_adapters.registry import Registry
 from server.running import RunningServer, livery_serve, tiny_model
 
@@ -94,7 +95,7 @@ def test_a_folder_a_server_and_its_data_say_the_same(
         (text,) = [one for one in there["subjects"] if one["kind"] == "text"]
         assert {versus["than"] for versus in text["rows"][2]["versus"]} == {"base", "keeper"}
     assert json.loads((tmp_path / "out" / "eval.json").read_text()) == there
-    assert isinstance(read_report(tmp_path / "out" / "eval.json"), Report)
+    msgspec.json.decode((tmp_path / "out" / "eval.json").read_bytes(), type=Report)
     page = (tmp_path / "out" / "eval.html").read_text()
     assert "keeper@2" in page
     assert "Difference from keeper" in page

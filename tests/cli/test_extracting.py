@@ -125,9 +125,10 @@ def test_what_ended_before_its_text_goes_on_with_it(base: Path, tuned: Path, tmp
 
 def test_one_model_is_in_memory_at_a_time(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:
     livery("adapters", "extract", "--base", base, "--tuned", tuned, "--out", tmp_path / "out", "--json").json()
-    prover, seen = reading_prover(base, base_digest(base), 8, lambda words: None), []
+    loading: list[str] = []  # what it says while the model is loaded
+    prover, seen = reading_prover(base, base_digest(base), 8, loading.append), []
     ids = list(range(500, 532))
-    compared(prover, tuned, [tmp_path / "out"], ids, 8, lambda done, total: seen.append((done, prover.is_loaded)))
+    compared(prover, tuned, [tmp_path / "out"], ids, 8, lambda done, total: seen.append((done, bool(loading))))
     assert [loaded for done, loaded in seen if done <= len(ids)] == [False] * 4
     assert all(loaded for done, loaded in seen if done > len(ids))
 

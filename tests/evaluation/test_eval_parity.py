@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from peft import LoraConfig
 
@@ -16,7 +17,7 @@ from evaluation.conftest import ADAPTERS
 from evaluation.plain_loop import PlainLoop
 from livery.commands.eval_here import evaluate_directories
 from livery.evaluation.pieces import Windows
-from livery.evaluation.report import NATS, Report, read_report
+from livery.evaluation.report import NATS, Report
 
 WINDOW = 48
 TEXT = "".join(f"At {hour} o'clock the keeper wrote: wind {hour * 3}, sea grey — né, 日本.\n" for hour in range(40))
@@ -137,6 +138,5 @@ def test_who_fails_is_told_and_the_others_go_on(report: Report) -> None:
         assert all(subject.row(label).measures for label in ("base", *ADAPTERS))
 
 
-def test_a_report_is_read_back(report: Report, tmp_path: Path) -> None:
-    (tmp_path / "eval.json").write_text(report.to_json())
-    assert read_report(tmp_path / "eval.json") == report
+def test_a_report_is_read_back(report: Report) -> None:
+    assert msgspec.json.decode(report.to_json(), type=Report) == report

@@ -15,13 +15,14 @@ import pytest
 from livery_loadtest import wire
 from livery_loadtest.columns import Columns
 from livery_loadtest.dialect import Dialect
-from livery_loadtest.drive import NOT_SENT, Glance, drive, drive_part
+from livery_loadtest.drive import NOT_SENT, Glance, drive_part
 from livery_loadtest.options import Options
 from livery_loadtest.record import Run
 from livery_loadtest.script import Planned, Script
 from livery_loadtest.spec import parse_workload
 from livery_loadtest.target import KEY_ENV, Target, TargetUnusable
 from livery_loadtest.wire import OUT_OF_DESCRIPTORS
+from loadtest.driving import drive
 from loadtest.known_server import CUT, FAILING, MISNAMED, REFUSED, SILENT_USAGE, UNFINISHED, KnownServer
 from loadtest.raw_server import HEAD, answering, good, raw_server, read_request, says
 

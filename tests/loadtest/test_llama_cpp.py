@@ -13,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from livery_loadtest.bars import Verdict
-from livery_loadtest.drive import drive
 from livery_loadtest.machine import describe_machine
 from livery_loadtest.options import Options
 from livery_loadtest.origin import Origin
@@ -28,6 +27,7 @@ from livery_loadtest.servers import ServerFailed
 from livery_loadtest.session import find_served
 from livery_loadtest.spec import Workload
 from livery_loadtest.target import Target
+from loadtest.driving import drive
 from loadtest.known_server import KnownServer
 
 SILENT = Console(file=StringIO())

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from livery_loadtest.build import build_script
 from livery_loadtest.compare import Verdict, compare
-from livery_loadtest.drive import drive
 from livery_loadtest.options import Options
 from livery_loadtest.report.page import page
 from livery_loadtest.report.result import Result, Server, make_result, read_result, write_result
 from livery_loadtest.report.table import print_result
 from livery_loadtest.spec import Workload, parse_workload
 from livery_loadtest.target import Target
+from loadtest.driving import drive
 from loadtest.known_server import (
     BROKEN,
     CUT,

@@ -13,13 +13,14 @@ import pytest
 from livery_loadtest import workers
 from livery_loadtest.columns import Columns
 from livery_loadtest.dialect import Dialect
-from livery_loadtest.drive import Glance, Observer, drive, look_away
+from livery_loadtest.drive import Glance, Observer, look_away
 from livery_loadtest.options import Options
 from livery_loadtest.script import Planned, Script
 from livery_loadtest.session import Manner, find_served, run_session
 from livery_loadtest.spec import parse_workload
 from livery_loadtest.target import Target, TargetUnusable
 from livery_loadtest.workers import ClientFailed, measure, share_out
+from loadtest.driving import drive
 from loadtest.known_server import CUT, SILENT_USAGE, KnownServer
 from loadtest.raw_server import good, raw_server, read_request
 

@@ -199,7 +199,7 @@ async def test_what_is_on_its_way_into_one_is_known_to_all_until_it_is_there(sce
 
     async def heard() -> list[tuple[str, str]]:
         for worker in (one, other, one):
-            if worker.link.is_open:
+            if not worker.desk.gone.is_set():
                 await worker.gate.held()  # what was sent before this answer has come
         return sorted(other.staging)
 

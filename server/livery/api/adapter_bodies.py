@@ -44,21 +44,25 @@ class StrictBody(BaseModel):
             raise RequestValidationError(issues) from None
 
 
-def profile_of(value: object, param: str = "profile") -> Profile:
+def profile_of(value: object) -> Profile:
     """The profile in a body, whose definition is that of profile.yaml. Raises InvalidParameter."""
     try:
         return read_profile(value)
     except ProfileInvalid as invalid:
-        at = f"{param}.{invalid.at}" if invalid.at else param
+        at = _in_profile(invalid)
         raise InvalidParameter(f"{at}: {invalid.reason}", at) from None
 
 
-def profile_text(text: str, param: str = "profile") -> Profile:
+def profile_text(text: str) -> Profile:
     """The profile in a parameter, as YAML, which JSON is too. Raises InvalidParameter."""
     try:
-        return parse_profile(text.encode(), param)
+        return parse_profile(text.encode(), "profile")
     except ProfileInvalid as invalid:
-        raise InvalidParameter(str(invalid), f"{param}.{invalid.at}" if invalid.at else param) from None
+        raise InvalidParameter(str(invalid), _in_profile(invalid)) from None
+
+
+def _in_profile(invalid: ProfileInvalid) -> str:
+    return f"profile.{invalid.at}" if invalid.at else "profile"
 
 
 class PutAdapterBody(StrictBody):

@@ -64,10 +64,6 @@ class OfflineProver:
         return self._loaded
 
     @property
-    def is_loaded(self) -> bool:
-        return self._loaded is not None
-
-    @property
     def max_model_len(self) -> int:
         """The longest sequence, in tokens; the model is loaded only where that wasn't told. Raises ModelRefused."""
         return self._max_model_len or self.runner.info.max_model_len

@@ -1,6 +1,6 @@
 """The document of an evaluation, `livery-eval/1`: every number with its interval, and what it was compared with.
 
-    report = read_report(Path("eval.json"))
+    report = msgspec.json.decode(Path("eval.json").read_bytes(), type=Report)
     report.subject("notes.txt").row("pirate").measures["perplexity"].value
 
 Whoever changes a field changes the number in SCHEMA.
@@ -8,7 +8,6 @@ Whoever changes a field changes the number in SCHEMA.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -17,10 +16,6 @@ SCHEMA: Literal["livery-eval/1"] = "livery-eval/1"
 Interval = tuple[float, float]
 
 PERPLEXITY, NATS = "perplexity", "nats_per_token"  # of texts; differences are in the latter
-
-
-class ReportUnreadable(ValueError):
-    """A file is no evaluation that this version can read; the message names it and what is wrong."""
 
 
 class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,11 +97,3 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def to_json(self) -> str:
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
-
-
-def read_report(file: Path) -> Report:
-    """Raises ReportUnreadable, OSError."""
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=Report)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ReportUnreadable(f"{file} is no evaluation in the form {SCHEMA}: {error}") from None

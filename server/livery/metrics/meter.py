@@ -114,10 +114,6 @@ class RequestMeter:
         self.kind = ""  # what failed it, in one word
         self.error = ""  # why it failed, in words fit for whoever may see the adapter
 
-    @property
-    def elapsed_s(self) -> float:
-        return perf_counter() - self.started
-
     def sequence(self) -> SequenceMeter:
         """The engine is asked for one more now."""
         made = SequenceMeter(self, self._series.between_tokens.counts)

@@ -64,10 +64,6 @@ class Link(asyncio.Protocol):
         """Begin over this end of the pair, which is the link's from then on."""
         await self._loop.create_unix_connection(lambda: self, sock=end)
 
-    @property
-    def is_open(self) -> bool:
-        return self._transport is not None
-
     def close(self) -> None:
         """Say what is still to be said, and nothing more."""
         if self._transport is not None:
