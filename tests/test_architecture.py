@@ -16,7 +16,7 @@ PACKAGES = {
 }
 
 DECIDED_BY = (
-    *("adjust", "ahead", "base", "constraint", "deadlines", "drafting", "fairness", "figures"),
+    *("adjust", "ahead", "base", "codes", "constraint", "deadlines", "drafting", "fairness", "figures"),
     *("outcomes", "plan", "roster"),
     *("scheduler", "sequence", "speculation", "step_size", "tally", "turns"),
     *("blocks", "prefix", "prefix_keys", "claims", "versions", "vllm_queue"),
@@ -27,7 +27,7 @@ COMPUTING = {"livery.engine.runner", "livery.engine.model", "livery.engine.atten
 
 # What each part of the server may import of the three packages. Every module belongs to exactly one part (the longest
 # prefix that fits), so a new one has to be placed here before it can be used.
-SEAM = {"livery.engine.base", "livery.engine.figures"}
+SEAM = {"livery.engine.base", "livery.engine.codes", "livery.engine.figures"}
 FACTS = {"livery.refusals", "livery.chat_template", "livery.jobs"}  # plain data, seen from everywhere above
 TEXT = {"livery.text", "livery.chat_template", "livery.tokenizer_files"}
 ALLOWED: dict[str, set[str]] = {
@@ -35,8 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "livery.gguf_forms": set(),
     "livery.grammars": SEAM,
     "livery.grammar_process": SEAM | {"livery.grammars", "livery_adapters"},
-    "livery.grammar_check": SEAM | FACTS | {"livery.grammars", "livery.grammar_process"},
-    "livery.refusals": set(),
+    "livery.grammar_check": SEAM | FACTS | {"livery.grammars", "livery.grammar_process", "livery_adapters.names"},
+    "livery.refusals": {"livery.engine.codes"},
     "livery.chat_template": set(),
     "livery.settings": {"livery.tenancy"},
     "livery.listening": {"livery.settings"},
@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.logs": set(),
     "livery.spans": SEAM,
     "livery.otlp": {"livery.spans"},
-    "livery.metrics": SEAM | {"livery.activity", "livery.metrics"},
+    "livery.metrics": SEAM | {"livery.activity", "livery.metrics", "livery_adapters.names"},
     "livery.roster": {"livery.metrics", "livery_adapters"},
     "livery.survey": SEAM
     | {f"livery.{part}" for part in ("activity", "metrics", "staging", "superseding", "under_way")},

@@ -11,7 +11,7 @@ from livery_adapters.fetching import copy_directory
 from livery_adapters.incoming import Incoming
 from livery_adapters.laps import Laps
 from livery_adapters.profile import Profile
-from livery_adapters.registry import NO_QUOTA, OPERATOR, Quota, VersionFacts
+from livery_adapters.registry import NO_QUOTA, OPERATOR_TENANT, Quota, VersionFacts
 from livery_adapters.tensor_file import CONFIG_NAME
 from livery_adapters.weightless import BASE_SOURCE, CONFIG
 
@@ -38,7 +38,7 @@ class Intake:
     pinned: bool | None = None
     expected_generation: int | None = None
     activate: bool = True
-    owner: str = OPERATOR
+    owner: str = OPERATOR_TENANT
     quota: Quota = NO_QUOTA
     over_base: bool = True
     keep: int = 0

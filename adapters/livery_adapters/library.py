@@ -35,7 +35,7 @@ from livery_adapters.prover import Candidate, NoProver, Prover
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import (
     NO_QUOTA,
-    OPERATOR,
+    OPERATOR_TENANT,
     AdapterRecord,
     NamedVersion,
     Quota,
@@ -88,7 +88,7 @@ class AdapterLibrary:
             found = await asyncio.to_thread(self._text.look, incoming.beside)
             profile = await asyncio.to_thread(profile_beside, incoming.beside, None)
             await self._text.settle(profile, found, headers.coverage.added_tokens)
-            async with self._examined(incoming, headers, weights, approximate, OPERATOR) as files:
+            async with self._examined(incoming, headers, weights, approximate, OPERATOR_TENANT) as files:
                 return replace(files.coverage, beside=found)
 
     async def add(self, name: str, fill: Fill, intake: Intake) -> AdapterRecord:
@@ -160,7 +160,7 @@ class AdapterLibrary:
         try:
             self._check_base(facts)
             record = await asyncio.to_thread(self.registry.find, version.name)
-            candidate = self.candidate(facts, record.owner if record else OPERATOR)
+            candidate = self.candidate(facts, record.owner if record else OPERATOR_TENANT)
             await self._prover.prove(candidate)
             await self._prover.forget(candidate.digest)
         except AdapterRefused as refused:
@@ -170,7 +170,7 @@ class AdapterLibrary:
             raise
         await asyncio.to_thread(self.registry.mark_ready, version.name, facts.digest)
 
-    def candidate(self, facts: VersionFacts, owner: str = OPERATOR) -> Candidate:
+    def candidate(self, facts: VersionFacts, owner: str = OPERATOR_TENANT) -> Candidate:
         """A stored version as engines are asked for it."""
         return Candidate(
             converted_digest(facts.weights, facts.approximate),

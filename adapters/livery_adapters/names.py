@@ -27,7 +27,8 @@ RESERVED_VERBS = frozenset(
         "versions",
     }
 )
-OPERATOR = "default"  # the tenant whose everything is that no other tenant owns
+OPERATOR_TENANT = "default"  # the tenant whose everything is that no other tenant owns
+FOLDER = "folder"  # who gave it, of a version that the followed folder gave
 MIN_DIGEST_PREFIX = 8
 LONGEST_NAME = 128
 
@@ -36,10 +37,10 @@ _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:/-]{{0,{LONGEST_NAME - 1}}}")
 
 def prefix_of(owner: str) -> str:
     """How the names in full of a tenant's adapters begin; the operator's own have no prefix."""
-    return "" if owner == OPERATOR else f"{owner}/"
+    return "" if owner == OPERATOR_TENANT else f"{owner}/"
 
 
-def validate_name(name: str, reserved: Collection[str] = (), owner: str = OPERATOR) -> None:
+def validate_name(name: str, reserved: Collection[str] = (), owner: str = OPERATOR_TENANT) -> None:
     """Raise AdapterRefused (invalid_name) unless `owner` may call an adapter `name`, which is the name in full.
 
     The message has it as its owner knows it.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from livery_adapters.effect import AdapterEffect
-from livery_adapters.names import OPERATOR
+from livery_adapters.names import OPERATOR_TENANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Candidate:
     invocation: tuple[int, ...]
     verified: bool
     added_tokens: int = 0
-    owner: str = OPERATOR
+    owner: str = OPERATOR_TENANT
 
 
 class Prover(Protocol):

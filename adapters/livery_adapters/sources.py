@@ -32,13 +32,19 @@ from livery_adapters.beside import BESIDE_NAMES
 from livery_adapters.fetching import copy_directory
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import AdapterLibrary, Intake
+from livery_adapters.names import FOLDER
 from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import OPERATOR, GenerationMismatch, RegistryError, RegistryUnavailable, UnknownAdapter
+from livery_adapters.registry import (
+    OPERATOR_TENANT,
+    GenerationMismatch,
+    RegistryError,
+    RegistryUnavailable,
+    UnknownAdapter,
+)
 from livery_adapters.tensor_file import FILE_NAMES
 
 logger = logging.getLogger(__name__)
 
-SOURCE = "folder"
 Signature = tuple[tuple[int, int, int, int] | None, ...]  # size, mtime, ctime (ns) and inode of each file
 
 # Refusals that are about this machine at this moment rather than about the files.
@@ -92,7 +98,7 @@ class FolderSource:
 
     async def start(self) -> None:
         """Learn what the registry holds of this folder."""
-        self._before = await asyncio.to_thread(self._registry.origins, SOURCE)
+        self._before = await asyncio.to_thread(self._registry.origins, FOLDER)
 
     async def watch(self) -> None:
         """Follow the folder until cancelled."""
@@ -177,7 +183,7 @@ class FolderSource:
         try:
             owner = _owner(name)
             async with self._changing(name, owner):
-                record = await self._library.add(name, fill, Intake(SOURCE, owner=owner))
+                record = await self._library.add(name, fill, Intake(FOLDER, owner=owner))
         except AdapterRefused as refused:
             if await asyncio.to_thread(_signature_of, self.root / name) != seen:
                 return False
@@ -204,7 +210,7 @@ class FolderSource:
         owner = _owner(name)
         async with self._changing(shown, owner):
             await asyncio.to_thread(
-                self._registry.fail, shown, code=code, message=message, source=SOURCE, origin=origin, owner=owner
+                self._registry.fail, shown, code=code, message=message, source=FOLDER, origin=origin, owner=owner
             )
 
     def _origin(self, name: str, seen: Signature) -> str:
@@ -225,7 +231,7 @@ class FolderSource:
         shown = printable(name)
         try:
             record = await asyncio.to_thread(self._registry.get, shown)
-            if record.source == SOURCE:
+            if record.source == FOLDER:
                 # A name without an active version was never served or is retired, which counts as generation 0.
                 generation = record.generation if record.active is not None else 0
                 async with self._changing(shown, record.owner):
@@ -250,7 +256,7 @@ def printable(name: str) -> str:
 def _owner(name: str) -> str:
     """Whose the adapter of a subfolder is: one within another is a tenant's."""
     tenant, inside, _ = name.partition("/")
-    return tenant if inside else OPERATOR
+    return tenant if inside else OPERATOR_TENANT
 
 
 def _signatures(root: Path, is_tenant: Callable[[str], bool]) -> dict[str, Signature]:

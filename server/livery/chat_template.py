@@ -19,6 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 Message = Mapping[str, object]
 # What a template is given under names of their own, which no keyword of a client may take.
 TAKEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+# Whose messages come first and say how to answer.
+SYSTEM_ROLES = ("system", "developer")
 # Stands after the final message while it is rendered, to find where that ends. transformers' words: its space tells a
 # template that trims messages from one that doesn't.
 FINAL_MARK = "CONTINUE_FINAL_MESSAGE_TAG "

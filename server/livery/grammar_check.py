@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from livery.engine.base import DEFAULT_TENANT, EngineInfo, Grammar
+from livery.engine.base import EngineInfo, Grammar
 from livery.grammar_process import WALL_S, GrammarHost, Verdict
 from livery.grammars import MAX_SOURCE
 from livery.refusals import Draining, GrammarUntried, InvalidParameter
+from livery_adapters.names import OPERATOR_TENANT
 
 log = logging.getLogger("livery.grammars")
 
@@ -69,7 +70,7 @@ class GrammarCheck:
 
     async def check_schema(self, schema: str) -> None:
         """Whether answers can be held to the JSON schema of an adapter's profile. Raises as `check` does."""
-        await self.check(Grammar("json_schema", schema), "response_format", DEFAULT_TENANT)
+        await self.check(Grammar("json_schema", schema), "response_format", OPERATOR_TENANT)
 
     async def stop(self) -> None:
         """End the process for good, and the trials that wait for it: those who asked get Draining."""

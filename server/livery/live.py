@@ -9,13 +9,13 @@ from typing import Protocol
 from livery.superseding import Superseded
 from livery.tenancy import Principal
 from livery.under_way import UnderWay
-from livery_adapters.registry import OPERATOR, AdapterRecord
+from livery_adapters.registry import OPERATOR_TENANT, AdapterRecord
 
 
 class Live(Protocol):
     """What only a running server knows of its adapters."""
 
-    def changing(self, name: str, owner: str = OPERATOR) -> AbstractAsyncContextManager[None]:
+    def changing(self, name: str, owner: str = OPERATOR_TENANT) -> AbstractAsyncContextManager[None]:
         """Around a change of a tenant's name: when it ends, whoever asks next sees the change."""
         ...
 
@@ -44,7 +44,7 @@ class Offline:
     """Nobody serves: what the registry says is all there is."""
 
     @asynccontextmanager
-    async def changing(self, name: str, owner: str = OPERATOR) -> AsyncIterator[None]:
+    async def changing(self, name: str, owner: str = OPERATOR_TENANT) -> AsyncIterator[None]:
         yield
 
     async def under_way(self) -> UnderWay:

@@ -11,7 +11,6 @@ before names.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,11 +23,10 @@ from livery.origins import Upload
 from livery.pushing import Weights, pushed
 from livery.refusals import AdapterNotFound
 from livery.tenancy import Principal, scope
+from livery.tenancy.checks import TENANT_NAME
 from livery.under_way import UnderWay
 from livery_adapters.profile import Profile
 from livery_adapters.registry import AboutName, InvalidAlias, InvalidShare, UnknownAdapter, UnknownAlias
-
-TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,38}")
 
 
 class ManagedAdapters:
@@ -164,7 +162,7 @@ class ManagedAdapters:
     async def share(self, name: str, tenant: str, *, shared: bool = True) -> Json:
         """Let another tenant use an adapter of the caller's, or no longer. Whether there is such a one isn't told."""
         with self._own(name) as full:
-            if not TENANT.fullmatch(tenant):
+            if not TENANT_NAME.fullmatch(tenant):
                 raise InvalidShare(name, f"{tenant[:80]!r} is no tenant's name: those have a-z, 0-9 and -, at most 39")
             answer = await self._management.share(full, tenant, shared=shared, owner=self._owner)
             return answer | {"name": name}

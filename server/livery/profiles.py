@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from livery.chat_template import Message
+from livery.chat_template import SYSTEM_ROLES, Message
 from livery.engine.base import Grammar
 from livery.jobs import DEFAULT_SAMPLING, ChatPrompt, Job, Options, Prompt
 from livery.lease import Lease
 from livery.refusals import AdapterUnusable, InvalidParameter
 from livery_adapters.profile import EMPTY, Document, Example, Profile, ProfileInvalid, recorded_profile
-
-SYSTEM_ROLES = ("system", "developer")
 
 
 def profile_of(lease: Lease | None) -> Profile:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from livery.engine.base import (
-    ADAPTER_TOO_LARGE,
     CANARY,
     AdapterLoadFailed,
     AdapterPart,
@@ -23,6 +22,7 @@ from livery.engine.base import (
     RequestRefused,
     SamplingParams,
 )
+from livery.engine.codes import ADAPTER_TOO_LARGE
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.prover import Candidate
 from livery_adapters.refusal import AdapterRefused

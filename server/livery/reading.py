@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from livery.chat_template import InvalidMessages, Message
+from livery.chat_template import SYSTEM_ROLES, InvalidMessages, Message
 from livery.jobs import ChatPrompt, Job, Options, Prompt
 from livery.refusals import AdapterUnusable, UnsupportedParameter
 from livery.tools.events import Part, TextParser, ToolFormat
@@ -21,7 +21,6 @@ from livery.tools.reasoning import STYLES, ReasoningSplit, reasoning_style
 from livery.tools.use import call_id
 from livery_adapters.profile import Profile
 
-SYSTEM_ROLES = ("system", "developer")
 # A prompt that ends in the mark that opens reasoning ends in few tokens after it.
 TAIL_TOKENS = 16
 

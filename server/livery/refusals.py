@@ -26,6 +26,8 @@ ServiceRefusal
 
 from __future__ import annotations
 
+from livery.engine.codes import ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED
+
 
 class ServiceRefusal(Exception):
     """Base of what the service raises on purpose; the message is fit for the client."""
@@ -165,8 +167,8 @@ class AdapterReplaced(GenerationFailed):
 
 
 def failure_of(message: str, code: str) -> GenerationFailed:
-    """What broke a request, by the engine's message and its code for it (livery.engine.base)."""
-    kinds = {"deadline_exceeded": DeadlineExceeded, "resident_bytes_exceeded": AdapterTooLarge}
+    """What broke a request, by the engine's message and its code for it (livery.engine.codes)."""
+    kinds = {DEADLINE_EXCEEDED: DeadlineExceeded, ADAPTER_TOO_LARGE: AdapterTooLarge}
     failure = kinds.get(code, GenerationFailed)(message)
     failure.code = code
     return failure

@@ -43,7 +43,7 @@ from livery_adapters.composition import format_composition, parse_composition
 from livery_adapters.library import AdapterLibrary
 from livery_adapters.names import MIN_DIGEST_PREFIX
 from livery_adapters.refusal import AdapterRefused, Limits
-from livery_adapters.registry import OPERATOR, AdapterRecord, Card, NamedVersion, Registry, RegistryError
+from livery_adapters.registry import OPERATOR_TENANT, AdapterRecord, Card, NamedVersion, Registry, RegistryError
 from livery_adapters.registry.briefs import Brief
 from livery_adapters.registry.errors import RegistryUnavailable
 from livery_adapters.store import BlobStore, StoreBusy
@@ -174,7 +174,7 @@ class ServedAdapters:
     # -- changes ---------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def changing(self, name: str, owner: str = OPERATOR) -> AsyncIterator[None]:
+    async def changing(self, name: str, owner: str = OPERATOR_TENANT) -> AsyncIterator[None]:
         """Around every change of a name made here: when it ends, whoever asks next sees the change.
 
         Until its first version is there, those who may use `owner`'s names are told that it is on its way. Where the

@@ -14,7 +14,7 @@ from livery.superseding import Superseded
 from livery.survey import Survey
 from livery.tenancy import KeyRing, Principal
 from livery.under_way import UnderWay
-from livery_adapters.registry import OPERATOR, AdapterRecord
+from livery_adapters.registry import OPERATOR_TENANT, AdapterRecord
 
 
 class Serving:
@@ -24,7 +24,7 @@ class Serving:
         self._served, self._survey = served, survey
 
     @asynccontextmanager
-    async def changing(self, name: str, owner: str = OPERATOR) -> AsyncIterator[None]:
+    async def changing(self, name: str, owner: str = OPERATOR_TENANT) -> AsyncIterator[None]:
         try:
             async with self._served.changing(name, owner):
                 yield

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from livery_adapters.names import LONGEST_NAME
-from livery_adapters.registry import OPERATOR, Alias, NamedVersion, Reader, Registry
+from livery_adapters.registry import OPERATOR_TENANT, Alias, NamedVersion, Reader, Registry
 
 KEPT_OF_REPORTS = ("task", "num_labels", "added_tokens")  # of a coverage report, which may be long
 REMEMBERED = 16_384  # names, each for whoever asked: also what isn't there for them
@@ -20,7 +20,7 @@ class Standing:
 
     active: NamedVersion | None
     error: str
-    owner: str = OPERATOR
+    owner: str = OPERATOR_TENANT
     generation: int = 0
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.simulated import SICK, SICKENS, Simulation, answer, request
-from livery.engine.base import ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED, GenerationRequest
+from livery.engine.base import GenerationRequest
+from livery.engine.codes import ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED
 from livery.engine.roster import MAX_SKIPS
 
 OPERATIONS = 2000

@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 
 from engine_vllm.both import ADAPTERS, JUDGE, adapter, answer, ask, check_greedy, ids, logits, started, tokens_of
-from livery.engine.base import DEADLINE_EXCEEDED, Engine, EngineInfo, Grammar, RequestRefused
+from livery.engine.base import Engine, EngineInfo, Grammar, RequestRefused
+from livery.engine.codes import DEADLINE_EXCEEDED
 
 pytestmark = pytest.mark.vllm
 

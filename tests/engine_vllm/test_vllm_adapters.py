@@ -28,7 +28,8 @@ from engine_vllm.both import (
     tokens_of,
     vllm_engine,
 )
-from livery.engine.base import ADAPTER_LOST, AdapterLoadFailed, AdapterPart, AdapterRef, EngineDead, RequestRefused
+from livery.engine.base import AdapterLoadFailed, AdapterPart, AdapterRef, EngineDead, RequestRefused
+from livery.engine.codes import ADAPTER_LOST
 from livery.engine.vllm import VllmEngine
 from livery_adapters.composition import composition_digest
 from livery_adapters.identity import converted_digest

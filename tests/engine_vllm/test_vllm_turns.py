@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 
 from engine_vllm.both import adapter, answer, ask, check_greedy, config, ids, tokens_of, vllm_engine
-from livery.engine.base import ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED, Asker
+from livery.engine.base import Asker
+from livery.engine.codes import ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED
 from livery.engine.vllm import VllmEngine
 
 pytestmark = pytest.mark.vllm

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy import EVERYTHING, Limits, Principal, Role, RoleNotAllowed, scope
-from livery_adapters.names import OPERATOR
+from livery_adapters.names import OPERATOR_TENANT
 from livery_adapters.registry import NO_QUOTA, Quota, Reader, View
 
-TENANTS = ("acme", "bob", DEFAULT_TENANT)
+TENANTS = ("acme", "bob", OPERATOR_TENANT)
 SEGMENTS = ("acme", "bob", "zoe", "x", "own", "default")
 tenants = st.sampled_from(TENANTS)
 roles: st.SearchStrategy[Role] = st.sampled_from(["user", "owner"])
@@ -35,7 +34,7 @@ def readable(full: str, reader: Reader | None, shares: set[tuple[str, str]]) -> 
     if reader.how == "owner":
         return owner(full) == reader.tenant
     parties = (owner(full), reader.tenant)
-    return (full, reader.tenant) in shares and parties[0] != parties[1] and DEFAULT_TENANT not in parties
+    return (full, reader.tenant) in shares and parties[0] != parties[1] and OPERATOR_TENANT not in parties
 
 
 def meant(principal: Principal, name: str, world: set[str], shares: set[tuple[str, str]]) -> str | None:
@@ -47,7 +46,7 @@ def meant(principal: Principal, name: str, world: set[str], shares: set[tuple[st
 
 
 def test_the_operators_tenant_has_one_name() -> None:
-    assert OPERATOR == DEFAULT_TENANT == Principal().tenant
+    assert Principal().tenant == OPERATOR_TENANT
 
 
 @given(principals, names, worlds, grants)
@@ -56,7 +55,7 @@ def test_nobody_gets_what_is_anothers(
 ) -> None:
     found = meant(principal, name, world, shares)
     if found is not None:
-        assert owner(found) in (principal.tenant, DEFAULT_TENANT) or (found, principal.tenant) in shares
+        assert owner(found) in (principal.tenant, OPERATOR_TENANT) or (found, principal.tenant) in shares
         assert scope.shown(principal, found) == name
 
 
@@ -67,7 +66,7 @@ def test_what_a_list_shows_is_what_a_request_gets(
     """Each thing that a caller may use is called one name, which leads to it unless a name of its own hides it."""
     for full in world:
         mine = owner(full) == principal.tenant
-        usable = mine or owner(full) == DEFAULT_TENANT or readable(full, Reader("shared", principal.tenant), shares)
+        usable = mine or owner(full) == OPERATOR_TENANT or readable(full, Reader("shared", principal.tenant), shares)
         shown = scope.shown(principal, full)
         hidden = not mine and scope.in_full(principal, shown) in world
         allows = scope.allows(principal, scope.kind_of(principal, owner(full)), shown)
@@ -88,7 +87,7 @@ def test_what_is_looked_for_depends_on_the_caller_and_never_on_the_name(
 def test_a_name_of_ones_own_goes_to_its_full_form_and_back(principal: Principal, name: str) -> None:
     full = scope.in_full(principal, name)
     assert scope.shown(principal, full) == name
-    assume(principal.tenant != DEFAULT_TENANT)
+    assume(principal.tenant != OPERATOR_TENANT)
     assert owner(full) == principal.tenant
     assert scope.candidates(principal, name)[0] == (full, Reader("owner", principal.tenant))
 
@@ -104,7 +103,7 @@ def test_an_admin_uses_names_in_full_and_any_of_them(principal: Principal, name:
 
 @given(st.sampled_from(["own", "shared", "public", "base"]), names, principals)
 def test_a_key_is_let_by_a_word_or_by_a_name(kind: scope.Kind, name: str, principal: Principal) -> None:
-    words = {kind} | ({"public"} if kind == "own" and principal.tenant == DEFAULT_TENANT else set())
+    words = {kind} | ({"public"} if kind == "own" and principal.tenant == OPERATOR_TENANT else set())
     by_name = any(
         pattern == name or (pattern.endswith("*") and name.startswith(pattern[:-1]))
         for pattern in principal.allow
@@ -115,10 +114,10 @@ def test_a_key_is_let_by_a_word_or_by_a_name(kind: scope.Kind, name: str, princi
 
 def test_what_something_is_to_a_caller_depends_on_whose_it_is() -> None:
     kinds = {
-        tenant: [scope.kind_of(Principal(tenant, "user"), owner) for owner in ("acme", "bob", DEFAULT_TENANT)]
-        for tenant in ("acme", DEFAULT_TENANT)
+        tenant: [scope.kind_of(Principal(tenant, "user"), owner) for owner in ("acme", "bob", OPERATOR_TENANT)]
+        for tenant in ("acme", OPERATOR_TENANT)
     }
-    assert kinds == {"acme": ["own", "shared", "public"], DEFAULT_TENANT: ["shared", "shared", "own"]}
+    assert kinds == {"acme": ["own", "shared", "public"], OPERATOR_TENANT: ["shared", "shared", "own"]}
 
 
 def test_words_of_an_allow_list_are_no_names() -> None:
@@ -151,8 +150,13 @@ def test_roles_open_what_the_doors_say() -> None:
 @pytest.mark.parametrize(
     ("full", "expected"),
     [
-        *(("acme/x", "acme"), ("acme/x/y", "acme"), ("acme", DEFAULT_TENANT), ("acme/", DEFAULT_TENANT)),
-        *(("zoe/x", DEFAULT_TENANT), ("default/x", DEFAULT_TENANT), ("/acme/x", DEFAULT_TENANT), ("", DEFAULT_TENANT)),
+        *(("acme/x", "acme"), ("acme/x/y", "acme"), ("acme", OPERATOR_TENANT), ("acme/", OPERATOR_TENANT)),
+        *(
+            ("zoe/x", OPERATOR_TENANT),
+            ("default/x", OPERATOR_TENANT),
+            ("/acme/x", OPERATOR_TENANT),
+            ("", OPERATOR_TENANT),
+        ),
     ],
 )
 def test_names_belong_to_the_tenant_they_begin_with(full: str, expected: str) -> None:

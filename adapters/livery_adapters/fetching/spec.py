@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from livery_adapters.names import OPERATOR
+from livery_adapters.names import OPERATOR_TENANT
 from livery_adapters.refusal import AdapterRefused
 
 TENANT = "{tenant}"  # in an allowed source: the name of whichever tenant asks
@@ -35,9 +35,13 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 class SourceNotAllowed(AdapterRefused):
     """The operator doesn't allow this source, or not to this tenant."""
 
-    def __init__(self, source: Source, tenant: str = OPERATOR) -> None:
-        whose = "" if tenant == OPERATOR else f" for tenant {tenant!r}"
-        remedy = str(source) if tenant == OPERATOR else f"and a place of each tenant's own, as in s3://bucket/{TENANT}/"
+    def __init__(self, source: Source, tenant: str = OPERATOR_TENANT) -> None:
+        whose = "" if tenant == OPERATOR_TENANT else f" for tenant {tenant!r}"
+        remedy = (
+            str(source)
+            if tenant == OPERATOR_TENANT
+            else f"and a place of each tenant's own, as in s3://bucket/{TENANT}/"
+        )
         super().__init__(
             "source_not_allowed",
             f"this server may not fetch from {str(source)!r}{whose}; its operator can allow it with --allow-source "
@@ -140,11 +144,11 @@ class SourcePolicy:
         """
         self._allowed = tuple(allowed)
         try:
-            self._places(OPERATOR)
+            self._places(OPERATOR_TENANT)
         except AdapterRefused as refused:
             raise ValueError(f"--allow-source: {refused.message}") from None
 
-    def check(self, source: Source, tenant: str = OPERATOR) -> Source:
+    def check(self, source: Source, tenant: str = OPERATOR_TENANT) -> Source:
         """The source as it may be fetched for a tenant. Raises SourceNotAllowed."""
         places = self._places(tenant)
         if isinstance(source, DirectorySource):
@@ -162,7 +166,7 @@ class SourcePolicy:
 
     def _places(self, tenant: str) -> list[_Place]:
         """What a tenant may name something below. Raises AdapterRefused (bad_source)."""
-        own = [text for text in self._allowed if tenant == OPERATOR or TENANT in text]
+        own = [text for text in self._allowed if tenant == OPERATOR_TENANT or TENANT in text]
         return [_parse(text.replace(TENANT, tenant)) for text in own]
 
 

@@ -1,6 +1,6 @@
 """Names, immutable versions and aliases of adapters, in SQLite or PostgreSQL. See `registry.Registry`."""
 
-from livery_adapters.names import MIN_DIGEST_PREFIX, OPERATOR, RESERVED_VERBS, validate_name
+from livery_adapters.names import MIN_DIGEST_PREFIX, OPERATOR_TENANT, RESERVED_VERBS, validate_name
 from livery_adapters.registry.briefs import Brief
 from livery_adapters.registry.errors import (
     AboutName,
@@ -46,7 +46,7 @@ from livery_adapters.registry.registry import Registry
 __all__ = [
     "MIN_DIGEST_PREFIX",
     "NO_QUOTA",
-    "OPERATOR",
+    "OPERATOR_TENANT",
     "RESERVED_VERBS",
     "AboutName",
     "AdapterRecord",

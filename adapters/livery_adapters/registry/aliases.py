@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from livery_adapters.names import OPERATOR, validate_name
+from livery_adapters.names import OPERATOR_TENANT, validate_name
 from livery_adapters.registry import keeping, naming
 from livery_adapters.registry.errors import UnknownAlias
 from livery_adapters.registry.records import NO_QUOTA, Alias, AliasTarget, Quota, Reader, Sticky
@@ -22,7 +22,7 @@ class AliasVerbs(Verbs):
         sticky: Sticky,
         expected_generation: int | None = None,
         *,
-        owner: str = OPERATOR,
+        owner: str = OPERATOR_TENANT,
         quota: Quota = NO_QUOTA,
     ) -> Alias:
         """Let a name share its requests out to adapters that its owner may use, or to the base model, by weight.

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, Table, and_, select
 
-from livery_adapters.names import OPERATOR
+from livery_adapters.names import OPERATOR_TENANT
 from livery_adapters.registry.reading import batches
 from livery_adapters.registry.rows import STATE_OF
 from livery_adapters.registry.schema import adapters, shares, versions
@@ -44,7 +44,7 @@ class Brief:
     rank: int  # the highest of its modules', 0 where it has none
     approximate: int  # the rank that it was to be factorised to, 0 where it is applied as it is
     nbytes: int
-    owner: str = OPERATOR
+    owner: str = OPERATOR_TENANT
     grantees: tuple[str, ...] = ()  # the tenants it is shared with
 
 

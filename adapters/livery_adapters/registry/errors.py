@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from livery_adapters.names import FOLDER
+
 
 class RegistryError(Exception):
     """Base of all."""
@@ -109,7 +111,7 @@ class OwnedElsewhere(AboutName):
         self.owner = owner
 
     def words(self, shown: str) -> str:
-        remedy = "change it in the folder" if self.owner == "folder" else "rename the subfolder"
+        remedy = "change it in the folder" if self.owner == FOLDER else "rename the subfolder"
         return f"{shown} belongs to {self.owner!r}; {remedy}, delete the adapter first or use another name"
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, Table, and_, delete, func, insert, not_, select
 
-from livery_adapters.names import OPERATOR
+from livery_adapters.names import OPERATOR_TENANT
 from livery_adapters.registry import changes, reading
 from livery_adapters.registry.errors import InvalidShare, QuotaExceeded, TenantNotEmpty
 from livery_adapters.registry.records import NO_QUOTA, Quota, Usage, reader_of
@@ -69,9 +69,9 @@ def share(connection: Connection, name: str, owner: str | None, grantee: str) ->
     """See Registry.share."""
     grantee = printable(grantee)
     owner = reading.get(connection, name, reader=reader_of(owner)).owner
-    if owner == OPERATOR:
+    if owner == OPERATOR_TENANT:
         raise InvalidShare(name, "it is the operator's, which every tenant may use anyway")
-    if grantee in (owner, OPERATOR):
+    if grantee in (owner, OPERATOR_TENANT):
         raise InvalidShare(name, f"tenant {grantee!r} may use it anyway; name another one")
     before = grantees(connection, name)
     if grantee in before:

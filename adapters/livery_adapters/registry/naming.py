@@ -10,7 +10,7 @@ from typing import get_args
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
-from livery_adapters.names import OPERATOR
+from livery_adapters.names import OPERATOR_TENANT
 from livery_adapters.registry import changes, reading
 from livery_adapters.registry.errors import InvalidAlias, NameTaken, UnknownAlias
 from livery_adapters.registry.records import Alias, AliasTarget, Reader, Sticky, reader_of
@@ -117,7 +117,7 @@ def _check(
 
 def readers_of(tenant: str) -> tuple[Reader, ...]:
     """Whoever a tenant may be to a name that it may use: its owner, one of the operator's customers, a grantee."""
-    return Reader("owner", tenant), Reader("owner", OPERATOR), Reader("shared", tenant)
+    return Reader("owner", tenant), Reader("owner", OPERATOR_TENANT), Reader("shared", tenant)
 
 
 def _all(connection: Connection, *conditions: ColumnElement[bool]) -> list[Alias]:

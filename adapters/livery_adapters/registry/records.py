@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from livery_adapters.names import OPERATOR
+from livery_adapters.names import OPERATOR_TENANT
 from livery_adapters.weightless import NONE
 
 State = Literal["registered", "staging", "ready", "draining", "failed", "retired"]
@@ -95,7 +95,7 @@ class AdapterRecord:
     error_code: str | None
     created: float
     updated: float
-    owner: str = OPERATOR
+    owner: str = OPERATOR_TENANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Card:
     name: str
     digest: str
     created: float
-    owner: str = OPERATOR
+    owner: str = OPERATOR_TENANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Alias:
     sticky: Sticky
     generation: int
     updated: float
-    owner: str = OPERATOR
+    owner: str = OPERATOR_TENANT
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from livery_adapters.names import OPERATOR, validate_name
+from livery_adapters.names import OPERATOR_TENANT, validate_name
 from livery_adapters.registry import changes, keeping, naming, reading, viewing, writing
 from livery_adapters.registry.aliases import AliasVerbs
 from livery_adapters.registry.briefs import Brief, briefs
@@ -91,7 +91,7 @@ class Registry(TenantVerbs, AliasVerbs):
         activate: bool = True,
         keep: int = 0,
         keep_here: int = 0,
-        owner: str = OPERATOR,
+        owner: str = OPERATOR_TENANT,
         quota: Quota = NO_QUOTA,
         inherits: VersionFacts | None = None,
     ) -> AdapterRecord:
@@ -129,7 +129,7 @@ class Registry(TenantVerbs, AliasVerbs):
         source: str,
         expected_generation: int | None = None,
         *,
-        owner: str = OPERATOR,
+        owner: str = OPERATOR_TENANT,
         quota: Quota = NO_QUOTA,
     ) -> None:
         """Whether `put` would refuse whatever comes, as things stand now; changes nothing. Raises as `put` does."""
@@ -143,7 +143,9 @@ class Registry(TenantVerbs, AliasVerbs):
         with self.database.write() as connection:
             return writing.mark_ready(connection, printable(name), digest)
 
-    def fail(self, name: str, *, code: str, message: str, source: str, origin: str, owner: str = OPERATOR) -> None:
+    def fail(
+        self, name: str, *, code: str, message: str, source: str, origin: str, owner: str = OPERATOR_TENANT
+    ) -> None:
         """Record why a version was not taken. An active one goes on serving, and a name without any is `failed`.
 
         Nothing is recorded for a name that is an alias, or another owner's, also by its active version.

@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from livery_adapters.names import OPERATOR
+from livery_adapters.names import OPERATOR_TENANT
 
 metadata = MetaData()
 
@@ -49,7 +49,7 @@ adapters = Table(
     Column("error_code", Text),
     Column("created", Double, nullable=False),
     Column("updated", Double, nullable=False),
-    Column("owner", _name(), nullable=False, server_default=OPERATOR),  # a tenant
+    Column("owner", _name(), nullable=False, server_default=OPERATOR_TENANT),  # a tenant
     Index("adapters_owner", "owner", "name"),
 )
 
@@ -96,7 +96,7 @@ aliases = Table(
     Column("sticky", Text, nullable=False),
     Column("generation", BigInteger, nullable=False),
     Column("updated", Double, nullable=False),
-    Column("owner", _name(), nullable=False, server_default=OPERATOR),
+    Column("owner", _name(), nullable=False, server_default=OPERATOR_TENANT),
     Index("aliases_owner", "owner", "name"),
 )
 

@@ -14,7 +14,7 @@ from operator import itemgetter
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, literal, not_, or_, select, true
 
-from livery_adapters.names import OPERATOR
+from livery_adapters.names import OPERATOR_TENANT
 from livery_adapters.registry import naming, reading
 from livery_adapters.registry.records import Alias, Card, Page, View
 from livery_adapters.registry.rows import printable
@@ -88,10 +88,14 @@ def _shown(stretch: _Stretch) -> ColumnElement[str]:
 
 
 def _stretches(view: View, table: Table) -> list[_Stretch]:
-    own = "" if view.tenant == OPERATOR else f"{printable(view.tenant)}/"
+    own = "" if view.tenant == OPERATOR_TENANT else f"{printable(view.tenant)}/"
     name = table.c.name
     if not own:
-        return [_Stretch("", and_(table.c.owner == OPERATOR, _allowed(name, "", view, whole=view.own or view.public)))]
+        return [
+            _Stretch(
+                "", and_(table.c.owner == OPERATOR_TENANT, _allowed(name, "", view, whole=view.own or view.public))
+            )
+        ]
     hidden = or_(
         *(
             exists().where(other.c.name == literal(own).concat(name), kept).correlate(table)
@@ -100,7 +104,7 @@ def _stretches(view: View, table: Table) -> list[_Stretch]:
     )
     seen = [
         _Stretch(own, and_(table.c.owner == view.tenant, _allowed(name, own, view, whole=view.own))),
-        _Stretch("", and_(table.c.owner == OPERATOR, not_(hidden), _allowed(name, "", view, whole=view.public))),
+        _Stretch("", and_(table.c.owner == OPERATOR_TENANT, not_(hidden), _allowed(name, "", view, whole=view.public))),
     ]
     if table is adapters:
         granted = name.in_(select(shares.c.name).where(shares.c.grantee == printable(view.tenant)))

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from livery_adapters.identity import version_digest
-from livery_adapters.names import OPERATOR
+from livery_adapters.names import FOLDER, OPERATOR_TENANT
 from livery_adapters.registry import changes, reading
 from livery_adapters.registry.errors import (
     GenerationMismatch,
@@ -26,7 +26,6 @@ from livery_adapters.registry.records import AdapterRecord, NamedVersion, Versio
 from livery_adapters.registry.rows import columns_of, measured, printable
 from livery_adapters.registry.schema import activations, adapters, aliases, shares, versions
 
-FOLDER = "folder"
 ACTIVATIONS_KEPT = 50  # per name
 
 
@@ -39,7 +38,7 @@ class Arrival:
     state: VersionState
     pinned: bool | None
     activate: bool
-    owner: str = OPERATOR
+    owner: str = OPERATOR_TENANT
 
 
 def put(
@@ -114,7 +113,7 @@ def mark_ready(connection: Connection, name: str, digest: str) -> AdapterRecord:
 
 
 def fail(
-    connection: Connection, name: str, code: str, message: str, source: str, origin: str, owner: str = OPERATOR
+    connection: Connection, name: str, code: str, message: str, source: str, origin: str, owner: str = OPERATOR_TENANT
 ) -> None:
     """See Registry.fail."""
     if _is_alias(connection, name):

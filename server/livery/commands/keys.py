@@ -10,8 +10,8 @@ import typer
 from livery.adapter_views import Json
 from livery.commands import shown_tenants as shown
 from livery.commands.tenants_reach import TenantsReach, every_page, reaches_tenants
-from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy import EVERYTHING
+from livery_adapters.names import OPERATOR_TENANT
 
 app = typer.Typer(
     help="Keys of tenants: on a running server (--url, --key) or in a data folder (--data).", no_args_is_help=True
@@ -30,7 +30,7 @@ def create(
     reach: TenantsReach,
     tenant: Annotated[
         str, typer.Option(metavar="NAME", help="Whose key it is; a new name makes the tenant too.")
-    ] = DEFAULT_TENANT,
+    ] = OPERATOR_TENANT,
     role: Annotated[
         Literal["user", "owner", "admin"],
         typer.Option(help="user asks models, owner also manages the tenant's adapters, admin manages everything."),

@@ -14,10 +14,9 @@ import msgspec
 from livery.engine.figures import EngineFigures, PromptRead, RequestTimes
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.effect import AdapterEffect
+from livery_adapters.names import OPERATOR_TENANT
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-DEFAULT_TENANT = "default"  # whose requests are nobody's in particular
 
 
 class AdapterPart(msgspec.Struct, frozen=True):
@@ -148,7 +147,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     sampling: SamplingParams
     adapter: AdapterRef | None = None
     adapter_start: int = 0
-    tenant: str = DEFAULT_TENANT
+    tenant: str = OPERATOR_TENANT
     cache_salt: str = ""
     pooling: Pooling | None = None
     weight: float = 1.0
@@ -160,7 +159,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
 class Asker(msgspec.Struct, frozen=True):
     """A tenant that asks for a version: its weight, and the most bytes that its versions may take (0: any)."""
 
-    tenant: str = DEFAULT_TENANT
+    tenant: str = OPERATOR_TENANT
     weight: float = 1.0
     limit: int = 0
 
@@ -175,12 +174,6 @@ NOBODY = Asker()
 
 # How the ids of an adapter's first, proving run begin: nobody's request.
 CANARY = "canary-"
-
-
-# Codes of requests that end with an error: their time is up; the adapter is more than their tenant may have in memory.
-DEADLINE_EXCEEDED = "deadline_exceeded"
-ADAPTER_TOO_LARGE = "resident_bytes_exceeded"
-ADAPTER_LOST = "adapter_load_failed"  # it could not be read when the request needed it
 
 
 class TokenDelta(msgspec.Struct, frozen=True):

@@ -30,9 +30,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from livery.engine.base import (
-    ADAPTER_TOO_LARGE,
     CANARY,
-    DEADLINE_EXCEEDED,
     NOBODY,
     AdapterLoadFailed,
     AdapterRef,
@@ -47,6 +45,7 @@ from livery.engine.base import (
     TokenDelta,
     TokenLogprobs,
 )
+from livery.engine.codes import ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED
 from livery.engine.figures import EngineFigures, PromptRead, RequestTimes, TenantStanding
 from livery_adapters.base_model import BaseShapes, ModuleShape
 from livery_adapters.effect import AdapterEffect

@@ -23,15 +23,13 @@ from dataclasses import dataclass, field
 
 from livery.engine.ahead import plan_ahead
 from livery.engine.base import (
-    ADAPTER_LOST,
-    ADAPTER_TOO_LARGE,
-    DEADLINE_EXCEEDED,
     GenerationRequest,
     RequestRefused,
     TokenDelta,
 )
 from livery.engine.blocks import BlockPool
 from livery.engine.claims import too_large
+from livery.engine.codes import ADAPTER_LOST, ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED
 from livery.engine.constraint import Constraint
 from livery.engine.deadlines import Deadlines, late
 from livery.engine.drafting import Drafting

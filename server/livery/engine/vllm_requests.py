@@ -16,9 +16,6 @@ from vllm.exceptions import VLLMClientError, VLLMServerError
 from vllm.inputs.engine import tokens_input
 
 from livery.engine.base import (
-    ADAPTER_LOST,
-    ADAPTER_TOO_LARGE,
-    DEADLINE_EXCEEDED,
     AdapterLoadFailed,
     AdapterRef,
     Asker,
@@ -28,6 +25,7 @@ from livery.engine.base import (
     TokenDelta,
 )
 from livery.engine.claims import too_large
+from livery.engine.codes import ADAPTER_LOST, ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED
 from livery.engine.deadlines import late
 from livery.engine.vllm_adapters import VllmAdapters
 from livery.engine.vllm_process import VllmProcess

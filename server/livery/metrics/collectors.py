@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from livery.activity import Activity, ActivityLog
-from livery.engine.base import DEFAULT_TENANT, EngineInfo, EngineStats
+from livery.engine.base import EngineInfo, EngineStats
 from livery.metrics.adapters import AdapterCounts, adapter_families, tier_family
 from livery.metrics.engine import engine_families
 from livery.metrics.growth import Growth
@@ -28,6 +28,7 @@ from livery.metrics.tenants import (
     tenant_families,
 )
 from livery.metrics.top import OTHER, Top
+from livery_adapters.names import OPERATOR_TENANT
 
 
 class Metrics:
@@ -59,7 +60,7 @@ class Metrics:
         used: Used,
         adapter: str | None = None,
         digest: str | None = None,
-        tenant: str = DEFAULT_TENANT,
+        tenant: str = OPERATOR_TENANT,
         encoding: float | None = None,
         account: str = "",
     ) -> RequestMeter:

@@ -10,9 +10,9 @@ from typing import get_args
 
 import msgspec
 
-from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy.errors import InvalidTenancy
 from livery.tenancy.records import EVERYTHING, Limits, Role
+from livery_adapters.names import OPERATOR_TENANT
 
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 MAX_LIMIT = 2**53  # what every JSON reader takes for a whole number
@@ -47,10 +47,10 @@ def check_role(role: str, tenant: str) -> None:
     """Raises InvalidTenancy. An admin manages every tenant, so such a key is nobody's but the operator's."""
     if role not in get_args(Role):
         raise InvalidTenancy(f"there is no role {role[:80]!r}; give one of {', '.join(get_args(Role))}", "role")
-    if role == "admin" and tenant != DEFAULT_TENANT:
+    if role == "admin" and tenant != OPERATOR_TENANT:
         raise InvalidTenancy(
             f"an admin key manages every tenant, so it can't be {tenant}'s; give {tenant} a key of the role owner, or "
-            f"make the admin key for the tenant {DEFAULT_TENANT}",
+            f"make the admin key for the tenant {OPERATOR_TENANT}",
             "role",
         )
 

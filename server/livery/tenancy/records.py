@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from livery.engine.base import DEFAULT_TENANT
+from livery_adapters.names import OPERATOR_TENANT
 
 # A user asks models; an owner also manages the tenant's adapters and reads its usage; an admin may do everything.
 Role = Literal["user", "owner", "admin"]
@@ -79,7 +79,7 @@ class Principal:
     who it is; else from this machine only.
     """
 
-    tenant: str = DEFAULT_TENANT
+    tenant: str = OPERATOR_TENANT
     role: Role = "admin"
     key: str | None = None
     allow: tuple[str, ...] = EVERYTHING
@@ -97,7 +97,7 @@ class Principal:
 
 def account_of(tenant: str, created: float) -> str:
     """A tenant of that name made then (0: it was never made here). There is one operator's; no name holds a `~`."""
-    return f"{tenant}~{created:.6f}" if created and tenant != DEFAULT_TENANT else tenant
+    return f"{tenant}~{created:.6f}" if created and tenant != OPERATOR_TENANT else tenant
 
 
 OPERATOR = Principal()  # anybody, on a server that asks for no key

@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy.doors import MAY, Purpose, RoleNotAllowed
 from livery.tenancy.records import EVERYTHING, Principal
-from livery_adapters.names import prefix_of
+from livery_adapters.names import OPERATOR_TENANT, prefix_of
 from livery_adapters.registry import NO_QUOTA, Quota, Reader, View
 
 Kind = Literal["own", "shared", "public"]
@@ -71,14 +70,14 @@ def within(tenant: str, full: str) -> tuple[Candidate, ...]:
 
 def _of_others(tenant: str, full: str) -> tuple[Candidate, ...]:
     """What isn't a tenant's own; with the operator's tenant nothing is shared."""
-    if tenant == DEFAULT_TENANT:
+    if tenant == OPERATOR_TENANT:
         return ()
-    return Candidate(full, Reader("owner", DEFAULT_TENANT)), Candidate(full, Reader("shared", tenant))
+    return Candidate(full, Reader("owner", OPERATOR_TENANT)), Candidate(full, Reader("shared", tenant))
 
 
 def kind_of(principal: Principal, owner: str) -> Kind:
     """What something of this owner is to the caller."""
-    return "own" if owner == principal.tenant else "public" if owner == DEFAULT_TENANT else "shared"
+    return "own" if owner == principal.tenant else "public" if owner == OPERATOR_TENANT else "shared"
 
 
 def owns(principal: Principal, owner: str) -> bool:
@@ -88,7 +87,7 @@ def owns(principal: Principal, owner: str) -> bool:
 
 def allows(principal: Principal, kind: Kind | Literal["base"], name: str) -> bool:
     """Whether the key may ask for what the caller calls `name`."""
-    kinds = {"own", "public"} if kind == "own" and principal.tenant == DEFAULT_TENANT else {kind}
+    kinds = {"own", "public"} if kind == "own" and principal.tenant == OPERATOR_TENANT else {kind}
     return not kinds.isdisjoint(principal.allow) or any(_fits(name, pattern) for pattern in _patterns(principal))
 
 
@@ -111,7 +110,7 @@ def quota(principal: Principal) -> Quota:
 def owner_of(full: str, is_tenant: Callable[[str], bool]) -> str:
     """Whom a name in full belongs to: the tenant that its first part names, where there is one, or the operator."""
     first, slash, rest = full.partition("/")
-    return first if slash and rest and first != DEFAULT_TENANT and is_tenant(first) else DEFAULT_TENANT
+    return first if slash and rest and first != OPERATOR_TENANT and is_tenant(first) else OPERATOR_TENANT
 
 
 def _patterns(principal: Principal) -> tuple[str, ...]:

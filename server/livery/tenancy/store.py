@@ -19,7 +19,6 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection, delete, insert, select, update
 
-from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy import checks, rows
 from livery.tenancy.clock import database_clock
 from livery.tenancy.errors import InvalidTenancy, KeyOver, TenantExists, TenantInUse
@@ -28,6 +27,7 @@ from livery.tenancy.records import EVERYTHING, NO_LIMITS, Key, Role, Tenant, acc
 from livery.tenancy.rows import Snapshot
 from livery.tenancy.schema import keys, state, tenants, usage
 from livery.tenancy.secrets import new_key
+from livery_adapters.names import OPERATOR_TENANT
 from livery_adapters.registry.database import Database
 
 _WRITERS = 0x6C6976746E74  # of PostgreSQL's advisory lock: nobody who writes here waits for the registry's writers
@@ -78,7 +78,7 @@ class TenantStore:
         now = self.now()
         return any(
             key.role == "admin" and key.revoked is None and (key.expires is None or key.expires > now)
-            for key in self.keys(DEFAULT_TENANT)
+            for key in self.keys(OPERATOR_TENANT)
         )
 
     def snapshot(self, seen: int) -> Snapshot | None:
@@ -143,7 +143,7 @@ class TenantStore:
         """Change what is given; of the limits those that are named. Raises UnknownTenant, InvalidTenancy."""
         if weight is not None:
             checks.check_weight(weight)
-        if disabled and name == DEFAULT_TENANT:
+        if disabled and name == OPERATOR_TENANT:
             raise InvalidTenancy(f"{name} is the operator's own tenant and can't be disabled; revoke its keys instead")
         with self.database.write() as connection:
             before = rows.tenant(connection, name)
@@ -163,7 +163,7 @@ class TenantStore:
 
         Raises UnknownTenant, InvalidTenancy, and TenantInUse.
         """
-        if name == DEFAULT_TENANT:
+        if name == OPERATOR_TENANT:
             raise InvalidTenancy(f"{name} is the operator's own tenant and can't be deleted")
         with self.database.write() as connection:
             tenant = rows.tenant(connection, name)
