@@ -29,8 +29,8 @@ from peft import LoraConfig
 from chaos.common import Run, arguments
 from engine.oracle import save_adapter
 from livery import __version__
-from livery.engine.base import DEFAULT_TENANT
 from livery.tenancy import TenantStore
+from livery_adapters.names import OPERATOR_TENANT
 from livery_loadtest.origin import Origin, document, write_json
 from ray_serve.cluster import KEY, Deployed, cluster, until
 from ray_serve.processes import Taken
@@ -121,7 +121,7 @@ async def _take_in(deployed: Deployed, made: Path) -> None:
 def _keys(deployed: Deployed) -> list[str]:
     """New keys of the tenant whose the adapters are."""
     with closing(TenantStore.open(deployed.postgres.url)) as tenants:
-        keys = [tenants.create_key(DEFAULT_TENANT, occupied=lambda _: None)[1] for _ in range(KEYS)]
+        keys = [tenants.create_key(OPERATOR_TENANT, occupied=lambda _: None)[1] for _ in range(KEYS)]
 
     def known(url: str, key: str) -> bool:
         headers = {"authorization": f"Bearer {key}"}
