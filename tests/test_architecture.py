@@ -195,6 +195,17 @@ ALLOWED: dict[str, set[str]] = {
     "livery.scale": set(),
     "livery.scale.plan": {"livery.bench.physics", "livery.engine.step_size", "livery_adapters", "livery_loadtest"},
     "livery.scale.simulation": {"livery.scale.plan", "livery.scale.ray_routing", "livery_loadtest"},
+    "livery.running": SEAM
+    | TEXT
+    | FACTS
+    | {
+        f"livery.{part}"
+        for part in (
+            *("api", "assembly", "data_folder", "engine", "gguf_forms", "listening", "logs", "models", "otlp"),
+            *("reading", "service", "serving", "settings", "spans", "superseding", "survey", "tenancy", "workers"),
+        )
+    }
+    | {"livery_adapters"},
     "livery.commands": {"livery", "livery_adapters", "livery_loadtest"},
     **{
         f"livery.scale.{name}": {"livery", "livery_adapters"}
@@ -309,6 +320,13 @@ def test_arrows_point_one_way() -> None:
         assert not wrong - parents, f"{name} imports {wrong - parents}"
 
 
+def test_nobody_but_the_command_line_imports_commands() -> None:
+    above = {"livery.commands", "livery.cli"}
+    for name, targets in OWN.items():
+        if not within(name, above | {"livery.__main__"}):
+            assert not {target for target in targets if within(target, above)}, name
+
+
 def test_engines_know_no_http_or_metrics_library() -> None:
     for name, targets in GRAPH.items():
         if name.startswith("livery.engine"):
@@ -330,7 +348,7 @@ def test_the_computing_side_makes_no_policy() -> None:
 def test_the_api_process_imports_no_torch() -> None:
     """But with `--engine vllm`, whose AsyncLLM runs in it: of that engine's modules none else imports any."""
     for name in SOURCES:
-        if within(name, HTTP_SIDE | {"livery.engine.client", "livery.engine.supervisor", "livery.commands.engines"}):
+        if within(name, HTTP_SIDE | {"livery.engine.client", "livery.engine.supervisor", "livery.running.engines"}):
             assert not {target for target in reachable(name) if within(target, {"torch", "vllm"})}, name
 
 
@@ -340,7 +358,7 @@ def test_only_the_engine_over_vllm_knows_vllm() -> None:
         if name not in over_vllm:
             assert not {target for target in targets if within(target, {"vllm"})}, name
     wrong = {name for name, targets in OWN.items() if targets & over_vllm} - over_vllm
-    assert wrong <= {"livery.commands.engines", "livery.commands.doctor"}
+    assert wrong <= {"livery.running.engines", "livery.commands.doctor"}
 
 
 def test_no_import_cycles() -> None:

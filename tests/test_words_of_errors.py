@@ -18,6 +18,7 @@ CONSOLE = (
     *("livery.bench", "livery.cli", "livery.commands", "livery.data_folder", "livery.evaluation", "livery.listening"),
     *("livery.models", "livery.settings", "livery.engine.compiler", "livery.engine.kernels", "livery.engine.model"),
     "livery.engine.runner",
+    "livery.running",
     *("livery.engine.structure", "livery.training"),
 )
 # Where else another's words are used, and why they may be.

@@ -12,7 +12,6 @@ from rich.markup import escape
 from livery import __version__
 from livery.commands import adapters, data, doctor, keys, tenants, top
 from livery.commands.asking import CommandFailed
-from livery.commands.engine_knobs import CHOICE_KNOBS, ENGINE_KNOBS
 from livery.commands.options import takes_settings
 from livery.commands.plan import plan
 from livery.commands.serve import serve
@@ -20,6 +19,7 @@ from livery.commands.usage import usage
 from livery.data_folder import DataFolderUnusable
 from livery.engine.base import EngineDead, ModelRefused
 from livery.models import ModelNotFound
+from livery.running.engine_knobs import CHOICE_KNOBS, ENGINE_KNOBS
 from livery.settings import SettingsError
 from livery.tenancy import OpenDoor
 from livery.tokenizer_files import TokenizerRefused

@@ -16,11 +16,11 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from adapters.sql_facts import facts_of
 from cli.conftest import Livery
 from cli.processes import run
-from livery.commands.engines import check_knobs, registered_ranks
 from livery.data_folder import DataFolder
 from livery.engine.base import EngineConfig
 from livery.engine.vllm_args import MOST_SLOTS, OURS, adaptable, engine_args, parse_args, room_for, words_of
 from livery.engine.vllm_found import FoundVllm, VllmRefused, find_vllm
+from livery.running.engines import check_knobs, registered_ranks
 from livery.settings import SettingsError, load_settings
 from livery_adapters.base_model import BaseShapes, ModuleShape
 from livery_adapters.registry import Registry

@@ -9,10 +9,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from livery.commands.engine_knobs import ENGINE_KNOBS, asked_for, engine_config
 from livery.commands.options import takes_settings
 from livery.engine.base import EngineConfig
 from livery.models import cache_dir
+from livery.running.engine_knobs import ENGINE_KNOBS, asked_for, engine_config
 from livery.settings import Settings, SettingsError, load_settings, usual_data_folder
 from livery_loadtest.peers import peers_folder
 

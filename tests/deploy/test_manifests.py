@@ -31,8 +31,8 @@ from deploy.manifests import (
     unknown_knobs,
 )
 from foreign_parts import lacking
-from livery.commands.engines import check_knobs
 from livery.engine.vllm_args import parse_args
+from livery.running.engines import check_knobs
 from livery_loadtest.peers import EnvironmentFailed
 
 pytestmark = pytest.mark.deploy

@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 import pytest
 
 from cli.conftest import Livery, livery
-from livery.commands.engines import check_knobs
 from livery.commands.plan import serve_options
 from livery.engine.quantization import SCHEMES
 from livery.engine.vllm_args import parse_args
+from livery.running.engines import check_knobs
 from livery.scale.plan.accelerators import accelerator
 from livery.scale.plan.planner import make_plan
 from livery.scale.plan.question import Question

@@ -355,7 +355,7 @@ def test_told_to_stop_while_workers_start_it_ends_as_with_one(tmp_path: Path) ->
     with subprocess.Popen(command, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
 
         def starting() -> list[int]:
-            return [pid for pid in common.children(process.pid) if b"livery.commands.api_worker" in common.command(pid)]
+            return [pid for pid in common.children(process.pid) if b"livery.running.api_worker" in common.command(pid)]
 
         until(lambda: len(starting()) == 2, "its workers are started")
         workers = starting()

@@ -17,10 +17,10 @@ from livery.adapter_views import Json
 from livery.commands import shown
 from livery.commands.asking import CommandFailed
 from livery.commands.offline import Need, Place, prepare
-from livery.commands.parts import without_password
 from livery.commands.progress import bar
 from livery.commands.reach import REFUSALS, AsJson, Registry, words
 from livery.data_folder import DataFolder
+from livery.running.parts import without_password
 from livery.tenancy import TenantStore
 from livery.tenancy import backup as tenant_backups
 from livery_adapters import backup as backups

@@ -17,13 +17,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from livery import __version__, host
-from livery.commands.engine_knobs import engine_config
 from livery.engine.base import ModelRefused
 from livery.engine.compiler import BuildFailed, find_compiler
 from livery.engine.quantization import REMEDY as QUANTISATION
 from livery.engine.vllm_found import REMEDY, find_vllm
 from livery.gguf_forms import widened
 from livery.models import ModelNotFound, cache_dir, resolve_model
+from livery.running.engine_knobs import engine_config
 from livery.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -196,9 +196,9 @@ def _base(wanted: EngineConfig, compute: Compute, model: str | None) -> list[Fin
 
 def _vllm(settings: Settings) -> list[Finding]:
     """What vLLM would be started with, as far as it is known without the model."""
-    from livery.commands.engines import check_knobs, registered_ranks
     from livery.engine.vllm_args import room_for
     from livery.engine.vllm_found import require_vllm
+    from livery.running.engines import check_knobs, registered_ranks
 
     try:
         check_knobs(settings)

@@ -22,13 +22,13 @@ from livery.adding import AddOptions
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import EVERYWHERE, is_remote, local_directory, pieces
 from livery.commands.held import PLAINLY, Held
-from livery.commands.parts import without_password
 from livery.commands.shown import stage
 from livery.data_folder import DataFolder, KnownBase
 from livery.foreign_templates import TemplateWorkers
 from livery.management import AdapterManagement
 from livery.models import ModelNotFound, base_digest, resolve_model
 from livery.pushing import Weights, pushed
+from livery.running.parts import without_password
 from livery.tenancy import OPERATOR, Principal, TenantStore, scope
 from livery.text import Tokenizer
 from livery.tokenizer_files import TokenizerRefused

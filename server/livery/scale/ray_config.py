@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from livery.commands.parts import allowed_sources, shared_blobs
+from livery.running.parts import allowed_sources, shared_blobs
 from livery.scale.ray_routing import FEW
 from livery.settings import Settings, SettingsError, load_settings, usual_data_folder
 

@@ -26,14 +26,14 @@ from fastapi import FastAPI
 from livery import logs
 from livery.api.edges import EdgeConfig
 from livery.assembly import ServerParts
-from livery.commands.admin_listener import GRACE_S, BesideServer
-from livery.commands.engine_knobs import engine_config
-from livery.commands.engines import MakeEngine, engine_of
-from livery.commands.http_server import IO_THREADS
-from livery.commands.parts import application, base_name, known_base, server_parts, trace_sink
 from livery.data_folder import DataFolder
 from livery.engine.base import Engine, EngineError
 from livery.models import resolve_model
+from livery.running.admin_listener import GRACE_S, BesideServer
+from livery.running.engine_knobs import engine_config
+from livery.running.engines import MakeEngine, engine_of
+from livery.running.http_server import IO_THREADS
+from livery.running.parts import application, base_name, known_base, server_parts, trace_sink
 from livery.scale.ray_config import SLOT, data_path
 from livery.scale.ray_exchange import Exchange, Forwarded, Head, Pull, Running, Said
 from livery.scale.ray_routing import Announced, adapter_id

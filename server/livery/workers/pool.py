@@ -34,7 +34,7 @@ from livery.workers.hub import Desk, Hub
 
 log = logging.getLogger("livery.workers")
 
-PROGRAM = "livery.commands.api_worker"
+PROGRAM = "livery.running.api_worker"
 ENDED_S = 5.0  # that a worker may take to end once its link is closed
 LATE_S = 12.0  # that workers may take beyond the drain timeout until they are ended
 STARTING_S = 60.0  # of silence, until it serves: a worker is silent while Python reads its modules

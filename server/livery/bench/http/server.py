@@ -20,10 +20,10 @@ import msgspec
 from livery.bench.http.bare import METRICS, TENANCY, Switch
 from livery.bench.http.clock import TextClock
 from livery.bench.http.sampler import Sampler
-from livery.commands.serve import run_server
 from livery.engine.base import Engine, EngineConfig, GenerationRequest
 from livery.engine.client import EngineClient
 from livery.engine.fake import Behaviour, FakeEngine
+from livery.running.server import run_server
 from livery.settings import load_settings
 from livery.text import Tokenizer
 from livery_adapters.base_model import ModuleShape

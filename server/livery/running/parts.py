@@ -1,4 +1,4 @@
-"""A server's parts from its settings, for whatever runs a whole server in its process: `livery serve` and Ray Serve."""
+"""A server's parts from its settings."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ from types import FrameType
 
 from livery.api.edges import EdgeConfig, EdgeServer
 from livery.assembly import ServerParts
-from livery.commands.admin_listener import admin_api
-from livery.commands.announce import MAX_LISTED, announce, open_door
-from livery.commands.engine_knobs import asked_for
-from livery.commands.parts import application, server_doors, server_parts
 from livery.engine.base import Engine, EngineDead, EngineInfo
 from livery.listening import Listener
 from livery.models import ResolvedModel
+from livery.running.admin_listener import admin_api
+from livery.running.announce import MAX_LISTED, announce, open_door
+from livery.running.engine_knobs import asked_for
+from livery.running.parts import application, server_doors, server_parts
 from livery.settings import Settings
 from livery.spans import TraceSink
 from livery.superseding import Superseded

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from livery.commands.engine_knobs import as_flag
-from livery.commands.parts import engine_process
 from livery.data_folder import DataFolder
 from livery.engine.base import Engine, EngineConfig
 from livery.engine.quantization import check_flag
 from livery.engine.supervisor import SupervisedEngine
+from livery.running.engine_knobs import as_flag
+from livery.running.parts import engine_process
 from livery.settings import Settings, SettingsError
 from livery_adapters.manifest import Limits, read_manifest
 from livery_adapters.refusal import AdapterRefused

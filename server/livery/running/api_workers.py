@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable
 
 from livery.assembly import gate_for, shared_limits
-from livery.commands.http_server import HURRY_S, Premises
-from livery.commands.parts import base_name
+from livery.running.http_server import HURRY_S, Premises
+from livery.running.parts import base_name
 from livery.settings import as_told
 from livery.tenancy import LevelExchange, TenantStore
 from livery.workers import messages as m

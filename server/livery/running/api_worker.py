@@ -1,6 +1,6 @@
 """One of the processes that serve HTTP over a server's engine (`livery serve --api-workers N`).
 
-Run as `python -m livery.commands.api_worker DESCRIPTOR` by the server's first process, over whose link it is told
+Run as `python -m livery.running.api_worker DESCRIPTOR` by the server's first process, over whose link it is told
 everything else: the settings, what the engine turned out to be, the sockets that it inherited.
 """
 
@@ -23,12 +23,12 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from livery import logs
-from livery.commands.http_server import IO_THREADS, OneProcess, Premises, ended_by_death
-from livery.commands.parts import trace_sink
 from livery.data_folder import DataFolderUnusable
 from livery.engine.base import EngineDead
 from livery.listening import inherited
 from livery.models import ResolvedModel
+from livery.running.http_server import IO_THREADS, OneProcess, Premises, ended_by_death
+from livery.running.parts import trace_sink
 from livery.settings import Settings, SettingsError
 from livery.tokenizer_files import TokenizerRefused
 from livery.workers import messages as m
