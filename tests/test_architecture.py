@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.gguf_forms": set(),
     "livery.grammars": SEAM,
     "livery.grammar_process": SEAM | {"livery.grammars", "livery_adapters"},
-    "livery.grammar_check": SEAM | FACTS | {"livery.grammars", "livery.grammar_process", "livery_adapters.names"},
+    "livery.grammar_check": SEAM | FACTS | {"livery.grammars", "livery.grammar_process", "livery.tenancy"},
     "livery.refusals": {"livery.engine.codes"},
     "livery.chat_template": set(),
     "livery.settings": {"livery.tenancy"},

@@ -17,7 +17,7 @@ from livery.engine.base import EngineInfo, Grammar
 from livery.grammar_process import WALL_S, GrammarHost, Verdict
 from livery.grammars import MAX_SOURCE
 from livery.refusals import Draining, GrammarUntried, InvalidParameter
-from livery_adapters.names import OPERATOR_TENANT
+from livery.tenancy import LimitExceeded
 
 log = logging.getLogger("livery.grammars")
 
@@ -25,6 +25,8 @@ KEPT_VERDICTS = 1024
 KEPT_BYTES = 8 << 20  # of grammars whose verdicts are kept
 MAX_WAITING = 64  # grammars that wait for their trial
 MAX_WAITING_EACH = 4  # of these of one tenant: they may take a second each
+RETRY_S = 1
+PROFILES = ""  # whose the schemas of adapters' profiles are, beside tenants: they count together
 LINE = 6 * MAX_SOURCE + 4096  # bytes of a verdict, which may hold the grammar again, control characters as \u0001
 START_S = 60.0  # for the process to read a tokenizer, on a busy machine
 
@@ -49,8 +51,8 @@ class GrammarCheck:
     async def check(self, grammar: Grammar, param: str, tenant: str) -> Grammar:
         """The grammar as the engine is to take it.
 
-        Raises InvalidParameter where no answer can be held to it, GrammarUntried where that isn't found out: too many
-        wait for their trial, of this tenant's or in all, or the machine has no time for it. Draining once stopped.
+        Raises InvalidParameter where no answer can be held to it, LimitExceeded where too many of this tenant's wait for
+        their trial already, GrammarUntried where too many do in all or the machine has no time. Draining once stopped.
         """
         if len(grammar.source) > MAX_SOURCE:
             verdict = Verdict(f"it has {len(grammar.source)} characters; at most {MAX_SOURCE} bytes are taken")
@@ -69,8 +71,14 @@ class GrammarCheck:
         return verdict.grammar
 
     async def check_schema(self, schema: str) -> None:
-        """Whether answers can be held to the JSON schema of an adapter's profile. Raises as `check` does."""
-        await self.check(Grammar("json_schema", schema), "response_format", OPERATOR_TENANT)
+        """Whether answers can be held to the JSON schema of an adapter's profile.
+
+        Raises InvalidParameter, GrammarUntried or Draining, as `check` does.
+        """
+        try:
+            await self.check(Grammar("json_schema", schema), "response_format", PROFILES)
+        except LimitExceeded:
+            raise GrammarUntried(f"{MAX_WAITING_EACH} others of profiles wait to be tried") from None
 
     async def stop(self) -> None:
         """End the process for good, and the trials that wait for it: those who asked get Draining."""
@@ -91,7 +99,11 @@ class GrammarCheck:
         trial = self._trials.get(grammar)
         if trial is None:
             if self._waiting[tenant] >= MAX_WAITING_EACH:
-                raise GrammarUntried(f"{MAX_WAITING_EACH} others of yours wait to be tried")
+                raise LimitExceeded(
+                    f"{MAX_WAITING_EACH} new schemas or grammars of tenant '{tenant}' wait to be tried out, which is as "
+                    f"many as a tenant may have at once. Please retry in {RETRY_S} s.",
+                    RETRY_S,
+                )
             if len(self._trials) >= MAX_WAITING:
                 raise GrammarUntried(f"{MAX_WAITING} others wait to be tried")
             trial = self._trials[grammar] = asyncio.create_task(self._ask(grammar))

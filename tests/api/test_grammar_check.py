@@ -12,8 +12,9 @@ from api.live_server import VOCAB
 from livery.api.errors import describe
 from livery.engine.base import Grammar
 from livery.engine.fake import FakeEngine
-from livery.grammar_check import MAX_WAITING_EACH, GrammarCheck
+from livery.grammar_check import MAX_WAITING, MAX_WAITING_EACH, GrammarCheck
 from livery.refusals import Draining, GrammarUntried, InvalidParameter
+from livery.tenancy import LimitExceeded
 from livery.text import Tokenizer
 
 MISSING = Grammar("lark", "start: missing")
@@ -36,11 +37,42 @@ async def test_one_tenants_grammars_fill_nobody_elses_queue(tokenizer: Tokenizer
             return_exceptions=True,
         )
         assert [*taken, shared, other] == [*new[:-1], same, theirs]
-        assert isinstance(refused, GrammarUntried)
+        assert isinstance(refused, LimitExceeded) and "4 new schemas or grammars of tenant 'first'" in str(refused)
         answer = describe(refused)
+        assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+        assert answer.body["error"]["code"] == "rate_limit_exceeded"
+        assert await check.check(new[-1], "guided_regex", "first") == new[-1]  # there is room again
+    finally:
+        await check.stop()
+
+
+async def test_a_queue_that_all_tenants_fill_is_the_servers_limit(tokenizer: Tokenizer) -> None:
+    check = await check_of(tokenizer)
+    new = [Grammar("regex", f"c{{{index + 1}}}") for index in range(MAX_WAITING)]
+    waiting = [asyncio.ensure_future(check.check(one, "guided_regex", f"t{at}")) for at, one in enumerate(new)]
+    try:
+        await asyncio.sleep(0)  # each begins before this goes on
+        with pytest.raises(GrammarUntried, match=f"{MAX_WAITING} others wait") as refused:
+            await check.check(MISSING, "guided_grammar", "one more")
+        answer = describe(refused.value)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert answer.body["error"]["code"] == "grammar_untried"
-        assert await check.check(new[-1], "guided_regex", "first") == new[-1]  # there is room again
+    finally:
+        await check.stop()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_schemas_of_profiles_count_together_beside_tenants(tokenizer: Tokenizer) -> None:
+    check = await check_of(tokenizer)
+    try:
+        schemas = [f'{{"type": "string", "maxLength": {index}}}' for index in range(MAX_WAITING_EACH + 1)]
+        *taken, refused, other = await asyncio.gather(
+            *(check.check_schema(schema) for schema in schemas),
+            check.check(Grammar("regex", "d"), "guided_regex", "default"),
+            return_exceptions=True,
+        )
+        assert taken == [None] * MAX_WAITING_EACH and other == Grammar("regex", "d")
+        assert isinstance(refused, GrammarUntried), "an operator's 429 would be told to whom no limit is set"
     finally:
         await check.stop()
 
