@@ -14,9 +14,19 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from msgspec import structs
+
 from livery.admission import Admitted
 from livery.answer_text import AnswerText, Piece, StopReason, TokenEntry
-from livery.engine.base import Engine, EngineError, EngineRestarting, GenerationRequest, RequestRefused, TokenDelta
+from livery.engine.base import (
+    Engine,
+    EngineError,
+    EngineRestarting,
+    GenerationRequest,
+    RequestRefused,
+    TokenDelta,
+    TokenLogprobs,
+)
 from livery.engine.figures import PromptRead
 from livery.jobs import Options
 from livery.metrics import RequestMeter
@@ -28,8 +38,10 @@ from livery.text import Tokenizer
 EndReason = StopReason | Literal["tool_calls"]
 
 # What ends a request by its client's doing. What was computed of its prompts counts then as if their answers had begun:
-# whoever leaves early must not compute for nothing.
+# whoever leaves early must not compute for nothing. Nor must whoever asks for what fails, as under an adapter that
+# overflows; what was computed for an engine that is lost (EngineError) is nobody's to pay.
 GIVEN_UP = (asyncio.CancelledError, GeneratorExit, DeadlineExceeded)
+UNANSWERED = (*GIVEN_UP, GenerationFailed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,39 @@ class Usage:
     completion_tokens: int = 0
 
 
+class PromptScores:
+    """How likely one prompt's tokens are: the run of its first answer tells, and its other answers are told the same.
+
+    Those begin when all of it is known, so that they find the prompt computed: who wants scores computes all of it.
+    """
+
+    __slots__ = ("_known", "_told")
+
+    def __init__(self) -> None:
+        self._told: list[TokenLogprobs] = []
+        self._known = asyncio.Event()
+
+    def take(self, delta: TokenDelta) -> None:
+        """What the first answer's run says; its first token comes when the whole prompt is scored."""
+        self._told += delta.prompt_logprobs
+        if delta.token_ids:
+            self.end()
+
+    def end(self) -> None:
+        """No more comes."""
+        self._known.set()
+
+    async def awaited(self, request: GenerationRequest) -> GenerationRequest:
+        """Another answer's request, when its time has come. Raises DeadlineExceeded."""
+        until = time.perf_counter() + request.deadline_s if request.deadline_s else math.inf
+        await self._known.wait()
+        return structs.replace(request, deadline_s=seconds_left(until))
+
+    def tell(self, delta: TokenDelta) -> TokenDelta:
+        """The first delta of another answer, as if its own run had scored the prompt."""
+        return structs.replace(delta, prompt_logprobs=tuple(self._told))
+
+
 class Generation:
     """One request being answered. Iterate `deltas` once; `close` in any case."""
 
@@ -88,6 +133,8 @@ class Generation:
         self._answers_each = options.answers_made
         self._engine = engine
         self._requests = list(requests)
+        shared = options.scores_prompt and options.answers_made > 1
+        self._scores = [PromptScores() if shared else None for _ in range(len(requests) // options.answers_made)]
         stops = StopSearch(options.stop)
         shown = tokenizer.special_tokens(reading.markers) if reading else {}
         self._texts = [
@@ -125,6 +172,9 @@ class Generation:
         self._superseded = True
         for request in self._requests:
             self._abort(request.request_id)
+        for scores in self._scores:
+            if scores is not None:
+                scores.end()
 
     def close(self) -> None:
         """Let go of the adapter version and close the books; safe to call twice."""
@@ -136,19 +186,23 @@ class Generation:
 
     async def _sequence(self, index: int) -> AsyncGenerator[ChoiceDelta]:
         """One sequence's text. Leaving early, as at a stop string, closes the engine's side: an abort."""
-        text, waits = self._texts[index], index % self._answers_each == 0  # a prompt is one, however many its answers
+        text, first = self._texts[index], index % self._answers_each == 0
+        waits = first  # a prompt is one, however many its answers
         meter, read = self.meter.sequence(), PromptRead()
+        request, scores = self._requests[index], self._scores[index // self._answers_each]
+        if scores is not None and not first:
+            request = await scores.awaited(request)
         if self._superseded:  # before the engine was asked
             meter.finished("abort", 0)
-            yield ChoiceDelta(index, "", "abort", prompt_token_ids=self._requests[index].prompt_token_ids)
+            yield ChoiceDelta(index, "", "abort", prompt_token_ids=request.prompt_token_ids)
             return
         # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
         try:
-            async with aclosing(
-                cast(AsyncGenerator[TokenDelta], self._engine.generate(self._requests[index], read))
-            ) as source:
-                prompt: Sequence[int] | None = self._requests[index].prompt_token_ids
+            async with aclosing(cast(AsyncGenerator[TokenDelta], self._engine.generate(request, read))) as source:
+                prompt: Sequence[int] | None = request.prompt_token_ids
                 async for tokens in source:
+                    if scores is not None:
+                        tokens, scores = _scored(tokens, scores, first=first)
                     before = text.count
                     piece = text.push(tokens)
                     waits = self._count(index, tokens, piece, waits=waits)
@@ -163,9 +217,9 @@ class Generation:
                     if piece.reason:
                         meter.finished(piece.reason, text.count)
                         return
-        except GIVEN_UP:
+        except UNANSWERED as error:
             if waits:
-                count_given_up(self._requests[index], read, self._admitted, self.usage)
+                count_unanswered(error, request, read, self._admitted, self.usage)
             raise
         raise GenerationFailed("The engine ended this request without a reason.")
 
@@ -222,9 +276,15 @@ class Generation:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def count_given_up(request: GenerationRequest, read: PromptRead, admitted: Admitted, usage: Usage) -> None:
-    """Count what was computed of a prompt; all of it where the engine didn't say."""
-    admitted.begun(len(request.prompt_token_ids) if read.tokens is None else read.tokens)
+def count_unanswered(
+    error: BaseException, request: GenerationRequest, read: PromptRead, admitted: Admitted, usage: Usage
+) -> None:
+    """Count what was computed of a prompt whose answer this ended before it began.
+
+    Where the engine didn't say, that is all of what was given up, and nothing of what failed.
+    """
+    unknown = len(request.prompt_token_ids) if isinstance(error, GIVEN_UP) else 0
+    admitted.begun(unknown if read.tokens is None else read.tokens)
     usage.cached_tokens += read.cached
 
 
@@ -260,6 +320,14 @@ async def _raise_first(task: asyncio.Task[None]) -> None:
 
 def _reader(tokenizer: Tokenizer, request: GenerationRequest, reading: Reading | None) -> AnswerReader | None:
     return reading.reader(tokenizer.decode_all(request.prompt_token_ids[-TAIL_TOKENS:])) if reading else None
+
+
+def _scored(delta: TokenDelta, scores: PromptScores, *, first: bool) -> tuple[TokenDelta, PromptScores | None]:
+    """A delta with what there is to say of its prompt, and who is to be asked with the next one."""
+    if not first:
+        return scores.tell(delta), None
+    scores.take(delta)
+    return delta, scores
 
 
 def _deltas(index: int, piece: Piece, reader: AnswerReader | None) -> list[ChoiceDelta]:

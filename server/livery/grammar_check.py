@@ -51,8 +51,8 @@ class GrammarCheck:
     async def check(self, grammar: Grammar, param: str, tenant: str) -> Grammar:
         """The grammar as the engine is to take it.
 
-        Raises InvalidParameter where no answer can be held to it, LimitExceeded where too many of this tenant's wait for
-        their trial already, GrammarUntried where too many do in all or the machine has no time. Draining once stopped.
+        Raises InvalidParameter where no answer can be held to it, LimitExceeded where too many of this tenant's wait
+        already, GrammarUntried where too many do in all or the machine has no time for it. Draining once stopped.
         """
         if len(grammar.source) > MAX_SOURCE:
             verdict = Verdict(f"it has {len(grammar.source)} characters; at most {MAX_SOURCE} bytes are taken")
@@ -100,8 +100,8 @@ class GrammarCheck:
         if trial is None:
             if self._waiting[tenant] >= MAX_WAITING_EACH:
                 raise LimitExceeded(
-                    f"{MAX_WAITING_EACH} new schemas or grammars of tenant '{tenant}' wait to be tried out, which is as "
-                    f"many as a tenant may have at once. Please retry in {RETRY_S} s.",
+                    f"{MAX_WAITING_EACH} new schemas or grammars of tenant '{tenant}' wait to be tried out, as many as "
+                    f"a tenant may have at once. Please retry in {RETRY_S} s.",
                     RETRY_S,
                 )
             if len(self._trials) >= MAX_WAITING:

@@ -17,7 +17,7 @@ from msgspec import structs
 from livery.admission import Admitted
 from livery.engine.base import Engine, EngineInfo, GenerationRequest, Pooling, TokenDelta
 from livery.engine.figures import PromptRead
-from livery.generation import GIVEN_UP, Usage, count_given_up, kind_of, seconds_left, words_of
+from livery.generation import UNANSWERED, Usage, count_unanswered, kind_of, seconds_left, words_of
 from livery.jobs import PoolingJob
 from livery.lease import Lease
 from livery.metrics import RequestMeter
@@ -164,7 +164,7 @@ class PooledAnswer:
                         meter.pooled()
                         self._admitted.begun(len(request.prompt_token_ids))
                         return delta.pooled
-            except GIVEN_UP:
-                count_given_up(request, read, self._admitted, self.usage)
+            except UNANSWERED as error:
+                count_unanswered(error, request, read, self._admitted, self.usage)
                 raise
         raise GenerationFailed("The engine ended this request without a reason.")

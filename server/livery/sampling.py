@@ -20,6 +20,8 @@ def sampling_params(
 ) -> SamplingParams:
     """The engine's view of the options for the answer number `copy` to a prompt of so many tokens.
 
+    The prompt is scored with its first answer alone: the others' scores are the same.
+
     `bad_words` are those of the options as tokens, `added_tokens` ids that the adapter has beyond the base's.
 
     Raises InvalidParameter or ContextLengthExceeded when it can't fit or can't be met.
@@ -41,7 +43,7 @@ def sampling_params(
         allowed_token_ids=options.allowed_token_ids,
         bad_words=bad_words,
         logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
+        prompt_logprobs=None if copy else prompt_logprobs,
         # Answers to one prompt differ from each other and stay reproducible.
         seed=None if options.seed is None else options.seed + copy,
         min_tokens=options.min_tokens,

@@ -12,17 +12,19 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from api.live_server import BASE, LiveServer, Serve, Setup
 from livery.admission import guessed_tokens, within_limits
-from livery.engine.base import EngineError
+from livery.engine.base import EngineDead, EngineError
 from livery.engine.fake import Behaviour
 from livery.jobs import ChatPrompt, Job, Options, PoolingJob
 from livery.lease import Caller
-from livery.refusals import InvalidParameter, Overloaded, ServiceRefusal
+from livery.refusals import GenerationFailed, InvalidParameter, Overloaded, ServiceRefusal
 from livery.service import GenerationService
 from livery.tenancy import LimitExceeded, Limits, OverShare, Principal
 from livery.tenancy.gate import Gate
+from livery.tenancy.schema import usage
 
 PAYING = Principal(
     "acme",
@@ -270,6 +272,37 @@ def test_what_was_read_of_a_prompt_whose_client_leaves_before_its_answer_counts(
     server.call(left())
     assert used(server) == ("acme", counted, 0, 0)
     assert_nothing_is_held(server.service)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "counted"),
+    [(Behaviour(fail_after=0), 62), (Behaviour(fail_after=0, reads=10), 22), (Behaviour(die_after=0), 0)],
+)
+def test_what_was_read_for_answers_that_fail_counts_and_what_a_lost_engine_read_doesnt(
+    serve: Serve, behaviour: Behaviour, counted: int
+) -> None:
+    """As under an adapter whose numbers overflow, which fails each of its requests once their prompt is computed."""
+    server = serve(Setup(behaviour=behaviour))
+    payer = replace(PAYING, limits=Limits(), tenant_limits=Limits(tokens_per_minute=1000))
+
+    async def failed() -> int:
+        texts = await server.service.open(job(payer, [5] * 40, [7] * 2, n=2))
+        vectors = await server.service.pool(
+            PoolingJob(BASE, "embed", [[6] * 20], job().request_id, caller=Caller(None, payer))
+        )
+        for answer in (anext(texts.generation.deltas()), vectors.answer.vectors()):
+            with pytest.raises((GenerationFailed, EngineDead)):
+                await answer
+        texts.generation.close()
+        vectors.answer.close()
+        await server.flusher.flush()
+        return server.gate.limiter.rates(payer)["tokens"].remaining
+
+    assert 1000 - server.call(failed()) == counted
+    assert_nothing_is_held(server.service)
+    with server.tenants.database.read() as database:
+        rows = database.execute(select(usage.c.prompt_tokens, usage.c.completion_tokens)).all()
+    assert [sum(column) for column in zip(*rows, strict=True)] == [counted, 0]
 
 
 def test_of_what_was_read_what_was_found_is_told_apart(serve: Serve) -> None:

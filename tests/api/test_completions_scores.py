@@ -154,6 +154,26 @@ def test_a_prompt_can_be_scored_both_ways(france: LiveServer, tokenizer: Tokeniz
     assert found["logprobs"]["top_logprobs"][1:] == [likeliest(tokenizer, token, 3) for token in ids[1:]]
 
 
+def test_a_prompt_is_scored_once_and_told_with_every_answer(france: LiveServer, tokenizer: Tokenizer) -> None:
+    """Who wants scores computes the whole prompt: with eight answers it was computed eight times and counted once."""
+    asked: dict[str, Any] = {"prompt": [PROMPT, "Two"], "n": 3, "echo": True, "logprobs": 1}
+    before = len(france.engine.requests)
+    found = complete(france, max_tokens=2, prompt_logprobs=0, **asked)["choices"]
+    scored = [one.sampling.prompt_logprobs for one in france.engine.requests[before:]]
+    assert sorted(scored, key=str) == [1, 1, None, None, None, None]
+    for index, prompt in enumerate(asked["prompt"]):
+        first, *others = found[3 * index : 3 * index + 3]
+        assert first["logprobs"]["token_logprobs"][: len(tokenizer.encode(prompt))].count(None) == 1
+        for other in others:
+            assert {**other, "index": 0} == {**first, "index": 0}
+    chunks = streamed(france, max_tokens=2, **asked)
+    for answer in found:
+        mine = [chunk for chunk in chunks if chunk.index == answer["index"]]
+        assert "".join(chunk.text for chunk in mine) == answer["text"]
+        told = [number for chunk in mine if chunk.logprobs for number in chunk.logprobs.token_logprobs]
+        assert told == answer["logprobs"]["token_logprobs"]
+
+
 def test_tokens_can_be_named_by_id(france: LiveServer, tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode(PROMPT), *tokenizer.encode(ANSWER)[:2]]
     asked = {"echo": True, "logprobs": 1, "max_tokens": 2}

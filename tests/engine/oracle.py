@@ -90,6 +90,7 @@ class Recorded:
     logits: dict[int, Tensor] = field(default_factory=dict)  # position of the newest token -> logits after it
     finish: str | None = None
     error: str | None = None
+    read: int = 0  # prompt tokens that the last delta of one that failed tells
     cached: int = 0  # prompt tokens found in the prefix cache
     pooled: Tensor | None = None  # the vector of a pooled request
 
@@ -158,6 +159,7 @@ class Bench:
             result = self.results[delta.request_id]
             result.tokens += delta.token_ids
             result.finish, result.error = delta.finish_reason, delta.error
+            result.read = delta.prompt_tokens
             result.cached += delta.cached_tokens
             if delta.pooled:
                 result.pooled = torch.frombuffer(bytearray(delta.pooled), dtype=torch.float32)

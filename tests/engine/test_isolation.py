@@ -42,7 +42,9 @@ def test_an_overflowing_adapter_hurts_only_its_own_request(
         bench.add(f"good{round_}", PROMPTS[round_], ref(good), max_tokens=6)
         bench.add(f"base{round_}", PROMPTS[round_], None, max_tokens=6)
         results = bench.run()
-        assert results[f"poison{round_}"].error == NOT_FINITE
+        failed = results[f"poison{round_}"]
+        assert failed.error == NOT_FINITE
+        assert 0 < failed.read <= len(PROMPTS[round_]), "what was computed for it is told, to be counted"
         oracle.assert_same(PROMPTS[round_], results[f"good{round_}"], good, count=6)
         oracle.assert_same(PROMPTS[round_], results[f"base{round_}"], None, count=6)
     assert bench.core.stats().blocks_free == bench.core.stats().blocks_total
