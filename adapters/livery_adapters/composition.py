@@ -60,6 +60,11 @@ def format_composition(parts: Sequence[tuple[str, float]]) -> str:
     return "+".join(name if weight == 1 else f"{_decimal(weight)}*{name}" for name, weight in parts)
 
 
+def unweighted(names: Iterable[str]) -> str:
+    """One name for all sums of the same adapters: these sorted, each once, with a + between them."""
+    return "+".join(sorted(set(names)))
+
+
 def added_up(parts: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
     """One (digest, weight) per adapter, sorted, without those whose weights come to zero: what a sum amounts to."""
     weights = defaultdict(list)

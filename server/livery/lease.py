@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import structs
@@ -13,7 +13,7 @@ from livery.engine.base import AdapterRef, Asker
 from livery.refusals import InvalidParameter
 from livery.tenancy import NO_LIMITS, OPERATOR, Limits, Principal
 from livery.tenancy.gate import Counted
-from livery_adapters.composition import added_up, composition_digest
+from livery_adapters.composition import added_up, composition_digest, unweighted
 from livery_adapters.layout import Task
 from livery_adapters.registry import Alias, AliasTarget, NamedVersion, VersionFacts
 
@@ -65,12 +65,13 @@ class Lease:
     `name` is the adapter's own, whatever alias led there, as the caller knows it, and `full_name` what it is called
     among those of all tenants; `digest` is that of its version, `ref` the engine's view, None
     where it is a profile over the base. `own` says that the caller may
-    know everything about it.
+    know everything about it. `counted` is the adapter and the version that usage is counted for (counted_as).
     """
 
     __slots__ = (
         "_release",
         "_when_superseded",
+        "counted",
         "digest",
         "facts",
         "full_name",
@@ -91,8 +92,10 @@ class Lease:
         full_name: str,
         *,
         own: bool,
+        counted: tuple[str, str] | None = None,
     ) -> None:
         self.name = name
+        self.counted = counted or (full_name, digest)
         self.own = own
         self.full_name = full_name
         self.digest = digest
@@ -192,12 +195,26 @@ def target_of(alias: Alias, targets: Sequence[AliasTarget], caller: Caller) -> s
     return targets[-1].name
 
 
-def summed(parts: Sequence[tuple[AdapterRef, float]]) -> tuple[AdapterRef, bool] | None:
-    """What the engine is asked for a weighted sum, None for nothing; and whether it is one: `0.5*a+0.5*a` is `a`."""
+def counted_as(parts: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    """The adapter and the version that usage of a sum is counted for, from its adapters' names in full and versions.
+
+    Weights and the way it is written are left out: whoever chooses them would choose how much is kept. One adapter's
+    multiples are that adapter.
+    """
+    adapters = dict.fromkeys(parts)
+    versions = dict.fromkeys(digest for _, digest in adapters)
+    return unweighted(name for name, _ in adapters), composition_digest((digest, 1.0) for digest in versions)
+
+
+def summed(written: str, parts: Sequence[tuple[AdapterRef, float]]) -> tuple[AdapterRef, bool]:
+    """What the engine is asked for a weighted sum, and whether it is one: `0.5*a+0.5*a` is `a`.
+
+    Raises InvalidParameter where nothing is left of it.
+    """
     refs = {ref.digest: ref for ref, _ in parts}
     terms = added_up([(ref.digest, weight) for ref, weight in parts])
     if not terms:
-        return None
+        raise InvalidParameter(f"The weights of {written[:200]} come to nothing; the base answers that.", "model")
     if len(terms) == 1 and terms[0][1] == 1:
         return refs[terms[0][0]], False
     weighted = [structs.replace(refs[digest].parts[0], weight=weight) for digest, weight in terms]

@@ -29,10 +29,10 @@ from livery.engine.base import (
     EngineRestarting,
 )
 from livery.holds import Holds
-from livery.lease import ANYONE, Caller, Lease, asker_of, common_task, summed, task_of
+from livery.lease import ANYONE, Caller, Lease, asker_of, common_task, counted_as, summed, task_of
 from livery.meaning import Choice, Meanings, Meant, cards_for
 from livery.proving import EngineProver, reference
-from livery.refusals import AdapterNotFetched, AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
+from livery.refusals import AdapterNotFetched, AdapterNotReady, AdapterUnusable, UnknownModel
 from livery.standing import REMEMBERED
 from livery.superseding import Running, Superseded
 from livery.tenancy import Principal
@@ -289,12 +289,11 @@ class ServedAdapters:
 
     def _hold_composition(self, name: str, chosen: Sequence[tuple[Meant, Choice, float]], caller: Caller) -> Lease:
         task = common_task([replace(choice.version, name=meant.shown) for meant, choice, _ in chosen])
-        found = summed([(self._reference(choice.version), weight) for _, choice, weight in chosen])
-        if found is None:
-            raise InvalidParameter(f"The weights of {name[:200]} come to nothing; the base answers that.", "model")
-        ref, composed = found
+        ref, composed = summed(name, [(self._reference(choice.version), weight) for _, choice, weight in chosen])
         in_full = format_composition([(meant.part, weight) for meant, _, weight in chosen])
-        lease = Lease(name, ref.digest, ref, None, task, in_full, own=all(meant.own for meant, _, _ in chosen))
+        own = all(meant.own for meant, _, _ in chosen)
+        counted = counted_as((meant.full, choice.version.facts.digest) for meant, choice, _ in chosen)
+        lease = Lease(name, ref.digest, ref, None, task, in_full, own=own, counted=counted)
         try:
             return self._hold(lease, [(meant, choice) for meant, choice, _ in chosen], caller, composed=composed)
         except FileNotFoundError:

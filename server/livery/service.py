@@ -160,7 +160,7 @@ class GenerationService:
                 [_echoed(prompt, job) for prompt in job.prompts for _ in range(each)],
                 reading,
             )
-            admitted.answered(full_name, digest, job.caller.principal, usage)
+            admitted.answered(*self._counted_as(lease), job.caller.principal, usage)
             if lease is not None:
                 lease.when_superseded(generation.supersede)
             undo.pop_all()
@@ -210,7 +210,7 @@ class GenerationService:
             short, labels, usage = digest[:DIGEST_SHOWN], labels_of(lease, profile), Usage(sum(map(len, inputs)))
             meter = self._meter(usage, lease, job.caller, began)
             answer = PooledAnswer(self._engine, requests, meter, usage, admitted, job.until)
-            admitted.answered(full_name, digest, job.caller.principal, usage)
+            admitted.answered(*self._counted_as(lease), job.caller.principal, usage)
             undo.pop_all()
         return OpenedPooling(answer, f"{name}@{short}", f"{full_name}@{short}", labels)
 
@@ -301,6 +301,10 @@ class GenerationService:
         if lease is None:
             return self.base_name, self.base_name, self.info.base_digest
         return lease.name, lease.full_name, lease.digest
+
+    def _counted_as(self, lease: Lease | None) -> tuple[str, str]:
+        """The adapter and the version that usage is counted for."""
+        return (self.base_name, self.info.base_digest) if lease is None else lease.counted
 
     def _vocabulary(self, lease: Lease | None) -> int:
         """Below which ids a request to this model may use."""

@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api.live_server import BASE, LiveServer, Setup
+from api.live_server import BASE, LiveServer, Serve, Setup
+from api.peft_files import make_adapter
+from api.tenants import ask, call, people, upload
 from livery.engine.fake import Behaviour
 from livery.text import Tokenizer
 
@@ -102,6 +104,36 @@ def test_everybody_sees_what_is_theirs(scene: Scene) -> None:
         answer = scene.report(who, **params)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(params)))
     assert httpx.get(f"{scene.server.url}/v1/usage").status_code == 401
+
+
+def test_a_sum_of_adapters_is_one_line_whatever_its_weights(
+    serve: Serve, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Else a client's weights were as many lines, kept for as long as usage is."""
+    folder = tmp_path_factory.mktemp("sums")
+    public, own = make_adapter(folder / "adapters" / "writes", seed=1), make_adapter(folder / "own", seed=2)
+    server = serve(Setup(), folder)
+    assert public.name in [model.id for model in server.client().models.list()]
+    who = people(server)
+    assert upload(who, "acme-owner", "sings", own).status_code == 200
+    for number in range(20):
+        answer = ask(who, "acme-user", f"{1 + number / 1000}*writes+0.5*sings")
+        assert answer.status_code == 200 and f"{1 + number / 1000}*writes" in answer.headers["x-livery-adapter"]
+    ask(who, "acme-user", "sings+writes")
+    for alone in ("1*sings", "0.5*sings", "sings"):
+        ask(who, "acme-user", alone)
+    server.call(server.flusher.flush())
+
+    def lines(key: str, **params: Any) -> dict[str, int]:
+        found = call(who, key, "GET", "/v1/usage", params={"by": ["adapter", "version"], **params}).json()["data"]
+        assert len({line["version"] for line in found}) == len(found)
+        return {line["adapter"]: line["requests"] for line in found}
+
+    assert lines("acme-owner") == {"sings+writes": 21, "sings": 3}
+    assert lines("operator", tenant="acme") == {"acme/sings+writes": 21, "acme/sings": 3}
+    for written in ("sings+writes", "writes+sings", "acme/sings+writes"):
+        assert lines("acme-user", adapter=written) == {"sings+writes": 21}
+    assert lines("acme-user", adapter="+".join("abcdefghijkl")) == {}
 
 
 def test_pages_are_bounded_and_lead_on(scene: Scene) -> None:

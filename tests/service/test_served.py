@@ -269,6 +269,19 @@ async def test_a_sum_that_amounts_to_one_adapter_is_that_adapter(stock: Stock) -
             await stock.adapters.lease(nothing)
 
 
+async def test_a_sum_is_counted_by_its_adapters_however_it_is_written(stock: Stock) -> None:
+    first, second = await stock.add("a", 1), await stock.add("b", 2)
+    written = ["a+b", "b+a", "1*a + 0.001*b", "2*b+-1*a+a", f"a@{first[:9]}+b@{second}", f"a@{first[:10]}+3*b"]
+    (both,) = {(await stock.lease(name)).counted for name in written}
+    assert both[0] == "a+b" and both[1] not in (first, second)
+    alone = {(await stock.lease(name)).counted for name in ("a", "1*a", "0.5*a", "0.5*a+0.25*a", f"2*a@{first[:12]}")}
+    assert alone == {("a", (await stock.lease("a")).facts.digest)}
+    await stock.add("b", 3)
+    name, version = (await stock.lease("a+b")).counted
+    assert name == both[0] and version != both[1], "versions are told apart, as those of one adapter are"
+    assert (await stock.lease(f"a+b@{second[:8]}")).counted == both
+
+
 async def test_compositions_nobody_uses_are_bounded(stock: Stock) -> None:
     await stock.add("a", 1)
     for number in range(1, 200):

@@ -16,12 +16,14 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 from livery.refusals import InvalidParameter
 from livery.tenancy.meter import HOUR_S
 from livery.tenancy.records import Principal
 from livery.tenancy.usage import BYS, HOURS_A_DAY, MOST_TOLD, By, Line, Question
+from livery_adapters.composition import MAX_PARTS, unweighted
 
 Json = dict[str, Any]
 FIRST_YEAR, LAST_YEAR = 1970, 9998  # within which an hour more or less, or another zone, is still a date
@@ -61,7 +63,7 @@ def asked(
         end=_hour(end, "to"),
         tenant=tenant,
         key=key,
-        adapters=() if adapter is None else (adapter, f"{tenant}/{adapter}") if tenant else (adapter,),
+        adapters=() if adapter is None else _in_full(adapter, tenant),
         after=_group_after(after, groups),
         limit=limit or MOST_TOLD,
     )
@@ -104,8 +106,16 @@ def _shown(by: By, value: str | int, principal: Principal) -> str:
     if by == "day":
         return _time(int(value) * HOURS_A_DAY)[:10]
     if by == "adapter" and principal.role != "admin":
-        return str(value).removeprefix(f"{principal.tenant}/")
+        return "+".join(part.removeprefix(f"{principal.tenant}/") for part in str(value).split("+"))
     return str(value)
+
+
+def _in_full(adapter: str, tenant: str | None) -> tuple[str, ...]:
+    """What an adapter, or several that were added up, may be called in full: each a tenant's own or another's."""
+    parts = adapter.split("+")[: MAX_PARTS + 1]  # of more there is no sum
+    if tenant is None:
+        return (unweighted(parts),)
+    return tuple(unweighted(names) for names in product(*((part, f"{tenant}/{part}") for part in parts)))
 
 
 def _only(given: str | None, own: str | None, param: str) -> None:
