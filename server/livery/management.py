@@ -25,7 +25,7 @@ from livery.live import Live, Offline
 from livery.origins import Origins, Upload, from_upload, kind_of
 from livery.refusals import AdapterExists, AdapterPathNotFound
 from livery.tenancy import OPERATOR, Principal, scope
-from livery.under_way import UnderWay
+from livery.under_way import UnderWay, pauses
 from livery_adapters.fetching import SourcePolicy
 from livery_adapters.library import AdapterLibrary, Fill, from_directory
 from livery_adapters.profile import PROFILE_NAME, Profile, recorded_profile, write_profile
@@ -41,7 +41,6 @@ from livery_adapters.registry import (
 )
 
 MAX_PAGE = 1000
-DRAIN_POLL_S = 0.05
 MAX_DRAIN_S = 600.0
 
 
@@ -248,9 +247,12 @@ class AdapterManagement:
             if not (await self.live.under_way()).of(name):
                 raise
             record = await self._get(name, owner, include_retired=True)
-        deadline = asyncio.get_running_loop().time() + min(drain_s, MAX_DRAIN_S)
-        while (under_way := await self.live.under_way()).of(name) and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(DRAIN_POLL_S)
+        under_way = await self.live.under_way()
+        for pause in pauses(min(drain_s, MAX_DRAIN_S)):
+            if not under_way.of(name):
+                break
+            await asyncio.sleep(pause)
+            under_way = await self.live.under_way()
         return {"name": name, "state": self.live.state(record, under_way), "requests": under_way.of(name)}
 
     async def pin(self, name: str, pinned: bool) -> Json:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Self, TypeVar
 
 K = TypeVar("K")
 Row = tuple[str, str, int]  # account, adapter, requests
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 
 
 class UnderWay:
@@ -50,6 +51,18 @@ class UnderWay:
         for name in names:
             _one_less(self._all, name)
             _one_less(self._own, (account, name))
+
+
+def pauses(total_s: float) -> Iterator[float]:
+    """Seconds to wait before each look at what is under way still, together so many.
+
+    They grow: where a server is several processes, each look asks all of them.
+    """
+    pause = SHORTEST_PAUSE_S
+    while total_s > 0:
+        yield min(pause, total_s)
+        total_s -= pause
+        pause = min(1.5 * pause, LONGEST_PAUSE_S)
 
 
 def _one_less(counts: Counter[K], key: K) -> None:

@@ -13,6 +13,7 @@ import pytest
 from api.live_server import BASE, LiveServer, Serve, Setup, saying
 from api.peft_files import damage_weights, make_adapter
 from livery.text import Tokenizer
+from livery.under_way import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, pauses
 from livery_adapters.manifest import read_manifest
 
 
@@ -248,6 +249,15 @@ def test_deleting_drains(serve: Serve, tokenizer: Tokenizer, saved: Path, tmp_pa
     assert server.engine.loaded == {}
     assert server.management.library.store.digests() == []
     assert code_of(call(server, "DELETE", "/v1/adapters/pirate")) == (404, "unknown_adapter")
+
+
+def test_who_waits_for_requests_to_end_asks_rarely() -> None:
+    """Each look asks every process of the server."""
+    assert list(pauses(0.0)) == []
+    assert list(pauses(0.01)) == [0.01]
+    found = list(pauses(600.0))
+    assert sum(found) == pytest.approx(600.0)
+    assert found[0] == SHORTEST_PAUSE_S and max(found) == LONGEST_PAUSE_S and len(found) < 620
 
 
 def test_openais_client_deletes_a_model(live: LiveServer) -> None:
