@@ -41,7 +41,7 @@ help:
 	@echo "make bench-plan     livery plan beside what the engine does on this machine, and its simulation of routing; TRACE=FILE.csv.gz: that trace in its order"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into server/docs/adapters.md"
 	@echo "make field-table    write what becomes of every field of a request into server/docs/api.md"
-	@echo "make chaos          kill -9 two hundred times; adapters change under thousands of requests; every script of tests/chaos"
+	@echo "make chaos          kill -9 two hundred times; adapters change under 40,000 requests; long random walks; every script of tests/chaos"
 
 # torch goes first: other packages would pull in whichever build they like. TORCH_INDEX=URL names the package index
 # of a particular build; on Linux that of the CPU build saves gigabytes where there is no GPU.
@@ -158,9 +158,15 @@ peft-table: setup
 field-table: $(VENV)/.installed
 	$(BIN)/python tests/api/field_table.py --write server/docs/api.md
 
+# Sizes: tests/chaos/README.md. SEED=N: a run once more; WALKS=50000 for a night.
+chaos: SEED := $(or $(SEED),$(shell date +%s))
 chaos: setup
+	@echo "== seed $(SEED)"
 	LIVERY_KILL_ROUNDS=200 $(BIN)/pytest tests/server/test_crash.py tests/adapters/test_store_killed.py tests/adapters/test_sql_processes.py
-	LIVERY_SOAK_REQUESTS=3000 LIVERY_ROLLOUT_REQUESTS=2000 $(BIN)/pytest tests/server/test_soak.py tests/server/test_rollout.py
+	LIVERY_SEED=$(SEED) LIVERY_FAIRNESS_STEPS=100000 LIVERY_WALKS=$(or $(WALKS),2000) LIVERY_KEY_PAIRS=10000 LIVERY_CACHE_PAIRS=30 \
+	$(BIN)/pytest -s --hypothesis-seed=$(SEED) tests/engine/test_fairness.py tests/engine/test_residency_walk.py tests/engine/test_random_walk.py \
+	tests/engine/test_prefix_keys.py tests/server/test_cache_of_tenants.py
+	LIVERY_SEED=$(SEED) LIVERY_SOAK_REQUESTS=20000 LIVERY_ROLLOUT_REQUESTS=20000 $(BIN)/pytest -s tests/server/test_soak.py tests/server/test_rollout.py
 	@failed=; for script in $(filter-out %/common.py,$(wildcard tests/chaos/*.py)); do \
 	$(BIN)/python $$script || failed="$$failed $$script"; done; \
 	if test -n "$$failed"; then echo "failed:$$failed"; exit 1; fi

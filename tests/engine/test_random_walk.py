@@ -1,12 +1,15 @@
-"""Two thousand random operations on scheduler, residency and prefix cache, looked at after each.
+"""Walks of two thousand random operations on scheduler, residency and prefix cache, looked at after each.
 
 The device is simulated and remembers whose every position is, so a walk fails where a block is shared wrongly, written
 while somebody shares it, or lost, and where an answer differs from that of the same request alone.
+
+LIVERY_WALKS sets how many hundreds of operations there are in all.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +18,10 @@ from engine.simulated import SICK, SICKENS, Simulation, answer, request
 from livery.engine.base import GenerationRequest
 from livery.engine.codes import ADAPTER_TOO_LARGE, DEADLINE_EXCEEDED
 from livery.engine.roster import MAX_SKIPS
+from sizes import wished
 
 OPERATIONS = 2000
+WALKS = wished("LIVERY_WALKS", 240) * 100 // OPERATIONS
 ADAPTERS = [f"d{number}" for number in range(6)]
 WEIGHTS = {"t": 1.0, "u": 3.0, "v": 0.5}
 SYSTEMS = [[10] * 9, [10] * 5 + [11] * 12, [12] * 16]  # beginnings that many requests have in common
@@ -122,9 +127,9 @@ class Walk:
     budget=st.integers(10, 40),
     speculate=st.sampled_from([0, 0, 3]),
 )
-@settings(max_examples=12, deadline=None)
-def test_nothing_is_lost_mixed_up_or_stuck(
-    seed: int, blocks: int, running: int, tokens: int, budget: int, speculate: int
+@settings(max_examples=WALKS, deadline=None)
+def nothing_is_lost_mixed_up_or_stuck(
+    walked: Counter[str], seed: int, blocks: int, running: int, tokens: int, budget: int, speculate: int
 ) -> None:
     house = Simulation(blocks, running=running, tokens=tokens, budget=budget, speculate=speculate)
     walk = Walk(seed, house)
@@ -136,3 +141,11 @@ def test_nothing_is_lost_mixed_up_or_stuck(
     assert house.pool.num_free == blocks
     assert not house.residency.pinned
     assert house.scheduler.prefix.hits > 0
+    walked.update(walks=1, operations=OPERATIONS, requests=len(house.requests), steps=len(house.plans))
+
+
+def test_nothing_is_lost_mixed_up_or_stuck() -> None:
+    walked = Counter[str]()
+    nothing_is_lost_mixed_up_or_stuck(walked=walked)
+    print(f"{dict(walked)}; the seed is Hypothesis's own")
+    assert walked["walks"] >= WALKS

@@ -1,14 +1,26 @@
-"""2,000 random operations on scheduler, blocks and residency, with every invariant checked after each.
+"""Walks of 100 random operations on scheduler, blocks and residency, with every invariant checked after each.
 
 Around the deciding side stands a world that carries out what it says as the engine's core does, with a loader and
 copies that are as slow as the walk wants, and that knows by itself what may be used when.
+
+LIVERY_WALKS sets how many walks there are.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import ClassVar
+
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from livery.engine.base import AdapterRef, GenerationRequest, SamplingParams, TokenDelta
 from livery.engine.blocks import BlockPool
@@ -16,17 +28,22 @@ from livery.engine.pages import PAGE_BYTES
 from livery.engine.plan import StepPlan, StepResult
 from livery.engine.residency import Residency
 from livery.engine.scheduler import Scheduler
+from sizes import wished
 
 EOS = 2
 BLOCK = 4
 MANY = 20_000  # steps in which anything must come to an end
 CROWD = 30  # requests open at a time
+WALKS = wished("LIVERY_WALKS", 20)
+OPERATIONS = 100  # of a walk
 ADAPTERS = [f"d{number}" for number in range(8)]
 adapters = st.sampled_from(ADAPTERS)
 
 
 class Walk(RuleBasedStateMachine):
     """One engine without tensors."""
+
+    walked: ClassVar[Counter[str]] = Counter()
 
     @initialize(
         blocks=st.integers(6, 20),
@@ -187,6 +204,7 @@ class Walk(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         if not hasattr(self, "scheduler"):
             return
+        self.walked["looks"] += 1
         self.scheduler.check_invariants()
         assert len(self.open) == self.scheduler.num_running + self.scheduler.num_waiting
         assert set(self.residency.resident) <= self.installed
@@ -216,7 +234,13 @@ class Walk(RuleBasedStateMachine):
         self.carry_out()
         assert self.residency.resident_bytes == self.residency.host_bytes == 0
         assert not self.images and not self.installed
+        self.walked.update(walks=1, requests=self.made)
 
 
-TestWalk = Walk.TestCase
-TestWalk.settings = settings(max_examples=20, stateful_step_count=100, deadline=None)
+def test_nothing_is_lost_whatever_comes_in_whatever_order() -> None:
+    Walk.walked.clear()
+    run_state_machine_as_test(
+        Walk, settings=settings(max_examples=WALKS, stateful_step_count=OPERATIONS, deadline=None)
+    )
+    print(f"{dict(Walk.walked)} at all invariants; the seed is Hypothesis's own")
+    assert Walk.walked["walks"] >= WALKS

@@ -7,7 +7,6 @@ LIVERY_ROLLOUT_REQUESTS sets another number of requests.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
@@ -24,8 +23,9 @@ from engine.families import LLAMA_LINEAR
 from engine.oracle import GAP, Oracle, save_tuned
 from livery_adapters.manifest import read_manifest
 from server.running import SMALL, livery_serve, tiny_model
+from sizes import SEED, wished
 
-REQUESTS = int(os.environ.get("LIVERY_ROLLOUT_REQUESTS", "300"))
+REQUESTS = wished("LIVERY_ROLLOUT_REQUESTS", 300)
 STREAMS = 10
 CHANGES = ("put", "rollback", "delete")
 MAX_TOKENS = 6
@@ -123,13 +123,14 @@ async def test_every_answer_is_that_of_a_version_active_when_it_was_admitted(
             (await client.put("/v1/aliases/prod", json={"targets": targets})).raise_for_status()
             todo, done = iter(range(REQUESTS)), asyncio.Event()
             rolling = asyncio.create_task(keep_changing(client, rollout, done))
-            await asyncio.gather(*(stream(client, rollout, random.Random(n), todo) for n in range(STREAMS)))
+            await asyncio.gather(*(stream(client, rollout, random.Random(SEED + n), todo) for n in range(STREAMS)))
             done.set()
             await rolling
             await until_empty(client, tmp_path / "data")
     for heard in rollout.heard:
         judge(rollout, heard)
     outcomes = rollout.outcomes
+    print(f"seed {SEED}, {REQUESTS} requests: {dict(outcomes)}")
     assert outcomes["answered"] > REQUESTS / 2, outcomes
     assert outcomes["prod: canary"] > 0, outcomes
     assert 0.8 < outcomes["prod: stable"] / (outcomes["prod: stable"] + outcomes["prod: canary"]) < 0.98, outcomes
@@ -174,7 +175,7 @@ def judge(rollout: Rollout, heard: Heard) -> None:
 
 async def keep_changing(client: httpx.AsyncClient, rollout: Rollout, done: asyncio.Event) -> None:
     """As long as requests come, and until every kind of change was made: how many fit in depends on the machine."""
-    dice = random.Random(5)
+    dice = random.Random(5 + SEED)
     while not done.is_set() or min(rollout.outcomes[kind] for kind in CHANGES) < 2:
         name = dice.choice(["stable", "canary"])
         await change(client, rollout, name, dice.choice(list(rollout.pool)))
