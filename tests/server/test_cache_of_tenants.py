@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -154,3 +154,20 @@ def test_no_block_is_found_across_any_field_that_differs(served: Served) -> None
         found[common] += 1
     print(f"seed {seed}, {len(drawn)} pairs by the tokens that the second one found: {dict(found)}")
     assert found[0] > PAIRS / 4 and found[FOUND] > PAIRS / 8
+
+
+def test_a_prompt_that_is_scored_for_several_answers_is_scored_as_for_one(served: Served) -> None:
+    """The first answer's run scores it; the others find its blocks, and are told the same."""
+
+    def asked(**more: object) -> list[dict[str, Any]]:
+        body = {"model": "pirate", "prompt": PROMPT, "max_tokens": 3, "echo": True, "logprobs": 2, "temperature": 0}
+        headers = served.headers("bob")
+        answer = httpx.post(f"{served.url}/v1/completions", json=body | more, headers=headers, timeout=120)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["prompt_tokens"] == len(PROMPT)
+        return [choice["logprobs"] for choice in answer.json()["choices"]]
+
+    (alone,) = asked(cache_salt="alone")
+    for told in asked(cache_salt="together", n=4):
+        assert told["tokens"] == alone["tokens"] and told["token_logprobs"][0] is None
+        assert told["token_logprobs"][1:] == pytest.approx(alone["token_logprobs"][1:], abs=1e-3)
