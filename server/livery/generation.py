@@ -90,9 +90,9 @@ class PromptScores:
         self._known = asyncio.Event()
 
     def take(self, delta: TokenDelta) -> None:
-        """What the first answer's run says; its first token comes when the whole prompt is scored."""
+        """What the first answer's run says; when its first token comes, or its end, that is all."""
         self._told += delta.prompt_logprobs
-        if delta.token_ids:
+        if delta.token_ids or delta.finish_reason:
             self.end()
 
     def end(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
@@ -76,6 +77,17 @@ def test_the_text_begins_with_the_prompt_whole_and_streamed(
 
 def test_a_prompt_of_ids_is_echoed_as_text(france: LiveServer, tokenizer: Tokenizer) -> None:
     assert choice(france, prompt=tokenizer.encode(PROMPT), echo=True, max_tokens=0)["text"] == PROMPT
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_without_tokens_are_scored_each(france: LiveServer, stream: bool) -> None:
+    asked: dict[str, Any] = {"prompt": [PROMPT, "One and two"], "echo": True, "n": 3, "max_tokens": 0, "logprobs": 1}
+    if stream:
+        ended = Counter(chunk.index for chunk in streamed(france, **asked) if chunk.finish_reason)
+        assert ended == Counter(range(6))
+    else:
+        scores = [one["logprobs"]["token_logprobs"] for one in complete(france, **asked)["choices"]]
+        assert scores == [scores[0]] * 3 + [scores[3]] * 3 and len(scores[0]) > 1
 
 
 def test_every_prompt_and_answer_is_echoed(france: LiveServer, tokenizer: Tokenizer) -> None:

@@ -282,7 +282,8 @@ def test_a_run_that_ended_while_it_was_measured_isnt_trained_again(
     with monkeypatch.context() as once:
         once.setattr(training, "_examined", no_memory)
         done = livery("adapters", "train", run, "--out", tmp_path / "out")
-    assert (done.code, "Cannot allocate memory" in done.err, (tmp_path / "out").exists()) == (1, True, False)
+    assert (done.code, (tmp_path / "out").exists()) == (1, False)
+    assert "there isn't enough memory to check and measure the adapter as a server would; it is trained" in done.err
     again = livery("adapters", "train", run, "--out", tmp_path / "out", "--json").json()
     assert again["resumed_from"] == again["steps"] == whole["steps"]
     assert again["losses"] == whole["losses"]
