@@ -93,8 +93,9 @@ ALLOWED: dict[str, set[str]] = {
     "livery.served": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("beside", "holds", "lease", "meaning", "proving", "standing", "tenancy")}
-    | {"livery.superseding", "livery.under_way", "livery.vitals"}
+    | {"livery.superseding", "livery.sweeping", "livery.under_way", "livery.vitals"}
     | {"livery_adapters"},
+    "livery.sweeping": SEAM | FACTS | {"livery.holds", "livery_adapters"},
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
     "livery.superseding": {"livery.lease"},
     "livery.live": {"livery.superseding", "livery.tenancy", "livery.under_way", "livery_adapters"},

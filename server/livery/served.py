@@ -2,8 +2,7 @@
 
 A request leases the version its name stands for and keeps it to the end. What names stand for is read from the
 registry when somebody asks, remembered, and forgotten when this process or another one changes it. The engine
-loads a version when a request comes for it; what no name stands for any more leaves the engine with its last
-request, and then the disk. Knows no HTTP and no text.
+loads a version when a request comes for it. Knows no HTTP and no text.
 """
 
 from __future__ import annotations
@@ -23,10 +22,8 @@ from livery.engine.base import (
     AdapterRef,
     Asker,
     Engine,
-    EngineDead,
     EngineError,
     EngineInfo,
-    EngineRestarting,
 )
 from livery.holds import Holds
 from livery.lease import ANYONE, Caller, Lease, asker_of, common_task, counted_as, summed, task_of
@@ -35,6 +32,7 @@ from livery.proving import EngineProver, reference
 from livery.refusals import AdapterNotFetched, AdapterNotReady, AdapterUnusable, UnknownModel
 from livery.standing import REMEMBERED
 from livery.superseding import Running, Superseded
+from livery.sweeping import Sweeper
 from livery.tenancy import Principal
 from livery.under_way import UnderWay
 from livery.vitals import Vitals
@@ -46,13 +44,12 @@ from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import OPERATOR_TENANT, AdapterRecord, Card, NamedVersion, Registry, RegistryError
 from livery_adapters.registry.briefs import Brief
 from livery_adapters.registry.errors import RegistryUnavailable
-from livery_adapters.store import BlobStore, StoreBusy
+from livery_adapters.store import BlobStore
 from livery_adapters.text_side import TextSide
 
 log = logging.getLogger("livery.adapters")
 
 POLL_S = 0.5  # how soon a change made by another process is seen
-COMPOSITIONS_KEPT = 64  # in the engine, beside those in use
 PROVE_AGAIN_S = 30.0  # not each request tries a version that could not be proven
 STATS_TIMEOUT_S = 2.0
 
@@ -61,10 +58,19 @@ class ServedAdapters:
     """Adapters by name for one engine. Use from one event loop."""
 
     def __init__(
-        self, engine: Engine, info: EngineInfo, base: BaseModel, registry: Registry, store: BlobStore, limits: Limits,
-        *, keep_versions: int = 0, text: TextSide | None = None, vitals: Vitals | None = None,
+        self,
+        engine: Engine,
+        info: EngineInfo,
+        base: BaseModel,
+        registry: Registry,
+        store: BlobStore,
+        limits: Limits,
+        *,
+        keep_versions: int = 0,
+        text: TextSide | None = None,
+        vitals: Vitals | None = None,
         asker_of: Callable[[str], Asker] = asker_of,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`asker_of` says how the engine takes a tenant."""
         self.base = base
         self.registry = registry
@@ -74,25 +80,22 @@ class ServedAdapters:
         self._meanings = Meanings(registry, base.name)
         self.staging = self._meanings.staging
         self._seen = 0  # changes of the registry
-        self._dirty = asyncio.Event()
-        self._sweeping = asyncio.Lock()
-        self._garbage = True  # an earlier run may have left some
-        self._holds = Holds(store.hold, self._dirty.set)
+        self._holds = Holds(store.hold, lambda: self._sweeper.soon())
         self.files_of = self._holds.files_of
-        self._kept: frozenset[str] = frozenset()  # converted digests that the engine was asked to keep
         self._proofs: dict[str, asyncio.Task[None]] = {}
         self._unproven: OrderedDict[str, tuple[float, str]] = OrderedDict()  # digest -> not again before, why
         self.vitals = vitals or Vitals()
         hold = partial(self._holds.keep, stored=False)
         prover = EngineProver(engine, info, hold, self._holds.let_go, asker_of)
         self.library = AdapterLibrary(registry, store, base, limits, prover, keep_versions=keep_versions, text=text)
+        self._sweeper = Sweeper(engine, self.library, self._holds, self.prefetch)
 
     async def start(self) -> None:
         """Note where the registry stands and follow changes from then on; pinned adapters are loaded meanwhile."""
         self._seen, _ = await asyncio.to_thread(self.registry.changes, -1)
         self.vitals.run("registry-follower", self._follow())
-        self.vitals.run("adapter-sweeper", self._tidy())
-        self._dirty.set()
+        self.vitals.run("adapter-sweeper", self._sweeper.run())
+        self._sweeper.soon()
 
     async def stop(self) -> None:
         """Stop following the registry; what is served stays served."""
@@ -212,8 +215,7 @@ class ServedAdapters:
 
     async def settle(self) -> None:
         """Wait until what nobody uses any more has left the engine and the disk."""
-        async with self._sweeping:
-            await self._sweep()
+        await self._sweeper.settle()
 
     # -- from a name to a version ------------------------------------------------------------------------
 
@@ -325,8 +327,7 @@ class ServedAdapters:
 
     def _forget_names(self, names: Iterable[str] | None) -> None:
         self._meanings.forget(names)
-        self._garbage = True
-        self._dirty.set()
+        self._sweeper.changed()
 
     async def _follow(self) -> None:
         """See what other processes change."""
@@ -340,60 +341,3 @@ class ServedAdapters:
             if seen != self._seen:
                 self._seen = seen
                 self._forget_names(names)
-
-    async def _tidy(self) -> None:
-        """Sweep whenever something came to an end; what failed is done again."""
-        while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            try:
-                await self.settle()
-            except EngineDead:
-                return
-            except (RegistryError, EngineError, StoreBusy, OSError) as error:
-                if not isinstance(error, EngineRestarting):
-                    log.warning("what is no longer used could not be dropped yet: %s", error)
-                self._garbage = True
-                await asyncio.sleep(POLL_S)
-                self._dirty.set()
-
-    async def _sweep(self) -> None:
-        """Take out of the engine, then off the disk, what neither a request nor a name uses."""
-        unused = self._holds.unused()
-        wanted = {one for told in unused for one in told.weights}
-        serving = set(await asyncio.to_thread(self.registry.weights_serving, wanted)) if wanted else set()
-        composed = [told.digest for told in unused if told.composed]
-        surplus = set(composed[: max(0, len(composed) - COMPOSITIONS_KEPT)])
-        for told in unused:
-            served = serving.issuperset(told.weights) and told.digest not in surplus
-            if not served and not self._holds.in_use(told.digest):
-                await self._engine.unload_adapter(told.digest)
-                self._holds.forget(told.digest)
-                self._garbage = True  # its files were kept as long as it was in use
-        if self._garbage:
-            self._garbage = False
-            await self._keep_pinned()
-            await self.library.collect_garbage()
-
-    async def _keep_pinned(self) -> None:
-        """What names that are pinned stand for now stays in device memory, and is read where it isn't there yet."""
-        pinned = await asyncio.to_thread(self.registry.pinned)
-        records = [record for record in pinned if record.active is None or not record.active.facts.weightless]
-        digests = {record.name: self._digest(record) for record in records}
-        await self._engine.keep_adapters(tuple(sorted(set(digests.values()))))
-        for record in records:
-            if digests[record.name] not in self._kept:
-                await self._warm(record)
-        self._kept = frozenset(digests.values())
-
-    async def _warm(self, record: AdapterRecord) -> None:
-        """If one can't be loaded, the others still are."""
-        try:
-            await self.prefetch(record)
-        except (AdapterUnusable, AdapterNotReady) as refusal:
-            log.warning("pinned adapter %s isn't loaded: %s", record.name, refusal)
-
-    def _digest(self, record: AdapterRecord) -> str:
-        """What the engine knows the active version as."""
-        assert record.active is not None
-        return self.library.candidate(record.active.facts).digest

@@ -18,7 +18,8 @@ from api.peft_files import make_adapter
 from livery.engine.fake import FakeEngine
 from livery.lease import Caller, Lease
 from livery.refusals import AdapterUnusable, InvalidParameter, UnknownModel
-from livery.served import COMPOSITIONS_KEPT, ServedAdapters
+from livery.served import ServedAdapters
+from livery.sweeping import COMPOSITIONS_KEPT
 from livery_adapters.base_model import BaseModel
 from livery_adapters.library import AdapterLibrary, Intake, from_directory
 from livery_adapters.manifest import read_manifest
