@@ -84,7 +84,7 @@ class Beside:
     def __init__(self, shape: ModelShape, layout: str, peak: Peak, context: int, batch_tokens: int) -> None:
         """`batch_tokens`: of the engine's longest step."""
         self.shape, self.layout, self.peak, self.context = shape, layout, peak, context
-        self.running = batch_tokens - PROMPT_TOKENS
+        self.batch_tokens = batch_tokens
         self.own: dict[str, float] = {}
 
     def plan(self, **fields: float) -> Plan:
@@ -105,7 +105,7 @@ class Beside:
             output_tokens=sum(OUTPUT) // 2,
             weights=self.layout,
             dtype="float32",
-            max_running=self.running,
+            max_running=self.batch_tokens - PROMPT_TOKENS,
         )
         return make_plan(replace(question, **fields))
 
@@ -138,7 +138,7 @@ class Beside:
     def _told(self, name: str, costs: StepCosts) -> float:
         kind, _, rest = name.partition(" ")
         if kind == "prompt":
-            return costs.prefill(int(rest))
+            return replace(costs, chunk=self.batch_tokens).prefill(int(rest))
         rows, _, distinct = rest.partition(" x ")
         return costs.decode(int(rows), int(rows) * self.context, int(distinct))
 

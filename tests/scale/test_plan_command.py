@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,7 +16,7 @@ from livery.commands.plan import serve_options
 from livery.engine.quantization import SCHEMES
 from livery.engine.vllm_args import parse_args
 from livery.running.engines import check_knobs
-from livery.scale.plan.accelerators import accelerator
+from livery.scale.plan.accelerators import Accelerator, accelerator
 from livery.scale.plan.planner import make_plan
 from livery.scale.plan.question import Question
 from livery.scale.plan.shapes import known_models
@@ -137,6 +138,23 @@ def test_what_is_printed_to_serve_with_is_taken_by_a_server(options: dict[str, A
     assert gpus == found.memory.gpus
     assert settings.kv_memory is not None
     assert settings.kv_memory * found.memory.gpus <= found.memory.device, "vLLM counts by the GPU"
+
+
+@pytest.mark.parametrize(("prompt", "rows"), [(128, 137), (4000, 11)])
+def test_prompts_are_read_in_the_steps_of_a_server_that_is_started_so(prompt: int, rows: int) -> None:
+    """On a CPU 64 tokens beside one for each running sequence, of which keys and values may allow few."""
+    cpu = Accelerator(name="cpu", kind="cpu", memory_gb=8, bandwidth_gb_s=30, tflops=0.2)
+    model = known_models()["smollm2-135m"]
+    question = Question(
+        gpu=cpu, model=model, adapters=8, weights="int4", dtype="float32", kv_dtype="bfloat16", prompt_tokens=prompt
+    )
+    found = make_plan(question)
+    told = int(re.findall(r"--max-running (\d+)", serve_options(found))[0])
+    assert told == rows == 2**30 // (2 * 30 * 3 * 64 * 2) // (prompt + 211)
+    assert found.floor.chunk == found.expected.chunk == rows + 64
+    assert found.service.prompt == found.expected.prefill(prompt)
+    on_gpu = make_plan(replace(question, gpu=accelerator("l40s"), weights="bf16", dtype="bfloat16"))
+    assert on_gpu.floor.chunk == on_gpu.expected.chunk == 2048
 
 
 def test_the_simulation_leaves_a_document_and_a_picture(livery: Livery, tmp_path: Path) -> None:

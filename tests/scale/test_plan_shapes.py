@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from livery.engine import memory as engine
 from livery.scale.plan import memory
 from livery.scale.plan.accelerators import accelerator, known_accelerators
-from livery.scale.plan.question import Question
 from livery.scale.plan.refusal import PlanRefused
 from livery.scale.plan.shapes import FAMILIES, TARGETS, held_model, known_models, model_shape, target_modules
 
@@ -154,11 +151,3 @@ def test_memory_is_divided_as_the_engine_does() -> None:
     assert memory.ADAPTER_SHARE == engine.CUDA_ADAPTER_SHARE
     assert (memory.CPU_KV_SHARE, memory.CPU_KV_MOST) == (engine.CPU_KV_SHARE, engine.CPU_KV_MOST)
     assert engine.HOST_SHARE["cpu"] == memory.CPU_HOST_SHARE
-
-
-def test_prompts_are_read_in_the_engines_steps() -> None:
-    """64 tokens on a CPU beside one for each running sequence, and on GPUs 2,048 whatever runs."""
-    on_gpu = Question(gpu=accelerator("l40s"), model=known_models()["smollm2-135m"], adapters=1, max_running=64)
-    on_cpu = replace(on_gpu, gpu=msgspec.structs.replace(on_gpu.gpu, kind="cpu"))
-    assert (on_cpu.chunk, replace(on_cpu, max_running=256).chunk) == (128, 320)
-    assert (on_gpu.chunk, replace(on_gpu, max_running=256).chunk) == (2048, 2048)

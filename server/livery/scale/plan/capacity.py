@@ -12,7 +12,7 @@ with answers of O tokens. (B is Little's law: rate times the time in which a req
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from livery.scale.plan.memory import Memory
@@ -42,12 +42,16 @@ class Service:
 
 
 class Replica:
-    """One replica's speed, limits and adapters; `shares` are the popularity of the adapters it is asked for."""
+    """One replica's speed, limits and adapters; `shares` are the popularity of the adapters it is asked for.
+
+    Its steps are as long as those of an engine that is told its `most_rows`, whatever those of `costs` are.
+    """
 
     def __init__(self, question: Question, memory: Memory, costs: StepCosts, shares: Floats) -> None:
-        self.question, self.memory, self.costs, self.shares = question, memory, costs, shares
+        self.question, self.memory, self.shares = question, memory, shares
         self._shares, self._counts = grouped(shares)
-        self.prompt_seconds = costs.prefill(question.prompt_tokens)
+        self.costs = replace(costs, chunk=question.chunk(self.most_rows))
+        self.prompt_seconds = self.costs.prefill(question.prompt_tokens)
 
     @cached_property
     def rows_by_kv(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from livery.scale.plan.capacity import Replica, Service
 from livery.scale.plan.memory import Memory, divide
@@ -86,7 +86,7 @@ def _plan(question: Question, memory: Memory) -> Plan:
     reached = shared_peak(question.gpu, memory.gpus, *question.efficiency)
     serial = Overlap.NONE if question.gpu.kind == "cpu" else Overlap.KERNELS
     floor, expected = (
-        StepCosts.of(memory.held.base, peak, overlap, question.rank, question.chunk, exchange)
+        StepCosts.of(memory.held.base, peak, overlap, question.rank, question.chunk(question.max_running), exchange)
         for peak, overlap in ((shared_peak(question.gpu, memory.gpus), Overlap.ALL), (reached, serial))
     )
     shares = zipf(question.adapters, question.zipf)
@@ -102,11 +102,13 @@ def _plan(question: Question, memory: Memory) -> Plan:
     if not question.rps:
         one = replica_of(1)
         rate = _most(lambda rate: not one.fails(rate), question.headroom * one.capacity)
-        return Plan(question, memory, floor, expected, one, 1, one.at(rate), one.fails(rate * 1.02) or one.bound())
+        floor = replace(floor, chunk=one.costs.chunk)
+        return Plan(question, memory, floor, one.costs, one, 1, one.at(rate), one.fails(rate * 1.02) or one.bound())
     replicas = _fewest(lambda count: not replica_of(count).fails(question.rps / count), question)
     one = replica_of(replicas)
     limit = replica_of(replicas - 1).fails(question.rps / (replicas - 1)) if replicas > 1 else ""
-    return Plan(question, memory, floor, expected, one, replicas, one.at(question.rps / replicas), limit)
+    floor = replace(floor, chunk=one.costs.chunk)
+    return Plan(question, memory, floor, one.costs, one, replicas, one.at(question.rps / replicas), limit)
 
 
 def _check_slo(replica: Replica) -> None:

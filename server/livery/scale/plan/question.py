@@ -90,10 +90,9 @@ class Question:
         bandwidth, compute = EFFICIENCY[self.gpu.kind]
         return self.bandwidth_efficiency or bandwidth, self.compute_efficiency or compute
 
-    @property
-    def chunk(self) -> int:
-        """Tokens of a prompt that a step takes."""
-        return chosen_batch_tokens(self.max_running, on_cpu=self.gpu.kind == "cpu")
+    def chunk(self, rows: int) -> int:
+        """Tokens of a prompt that a step takes where as many as `rows` sequences are computed together."""
+        return chosen_batch_tokens(rows, on_cpu=self.gpu.kind == "cpu")
 
     def _known(self, name: str, choices: dict[str, float] | dict[str, int]) -> None:
         value = getattr(self, name)

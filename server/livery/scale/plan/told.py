@@ -70,7 +70,7 @@ def _steps(plan: Plan) -> list[Figure]:
     shared = "at {:.0%} of bandwidth, {:.0%} of arithmetic".format(*question.efficiency)
     how = "one after the other" if question.gpu.kind == "cpu" else "kernel by kernel"
     shared = f"reading and computing {how}, {shared}"
-    chunks = f"{question.prompt_tokens:,} tokens in steps of {question.chunk:,}, alone"
+    chunks = f"{question.prompt_tokens:,} tokens in steps of {plan.floor.chunk:,}, alone"
     most = f"KV memory {replica.rows_by_kv:,}, distinct adapters that fit {replica.rows_by_adapters:,}"
     most = f"least of {most}, --max-running {question.max_running:,}"
     return [
