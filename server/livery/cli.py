@@ -12,7 +12,7 @@ from rich.markup import escape
 from livery import __version__
 from livery.commands import adapters, data, doctor, keys, tenants, top
 from livery.commands.asking import CommandFailed
-from livery.commands.options import takes_settings
+from livery.commands.options import takes_fields, takes_settings
 from livery.commands.plan import plan
 from livery.commands.serve import serve
 from livery.commands.usage import usage
@@ -52,7 +52,7 @@ app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
 app.command("usage")(usage)
-app.command("plan")(plan)
+app.command("plan")(takes_fields(plan))
 app.add_typer(data.app, name="data")
 
 

@@ -1,12 +1,13 @@
-"""Turns the settings into options of a command, so that a knob is written down once."""
+"""Turns the settings, or the fields of a dataclass, into options of a command, so that each is written down once."""
 
 from __future__ import annotations
 
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
@@ -48,6 +49,50 @@ def takes_settings(
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = command.__doc__
     return run
+
+
+def takes_fields(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with an option for each field of the dataclasses among its parameters; others stay options of it.
+
+    Fields are annotated as typer's options are.
+    """
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parts: dict[str, type[Any]] = {
+        parameter.name: parameter.annotation
+        for parameter in own
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+    }
+
+    def run(**options: Any) -> None:  # noqa: ANN401  (typer fills these in by the signature below)
+        made = {
+            name: kind(**{field.name: options.pop(field.name) for field in fields(kind)})
+            for name, kind in parts.items()
+        }
+        command(**made, **options)
+
+    parameters = []
+    for parameter in own:
+        if parameter.name in parts:
+            parameters += _of_fields(parts[parameter.name])
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = command.__doc__
+    return run
+
+
+def _of_fields(kind: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(kind)
+    ]
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -15,15 +14,14 @@ from rich.table import Table
 
 from livery import __version__
 from livery.commands.asking import CommandFailed
-from livery.commands.plan_simulate import Simulated, draw_runs, policies_of, show_runs, write_runs
+from livery.commands.plan_options import Asked, Simulation
+from livery.commands.plan_simulate import draw_runs, show_runs, write_runs
 from livery.commands.plan_simulate import simulate as run_simulation
-from livery.scale.plan.accelerators import Accelerator, accelerator
+from livery.scale.plan.accelerators import Accelerator
 from livery.scale.plan.changes import Change, changes
 from livery.scale.plan.figures import number
 from livery.scale.plan.planner import Plan, make_plan
-from livery.scale.plan.question import EFFICIENCY, Question
 from livery.scale.plan.refusal import PlanRefused
-from livery.scale.plan.shapes import DTYPES, NAMED_TARGETS, WEIGHTS, model_shape, target_modules
 from livery.scale.plan.told import Sections, figures, limit_words
 from livery_loadtest.origin import Origin
 
@@ -32,73 +30,12 @@ LAYOUTS = ("fp32", "bf16", "int8", "int4")  # that the own engine holds on a CPU
 # How weights of fewer bits are asked for on GPUs. vLLM makes no int8 ones: the checkpoint has them.
 QUANTIZED = {"fp8": "torchao-fp8", "int8": "torchao-int8", "int4": "torchao-int4"}
 VLLM_QUANTIZED = {"fp8": "fp8", "int4": "bitsandbytes"}
-LOAD, HELD, SPEED, SIM = "The load", "What is held, and how", "Speed and cost", "Simulation of routing"
 
 
 def plan(
-    gpu: Annotated[str, typer.Option(help="h200, l40s, …; FILE.yaml with its numbers; cpu: this machine, measured.")],
-    model: Annotated[str, typer.Option(help="llama-3.1-8b, qwen3-32b, …, or the path of a config.json.")],
-    adapters: Annotated[int, typer.Option(help="Adapters that are asked for.")],
-    rank: Annotated[int, typer.Option(help="Of each adapter.")] = 16,
-    rps: Annotated[float, typer.Option(help="Requests a second in all; 0: what one replica takes.")] = 0.0,
-    zipf: Annotated[
-        float, typer.Option(help="Exponent of the adapters' popularity; 0: uniform.", rich_help_panel=LOAD)
-    ] = 1.0,
-    prompt_tokens: Annotated[int, typer.Option(help="Mean; Azure's public trace.", rich_help_panel=LOAD)] = 1155,
-    output_tokens: Annotated[int, typer.Option(help="Mean; Azure's public trace.", rich_help_panel=LOAD)] = 211,
-    context: Annotated[
-        int, typer.Option(help="Tokens of the longest sequence that must fit.", rich_help_panel=LOAD)
-    ] = 0,
-    slo_ttft_ms: Annotated[float, typer.Option(help="95th percentile to the first token.", rich_help_panel=LOAD)] = 0.0,
-    slo_tpot_ms: Annotated[float, typer.Option(help="Mean time per output token.", rich_help_panel=LOAD)] = 0.0,
-    targets: Annotated[
-        str, typer.Option(help=f"{', '.join(NAMED_TARGETS)} or modules a,b,…", rich_help_panel=HELD)
-    ] = "all-linear",
-    weights: Annotated[str, typer.Option(help=", ".join(WEIGHTS), rich_help_panel=HELD)] = "bf16",
-    dtype: Annotated[
-        str, typer.Option(help="Of KV cache and embedding: float32, bfloat16.", rich_help_panel=HELD)
-    ] = "",
-    kv_dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; as --dtype.", rich_help_panel=HELD)] = "",
-    adapter_dtype: Annotated[str, typer.Option(help="Of adapters' files.", rich_help_panel=HELD)] = "bfloat16",
-    max_running: Annotated[int, typer.Option(help="Sequences computed together.", rich_help_panel=HELD)] = 256,
-    adapter_memory: Annotated[
-        float,
-        typer.Option(help="GB of a replica's device memory; 0: 20 % of what weights leave.", rich_help_panel=HELD),
-    ] = 0.0,
-    host_memory: Annotated[
-        float, typer.Option(help="GB of a replica's host memory for adapters; 0: for all.", rich_help_panel=HELD)
-    ] = 0.0,
-    tensor_parallel: Annotated[
-        int, typer.Option(help="GPUs that share the model; 0: what takes fewest in all.", rich_help_panel=HELD)
-    ] = 0,
-    by_adapter: Annotated[
-        bool, typer.Option("--by-adapter", help="Each adapter's requests go to one replica.", rich_help_panel=HELD)
-    ] = False,
-    store_gb_s: Annotated[float, typer.Option(help="GB/s from disk or store.", rich_help_panel=SPEED)] = 1.0,
-    bandwidth_efficiency: Annotated[
-        float, typer.Option(help=f"Share that is reached; 0: {EFFICIENCY['gpu'][0]} on GPUs.", rich_help_panel=SPEED)
-    ] = 0.0,
-    compute_efficiency: Annotated[
-        float, typer.Option(help=f"Share that is reached; 0: {EFFICIENCY['gpu'][1]} on GPUs.", rich_help_panel=SPEED)
-    ] = 0.0,
-    headroom: Annotated[float, typer.Option(help="Of the capacity, how much is used.", rich_help_panel=SPEED)] = 0.8,
-    price_per_hour: Annotated[float, typer.Option(help="Of one GPU.", rich_help_panel=SPEED)] = 0.0,
+    asked: Asked,
+    simulation: Simulation,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    simulate: Annotated[
-        bool, typer.Option("--simulate", help="Play requests through replicas by each policy.", rich_help_panel=SIM)
-    ] = False,
-    replicas: Annotated[int, typer.Option(help="Of the simulation.", rich_help_panel=SIM)] = 64,
-    requests: Annotated[int, typer.Option(help="Of each policy and load.", rich_help_panel=SIM)] = 60_000,
-    load: Annotated[
-        list[float] | None, typer.Option(help="Share of the capacity; repeatable; 0.8.", rich_help_panel=SIM)
-    ] = None,
-    trace: Annotated[
-        str, typer.Option(help="FILE.csv or .csv.gz, in order; conv, code: drawn.", rich_help_panel=SIM)
-    ] = "conv",
-    policy: Annotated[list[str] | None, typer.Option(help="One of them; repeatable; all.", rich_help_panel=SIM)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.", rich_help_panel=SIM)] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write it to this JSON file.", rich_help_panel=SIM)] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it into this SVG file.", rich_help_panel=SIM)] = None,
 ) -> None:
     """Say how many GPUs it takes, what limits them, what it costs, and what would change that.
 
@@ -108,42 +45,12 @@ def plan(
     them beside measurements. `floor` is physics; `expected` counts with --bandwidth-efficiency and
     --compute-efficiency, which `livery bench engine` tells for your own machine.
     """
-    if not simulate and (out or plot):
+    if not simulation.simulate and (simulation.out or simulation.plot):
         raise CommandFailed("--out and --plot are of the simulation: add --simulate, or take --json for the plan")
     try:
-        device = this_machine() if gpu.lower() == "cpu" else accelerator(gpu)
-        question = Question(
-            gpu=device,
-            model=model_shape(model),
-            adapters=adapters,
-            rank=rank,
-            targets=target_modules(targets),
-            zipf=zipf,
-            rps=rps,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            context=context,
-            weights=weights,
-            dtype=dtype or ("float32" if device.kind == "cpu" else "bfloat16"),
-            kv_dtype=kv_dtype,
-            adapter_dtype=adapter_dtype,
-            max_running=max_running,
-            adapter_memory=1e9 * adapter_memory,
-            host_memory=1e9 * host_memory,
-            store_rate=1e9 * store_gb_s,
-            bandwidth_efficiency=bandwidth_efficiency,
-            compute_efficiency=compute_efficiency,
-            headroom=headroom,
-            slo_ttft=slo_ttft_ms / 1e3,
-            slo_tpot=slo_tpot_ms / 1e3,
-            price_per_hour=price_per_hour,
-            by_adapter=by_adapter,
-            tensor_parallel=tensor_parallel,
-        )
-        found = make_plan(question)
-        if simulate:
-            kinds, loads = policies_of(policy or ()), tuple(load or (0.8,))
-            _simulate(found, Simulated(replicas, requests, loads, trace, seed, kinds), as_json, out, plot)
+        found = make_plan(asked.question(this_machine))
+        if simulation.simulate:
+            _simulate(found, simulation, as_json)
             return
     except PlanRefused as refused:
         raise CommandFailed(str(refused)) from None
@@ -154,8 +61,9 @@ def plan(
         show(found, others)
 
 
-def _simulate(found: Plan, asked: Simulated, as_json: bool, out: Path | None, plot: Path | None) -> None:
+def _simulate(found: Plan, simulation: Simulation, as_json: bool) -> None:
     """Play it and tell; a picture needs two loads. Raises PlanRefused."""
+    asked, out, plot = simulation.simulated(), simulation.out, simulation.plot
     if plot is not None and len(asked.loads) < 2:
         raise PlanRefused("--plot draws over the load: give --load twice or more, as in --load 0.5 --load 0.8")
     origin = Origin.here(__version__)
