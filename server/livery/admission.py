@@ -66,11 +66,14 @@ class Refusals:
 
 
 class Admitted:
-    """What an admitted request holds: room, its part of limits, and a lease (None for the base). Release it."""
+    """What an admitted request holds: room, its part of limits, and a lease (None for the base). Release it.
+
+    `refusals` stands around what may refuse it still.
+    """
 
     def __init__(self, entry: Entered, meter: Meter, ended: Callable[[Admitted], None], refusals: Refusals) -> None:
         self.lease: Lease | None = None
-        self._refusals = refusals
+        self.refusals = refusals
         self._entry = entry
         self._meter = meter
         self._ended = ended
@@ -80,7 +83,7 @@ class Admitted:
 
     async def encoded(self, prompt_tokens: int, answer_tokens: int) -> None:
         """So many tokens it really is. Raises LimitExceeded, Overloaded or OverShare where these don't fit."""
-        with self._refusals:
+        with self.refusals:
             await self._entry.resize(prompt_tokens, answer_tokens)
 
     def answered(self, adapter: str, digest: str, principal: Principal, used: Used) -> None:

@@ -145,7 +145,8 @@ class GenerationService:
             tokenizer, began = await self._tokenizer_of(lease), time.perf_counter()
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
             job = held_to_strict(told_of_tools(job, reading, tokenizer.template), reading, tokenizer.special_tokens)
-            requests, prompt_tokens = await self._requests(job, lease, tokenizer)
+            with admitted.refusals:
+                requests, prompt_tokens = await self._requests(job, lease, tokenizer)
             await admitted.encoded(prompt_tokens, sum(request.sampling.max_tokens for request in requests))
             name, full_name, digest = self._server_of(lease)
             short, usage, each = digest[:DIGEST_SHOWN], Usage(prompt_tokens=prompt_tokens), job.options.answers_made

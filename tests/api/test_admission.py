@@ -16,12 +16,13 @@ from sqlalchemy import select
 
 from api.live_server import BASE, LiveServer, Serve, Setup
 from livery.admission import guessed_tokens, within_limits
-from livery.engine.base import EngineDead, EngineError
+from livery.engine.base import EngineDead, EngineError, Grammar
 from livery.engine.fake import Behaviour
+from livery.grammar_check import MAX_WAITING_EACH
 from livery.jobs import ChatPrompt, Job, Options, PoolingJob
 from livery.lease import Caller
 from livery.refusals import GenerationFailed, InvalidParameter, Overloaded, ServiceRefusal
-from livery.service import GenerationService
+from livery.service import GenerationService, OpenedJob
 from livery.tenancy import LimitExceeded, Limits, OverShare, Principal
 from livery.tenancy.gate import Gate
 from livery.tenancy.schema import usage
@@ -193,6 +194,24 @@ async def _run(service: GenerationService, asked: Job) -> None:
     async for _ in opened.generation.deltas():
         pass
     opened.generation.close()
+
+
+def test_new_grammars_beyond_a_tenants_own_are_counted_as_its_limit(serve: Serve) -> None:
+    server = serve()
+    _, admin = server.make_key("other"), server.make_key("default", role="admin")
+
+    async def together() -> list[object]:
+        asked = (job(FREE, grammar=Grammar("regex", f"a{{{index + 1}}}")) for index in range(MAX_WAITING_EACH + 2))
+        found = await asyncio.gather(*map(server.service.open, asked), return_exceptions=True)
+        for opened in found:
+            if isinstance(opened, OpenedJob):
+                opened.generation.close()
+        return list(found)
+
+    assert [type(one) for one in server.call(together())].count(LimitExceeded) == 2
+    text = httpx.get(f"{server.url}/metrics", headers={"authorization": f"Bearer {admin}"}).text
+    assert 'livery_tenant_throttled_total{reason="limit",tenant="other"} 2.0' in text
+    assert_nothing_is_held(server.service)
 
 
 def test_a_flood_fills_the_room_for_nobody_else(serve: Serve) -> None:
