@@ -15,6 +15,7 @@ from peft import LoraConfig
 
 from engine.families import linear_targets, save
 from engine.oracle import Oracle, Recorded, ref, save_adapter
+from livery.engine import messages as m
 from livery.engine.base import (
     AdapterLoadFailed,
     AdapterRef,
@@ -110,6 +111,37 @@ async def test_leaving_before_the_answer_tells_how_much_of_the_prompt_was_read(b
         assert await tokens(engine, greedy("next", [5, 6]))
     finally:
         await engine.stop()
+
+
+async def test_who_asks_at_once_whether_it_is_ready_shares_one_bare_ping(
+    engine: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the engine's own loop each time, and without its figures."""
+    assert engine.pid is not None
+    sent: list[m.ToEngine] = []
+    send = engine._send
+
+    async def noted(message: m.ToEngine) -> None:
+        sent.append(message)
+        await send(message)
+
+    monkeypatch.setattr(engine, "_send", noted)
+    os.kill(engine.pid, signal.SIGSTOP)
+    asked = [asyncio.create_task(engine.ready()) for _ in range(50)]
+    left = asyncio.create_task(engine.ready())
+    await asyncio.sleep(0)
+    left.cancel()
+    assert not any(one.done() for one in asked)
+    os.kill(engine.pid, signal.SIGCONT)
+    assert all(await asyncio.gather(*asked))
+    assert sent == [m.Ping()]
+    assert engine._ping is not None
+    await engine._ping
+    assert await engine.ready()
+    assert sent == [m.Ping(), m.Ping()], "an answer is as old as its question"
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    assert len(msgspec.msgpack.encode(m.Pong())) < 16
 
 
 async def test_what_can_never_run_is_refused(engine: EngineClient) -> None:

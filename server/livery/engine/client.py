@@ -74,7 +74,8 @@ class EngineClient:
         self._judgement = Judgement()
         self._streams = Streams(self._submit, self.abort)
         self._loads: dict[str, list[asyncio.Future[AdapterEffect | None]]] = {}
-        self._pings: dict[int, asyncio.Future[EngineStats]] = {}
+        self._counts: dict[int, asyncio.Future[EngineStats]] = {}
+        self._ping: asyncio.Future[None] | None = None  # the latest
         self._calls = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
         self._dead: str | None = None  # why nothing works any more
@@ -188,24 +189,35 @@ class EngineClient:
     async def stats(self) -> EngineStats:
         self._check_alive()
         call = next(self._calls)
-        pong: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
-        self._pings[call] = pong
+        counted: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
+        self._counts[call] = counted
         try:
-            await self._send(m.Ping(call))
-            return await pong
+            await self._send(m.Count(call))
+            return await counted
         finally:
-            self._pings.pop(call, None)
+            self._counts.pop(call, None)
 
     async def ready(self) -> bool:
+        self._check_alive()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await self.stats()
+                await self._answered()
         except TimeoutError:  # in a long step, or reading what many requests sent: its beats say whether it gets on
             self._check_alive()
             return self._judgement.ready
         return True
 
     # -- inside --------------------------------------------------------------------------------------
+
+    async def _answered(self) -> None:
+        """Wait for the answer to the ping that is under way, whoever asked for it, or else to a new one."""
+        if self._ping is None or self._ping.done():
+            ping = self._ping = asyncio.get_running_loop().create_future()
+            try:
+                await self._send(m.Ping())
+            except EngineError as error:
+                _fail(ping, error)
+        await asyncio.shield(self._ping)
 
     async def _send(self, message: m.ToEngine) -> None:
         """Never waits: queues are unbounded (the service bounds open requests), so failing means nobody listens."""
@@ -250,9 +262,12 @@ class EngineClient:
                     self._settle_load(outcome)
             case m.Rejected(request_id, reason):
                 self._streams.fail(request_id, RequestRefused(reason))
-            case m.Pong(call, stats):
-                if call in self._pings and not self._pings[call].done():
-                    self._pings[call].set_result(stats)
+            case m.Pong():
+                if self._ping is not None and not self._ping.done():
+                    self._ping.set_result(None)
+            case m.Counted(call, stats):
+                if call in self._counts and not self._counts[call].done():
+                    self._counts[call].set_result(stats)
 
     async def _watch(self, exited: asyncio.Task[int]) -> None:
         status = await exited
@@ -301,8 +316,10 @@ class EngineClient:
         self._streams.fail_all(lambda: self._lost(reason))
         for done in itertools.chain.from_iterable(self._loads.values()):
             _fail(done, self._lost(reason))
-        for pong in self._pings.values():
-            _fail(pong, self._lost(reason))
+        for counted in self._counts.values():
+            _fail(counted, self._lost(reason))
+        if self._ping is not None:
+            _fail(self._ping, self._lost(reason))
         self._loads.clear()
 
 

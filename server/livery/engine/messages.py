@@ -38,7 +38,14 @@ class Keep(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True):
-    """Asks for a Pong through the engine's own loop, which proves that it turns."""
+    """Asks for a Pong through the engine's own loop, which proves that it turns; what is asked first is answered first.
+
+    Anybody may have it sent, so it costs next to nothing.
+    """
+
+
+class Count(msgspec.Struct, frozen=True, tag=True):
+    """Asks for Counted in the same way."""
 
     call: int
 
@@ -87,12 +94,18 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
 
 class Pong(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Counted(msgspec.Struct, frozen=True, tag=True):
+    """As of when it was asked for: with thousands of adapters hundreds of kilobytes."""
+
     call: int
     stats: EngineStats
 
 
-ToEngine = Start | Submit | Abort | Load | Unload | Keep | Ping | Stop
-FromEngine = Progress | Ready | Refused | Rejected | Step | Pong
+ToEngine = Start | Submit | Abort | Load | Unload | Keep | Ping | Count | Stop
+FromEngine = Progress | Ready | Refused | Rejected | Step | Pong | Counted
 
 
 def pulse_address(address: str) -> str:

@@ -116,8 +116,10 @@ class EngineProcess:
                 core.unload_adapter(digest)
             case m.Keep(digests):
                 core.keep_adapters(digests)
-            case m.Ping(call):
-                self._send(m.Pong(call, msgspec.structs.replace(core.stats(), pid=os.getpid())))
+            case m.Ping():
+                self._send(m.Pong())
+            case m.Count(call):
+                self._send(m.Counted(call, msgspec.structs.replace(core.stats(), pid=os.getpid())))
             case m.Stop():
                 self._stopping = True
             case m.Start():
