@@ -72,7 +72,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"livery_adapters"},
     "livery.overview": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("activity", "roster", "service", "status_rows", "tenancy")}
+    | {f"livery.{part}" for part in ("activity", "beside", "roster", "service", "status_rows", "survey", "tenancy")}
+    | {"livery.under_way"}
     | {"livery_adapters"},
     "livery.status_rows": {f"livery.{part}" for part in ("activity", "served", "tenancy", "under_way")}
     | {"livery_adapters"},

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from livery.host import cores
 
@@ -17,6 +17,7 @@ LONG = 8192
 
 P = ParamSpec("P")
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 class SharedThreads:
@@ -57,6 +58,33 @@ class SharedThreads:
             done.set_result(work())
         except BaseException as error:  # noqa: BLE001  (it is the waiter's)
             done.set_exception(error)
+
+
+class Together(Generic[K, T]):
+    """Work done once for all who ask for the same before it begins; who asks while it is under way gets the next.
+
+    So what everybody gets is as of after they asked. Use from one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: dict[K, asyncio.Task[T]] = {}
+        self._next: dict[K, asyncio.Task[T]] = {}
+
+    async def do(self, key: K, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The outcome of work that is the same for everybody who gives this key."""
+        if key not in self._next:
+            self._next[key] = asyncio.create_task(self._after(self._under_way.get(key), key, work))
+        return await asyncio.shield(self._next[key])  # who leaves takes it from nobody
+
+    async def _after(self, before: asyncio.Task[T] | None, key: K, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if before is not None:
+            await asyncio.wait([before])
+        own = self._under_way[key] = self._next.pop(key)
+        try:
+            return await work()
+        finally:
+            if self._under_way[key] is own:
+                del self._under_way[key]
 
 
 # Python code only takes turns with the loop, a few milliseconds each: with more such threads the loop would wait for

@@ -14,23 +14,44 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from msgspec import structs
 
 from livery.activity import BASE, RATE_S, Finished, Lately
+from livery.beside import REPORTING, Together
 from livery.engine.base import EngineError, EngineStats
 from livery.refusals import NotReady
 from livery.service import GenerationService
-from livery.status_rows import Viewer, Wanted, figures, page
+from livery.status_rows import Viewer, Wanted, figures, table
+from livery.survey import House
 from livery.tenancy import Principal, scope
+from livery.under_way import UnderWay
 from livery_adapters.registry import Brief, RegistryError
 
 log = logging.getLogger("livery.overview")
 
 Json = dict[str, Any]
-AT_ONCE = 250  # rows worked out before others have their turn, about a millisecond
 ANSWER_S = 2.0  # an engine or a registry that takes longer is shown as not answering
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """Figures of one moment: of the whole server for an admin, else of one tenant; `files` in device and host memory.
+
+    Without `registry` the briefs are as they were when it answered last.
+    """
+
+    stats: EngineStats | None
+    briefs: Mapping[str, Brief]
+    registry: bool
+    lately: Lately
+    under_way: UnderWay
+    house: House
+    held: int  # answers under way or waiting
+    files: tuple[frozenset[str], frozenset[str]]
 
 
 class Overview:
@@ -39,45 +60,46 @@ class Overview:
     def __init__(self, service: GenerationService) -> None:
         self._service = service
         self._roster = service.roster
+        self._gathering: Together[tuple[str, str, bool], _Gathered] = Together()
         self._began = time.perf_counter()
 
     async def status(self, principal: Principal, wanted: Wanted) -> Json:
-        """Everything at once."""
-        stats, briefs = await asyncio.gather(self._stats(), self._briefs())
-        service, whole = self._service, principal.role == "admin"
-        survey = service.survey
-        lately, under_way = await asyncio.gather(
-            survey.lately(None if whole else principal.account), survey.under_way()
-        )
-        viewer = Viewer(principal, service.adapters, lately, under_way, *self._files(stats))
-        now, house = time.perf_counter(), await survey.house()
-        rows = await self._rows(viewer, self._roster.known if briefs is None else briefs)
+        """Everything at once. A tenant's requests take turns with others' lists, and gather figures together."""
+        whole = principal.role == "admin"
+        told = await self._gathering.do((principal.tenant, principal.account, whole), partial(self._gather, principal))
+        stats, lately, house, now = told.stats, told.lately, told.house, time.perf_counter()
+        viewer = Viewer(principal, self._service.adapters, lately, told.under_way, *told.files)
+        adapters = await REPORTING.run(principal.tenant, partial(table, viewer, told.briefs, wanted))
         return {
             "object": "status",
             "server": {
                 "uptime_s": round(now - (house.began or self._began), 1),
-                "draining": service.draining,
-                "registry": briefs is not None,
+                "draining": self._service.draining,
+                "registry": told.registry,
                 **({"workers": [structs.asdict(one) for one in house.workers]} if whole and house.workers else {}),
             },
             "base": self._base(lately, now),
             "engine": self._engine(stats),
-            "load": _load(principal, stats, await service.open_to(principal)),
+            "load": _load(principal, stats, told.held),
             "throughput": throughput(lately),
             "memory": self._memory(stats) if whole else None,
-            "adapters": page(rows, wanted),
+            "adapters": adapters,
             "requests": [_finished(principal, one, now) for one in lately.recent if _may_see(principal, one)],
             "caller": _caller(principal),
         }
 
-    async def _rows(self, viewer: Viewer, known: Mapping[str, Brief]) -> list[Json]:
-        """Every adapter that the caller sees; streams have their turn after some of them."""
-        rows: list[Json] = []
-        for brief, kind in viewer.seen(known):
-            rows.append(viewer.row(brief, kind))
-            if len(rows) % AT_ONCE == 0:
-                await asyncio.sleep(0)
-        return rows
+    async def _gather(self, principal: Principal) -> _Gathered:
+        """What all who see the same as the caller are told."""
+        stats, briefs = await asyncio.gather(self._stats(), self._briefs())
+        service, survey = self._service, self._service.survey
+        lately, under_way, house, held = await asyncio.gather(
+            survey.lately(None if principal.role == "admin" else principal.account),
+            survey.under_way(),
+            survey.house(),
+            service.open_to(principal),
+        )
+        known = self._roster.known if briefs is None else briefs
+        return _Gathered(stats, known, briefs is not None, lately, under_way, house, held, self._files(stats))
 
     async def _stats(self) -> EngineStats | None:
         try:

@@ -1,8 +1,7 @@
 """Adapters as rows of a table for people: what each is, where it lies, what the caller's requests of it came to.
 
     view = Viewer(principal, served, lately, under_way, device, host)      # files by where they lie
-    rows = [view.row(brief, kind) for brief, kind in view.seen(known)]
-    answer = page(rows, Wanted(search="pirate", sort="tokens", descending=True, limit=50))
+    answer = table(view, known, Wanted(search="pirate", sort="tokens", descending=True, limit=50))
 
 A tenant sees what its own requests did, also of adapters that others use too; an admin what all did.
 """
@@ -10,9 +9,9 @@ A tenant sees what its own requests did, also of adapters that others use too; a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from livery.activity import AdapterFigures, Lately
 from livery.served import ServedAdapters
@@ -43,8 +42,19 @@ class Wanted:
     limit: int = 100
 
 
+class Seen(NamedTuple):
+    """An adapter that a caller may ask: as the caller calls it, and what it is to the caller."""
+
+    name: str
+    brief: Brief
+    kind: scope.Kind
+
+
 class Viewer:
-    """One caller's view of adapters at one moment. `device` and `host` are digests of files that lie there."""
+    """One caller's view of adapters at one moment. `device` and `host` are digests of files that lie there.
+
+    Of what changes meanwhile it looks single keys up, so another thread may use it.
+    """
 
     def __init__(
         self,
@@ -63,26 +73,26 @@ class Viewer:
         self._host = host
         self._now = time.perf_counter()
 
-    def seen(self, known: Mapping[str, Brief]) -> Iterator[tuple[Brief, scope.Kind]]:
-        """What the caller may ask, and what it is to it; an admin sees everything as its own."""
+    def seen(self, known: Mapping[str, Brief]) -> Iterator[Seen]:
+        """What the caller may ask; an admin sees everything as its own."""
         principal = self._principal
         for brief in known.values():
             kind = scope.kind_of(principal, brief.owner)
             if principal.role == "admin":
-                yield brief, "own"
+                yield Seen(brief.name, brief, "own")
                 continue
             shown = scope.shown(principal, brief.name)
             reachable = kind != "shared" or principal.tenant in brief.grantees
             hidden = kind != "own" and scope.in_full(principal, shown) in known
             if reachable and not hidden and scope.allows(principal, kind, shown):
-                yield brief, kind
+                yield Seen(shown, brief, kind)
 
-    def row(self, brief: Brief, kind: scope.Kind) -> Json:
+    def row(self, name: str, brief: Brief, kind: scope.Kind) -> Json:
         """Of what isn't the caller's own: that it is there, and what the caller's requests of it came to."""
         own, active = kind == "own", brief.active is not None
         done = self._lately.adapters.get(brief.name)
         return {
-            "name": scope.shown(self._principal, brief.name),
+            "name": name,
             "own": own,
             "state": self._served.state(brief, self._under_way) if own else brief.state,
             "tier": self._tier(brief) if own and active else None,
@@ -132,17 +142,21 @@ def figures(done: AdapterFigures | None, now: float) -> Json:
     }
 
 
-def page(rows: list[Json], wanted: Wanted) -> Json:
-    """Those that are wanted, of how many."""
+def table(viewer: Viewer, known: Mapping[str, Brief], wanted: Wanted) -> Json:
+    """Those that are wanted, of how many. Takes some microseconds for each that there is: not for an event loop."""
+    seen = list(viewer.seen(known))
     search = wanted.search.lower()
-    found = [row for row in rows if search in row["name"].lower()]
-    chosen = _sorted(found, wanted.sort, wanted.descending)[wanted.offset : wanted.offset + wanted.limit]
-    return {"data": chosen, "total": len(rows), "found": len(found), "offset": wanted.offset, "limit": wanted.limit}
+    found = sorted((one for one in seen if search in one.name.lower()), key=lambda one: one.name)
+    part = slice(wanted.offset, wanted.offset + wanted.limit)
+    if wanted.sort == "name":  # no more rows than are shown
+        rows = [viewer.row(*one) for one in (found[::-1] if wanted.descending else found)[part]]
+    else:
+        rows = _sorted([viewer.row(*one) for one in found], wanted.sort, wanted.descending)[part]
+    return {"data": rows, "total": len(seen), "found": len(found), "offset": wanted.offset, "limit": wanted.limit}
 
 
-def _sorted(rows: Iterable[Json], column: Column, descending: bool) -> list[Json]:
-    """By a column, then by name; what has no value there comes last in either direction."""
-    by_name = sorted(rows, key=lambda row: str(row["name"]))
+def _sorted(by_name: Sequence[Json], column: Column, descending: bool) -> list[Json]:
+    """Of rows by name those by a column, then by name; what has no value there comes last in either direction."""
     known = [row for row in by_name if row[column] is not None]
     return sorted(known, key=lambda row: row[column], reverse=descending) + [
         row for row in by_name if row[column] is None

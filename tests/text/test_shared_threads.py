@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livery.beside import SharedThreads
+from livery.beside import SharedThreads, Together
 
 
 class Held:
@@ -115,3 +115,54 @@ def test_who_leaves_while_its_work_is_done_leaves_the_thread_to_its_end() -> Non
 
     asyncio.run(leave())
     assert order == ["slow", "next"]
+
+
+def test_who_asks_together_gets_what_was_found_after_they_asked() -> None:
+    begun: list[str] = []
+
+    async def run() -> None:
+        together, go_on = Together[str, int](), asyncio.Event()
+
+        async def find(key: str) -> int:
+            begun.append(key)
+            number = len(begun)
+            await go_on.wait()
+            return number
+
+        def ask(key: str) -> asyncio.Task[int]:
+            return asyncio.create_task(together.do(key, lambda: find(key)))
+
+        first = ask("a")
+        while not begun:
+            await asyncio.sleep(0)
+        later, leaves, other = [ask("a") for _ in range(3)], ask("a"), ask("b")
+        while len(begun) < 2:
+            await asyncio.sleep(0)
+        leaves.cancel()
+        assert begun == ["a", "b"]
+        go_on.set()
+        assert (await first, await other) == (1, 2)
+        assert await asyncio.gather(*later) == [3, 3, 3]
+        assert await ask("a") == 4
+        assert not together._next and not together._under_way
+
+    asyncio.run(run())
+    assert begun == ["a", "b", "a", "a"]
+
+
+def test_what_fails_fails_for_all_who_asked_together_and_for_nobody_later() -> None:
+    async def run() -> None:
+        together = Together[str, int]()
+        outcomes: list[int | Exception] = [ValueError("once"), 2]
+
+        async def find() -> int:
+            found = outcomes.pop(0)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        failed = await asyncio.gather(*(together.do("a", find) for _ in range(3)), return_exceptions=True)
+        assert [str(one) for one in failed] == ["once"] * 3
+        assert await together.do("a", find) == 2
+
+    asyncio.run(run())
