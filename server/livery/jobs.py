@@ -30,9 +30,10 @@ class Options:
     """How to answer. `n` answers for each prompt, the likeliest of `best_of`.
 
     What is None is taken from the adapter's profile (livery.profiles), and where that is silent from
-    DEFAULT_SAMPLING. `max_tokens` None everywhere: `default_max_tokens` or what the context leaves, whichever is less;
-    0: the prompt is read, and nothing answered. Log-probabilities: `logprobs` of the answer's tokens (and with `echo`
-    of the prompt's), with so many of the likeliest; `prompt_logprobs` of the prompt's tokens apart from the text.
+    DEFAULT_SAMPLING. `max_tokens` None everywhere: `default_max_tokens`, what the context leaves, or what can be told
+    of several answers (livery.sampling), whichever is least; 0: the prompt is read, and nothing answered.
+    Log-probabilities: `logprobs` of the answer's tokens (and with `echo` of the prompt's), with so many of the
+    likeliest; `prompt_logprobs` of the prompt's tokens apart from the text.
     """
 
     max_tokens: int | None = None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from livery.engine.base import EngineInfo, SamplingParams
 from livery.jobs import DEFAULT_SAMPLING, Job, Options
 from livery.prompts import check_ids
 from livery.refusals import ContextLengthExceeded, InvalidParameter
 
-MOST_TOLD = 200_000  # log-probabilities of prompts in one answer, which is put together at one go
+# Log-probabilities in what answers one request: of prompts, which are told at once, and of several answers' tokens.
+MOST_TOLD = 200_000
+MOST_ANSWERED = 1 << 19
 
 
 def sampling_params(
@@ -27,9 +31,12 @@ def sampling_params(
     Raises InvalidParameter or ContextLengthExceeded when it can't fit or can't be met.
     """
     options = job.options
-    max_tokens = _max_tokens(prompt_tokens, job, info.max_model_len)
+    logprobs = options.logprobs
+    if logprobs is None and options.answers_made > options.n:
+        logprobs = 0  # the best answers are to be found
+    max_tokens = _max_tokens(prompt_tokens, job, info.max_model_len, logprobs)
     _check_tokens(options, info, added_tokens)
-    logprobs, prompt_logprobs = _told(prompt_tokens, job)
+    prompt_logprobs = _told_of_prompts(prompt_tokens, job)
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=_chosen(options, "temperature"),
@@ -59,14 +66,16 @@ def _chosen(options: Options, name: str) -> float:
     return float(DEFAULT_SAMPLING[name] if given is None else given)
 
 
-def _max_tokens(prompt_tokens: int, job: Job, limit: int) -> int:
-    """Tokens that the answer may have, of a context of `limit`."""
+def _max_tokens(prompt_tokens: int, job: Job, limit: int, logprobs: int | None) -> int:
+    """Tokens that the answer may have, of a context of `limit`, where so many likeliest are told beside each."""
     options, room = job.options, limit - prompt_tokens
     if room < 1 or (options.max_tokens or 0) > room:
         raise ContextLengthExceeded(limit, prompt_tokens, options.max_tokens, job.prompt_param)
     most = options.max_tokens
     if most is None:
-        most = min(options.default_max_tokens or room, room)
+        most = int(min(options.default_max_tokens or room, room, _most_told(job, logprobs)))
+    elif most > _most_told(job, logprobs):
+        raise _too_much_told(job, most, logprobs)
     most = max(1, most)  # with 0 the prompt alone is wanted, and nobody sees the token
     if options.min_tokens > most:
         raise InvalidParameter(
@@ -88,8 +97,24 @@ def _check_tokens(options: Options, info: EngineInfo, added_tokens: int) -> None
         )
 
 
-def _told(prompt_tokens: int, job: Job) -> tuple[int | None, int | None]:
-    """How many likeliest tokens are told beside each of the answer's and of the prompt's; None for none at all."""
+def _most_told(job: Job, logprobs: int | None) -> float:
+    """Tokens of each answer whose log-probabilities can be told: of a single answer all of them."""
+    answers = job.options.answers_made * len(job.prompts)
+    return math.inf if logprobs is None or answers == 1 else MOST_ANSWERED // (answers * (1 + logprobs))
+
+
+def _too_much_told(job: Job, max_tokens: int, logprobs: int | None) -> InvalidParameter:
+    answers, each = job.options.answers_made * len(job.prompts), 1 + (logprobs or 0)
+    return InvalidParameter(
+        f"{answers} answers of up to {max_tokens} tokens with {each} log-probabilities each come to "
+        f"{answers * max_tokens * each}, and several answers in one may have at most {MOST_ANSWERED}: ask for fewer of "
+        "the likeliest tokens, for fewer or shorter answers, or send the prompts one by one.",
+        "best_of" if job.options.logprobs is None else "logprobs",
+    )
+
+
+def _told_of_prompts(prompt_tokens: int, job: Job) -> int | None:
+    """How many likeliest tokens are told beside each of the prompt's; None for none at all."""
     options = job.options
     echoed = options.logprobs if options.echo else None
     scored = [count for count in (options.prompt_logprobs, echoed) if count is not None]
@@ -100,7 +125,4 @@ def _told(prompt_tokens: int, job: Job) -> tuple[int | None, int | None]:
             "likeliest tokens, for fewer answers, or send fewer or shorter prompts.",
             "prompt_logprobs" if options.prompt_logprobs is not None else "logprobs",
         )
-    logprobs = options.logprobs
-    if logprobs is None and options.answers_made > options.n:
-        logprobs = 0  # the best answers are to be found
-    return logprobs, max(scored, default=None)
+    return max(scored, default=None)

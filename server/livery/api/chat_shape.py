@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from livery.answer_text import TokenEntry
-from livery.api.logprobs_shape import chat_logprobs, prompt_logprobs, token_ids
-from livery.api.shapes import Answer, Envelope, Json, ending, usage_json
+from livery.api.logprobs_shape import chat_content, chat_logprobs, chat_token, token_ids
+from livery.api.shapes import Answer, Envelope, Json, ending, usage_json, written
 from livery.generation import ChoiceDelta, EndReason, Usage
 from livery.reading import CallDelta
 
@@ -47,26 +47,35 @@ class ChatShape:
             return []
         return [{**self.envelope.wrap("chat.completion.chunk", []), "usage": usage_json(usage)}]
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
-        choices = [self._whole(index, answer) for index, answer in enumerate(answers)]
+    def token(self, entry: TokenEntry) -> object:
+        return None if self.envelope.options.logprobs is None else chat_token(entry, self.envelope.options)
+
+    async def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
+        choices = await written(self.choice, answers)
         found = {**self.envelope.wrap("chat.completion", choices), "usage": usage_json(usage)}
         options = self.envelope.options
         if options.token_ids:
             found["prompt_token_ids"] = list(answers[0].prompt_token_ids)
         if options.prompt_logprobs is not None:
-            found["prompt_logprobs"] = prompt_logprobs(answers[0].scores)
+            found["prompt_logprobs"] = answers[0].scores
         return found
 
-    def _whole(self, index: int, answer: Answer) -> Json:
-        return self._choice(index, {"message": _message(answer)}, answer.finish_reason, answer.entries)
+    def choice(self, index: int, answer: Answer) -> Json:
+        """One choice of the whole."""
+        logprobs = chat_content(answer.tokens) if answer.tokens else None
+        said = {"message": _message(answer)}
+        return self._choice(index, said, answer.finish_reason, logprobs, answer.token_ids)
 
     def _chunk(self, index: int, delta: Json, reason: EndReason | None, entries: Sequence[TokenEntry] = ()) -> Json:
-        return self.envelope.chunk("chat.completion.chunk", self._choice(index, {"delta": delta}, reason, entries))
+        logprobs = chat_logprobs(entries, self.envelope.options)
+        choice = self._choice(index, {"delta": delta}, reason, logprobs, token_ids(entries))
+        return self.envelope.chunk("chat.completion.chunk", choice)
 
-    def _choice(self, index: int, said: Json, reason: EndReason | None, entries: Sequence[TokenEntry]) -> Json:
-        options = self.envelope.options
-        choice = {"index": index, **said, "logprobs": chat_logprobs(entries, options), **ending(reason)}
-        return {**choice, "token_ids": token_ids(entries)} if options.token_ids else choice
+    def _choice(
+        self, index: int, said: Json, reason: EndReason | None, logprobs: Json | None, token_ids: Sequence[int]
+    ) -> Json:
+        choice = {"index": index, **said, "logprobs": logprobs, **ending(reason)}
+        return {**choice, "token_ids": token_ids} if self.envelope.options.token_ids else choice
 
 
 def _message(answer: Answer) -> Json:

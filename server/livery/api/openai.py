@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
@@ -28,6 +29,7 @@ from livery.service import OpenedJob
 router = APIRouter(route_class=AnswerRoute)
 
 SERVICE_TIER = "default"
+TOLD_AT_ONCE = 2000  # log-probabilities, a millisecond or two of the event loop
 
 S = TypeVar("S", bound=Shape)
 
@@ -138,8 +140,8 @@ async def _answer(
             stream = EventStream(chunks, headers, close, context.keep_alive_s, dialect=dialect)
             closing.pop_all()  # from here on it is the stream that closes
             return stream
-        answers = await _collect(generation)
-    return json_response(shape.whole(answers, generation.usage), headers=headers)
+        answers = await _collect(generation, shape)
+    return json_response(await shape.whole(answers, generation.usage), headers=headers)
 
 
 async def _chunks(
@@ -157,9 +159,19 @@ async def _chunks(
     yield b"".join(map(dialect.event, shape.closing(generation.usage)))
 
 
-async def _collect(generation: Generation) -> list[Answer]:
-    answers = [Answer() for _ in range(generation.choices)]
+async def _collect(generation: Generation, shape: Shape) -> list[Answer]:
+    """All of every choice. Of many log-probabilities that come together some are told at a time: others have turns."""
+    answers = [Answer(shape.token) for _ in range(generation.choices)]
+    told = 0  # since others had theirs
     async with aclosing(generation.deltas()) as deltas:
         async for delta in deltas:
-            answers[delta.index].take(delta)
+            answer = answers[delta.index]
+            answer.take(delta)
+            for take, entries in ((answer.take_token, delta.entries), (answer.take_score, delta.scores)):
+                for entry in entries:
+                    take(entry)
+                    told += 1 + len(entry.top)
+                    if told >= TOLD_AT_ONCE:
+                        await asyncio.sleep(0)
+                        told = 0
     return answers

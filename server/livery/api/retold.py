@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from livery.answer_text import TokenEntry
+from livery.api.chat_shape import ChatShape
 from livery.api.schemas import ChatCompletionBody
-from livery.api.shapes import Answer, Json, Shape
+from livery.api.shapes import Answer, Json
 from livery.chat_template import InvalidMessages
 from livery.generation import ChoiceDelta, Usage
 from livery.refusals import AdapterReplaced, ContextLengthExceeded, InvalidParameter
@@ -43,7 +45,7 @@ class Block:
 class Retold(ABC):
     """A `Shape` over a chat's, for one answer. Use for one request."""
 
-    def __init__(self, chat: Shape) -> None:
+    def __init__(self, chat: ChatShape) -> None:
         self.blocks: list[Block] = []
         self.finish_reason = ""
         self.stop_string: str | None = None  # that ended the answer
@@ -71,8 +73,11 @@ class Retold(ABC):
         self._end(usage)
         return self._said()
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
-        choice = self._chat.whole(answers, usage)["choices"][0]
+    def token(self, entry: TokenEntry) -> object:
+        return self._chat.token(entry)
+
+    async def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
+        choice = self._chat.choice(0, answers[0])
         self.begin()
         self._take(choice["message"], _logprobs(choice))
         self.finish_reason, self.stop_string = choice["finish_reason"], answers[0].stop_string

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import orjson
+from orjson import Fragment
+
 from livery.answer_text import TokenEntry
+from livery.api.logprobs_shape import prompt_score
 from livery.cards import ModelCard
 from livery.generation import ChoiceDelta, EndReason, Usage
 from livery.jobs import Options
@@ -17,24 +22,28 @@ Json = dict[str, Any]
 
 @dataclass(slots=True)
 class Answer:
-    """All of one choice. `calls` by their index, arguments whole."""
+    """All of one choice. `calls` by their index, arguments whole.
 
+    `tokens` are those of text whose log-probabilities are told, as `worded`, and `scores` the prompt's apart from it.
+    """
+
+    worded: Callable[[TokenEntry], object]
     text: str = ""
     finish_reason: EndReason | None = None
-    entries: list[TokenEntry] = field(default_factory=list)
-    scores: list[TokenEntry] = field(default_factory=list)
+    tokens: list[Any] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)  # of the answer
+    scores: list[Fragment | None] = field(default_factory=list)
+    logprob: float = 0.0  # of the answer's tokens together
     prompt_token_ids: Sequence[int] = ()
     reasoning: str = ""
     calls: dict[int, CallDelta] = field(default_factory=dict)
     stop_string: str | None = None
 
     def take(self, delta: ChoiceDelta) -> None:
-        """Take in what is new. A call that broke is taken back: its text came as content."""
+        """Take in what is new but for its tokens. A call that broke is taken back: its text came as content."""
         self.text += delta.text
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.stop_string = delta.stop_string or self.stop_string
-        self.entries += delta.entries
-        self.scores += delta.scores
         self.prompt_token_ids = delta.prompt_token_ids or self.prompt_token_ids
         self.reasoning += delta.reasoning
         for call in delta.calls:
@@ -46,11 +55,22 @@ class Answer:
             else:
                 self.calls[call.index] = call
 
+    def take_token(self, entry: TokenEntry) -> None:
+        """Take in a token of the answer, or of the prompt that its text begins with."""
+        if not entry.of_prompt:
+            self.token_ids.append(entry.own.token_id)
+            self.logprob += entry.own.logprob or 0.0
+        if (told := self.worded(entry)) is not None:
+            self.tokens.append(told)
+
+    def take_score(self, entry: TokenEntry) -> None:
+        """Take in a token of the prompt apart from the text."""
+        self.scores.append(prompt_score(entry))
+
     @property
     def mean_logprob(self) -> float:
         """Of the answer's tokens; every answer has one."""
-        own = [entry.own.logprob or 0.0 for entry in self.entries if not entry.of_prompt]
-        return sum(own) / max(1, len(own))
+        return self.logprob / max(1, len(self.token_ids))
 
 
 def best(answers: Sequence[Answer], options: Options) -> Sequence[Answer]:
@@ -78,9 +98,23 @@ class Shape(Protocol):
         """Chunks that come after all text, as the usage where the client asked for it."""
         ...
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
+    def token(self, entry: TokenEntry) -> object:
+        """What a whole answer tells of one of its tokens; None for nothing."""
+        ...
+
+    async def whole(self, answers: Sequence[Answer], usage: Usage) -> Json:
         """The answer that isn't streamed."""
         ...
+
+
+async def written(choice: Callable[[int, Answer], Json], answers: Sequence[Answer]) -> list[Fragment]:
+    """Each answer's choice as JSON; between long ones others have their turn."""
+    found: list[Fragment] = []
+    for index, answer in enumerate(answers):
+        if index:
+            await asyncio.sleep(0)
+        found.append(Fragment(orjson.dumps(choice(index, answer))))
+    return found
 
 
 def ending(reason: EndReason | None) -> Json:
@@ -100,7 +134,7 @@ class Envelope:
     options: Options
     service_tier: str | None = None  # said where the client asked for one
 
-    def wrap(self, kind: str, choices: list[Json]) -> Json:
+    def wrap(self, kind: str, choices: Sequence[Json | Fragment]) -> Json:
         wrapped = {
             "id": self.id,
             "object": kind,
