@@ -90,7 +90,7 @@ class Meanings:
             return Choice(found.active, found.generation)
         if (meant.full, found.owner) in self.staging:
             raise AdapterNotReady(meant.shown)
-        raise AdapterUnusable(meant.shown, found.error)
+        raise AdapterUnusable(meant.shown, found.error, own=meant.own)
 
     def forget(self, names: Iterable[str] | None) -> None:
         """These names in full changed, or (None) any may have."""

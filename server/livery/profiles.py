@@ -27,7 +27,8 @@ def profile_of(lease: Lease | None) -> Profile:
     try:
         return recorded_profile(lease.facts.profile)
     except ProfileInvalid as invalid:
-        raise AdapterUnusable(lease.name, f"its profile can't be read ({invalid}); set it again") from None
+        reason = f"its profile can't be read ({invalid}); set it again"
+        raise AdapterUnusable(lease.name, reason, own=lease.own) from None
 
 
 def tells_words(lease: Lease | None, profile: Profile) -> bool:

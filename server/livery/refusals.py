@@ -174,11 +174,15 @@ def failure_of(message: str, code: str) -> GenerationFailed:
     return failure
 
 
-class AdapterUnusable(ServiceRefusal):
-    """The adapter is known and can't be served; the message says why."""
+# What makes an adapter unusable may be about its owner, so those who only use it get a fixed reason.
+WHY_FOR_OTHERS = "something is wrong with it, which its owner is told; ask for another one, or ask its owner to mend it"
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"The adapter '{name}' can't be served: {reason}")
+
+class AdapterUnusable(ServiceRefusal):
+    """The adapter is known and can't be served; the message says why to those whose it is (`own`)."""
+
+    def __init__(self, name: str, reason: str, *, own: bool = True) -> None:
+        super().__init__(f"The adapter '{name}' can't be served: {reason if own else WHY_FOR_OTHERS}")
 
 
 class AdapterNotReady(ServiceRefusal):

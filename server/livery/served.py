@@ -128,16 +128,15 @@ class ServedAdapters:
         try:
             return self._hold_version(only, await self._choose(only), caller)
         except FileNotFoundError as error:
-            raise AdapterUnusable(only.shown, "its files are gone from the data folder; add it again") from error
+            reason = "its files are gone from the data folder; add it again"
+            raise AdapterUnusable(only.shown, reason, own=only.own) from error
 
     async def version(self, name: str, caller: Caller = ANYONE) -> NamedVersion:
         """The version a request for `name` would get now; of an alias the first target's. Raises UnknownModel."""
-        try:
+        with suppress(AdapterNotReady, AdapterUnusable):
             meant = await self._meanings.of(name, Caller("", replace(caller.principal, key="")))
             if meant is not None:
                 return (await self._choose(meant)).version
-        except (AdapterNotReady, AdapterUnusable):
-            pass
         raise UnknownModel(name)
 
     # -- looking ---------------------------------------------------------------------------------------
@@ -226,7 +225,7 @@ class ServedAdapters:
         if version.facts.base_digest != self.base.digest:
             reason = f"it was taken in for another base model than {self.base.name}; add it again"
             raise AdapterUnusable(meant.shown, reason)
-        return Choice(await self._proven(version, meant.shown), generation)
+        return Choice(await self._proven(version, meant.shown, own=meant.own), generation)
 
     async def _pinned(self, meant: Meant, wanted: str, active: NamedVersion) -> NamedVersion:
         """Raises UnknownModel: to who isn't its owner a name has no other version than the active one."""
@@ -244,15 +243,15 @@ class ServedAdapters:
             reason = f"no version {wanted[:64]} is kept; the active one is {active.facts.digest[:12]}"
             raise UnknownModel(meant.asked, reason) from None
 
-    async def _proven(self, version: NamedVersion, shown: str) -> NamedVersion:
+    async def _proven(self, version: NamedVersion, shown: str, *, own: bool = True) -> NamedVersion:
         """The version, its files here; one registered without a model is proven once, when it is first asked for."""
-        await self._bring(version, shown)
+        await self._bring(version, shown, own=own)
         if version.state == "ready":
             return version
         digest = version.facts.digest
         until, reason = self._unproven.get(digest, (0.0, ""))
         if time.monotonic() < until:
-            raise AdapterUnusable(shown, reason)
+            raise AdapterUnusable(shown, reason, own=own)
         if digest not in self._proofs:
             self._proofs[digest] = asyncio.create_task(self.library.prove(version))
             self._proofs[digest].add_done_callback(lambda _: self._proofs.pop(digest, None))
@@ -262,12 +261,12 @@ class ServedAdapters:
             self._unproven[digest] = time.monotonic() + PROVE_AGAIN_S, refused.message
             if len(self._unproven) > REMEMBERED:
                 self._unproven.popitem(last=False)
-            raise AdapterUnusable(shown, refused.message) from refused
+            raise AdapterUnusable(shown, refused.message, own=own) from refused
         finally:
             self._forget_names([version.name])
         return replace(version, state="ready")
 
-    async def _bring(self, version: NamedVersion, shown: str) -> None:
+    async def _bring(self, version: NamedVersion, shown: str, *, own: bool) -> None:
         """Raises AdapterNotFetched, AdapterUnusable."""
         try:
             await self.library.bring(version.facts.weights)
@@ -275,7 +274,7 @@ class ServedAdapters:
             log.warning("%s", refused.message)
             if refused.code == "blobs_unavailable":
                 raise AdapterNotFetched(shown) from refused
-            raise AdapterUnusable(shown, refused.message) from refused
+            raise AdapterUnusable(shown, refused.message, own=own) from refused
 
     # -- leases ----------------------------------------------------------------------------------------
 

@@ -316,7 +316,8 @@ class GenerationService:
         try:
             return await self._text.tokenizer(profile_of(lease), lease.added_tokens if lease else 0)
         except AdapterRefused as refused:
-            raise AdapterUnusable(lease.name if lease else self.base_name, refused.message) from None
+            name, own = (lease.name, lease.own) if lease else (self.base_name, True)
+            raise AdapterUnusable(name, refused.message, own=own) from None
 
     async def _requests(
         self, job: Job, lease: Lease | None, tokenizer: Tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from api.live_server import Serve, Setup, saying
 from api.peft_files import make_adapter
 from api.tenants import OPERATOR, People, call, code_of, people, served_by, upload
+from livery.refusals import WHY_FOR_OTHERS
 from livery.text import Tokenizer
 from livery_adapters.manifest import read_manifest
 
@@ -114,3 +116,26 @@ def test_others_may_pin_what_they_get_and_no_other_version(live: People, saved: 
             assert "model_not_found" in said and active[:4] not in said.replace(name, "")
     for pin in (first[:12], never[:12], "1", "3"):
         assert call(live, OPERATOR, "GET", f"/v1/models/pirate@{pin}").status_code == 200
+
+
+def test_what_is_wrong_with_an_adapter_is_told_to_whose_it_is(serve: Serve, saved: list[Path], tmp_path: Path) -> None:
+    """The operator's, which everybody may use, and what bob lends to acme."""
+    for name in ("weak", "bob/poor"):
+        made = shutil.copytree(saved[0], tmp_path / "adapters" / name)
+        config = json.loads((made / "adapter_config.json").read_text())
+        (made / "adapter_config.json").write_text(json.dumps(config | {"r": 9999}))
+    who = people(serve(folder=tmp_path))
+    while len(call(who, OPERATOR, "GET", "/v1/adapters").json()["data"]) < 2:
+        pass  # the folder is being followed
+    assert call(who, OPERATOR, "POST", "/v1/adapters/bob/poor/share", json={"tenant": "acme"}).status_code == 200
+    owners = {(OPERATOR, "weak"), (OPERATOR, "bob/poor"), ("bob-user", "poor")}
+    others = {("acme-owner", "weak"), ("bob-owner", "weak"), ("acme-user", "bob/poor")}
+    told = {(key, model): code_and_words(who, key, model) for key, model in owners | others}
+    assert {code for code, _ in told.values()} == {"adapter_load_failed"}, told
+    assert {asked for asked, (_, words) in told.items() if "9999" in words} == owners
+    assert all(told[asked][1].endswith(f": {WHY_FOR_OTHERS}") for asked in others)
+
+
+def code_and_words(who: People, key: str, model: str) -> tuple[str, str]:
+    error = post(who, key, "/v1/completions", model=model, prompt=[1000], max_tokens=1).json()["error"]
+    return error["code"], error["message"]

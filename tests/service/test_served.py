@@ -17,9 +17,10 @@ from api.live_server import BASE, MODULES
 from api.peft_files import make_adapter
 from livery.engine.fake import FakeEngine
 from livery.lease import Caller, Lease
-from livery.refusals import AdapterUnusable, InvalidParameter, UnknownModel
+from livery.refusals import WHY_FOR_OTHERS, AdapterUnusable, InvalidParameter, UnknownModel
 from livery.served import ServedAdapters
 from livery.sweeping import COMPOSITIONS_KEPT
+from livery.tenancy import Principal
 from livery_adapters.base_model import BaseModel
 from livery_adapters.library import AdapterLibrary, Intake, from_directory
 from livery_adapters.manifest import read_manifest
@@ -316,6 +317,10 @@ async def test_a_failed_proof_is_not_tried_again_by_every_request(stock: Stock) 
         await unproven.add("broken", from_directory(path, [path]), API)
     digest = read_manifest(path).digest
     stock.engine.behaviour.refuse_adapters[digest] = "this engine can't"
+    stranger = Caller(None, Principal("zeta", "user", "k1"))
+    for _ in range(2):  # it is found out by the first one's request
+        with pytest.raises(AdapterUnusable, match=f"'broken' can't be served: {WHY_FOR_OTHERS}$"):
+            await stock.adapters.lease("broken", stranger)
     for _ in range(5):
         with pytest.raises(AdapterUnusable, match="this engine can't"):
             await stock.adapters.lease("broken")
