@@ -126,7 +126,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.prompts": FACTS | {"livery.beside", "livery.lease", "livery.text"},
     "livery.pooling": SEAM
     | FACTS
-    | {f"livery.{part}" for part in ("admission", "generation", "lease", "metrics", "prompts", "text")}
+    | {f"livery.{part}" for part in ("admission", "beside", "generation", "lease", "metrics", "prompts", "text")}
     | {"livery_adapters"},
     "livery.sampling": SEAM | FACTS | {"livery.prompts"},
     "livery.cards": SEAM | {"livery.lease", "livery_adapters"},

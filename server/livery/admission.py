@@ -212,6 +212,12 @@ def guessed_tokens(prompts: Sequence[Prompt], max_model_len: int) -> int:
     return sum(min(_guessed(prompt, max_model_len), max_model_len) for prompt in prompts)
 
 
+def guessed_pairs(texts: Sequence[str], pairs: Sequence[tuple[int, int]], max_model_len: int) -> int:
+    """As `guessed_tokens`, where each pair of texts, by their places, is a prompt of its own."""
+    sizes = [len(texts[one]) + len(texts[other]) for one, other in pairs]
+    return sum(min(1 + size // CHARACTERS_PER_TOKEN, max_model_len) for size in sizes)
+
+
 def _guessed(prompt: Prompt, most: int) -> int:
     """About how many tokens a prompt has, or some number over `most`."""
     if isinstance(prompt, list):

@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -296,6 +296,19 @@ def seconds_left(until: float) -> float:
     if left <= 0:
         raise DeadlineExceeded("The request's time was up before it got to the engine. Allow more time.")
     return left
+
+
+@asynccontextmanager
+async def in_time(until: float) -> AsyncGenerator[None]:
+    """Around what comes before the engine is asked: cancelled once a job's time is up. Raises DeadlineExceeded."""
+    left = None if until == math.inf else until - time.perf_counter()
+    try:
+        async with asyncio.timeout(left) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded("The request's time was up before it got to the engine. Allow more time.") from None
 
 
 def kind_of(error: BaseException) -> str:

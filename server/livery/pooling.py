@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Literal, cast
 
 from msgspec import structs
 
 from livery.admission import Admitted
+from livery.beside import ENCODING, beside
 from livery.engine.base import Engine, EngineInfo, GenerationRequest, Pooling, TokenDelta
 from livery.engine.figures import PromptRead
 from livery.generation import UNANSWERED, Usage, count_unanswered, kind_of, seconds_left, words_of
@@ -27,6 +29,10 @@ from livery.text import PromptTooLong, Tokenizer
 from livery_adapters.profile import Profile
 
 AT_ONCE = 32  # prompts of one request that are on the engine together
+PIECE = 65_536  # characters that are encoded at one go, some 20 ms of a core
+EACH = 32  # characters that are encoded in the time that a text takes however short it is
+
+Input = str | list[int] | tuple[str, str]  # ids as they are, two texts as one
 
 ROUTES = {
     "generate": "POST /v1/chat/completions or /v1/completions",
@@ -73,28 +79,66 @@ def pooling_of(job: PoolingJob, lease: Lease | None, profile: Profile, hidden_si
     return Pooling(job.kind or profile.pooling or "last", False, job.dimensions or 0, job.normalize)
 
 
-def encode_inputs(
-    job: PoolingJob, tokenizer: Tokenizer, info: EngineInfo, vocab_size: int, *, as_pairs: bool
+async def encode_inputs(
+    job: PoolingJob, tokenizer: Tokenizer, info: EngineInfo, vocab_size: int, *, head: bool
 ) -> list[list[int]]:
-    """Token ids of every prompt, or with `as_pairs` of every pair as one text, each below `vocab_size`. Blocks.
+    """Token ids of every prompt, or for an adapter's own head of every pair as one text, each below `vocab_size`.
 
-    Raises InvalidParameter or ContextLengthExceeded.
+    Long ones are encoded piece by piece in the tenant's turns, up to the first that is wrong: whoever leaves has no
+    more than the piece computed that is under way. Raises InvalidParameter or ContextLengthExceeded.
     """
-    limit, param = info.max_model_len, job.prompt_param
-    found = []
-    try:
-        if as_pairs:
-            found = [tokenizer.encode_pair(job.texts[one], job.texts[other], limit) for one, other in job.pairs]
-        else:
-            found = [tokenizer.encode(one, limit) if isinstance(one, str) else one for one in job.prompts]
-    except PromptTooLong as long:
-        raise ContextLengthExceeded(limit, long.at_least, None, param, uncounted=True) from None
-    for place, ids in enumerate(found):
+    inputs: Sequence[Input] = job.prompts
+    if head and job.pairs:
+        texts = job.texts
+        inputs = [(texts[one], texts[other]) for one, other in job.pairs]
+    found: list[list[int]] = []
+    for piece, size in _pieces(inputs):
+        made = partial(_encoded, job.prompt_param, tokenizer, info, vocab_size, head=head)
+        found += await beside(ENCODING, job.caller.tenant, size, made, piece, len(found))
+    return found
+
+
+def _pieces(inputs: Sequence[Input]) -> Iterator[tuple[list[Input], int]]:
+    """Inputs that are encoded at one go, and what that takes in characters."""
+    piece: list[Input] = []
+    size = 0
+    for one in inputs:
+        takes = EACH + (sum(map(len, one)) if isinstance(one, tuple) else len(one))
+        if piece and size + takes > PIECE:
+            yield piece, size
+            piece, size = [], 0
+        piece.append(one)
+        size += takes
+    if piece:
+        yield piece, size
+
+
+def _encoded(
+    param: str,
+    tokenizer: Tokenizer,
+    info: EngineInfo,
+    vocab_size: int,
+    inputs: Sequence[Input],
+    first: int,
+    *,
+    head: bool,
+) -> list[list[int]]:
+    """Token ids of inputs of which `first` is the first one's place. Blocks, and raises as `encode_inputs`."""
+    limit, found = info.max_model_len, []
+    for place, one in enumerate(inputs, first):
+        try:
+            if isinstance(one, tuple):
+                ids = tokenizer.encode_pair(*one, limit)
+            else:
+                ids = tokenizer.encode(one, limit) if isinstance(one, str) else one
+        except PromptTooLong as long:
+            raise ContextLengthExceeded(limit, long.at_least, None, param, uncounted=True) from None
         check_ids(ids, vocab_size, param)
         if not ids:
             raise InvalidParameter(f"Number {place} of {param} is empty: it encodes to no tokens.", param)
         if len(ids) > limit:
             raise ContextLengthExceeded(limit, len(ids), None, param)
+        found.append(without_padding(ids, info.pad_token_id) if head else ids)
     return found
 
 

@@ -14,22 +14,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from livery.adapter_text import AdapterText
-from livery.admission import BODY_BYTES, Admission, Asked, asked_by, guessed_tokens, within_limits
+from livery.admission import BODY_BYTES, Admission, Asked, asked_by, guessed_pairs, guessed_tokens, within_limits
 from livery.beside import ENCODING, beside
 from livery.cards import ModelCard, Tokens, adapter_card, base_card
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
-from livery.generation import Generation, Usage, seconds_left
+from livery.generation import Generation, Usage, in_time, seconds_left
 from livery.grammar_check import GrammarCheck
 from livery.jobs import ChatPrompt, Job, PoolingJob, Prompt
 from livery.lease import Caller, Lease
 from livery.metrics import OTHER, Metrics, RequestMeter
-from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of, without_padding
+from livery.pooling import AT_ONCE, PooledAnswer, check_task, encode_inputs, labels_of, pooling_of
 from livery.profiles import dressed, profile_of, tells_words
 from livery.prompts import activation, bad_words, check_ids, encode, token_ids
 from livery.reading import AS_THE_TEMPLATE, ParserNames, held_to_strict, reading_of, told_of_tools
@@ -132,8 +133,12 @@ class GenerationService:
         """Admit a request: bind its adapter version, encode its prompts, check that the answer can fit.
 
         Raises Draining, Overloaded, OverShare, LimitExceeded, UnknownModel, AdapterNotReady, AdapterUnusable,
-        InvalidMessages, InvalidParameter, GrammarUntried, ContextLengthExceeded.
+        InvalidMessages, InvalidParameter, GrammarUntried, ContextLengthExceeded, DeadlineExceeded.
         """
+        async with in_time(job.until):
+            return await self._open(job)
+
+    async def _open(self, job: Job) -> OpenedJob:
         asked = asked_by(job, self.info.max_model_len)
         admitted = await self.admission.admit(job.model, job.caller, asked)
         lease = admitted.lease
@@ -170,7 +175,13 @@ class GenerationService:
 
     async def pool(self, job: PoolingJob) -> OpenedPooling:
         """Admit a request for vectors, as `open` does one for text."""
-        asked = Asked(min(len(job.prompts), AT_ONCE), guessed_tokens(job.prompts, self.info.max_model_len))
+        async with in_time(job.until):
+            return await self._pool(job)
+
+    async def _pool(self, job: PoolingJob) -> OpenedPooling:
+        longest = self.info.max_model_len
+        sequences = min(max(len(job.prompts), len(job.pairs)), AT_ONCE)
+        asked = Asked(sequences, guessed_tokens(job.prompts, longest))
         admitted = await self.admission.admit(job.model, job.caller, asked)
         lease = admitted.lease
         with ExitStack() as undo:
@@ -179,16 +190,9 @@ class GenerationService:
             profile = profile_of(lease)
             pooling = pooling_of(job, lease, profile, self.info.shapes.hidden_size)
             tokenizer, began = await self._tokenizer_of(lease), time.perf_counter()
-            inputs = await asyncio.to_thread(
-                encode_inputs,
-                job,
-                tokenizer,
-                self.info,
-                self._vocabulary(lease),
-                as_pairs=bool(job.pairs) and pooling.head,
-            )
-            if pooling.head:
-                inputs = [without_padding(ids, self.info.pad_token_id) for ids in inputs]
+            if pooling.head and job.pairs:  # each is a text: how many tokens that is must fit before they are encoded
+                await admitted.encoded(guessed_pairs(job.texts, job.pairs, longest), 0)
+            inputs = await encode_inputs(job, tokenizer, self.info, self._vocabulary(lease), head=pooling.head)
             starts = [activation(ids, lease, job.prompt_param) for ids in inputs]
             await admitted.encoded(sum(map(len, inputs)), 0)
             requests = [
@@ -217,7 +221,7 @@ class GenerationService:
 
     async def tokenize(self, job: Job, *, strings: bool) -> Tokens:
         """What the engine would be asked to read for the job's only prompt. Raises as `open` does."""
-        async with self.admission.visit(job.model, job.caller) as lease:
+        async with in_time(job.until), self.admission.visit(job.model, job.caller) as lease:
             profile, tokenizer = profile_of(lease), await self._tokenizer_of(lease)
             job = dressed(job, profile, lease)
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
@@ -228,16 +232,16 @@ class GenerationService:
             spelt = await beside(ENCODING, job.caller.tenant, len(ids), tokenizer.strings, ids) if strings else None
             return Tokens(len(ids), ids, spelt)
 
-    async def detokenize(self, model: str, ids: list[int], caller: Caller) -> str:
-        """The text of ids, special tokens included. Raises as `open` does."""
-        async with self.admission.visit(model, caller) as lease:
+    async def detokenize(self, model: str, ids: list[int], caller: Caller, until: float = math.inf) -> str:
+        """The text of ids, special tokens included, `until` a job's moment. Raises as `open` does."""
+        async with in_time(until), self.admission.visit(model, caller) as lease:
             check_ids(ids, self._vocabulary(lease), "tokens")
             tokenizer = await self._tokenizer_of(lease)
             return await beside(ENCODING, caller.tenant, len(ids), tokenizer.decode_all, ids)
 
-    async def tokenizer_facts(self, model: str, caller: Caller) -> TokenizerFacts:
+    async def tokenizer_facts(self, model: str, caller: Caller, until: float = math.inf) -> TokenizerFacts:
         """Special tokens of a model, and its chat template where it is the caller's to see. Raises as `open` does."""
-        async with self.admission.visit(model, caller) as lease:
+        async with in_time(until), self.admission.visit(model, caller) as lease:
             facts = (await self._tokenizer_of(lease)).facts
             return facts if tells_words(lease, profile_of(lease)) else replace(facts, chat_template=None)
 

@@ -103,12 +103,12 @@ class Tokenizer:
 
         Raises PromptTooLong without encoding it when `room`, in tokens, can't hold that many characters.
         """
-        self._check_room(text, room)
+        self._check_room(len(text), room)
         return _encode(self._fast, text, add_special_tokens=True)
 
     def encode_bare(self, text: str, room: int | None = None) -> list[int]:
         """As `encode`, without special tokens around the text."""
-        self._check_room(text, room)
+        self._check_room(len(text), room)
         return _encode(self._fast, text, add_special_tokens=False)
 
     def encode_chat(self, chat: Conversation | Sequence[Message], room: int | None = None) -> list[int]:
@@ -127,7 +127,7 @@ class Tokenizer:
             hidden.conversation(chat if isinstance(chat, Conversation) else Conversation(chat))
         )
         # Only here, because templates may leave out parts of what they are given.
-        self._check_room(hidden.reveal(rendered), room)
+        self._check_room(len(hidden.reveal(rendered)), room)
         if not hidden.count:
             return _encode(self._fast, rendered, add_special_tokens=False)
         return self._encode_apart(rendered, hidden)
@@ -138,8 +138,8 @@ class Tokenizer:
 
     def encode_pair(self, first: str, second: str, room: int | None = None) -> list[int]:
         """Token ids of two texts as the model's tokenizer joins them. Raises PromptTooLong as `encode` does."""
-        self._check_room(first + second, room)
-        return list(self._fast.encode(first, second).ids)
+        self._check_room(len(first) + len(second), room)
+        return _encode(self._fast, (first, second), add_special_tokens=True)
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of a text by itself, nothing added; special tokens' characters are text."""
@@ -169,8 +169,8 @@ class Tokenizer:
         """Those of the texts that are special tokens, by their ids."""
         return {id: text for id, text in self._special_ids.items() if text in texts}
 
-    def _check_room(self, text: str, room: int | None) -> None:
-        at_least = -(-len(text) // self._longest)
+    def _check_room(self, characters: int, room: int | None) -> None:
+        at_least = -(-characters // self._longest)
         if room is not None and at_least > room:
             raise PromptTooLong(at_least)
 
@@ -306,9 +306,11 @@ class Detokenizer:
         return self._tokenizer.decode(ids, self._skip)
 
 
-def _encode(tokenizer: FastTokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    if len(text) <= LONG_TEXT:
-        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+def _encode(tokenizer: FastTokenizer, text: str | tuple[str, str], *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text, or of two as one."""
+    one, other = (text, None) if isinstance(text, str) else text
+    if len(one) + len(other or "") <= LONG_TEXT:
+        return list(tokenizer.encode(one, other, add_special_tokens=add_special_tokens).ids)
     return list(tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
 from api.live_server import BASE, LiveServer, Serve, Setup
+from api.peft_files import make_adapter
+from api.test_admission import assert_nothing_is_held
+from livery.beside import ENCODING, LONG
 from livery.engine.fake import Behaviour
 
 CHAT = {"model": BASE, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6}
@@ -81,3 +87,102 @@ def test_a_header_that_says_no_time_is_refused_by_name(server: LiveServer, value
 def test_a_field_that_says_no_time_is_refused_by_name(server: LiveServer, value: object) -> None:
     answer = post(server, "/v1/chat/completions", {**CHAT, "timeout": value})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "timeout")
+
+
+@contextmanager
+def nobody_encodes() -> Iterator[None]:
+    """All threads that encode long texts are busy."""
+    threads = ENCODING._threads._max_workers
+    busy, go_on = threading.Barrier(threads + 1), threading.Event()
+
+    def hold() -> None:
+        busy.wait(30)
+        go_on.wait(60)
+
+    held = [ENCODING.submit("nobody", hold) for _ in range(threads)]
+    busy.wait(30)
+    try:
+        yield
+    finally:
+        go_on.set()
+        for one in held:
+            one.result(30)
+
+
+LONG_TEXT = "ahoy " * LONG
+BEFORE_THE_ENGINE: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": LONG_TEXT},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": LONG_TEXT}], "stream": True},
+    "/v1/messages": {"messages": [{"role": "user", "content": LONG_TEXT}], "max_tokens": 2},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": LONG_TEXT}]},
+    "/v1/embeddings": {"input": [LONG_TEXT]},
+    "/tokenize": {"prompt": LONG_TEXT},
+    "/detokenize": {"tokens": [7] * 2 * LONG},
+}
+
+
+@pytest.fixture(scope="module")
+def wide(module_serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> LiveServer:
+    """A server of a long context with an adapter, pirate."""
+    folder = tmp_path_factory.mktemp("wide")
+    make_adapter(folder / "adapters" / "pirate", seed=1)
+    return module_serve(Setup(max_model_len=1 << 16), folder)
+
+
+def ends_in_time(server: LiveServer, path: str, body: dict[str, Any], key: str) -> None:
+    """Answered 504, with nothing held any more."""
+    headers = {"authorization": f"Bearer {key}", "x-request-timeout": str(SHORT)}
+    answer = post(server, path, {"model": "pirate", **body}, **headers)
+    assert answer.status_code == 504 and "time was up" in answer.json()["error"]["message"], answer.text
+    assert_nothing_is_held(server.service)
+    assert not server.service.adapters.under_way.of("pirate")
+
+
+@pytest.fixture(scope="module")
+def limited(wide: LiveServer) -> str:
+    """A key with limits, so that what it holds of them is counted."""
+    return wide.make_key("acme", limits={"tokens_per_minute": 10_000_000, "concurrent_requests": 8})
+
+
+@pytest.mark.parametrize("path", BEFORE_THE_ENGINE)
+def test_it_runs_while_a_prompt_waits_to_be_encoded(wide: LiveServer, limited: str, path: str) -> None:
+    body = BEFORE_THE_ENGINE[path]
+    answer = post(wide, path, {"model": "pirate", **body, "stream": None}, authorization=f"Bearer {limited}")
+    assert answer.status_code == 200, answer.text
+    with nobody_encodes():
+        ends_in_time(wide, path, body, limited)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", "/tokenize", "/tokenizer_info?model=unknown"])
+def test_it_runs_while_an_adapter_is_looked_for(
+    wide: LiveServer, limited: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    registry = wide.service.adapters.registry
+    find = registry.find
+
+    def slow(*arguments: Any, **keywords: Any) -> Any:
+        go_on.wait(60)
+        return find(*arguments, **keywords)
+
+    monkeypatch.setattr(registry, "find", slow)
+    try:
+        if "?" in path:
+            headers = {"authorization": f"Bearer {limited}", "x-request-timeout": str(SHORT)}
+            assert httpx.get(wide.url + path, headers=headers, timeout=30).status_code == 504
+            assert_nothing_is_held(wide.service)
+        else:
+            ends_in_time(wide, path, {"model": "unknown", "prompt": "a", "input": "a"}, limited)
+    finally:
+        go_on.set()
+
+
+def test_it_runs_while_a_grammar_waits_for_its_trial(wide: LiveServer, limited: str) -> None:
+    turn = wide.service.grammars._turn
+    wide.call(turn.acquire())
+    schema = {"type": "object", "properties": {"untried": {"type": "string"}}}
+    format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    try:
+        ends_in_time(wide, "/v1/chat/completions", {"messages": CHAT["messages"], "response_format": format}, limited)
+    finally:
+        wide._loop.call_soon_threadsafe(turn.release)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import re
@@ -52,6 +53,23 @@ def test_long_texts_encode_as_in_transformers(reference: AutoTokenizer, piece: s
         assert message["content"] in TOKENIZER._fast.decode(ids, skip_special_tokens=False)
     else:
         assert ids == reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+@pytest.mark.parametrize("first", ["fish", "fish and chips " * (LONG_TEXT // 30)])
+def test_pairs_encode_as_in_transformers(reference: AutoTokenizer, first: str) -> None:
+    assert TOKENIZER.encode_pair(first, first[::-1]) == reference(first, first[::-1]).input_ids
+    with pytest.raises(PromptTooLong):
+        TOKENIZER.encode_pair("a" * TOKENIZER._longest, "a", 1)
+
+
+def test_a_long_pair_is_encoded_by_the_call_that_lets_go_of_the_interpreter() -> None:
+    class Batches:
+        encode_batch_fast = TOKENIZER._fast.encode_batch_fast
+
+    tokenizer = copy.copy(TOKENIZER)
+    tokenizer._fast = Batches()
+    half = "fish and chips " * (LONG_TEXT // 30)
+    assert tokenizer.encode_pair(half, half + half) == TOKENIZER.encode_pair(half, half + half)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from livery.api.reading import AnswerRoute
 from livery.api.responses import json_response
 from livery.api.sampling_fields import KeptTokens, TokenId, check_kept
 from livery.api.schemas import ChatCompletionBody, ModelName
+from livery.api.timeouts import until
 from livery.jobs import BareText, Job, Options, Prompt
 
 router = APIRouter(route_class=AnswerRoute)
@@ -90,7 +91,9 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
         context.unknown_fields.met(body.unknown_fields)
         model, param, options = body.model or "", "prompt", body.to_options()
     record: RequestRecord = request.state.record
-    job = Job(model, [body.to_prompt()], options, record.id, param, caller_of(request))
+    wanted = body.timeout if isinstance(body, TokenizeChatBody) else None
+    ends = until(request, wanted, context.request_timeout_s)
+    job = Job(model, [body.to_prompt()], options, record.id, param, caller_of(request), ends)
     tokens = await context.service.tokenize(job, strings=bool(body.return_token_strs))
     return json_response(
         {
@@ -106,7 +109,8 @@ async def tokenize(body: TokenizeBody, request: Request, context: ContextDep) ->
 async def detokenize(body: DetokenizeBody, request: Request, context: ContextDep) -> Response:
     """The text that ids stand for, special tokens included."""
     context.unknown_fields.met(body.unknown_fields)
-    text = await context.service.detokenize(body.model or "", body.tokens, caller_of(request))
+    ends = until(request, None, context.request_timeout_s)
+    text = await context.service.detokenize(body.model or "", body.tokens, caller_of(request), ends)
     return json_response({"prompt": text})
 
 
@@ -119,7 +123,8 @@ async def tokenizer_info(
 
 
 async def _info(request: Request, context: Context, model: str) -> dict[str, object]:
-    facts = await context.service.tokenizer_facts(model, caller_of(request))
+    ends = until(request, None, context.request_timeout_s)
+    facts = await context.service.tokenizer_facts(model, caller_of(request), ends)
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",  # what any `tokenizer.json` is loaded with
         "model_max_length": context.service.info.max_model_len,
