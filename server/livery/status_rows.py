@@ -9,9 +9,9 @@ A tenant sees what its own requests did, also of adapters that others use too; a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from livery.activity import AdapterFigures, Lately
 from livery.served import ServedAdapters
@@ -42,14 +42,6 @@ class Wanted:
     limit: int = 100
 
 
-class Seen(NamedTuple):
-    """An adapter that a caller may ask: as the caller calls it, and what it is to the caller."""
-
-    name: str
-    brief: Brief
-    kind: scope.Kind
-
-
 class Viewer:
     """One caller's view of adapters at one moment. `device` and `host` are digests of files that lie there.
 
@@ -73,23 +65,27 @@ class Viewer:
         self._host = host
         self._now = time.perf_counter()
 
-    def seen(self, known: Mapping[str, Brief]) -> Iterator[Seen]:
-        """What the caller may ask; an admin sees everything as its own."""
+    def seen(self, known: Mapping[str, Brief]) -> dict[str, Brief]:
+        """What the caller may ask of what is known by names in full, as the caller calls it."""
         principal = self._principal
-        for brief in known.values():
-            kind = scope.kind_of(principal, brief.owner)
-            if principal.role == "admin":
-                yield Seen(brief.name, brief, "own")
-                continue
-            shown = scope.shown(principal, brief.name)
+        if principal.role == "admin":
+            return dict(known)
+        prefix, found = scope.prefix(principal), dict[str, Brief]()
+        kinds: dict[str, tuple[scope.Kind, bool]] = {}  # by owner, and whether the key may ask for all of the kind
+        for full, brief in known.items():
+            if brief.owner not in kinds:
+                kind = scope.kind_of(principal, brief.owner)
+                kinds[brief.owner] = kind, scope.allows_all(principal, kind)
+            (kind, every), shown = kinds[brief.owner], full.removeprefix(prefix)
             reachable = kind != "shared" or principal.tenant in brief.grantees
-            hidden = kind != "own" and scope.in_full(principal, shown) in known
-            if reachable and not hidden and scope.allows(principal, kind, shown):
-                yield Seen(shown, brief, kind)
+            hidden = kind != "own" and prefix + shown in known
+            if reachable and not hidden and (every or scope.allows(principal, kind, shown)):
+                found[shown] = brief
+        return found
 
-    def row(self, name: str, brief: Brief, kind: scope.Kind) -> Json:
+    def row(self, name: str, brief: Brief) -> Json:
         """Of what isn't the caller's own: that it is there, and what the caller's requests of it came to."""
-        own, active = kind == "own", brief.active is not None
+        own, active = scope.owns(self._principal, brief.owner), brief.active is not None
         done = self._lately.adapters.get(brief.name)
         return {
             "name": name,
@@ -144,15 +140,14 @@ def figures(done: AdapterFigures | None, now: float) -> Json:
 
 def table(viewer: Viewer, known: Mapping[str, Brief], wanted: Wanted) -> Json:
     """Those that are wanted, of how many. Takes some microseconds for each that there is: not for an event loop."""
-    seen = list(viewer.seen(known))
-    search = wanted.search.lower()
-    found = sorted((one for one in seen if search in one.name.lower()), key=lambda one: one.name)
+    seen, search = viewer.seen(known), wanted.search.lower()
+    names = sorted(name for name in seen if search in name.lower())
     part = slice(wanted.offset, wanted.offset + wanted.limit)
     if wanted.sort == "name":  # no more rows than are shown
-        rows = [viewer.row(*one) for one in (found[::-1] if wanted.descending else found)[part]]
+        rows = [viewer.row(name, seen[name]) for name in (names[::-1] if wanted.descending else names)[part]]
     else:
-        rows = _sorted([viewer.row(*one) for one in found], wanted.sort, wanted.descending)[part]
-    return {"data": rows, "total": len(seen), "found": len(found), "offset": wanted.offset, "limit": wanted.limit}
+        rows = _sorted([viewer.row(name, seen[name]) for name in names], wanted.sort, wanted.descending)[part]
+    return {"data": rows, "total": len(seen), "found": len(names), "offset": wanted.offset, "limit": wanted.limit}
 
 
 def _sorted(by_name: Sequence[Json], column: Column, descending: bool) -> list[Json]:

@@ -87,8 +87,13 @@ def owns(principal: Principal, owner: str) -> bool:
 
 def allows(principal: Principal, kind: Kind | Literal["base"], name: str) -> bool:
     """Whether the key may ask for what the caller calls `name`."""
+    return allows_all(principal, kind) or any(_fits(name, pattern) for pattern in _patterns(principal))
+
+
+def allows_all(principal: Principal, kind: Kind | Literal["base"]) -> bool:
+    """Whether the key may ask for whatever is of this kind."""
     kinds = {"own", "public"} if kind == "own" and principal.tenant == OPERATOR_TENANT else {kind}
-    return not kinds.isdisjoint(principal.allow) or any(_fits(name, pattern) for pattern in _patterns(principal))
+    return not kinds.isdisjoint(principal.allow)
 
 
 def view(principal: Principal) -> View | None:
