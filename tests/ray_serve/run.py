@@ -22,15 +22,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from conformance.environments import PartMissing, Suite
 from foreign_parts import not_run
 from livery_loadtest.peers import EnvironmentFailed
-from livery_loadtest.servers import free_port
 from postgres.server import MISSING, programs
+from ray_serve.ports import ports_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 RAY = "ray[serve]==2.60.0"
 SETTINGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")  # another run may have the usual ones
-INGRESSES = 50  # ports that Ray gives to those of one cluster, the same on every cluster unless it is told otherwise
 OWN = ("server", "adapters", "loadtest", "tests")
 
 
@@ -49,13 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0].endswith(".py") and (HERE / arguments[0]).is_file():
         command = [python, str(HERE / arguments[0]), *arguments[1:]]
     paths = os.pathsep.join(str(ROOT / name) for name in OWN)
-    first = 26_000 + os.getpid() % 100 * INGRESSES  # beyond those of cluster.OWN_PORTS
-    settings = SETTINGS | {name: str(free_port()) for name in PORTS}
-    settings |= {
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + INGRESSES - 1),
-    }
-    environ = {**settings, **os.environ, "PYTHONPATH": paths}
+    environ = {**SETTINGS, **ports_of(0), **os.environ, "PYTHONPATH": paths}
     return subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode
 
 
