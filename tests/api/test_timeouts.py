@@ -134,6 +134,11 @@ def ends_in_time(server: LiveServer, path: str, body: dict[str, Any], key: str) 
     headers = {"authorization": f"Bearer {key}", "x-request-timeout": str(SHORT)}
     answer = post(server, path, {"model": "pirate", **body}, **headers)
     assert answer.status_code == 504 and "time was up" in answer.json()["error"]["message"], answer.text
+    server.call(nothing_held(server))
+
+
+async def nothing_held(server: LiveServer) -> None:
+    """On the event loop: an answer may be here before its request is over there."""
     assert_nothing_is_held(server.service)
     assert not server.service.adapters.under_way.of("pirate")
 
@@ -170,7 +175,7 @@ def test_it_runs_while_an_adapter_is_looked_for(
         if "?" in path:
             headers = {"authorization": f"Bearer {limited}", "x-request-timeout": str(SHORT)}
             assert httpx.get(wide.url + path, headers=headers, timeout=30).status_code == 504
-            assert_nothing_is_held(wide.service)
+            wide.call(nothing_held(wide))
         else:
             ends_in_time(wide, path, {"model": "unknown", "prompt": "a", "input": "a"}, limited)
     finally:
