@@ -103,7 +103,7 @@ def test_the_example_of_the_readme_is_a_workload() -> None:
 
 
 def test_a_file_that_cannot_be_read_is_refused_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(SpecInvalid, match=r"nowhere\.yaml: No such file.*a suite's name"):
+    with pytest.raises(SpecInvalid, match=r"nowhere\.yaml: No such file.*runs a suite"):
         read_workload(tmp_path / "nowhere.yaml")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecInvalid, match=r"binary: not UTF-8"):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from livery.activity import Activity
-from livery.admission import Admission, Admitted, Asked
+from livery.admission import Admission, Admitted, Asked, Refusals
 from livery.api.boundary import Boundary
 from livery.lease import Caller
 from livery.metrics import Metrics
@@ -20,6 +20,7 @@ class Free(Admitted):
 
     def __init__(self) -> None:
         self.lease = None
+        self.refusals = Refusals("", lambda *_: None)
 
     async def encoded(self, *_: object) -> None: ...
 
