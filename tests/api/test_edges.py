@@ -260,6 +260,50 @@ def test_a_stopping_server_answers_until_what_is_under_way_has_ended() -> None:
             httpx.get(url, timeout=30)
 
 
+def test_who_had_connected_and_not_asked_is_answered_by_a_stopping_server() -> None:
+    waiting = running(timeout_graceful_shutdown=30)
+    with waiting as server, server.connect() as kept, server.connect() as under_way, server.connect() as early:
+        stop_under(server, kept, under_way)
+        early.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        answer = read(early)
+        assert b"done" in answer and b"connection: close" in answer
+        server.on_loop(server.app.release.set)
+        assert b"done" in read(under_way)
+
+
+def test_so_is_who_had_not_begun_the_handshake(files: dict[str, Path]) -> None:
+    context = ssl.create_default_context(cafile=files["ssl_certfile"])
+
+    def secure(plain: socket.socket) -> ssl.SSLSocket:
+        return context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=True)
+
+    with (
+        running(timeout_graceful_shutdown=30, **files) as server,
+        secure(server.connect()) as kept,
+        secure(server.connect()) as under_way,
+        server.connect() as early,
+    ):
+        stop_under(server, kept, under_way)
+        with secure(early) as late:
+            late.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert late.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        server.on_loop(server.app.release.set)
+
+
+def stop_under(server: Running, kept: socket.socket, under_way: socket.socket) -> None:
+    """Have a server stop that has an idle connection, a request under way, and one connection more."""
+    kept.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert kept.recv(1 << 16)
+    under_way.sendall(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert server.app.waiting.wait(30)
+    while len(server.server.server_state.connections) < 3:
+        assert server.thread.is_alive()
+    server.server.should_exit = True
+    kept.settimeout(30)
+    while kept.recv(1 << 16):
+        continue
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A server's certificate and key, as its configuration names them."""

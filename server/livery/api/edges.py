@@ -130,6 +130,11 @@ class EdgeProtocol(H11Protocol):
         super().resume_writing()
 
     @property
+    def asked(self) -> bool:
+        """Whether a request has come."""
+        return self.cycle is not None
+
+    @property
     def _answering(self) -> bool:
         """Whether a whole head has come whose answer isn't."""
         return self.cycle is not None and not self.cycle.response_complete
@@ -182,6 +187,8 @@ class EdgeProtocol(H11Protocol):
 
 class Handshake(asyncio.Protocol):
     """A connection on which TLS is still to begin. It counts like any other, and has as long as a head."""
+
+    asked = False  # as EdgeProtocol says it
 
     def __init__(self, context: ssl.SSLContext, *, server_state: ServerState, **rest: Any) -> None:  # noqa: ANN401
         """Arguments besides `context` are EdgeProtocol's."""
@@ -243,12 +250,13 @@ class EdgeServer(uvicorn.Server):
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """Let requests under way end, up to the graceful timeout; then end the rest.
 
-        Whoever comes meanwhile is still answered, on a connection that ends with the answer: load balancers that
-        haven't noticed yet get a 503 they can act on in place of a refused connection.
+        Whoever comes meanwhile is still answered, on a connection that ends with the answer, and so is whose connection
+        is made and request to come: load balancers that haven't noticed yet get a 503 they can act on.
         """
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
+        for connection in list(cast(set[EdgeProtocol | Handshake], self.server_state.connections)):
+            if connection.asked:
+                connection.shutdown()
         timeout, under_way = self.config.timeout_graceful_shutdown, set(self.server_state.tasks)
         now = asyncio.get_running_loop().time
         deadline = now() + (timeout if timeout is not None else float("inf"))
