@@ -25,6 +25,7 @@ CHAT: dict[str, Any] = {"model": BASE, "messages": [{"role": "user", "content": 
 TEXT: dict[str, Any] = {"model": BASE, "prompt": "Hi", "max_tokens": 2}
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"enum": ["é", "/"]}}, "required": ["b"]}
 OBJECT = Grammar("json_schema", '{"type": "object"}')
+PATIENCE_S = 240  # for a machine that is busy: grammars are tried one after another
 
 
 def formatted(schema: object, **more: object) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def held(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def post(server: LiveServer, body: dict[str, Any], path: str = "/v1/chat/completions") -> httpx.Response:
-    return httpx.post(server.url + path, json=body, timeout=60)
+    return httpx.post(server.url + path, json=body, timeout=PATIENCE_S)
 
 
 ASKED: list[tuple[dict[str, Any], Grammar | None]] = [
