@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
+from api.busy_threads import taken
 from api.live_server import BASE, LiveServer, Serve, Setup
 from livery.beside import REPORTING
 from livery.engine.base import EngineStats
@@ -19,25 +17,6 @@ from livery.status_rows import Wanted
 from livery.tenancy import Principal
 
 LISTS = ("/v1/models", "/v1/adapters", "/v1/aliases", "/v1/usage", "/v1/status", "/v1/status?sort=tokens")
-
-
-@contextmanager
-def taken() -> Iterator[None]:
-    """All threads of lists and reports are busy."""
-    go_on, both = threading.Event(), threading.Barrier(3)
-
-    def busy() -> None:
-        both.wait(30)
-        go_on.wait(60)
-
-    held = [REPORTING.submit("nobody", busy) for _ in range(2)]
-    both.wait(30)
-    try:
-        yield
-    finally:
-        go_on.set()
-        for one in held:
-            one.result(30)
 
 
 def get(server: LiveServer, path: str, key: str) -> int:
@@ -49,7 +28,7 @@ def test_who_lists_much_keeps_nobody_else_waiting(serve: Serve) -> None:
     many, few = (server.make_key(name, role="owner") for name in ("many", "few"))
     admin = server.make_key("default", role="admin")
     with ThreadPoolExecutor(70) as pool:
-        with taken():
+        with taken(REPORTING):
             # More than the event loop's own threads are.
             asked = [pool.submit(get, server, path, many) for path in LISTS for _ in range(10)]
             asked.append(pool.submit(get, server, "/v1/models", few))

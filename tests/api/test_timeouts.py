@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
+from api.busy_threads import taken
 from api.live_server import BASE, LiveServer, Serve, Setup
 from api.peft_files import make_adapter
 from api.test_admission import assert_nothing_is_held
@@ -89,26 +88,6 @@ def test_a_field_that_says_no_time_is_refused_by_name(server: LiveServer, value:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "timeout")
 
 
-@contextmanager
-def nobody_encodes() -> Iterator[None]:
-    """All threads that encode long texts are busy."""
-    threads = ENCODING._threads._max_workers
-    busy, go_on = threading.Barrier(threads + 1), threading.Event()
-
-    def hold() -> None:
-        busy.wait(30)
-        go_on.wait(60)
-
-    held = [ENCODING.submit("nobody", hold) for _ in range(threads)]
-    busy.wait(30)
-    try:
-        yield
-    finally:
-        go_on.set()
-        for one in held:
-            one.result(30)
-
-
 LONG_TEXT = "ahoy " * LONG
 BEFORE_THE_ENGINE: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": LONG_TEXT},
@@ -154,7 +133,7 @@ def test_it_runs_while_a_prompt_waits_to_be_encoded(wide: LiveServer, limited: s
     body = BEFORE_THE_ENGINE[path]
     answer = post(wide, path, {"model": "pirate", **body, "stream": None}, authorization=f"Bearer {limited}")
     assert answer.status_code == 200, answer.text
-    with nobody_encodes():
+    with taken(ENCODING):
         ends_in_time(wide, path, body, limited)
 
 
