@@ -51,6 +51,58 @@ def test_what_hangs_is_not_starved(tmp_path: Path, loop: tuple[int, int], pulse:
     assert silence.starved_s == 0
 
 
+def ready(folder: Path, state: str) -> None:
+    """All threads of a process are in this state."""
+    for thread in folder.iterdir():
+        (thread / "stat").write_text(f"{thread.name} (a) name) {state} 1 1 1 0 -1")
+
+
+def test_a_wait_counts_before_it_is_over(tmp_path: Path) -> None:
+    """The kernel adds it to a thread's times when that has its core at last, which may be too late for the process."""
+    clock = [100.0]
+    silence = Silence(tmp_path, lambda: clock[0])
+    stand(tmp_path, t1=(1, 1), t2=(1, 1))
+    ready(tmp_path, "R")
+    silence.goes_on(BRIEF_S)
+    clock[0] += 4
+    silence.goes_on(4.0)
+    assert silence.starved_s == 4
+    stand(tmp_path, t1=(1.25, 5.5))  # it has run, and waits anew
+    clock[0] += 0.5
+    silence.goes_on(0.5)
+    assert silence.starved_s == 4.25, "no second of it is counted twice"
+
+
+@pytest.mark.parametrize("state", ["S", "T", "D"])
+def test_who_does_not_want_a_core_does_not_wait_for_one(tmp_path: Path, state: str) -> None:
+    clock = [100.0]
+    silence = Silence(tmp_path, lambda: clock[0])
+    stand(tmp_path, t1=(1, 1), t2=(1, 1))
+    ready(tmp_path, state)
+    silence.goes_on(BRIEF_S)
+    clock[0] += 4
+    silence.goes_on(4.0)
+    assert silence.starved_s == 0
+    ready(tmp_path, "R")  # woken just now: how long it has waited is known from here on
+    silence.goes_on(0.25)
+    assert silence.starved_s == 0
+
+
+def test_a_step_waits_for_a_core_before_it_has_one(tmp_path: Path) -> None:
+    clock = [100.0]
+    starvation = Starvation(tmp_path, lambda: clock[0])
+    stand(tmp_path, t1=(50, 9), t2=(3, 1))
+    ready(tmp_path, "R")
+    assert starvation.during(100.0) == 0.0
+    for waited in (1.0, 2.0):
+        clock[0] += 1
+        assert starvation.during(100.0) == waited
+    stand(tmp_path, t1=(50.5, 11))
+    ready(tmp_path, "S")
+    clock[0] += 0.5
+    assert starvation.during(100.0) == 2.0, "what was waited is the same once the kernel counts it"
+
+
 def test_threads_that_come_and_go_and_a_process_that_ends_are_no_matter(tmp_path: Path) -> None:
     silence = Silence(tmp_path)
     stand(tmp_path, t1=(1, 1), t2=(1, 1))

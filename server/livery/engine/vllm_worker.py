@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 _STACKS = ("lora_a_stacked", "lora_b_stacked")  # how vLLM's LoRA layers call the slots of all adapters
@@ -50,3 +51,25 @@ class LiveryWorker:
     def _livery_manager(self) -> Any:  # noqa: ANN401  (vLLM's)
         worker_manager = getattr(self.model_runner, "lora_manager", None)
         return getattr(worker_manager, "_adapter_manager", None)
+
+
+def spare_base_rows() -> None:
+    """Have vLLM's CPU kernels leave rows without an adapter alone, as its GPU kernels do.
+
+    Such rows have index -1, with which those of 0.32 reach for the last slot: beside requests for adapters, the base
+    answered by the adapter that happened to be there (https://github.com/vllm-project/vllm/pull/48421).
+    """
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    shrink = lora_ops.bgmv_shrink
+
+    @wraps(shrink)
+    def shrink_adapted_rows(inputs: Any, weights: Any, output: Any, indices: Any, scaling: float = 1.0) -> None:  # noqa: ANN401
+        shrink(inputs, weights, output, indices, scaling)
+        output.masked_fill_((indices < 0).unsqueeze(1), 0.0)  # what comes of zeros adds nothing
+
+    lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = shrink_adapted_rows
+
+
+spare_base_rows()
