@@ -1,6 +1,6 @@
-"""Run the tests that really train, in an environment that has TRL and what quantises a base.
+"""Run the tests that really train, or the script of the page's table, where TRL and what quantises a base are there.
 
-    python tests/training/run.py [pytest arguments]
+    python tests/training/run.py [table.py … | pytest arguments]
 
 The environment lies in the user's cache, is built once, and borrows everything else from the one that runs this. Where
 it can't be built, nothing is tested: that is said, and with CI=true it is a failure.
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     options = ["-m", "train", "--disable-warnings", "-p", "no:cacheprovider", "--timeout", "600"]
     paths = os.pathsep.join(str(ROOT / name) for name in OWN)
     command = [python, "-m", "pytest", *options, str(HERE), *arguments]
+    if arguments and arguments[0].endswith(".py") and (HERE / arguments[0]).is_file():
+        command = [python, str(HERE / arguments[0]), *arguments[1:]]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, check=False).returncode
 
 
