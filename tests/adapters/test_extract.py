@@ -77,6 +77,61 @@ def test_models_in_half_precision(dtypes: tuple[torch.dtype, torch.dtype], tmp_p
     assert norm.dtype == dtypes[1]  # carried as it is
 
 
+FINER = (torch.bfloat16, torch.float32)
+
+
+def little(*ends: str) -> Any:
+    """Parameters whose names end so, moved by less than a bf16 base could show."""
+
+    def change(model: Any) -> None:
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name.endswith(ends):
+                    weight += 1e-3 * weight
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "form"),
+    [
+        ("llama", "model.norm", "whole"),
+        ("llama", "model.layers.1.mlp.up_proj", "pair"),
+        (UNTIED, "model.embed_tokens", "whole"),
+        (UNTIED, "lm_head", "whole"),
+        ("qwen2", "model.layers.0.self_attn.q_proj", "pair"),
+    ],
+)
+def test_a_finer_models_small_moves_are_carried_exactly(family: str, name: str, form: str, tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path, family, little(f"{name}.weight", f"{name}.bias"), FINER)
+    report = extracted(base, tuned, tmp_path / "out")
+    assert {path: module.form for path, module in report.modules.items() if module.form != "same"} == {name: form}
+    assert report.modules[name].bias == (family == "qwen2")
+    assert report.modules[name].moved == pytest.approx(1e-3, rel=1e-3)
+    expected = load(tuned).state_dict()
+    found = PeftModel.from_pretrained(load(base), tmp_path / "out").merge_and_unload().state_dict()
+    assert torch.equal(found[f"{name}.weight"], expected[f"{name}.weight"]) or form == "pair"
+    assert torch.allclose(found[f"{name}.weight"], expected[f"{name}.weight"], rtol=0, atol=1e-7)
+    for biases in (entry for entry in expected if entry.endswith("bias")):
+        assert torch.equal(found[biases], expected[biases])
+
+
+def test_a_finer_copy_of_the_base_differs_in_nothing(tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path, change=lambda model: None, dtypes=FINER)
+    assert refused(base, tuned, tmp_path / "out").code == "nothing_differs"
+
+
+def test_rows_that_were_only_rounded_are_the_bases(tmp_path: Path) -> None:
+    base, tuned = pair(
+        tmp_path,
+        UNTIED,
+        lambda model: moved(model, "embed_tokens.weight", rows=[5, 33, 90]),
+        (torch.float32, torch.bfloat16),
+    )
+    extracted(base, tuned, tmp_path / "out")
+    assert config(tmp_path / "out")["trainable_token_indices"] == {"model.embed_tokens": [5, 33, 90]}
+
+
 def test_a_tuned_model_in_shards_gives_the_same_bytes(tmp_path: Path) -> None:
     base, tuned = pair(tmp_path)
     model = load(tuned)
@@ -250,6 +305,17 @@ def test_a_router_that_changed(tmp_path: Path) -> None:
     error = refused(base, tuned, tmp_path / "out")
     assert error.code == "not_extractable"
     assert "model.layers.0.mlp.gate.weight (model.safetensors)" in error.message
+
+
+def test_a_router_that_the_base_has_rounded(tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path, "qwen3-moe", lambda model: moved(model, "norm.weight"), FINER)
+    name = "model.layers.0.mlp.gate.weight"
+    router = load_file(tuned / "model.safetensors")[name]
+    edit(tuned / "model.safetensors", **{name: router * (1 + 1e-4)})
+    error = refused(base, tuned, tmp_path / "out")
+    assert error.code == "not_extractable"
+    assert f"{name} is F32 in the tuned model (model.safetensors) and BF16 in the base" in error.message
+    assert "Give the base in F32" in error.message
 
 
 def test_norms_that_no_adapter_reaches(tmp_path: Path) -> None:

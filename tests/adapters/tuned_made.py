@@ -63,12 +63,15 @@ def pair(
     dtypes: tuple[torch.dtype, torch.dtype] = (torch.float32, torch.float32),
     shards: str | None = None,
 ) -> tuple[Path, Path]:
-    """A base and a full fine-tune of it; `shards` is the most that one file of the latter holds, such as "20KB"."""
+    """A base and a full fine-tune in fp32 of its numbers, saved in these dtypes.
+
+    `shards` is the most that one file of the latter holds, such as "20KB".
+    """
     base = save(family, folder / "base")
-    before = load(base)
-    after = copy.deepcopy(before)
+    before = load(base).to(dtypes[0])
+    after = copy.deepcopy(before).float()
     change(after)
-    before.to(dtypes[0]).save_pretrained(base)
+    before.save_pretrained(base)
     tuned = folder / "tuned"
     after.to(dtypes[1]).save_pretrained(tuned, **({"max_shard_size": shards} if shards else {}))
     return base, tuned

@@ -165,9 +165,9 @@ def _pair(item: Item, aim: Aim) -> _Made:
     before, after = item.base["weight"].read(), item.tuned["weight"].read()
     norm = squared_norm(before)
     made = _Made(facts=_told("same", norm=norm))
-    if not _same(before, after):
-        coarser = after.dtype.itemsize < before.dtype.itemsize
-        rounding = squared_norm(wide(before.to(after.dtype)).sub_(before)) if coarser else 0.0
+    if _differs(before, after).any():
+        holds_base = torch.promote_types(before.dtype, after.dtype) == after.dtype
+        rounding = 0.0 if holds_base else squared_norm(wide(before.to(after.dtype)).sub_(before))
         delta = wide(after).sub_(before)  # in place of the tuned weight, where that is wide already
         del before, after
         found = leading(
@@ -196,7 +196,14 @@ def _put_bias(item: Item, made: _Made, path: str) -> None:
 
 def _fixed(item: Item) -> _Made:
     if len(_changed(item, "").rows):
-        where = item.tuned[""]
+        before, where = item.base[""], item.tuned[""]
+        if all(torch.equal(before.read(rows), where.read(rows).to(DTYPES[before.dtype])) for rows in before.chunks()):
+            raise AdapterRefused(
+                "not_extractable",
+                f"{where.name} is {where.dtype} in the tuned model ({where.file.name}) and {before.dtype} in the base, "
+                "and differs by no more than that rounding, which adapters have no place for there. Give the base in "
+                f"{where.dtype}, as the tuned model was trained from it",
+            )
         raise AdapterRefused(
             "not_extractable",
             f"the tuned model changes {where.name} ({where.file.name}), and adapters can carry linear modules, "
@@ -254,11 +261,11 @@ def _changed(item: Item, name: str) -> _Change:
     for rows in before.chunks():
         one, other = before.read(rows), after.read(rows)
         norm += squared_norm(one)
-        if not _same(one, other):
-            difference = wide(other) - wide(one)
-            moved += squared_norm(difference)
-            start = rows.start if rows else 0
-            found.append(start + difference.reshape(len(difference) if rows else 1, -1).any(1).nonzero()[:, 0])
+        differing = _differs(one, other)
+        if differing.any():
+            by_row = differing.reshape(len(differing) if rows else 1, -1).any(1)
+            moved += squared_norm((wide(other) - wide(one))[by_row if rows else ...])
+            found.append((rows.start if rows else 0) + by_row.nonzero()[:, 0])
     if item.added:
         more = slice(before.shape[0], after.shape[0])
         moved += squared_norm(after.read(more))
@@ -266,9 +273,14 @@ def _changed(item: Item, name: str) -> _Change:
     return _Change(torch.cat(found) if found else torch.empty(0, dtype=torch.int64), moved, norm)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Equal once rounded to the coarser of the two dtypes: a bf16 copy of an fp32 model changes nothing."""
-    return torch.equal(one.to(other.dtype), other) or torch.equal(other.to(one.dtype), one)
+def _differs(before: Tensor, after: Tensor) -> Tensor:
+    """Number by number: is the tuned one another than the base's, rounded to the dtype that it would be carried in?
+
+    A bf16 copy of an fp32 model changes nothing. Of the finer of two dtypes nothing is rounded away: what an fp32
+    fine-tune moves by less than its bf16 base could show is what it learnt.
+    """
+    dtype = torch.float32 if after.dtype == torch.float64 else after.dtype
+    return before.to(dtype) != after.to(dtype)
 
 
 def _carried(name: str, tensor: StoredTensor) -> Piece:
