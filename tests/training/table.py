@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,7 @@ def asked(adapter: Path, scratch: Path) -> dict[str, str]:
     """What the base and the adapter say to a question that is in no data, greedily, on a server."""
     folder = scratch / "served"
     (folder / "adapters").mkdir(parents=True)
-    (folder / "adapters" / ASKED).symlink_to(adapter, target_is_directory=True)
+    shutil.copytree(adapter, folder / "adapters" / ASKED)
     with livery_serve(DEMO_MODEL, folder / "adapters", folder, *SMALL) as server:
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120)
         answers = {
