@@ -3,7 +3,8 @@
     python tests/benchmarks/extraction_curve.py --out extraction-curve.json --svg extraction-curve.svg
 
 The fine-tune is demo_tuned.py's, made once. It is extracted at the highest rank, timed, and cut to the others: a pair's
-rows are in the order of its singular values. The text is new entries of the same logbook.
+rows are in the order of its singular values. Beside that as `livery adapters extract` does by itself, with
+a rank chosen for each module (`auto`). The text is new entries of the same logbook.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.demo_tuned import logbook, tuned_demo
 from livery import __version__
+from livery.commands.extracting import ENERGY
 from livery.commands.text_loss import compared, reading_prover
 from livery.commands.two_models import together
 from livery.models import DEMO_MODEL, ResolvedModel, base_digest, resolve_model
@@ -66,10 +68,12 @@ def curve(base: ResolvedModel, tuned: ResolvedModel, folder: Path, tokens: int) 
     report = extracted(base, tuned, folder / "whole", Aim(rank=RANKS[-1]))
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    auto = extracted(base, tuned, folder / "auto", Aim(error=math.sqrt(1 - ENERGY)))
     cuts = {rank: cut(folder / "whole", folder / str(rank), rank, report) for rank in RANKS}
     ids = Tokenizer.from_directory(base.path).encode_bare(logbook(_SEED, 100))[:tokens]
     prover = reading_prover(base.path, base_digest(base.path), WINDOW, lambda words: None)
-    text = compared(prover, tuned.path, [folder / str(rank) for rank in RANKS], ids, WINDOW)
+    made = [*(folder / str(rank) for rank in RANKS), folder / "auto"]
+    text = compared(prover, tuned.path, made, ids, WINDOW)
     ranks = [
         {
             "rank": rank,
@@ -78,8 +82,9 @@ def curve(base: ResolvedModel, tuned: ResolvedModel, folder: Path, tokens: int) 
             "pair_nbytes": pair_bytes(folder / str(rank)),
             **measured,
         }
-        for rank, measured in zip(RANKS, text["adapters"], strict=True)
+        for rank, measured in zip(RANKS, text["adapters"], strict=False)  # the last one is `auto`'s
     ]
+    chosen = sorted(module.rank for module in auto.modules.values() if module.rank)
     return {
         "tokens": text["tokens"],
         "seconds": seconds,
@@ -90,6 +95,7 @@ def curve(base: ResolvedModel, tuned: ResolvedModel, folder: Path, tokens: int) 
         "base": text["base"],
         "tuned": text["tuned"],
         "ranks": ranks,
+        "auto": {"error": auto.error, "nbytes": auto.nbytes, "ranks": [chosen[0], chosen[-1]], **text["adapters"][-1]},
     }
 
 
@@ -137,6 +143,8 @@ def show(found: Mapping[str, Any]) -> None:
     for row in found["ranks"]:
         sizes = (f"{row['pair_nbytes'] / 1e6:.1f} MB", f"{row['nbytes'] / 1e6:.1f} MB")
         table.add_row(str(row["rank"]), f"{row['error']:.3f}", *told(row), *sizes)
+    auto, (least, most) = found["auto"], found["auto"]["ranks"]
+    table.add_row(f"auto, {least} to {most}", f"{auto['error']:.3f}", *told(auto), "", f"{auto['nbytes'] / 1e6:.1f} MB")
     table.add_row("tuned", "0", "0", f"{found['tuned']['perplexity']:.3f}", "", "", "")
     Console(width=110).print(table)
 
