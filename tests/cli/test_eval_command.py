@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ def test_a_folder_a_server_and_its_data_say_the_same(
     """Then which version is better is known, and which the gate lets through."""
     on = ["--text", made / "log.txt", "--task", made / "birds.jsonl", "--window", 64]
     here = livery("adapters", "eval", "--model", base, "--adapters", made / "adapters", *on, "--json").json()
-    assert [one["label"] for one in here["variants"]] == ["base", "first", "second"]
+    assert [one["label"] for one in here["variants"]] == ["the base", "first", "second"]
     assert here["schema"] == "livery-eval/1"
     worse, better = sorted(("first", "second"), key=lambda label: -nats(here, label))
     assert nats(here, worse) > nats(here, better) + 0.01
@@ -78,22 +80,22 @@ def test_a_folder_a_server_and_its_data_say_the_same(
         done = livery("adapters", "eval", "keeper@2", *where, *on, "--json", "--out", tmp_path / "out")
         there = done.json()
         assert [(one["label"], one["role"], one["version"]) for one in there["variants"]] == [
-            ("base", "base", None),
+            ("the base", "base", None),
             ("keeper", "active", 1),
             ("keeper@2", "candidate", 2),
         ]
-        for label, name in (("base", "base"), ("keeper", worse), ("keeper@2", better)):
+        for label, name in (("the base", "the base"), ("keeper", worse), ("keeper@2", better)):
             assert nats(there, label) == pytest.approx(nats(here, name), rel=1e-5)
         for one, other in zip(there["subjects"], here["subjects"], strict=True):
             assert (one["tokens"], one["nbytes"], one["pieces"]) == (other["tokens"], other["nbytes"], other["pieces"])
-            labels = (("base", "base"), ("keeper", worse), ("keeper@2", better))
+            labels = (("the base", "the base"), ("keeper", worse), ("keeper@2", better))
             mine, theirs = (
                 {row["label"]: row["measures"].get("accuracy", {}).get("value") for row in subject["rows"]}
                 for subject in (one, other)
             )
             assert [mine[label] for label, _ in labels] == [theirs[name] for _, name in labels]
         (text,) = [one for one in there["subjects"] if one["kind"] == "text"]
-        assert {versus["than"] for versus in text["rows"][2]["versus"]} == {"base", "keeper"}
+        assert {versus["than"] for versus in text["rows"][2]["versus"]} == {"the base", "keeper"}
     assert json.loads((tmp_path / "out" / "eval.json").read_text()) == there
     msgspec.json.decode((tmp_path / "out" / "eval.json").read_bytes(), type=Report)
     page = (tmp_path / "out" / "eval.html").read_text()
@@ -129,6 +131,40 @@ def check_gate(made: Path, server: RunningServer, livery: Livery) -> None:
     assert "keeper 2 is better than active in perplexity: on log.txt" in done.out
     worse = gate("1")
     assert (worse.code, active()[0]) == (3, 2)
+
+
+def test_an_adapter_may_be_called_base(
+    base: Path, made: Path, server: RunningServer, livery: Livery, tmp_path: Path
+) -> None:
+    """And is neither taken for the base model nor the base model for it."""
+    on = ["--text", made / "log.txt", "--window", "64", "--json"]
+    for name, adapter in (("base", "first"), ("second", "second")):
+        shutil.copytree(made / "adapters" / adapter, tmp_path / "adapters" / name)
+    here = livery("adapters", "eval", "--model", base, "--adapters", tmp_path / "adapters", *on).json()
+    assert [(one["label"], one["role"]) for one in here["variants"]] == [
+        ("the base", "base"),
+        ("base", "candidate"),
+        ("second", "candidate"),
+    ]
+    bare, first, second = (nats(here, label) for label in ("the base", "base", "second"))
+    assert len({round(one, 2) for one in (bare, first, second)}) == 3
+    alone = livery("adapters", "eval", "--model", base, "--adapters", made / "adapters", *on).json()
+    assert [nats(alone, label) for label in ("the base", "first", "second")] == pytest.approx([bare, first, second])
+    for adapter, how in (("first", ()), ("second", ("--no-activate",))):
+        livery("adapters", "add", "base", made / "adapters" / adapter, "--url", server.url, *how, "--json").json()
+    for where in (["--url", server.url], ["--data", data_of(server)]):
+        there = livery("adapters", "eval", "base@2", *where, *on).json()
+        found = [nats(there, label) for label in ("the base", "base", "base@2")]
+        assert found == pytest.approx([bare, first, second], rel=1e-5)
+        for than, other in (("active", "base"), ("base", "the base")):
+            gate = ["--if-better-than", than, "--metric", "perplexity", "--on", made / "log.txt", "--by", "0.99"]
+            done = livery("adapters", "activate", "base", "2", *where, *gate, "--json")
+            judged = json.loads(done.out)["judgement"]
+            one, two = (math.exp(nats(judged["evaluation"], label)) for label in ("base@2", other))
+            assert (done.code, f"perplexity {one:.4f} against {two:.4f} of {other}" in judged["words"]) == (3, True)
+    (tmp_path / "adapters" / "second").rename(tmp_path / "adapters" / "the base")
+    done = livery("adapters", "eval", "--model", base, "--adapters", tmp_path / "adapters", *on)
+    assert (done.code, "the base is called as reports call the base model: rename that folder" in done.err) == (1, True)
 
 
 def test_what_is_judged_is_what_is_replaced(

@@ -18,6 +18,7 @@ from evaluation.plain_loop import PlainLoop
 from livery.commands.eval_here import evaluate_directories
 from livery.evaluation.pieces import Windows
 from livery.evaluation.report import NATS, Report
+from livery.evaluation.scorer import BASE_LABEL
 
 WINDOW = 48
 TEXT = "".join(f"At {hour} o'clock the keeper wrote: wind {hour * 3}, sea grey — né, 日本.\n" for hour in range(40))
@@ -61,7 +62,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loops(tiny: Path, folder: Path) -> dict[str, PlainLoop]:
-    return {"base": PlainLoop(tiny), **{name: PlainLoop(tiny, folder / name) for name in ADAPTERS}}
+    return {BASE_LABEL: PlainLoop(tiny), **{name: PlainLoop(tiny, folder / name) for name in ADAPTERS}}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def report(tiny: Path, folder: Path, files: Path, tmp_path_factory: pytest.TempP
 
 def test_perplexity_is_that_of_peft(report: Report, loops: dict[str, PlainLoop]) -> None:
     subject = report.subject("log.txt")
-    ids = loops["base"].encode(TEXT)
+    ids = loops[BASE_LABEL].encode(TEXT)
     parts = [ids[at : at + WINDOW] for at in range(0, len(ids), WINDOW)]
     assert (subject.pieces, subject.tokens) == (len(parts), sum(len(part) - 1 for part in parts))
     assert subject.nbytes < len(TEXT.encode())
@@ -96,8 +97,8 @@ def test_perplexity_is_that_of_peft(report: Report, loops: dict[str, PlainLoop])
         assert interval is not None and interval[0] < measures["perplexity"].value < interval[1]
     for label in ADAPTERS:
         (versus,) = subject.row(label).versus
-        assert (versus.than, versus.metric) == ("base", NATS)
-        assert versus.difference == pytest.approx((nats[label] - nats["base"]) / subject.tokens, rel=1e-3)
+        assert (versus.than, versus.metric) == (BASE_LABEL, NATS)
+        assert versus.difference == pytest.approx((nats[label] - nats[BASE_LABEL]) / subject.tokens, rel=1e-3)
         assert abs(versus.difference) > 0.01, "or a mix-up of adapters would not show"
 
 
@@ -135,7 +136,7 @@ def test_who_fails_is_told_and_the_others_go_on(report: Report) -> None:
     assert "gone" in report.variant("gone").failed or "No such file" in report.variant("gone").failed
     for subject in report.subjects:
         assert subject.row("poison").measures == subject.row("gone").measures == {}
-        assert all(subject.row(label).measures for label in ("base", *ADAPTERS))
+        assert all(subject.row(label).measures for label in (BASE_LABEL, *ADAPTERS))
 
 
 def test_a_report_is_read_back(report: Report) -> None:

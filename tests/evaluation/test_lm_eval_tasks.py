@@ -17,7 +17,7 @@ from livery.commands.eval_here import Found, Here, evaluate_found
 from livery.evaluation.lm_eval_tasks import LmEvalTasks
 from livery.evaluation.pieces import Windows
 from livery.evaluation.report import Report
-from livery.evaluation.scorer import Variant
+from livery.evaluation.scorer import BASE_LABEL, Variant
 from livery.evaluation.subjects import SubjectUnusable
 from livery.models import ResolvedModel, base_digest
 
@@ -102,7 +102,7 @@ async def test_metrics_are_those_of_the_hf_backend(tiny: Path, folder: Path, tas
     names = tuple(name for name in TASKS if not (chat and name == "livery_read"))
     report = await evaluated(tiny, folder, tasks, names, chat=chat)
     seen = set()
-    for label, adapter in {"base": None, **{name: folder / name for name in ADAPTERS}}.items():
+    for label, adapter in {BASE_LABEL: None, **{name: folder / name for name in ADAPTERS}}.items():
         expected = by_hf(tiny, adapter, tasks, names, chat=chat)
         for name in names:
             subject = report.subject(name)
@@ -114,7 +114,7 @@ async def test_metrics_are_those_of_the_hf_backend(tiny: Path, folder: Path, tas
     assert {metric for metric, _ in seen} >= {"acc", "acc_norm", "exact_match"}
     assert len(seen) > (4 if chat else 6), "adapters that all say the same prove nothing"
     (versus,) = [one for one in report.subject("livery_choose").row("one").versus if one.metric == "acc"]
-    assert versus.than == "base"
+    assert versus.than == BASE_LABEL
 
 
 async def test_a_task_that_is_not_there_is_named(tiny: Path, folder: Path, tasks: Path) -> None:

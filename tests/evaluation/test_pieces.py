@@ -10,13 +10,13 @@ from livery.engine.fake import FakeEngine
 from livery.evaluation.by_engine import EngineScorer
 from livery.evaluation.evaluate import evaluate
 from livery.evaluation.pieces import Windows, as_asked, cut
-from livery.evaluation.scorer import Variant
+from livery.evaluation.scorer import BASE_LABEL, Variant
 from livery.evaluation.subjects import Choice, Question, SubjectUnusable, Task, Text
 from livery.models import resolve_model
 from livery.text import Tokenizer
 
 CONTENT = "The keeper lit the lamp at dusk and wrote down the wind, the sea and every sail. " * 12
-BASE = Variant("base", role="base")
+BASE = Variant(BASE_LABEL, role="base")
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pytest
 
 from livery.evaluation.measured import of_items, of_text, rows
 from livery.evaluation.report import NATS
-from livery.evaluation.scorer import Variant
+from livery.evaluation.scorer import BASE_LABEL, Variant
 from livery.evaluation.statistics import DRAWS, Draws, wilson
 
 BASE, ACTIVE, NEW, OTHER = (
-    Variant("base", role="base"),
+    Variant(BASE_LABEL, role="base"),
     Variant("a", "a", "active", 1),
     Variant("a@2", "a", "candidate", 2),
     Variant("b", "b", "active", 1),
@@ -53,15 +53,15 @@ def test_a_version_is_compared_with_the_base_and_with_what_its_name_serves() -> 
     tokens = rng.integers(50, 60, 30)
     base = tokens * 2.0 + rng.normal(0, 20, 30)
     made = {
-        "base": of_text(base, tokens, tokens * 3),
+        BASE_LABEL: of_text(base, tokens, tokens * 3),
         "a": of_text(base - 10 + rng.normal(0, 1, 30), tokens, tokens * 3),
         "a@2": of_text(base - 5 + rng.normal(0, 1, 30), tokens, tokens * 3),
     }
     found = {row.label: row for row in rows(made, (BASE, ACTIVE, NEW, OTHER))}
     assert found["b"].measures == {}
-    assert [one.than for one in found["a"].versus] == ["base"]
+    assert [one.than for one in found["a"].versus] == [BASE_LABEL]
     assert [(one.than, one.metric, one.better) for one in found["a@2"].versus] == [
-        ("base", NATS, True),
+        (BASE_LABEL, NATS, True),
         ("a", NATS, False),
     ]
     (than_base, than_active) = found["a@2"].versus
@@ -74,7 +74,7 @@ def test_a_version_is_compared_with_the_base_and_with_what_its_name_serves() -> 
 
 
 def test_accuracy_is_better_where_it_is_more() -> None:
-    scores = {"base": [0.0] * 30, "a": [1.0] * 25 + [0.0] * 5}
+    scores = {BASE_LABEL: [0.0] * 30, "a": [1.0] * 25 + [0.0] * 5}
     found = rows({label: of_items({"accuracy": right}, "accuracy") for label, right in scores.items()}, (BASE, ACTIVE))
     (versus,) = found[1].versus
     assert (versus.better, versus.difference) == (True, pytest.approx(25 / 30))

@@ -12,7 +12,7 @@ from livery.commands.eval_here import Found, Here
 from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.commands.reach import ask
 from livery.data_folder import DataFolder
-from livery.evaluation.scorer import Variant
+from livery.evaluation.scorer import BASE_LABEL, Variant
 from livery.models import base_digest, resolve_model
 from livery_adapters.registry import NamedVersion, UnknownAdapter
 from livery_adapters.tensor_file import CONFIG_NAME
@@ -27,6 +27,8 @@ def in_folder(model: str, root: Path, names: Sequence[str]) -> Found:
         found = {str(file.parent.relative_to(root)): file.parent for file in files}
     if not found:
         raise CommandFailed(f"--adapters {root} holds no adapter: no folder in it has an {CONFIG_NAME}")
+    if BASE_LABEL in found:
+        raise CommandFailed(f"{found[BASE_LABEL]} is called as reports call the base model: rename that folder")
     for name in names:
         if name not in found:
             raise CommandFailed(f"--adapters {root} holds no adapter {name!r}; it has {', '.join(found)}")

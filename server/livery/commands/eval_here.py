@@ -23,7 +23,7 @@ from livery.evaluation.evaluate import Progress, evaluate
 from livery.evaluation.lm_eval_tasks import LmEvalTasks
 from livery.evaluation.pieces import Windows
 from livery.evaluation.report import Report
-from livery.evaluation.scorer import Variant, VariantFailed
+from livery.evaluation.scorer import BASE_LABEL, Variant, VariantFailed
 from livery.evaluation.subjects import Subject, read_task, read_text
 from livery.foreign_templates import TemplateWorkers
 from livery.models import ResolvedModel, base_digest, resolve_model
@@ -36,7 +36,7 @@ from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import VersionFacts
 from livery_adapters.weightless import NONE
 
-BASE = Variant("base", role="base")
+BASE = Variant(BASE_LABEL, role="base")
 BLOCK = 8  # tokens
 _LIMITS = Limits(max_rank=1 << 20, max_weight_bytes=1 << 60)  # the user's own files
 _PROGRESS: Progress = lambda done, total: None  # noqa: E731
@@ -83,9 +83,12 @@ def evaluate_directories(
     """The base and all adapters, by label, on text files and tasks (JSON lines; see livery.evaluation.subjects).
 
     Starts an engine in a process of its own and waits for its end; not to be called in an event loop. Raises
-    SubjectUnusable, ModelNotFound, ModelRefused, EngineDead, OSError. An adapter that can't be applied or gives no
-    numbers is a row without measures, and `report.variant(label).failed` says why.
+    SubjectUnusable, ModelNotFound, ModelRefused, EngineDead, OSError, and ValueError for BASE_LABEL, which the base
+    has. An adapter that can't be applied or gives no numbers is a row without measures, and
+    `report.variant(label).failed` says why.
     """
+    if BASE_LABEL in adapters:
+        raise ValueError(f"{BASE_LABEL!r} labels the base itself: give {adapters[BASE_LABEL]} another label")
     subjects: list[Subject] = [*map(read_text, texts), *(read_task(file, chat=chat) for file in tasks)]
     here = [Here(Variant(label, label), directory) for label, directory in adapters.items()]
     resolved = resolve_model(model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import httpx
 
@@ -14,7 +15,7 @@ from livery.evaluation.evaluate import Progress, evaluate
 from livery.evaluation.lm_eval_tasks import LmEvalTasks
 from livery.evaluation.pieces import Windows
 from livery.evaluation.report import Report
-from livery.evaluation.scorer import Variant
+from livery.evaluation.scorer import BASE_LABEL, Variant
 from livery.evaluation.subjects import Subject
 
 PAGE = 1000  # of a list
@@ -34,26 +35,38 @@ async def evaluate_there(
 
     Raises CommandFailed, AdapterRefused for unknown names, SubjectUnusable.
     """
+    async with scoring(url, key, names) as (scorer, variants, base):
+        return await evaluate(
+            scorer,
+            variants,
+            subjects,
+            base=base,
+            base_digest=variants[0].digest,
+            where=url,
+            windows=windows,
+            lm_eval=lm_eval,
+            progress=progress,
+        )
+
+
+@asynccontextmanager
+async def scoring(
+    url: str, key: str | None, names: Sequence[str]
+) -> AsyncIterator[tuple[ServerScorer, list[Variant], str]]:
+    """A server's scorer, its base and the adapters as in `evaluate_there`, and what it calls its base.
+
+    Raises CommandFailed, AdapterRefused.
+    """
     async with http_client(url, key, DEFAULT_URL) as client:
         backend = HttpBackend(client, url)
         base, longest, digest = await _base(client, url)
-        variants = [Variant("base", role="base", digest=digest)]
+        variants = [Variant(BASE_LABEL, role="base", digest=digest)]
         for variant in await _variants(backend, names):
             if variant.label not in {one.label for one in variants}:
                 variants.append(variant)
         models = {one.label: f"{one.name}@{one.digest[:_PIN]}" if one.name else base for one in variants}
         try:
-            return await evaluate(
-                ServerScorer(client, models, base, longest),
-                variants,
-                subjects,
-                base=base,
-                base_digest=digest,
-                where=url,
-                windows=windows,
-                lm_eval=lm_eval,
-                progress=progress,
-            )
+            yield ServerScorer(client, models, base, longest), variants, base
         except ServerUnable as unable:
             raise CommandFailed(str(unable)) from None
 

@@ -19,6 +19,7 @@ from livery.commands.reach import Reach, ask
 from livery.evaluation.gate import Bar, Metric, Than, better, wanted
 from livery.evaluation.pieces import Windows
 from livery.evaluation.report import Report
+from livery.evaluation.scorer import BASE_LABEL
 
 NOT_BETTER = 3  # exit status: it was measured, and isn't
 
@@ -41,7 +42,7 @@ def judged(reach: Reach, name: str, version: str, bar: Bar) -> Verdict:
     Raises CommandFailed for names and versions that aren't there, files that nothing can be measured on, and variants
     that gave no numbers.
     """
-    stands = _stands(reach, name, version)
+    stands = standing(reach, name, version)
     if bar.than is Than.active and stands["active"] is None:
         raise CommandFailed(
             f"{name} has no active version that version {stands['version']} could be better than; compare it with the "
@@ -53,7 +54,7 @@ def judged(reach: Reach, name: str, version: str, bar: Bar) -> Verdict:
     subjects = read_subjects(texts, tasks, chat=bar.chat)
     report = evaluated(reach, Asked((f"{name}@{stands['version']}",), subjects, Windows()), None, None)
     mine = next(one for one in report.variants if one.version == stands["version"])
-    other = "base" if bar.than is Than.base else name
+    other = BASE_LABEL if bar.than is Than.base else name
     for label in (mine.label, other):
         if failed := report.variant(label).failed:
             raise CommandFailed(f"{label} gives no numbers to be compared: {failed}")
@@ -68,7 +69,7 @@ def judged(reach: Reach, name: str, version: str, bar: Bar) -> Verdict:
     )
 
 
-def _stands(reach: Reach, name: str, version: str) -> Json:
+def standing(reach: Reach, name: str, version: str) -> Json:
     """The version meant, which is active, and the name's generation, as of one look. Raises CommandFailed."""
 
     async def look(backend: Backend) -> Json:

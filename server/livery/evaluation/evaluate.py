@@ -73,8 +73,8 @@ async def evaluate(
         progress(done, total)
 
     # Variants side by side within a piece: neighbours in the engine's queue, and so in its batches.
-    await _all([partial(one, variant, piece) for piece in pieces for variant in asked])
-    more = [] if lm_eval is None else await reports(scorer, variants, lm_eval, run.failed, _all)
+    await run_all([partial(one, variant, piece) for piece in pieces for variant in asked])
+    more = [] if lm_eval is None else await reports(scorer, variants, lm_eval, run.failed, run_all)
     seconds = time.monotonic() - began
     return Report(
         livery=__version__,
@@ -100,7 +100,7 @@ async def _cut(scorer: Scorer, subjects: Sequence[Subject], windows: Windows) ->
     return found
 
 
-async def _all(work: Sequence[Callable[[], Awaitable[None]]]) -> None:
+async def run_all(work: Sequence[Callable[[], Awaitable[None]]]) -> None:
     """Do all of it, so much at once, begun in order. The first error ends the rest."""
     left = iter(work)
 

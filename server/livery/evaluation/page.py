@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from livery.evaluation.report import Report, Row, SubjectReport
+from livery.evaluation.scorer import BASE_LABEL
 from livery.evaluation.table import NAMES, NOTHING, SHARES, apart, compared_in, title, told, versus
 from livery_loadtest.report.page import environment
 from livery_loadtest.report.plots import Axis, Dot, Label, Numbers, Plot, linear
@@ -74,7 +75,7 @@ def _values(subject: SubjectReport) -> tuple[Plot, float | None] | None:
         low, high = one.interval or (one.value, one.value)
         says = f"{row.label}: {told(subject.metric, one)}"
         dots.append(Dot(_colour(subject, row), one.value, len(rows) - place - 0.5, says, low, high))
-    line = next((one.value for row, one in rows if row.label == "base"), None)
+    line = next((one.value for row, one in rows if row.label == BASE_LABEL), None)
     better = "Further left is better" if subject.lower else "Further right is better"
     return Plot(NAMES.get(subject.metric, subject.metric), x, _labels(rows), dots=dots, note=f"{better}."), line
 
@@ -102,7 +103,7 @@ def _labels(rows: Sequence[tuple[Row, object]]) -> Axis:
 
 
 def _colour(subject: SubjectReport, row: Row) -> int:
-    one = versus(subject, row, "base")
+    one = versus(subject, row, BASE_LABEL)
     return _UNKNOWN if one is None else _shown(one.better)
 
 

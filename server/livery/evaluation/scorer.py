@@ -9,14 +9,15 @@ from typing import Literal, Protocol
 from livery.evaluation.subjects import Message, SubjectUnusable
 
 Role = Literal["base", "active", "candidate"]
+BASE_LABEL = "the base"  # has a space, as no adapter's name has: one that is called base is another row
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """The base model, or a version of an adapter over it.
 
-    `label` is what a report calls it, once for each; `name` whose version it is, empty for the base. An `active`
-    version is what its name serves now, and what other versions of that name are compared with.
+    `label` is what a report calls it, once for each, the base BASE_LABEL; `name` whose version it is, empty for the
+    base. An `active` version is what its name serves now, and what other versions of that name are compared with.
     """
 
     label: str
