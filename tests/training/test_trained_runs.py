@@ -9,7 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,42 +21,13 @@ import pytest
 from cli.conftest import Livery
 from livery.commands import training
 from livery_adapters.tensor_file import WEIGHTS_NAME
-from server.running import SMALL, livery_serve, tiny_model
+from server.running import SMALL, livery_serve
+from training.conftest import CHATS, Written
 
 pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
 
 STEPS, EVERY = 20, 4
-CHATS = [
-    {"messages": [{"role": "user", "content": f"Count to {n}."}, {"role": "assistant", "content": f"Aye, {n} lamps."}]}
-    for n in range(24)
-]
-PAIRS = [{"prompt": f"Count to {n}.", "chosen": f"Aye, {n} lamps.", "rejected": f"{n}!"} for n in range(24)]
-RUN = "base: {base}\nsteps: 6\nbatch_size: 4\nmax_length: 96\nlearning_rate: 5e-3\nheld_out: 0.2\n"
 LIVERY = [sys.executable, "-c", "from livery.cli import main; main()"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-Written = Callable[..., Path]
-
-
-@pytest.fixture
-def written(base: Path, tmp_path: Path) -> Written:
-    """Writes a run and its data."""
-
-    def write(kind: str = "sft", **more: Any) -> Path:
-        rows: list[Any] = PAIRS if kind == "dpo" else CHATS
-        (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        fields = "".join(f"{name}: {json.dumps(value)}\n" for name, value in more.items())
-        text = "".join(line for line in RUN.format(base=base).splitlines(True) if line.partition(":")[0] not in more)
-        file = tmp_path / "run.yaml"
-        file.write_text(f"kind: {kind}\ndata: data.jsonl\n{text}{fields}")
-        return file
-
-    return write
 
 
 @contextmanager

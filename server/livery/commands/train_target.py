@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +14,13 @@ import typer
 from livery.adapter_views import Json
 from livery.adding import AddOptions
 from livery.commands.asking import CommandFailed
-from livery.commands.backends import Backend, is_remote, open_server
+from livery.commands.backends import DEFAULT_URL, Backend, is_remote, open_server
 from livery.commands.offline import Need, Place, open_local
-from livery.commands.reach import ask
+from livery.commands.reach import Reach, ask
 from livery.data_folder import DataFolder
 from livery_adapters.names import validate_name
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.registry import RegistryError, UnknownAdapter
 
 _UNIX = "unix:"
 
@@ -59,6 +62,20 @@ class Target:
 
         ask(self._opened(base), looked)
 
+    def active(self, base: str) -> str | None:
+        """The digest of the version that the name serves now, if any. Raises CommandFailed."""
+
+        async def looked(backend: Backend) -> Json:
+            try:
+                return {"digest": (await backend.show(self.name)).get("digest")}
+            except (AdapterRefused, RegistryError) as refused:
+                if refused.code == UnknownAdapter.code:
+                    return {"digest": None}
+                raise
+
+        digest: str | None = ask(self._opened(base), looked)["digest"]
+        return digest
+
     def add(self, base: str, adapter: Path, *, activate: bool) -> Json:
         """Take it in and, with `activate`, serve it and lead the alias to it.
 
@@ -67,17 +84,50 @@ class Target:
 
         async def added(backend: Backend) -> Json:
             record = await backend.add(self.name, str(adapter), AddOptions(activate=activate))
-            found: Json = {"name": self.name, "activated": activate, "adapter": record}
-            if self.alias and activate:
-                found["alias"] = await backend.set_alias(self.alias, [(self.name, 1.0)], "user")
-            return found
+            return await self._alias_too(backend, activate, record)
 
+        return self._tried(base, adapter, added)
+
+    def activate(self, base: str, adapter: Path, digest: str, generation: int) -> Json:
+        """Serve a version that was added, and lead the alias to it, unless the name was changed since `generation`.
+
+        Raises CommandFailed, which says how to try again.
+        """
+
+        async def activated(backend: Backend) -> Json:
+            return await self._alias_too(backend, True, await backend.activate(self.name, digest, generation))
+
+        return self._tried(base, adapter, activated)
+
+    async def _alias_too(self, backend: Backend, active: bool, record: Json) -> Json:
+        found: Json = {"name": self.name, "activated": active, "adapter": record}
+        if self.alias and active:
+            found["alias"] = await backend.set_alias(self.alias, [(self.name, 1.0)], "user")
+        return found
+
+    def _tried(self, base: str, adapter: Path, verb: Callable[[Backend], Awaitable[Json]]) -> Json:
         try:
-            return ask(self._opened(base), added)
+            return ask(self._opened(base), verb)
         except CommandFailed as failed:
             raise CommandFailed(
                 f"{failed}. The adapter is whole in {adapter}: the same command again adds it without training"
             ) from failed
+
+    @property
+    def reach(self) -> Reach:
+        """As other commands are told where it is."""
+        if self._remote:
+            return Reach(self.where, self.key, None, None, as_json=False)
+        return Reach(DEFAULT_URL, None, self._folder, None, as_json=False)
+
+    def commands(self, version: int, *, better: bool) -> str:
+        """What a user types to serve a version all the same, or (`better`) where it is better than the active one."""
+        where = ["--url" if self._remote else "--data", self.where]
+        gate = ["--if-better-than", "active", "--metric", "perplexity", "--on", "FILE"] if better else []
+        typed = shlex.join(["livery", "adapters", "activate", self.name, str(version), *gate, *where])
+        if self.alias is None:
+            return typed
+        return f"{typed} && {shlex.join(['livery', 'adapters', 'alias', self.alias, self.name, *where])}"
 
     @property
     def _remote(self) -> bool:

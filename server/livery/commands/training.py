@@ -6,7 +6,7 @@ import gc
 import json
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,7 +114,37 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
         shown.stage(f"{asked.out} was trained by this very run already")
     if target is None:
         return found
-    return found | {"added": target.add(run.base, asked.out, activate=_is_better(found["evaluation"]))}
+    return found | {"added": _added(asked, data, target, found)}
+
+
+def _added(asked: Asked, data: Data, target: Target, found: Json) -> Json:
+    """Have it where it is to be served: active where it does better than the base, and than what its name serves.
+
+    Raises CommandFailed.
+    """
+    from livery.commands.gating import standing
+    from livery.commands.held_out import Unmeasured, compare  # needs torch
+
+    better, digest, base = _is_better(found["evaluation"]), found["coverage"]["digest"], asked.run.base
+    if not better or target.active(base) in (None, digest):
+        added = target.add(base, asked.out, activate=better)
+        if not better:
+            version = standing(target.reach, target.name, digest)["version"]
+            added["remedy"] = target.commands(version, better=False)
+        return added
+    added = target.add(base, asked.out, activate=False)
+    stands = standing(target.reach, target.name, digest)
+    added["version"] = stands["version"]
+    shown.stage(f"measuring {target.name} {stands['version']} and {stands['active']}, which is active")
+    try:
+        compared = compare(target.reach, target.name, stands["version"], asked.run, data.held_out)
+    except Unmeasured as why:
+        remedy = target.commands(stands["version"], better=True)
+        return added | {"active": stands["active"], "unmeasured": str(why), "remedy": remedy}
+    judged = {"active": stands["active"], "compared": asdict(compared)}
+    if not compared.is_better:
+        return added | judged | {"remedy": target.commands(stands["version"], better=False)}
+    return target.activate(base, asked.out, stands["digest"], stands["generation"]) | judged
 
 
 def _trained(asked: Asked, data: Data, settings: Json) -> Json:
@@ -270,16 +300,34 @@ def _show(answer: Json) -> None:
     shown.print_facts(facts)
     _warn(answer["warnings"])
     if added := answer.get("added"):
-        name, behind = added["name"], f", behind the alias {added['alias']['name']}" if added.get("alias") else ""
-        told = f"{name} version {added['adapter']['version']} is active{behind}"
-        if not added["activated"]:
-            told = (
-                f"{name} has it as a version that isn't active: it does no better than the base on what was held out; "
-                f"livery adapters activate {name} {answer['coverage']['digest'][:12]} serves it all the same"
-            )
-        shown.say(told)
+        _show_added(added)
     else:
         shown.say(f"serve it: livery adapters add NAME {answer['directory']}")
+
+
+def _show_added(added: Json) -> None:
+    name, behind = added["name"], f", behind the alias {added['alias']['name']}" if added.get("alias") else ""
+    if compared := added.get("compared"):
+        losses = f"loss {compared['loss']:.4f}, and {compared['active_loss']:.4f} of version {added['active']}"
+    if added["activated"]:
+        than = f"; it does better on what was held out than the one before: {losses}" if compared else ""
+        shown.say(f"{name} version {added['adapter']['version']} is active{behind}{than}")
+    elif compared:
+        shown.say(
+            f"{name} version {added['version']} is not active: on what was held out it does no better than the one "
+            f"that is ({losses}); {added['remedy']} serves it all the same"
+        )
+    elif why := added.get("unmeasured"):
+        shown.say(
+            f"{name} version {added['version']} is not active: version {added['active']} is, and the two couldn't be "
+            f"compared ({why}). With a text as FILE that neither has learnt from, this serves it where it is better: "
+            f"{added['remedy']}"
+        )
+    else:
+        shown.say(
+            f"{name} has it as a version that isn't active: it does no better than the base on what was held out; "
+            f"{added['remedy']} serves it all the same"
+        )
 
 
 def _warn(warnings: Iterable[str]) -> None:

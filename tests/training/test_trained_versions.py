@@ -1,0 +1,83 @@
+"""A version that is trained under a name that serves one already takes its place only where it does better."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.conftest import Livery
+from server.running import SMALL, livery_serve
+from training.conftest import CHATS, Written
+
+pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
+
+
+@contextmanager
+def a_place(kind: str, base: Path, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """A data folder or a server, and the option that other commands are told it by."""
+    if kind == "folder":
+        yield str(tmp_path / "data"), "--data"
+        return
+    (tmp_path / "adapters").mkdir()
+    with livery_serve(base, tmp_path / "adapters", tmp_path, *SMALL) as server:
+        yield server.url, "--url"
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"), [("sft", "folder"), ("sft", "server"), ("dpo", "folder"), ("dpo", "server")]
+)
+def test_a_better_version_takes_the_place_of_the_active_one_and_a_worse_one_doesnt(
+    kind: str, place: str, written: Written, base: Path, tmp_path: Path, livery: Livery
+) -> None:
+    with a_place(place, base, tmp_path) as (where, option):
+
+        def trained(steps: int, *more: str) -> Any:
+            run = written(kind, steps=steps)
+            way = ("--out", tmp_path / f"steps-{steps}", "--add-to", where, "--as", "keeper", "--alias", "prod")
+            return livery("adapters", "train", run, *way, *more)
+
+        def served() -> Any:
+            return livery("adapters", "show", "keeper", option, where, "--json").json()["digest"]
+
+        short = trained(2, "--json").json()
+        assert (short["added"]["activated"], "compared" in short["added"]) == (True, False)
+        assert short["evaluation"]["after"]["loss"] < short["evaluation"]["before"]["loss"]
+        long = trained(24, "--json").json()
+        assert (long["added"]["activated"], long["added"]["active"], served()) == (True, 1, long["coverage"]["digest"])
+        assert long["added"]["alias"]["name"] == "prod"
+        losses = [one["evaluation"]["after"]["loss"] for one in (long, short)]
+        assert losses[0] < losses[1] - 0.1
+        assert list(long["added"]["compared"].values()) == pytest.approx(losses, rel=2e-3)
+        again = trained(2, "--json").json()["added"]
+        assert (again["activated"], "alias" in again, served()) == (False, False, long["coverage"]["digest"])
+        assert list(again["compared"].values()) == pytest.approx(losses[::-1], rel=2e-3)
+        told = trained(2).out
+        assert "is not active: on what was held out it does no better than the one that is" in " ".join(told.split())
+        first, _, second = again["remedy"].partition(" && ")
+        for command in (first, second):
+            assert livery(*shlex.split(command)[1:]).code == 0
+        assert served() == short["coverage"]["digest"]
+
+
+def test_what_cant_be_compared_is_added_with_the_command_that_compares_it(
+    written: Written, tmp_path: Path, livery: Livery
+) -> None:
+    way = ("--add-to", tmp_path / "data", "--as", "keeper", "--json")
+    first = livery("adapters", "train", written(steps=2), "--out", tmp_path / "one", *way).json()
+    assert first["added"]["activated"] is True
+    run = written(steps=24, held_out=0)
+    added = livery("adapters", "train", run, "--out", tmp_path / "two", *way).json()["added"]
+    assert (added["activated"], added["unmeasured"]) == (False, "nothing was held out")
+    shown = livery("adapters", "show", "keeper", "--data", tmp_path / "data", "--json").json()
+    assert shown["digest"] == first["coverage"]["digest"]
+    (tmp_path / "aye.txt").write_text("".join(f"{chat['messages'][1]['content']}\n" for chat in CHATS))
+    words = shlex.split(added["remedy"].replace("FILE", str(tmp_path / "aye.txt")))
+    assert words[:5] == ["livery", "adapters", "activate", "keeper", "2"]
+    done = livery(*words[1:])
+    assert done.code in (0, 3), "it was measured"
+    assert "better than active in perplexity" in done.out + done.err
