@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from itertools import takewhile
@@ -83,3 +84,18 @@ def test_no_table_is_cut_by_an_empty_line(page: Path) -> None:
         and not re.match(r"\|[-:| ]+$", lines[number + 2])
     ]
     assert not cut
+
+
+def test_the_extraction_that_is_shown_is_the_kept_one() -> None:
+    """What `livery adapters extract` prints of a text, beside what the benchmark wrote of the same command."""
+    found = json.loads((ROOT / "loadtest" / "results" / "2026-11-22-extraction-curve-cpu.json").read_text())
+    names = {"base alone": found["base"], "with the adapter": found["auto"], "tuned model": found["tuned"]}
+    page = (ROOT / "server" / "docs" / "adapters.md").read_text("utf-8")
+    for name, one in names.items():
+        far = [f"{one['kl']:.4f}", f"{one['same_best']:.1%}"] if "kl" in one else []
+        (shown,) = re.findall(rf"^ {name}  +(.*)$", page, re.MULTILINE)
+        assert shown.split() == [f"{one['perplexity']:.3f}", *far]
+    least, most = found["auto"]["ranks"]
+    assert f"which chose {least} to {most}" in page
+    peak = found["peak_mb_above_imports"]
+    assert f"in {found['seconds']:.0f} s on one core of a busy machine, with {peak:.0f} MB" in page

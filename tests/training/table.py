@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "server" / "examples" / "train"
 PAGE = ROOT / "server" / "docs" / "training.md"
 RESULT = ROOT / "loadtest" / "results" / "2026-11-22-training-examples-cpu.json"
+COMMAND = 'make test-train ONLY="table.py --out FILE"'  # which may be given in parts, by --only
 SCHEMA = "livery-training-examples/1"
 RUNS = ("sft", "qlora", "dpo", "cpt", "raft")
 ASKED = "sft"  # whose adapter is asked the question
@@ -119,13 +120,13 @@ def table(found: Json) -> str:
         "| run | trained | held out | before, after |\n|---|---|---|---|",
         *map(row_of, found["runs"]),
         "",
-        f"By `{origin['command']}` on {origin['date'][:10]}: {found['base']}, processors: {cores}",
+        f"By `{COMMAND}` on {origin['date'][:10]}: {found['base']}, processors: {cores}",
         f"({origin['machine']['cpu']}), beside other work: as the runs began the load average was {min(loads):.1f} to",
         f"{max(loads):.1f}, so the seconds say little of speed. The engine's losses and PEFT's are at most "
         f"{apart(found):.1g} apart.",
         "",
         f'To "{found["question"]}", which is in no data, the base says "{base}"; the adapter of `{ASKED}.yaml` says',
-        f'"{own}".',
+        f'"{own}"',
     )
     return "\n".join(parts)
 
