@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.host": set(),
     "livery.activity": set(),
     "livery.logs": set(),
+    "livery.scratch": set(),
     "livery.spans": SEAM,
     "livery.otlp": {"livery.spans"},
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics", "livery_adapters.names"},
@@ -183,7 +184,7 @@ ALLOWED: dict[str, set[str]] = {
         )
     }
     | {"livery_adapters"},
-    "livery.engine": {f"livery.{part}" for part in ("engine", "grammars", "host", "logs", "models")}
+    "livery.engine": {f"livery.{part}" for part in ("engine", "grammars", "host", "logs", "models", "scratch")}
     | {"livery_adapters"},
     "livery.evaluation": SEAM
     | TEXT

@@ -45,9 +45,9 @@ class CoverageReport:
     """What an adapter changes in a base. `modules` counts adapted modules by the last part of their path.
 
     `modules_by_path` has one entry per changed module or parameter. What follows it is None until an engine has
-    measured the adapter (`with_effect`): the spread of the modules' ‖ΔW‖/‖W‖, whether the form that is served is
-    PEFT's exactly, and the largest error of a module if not. `task` is what the adapter was trained to give,
-    `num_labels` how many classes its head tells apart; 0 for one that doesn't classify.
+    measured the adapter (`with_effect`): the spread of the modules' ‖ΔW‖/‖W‖ (still None where no W is known), whether
+    the form that is served is PEFT's exactly, and the largest error of a module if not. `task` is what the adapter was
+    trained to give, `num_labels` how many classes its head tells apart; 0 for one that doesn't classify.
     `added_tokens` are rows that it has beyond the base's vocabulary (`livery_adapters.grown`).
     `beside` is what lies beside the adapter's files and differs from the base's (`livery_adapters.beside.compare`).
     """
@@ -79,15 +79,17 @@ class CoverageReport:
         """
         modules = dict(self.modules_by_path)
         for path, measured in effect.modules.items():
-            known = modules.get(path) or ModuleCoverage("tied", measured.rank, "", 0)
-            modules[path] = replace(known, relative=measured.relative, error=measured.error)
-        relative = [measured.relative for measured in effect.modules.values()] or [0.0]
+            held = modules.get(path) or ModuleCoverage("tied", measured.rank, "", 0)
+            modules[path] = replace(held, relative=measured.relative, error=measured.error)
+        moved = [measured.relative for measured in effect.modules.values()] or [0.0]
+        known = [each for each in moved if each is not None]
+        spread = (min(known), median(known), max(known)) if len(known) == len(moved) else (None, None, None)
         return replace(
             self,
             modules_by_path=modules,
-            smallest_effect=min(relative),
-            median_effect=median(relative),
-            largest_effect=max(relative),
+            smallest_effect=spread[0],
+            median_effect=spread[1],
+            largest_effect=spread[2],
             exact=effect.exact,
             error=effect.error,
             warnings=(*self.warnings, *_lost(effect)),

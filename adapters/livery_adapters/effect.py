@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModuleEffect:
-    """One module's share. `relative` is ‖W_adapted - W‖/‖W‖ (Frobenius); `error` is that of an approximation."""
+    """One module's share. `relative` is ‖W_adapted - W‖/‖W‖ (Frobenius); `error` is that of an approximation.
+
+    Where the base's own weight isn't known, as of quantised files, `relative` is 0 for no change and else None.
+    """
 
     rank: int
-    relative: float
+    relative: float | None
     error: float = 0.0
 
 

@@ -188,8 +188,10 @@ class BaseNorms:
         return self._parameters[path]
 
 
-def measure(adapter: CanonicalAdapter, base: BaseWeights, norms: BaseNorms, sums: Sums | None = None) -> AdapterEffect:
-    """How far every module moves, relative to its own weight.
+def measure(
+    adapter: CanonicalAdapter, base: BaseWeights, norms: BaseNorms | None, sums: Sums | None = None
+) -> AdapterEffect:
+    """How far every module moves, relative to its own weight: without `norms`, only whether it does.
 
     Where the weight stays as it is and a bias doesn't, `relative` is that of the bias; of a replaced module it is that
     of all its parameters. Rows that the base lacks count as moved away from nothing. It is 1 where the base has only
@@ -204,7 +206,7 @@ def measure(adapter: CanonicalAdapter, base: BaseWeights, norms: BaseNorms, sums
         distance = distances[path] if path in distances else _linear_distance(linear, path, base)
         if linear.added is not None:
             distance = math.hypot(distance, math.sqrt(squared_norm(linear.added.weight)))
-        moved = _relative(distance, norms.module(path))
+        moved = _relative(distance, norms.module(path) if norms else None)
         if moved == 0 and linear.bias is not None:
             moved = _bias_moved(linear.bias, base.bias(path))
         modules[path] = ModuleEffect(rank_of(linear.deltas), moved, errors.get(path, 0.0))
@@ -212,17 +214,17 @@ def measure(adapter: CanonicalAdapter, base: BaseWeights, norms: BaseNorms, sums
         distance = _embedding_distance(embedding, path, base)
         if embedding.added is not None:
             distance = math.hypot(distance, math.sqrt(squared_norm(embedding.added)))
-        moved = _relative(distance, norms.module(path))
+        moved = _relative(distance, norms.module(path) if norms else None)
         rank = embedding.delta.rank if embedding.delta else 0
         modules[path] = ModuleEffect(rank, moved, errors.get(path, 0.0))
     for path, experts in adapter.experts.items():
-        moved = _relative(low_rank_norm(experts), norms.parameter(path))
+        moved = _relative(low_rank_norm(experts), norms.parameter(path) if norms else None)
         modules[path] = ModuleEffect(int(experts.a.shape[1]), moved, errors.get(path, 0.0))
     for path, parameters in adapter.plain.items():
         distance = math.hypot(
             *(_distance(value, base.parameter(f"{path}.{name}")) for name, value in parameters.items())
         )
-        size = math.hypot(*(norms.parameter(f"{path}.{name}") for name in parameters))
+        size = math.hypot(*(norms.parameter(f"{path}.{name}") for name in parameters)) if norms else None
         modules[path] = ModuleEffect(0, _relative(distance, size), errors.get(path, 0.0))
     if adapter.head is not None:
         modules[HEAD] = ModuleEffect(0, 1.0 if squared_norm(adapter.head) else 0.0)  # the base has none
@@ -297,7 +299,7 @@ def _rows_distance(rows: Rows, weight: Tensor) -> float:
     return _distance(rows.values, weight[rows.ids.to(weight.device)])
 
 
-def _bias_moved(bias: Tensor, before: Tensor | None) -> float:
+def _bias_moved(bias: Tensor, before: Tensor | None) -> float | None:
     before = torch.zeros_like(bias) if before is None else before
     return _relative(_distance(bias, before), math.sqrt(squared_norm(before)))
 
@@ -306,7 +308,9 @@ def _distance(after: Tensor, before: Tensor) -> float:
     return math.sqrt(squared_norm(wide(after, before) - wide(before)))
 
 
-def _relative(distance: float, size: float) -> float:
+def _relative(distance: float, size: float | None) -> float | None:
     if distance == 0:
         return 0.0
+    if size is None:
+        return None
     return distance / size if size else 1.0

@@ -164,7 +164,9 @@ class Settings(BaseModel):
     max_cpu_loras: int = Field(0, ge=0, description="Most adapters in vLLM's host memory; 0: by those registered")
     threads: int = Field(0, ge=0, description="Threads of the engine on CPU; 0: measured at start")
     device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto, float32 or bfloat16")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto, float32 or bfloat16; float16 with --engine vllm"
+    )
     weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = Field(
         "auto", description="How weights are held on CPU: auto loses nothing; int8 and int4 round where need be"
     )

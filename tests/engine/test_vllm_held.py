@@ -122,3 +122,44 @@ async def test_an_engine_that_is_lost_while_it_loads_is_not_the_adapters_fault(t
     with pytest.raises(EngineDead, match="its process ended"):
         await told.adapters.hold(ref("a"))
     assert not told.folders and not told.adapters.running
+
+
+async def test_one_that_is_forgotten_while_it_is_pinned_is_pinned_when_it_comes_back(tmp_path: Path) -> None:
+    told = ToldVllm(tmp_path, host=3)
+    adapters = told.adapters
+    await adapters.load(ref("a"), NOBODY)
+    goes_on = told.hold_up("pin_lora")
+    keeping = asyncio.create_task(adapters.keep(("a",)))
+    await told.reached["pin_lora"].wait()
+    await adapters.unload("a")
+    goes_on.set()
+    await keeping
+    assert not told.known
+    lora = await adapters.hold(ref("a"))
+    await adapters.keep(("a",))
+    assert told.pins == {lora.lora_int_id}
+
+
+async def test_what_cannot_be_pinned_is_no_reason_to_pin_no_other(tmp_path: Path) -> None:
+    told = ToldVllm(tmp_path, host=3, slots=3)
+    for name in ("a", "b"):
+        await told.adapters.load(ref(name), NOBODY)
+    told.fails["pin_lora"] = CallFailed("no slot")
+    await told.adapters.keep(("a", "b"))
+    assert {told.known[number] for number in told.pins} == {"livery@b"}
+    await told.adapters.keep(("b", "a"))
+    assert {told.known[number] for number in told.pins} == {"livery@a", "livery@b"}
+
+
+async def test_a_pin_whose_outcome_nobody_waited_for_is_let_go_like_any_other(tmp_path: Path) -> None:
+    told = ToldVllm(tmp_path, host=3)
+    adapters = told.adapters
+    await adapters.load(ref("a"), NOBODY)
+    goes_on = told.hold_up("pin_lora")
+    keeping = asyncio.create_task(adapters.keep(("a",)))
+    await told.reached["pin_lora"].wait()
+    told.pins.add(1)  # vLLM has done it, and its answer is on its way
+    letting_go = asyncio.create_task(adapters.keep(()))
+    await asyncio.gather(keeping, letting_go, return_exceptions=True)
+    goes_on.set()
+    assert not told.pins and told.known

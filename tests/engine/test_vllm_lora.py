@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from peft import (
     PeftModel,
     VeraConfig,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.families import save
@@ -211,3 +214,41 @@ def test_files_that_were_changed_are_not_converted(base: Path, directories: Lora
     save_tuned(base, original, 4, config)
     with pytest.raises(AdapterRefused, match="changed since"):
         directories.write(ref, tmp_path / "refused", ANY)
+
+
+@pytest.fixture(scope="module")
+def quantised(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base as AWQ and GPTQ leave one: packed numbers under other names, and a method in its configuration."""
+    folder = tmp_path_factory.mktemp("quantised") / "llama"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    packed = {
+        name.replace("proj.weight", "proj.qweight"): torch.zeros(4, 4, dtype=torch.int32) if "proj." in name else tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(packed, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_plain_lora_over_a_quantised_base_needs_none_of_its_weights(
+    base: Path, quantised: Path, tmp_path: Path
+) -> None:
+    directories = LoraDirectories(quantised, BaseModel("llama", "d" * 64, shapes_of(str(quantised))))
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=MODULES, task_type="CAUSAL_LM")
+    original = save_tuned(base, tmp_path / "original", 3, config)
+    written = directories.write(one(original), tmp_path / "written", ANY)
+    assert float((under(base, tmp_path / "written") - under(base, original)).abs().max()) < 1e-4
+    assert {module.relative for module in written.effect.modules.values()} == {None}
+    assert written.effect.exact and not written.effect.changes_nothing
+
+
+def test_what_would_need_the_weights_of_a_quantised_base_is_refused(
+    base: Path, quantised: Path, tmp_path: Path
+) -> None:
+    directories = LoraDirectories(quantised, BaseModel("llama", "d" * 64, shapes_of(str(quantised))))
+    original = save_tuned(base, tmp_path / "original", 3, DORA)
+    with pytest.raises(AdapterRefused, match=r"llama are quantised \(awq\)\. Use a base in full precision"):
+        directories.write(one(original, 32), tmp_path / "refused", ANY)

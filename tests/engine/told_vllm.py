@@ -20,19 +20,21 @@ def ref(name: str) -> AdapterRef:
 
 
 class ToldVllm:
-    """vLLM's part and that of the directories' writer. `known` are the adapters that it has by now, by their numbers.
+    """vLLM's part and that of the directories' writer. `known` are the adapters that it has by now, by their numbers,
+    and `pins` those that it keeps.
 
     `fails` says what is raised of a method, once; a method in `held_up` waits until its event is set.
     """
 
-    def __init__(self, folder: Path, host: int) -> None:
-        room = AdapterRoom(max_loras=2, max_cpu_loras=host, max_rank=16)
+    def __init__(self, folder: Path, host: int, slots: int = 2) -> None:
+        room = AdapterRoom(max_loras=slots, max_cpu_loras=host, max_rank=16)
         self.folder = folder
         self.known: dict[int, str] = {}
+        self.pins: set[int] = set()
         self.fails: dict[str, Exception] = {}
         self.held_up: dict[str, asyncio.Event] = {}
         self.reached: dict[str, asyncio.Event] = {}
-        self.queue = VllmQueue(8, 2, 1000)
+        self.queue = VllmQueue(8, slots, 1000)
         self.adapters = VllmAdapters(self, self, _made, folder, room, self.queue)
 
     def hold_up(self, method: str) -> asyncio.Event:
@@ -69,9 +71,11 @@ class ToldVllm:
     async def remove_lora(self, number: int) -> None:
         await self._comes("remove_lora")
         self.known.pop(number, None)
+        self.pins.discard(number)
 
     async def pin_lora(self, number: int) -> None:
         await self._comes("pin_lora")
+        self.pins.add(number)
 
     async def ask_workers(self, method: str, *args: object) -> list[Any]:
         await self._comes(method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_a_server_that_ends_leaves_no_process(tmp_path: Path) -> None:
     with livery_serve(MODEL, tmp_path_empty(tmp_path), tmp_path, *flags) as running:
         children = psutil.Process(running.pid).children(recursive=True)
         assert children
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert len(gone) == len(children) and not alive
+
+
+def test_a_server_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    """What is out of memory, or killed by an orchestrator, can end nothing itself; vLLM holds the device's memory."""
+    flags = ("--engine", "vllm", "--kv-memory", "64MiB", "--max-model-len", "256", "--vllm-arg", "enforce_eager=true")
+    empty, status = tmp_path_empty(tmp_path), -signal.SIGKILL
+    with livery_serve(MODEL, empty, tmp_path, *flags, ends_with=status) as running:
+        children = psutil.Process(running.pid).children(recursive=True)
+        assert engine_core(running) in children
+        running.process.kill()
     gone, alive = psutil.wait_procs(children, timeout=30)
     assert len(gone) == len(children) and not alive
 

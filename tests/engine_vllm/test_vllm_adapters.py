@@ -59,7 +59,7 @@ def lora(**fields: Any) -> LoraConfig:
 async def test_unloading_frees_what_an_adapter_held(engine: VllmEngine) -> None:
     pirate = adapter("pirate")
     await engine.load_adapter(pirate)
-    folders = list(engine._folder.iterdir())  # type: ignore[union-attr]
+    folders = list(engine._scratch.path.iterdir())  # type: ignore[union-attr]
     assert pirate.digest in (await engine.stats()).resident_adapters
     (known,) = await engine._process.call(engine._process.llm.list_loras())
     await engine.unload_adapter(pirate.digest)
@@ -98,10 +98,10 @@ async def test_adapters_beyond_vllms_host_memory_leave_the_disk_too_and_come_bac
     names = ["pirate", "sql", "json", "sentiment", "portuguese"]
     for name in (*names, "pirate"):
         check_greedy(name, ids(PROMPT), tokens_of(await answer(engine, ask(f"disk-{name}", PROMPT, adapter(name)))))
-        assert len(list(engine._folder.iterdir())) <= 3  # type: ignore[union-attr]
+        assert len(list(engine._scratch.path.iterdir())) <= 3  # type: ignore[union-attr]
     for name in names:
         await engine.unload_adapter(adapter(name).digest)
-    assert not list(engine._folder.iterdir())  # type: ignore[union-attr]
+    assert not list(engine._scratch.path.iterdir())  # type: ignore[union-attr]
 
 
 async def test_kept_adapters_stay_when_others_come_and_never_fill_all_slots(engine: VllmEngine) -> None:

@@ -92,7 +92,7 @@ def _device(wanted: str) -> tuple[torch.device, str]:
 def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     if wanted != "auto":
         if wanted not in DTYPES:
-            raise ModelRefused(f"dtype {wanted!r} is not supported; use auto, {' or '.join(DTYPES)}")
+            raise ModelRefused(f"dtype {wanted!r} is not supported; use auto, {' or '.join(DTYPES)}, or --engine vllm")
         return DTYPES[wanted], f"asked for with --dtype {wanted}"
     if device.type == "cpu":
         return torch.float32, "the default on CPU: exact; --dtype bfloat16 halves the memory"

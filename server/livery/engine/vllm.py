@@ -12,8 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +39,7 @@ from livery.engine.vllm_found import VllmRefused, preloaded, require_vllm
 from livery.engine.vllm_process import VllmProcess
 from livery.engine.vllm_queue import VllmQueue
 from livery.engine.vllm_watch import StepCounts, logger_class
+from livery.scratch import Scratch
 from livery_adapters.base_model import BaseModel, BaseShapes
 from livery_adapters.effect import AdapterEffect
 
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SERVER = "LIVERY_SERVER_PID"  # for livery.engine.vllm_worker, which imports nothing of this
 ANSWER_SECONDS = 0.5  # how long vLLM may take to answer before it is judged by when it was heard of last
 
 
@@ -79,7 +79,7 @@ class VllmEngine:
         self._config, self._options, self._progress = config, options, progress
         self._counts = StepCounts()
         self._process = VllmProcess(self._counts, config.hang_s, lost)
-        self._folder: Path | None = None
+        self._scratch: Scratch | None = None
         self._adapters: VllmAdapters | None = None
         self._queue: VllmQueue
         self._requests: VllmRequests
@@ -114,8 +114,9 @@ class VllmEngine:
         await self._process.stop()
         if self._adapters is not None:
             self._adapters.stop()
-        if self._folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        if self._scratch is not None:
+            await asyncio.to_thread(self._scratch.remove)
+            self._scratch = None
 
     def kill(self) -> None:
         self._process.kill()
@@ -231,10 +232,10 @@ class VllmEngine:
         path = Path(config.model_path)
         slot_bytes = sum(await self.ask_workers("livery_slot_bytes"))  # it answers, and its workers know our methods
         info = self._info = info_of(llm.vllm_config, config, shapes, version, self._room.max_loras * slot_bytes)
-        self._folder = Path(tempfile.mkdtemp(prefix="livery-vllm-"))
+        self._scratch = await asyncio.to_thread(Scratch, "livery-vllm-")
         directories = LoraDirectories(path, BaseModel(path.name, config.base_digest, shapes))
         self._queue = VllmQueue(info.max_running, self._room.max_loras, slot_bytes)
-        self._adapters = VllmAdapters(self, directories, LoRARequest, self._folder, self._room, self._queue)
+        self._adapters = VllmAdapters(self, directories, LoRARequest, self._scratch.path, self._room, self._queue)
         sampling = Sampling(info.eos_token_ids, getattr(llm.tokenizer, "eos_token_id", None))
         cost = 1 + slot_bytes / max(1, info.weight_bytes)
         self._requests = VllmRequests(self._process, self._adapters, self._queue, sampling, self._counts, cost)
@@ -286,11 +287,13 @@ def _environment() -> Iterator[None]:
 
     Its processes are spawned: a fork would take this one's threads and locks along. It sends no usage statistics. Its
     log lines here are this server's, and those of its processes, from warnings on, come as they are on standard error.
+    They end when this process does, however that ends (livery.engine.vllm_worker).
     """
     wanted = {
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CONFIGURE_LOGGING": "0",
+        SERVER: str(os.getpid()),
     }
     if libraries := _worth_preloading():
         wanted["LD_PRELOAD"] = ":".join(filter(None, [os.environ.get("LD_PRELOAD", ""), *libraries]))

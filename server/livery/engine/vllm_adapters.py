@@ -87,7 +87,7 @@ class VllmAdapters:
         self._users: Counter[str] = Counter()
         self._unwanted: set[str] = set()  # to be forgotten once nobody uses them
         self._kept: tuple[str, ...] = ()
-        self._pinned: set[str] = set()
+        self._pinned: dict[str, bool] = {}  # False where vLLM was asked and nobody heard what came of it
         self._pinning: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "adapter-reader", initializer=step_back)
         self.log = AdapterLog()
@@ -286,24 +286,38 @@ class VllmAdapters:
         if before is not None:
             await asyncio.wait({before})
         await self._queue.pins_free()
-        for digest in self._pinned.difference(wanted):
-            self._pinned.discard(digest)
-            if (held := self._held.get(digest)) is not None:
-                # vLLM lets go of a pin only with the adapter.
-                await self._loras.remove_lora(held.request.lora_int_id)
-                await self._loras.add_lora(held.request)
+        for digest in [one for one in self._pinned if one not in wanted]:
+            await self._repin(digest, stays=False)
         for digest in wanted:
-            if digest not in self._pinned and (held := self._held.get(digest)) is not None:
-                await self._loras.add_lora(held.request)  # it may have gone meanwhile, as the least recently used
-                await self._loras.pin_lora(held.request.lora_int_id)
-                self._pinned.add(digest)
+            if not self._pinned.get(digest):
+                await self._repin(digest, stays=True)
+
+    async def _repin(self, digest: str, *, stays: bool) -> None:
+        """Pin one, or let go of it; what goes wrong with one is that one's. It may be forgotten at any step of this."""
+        held = self._held.get(digest)
+        if held is None:
+            return
+        number = held.request.lora_int_id
+        try:
+            if not stays:
+                await self._loras.remove_lora(number)  # vLLM lets go of a pin only with the adapter
+                self._pinned.pop(digest, None)
+            if self._held.get(digest) is held:
+                await self._loras.add_lora(held.request)  # it may have gone, as the least recently used
+            if stays and self._held.get(digest) is held:
+                self._pinned[digest] = False
+                await self._loras.pin_lora(number)
+            if stays and self._held.get(digest) is held:
+                self._pinned[digest] = True
+        except CallFailed as failed:
+            log.warning("adapter %s can't be %s in vLLM: %s", digest[:12], "kept" if stays else "let go", failed)
 
     async def _forget(self, digest: str) -> None:
         held = self._held.pop(digest, None)
         if held is None and digest in self._loading:
             return  # it is unwanted still, and goes as soon as it is there
         self._unwanted.discard(digest)
-        self._pinned.discard(digest)
+        self._pinned.pop(digest, None)
         if held is None:
             return
         self._by_id.pop(held.request.lora_int_id, None)

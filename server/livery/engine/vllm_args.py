@@ -114,7 +114,8 @@ def words_of(error: Exception) -> str:
 
 def engine_args(config: EngineConfig, room: AdapterRoom, shapes: BaseShapes, *, cpu: bool) -> dict[str, object]:
     """Our settings as keywords of AsyncEngineArgs. `cpu`: whether vLLM computes on one here."""
-    dtype = config.dtype if config.dtype != "auto" else "float32" if cpu else "bfloat16"
+    # On a GPU vLLM knows which the checkpoint has and the device can do.
+    dtype = "float32" if cpu and config.dtype == "auto" else config.dtype
     args: dict[str, object] = {
         "model": config.model_path,
         "tokenizer": config.model_path,

@@ -66,7 +66,8 @@ class LoraDirectories:
     def __init__(self, model: Path, base: BaseModel) -> None:
         self._base = base
         self._weights = FileWeights(model, base.shapes)
-        self._norms = BaseNorms(self._weights)
+        # Of quantised files nothing says what a weight amounts to, which a plain LoRA doesn't depend on.
+        self._norms = None if self._weights.method else BaseNorms(self._weights)
 
     def write(self, adapter: AdapterRef, out: Path, most: int) -> Written:
         """Convert into the new directory `out`, at no rank above `most`. Raises AdapterRefused, OSError."""

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from livery.engine.base import ModelRefused
 from livery.engine.model import base_shapes
+from livery.engine.quantization import checkpoint_method
 from livery_adapters.base_model import BaseShapes, ModuleShape
 from livery_adapters.refusal import AdapterRefused
 
@@ -51,10 +52,18 @@ class FileWeights:
         self._model = model
         self.shapes = shapes
         self._files = _files_of(model)
+        self.method = checkpoint_method(model)  # that the files are quantised by; empty for full precision
 
     def weight(self, module: str) -> Tensor:
         """[out_features, in_features] or [vocabulary, dim]. Raises AdapterRefused where the base is quantised."""
         shape = self.shapes.modules[module]
+        if self.method:
+            raise AdapterRefused(
+                "activation_failed",
+                f"this adapter can only be converted beside the base's own weight of {module}, and the files of "
+                f"{self._model.name} are quantised ({self.method}). Use a base in full precision, or serve this "
+                "adapter with --engine livery",
+            )
         weight = self._read(f"{self._stored(module)}.weight")
         return weight.T if shape.input_first else weight
 
@@ -76,8 +85,7 @@ class FileWeights:
             raise AdapterRefused(
                 "activation_failed",
                 f"this adapter can only be converted beside the base's own weight {name}, and the files of "
-                f"{self._model.name} have none of that name: it is quantised, or named otherwise. Use a base in full "
-                "precision, or serve this adapter with --engine livery",
+                f"{self._model.name} have none of that name. Serve this adapter with --engine livery",
             )
         with safe_open(self._model / file, framework="pt") as tensors:
             found: Tensor = tensors.get_tensor(name)

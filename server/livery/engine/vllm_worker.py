@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import threading
+from contextlib import suppress
 from functools import wraps
 from typing import Any
+
+from vllm.platforms import current_platform
 
 _STACKS = ("lora_a_stacked", "lora_b_stacked")  # how vLLM's LoRA layers call the slots of all adapters
 
@@ -57,12 +64,15 @@ def spare_base_rows() -> None:
     """Have vLLM's CPU kernels leave rows without an adapter alone, as its GPU kernels do.
 
     Such rows have index -1, with which those of 0.32 reach for the last slot: beside requests for adapters, the base
-    answered by the adapter that happened to be there (https://github.com/vllm-project/vllm/pull/48421).
+    answered by the adapter that happened to be there (https://github.com/vllm-project/vllm/pull/48421). Raises
+    AttributeError or ImportError where another version has its kernels elsewhere: better no server than that.
     """
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 
     shrink = lora_ops.bgmv_shrink
+    if punica_cpu.bgmv_shrink is not shrink:
+        raise AttributeError("vLLM's CPU kernels for LoRA aren't where Livery knows them; use a version that it names")
 
     @wraps(shrink)
     def shrink_adapted_rows(inputs: Any, weights: Any, output: Any, indices: Any, scaling: float = 1.0) -> None:  # noqa: ANN401
@@ -72,4 +82,21 @@ def spare_base_rows() -> None:
     lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = shrink_adapted_rows
 
 
-spare_base_rows()
+def end_with_server(server: int) -> None:
+    """End this process as soon as the server has ended, which may have had no time to do it: it holds the memory."""
+
+    def wait() -> None:
+        with suppress(ProcessLookupError):
+            ends = select.poll()
+            ends.register(os.pidfd_open(server), select.POLLIN)
+            ends.poll()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="server-watch", daemon=True).start()
+
+
+# vLLM imports this in each of its workers, before that reads its weights; on other machines no server is told of.
+if "LIVERY_SERVER_PID" in os.environ and hasattr(os, "pidfd_open"):
+    end_with_server(int(os.environ["LIVERY_SERVER_PID"]))
+if current_platform.is_cpu():
+    spare_base_rows()
