@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.grammar_check": SEAM | FACTS | {"livery.grammars", "livery.grammar_process", "livery.tenancy"},
     "livery.refusals": {"livery.engine.codes"},
     "livery.chat_template": set(),
+    "livery.foreign_json": set(),
     "livery.settings": {"livery.tenancy"},
     "livery.listening": {"livery.settings"},
     "livery.tenancy": SEAM | {"livery.beside", "livery.refusals", "livery.tenancy", "livery.vitals", "livery_adapters"},
@@ -162,6 +163,7 @@ ALLOWED: dict[str, set[str]] = {
                 "api",
                 "beside",
                 "cards",
+                "foreign_json",
                 "generation",
                 "lease",
                 "logs",
@@ -189,11 +191,11 @@ ALLOWED: dict[str, set[str]] = {
     "livery.evaluation": SEAM
     | TEXT
     | FACTS
-    | {"livery.evaluation", "livery.profiles", "livery_adapters", "livery_loadtest"},
+    | {"livery.evaluation", "livery.foreign_json", "livery.profiles", "livery_adapters", "livery_loadtest"},
     "livery.bench": {"livery.engine", "livery_adapters", "livery_loadtest"},
     "livery.bench.http": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.training": TEXT
-    | {f"livery.{part}" for part in ("engine", "models", "training")}
+    | {f"livery.{part}" for part in ("engine", "foreign_json", "models", "training")}
     | {"livery_adapters", "livery_loadtest"},
     "livery.scale": set(),
     "livery.scale.plan": {"livery.bench.physics", "livery.engine.step_size", "livery_adapters", "livery_loadtest"},

@@ -37,6 +37,7 @@ NAMED = {
     ("livery.engine.vllm_requests", "generate"): "what is wrong with a request's parameters, which were sent",
     ("livery.engine.vllm_process", "call"): "what vLLM says of what it was asked to do: the log's",
     ("livery.engine.vllm_sampling", "params"): "what is wrong with a request's parameters, which were sent",
+    ("livery.foreign_json", "parse_line"): "what is wrong with a line of one's own data",
     ("livery.grammars", "__init__"): "what is wrong with a grammar, which was sent",
     ("livery.otlp", "_refused"): "what a collector says: the log's",
     ("livery.template_worker", "_render"): "what is wrong with a template, by its owner's own line of it",

@@ -36,6 +36,8 @@ def load_yaml(text: str, where: str) -> object:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise SpecInvalid(f"{where}: {error}") from error
+    except ValueError as error:  # the 31st of June, or a number of thousands of digits
+        raise SpecInvalid(f"{where}: a value can't be read: {error}; put it between quotes if it is text") from error
 
 
 def convert(loaded: object, kind: type[Spec], where: str, kinds: Mapping[str, Sequence[str]]) -> Spec:

@@ -12,7 +12,8 @@ import pytest
 
 from api.live_server import BASE, LiveServer, Setup
 from livery.api.errors import UNEXPECTED, ApiError, error_body
-from livery.api.plain_json import MAX_DEPTH, check_plain
+from livery.api.plain_json import check_plain
+from livery.foreign_json import MAX_DEPTH
 from livery.reading import ParserNames
 from livery.refusals import InvalidParameter
 from livery.text import Tokenizer

@@ -23,6 +23,10 @@ def written(folder: Path, *items: object) -> Path:
     ("item", "words"),
     [
         ("{", "line 3 of .*task.jsonl: not JSON"),
+        ("[" * 100_000, "line 3 of .*: not JSON that can be read: nested too deeply"),
+        ('{"max_tokens": ' + "1" * 5000 + "}", "line 3 of .*: has a whole number of more digits than can be read"),
+        ({**GOOD, "choices": ["3", "4\ud83d"]}, r"line 3 of .*: `choices\[1\]` contains half of a surrogate pair at"),
+        ({"messages": [{"role": "user", "content": "\ude00"}]}, r"`messages\[0\].content` contains half"),
         ([1], "an item is a JSON object"),
         ({"answer": "x"}, "either prompt, a text, or messages"),
         ({"prompt": "a", "messages": [], "answer": "x"}, "either prompt, a text, or messages"),

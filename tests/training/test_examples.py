@@ -49,6 +49,13 @@ def lines(*values: Any) -> str:
         ("sft", "{bad", "not JSON: Expecting property name enclosed in double quotes at column 2"),
         ("sft", b"\xff{}", "not UTF-8: byte 1 is 0xff"),
         ("sft", "[" * 100_000, "nested too deeply"),
+        ("sft", '{"messages": ' + "1" * 5000 + "}", "has a whole number of more digits than can be read"),
+        ("sft", '{"messages": ' + "[" * 100 + "]" * 100 + "}", "is nested deeper than 100 levels"),
+        ("sft", lines({"messages": [{**HI, "content": "Hi \ud83d"}, AYE]}), "`messages[0].content` contains half of a"),
+        ("sft", lines({**GOOD["sft"], "\ude00": 1}), "d.jsonl:2: contains half of a surrogate pair at character 0"),
+        ("dpo", lines({**GOOD["dpo"], "chosen": "\ud83d"}), "`chosen` contains half of a surrogate pair"),
+        ("cpt", lines({"text": "\ude00"}), "`text` contains half of a surrogate pair"),
+        ("raft", lines({**GOOD["raft"], "documents": ["a", "\ud83d"]}), "`documents[1]` contains half of a"),
         ("sft", "[1]", "[1] instead of an object in {}"),
         ("sft", lines({"text": "x"}), "no `messages`; there are text"),
         ("sft", lines({"messages": "x"}), '`messages` is "x" and not a list of messages'),
@@ -92,8 +99,14 @@ def test_a_broken_line_is_told_and_left_out_if_asked(
     assert reason in str(raised.value)
     assert "broken_lines: skip" in str(raised.value)
     data = data_of(kind, content, tmp_path, tokenizer, "max_length: 64\nbroken_lines: skip")
-    assert [(one.place.line, reason in one.reason) for one in data.broken] == [(2, True)]
+    assert [(one.place.line, reason in f"{one}") for one in data.broken] == [(2, True)]
     assert len(data.train) == (1 if kind == "cpt" else 2)
+
+
+def test_a_whole_pair_is_one_character(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (only,) = data_of("cpt", '{"text": "Aye \\ud83d\\ude00"}', tmp_path, tokenizer).train
+    assert isinstance(only, Learnt)
+    assert tokenizer.decode(only.ids) == "Aye 😀"
 
 
 def test_many_broken_lines_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:

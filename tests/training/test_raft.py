@@ -111,6 +111,12 @@ def test_a_document_that_is_no_text_is_told_with_its_place(tmp_path: Path, liver
     [
         ("{bad\n", "", "questions.jsonl:21: not JSON"),
         (
+            '{"question": "x\\ud83d", "answer": "y", "document": "oak"}\n',
+            "",
+            "questions.jsonl:21: `question` contains half",
+        ),
+        ("", '{"id": "beech", "text": ' + "1" * 5000 + "}\n", "documents.jsonl:6: has a whole number of more digits"),
+        (
             '{"question": "x", "answer": "y", "document": "beech"}\n',
             "",
             "'beech', which is no document's id",

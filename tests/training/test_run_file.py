@@ -38,6 +38,9 @@ LEAST = "base: b\ndata: d.jsonl\n"
         (LEAST + "kind: raft\nprompt: no places", "`prompt` has {documents} 0 times: it must be there once"),
         (LEAST + "kind: sft\nkind: dpo", "kind is given twice"),
         (LEAST + "kind: [sft", "expected ',' or ']'"),
+        (LEAST + "kind: sft\nsteps: " + "1" * 5000, "a value can't be read: Exceeds the limit (4300 digits)"),
+        (LEAST + "kind: sft\nseed: 2026-06-31", "a value can't be read: day is out of range"),
+        (LEAST + 'kind: raft\nsystem: "\\ud83d"', "`system` contains half of a surrogate pair"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, words: str) -> None:

@@ -11,10 +11,11 @@ model answers greedily and `answer` is one text that is right, or several.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from livery.foreign_json import parse_line
 
 Message = Mapping[str, str]
 
@@ -127,15 +128,11 @@ def _items(file: Path) -> Iterator[Item]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     try:
-                        yield _item(json.loads(line))
-                    except ValueError as error:
-                        raise SubjectUnusable(f"line {number} of {file}: {_why(error)}") from None
+                        yield _item(parse_line(line))
+                    except ValueError as error:  # NotPlain is one
+                        raise SubjectUnusable(f"line {number} of {file}: {error}") from None
     except UnicodeDecodeError:
         raise SubjectUnusable(f"{file} is not UTF-8 text; save it as such") from None
-
-
-def _why(error: ValueError) -> str:
-    return f"not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _item(found: object) -> Item:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from livery.foreign_json import NotPlain, parse_line
 from livery.training.raft import raft_messages
 from livery.training.run_file import AnyRun, Cpt, Dpo, Raft
 
@@ -109,11 +110,9 @@ def json_lines(file: Path, content: bytes) -> Iterator[tuple[Place, dict[str, An
             yield place, line
             continue
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield place, Broken(place, f"not JSON: {error.msg} at column {error.colno}")
-        except RecursionError:
-            yield place, Broken(place, "not JSON that can be read: nested too deeply")
+            value = parse_line(line)
+        except NotPlain as unreadable:
+            yield place, Broken(place, str(unreadable))
         else:
             wrong = Broken(place, f"{_shown(value)} instead of an object in {{}}")
             yield place, value if isinstance(value, dict) else wrong

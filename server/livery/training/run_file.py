@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, inspect
 
+from livery.foreign_json import NotPlain, check_plain
 from livery_loadtest.checked import SpecInvalid, load_yaml
 from livery_loadtest.checked import convert as converted
 from livery_loadtest.kinds import Part, Positive, Share, Text
@@ -161,6 +162,10 @@ AnyRun = Sft | Dpo | Cpt | Raft
 def parse_run(text: str, where: str = "the run") -> AnyRun:
     """A run from YAML. Raises SpecInvalid, with the path of the field that is wrong and its value."""
     loaded = load_yaml(text, where)
+    try:
+        check_plain(loaded)
+    except NotPlain as wrong:
+        raise SpecInvalid(f"{where}: {wrong}") from wrong
     words = _words()
     if not isinstance(loaded, dict) or "kind" not in loaded:
         raise SpecInvalid(

@@ -43,6 +43,7 @@ PARTS: Mapping[str, str] = {
     "livery.api.schemas": "reading bodies",
     "livery.api.body": "reading bodies",
     "livery.api.plain_json": "reading bodies",
+    "livery.foreign_json": "reading bodies",
     "livery.api.chat_messages": "reading bodies",
     "livery.api.unsupported": "reading bodies",
     "pydantic": "reading bodies",
