@@ -138,12 +138,42 @@ def test_broken_lines_stop_or_are_left_out(
     assert (found["questions"], len(found["broken"])) == (20, 1)
 
 
-def test_more_distractors_than_documents(tmp_path: Path, livery: Livery) -> None:
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--distractors", "5"), "has 5 different documents, and --distractors 5 needs 7"),
+        (("--distractors", "5"), ": give 2 more, or --distractors 3"),
+        (("--distractors", "4"), "--distractors 4 needs 6"),
+        (("--distractors", "4"), "give 1 more, or --distractors 3, or --golden-share 1, by which every question has"),
+        (("--distractors", "5", "--golden-share", "1"), "--distractors 5 needs 6"),
+    ],
+)
+def test_too_few_documents(options: tuple[str, ...], words: str, tmp_path: Path, livery: Livery) -> None:
     one, other = written(tmp_path)
-    done = livery(
-        "adapters", "train-data", "raft", one, "--documents", other, "--out", tmp_path / "r", "--distractors", "5"
-    )
-    assert (done.code, "has 5 documents, and --distractors 5 needs more than that" in done.err) == (1, True)
+    done = livery("adapters", "train-data", "raft", one, "--documents", other, "--out", tmp_path / "r", *options)
+    assert (done.code, words in done.err) == (1, True), done.err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(("distractors", "share"), [(3, 0.5), (3, 0.0), (4, 1.0)])
+def test_as_many_documents_as_are_needed_and_no_more(
+    distractors: int, share: float, tmp_path: Path, livery: Livery
+) -> None:
+    one, other = written(tmp_path)
+    way = ("adapters", "train-data", "raft", one, "--documents", other, "--out", tmp_path / "r")
+    assert livery(*way, "--distractors", str(distractors), "--golden-share", str(share)).code == 0
+    lines = [json.loads(line) for line in (tmp_path / "r").read_text().splitlines()]
+    assert {len(line["documents"]) for line in lines} == {distractors + 1}, "the number tells nothing"
+
+
+def test_a_document_left_out_isnt_there_under_another_id() -> None:
+    documents = {**DOCUMENTS, "oak again": f"{DOCUMENTS['oak']}\n"}
+    for near in (True, False):
+        lines = prepare(QUESTIONS[:4], documents, Mix(3, 0.0, near))
+        assert not any("oak" in text for line in lines for text in line["documents"])  # type: ignore[attr-defined]
+        assert all(len(line["documents"]) == 4 for line in lines)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="5 different documents, and 6 are needed"):
+        prepare(QUESTIONS, documents, Mix(4, 0.5))
 
 
 @pytest.mark.parametrize("file", ["README.md", "raft.yaml"])

@@ -14,7 +14,7 @@ from livery.commands import shown
 from livery.commands.asking import CommandFailed
 from livery.commands.reach import AsJson, tell
 from livery.training.examples import Broken, Place, Unusable, json_lines, text_of
-from livery.training.raft import Mix, Question, prepare
+from livery.training.raft import Mix, Question, different, needed, prepare
 
 app = typer.Typer(help="Make training data.", no_args_is_help=True)
 _TEXT_SUFFIXES = (".txt", ".md")
@@ -59,13 +59,11 @@ def raft(
         raise CommandFailed(
             f"{len(broken)} lines can't be used:{shown_lines}\nCorrect them, or go on without them with --skip-broken"
         )
-    if len(texts) <= distractors:
-        raise CommandFailed(
-            f"--documents {documents} has {len(texts)} documents, and --distractors {distractors} needs more than that"
-        )
     if not asked:
         raise CommandFailed(f"{questions} has no question that can be used; give lines with question, answer, document")
-    lines = prepare(asked, texts, Mix(distractors, golden_share, near, seed))
+    mix = Mix(distractors, golden_share, near, seed)
+    _check_enough(documents, texts, len(asked), mix)
+    lines = prepare(asked, texts, mix)
     _write(out, lines)
     golden = sum(line["golden"] is not None for line in lines)
     answer: Json = {"file": str(out), "questions": len(lines), "with_golden": golden, "documents": len(texts)}
@@ -105,6 +103,23 @@ def _documents(source: Path, broken: list[Broken]) -> dict[str, str]:
         except Unusable as unusable:
             broken.append(Broken(place, str(unusable)))
     return texts
+
+
+def _check_enough(source: Path, texts: dict[str, str], questions: int, mix: Mix) -> None:
+    """Raises CommandFailed where the number of documents would tell whether the answer is among them."""
+    there, least = len(different(texts)), needed(questions, mix)
+    if there >= least:
+        return
+    remedies = [f"give {least - there} more"]
+    fewer = mix.distractors - (least - there)
+    if fewer >= 1:
+        remedies.append(f"--distractors {fewer}")
+    if there == least - 1 == mix.distractors + 1:
+        remedies.append("--golden-share 1, by which every question has its document")
+    raise CommandFailed(
+        f"--documents {source} has {there} different documents, and --distractors {mix.distractors} needs {least}, so "
+        f"that each question gets as many, with its own and without: {', or '.join(remedies)}"
+    )
 
 
 def _text(path: Path, broken: list[Broken]) -> str:

@@ -45,18 +45,22 @@ def prepare(questions: Sequence[Question], documents: Mapping[str, str], mix: Mi
     """A line for each question: `question`, `documents` in a drawn order, `answer`, and `golden`.
 
     `golden` is the place of the document with the answer, from 0, or null where it was left out; then there is one
-    distractor more, so that the number of documents tells nothing. `documents` are texts by id; there are more than
-    `distractors`.
+    distractor more, so that the number of documents tells nothing. `documents` are texts by id, of which those alike
+    count as one: a distractor is never the answer's document under another id. Raises ValueError where `different`
+    finds fewer of them than `needed`.
     """
+    first = different(documents)
+    if len(first) < needed(len(questions), mix):
+        raise ValueError(f"{len(first)} different documents, and {needed(len(questions), mix)} are needed")
     draw = random.Random(mix.seed)
     near = _Nearness(documents) if mix.near else None
-    given = round(mix.golden_share * len(questions))
+    given = _with_golden(len(questions), mix)
     with_golden = [True] * given + [False] * (len(questions) - given)
     draw.shuffle(with_golden)
     lines: list[dict[str, object]] = []
     for one, golden in zip(questions, with_golden, strict=True):
-        others = [id for id in documents if id != one.document]
-        count = min(mix.distractors + (not golden), len(others))
+        others = [id for text, id in first.items() if text != documents[one.document].strip()]
+        count = mix.distractors + (not golden)
         chosen = near.best(one.question, others)[:count] if near else draw.sample(others, count)
         if golden:
             chosen.append(one.document)
@@ -65,6 +69,23 @@ def prepare(questions: Sequence[Question], documents: Mapping[str, str], mix: Mi
         texts = [documents[id] for id in chosen]
         lines.append({"question": one.question, "documents": texts, "answer": one.answer, "golden": place})
     return lines
+
+
+def different(documents: Mapping[str, str]) -> dict[str, str]:
+    """The ids of documents by their texts: of those alike the first."""
+    found: dict[str, str] = {}
+    for id, text in documents.items():
+        found.setdefault(text.strip(), id)
+    return found
+
+
+def needed(questions: int, mix: Mix) -> int:
+    """How many different documents so many questions take: one more where some are left without their own."""
+    return mix.distractors + 1 + (_with_golden(questions, mix) < questions)
+
+
+def _with_golden(questions: int, mix: Mix) -> int:
+    return round(mix.golden_share * questions)
 
 
 def raft_messages(question: str, documents: Sequence[str], prompt: str, system: str = "") -> tuple[dict[str, str], ...]:
