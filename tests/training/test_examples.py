@@ -185,6 +185,34 @@ def test_earlier_turns_that_a_template_rewrites_are_not_learnt() -> None:
     learnt = Encoder(tokenizer, 512).chat(Chat((HI, first, HI, last)), all_of_it=False)
     spoken = tokenizer.decode_all([label for label in learnt.labels if label != IGNORED])
     assert spoken == "ha#No.<|im_end|>"
+    assert learnt.left_out == 1, "and that is told"
+
+
+INDEXES = (  # as Qwen's: it looks at the first message without asking whether there is one
+    "{% if messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
+    "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_chat_that_the_assistant_begins_is_learnt_from_its_second_answer_on(tmp_path: Path) -> None:
+    tokenizer = with_template(INDEXES)
+    begun = {"messages": [{**AYE, "content": "Ahoy."}, HI, AYE]}
+    data = data_of("sft", lines(GOOD["sft"], begun), tmp_path, tokenizer)
+    plain, learnt = data.train
+    assert isinstance(plain, Learnt) and isinstance(learnt, Learnt)
+    assert (plain.left_out, learnt.left_out) == (0, 1)
+    assert tokenizer.decode_all(learnt.ids).startswith("<|im_start|>assistant\nAhoy.<|im_end|>\n")
+    assert tokenizer.decode_all([label for label in learnt.labels if label != IGNORED]) == "Aye.<|im_end|>"
+    (warning,) = [one for one in data.told()["warnings"] if "not learnt" in one]
+    assert warning.startswith("1 earlier answers, in 1 of 2 chats, are read and not learnt")
+    assert not any("not learnt" in one for one in data_of("sft", lines(GOOD["sft"]), tmp_path, tokenizer).warnings)
+
+
+def test_a_chat_that_is_one_answer_has_nothing_before_it(tmp_path: Path) -> None:
+    words = r"d\.jsonl:1: where the last answer begins can't be told without what it answers: .* refuses these"
+    with pytest.raises(DataInvalid, match=words):
+        data_of("sft", lines({"messages": [AYE]}), tmp_path, with_template(INDEXES))
 
 
 def test_a_base_without_a_template(tmp_path: Path, tokenizer: Tokenizer) -> None:

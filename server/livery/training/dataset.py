@@ -133,6 +133,12 @@ def _warnings(run: AnyRun, encoder: Encoder, found: Found, items: Sequence[Learn
     warnings = []
     if encoder.whole and not isinstance(run, Dpo | Cpt) and not (isinstance(run, Sft) and run.loss_on == "all"):
         warnings.append(encoder.whole)
+    if left_out := [one.left_out for one in items if isinstance(one, Learnt) and one.left_out]:
+        warnings.append(
+            f"{sum(left_out)} earlier answers, in {len(left_out)} of {len(items)} chats, are read and not learnt: the "
+            "base's chat template writes them otherwise once others follow, or can't begin with them; loss_on: all "
+            "learns them with all the rest"
+        )
     if cut := sum(one.cut for one in items):
         warnings.append(
             f"{cut} of {len(items)} examples are longer than max_length {run.max_length}: their ends are cut"

@@ -26,6 +26,7 @@ class Learnt:
     ids: list[int]
     labels: list[int]
     cut: bool = False  # longer than was allowed
+    left_out: int = 0  # answers whose place couldn't be told, so that they are read and not learnt
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +63,28 @@ class Encoder:
         ids = self._rendered(conversation)
         if all_of_it or self.whole:
             return self._cut(ids, list(ids))
-        labels = [IGNORED] * len(ids)
+        labels, left_out = [IGNORED] * len(ids), 0
         last = len(chat.messages) - 1
         for at, message in enumerate(chat.messages):
             if message["role"] != "assistant":
                 continue
-            span = self._span(chat, at, ids)
+            try:
+                span = self._span(chat, at, ids)
+            except Unusable as unusable:  # the template takes the chat, and no part of it that ends here
+                if at == last:
+                    why = f"where the last answer begins can't be told without what it answers: {unusable}"
+                    raise Unusable(why) from unusable
+                span = None
             if span is None and at == last:
                 raise Unusable(
                     "the chat template writes what stands before the last answer otherwise once it has the answer; "
                     "an answer that begins with spaces or line breaks does that: remove them"
                 )
-            if span is not None:  # templates may drop the reasoning of earlier turns: those can't be learnt as said
+            if span is None:  # templates may drop the reasoning of earlier turns: those can't be learnt as said
+                left_out += 1
+            else:
                 labels[span.start : span.stop] = ids[span.start : span.stop]
-        return self._cut(ids, labels)
+        return self._cut(ids, labels, left_out)
 
     def pair(self, preference: Preference) -> Pair:
         """Raises Unusable."""
@@ -110,7 +119,10 @@ class Encoder:
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _span(self, chat: Chat, at: int, ids: Sequence[int]) -> range | None:
-        """Where an answer stands in the ids of the whole chat, with its end token; None where that can't be told."""
+        """Where an answer stands in the ids of the whole chat, with its end token; None where that can't be told.
+
+        Raises Unusable where the template refuses the messages before it: many take no chat without any.
+        """
         tools = chat.tools or None
         before = self._rendered(Conversation(chat.messages[:at], tools))
         after = self._rendered(Conversation(chat.messages[: at + 1], tools, add_generation_prompt=False))
@@ -151,9 +163,9 @@ class Encoder:
         except InvalidMessages as invalid:
             raise Unusable(str(invalid)) from invalid
 
-    def _cut(self, ids: list[int], labels: list[int]) -> Learnt:
+    def _cut(self, ids: list[int], labels: list[int], left_out: int = 0) -> Learnt:
         """Raises Unusable where nothing that is learnt is left."""
-        kept = Learnt(ids[: self._most], labels[: self._most], len(ids) > self._most)
+        kept = Learnt(ids[: self._most], labels[: self._most], len(ids) > self._most, left_out)
         if all(label == IGNORED for label in kept.labels[1:]):  # the first token is never predicted
             raise Unusable(self._too_long(next((at for at, one in enumerate(labels) if one != IGNORED), len(ids))))
         return kept
