@@ -205,18 +205,20 @@ def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_
 
 
 def replica_pids() -> list[int]:
-    """The processes of Livery's replicas on this process's cluster, by the titles that Ray gives its workers."""
+    """The processes of Livery's replicas on this process's cluster."""
+    return worker_pids(f"ServeReplica:{APPLICATION}:Replica")
+
+
+def worker_pids(title: str) -> list[int]:
+    """The workers of this process's cluster by how the titles begin that Ray gives them."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                title = (entry / "cmdline").read_bytes()
+                named = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if (
-                title.startswith(f"ray::ServeReplica:{APPLICATION}:Replica".encode())
-                and _parent(_parent(entry.name)) == MINE
-            ):
+            if named.startswith(f"ray::{title}".encode()) and _parent(_parent(entry.name)) == MINE:
                 found.append(int(entry.name))
     return sorted(found)
 

@@ -85,15 +85,18 @@ class Replica:
             raise Misdirected(
                 f"a request for {request.application} came to {self._application}: a replica's address was taken over"
             )
-        body = _ComingBody()
-        async with aclosing(self._server.answer(request, serve.get_multiplexed_model_id(), body.pull)) as messages:
-            async for message in messages:
-                if isinstance(message, Wanted):
-                    yield Wanted(body.open())
-                elif isinstance(message, Head):
-                    yield replace(message, headers=(*message.headers, (b"x-livery-replica", self._name)))
-                else:
-                    yield message
+        body = ComingBody()
+        try:
+            async with aclosing(self._server.answer(request, serve.get_multiplexed_model_id(), body.pull)) as messages:
+                async for message in messages:
+                    if isinstance(message, Wanted):
+                        yield Wanted(await body.open())
+                    elif isinstance(message, Head):
+                        yield replace(message, headers=(*message.headers, (b"x-livery-replica", self._name)))
+                    else:
+                        yield message
+        finally:
+            body.close()
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What routers are told of this replica."""
@@ -109,23 +112,55 @@ class Replica:
             await server.stop(self._drain_s)
 
 
-class _ComingBody:
-    """A body that an ingress sends piece by piece, once it is asked for it: only who may upload is."""
+class ComingBody:
+    """A body that an ingress sends piece by piece, once it is asked for it: only who may upload is. Close it.
+
+    It comes through a process of Ray's that ends when it is told to and not before: its handle goes to the ingress by
+    gRPC, where Ray doesn't count who has one. Making it takes Ray some 50 ms and ending it up to seconds, so neither
+    is done on the event loop, where the streams are.
+    """
 
     def __init__(self) -> None:
-        self._queue: asyncio.Future[Queue] = asyncio.get_running_loop().create_future()
+        self._opening: asyncio.Task[Queue] | None = None
+        self._open = asyncio.Event()
 
-    def open(self) -> Queue:
-        queue = Queue(maxsize=PIECES, actor_options={"num_cpus": 0})
-        self._queue.set_result(queue)
+    async def open(self) -> Queue:
+        """Where to put it."""
+        self._opening = asyncio.create_task(
+            asyncio.to_thread(Queue, maxsize=PIECES, actor_options={"num_cpus": 0}), name="opening an upload's process"
+        )
+        queue = await asyncio.shield(self._opening)  # whoever leaves meanwhile leaves a process to be ended
+        self._open.set()
         return queue
 
     async def pull(self) -> bytes:
-        queue = await self._queue
-        piece: bytes = await queue.get_async()
-        if not piece:
-            queue.shutdown()
+        """The next piece; nothing at the end."""
+        await self._open.wait()
+        assert self._opening is not None, "it is open"
+        piece: bytes = await self._opening.result().get_async()
         return piece
+
+    def close(self) -> asyncio.Task[None] | None:
+        """End what it came through, if it did, whatever is left in there. Whoever sends still is told that it ended."""
+        if self._opening is None:
+            return None
+        ending = asyncio.create_task(_end(self._opening))
+        _ENDING.add(ending)
+        ending.add_done_callback(_ended)
+        return ending
+
+
+_ENDING: set[asyncio.Task[None]] = set()  # tasks that nobody holds may be lost
+
+
+async def _end(opening: asyncio.Task[Queue]) -> None:
+    await asyncio.to_thread((await opening).shutdown, force=True)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    _ENDING.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("an upload's process wasn't ended: %s: %s", type(error).__name__, error)
 
 
 class Ingress:
@@ -178,8 +213,12 @@ class Ingress:
         sending: asyncio.Task[None] | None = None
 
         def sent(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and task.exception() is not None:  # the client left
-                answers.cancel()
+            error = None if task.cancelled() else task.exception()
+            if error is None or isinstance(error, RayError):  # a replica that takes no more says why in its answer
+                return
+            if not isinstance(error, ClientDisconnect):
+                log.warning("an upload was cut off: %s: %s", type(error).__name__, error)
+            answers.cancel()
 
         try:
             async for said in answers:
