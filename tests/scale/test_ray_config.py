@@ -41,6 +41,11 @@ def test_knobs_of_the_server_and_of_the_cluster_stand_beside_each_other() -> Non
         ({"autoscaling": "quick", "max_replicas": 2}, "autoscaling is 'quick'"),
         ({"replicas": 2, "registry": None, "blob_store": None}, "one registry"),
         ({"replicas": 2, "blob_store": None}, "blob_store=s3://"),
+        ({"blob_store": None}, "data /srv/{replica} gives each replica a folder of its own"),
+        ({"blob_store": None}, "blob_store=s3://bucket/prefix"),
+        ({"blob_store": None, "registry": None}, "registry=postgresql://... and blob_store=s3://bucket/prefix"),
+        ({"blob_store": None, "registry": None}, "or give a data without {replica}"),
+        ({"max_connections": 9}, "max_connections: Ray Serve listens here"),
         ({"adapters": "/srv/adapters"}, "leave {replica} out"),
         ({"blob_store": "ftp://x"}, "--blob-store"),
         ({"allow_source": ["ftp://x"]}, "--allow-source"),
@@ -60,7 +65,9 @@ def test_what_cannot_be_says_so(changed: dict[str, Any], says: str) -> None:
         ({}, 2, True),
         ({"replicas": 1, "max_replicas": 2}, 2, True),
         ({}, 1, False),
-        ({"replicas": 1}, 2, False),
+        ({"replicas": 1}, 2, True),
+        ({"replicas": 1}, 1, False),
+        ({"replicas": 1, "data": "/shared/livery"}, 2, False),
         ({"blob_store": "s3://bucket/x"}, 2, False),
         ({"data": "/shared/livery"}, 2, False),
     ],
@@ -68,12 +75,27 @@ def test_what_cannot_be_says_so(changed: dict[str, Any], says: str) -> None:
 def test_replicas_on_several_machines_share_adapter_files(
     changed: dict[str, Any], machines: int, refused: bool
 ) -> None:
-    """Each machine's own folder is what they would be in otherwise."""
+    """Each machine's own folder is what they would be in otherwise; whoever replaces a replica may be on another."""
     scale, settings = parse({"model": "m", "registry": "postgresql://db/livery", "replicas": 2, **changed}, {})
     if not refused:
         return check_shared(scale, settings, machines)
     with pytest.raises(SettingsError, match=r"2 machines.*blob_store=s3://"):
         check_shared(scale, settings, machines)
+
+
+def test_what_one_replica_keeps_is_not_left_on_one_of_several_machines() -> None:
+    scale, settings = parse({"model": "m"}, {})
+    check_shared(scale, settings, 1)
+    with pytest.raises(
+        SettingsError, match=r"2 machines, and adapters and keys .* registry=postgresql://.* blob_store="
+    ):
+        check_shared(scale, settings, 2)
+
+
+def test_an_admin_api_is_refused_wherever_it_was_asked_for() -> None:
+    parse(SHARED, {"LIVERY_HOST": "0.0.0.0", "LIVERY_PORT": "8000"})  # as an image has them
+    with pytest.raises(SettingsError, match=r"^admin_port: there is no admin API"):
+        parse(SHARED, {"LIVERY_ADMIN_PORT": "9000"})
 
 
 def told(path: str, head: Head = SSE) -> tuple[bytes, dict[str, Any]]:

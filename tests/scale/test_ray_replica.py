@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,11 +17,13 @@ from livery.engine.base import Engine
 from livery.engine.fake import FakeEngine
 from livery.models import resolve_model
 from livery.refusals import NotReady
-from livery.scale.ray_config import parse
+from livery.running.engines import engine_of
+from livery.scale import ray_config
+from livery.scale.ray_config import NOT_THERE, RAYS_OWN, parse
 from livery.scale.ray_exchange import Forwarded, Head
 from livery.scale.ray_replica import ReplicaServer
 from livery.scale.ray_routing import adapter_id
-from livery.settings import Settings
+from livery.settings import Settings, SettingsError
 from livery.tenancy import OpenDoor
 
 KEY = "lv-test"
@@ -111,3 +114,44 @@ async def test_replicas_of_a_machine_have_folders_of_their_own_and_take_over_tho
     assert sorted(path.name for path in tmp_path.glob("own-*")) == ["own-0", "own-1"]
     await two.stop(0.0)
     await three.stop(0.0)
+
+
+class Watched(Settings):
+    """Settings that know which of them somebody asked for."""
+
+    def __getattribute__(self, name: str) -> object:
+        if name in Settings.model_fields:
+            ASKED_FOR.add(name)
+        return super().__getattribute__(name)
+
+
+ASKED_FOR: set[str] = set()
+
+
+async def test_every_setting_is_used_or_refused(settings: Settings) -> None:
+    """One that is taken without a word does what it does under `livery serve`."""
+    refused = {*RAYS_OWN, *NOT_THERE, "api_workers"}
+    for name in refused:
+        with pytest.raises(SettingsError, match=f"^{name}"):
+            parse({"model": "m", name: "2"}, {})
+    watched = Watched.model_validate({name: getattr(settings, name) for name in Settings.model_fields})
+    ASKED_FOR.clear()
+    engine_of(watched)
+    server = await ReplicaServer.start(watched, fake)
+    await server.stop(0.0)
+    by_ray = Path(ray_config.__file__).with_name("ray_app.py").read_text()  # which isn't imported without Ray
+    used = ASKED_FOR | set(re.findall(r"\bsettings\.(\w+)", by_ray))
+    assert Settings.model_fields.keys() - used - refused == set()
+
+
+async def test_metrics_ask_for_a_key_unless_told_otherwise(settings: Settings) -> None:
+    scrape = Forwarded("livery", "GET", "http", "/metrics", b"", ((b"host", b"x"),), ("10.0.0.1", 5))
+    for opened, status in ((False, 401), (True, 200)):
+        server = await ReplicaServer.start(settings.model_copy(update={"metrics_without_key": opened}), fake)
+        assert (await answer(server, scrape))[0].status == status
+        await server.stop(0.0)
+
+
+async def test_a_folder_of_adapters_that_is_not_there_is_named(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"{tmp_path}/nowhere is not a folder"):
+        await ReplicaServer.start(settings.model_copy(update={"adapters": tmp_path / "nowhere"}), fake)

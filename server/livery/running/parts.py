@@ -85,14 +85,14 @@ def application(settings: Settings, parts: ServerParts, doors: Doors, tracing: T
     )
 
 
-def server_doors(settings: Settings, parts: ServerParts) -> Doors:
-    """Who gets in."""
+def server_doors(settings: Settings, parts: ServerParts, *, behind_proxy: bool = False) -> Doors:
+    """Who gets in. `behind_proxy`: requests are passed on, whether a knob says so or not."""
     return Doors(
         revealed(settings.api_key),
         ring=parts.keys,
         metrics_key=revealed(settings.metrics_key),
         open_metrics=settings.metrics_without_key,
-        behind_proxy=bool(settings.root_path),
+        behind_proxy=behind_proxy or bool(settings.root_path),
     )
 
 
@@ -105,6 +105,12 @@ def trace_sink(settings: Settings) -> TraceSink | None:
     except ImportError:
         raise SettingsError("--otlp-endpoint needs OpenTelemetry's messages: pip install 'livery[otel]'") from None
     return Tracing(settings.otlp_endpoint)
+
+
+def check_adapter_folder(settings: Settings) -> None:
+    """Raises SettingsError where there is none of the name that was given."""
+    if settings.adapters is not None and not settings.adapters.is_dir():
+        raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
 
 
 def shared_blobs(settings: Settings) -> SharedBlobs | None:

@@ -21,8 +21,15 @@ from livery.running.api_workers import ApiWorkers
 from livery.running.engine_knobs import engine_config
 from livery.running.engines import MakeEngine
 from livery.running.http_server import IO_THREADS, OneProcess, Premises, ended_by_death
-from livery.running.parts import allowed_sources, base_name, known_base, shared_blobs, trace_sink
-from livery.settings import Settings, SettingsError
+from livery.running.parts import (
+    allowed_sources,
+    base_name,
+    check_adapter_folder,
+    known_base,
+    shared_blobs,
+    trace_sink,
+)
+from livery.settings import Settings
 from livery.tenancy import TenantStore, check_binding
 
 log = logging.getLogger("livery.serve")
@@ -34,8 +41,7 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     Raises SettingsError, OpenDoor, ModelNotFound, ModelRefused, TokenizerRefused, DataFolderUnusable, RegistryError or
     WorkersUnable, and EngineDead when the engine ended for good: a supervisor then starts everything afresh.
     """
-    if settings.adapters is not None and not settings.adapters.is_dir():
-        raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
+    check_adapter_folder(settings)
     shared_blobs(settings)
     allowed_sources(settings)
     folder = DataFolder(settings.data_folder)

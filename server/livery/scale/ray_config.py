@@ -80,14 +80,14 @@ def parse(args: Mapping[str, object], environ: Mapping[str, str]) -> tuple[Scale
 
 
 def _check(scale: Scale, given: Mapping[str, object], settings: Settings) -> None:
-    for name in RAYS_OWN:
+    for name in RAYS_OWN:  # as arguments: in the environment an image may have them, for who runs it without Ray
         if name in given:
             raise SettingsError(f"{name}: Ray Serve listens here, not Livery; say it in its http_options")
     for name in given:
         if name not in Settings.model_fields:
             raise SettingsError(f"{name}: there is no such argument; `livery serve --help` and Scale list them")
     for name in NOT_THERE:
-        if name in given:
+        if name in given or getattr(settings, name) != Settings.model_fields[name].default:
             raise SettingsError(
                 f"{name}: there is no admin API under Ray Serve; `livery tenants` and `livery keys` take --registry"
             )
@@ -97,23 +97,34 @@ def _check(scale: Scale, given: Mapping[str, object], settings: Settings) -> Non
             "out and have more replicas, or more of ingress_replicas"
         )
     _check_scaling(scale)
-    own_folders = SLOT in str(data_path(settings))
     if scale.most_replicas > 1 and settings.registry is None:
         raise SettingsError(
             f"{scale.most_replicas} replicas need one registry: registry=postgresql://..., or replicas=1"
         )
-    if own_folders and settings.blob_store is None and scale.most_replicas > 1:
+    if SLOT in str(data_path(settings)):
+        _check_own_folders(settings)
+    shared_blobs(settings)
+    allowed_sources(settings)
+
+
+def _check_own_folders(settings: Settings) -> None:
+    """Raise SettingsError for what would be lost with a replica's own folder, or be in one of them alone.
+
+    One replica isn't one folder: whoever replaces it starts beside it, in the next one.
+    """
+    outside = {"registry=postgresql://...": settings.registry, "blob_store=s3://bucket/prefix": settings.blob_store}
+    missing = " and ".join(argument for argument, value in outside.items() if value is None)
+    if missing:
         raise SettingsError(
-            f"data {settings.data} gives each replica a folder of its own, so adapter files must be shared elsewhere: "
-            f"blob_store=s3://bucket/prefix, or a path without {SLOT} that all replicas see"
+            f"data {settings.data} gives each replica a folder of its own, and whoever replaces a replica begins with "
+            f"an empty one, without its adapters and keys: share them by {missing}, or give a data without {SLOT} that "
+            "all replicas see"
         )
-    if own_folders and settings.adapters is not None:
+    if settings.adapters is not None:
         raise SettingsError(
             f"adapters {settings.adapters} is followed by one replica of a data folder, and {settings.data} gives each "
             f"its own; leave {SLOT} out, or add adapters by the API"
         )
-    shared_blobs(settings)
-    allowed_sources(settings)
 
 
 def _check_scaling(scale: Scale) -> None:
@@ -127,12 +138,14 @@ def _check_scaling(scale: Scale) -> None:
 
 
 def check_shared(scale: Scale, settings: Settings, machines: int) -> None:
-    """Raise SettingsError where replicas on so many machines wouldn't have the same adapter files."""
-    if machines > 1 and scale.most_replicas > 1 and settings.blob_store is None and settings.data is None:
+    """Raise SettingsError where replicas on so many machines, one after the other too, wouldn't have the same files."""
+    if machines > 1 and settings.blob_store is None and settings.data is None:
+        what = "adapter files are" if settings.registry else "adapters and keys are"
+        registry = "" if settings.registry else "registry=postgresql://... and "
         raise SettingsError(
-            f"replicas may be on {machines} machines, and adapter files are in {data_path(settings)}, which each "
-            "machine has of its own: share them by blob_store=s3://bucket/prefix, or by data=PATH, a folder that all "
-            "machines see"
+            f"{'replicas' if scale.most_replicas > 1 else 'a replica, and whoever replaces it,'} may be on {machines} "
+            f"machines, and {what} in {data_path(settings)}, which each machine has of its own: share them by "
+            f"{registry}blob_store=s3://bucket/prefix, or by data=PATH, a folder that all machines see"
         )
 
 

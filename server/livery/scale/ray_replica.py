@@ -33,13 +33,21 @@ from livery.running.admin_listener import GRACE_S, BesideServer
 from livery.running.engine_knobs import engine_config
 from livery.running.engines import MakeEngine, engine_of
 from livery.running.http_server import IO_THREADS
-from livery.running.parts import application, base_name, known_base, server_parts, trace_sink
+from livery.running.parts import (
+    application,
+    base_name,
+    check_adapter_folder,
+    known_base,
+    server_doors,
+    server_parts,
+    trace_sink,
+)
 from livery.scale.ray_config import SLOT, data_path
 from livery.scale.ray_exchange import Exchange, Forwarded, Head, Pull, Running, Said
 from livery.scale.ray_routing import Announced, adapter_id
-from livery.settings import Settings, SettingsError, revealed
+from livery.settings import Settings, SettingsError
 from livery.spans import TraceSink
-from livery.tenancy import Doors, TenantStore, check_binding
+from livery.tenancy import TenantStore, check_binding
 from livery.vitals import Readiness
 
 log = logging.getLogger("livery.replica")
@@ -74,7 +82,9 @@ class ReplicaServer:
         """
         logs.configure(settings.log_level, settings.log_format)
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS, "livery"))
+        await asyncio.to_thread(check_adapter_folder, settings)
         with ExitStack() as stack:
             settings = settings.model_copy(update={"data": _own_folder(data_path(settings), stack)})
             folder = DataFolder(settings.data_folder)
@@ -92,7 +102,10 @@ class ReplicaServer:
             except BaseException:
                 await engine.stop()
                 raise
-            app = application(settings, parts, doors(settings, parts), tracing)
+            doors = server_doors(
+                settings, parts, behind_proxy=True
+            )  # Ray passes on what others ask, and doesn't say so
+            app = application(settings, parts, doors, tracing)
             return cls(app, parts, engine, tracing, stack.pop_all())
 
     async def answer(self, request: Forwarded, told: str, pull: Pull) -> AsyncGenerator[Said]:
@@ -158,13 +171,6 @@ class ReplicaServer:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         self._held.close()
-
-
-def doors(settings: Settings, parts: ServerParts) -> Doors:
-    """Ray passes on what others ask, and says so in no request."""
-    return Doors(
-        revealed(settings.api_key), ring=parts.keys, metrics_key=revealed(settings.metrics_key), behind_proxy=True
-    )
 
 
 def _check_doors(settings: Settings, folder: DataFolder) -> None:
