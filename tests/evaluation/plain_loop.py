@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.oracle import load_base
 
 LONGEST = 256
+_HIDDEN = "\ue000"
 
 
 class PlainLoop:
@@ -42,10 +44,18 @@ class PlainLoop:
         return [math.fsum(self.logprobs([*prompt, *choice], len(prompt))) for choice in choices]
 
     def chat(self, messages: Sequence[Any]) -> list[int]:
-        found = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return list(found)
+        """Special tokens are the template's alone: what users write of them is text."""
+        hidden = [{**one, "content": one["content"].replace("<|", _HIDDEN)} for one in messages]
+        text = self.tokenizer.apply_chat_template(hidden, add_generation_prompt=True, tokenize=False)
+        found: list[int] = []
+        for part in re.split(f"({'|'.join(map(re.escape, self.tokenizer.all_special_tokens))})", text):
+            if part in self.tokenizer.all_special_tokens:
+                found.append(self.tokenizer.convert_tokens_to_ids(part))
+            elif part:
+                found += self.tokenizer(
+                    part.replace(_HIDDEN, "<|"), add_special_tokens=False, split_special_tokens=True
+                ).input_ids
+        return found
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)

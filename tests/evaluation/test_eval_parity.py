@@ -48,14 +48,20 @@ CHOICES: list[dict[str, Any]] = [
         "answer": "no",
     }
 ]
-ANSWERS = [{"prompt": f"Say {word}.", "answer": word, "max_tokens": 6} for word in ("lamp", "sea", "wind")]
+ASKED = [f"Say {word}." for word in WORDS[:6]]
+ANSWERED = 6  # tokens
+TEACHER = "two"  # whose answers are the right ones
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(answers: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("files")
     (root / "log.txt").write_text(TEXT)
-    for name, items in (("choose", CHOICES), ("answer", ANSWERS)):
+    asked = [
+        {"prompt": prompt, "answer": answer, "max_tokens": ANSWERED}
+        for prompt, answer in zip(ASKED, answers[TEACHER], strict=True)
+    ]
+    for name, items in (("choose", CHOICES), ("answer", asked)):
         (root / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     return root
 
@@ -63,6 +69,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loops(tiny: Path, folder: Path) -> dict[str, PlainLoop]:
     return {BASE_LABEL: PlainLoop(tiny), **{name: PlainLoop(tiny, folder / name) for name in ADAPTERS}}
+
+
+@pytest.fixture(scope="module")
+def answers(loops: dict[str, PlainLoop]) -> dict[str, list[str]]:
+    """By PEFT, greedily."""
+    prompts = [[{"role": "user", "content": prompt}] for prompt in ASKED]
+    return {label: [loop.answer(loop.chat(one), ANSWERED).strip() for one in prompts] for label, loop in loops.items()}
 
 
 @pytest.fixture(scope="module")
@@ -106,29 +119,41 @@ def test_accuracy_is_that_of_peft(report: Report, loops: dict[str, PlainLoop]) -
     subject = report.subject("choose.jsonl")
     seen = set()
     for label, loop in loops.items():
-        right, normed = [], []
+        plain, by_length = [], []
         for item in CHOICES:
             messages = item.get("messages") or [{"role": "user", "content": item["prompt"]}]
-            if "messages" in item:  # the template's own tokens aren't what users write
-                continue
             choices = item["choices"]
+            answer = item["answer"] if isinstance(item["answer"], int) else choices.index(item["answer"])
             sums = loop.likeliest(loop.chat(messages), [loop.encode(choice) for choice in choices])
-            right.append(sums.index(max(sums)) == item["answer"])
-            by_length = [total / len(choice) for total, choice in zip(sums, choices, strict=True)]
-            normed.append(by_length.index(max(by_length)) == item["answer"])
+            plain.append(is_right(sums, answer))
+            by_length.append(is_right([one / len(text) for one, text in zip(sums, choices, strict=True)], answer))
         measures = subject.row(label).measures
-        for metric, found in (("accuracy", right), ("accuracy_norm", normed)):
-            assert 0 <= len(CHOICES) * measures[metric].value - sum(found) <= 1.0001, "but for the item left out"
-        seen.add((sum(right), sum(normed)))
+        for metric, found in (("accuracy", plain), ("accuracy_norm", by_length)):
+            undecided = found.count(None)
+            assert undecided <= 2, "or nothing is compared"
+            right = len(CHOICES) * measures[metric].value
+            assert right == pytest.approx(round(right)) and found.count(True) <= round(right)
+            assert round(right) <= found.count(True) + undecided
+        seen.add((plain.count(True), by_length.count(True)))
     assert len(seen) > 1, "adapters that all say the same prove nothing"
 
 
-def test_answers_are_those_of_peft(report: Report, loops: dict[str, PlainLoop]) -> None:
+def is_right(sums: list[float], answer: int) -> bool | None:
+    """None where PEFT itself is undecided: two choices are as likely, but for rounding."""
+    second, first = sorted(sums)[-2:]
+    if first - second < 1e-4 * abs(first):
+        return None
+    return sums.index(first) == answer
+
+
+def test_answers_are_those_of_peft(report: Report, loops: dict[str, PlainLoop], answers: dict[str, list[str]]) -> None:
+    """What is right is what PEFT answers under one adapter: nobody else says all of it."""
     subject = report.subject("answer.jsonl")
-    for label, loop in loops.items():
-        given = [loop.answer(loop.chat([{"role": "user", "content": item["prompt"]}]), 6) for item in ANSWERS]
-        right = [text.strip() == item["answer"] for text, item in zip(given, ANSWERS, strict=True)]
+    assert len(set(answers[TEACHER])) > 1, "one answer to all questions proves little"
+    for label in loops:
+        right = [one == wanted for one, wanted in zip(answers[label], answers[TEACHER], strict=True)]
         assert subject.row(label).measures["exact_match"].value == pytest.approx(sum(right) / len(right))
+    assert {label for label in loops if subject.row(label).measures["exact_match"].value == 1} == {TEACHER}
 
 
 def test_who_fails_is_told_and_the_others_go_on(report: Report) -> None:
