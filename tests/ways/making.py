@@ -9,6 +9,7 @@ A way is made in a folder of its own, which takes the place of what an earlier r
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -210,7 +211,7 @@ def _training(way: Way, made: Path) -> Json:
     if "settings" not in told:
         return {"passes": told["passes"]}
     run = told["settings"]["run"]
-    facts: Json = {"passes": told["steps"] * run["batch_size"] * run["accumulate"] / told["data"]["examples"]}
+    facts: Json = {"passes": passes(told["steps"], told["data"]["examples"], run["batch_size"], run["accumulate"])}
     evaluation = told["evaluation"]
     if evaluation and "preferred" in evaluation["after"]:
         facts["preference"] = {"pairs": evaluation["examples"]} | {
@@ -218,6 +219,13 @@ def _training(way: Way, made: Path) -> Json:
             for when in ("before", "after")
         }
     return facts
+
+
+def passes(steps: int, examples: int, batch: int, accumulate: int) -> float:
+    """How often that many steps read every example. A pass ends in a batch that may be short, and counts as one."""
+    per_pass = math.ceil(math.ceil(examples / batch) / accumulate)
+    whole, more = divmod(steps, per_pass)
+    return whole + more * batch * accumulate / examples
 
 
 # -- servers -------------------------------------------------------------------------------------------------

@@ -53,7 +53,9 @@ EN = Words(
         *("tokens read (cached)", "written", "CPU a request"),
     ),
     {},
-    "Measured by `{command}` on {date}: {base}, processors: {cores} ({cpu}). Tokens and processor time of a request "
+    "Measured by `{command}` on {date}: {base}, processors: {cores} ({cpu}), a load average of {load} as it began: "
+    "above the processors' number others used them too, and minutes and milliseconds are longer by that. "
+    "Tokens and processor time of a request "
     "are "
     "means over twelve. Those served on the base in full precision took turns on one server, those on the base in "
     "nf4 on "
@@ -96,7 +98,9 @@ PT = Words(
         "full": "ajuste completo, extraído",
         "rl": "aprendizagem por reforço",
     },
-    "Medido por `{command}` em {date}: {base}, processadores: {cores} ({cpu}). Os tokens e o tempo de processador de "
+    "Medido por `{command}` em {date}: {base}, processadores: {cores} ({cpu}), carga média de {load} no início: acima "
+    "do número de processadores outros também os usaram, e os minutos e milissegundos são maiores por isso. "
+    "Os tokens e o tempo de processador de "
     "um "
     "pedido são médias de doze. Os modos servidos sobre a base em precisão inteira se revezaram num servidor, os da "
     "base em "
@@ -122,6 +126,7 @@ def table(found: Json, words: Words) -> str:
     lines += [_row(row, rows.get(row["before"], row), found["questions"], words) for row in found["ways"]]
     origin = found["origin"]
     machine = {name: origin["machine"][name] for name in ("cores", "cpu")}
+    machine["load"] = f"{origin['machine']['load_average']:.1f}".replace(".", words.point)
     told = {"command": origin["command"], "date": origin["date"][:10], "base": found["base"], **machine}
     lines += ["", words.measured.format(**told), words.shares.format(questions=found["questions"])]
     lines += _elsewhen(found, words)

@@ -127,6 +127,9 @@ def test_rows_of_another_task_are_not_kept(tmp_path: Path) -> None:
         assert _before(out) == (found if kept else {})
 
 
+LIST = RESULT.parent / "README.md"
+
+
 # -- making --------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +200,14 @@ def test_what_a_training_says_of_itself_is_kept(tmp_path: Path) -> None:
     assert facts["preference"] == {"pairs": 9, "before": {**evaluation, "margin": 0.0}, "after": evaluation}
 
 
+@pytest.mark.parametrize(
+    ("steps", "examples", "batch", "accumulate", "read"),
+    [(36, 10, 4, 1, 12.0), (75, 200, 8, 1, 3.0), (30, 200, 4, 1, 0.6), (4, 10, 4, 1, 1.4), (4, 10, 2, 2, 1.4)],
+)
+def test_a_short_last_batch_ends_a_pass(steps: int, examples: int, batch: int, accumulate: int, read: float) -> None:
+    assert making.passes(steps, examples, batch, accumulate) == pytest.approx(read)
+
+
 # -- the pages -----------------------------------------------------------------------------------------------
 
 STAMP = {"date": "2026-11-22T10:00:00+00:00", "commit": "c" * 40}
@@ -223,7 +234,7 @@ def a_run() -> dict[str, Any]:
         numbers = {"preferred": 0.3, "margin": 0.125, "loss": 0.5}
         row |= {"preference": {"pairs": 10, "before": numbers, "after": {**numbers, "margin": 0.5}}}
         rows.append(row)
-    machine = {"cpu": "a processor", "cores": 2}
+    machine = {"cpu": "a processor", "cores": 2, "load_average": 1.25}
     origin = {
         "command": "python tests/ways/run.py",
         "date": STAMP["date"],
@@ -285,6 +296,32 @@ def test_the_pages_say_what_was_measured(language: str) -> None:
     assert written(page, found, ROWS[language]) == page, "python tests/ways/page.py writes them"
     assert (found["passed_over"], found["failed"]) == ({}, {})
     assert [row["key"] for row in found["ways"]] == list(by_key())
+
+
+def test_the_kept_run_made_the_passes_that_its_run_files_ask_for() -> None:
+    rows = {row["key"]: row for row in json.loads(RESULT.read_text())["ways"]}
+    for way in WAYS:
+        run = next((parse_run(content) for name, content in way.files.items() if name != way.profile), None)
+        if run is not None and not run.steps:
+            assert rows[way.key]["passes"] == pytest.approx(run.epochs), way.key
+
+
+def test_the_list_of_results_says_what_was_measured() -> None:
+    found = json.loads(RESULT.read_text())
+    (line,) = (line for line in LIST.read_text().splitlines() if line.startswith(f"| `{RESULT.name}`"))
+    rows = {row["key"]: row for row in found["ways"]}
+    loras = [rows[key] for key in ("lora", "rslora", "dora", "qlora")]
+    right, cost = (
+        [pick(row) for row in loras] for pick in (lambda row: row["right"], lambda row: row["cost"]["cpu_ms"])
+    )
+    assert f"to {found['questions']} questions that it can't know" in line
+    assert (
+        f"right answers {rows['base']['right']:.0%} of the base, {rows['rag']['right']:.0%} with passages, "
+        f"{100 * min(right):.0f} to {max(right):.0%} of LoRAs after a few minutes, "
+        f"{rows['raft']['right']:.0%} of RAFT; "
+        f"CPU a request {min(cost):.0f} to {max(cost):.0f} ms of a LoRA, {rows['base']['cost']['cpu_ms']:.0f} of the "
+        f"base's wordy answers, {rows['raft']['cost']['cpu_ms']:.0f} of RAFT"
+    ) in line.replace(" %", "%")
 
 
 def test_a_page_without_marks_is_refused() -> None:
