@@ -153,6 +153,22 @@ def test_every_target_of_a_rewrite_is_served_under_its_name(pod: Pod) -> None:
         assert answer.headers["x-livery-adapter"].startswith(f"{target}@")
 
 
+def test_without_the_picker_a_rewritten_name_needs_an_alias(pod: Pod) -> None:
+    """As server/deploy/README.md has it: the gateway passes `support` on as it is then."""
+    (rewrite,) = read(GATEWAY / "rewrite.yaml")
+    (rule,) = rewrite["spec"]["rules"]
+    name = rule["matches"][0]["model"]["value"]
+    with pod.client() as client:
+        with pytest.raises(openai.NotFoundError, match="model_not_found"):
+            client.completions.create(model=name, prompt="Once", max_tokens=1)
+        targets = [{"adapter": one["modelRewrite"], "weight": one["weight"]} for one in rule["targets"]]
+        url, key = f"{pod.url}/v1/aliases/{name}", {"authorization": f"Bearer {API_KEY}"}
+        httpx.put(url, json={"targets": targets}, headers=key, timeout=30).raise_for_status()
+        answer = client.completions.with_raw_response.create(model=name, prompt="Once", max_tokens=1)
+        assert answer.headers["x-livery-adapter"].partition("@")[0] in TARGETS
+        httpx.delete(url, headers=key, timeout=30).raise_for_status()
+
+
 @pytest.mark.parametrize("line", PROTOCOL, ids=lambda line: line["series"])
 def test_a_line_of_the_protocol_holds(line: dict[str, Any], pod: Pod) -> None:
     family = pod.series()[line["series"]]

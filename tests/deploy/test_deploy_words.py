@@ -88,6 +88,21 @@ def test_the_gateway_passes_on_what_asks_models_and_nothing_else() -> None:
     assert {(method, path) for method, path in everything if passed_on(rule["matches"], method, path)} == asking
 
 
+def test_the_gateway_is_told_to_speak_to_the_picker_as_that_listens() -> None:
+    """With TLS on one side alone every call fails, which FailOpen hides: any replica, and no name rewritten."""
+    overlay = KUBERNETES / "overlays" / "gateway"
+    picker, service = (the(read(overlay / "picker.yaml"), kind, "livery-picker") for kind in ("Deployment", "Service"))
+    told = dict(arg.removeprefix("--").split("=", 1) for arg in container(picker)["args"])
+    (listening,) = [port for port in container(picker)["ports"] if port["name"] == "ext-proc"]
+    assert listening["containerPort"] == int(told["grpc-port"])
+    (port,) = [port for port in service["spec"]["ports"] if port["targetPort"] == "ext-proc"]
+    secure = told.get("secure-serving", "true") == "true"  # the picker's own default
+    assert port.get("appProtocol") == (None if secure else "kubernetes.io/h2c")
+    assert port["name"].startswith("grpc-")  # by which Istio knows HTTP/2
+    (pool,) = read(overlay / "pool.yaml")
+    assert pool["spec"]["endpointPickerRef"]["port"]["number"] == port["port"]
+
+
 def of(router: APIRouter) -> Iterator[tuple[Route, str]]:
     for one in router.routes:
         if isinstance(one, Route):
