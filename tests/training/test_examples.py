@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from livery.api.chat_messages import ChatMessage, message_of
+from livery.api.chat_tools import ToolBody, template_tools
 from livery.models import DEMO_MODEL, resolve_model
 from livery.text import Tokenizer
 from livery.tokenizer_files import TokenizerFiles, load_tokenizer_files
 from livery.training.dataset import Data, DataInvalid, prepare
-from livery.training.examples import Chat, Unusable
+from livery.training.examples import Chat, Unusable, read_examples
 from livery.training.run_file import parse_run
 from livery.training.tokens import IGNORED, Encoder, Learnt, Pair
 
@@ -69,6 +71,17 @@ def lines(*values: Any) -> str:
         ("sft", lines({"messages": [{"role": "user"}, AYE]}), "`messages[0].content` is null and not text"),
         ("sft", lines({"messages": [HI, {**AYE, "content": " "}]}), "`messages[1].content` is empty"),
         ("sft", lines({"messages": [{**HI, "content": [{"type": "image_url"}]}, AYE]}), "only parts that are text"),
+        (
+            "sft",
+            lines({"messages": [HI, {**AYE, "tool_calls": "x"}]}),
+            '`messages[1].tool_calls` is "x" and not a list',
+        ),
+        ("sft", lines({"messages": [{**HI, "name": 3}, AYE]}), "`messages[0].name` is 3 and not text"),
+        (
+            "sft",
+            lines({"messages": [HI, {**AYE, "tool_calls": [{"function": {"arguments": '["\\ud83d"]'}}]}]}),
+            "`messages[1].tool_calls[0].function.arguments`, as JSON: `[0]` contains half",
+        ),
         ("sft", lines({"messages": [HI, AYE], "tools": 3}), "`tools` is 3 and not a list of objects"),
         ("sft", lines({"messages": [HI, {**AYE, "content": "\n\nAye."}]}), "begins with spaces or line breaks"),
         ("sft", lines({"messages": [{**HI, "content": "x " * 90}, AYE]}), "max_length is 64; raise it"),
@@ -132,8 +145,9 @@ def test_files_and_what_is_in_them(tmp_path: Path, tokenizer: Tokenizer) -> None
     (tmp_path / "one.jsonl").write_text(lines(GOOD["sft"]))
     with pytest.raises(DataInvalid, match="1 examples can be used, and none is left to train on"):
         prepare(parse_run("kind: sft\nbase: b\ndata: one.jsonl"), tmp_path, tokenizer)
-    data = data_of("sft", lines({**GOOD["sft"], "source": "me"}), tmp_path, tokenizer)
-    assert any("fields that are not read: source" in warning for warning in data.warnings)
+    weighted = {"messages": [HI, {**AYE, "weight": 0}], "source": "me"}
+    data = data_of("sft", lines(weighted), tmp_path, tokenizer)
+    assert any("fields that are not read: messages[].weight, source" in warning for warning in data.warnings)
     assert any("nothing is held out" in warning for warning in data.warnings)
 
 
@@ -157,6 +171,44 @@ def test_what_is_learnt_is_what_transformers_would_render(tokenizer: Tokenizer) 
     asked = judge.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
     assert learnt.ids[: len(asked)] == asked, "what is learnt begins where the server has the model go on"
     assert learnt.labels[len(asked) - 1] == IGNORED != learnt.labels[len(asked)]
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "light", "arguments": '{"lamp": 1}'}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {**HI, "content": [{"type": "text", "text": "One"}, {"type": "text", "text": "two"}], "name": "Ada"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {**AYE, "tool_calls": [{**CALL, "function": {"name": "light", "arguments": "lamp one"}}]},
+        {**AYE, "tool_calls": [{**CALL, "function": {"name": "light", "arguments": {"lamp": 2}}}]},
+        {"role": "tool", "content": "lit", "tool_call_id": "c"},
+        {**AYE, "reasoning_content": "hm", "refusal": None, "name": None},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+    ],
+)
+def test_messages_are_what_the_server_makes_of_them(
+    message: dict[str, Any], tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    run = parse_run("kind: sft\nbase: b\ndata: d.jsonl")
+    (tmp_path / "d.jsonl").write_text(lines({"messages": [HI, message, AYE]}))
+    found = read_examples([tmp_path / "d.jsonl"], run)
+    ((_, chat),) = found.examples
+    assert isinstance(chat, Chat)
+    assert chat.messages[1] == message_of(ChatMessage.model_validate(message), 1)
+    assert found.unread == set()
+
+
+def test_tools_are_what_the_server_makes_of_them(tmp_path: Path) -> None:
+    run = parse_run("kind: sft\nbase: b\ndata: d.jsonl")
+    schema = {"type": "object", "properties": {"lamp": {"type": "integer", "default": None}}}
+    function = {"strict": None, "parameters": schema, "x": 1, "name": "light", "description": "Lights a lamp."}
+    (tmp_path / "d.jsonl").write_text(lines({**GOOD["sft"], "tools": [{"function": function, "type": "function"}]}))
+    ((_, chat),) = read_examples([tmp_path / "d.jsonl"], run).examples
+    assert isinstance(chat, Chat)
+    judged = template_tools([ToolBody.model_validate({"type": "function", "function": function})])
+    assert json.dumps(chat.tools) == json.dumps(judged), "in this order: templates write them down"
 
 
 def with_template(template: str) -> Tokenizer:

@@ -9,13 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from livery.foreign_json import NotPlain, parse_line
+from livery.chat_template import REASONING
+from livery.foreign_json import NotPlain, check_plain, parse_line
 from livery.training.raft import raft_messages
 from livery.training.run_file import AnyRun, Cpt, Dpo, Raft
 
 Message = Mapping[str, object]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_SHOWN = 40  # characters of a value that is wrong
+# What of a message, a tool and its function templates are given first, in the order of a server's requests: some write
+# tools down as they come.
+_WORDS_OF_MESSAGES = ("name", "tool_call_id", *REASONING)
+_OF_MESSAGES = {"role", "content", "tool_calls", *_WORDS_OF_MESSAGES}
+_OF_TOOLS, _OF_FUNCTIONS = ("type", "function"), ("name", "description", "parameters", "strict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +184,7 @@ def _read_lines(file: Path, content: bytes, run: AnyRun, found: Found) -> None:
         except Unusable as unusable:
             found.broken.append(Broken(place, str(unusable)))
         else:
-            found.unread |= line.keys() - fields
+            found.unread |= _unread(line, fields)
 
 
 def _reader(run: AnyRun) -> tuple[Callable[[dict[str, Any]], Example], set[str]]:
@@ -193,6 +199,16 @@ def _reader(run: AnyRun) -> tuple[Callable[[dict[str, Any]], Example], set[str]]
     return _chat, {"messages", "tools"}
 
 
+def _unread(line: dict[str, Any], fields: set[str]) -> set[str]:
+    """What nobody looks at, in the line and in its messages."""
+    unread = line.keys() - fields
+    for name in fields & line.keys():
+        for one in line[name] if isinstance(line[name], list) else ():
+            if isinstance(one, dict) and "role" in one:
+                unread |= {f"{name}[].{key}" for key in one.keys() - _OF_MESSAGES if one[key] is not None}
+    return unread
+
+
 def _chat(line: dict[str, Any]) -> Chat:
     messages = _messages(line, "messages")
     if not any(message["role"] == "assistant" for message in messages):
@@ -202,7 +218,19 @@ def _chat(line: dict[str, Any]) -> Chat:
     tools = line.get("tools") or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise Unusable(f"`tools` is {_shown(tools)} and not a list of objects")
-    return Chat(messages, tuple(tools))
+    return Chat(messages, tuple(_tool(tool) for tool in tools))
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """As a server gives it to templates: without what is null, its fields in one order."""
+    function = tool.get("function")
+    plain = {**tool, "function": _ordered(function, _OF_FUNCTIONS)} if isinstance(function, dict) else tool
+    return _ordered(plain, _OF_TOOLS)
+
+
+def _ordered(given: dict[str, Any], first: Sequence[str]) -> dict[str, Any]:
+    names = [*(name for name in first if name in given), *(name for name in given if name not in first)]
+    return {name: given[name] for name in names if given[name] is not None}
 
 
 def _raft(line: dict[str, Any], run: Raft) -> Chat:
@@ -252,20 +280,49 @@ def _message(value: object, where: str) -> Message:
     role, content = value.get("role"), value.get("content")
     if role not in ROLES:
         raise Unusable(f"`{where}.role` is {_shown(role)}; one of {', '.join(ROLES)} is expected")
+    calls = value.get("tool_calls") or []
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise Unusable(f"`{where}.tool_calls` is {_shown(calls)} and not a list of objects")
     if isinstance(content, list):  # parts, as clients send them
-        content = "".join(_part(part, f"{where}.content") for part in content)
-    if content is None and value.get("tool_calls"):
-        return value
+        content = "\n".join(_part(part, f"{where}.content") for part in content)
+    if content is None and role == "assistant" and calls:
+        content = ""
     if not isinstance(content, str):
         raise Unusable(f"`{where}.content` is {_shown(content)} and not text")
-    if role == "assistant" and not content.strip() and not value.get("tool_calls"):
+    if role == "assistant" and not content.strip() and not calls:
         raise Unusable(f"`{where}.content` is empty, and that is what the assistant is to say")
-    return {**value, "content": content}
+    plain: dict[str, object] = {"role": role, "content": content}
+    for name in _WORDS_OF_MESSAGES:
+        if (word := value.get(name)) is not None:
+            if not isinstance(word, str):
+                raise Unusable(f"`{where}.{name}` is {_shown(word)} and not text")
+            plain[name] = word
+    if calls:
+        plain["tool_calls"] = [_call(call, f"{where}.tool_calls[{at}]") for at, call in enumerate(calls)]
+    return plain
+
+
+def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
+    """As a server gives it to templates: arguments as an object, not as the JSON text by which the API carries them."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+        check_plain(arguments)
+    except NotPlain as wrong:
+        raise Unusable(f"`{where}.function.arguments`, as JSON: {wrong}") from wrong
+    except RecursionError:
+        raise Unusable(f"`{where}.function.arguments` is nested too deeply") from None
+    except ValueError:  # as what it is
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _part(part: object, where: str) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, dict) and kind in ("text", "refusal") and isinstance(part.get(kind), str):
+        return str(part[kind])
     raise Unusable(f"`{where}` has {_shown(part)}: only parts that are text can be learnt")
 
 
