@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cli.conftest import Livery
+from livery.commands import held_out
 from server.running import SMALL, livery_serve
 from training.conftest import CHATS, Written
 
@@ -62,6 +63,31 @@ def test_a_better_version_takes_the_place_of_the_active_one_and_a_worse_one_does
         for command in (first, second):
             assert livery(*shlex.split(command)[1:]).code == 0
         assert served() == short["coverage"]["digest"]
+
+
+def test_a_name_that_was_changed_meanwhile_is_left_as_it_is(
+    written: Written, tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the measuring and the activation: what was measured isn't what would be replaced."""
+    data, real = tmp_path / "data", held_out.compare
+    way = ("--add-to", data, "--as", "keeper", "--alias", "prod")
+    first = livery("adapters", "train", written(steps=2), "--out", tmp_path / "one", *way, "--json").json()
+
+    def compare(*given: Any) -> held_out.Compared:
+        found = real(*given)
+        for version in ("2", "1"):
+            assert livery("adapters", "activate", "keeper", version, "--data", data).code == 0
+        return found
+
+    monkeypatch.setattr(held_out, "compare", compare)
+    command = ("adapters", "train", written(steps=24), "--out", tmp_path / "two", *way)
+    done = livery(*command)
+    assert (done.code, "generation" in done.err) == (1, True)
+    assert "the same command again adds it without training" in done.err
+    shown = livery("adapters", "show", "keeper", "--data", data, "--json").json()
+    assert shown["digest"] == first["coverage"]["digest"]
+    monkeypatch.setattr(held_out, "compare", real)
+    assert livery(*command, "--json").json()["added"]["activated"] is True
 
 
 def test_what_cant_be_compared_is_added_with_the_command_that_compares_it(

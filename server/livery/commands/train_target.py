@@ -62,29 +62,35 @@ class Target:
 
         ask(self._opened(base), looked)
 
-    def active(self, base: str) -> str | None:
-        """The digest of the version that the name serves now, if any. Raises CommandFailed."""
+    def active(self, base: str) -> tuple[str | None, int]:
+        """The digest of the version that the name serves now, if any, and its generation: 0, there is no such name.
+
+        Raises CommandFailed.
+        """
 
         async def looked(backend: Backend) -> Json:
             try:
-                return {"digest": (await backend.show(self.name)).get("digest")}
+                record = await backend.show(self.name)
             except (AdapterRefused, RegistryError) as refused:
                 if refused.code == UnknownAdapter.code:
-                    return {"digest": None}
+                    return {"digest": None, "generation": 0}
                 raise
+            return {"digest": record.get("digest"), "generation": record["generation"]}
 
-        digest: str | None = ask(self._opened(base), looked)["digest"]
-        return digest
+        found = ask(self._opened(base), looked)
+        return found["digest"], found["generation"]
 
-    def add(self, base: str, adapter: Path, *, activate: bool) -> Json:
-        """Take it in and, with `activate`, serve it and lead the alias to it.
+    def add(self, base: str, adapter: Path, generation: int | None = None) -> Json:
+        """Take it in and, where a `generation` is given, serve it and lead the alias to it, unless the name was changed
+        since.
 
         Raises CommandFailed, which says how to try again.
         """
+        active = generation is not None
 
         async def added(backend: Backend) -> Json:
-            record = await backend.add(self.name, str(adapter), AddOptions(activate=activate))
-            return await self._alias_too(backend, activate, record)
+            options = AddOptions(activate=active, expected_generation=generation)
+            return await self._alias_too(backend, active, await backend.add(self.name, str(adapter), options))
 
         return self._tried(base, adapter, added)
 

@@ -125,16 +125,16 @@ def _added(asked: Asked, data: Data, target: Target, found: Json) -> Json:
     from livery.commands.gating import standing
     from livery.commands.held_out import Unmeasured, compare  # needs torch
 
-    better, digest, base = _is_better(found["evaluation"]), found["coverage"]["digest"], asked.run.base
-    if not better or target.active(base) in (None, digest):
-        added = target.add(base, asked.out, activate=better)
-        if not better:
-            version = standing(target.reach, target.name, digest)["version"]
-            added["remedy"] = target.commands(version, better=False)
-        return added
-    added = target.add(base, asked.out, activate=False)
+    digest, base = found["coverage"]["digest"], asked.run.base
+    active, generation = target.active(base)
+    better = _is_better(found["evaluation"])
+    if better and active in (None, digest):
+        return target.add(base, asked.out, generation)
+    added = target.add(base, asked.out)
     stands = standing(target.reach, target.name, digest)
     added["version"] = stands["version"]
+    if not better:
+        return added | {"remedy": target.commands(stands["version"], better=False)}
     shown.stage(f"measuring {target.name} {stands['version']} and {stands['active']}, which is active")
     try:
         compared = compare(target.reach, target.name, stands["version"], asked.run, data.held_out)
