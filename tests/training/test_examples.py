@@ -313,6 +313,30 @@ def test_what_is_kept_back_is_drawn_by_the_seed(tmp_path: Path, tokenizer: Token
     assert not any(item in one.train for item in one.held_out)
 
 
+def test_what_is_held_out_and_trained_on_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    others = ({"messages": [{**HI, "content": f"Hi {n}"}, AYE]} for n in range(9))
+    (tmp_path / "d.jsonl").write_text(lines(*others))
+    (tmp_path / "e.jsonl").write_text(lines({"messages": [{**HI, "content": "Hi 4"}, AYE]}, GOOD["sft"]))
+    text = "kind: sft\nbase: b\ndata: d.jsonl\n"
+    data = prepare(parse_run(f"{text}held_out_data: e.jsonl"), tmp_path, tokenizer)
+    (warning,) = data.warnings
+    assert warning.startswith("1 of 2 examples that are held out are trained on as well")
+    assert prepare(parse_run(f"{text}held_out: 0.5"), tmp_path, tokenizer).warnings == []
+
+
+def test_another_template_makes_other_examples_of_the_same_lines(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    first, again, other = (
+        data_of("sft", lines(GOOD["sft"]), tmp_path, one)
+        for one in (
+            tokenizer,
+            with_template(str(tokenizer.template and tokenizer.template.source)),
+            with_template(INDEXES),
+        )
+    )
+    assert first.sha256 == again.sha256 == other.sha256
+    assert first.encoded == again.encoded != other.encoded
+
+
 def test_too_long_examples_are_cut_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     data = data_of(
         "sft", lines({"messages": [HI, {**AYE, "content": "aye " * 90}]}), tmp_path, tokenizer, "max_length: 64"

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,20 @@ def test_other_settings_dont_go_on_with_it(written: Written, tmp_path: Path, liv
     assert done.code == 1
     assert "holds unfinished training with other settings" in done.err
     assert "'learning_rate': 0.005" in done.err and "'learning_rate': 1.0" in done.err
+
+
+def test_another_chat_template_doesnt_go_on_with_it(
+    base: Path, written: Written, tmp_path: Path, livery: Livery
+) -> None:
+    """The weights are the same; what is learnt isn't."""
+    own = shutil.copytree(base, tmp_path / "own")
+    run = written(base=str(own), steps=STEPS, checkpoint_every=EVERY)
+    with under_way(run, tmp_path / "out", past=EVERY + 2):
+        pass
+    template = own / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "mate"))
+    done = livery("adapters", "train", run, "--out", tmp_path / "out")
+    assert (done.code, "unfinished training with other settings (encoded was" in done.err) == (1, True)
 
 
 def test_a_loss_that_is_no_number_ends_it_with_words(written: Written, tmp_path: Path, livery: Livery) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +34,8 @@ SHOWN = 5  # broken lines that are named
 class Data:
     """Examples as token ids: all of them Learnt, or all of them Pair.
 
-    `warnings` are what the user should know of them; `sha256` is of the files, in their order.
+    `warnings` are what the user should know of them; `sha256` is of the files, in their order, and `encoded` of what
+    tokenizer and chat template made of them.
     """
 
     train: Sequence[Learnt | Pair]
@@ -40,6 +43,12 @@ class Data:
     broken: Sequence[Broken]
     warnings: Sequence[str] = ()
     sha256: Sequence[str] = field(default_factory=list)
+
+    @property
+    def encoded(self) -> str:
+        """SHA-256 hex of all examples as token ids, and of what is learnt of them."""
+        parts = (b"".join(_digest(one) for one in items) for items in (self.train, self.held_out))
+        return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
     def told(self) -> dict[str, Any]:
         """Counts, for records and people."""
@@ -72,7 +81,7 @@ def prepare(run: AnyRun, folder: Path, tokenizer: Tokenizer, progress: Progress 
             f"{', '.join(run.data)}: {len(held_out)} examples can be used, and none is left to train on; "
             "give more data" + (f" ({len(broken)} lines are broken, as {broken[0]})" if broken else "")
         )
-    warnings = _warnings(run, encoder, found, [*train, *held_out])
+    warnings = _warnings(run, encoder, found, train, held_out)
     return Data(train, held_out, broken, warnings, [*found.sha256, *apart.sha256])
 
 
@@ -129,8 +138,10 @@ def _stopped(broken: Sequence[Broken]) -> str:
     )
 
 
-def _warnings(run: AnyRun, encoder: Encoder, found: Found, items: Sequence[Learnt | Pair]) -> list[str]:
-    warnings = []
+def _warnings(
+    run: AnyRun, encoder: Encoder, found: Found, train: Sequence[Learnt | Pair], held_out: Sequence[Learnt | Pair]
+) -> list[str]:
+    items, warnings = [*train, *held_out], []
     if encoder.whole and not isinstance(run, Dpo | Cpt) and not (isinstance(run, Sft) and run.loss_on == "all"):
         warnings.append(encoder.whole)
     if left_out := [one.left_out for one in items if isinstance(one, Learnt) and one.left_out]:
@@ -145,9 +156,22 @@ def _warnings(run: AnyRun, encoder: Encoder, found: Found, items: Sequence[Learn
         )
     if found.unread - {"golden"}:
         warnings.append(f"fields that are not read: {', '.join(sorted(found.unread - {'golden'}))}")
+    learnt = {_digest(one) for one in train} if held_out else set()
+    if both := sum(_digest(one) in learnt for one in held_out):
+        warnings.append(
+            f"{both} of {len(held_out)} examples that are held out are trained on as well, so that the loss on them "
+            "says less of others; remove repeated lines, and give no file as both data and held_out_data"
+        )
     if not run.held_out and not run.held_out_data:
         warnings.append("nothing is held out, so nothing says what the training is worth; give held_out a share")
     return warnings
+
+
+def _digest(one: Learnt | Pair) -> bytes:
+    found = hashlib.sha256()
+    for ids in (one.ids, one.labels) if isinstance(one, Learnt) else (one.prompt, one.chosen, one.rejected):
+        found.update(array("q", [len(ids), *ids]).tobytes())
+    return found.digest()
 
 
 def _tokens(one: Learnt | Pair) -> int:
