@@ -18,6 +18,7 @@ from ray_serve.cluster import KEY, until
 
 START_S = 300.0
 STOP_S = 90.0
+PREFIX = "/llm"  # the tests' other cluster has the application at the top
 ENVIRONMENT = {  # Ray as it runs by itself: the tests' other cluster runs as server/docs/ray.md recommends
     "RAY_SERVE_ENABLE_HA_PROXY": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
@@ -41,7 +42,7 @@ def serve_run(
     port, log = free_port(), file.with_suffix(".log")
     application = {
         "name": "livery",
-        "route_prefix": "/",
+        "route_prefix": PREFIX,
         "import_path": "livery.scale.ray_app:app",
         "runtime_env": {"env_vars": {"LIVERY_API_KEY": KEY, **variables}},
         "args": dict(args),
@@ -51,7 +52,7 @@ def serve_run(
 
     def http() -> httpx.Client:
         headers = {"authorization": f"Bearer {KEY}"}
-        return httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120, trust_env=False)
+        return httpx.Client(base_url=f"http://127.0.0.1:{port}{PREFIX}", headers=headers, timeout=120, trust_env=False)
 
     def answers() -> bool:
         assert process.poll() is None, log.read_text(errors="replace")

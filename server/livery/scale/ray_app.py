@@ -182,7 +182,7 @@ class Ingress:
             return describe_at(Overloaded(MOST_HELD >> 20, "MiB of request bodies", 1), path).response()
         self._held += size
         try:
-            forwarded, rest = await _read(request, upload, self._application)
+            forwarded, rest = await _read(request, path, upload, self._application)
             return await self._answer(forwarded, rest, path)
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
@@ -233,8 +233,10 @@ class Ingress:
         raise AnswerCutShort
 
 
-async def _read(request: Request, upload: bool, application: str) -> tuple[Forwarded, AsyncIterator[bytes]]:
+async def _read(request: Request, path: str, upload: bool, application: str) -> tuple[Forwarded, AsyncIterator[bytes]]:
     """A request as it goes to a replica, with the rest of its body if that is an upload.
+
+    `path` is without the application's route_prefix, of which replicas know nothing.
 
     Of other bodies as much is read as the API takes, and a byte more: it has words for what is too long. Raises
     ClientDisconnect, BodyTooSlow.
@@ -248,7 +250,7 @@ async def _read(request: Request, upload: bool, application: str) -> tuple[Forwa
         application,
         request.method,
         scope["scheme"],
-        scope["path"],
+        path,
         scope["query_string"],
         headers,
         (client[0], client[1]) if client else None,
