@@ -24,7 +24,6 @@ from livery.scale.ray_exchange import Forwarded, Head
 from livery.scale.ray_replica import ReplicaServer
 from livery.scale.ray_routing import adapter_id
 from livery.settings import Settings, SettingsError
-from livery.tenancy import OpenDoor
 
 KEY = "lv-test"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -90,8 +89,16 @@ async def test_it_says_which_adapters_are_in_its_memory(server: ReplicaServer) -
 
 
 async def test_strangers_are_not_let_in_without_a_key(settings: Settings) -> None:
-    with pytest.raises(OpenDoor):
-        await ReplicaServer.start(settings.model_copy(update={"api_key": None}), fake)
+    """Said in the words of an application on Ray, which has no --host."""
+    open_to_all = settings.model_copy(update={"api_key": None})
+    with pytest.raises(SettingsError, match=r"Ray Serve listens.*LIVERY_API_KEY.*insecure_no_auth=true") as refused:
+        await ReplicaServer.start(open_to_all, fake)
+    assert "127.0.0.1" not in str(refused.value) and "--host" not in str(refused.value)
+    server = await ReplicaServer.start(open_to_all.model_copy(update={"insecure_no_auth": True}), fake)
+    delete = Forwarded("livery", "DELETE", "http", "/v1/adapters/pirate", b"", ((b"host", b"localhost"),), ("::1", 5))
+    head, body = await answer(server, delete)
+    assert (head.status, b"Ray Serve" in body) == (403, True), body
+    await server.stop(0.0)
 
 
 async def test_it_is_unhealthy_when_its_engine_is_lost(settings: Settings) -> None:

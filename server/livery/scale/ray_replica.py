@@ -41,18 +41,18 @@ from livery.running.parts import (
     server_doors,
     server_parts,
     trace_sink,
+    without_password,
 )
 from livery.scale.ray_config import SLOT, data_path
 from livery.scale.ray_exchange import Exchange, Forwarded, Head, Pull, Running, Said
 from livery.scale.ray_routing import Announced, adapter_id
 from livery.settings import Settings, SettingsError
 from livery.spans import TraceSink
-from livery.tenancy import TenantStore, check_binding
+from livery.tenancy import TenantStore
 from livery.vitals import Readiness
 
 log = logging.getLogger("livery.replica")
 
-ANYWHERE = "0.0.0.0"  # where Ray listens is Ray's affair, so a replica takes it that strangers can ask it
 MOST_SLOTS = 1024
 
 
@@ -77,7 +77,7 @@ class ReplicaServer:
     async def start(cls, settings: Settings, make_engine: MakeEngine | None = None) -> ReplicaServer:
         """Load the model and put a server together over it.
 
-        Raises what `livery serve` ends with: SettingsError, OpenDoor, ModelNotFound, ModelRefused, TokenizerRefused,
+        Raises what `livery serve` ends with: SettingsError, ModelNotFound, ModelRefused, TokenizerRefused,
         DataFolderUnusable, RegistryError.
         """
         logs.configure(settings.log_level, settings.log_format)
@@ -174,10 +174,19 @@ class ReplicaServer:
 
 
 def _check_doors(settings: Settings, folder: DataFolder) -> None:
-    """Raises OpenDoor where strangers could ask without a key."""
+    """Raises SettingsError where strangers could ask without a key: where Ray listens, a replica doesn't know."""
     with closing(TenantStore.open(folder.tenants_url(settings.registry))) as tenants:
-        keyed = settings.api_key is not None or tenants.keyed()
-        check_binding(ANYWHERE, settings.insecure_no_auth, keyed=keyed)
+        if not settings.insecure_no_auth and settings.api_key is None and not tenants.keyed():
+            raise SettingsError(
+                "no key is asked for, and whoever reaches the address where Ray Serve listens could use this server: "
+                f"make a key with `livery keys create --tenant NAME {_where(settings)}`, give api_key (or "
+                "LIVERY_API_KEY), or accept that with insecure_no_auth=true"
+            )
+
+
+def _where(settings: Settings) -> str:
+    """The option that says where keys are, without a URL's password."""
+    return f"--registry {without_password(settings.registry)}" if settings.registry else f"--data {settings.data}"
 
 
 def _own_folder(path: Path, stack: ExitStack) -> Path:

@@ -65,8 +65,9 @@ WEB_PAGE = (
     "lists: call it from a program on the machine the server runs on, such as curl or livery adapters."
 )
 PROXY_WITHOUT_KEY = (
-    "With --root-path a proxy is in front of this server, and whom it lets through can't be told from this machine: "
-    "use a key of the role owner or admin (livery keys create), or start the server with --api-key KEY as well."
+    "A proxy is in front of this server (--root-path, or Ray Serve), and whom it lets through can't be told from this "
+    "machine: use a key of the role owner or admin (livery keys create), or start the server with an operator's key "
+    "(--api-key KEY or LIVERY_API_KEY)."
 )
 
 
