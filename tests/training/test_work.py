@@ -57,6 +57,25 @@ def test_work_that_was_begun_with_other_settings(tmp_path: Path) -> None:
         assert work.newest() == 5
 
 
+@pytest.mark.parametrize("left", ["", "{", None])
+def test_settings_that_were_lost_let_no_others_go_on(left: str | None, tmp_path: Path) -> None:
+    """A machine that is switched off may leave a file empty, or take it along."""
+    with Work(tmp_path / "out", SETTINGS) as work:
+        work.seal(checkpoint(work, 5), {"step": 5})
+    file = work.folder / "settings.json"
+
+    def lose() -> None:
+        file.unlink() if left is None else file.write_text(left)
+
+    lose()
+    with Work(tmp_path / "out", SETTINGS) as work:
+        assert work.checkpoint() == (work.checkpoints / "checkpoint-5", {"step": 5})
+    lose()
+    with Work(tmp_path / "out", {**SETTINGS, "data": ["cd"]}) as work:
+        assert work.checkpoint() is None
+    assert json.loads(file.read_text()) == {**SETTINGS, "data": ["cd"]}
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with Work(tmp_path / "out", SETTINGS):
         script = (

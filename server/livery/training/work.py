@@ -87,7 +87,7 @@ class Work:
     def checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest whole checkpoint and the facts of its seal; those that aren't whole are removed."""
         for _, folder in sorted(self._numbered(), reverse=True):
-            facts = _sealed(folder)
+            facts = _sealed(folder, self._settings)
             if facts is not None:
                 return folder, facts
             shutil.rmtree(folder, ignore_errors=True)
@@ -105,7 +105,8 @@ class Work:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name != SEAL_NAME
         }
-        _replace(folder / SEAL_NAME, json.dumps({"files": files, "facts": dict(facts)}))
+        seal = {"files": files, "facts": dict(facts), "settings": self._settings}
+        _replace(folder / SEAL_NAME, json.dumps(seal))
 
     def finish(self, files: Mapping[str, str]) -> None:
         """Put `files` beside the adapter and give it its name; the work is done with. Raises WorkInvalid, OSError."""
@@ -180,10 +181,12 @@ def finished_report(out: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _sealed(folder: Path) -> dict[str, Any] | None:
-    """The facts of a checkpoint that is whole."""
+def _sealed(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The facts of a checkpoint that is whole, and of these settings: a lost machine may leave the work's own empty."""
     try:
         seal = json.loads((folder / SEAL_NAME).read_text(encoding="utf-8"))
+        if seal["settings"] != settings:
+            return None
         for name, (size, digest) in seal["files"].items():
             path = folder / name
             if path.stat().st_size != size or _digest(path) != digest:
