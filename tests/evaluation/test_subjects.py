@@ -74,6 +74,12 @@ def test_shots_are_shown_and_not_asked(tmp_path: Path) -> None:
     assert len(read_task(written(tmp_path, GOOD, GOOD, GOOD), limit=2).items) == 2
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert read_text(tmp_path / "marked").content == json.dumps(GOOD)
+    assert len(read_task(tmp_path / "marked").items) == 1
+
+
 def test_what_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"ab\xff")
     with pytest.raises(SubjectUnusable, match=r"is not UTF-8 text \(byte 2\)"):

@@ -98,7 +98,7 @@ Subject = Text | Task
 def read_text(file: Path) -> Text:
     """Raises SubjectUnusable, OSError."""
     try:
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError as error:
         raise SubjectUnusable(f"{file} is not UTF-8 text (byte {error.start}); save it as such") from None
     return Text(file.name, content)
@@ -124,7 +124,7 @@ def read_task(file: Path, *, shots: int = 0, limit: int | None = None, chat: boo
 
 def _items(file: Path) -> Iterator[Item]:
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     try:
