@@ -121,6 +121,18 @@ def test_a_finer_copy_of_the_base_differs_in_nothing(tmp_path: Path) -> None:
     assert refused(base, tuned, tmp_path / "out").code == "nothing_differs"
 
 
+@pytest.mark.parametrize("before", [torch.float32, torch.float16], ids=str)
+def test_what_of_the_difference_is_rounding_is_told(before: torch.dtype, tmp_path: Path) -> None:
+    """fp16 is no coarser than bf16 in bytes, and finer in its numbers."""
+    base, tuned = pair(tmp_path, change=linear_only(2), dtypes=(before, torch.bfloat16))
+    one, other = (load_file(path / "model.safetensors") for path in (base, tuned))
+    weights = [name for name in one if one[name].dim() == 2 and ".layers." in name]
+    rounded = sum(float((one[name].bfloat16().double() - one[name].double()).square().sum()) for name in weights)
+    whole = sum(float((other[name].double() - one[name].double()).square().sum()) for name in weights)
+    found = extracted(base, tuned, tmp_path / "out", Aim(rank=2)).rounding
+    assert found == pytest.approx((rounded / whole) ** 0.5, rel=1e-4) and found > 0
+
+
 def test_rows_that_were_only_rounded_are_the_bases(tmp_path: Path) -> None:
     base, tuned = pair(
         tmp_path,
