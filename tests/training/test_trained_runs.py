@@ -121,7 +121,7 @@ def test_another_chat_template_doesnt_go_on_with_it(
     template = own / "chat_template.jinja"
     template.write_text(template.read_text().replace("assistant", "mate"))
     done = livery("adapters", "train", run, "--out", tmp_path / "out")
-    assert (done.code, "unfinished training with other settings (encoded was" in done.err) == (1, True)
+    assert (done.code, "unfinished training with other settings (examples_as_tokens was" in done.err) == (1, True)
 
 
 def test_a_loss_that_is_no_number_ends_it_with_words(written: Written, tmp_path: Path, livery: Livery) -> None:

@@ -107,7 +107,7 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
         _warn([f"{len(data.broken)} broken lines are left out, the first of them {data.broken[0]}"])
     settings = {"run": run.to_json(), "data": list(data.sha256), "base": base_digest(asked.base.path)}
     # The base's digest is of its weights: its tokenizer and chat template show in what they make of the data.
-    settings |= {"encoded": data.encoded, "libraries": versions()}
+    settings |= {"examples_as_tokens": data.encoded, "libraries": versions()}
     found = finished_report(asked.out)
     if found is None or found.get("settings") != json.loads(json.dumps(settings)):
         found = _trained(asked, data, settings)
