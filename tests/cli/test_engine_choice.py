@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import pytest
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
@@ -18,7 +19,16 @@ from cli.conftest import Livery
 from cli.processes import run
 from livery.data_folder import DataFolder
 from livery.engine.base import EngineConfig
-from livery.engine.vllm_args import MOST_SLOTS, OURS, adaptable, engine_args, parse_args, room_for, words_of
+from livery.engine.vllm_args import (
+    KV_VARIABLE,
+    MOST_SLOTS,
+    OURS,
+    adaptable,
+    engine_args,
+    parse_args,
+    room_for,
+    words_of,
+)
 from livery.engine.vllm_found import FoundVllm, VllmRefused, find_vllm
 from livery.running.engines import check_knobs, registered_ranks
 from livery.settings import SettingsError, load_settings
@@ -92,6 +102,20 @@ def test_lora_goes_around_the_layers_and_not_the_head() -> None:
     args = engine_args(EngineConfig("/model", max_running=5, max_model_len=0), room_for([], 5), shapes, cpu=True)
     assert (args["dtype"], args["max_num_seqs"], args["lora_target_modules"]) == ("float32", 5, ["o_proj", "q_proj"])
     assert "max_model_len" not in args
+
+
+def test_vllm_has_a_share_of_a_cpus_memory_unless_it_is_told_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KV_VARIABLE, raising=False)
+    config, shapes, name = EngineConfig("/model"), BaseShapes({}), "kv_cache_memory_bytes"
+    chosen = engine_args(config, room_for([], 5), shapes, cpu=True)[name]
+    assert isinstance(chosen, int) and 0 < chosen < psutil.virtual_memory().total / 2
+    told = engine_args(EngineConfig("/model", kv_memory_bytes=7), room_for([], 5), shapes, cpu=True)
+    assert told[name] == 7
+    shared = engine_args(config, room_for([], 5), shapes, {"gpu_memory_utilization": 0.5}, cpu=True)
+    assert name not in shared and shared["gpu_memory_utilization"] == 0.5
+    assert name not in engine_args(config, room_for([], 5), shapes, cpu=False)
+    monkeypatch.setenv(KV_VARIABLE, "2")
+    assert name not in engine_args(config, room_for([], 5), shapes, cpu=True)
 
 
 @pytest.mark.parametrize(("version", "recent"), [("0.31.9", False), ("0.32.0", True), ("1.0", True), ("dev", True)])

@@ -207,7 +207,7 @@ class VllmEngine:
                 cpu_loras=options.max_cpu_loras,
                 rank=options.max_rank,
             )
-            args = vllm_args.engine_args(config, self._room, shapes, cpu=current_platform.is_cpu()) | extra
+            args = vllm_args.engine_args(config, self._room, shapes, extra, cpu=current_platform.is_cpu())
             try:
                 wanted = AsyncEngineArgs(**args)
                 # Its defaults differ by who asks: these are those of its own server.

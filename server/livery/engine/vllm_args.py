@@ -6,6 +6,7 @@ Reads `--vllm-arg KEY=VALUE`; which keys there are vLLM itself says (the fields 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from livery.engine.base import EngineConfig
 from livery.engine.vllm_found import VllmRefused
+from livery.host import memory
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.likeness import meant
 
@@ -20,6 +22,9 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM may be started for
 USUAL_RANK = 16  # what a server has room for that knows no adapter yet
 FEWEST_SLOTS, MOST_SLOTS = 4, 32
 MOST_IN_HOST = 256
+CPU_KV_SHARE = 0.25
+KV_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  # vLLM's own way of saying so
+NOTHING: Mapping[str, object] = {}
 
 # What isn't the operator's to set here, and what is in its place.
 OURS: Mapping[str, str] = {
@@ -112,8 +117,17 @@ def words_of(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def engine_args(config: EngineConfig, room: AdapterRoom, shapes: BaseShapes, *, cpu: bool) -> dict[str, object]:
-    """Our settings as keywords of AsyncEngineArgs. `cpu`: whether vLLM computes on one here."""
+def engine_args(
+    config: EngineConfig, room: AdapterRoom, shapes: BaseShapes, extra: Mapping[str, object] = NOTHING, *, cpu: bool
+) -> dict[str, object]:
+    """Our settings as keywords of AsyncEngineArgs, and the operator's `extra`. `cpu`: whether it computes on one here.
+
+    Of a CPU's memory the KV cache has a share of what is free, as with our own engine: vLLM by itself asks for nearly
+    all that there is, and doesn't start beside anything else.
+    """
+    kv_memory = config.kv_memory_bytes
+    if cpu and not kv_memory and "gpu_memory_utilization" not in extra and not os.environ.get(KV_VARIABLE):
+        kv_memory = int(memory().available * CPU_KV_SHARE)
     # On a GPU vLLM knows which the checkpoint has and the device can do.
     dtype = "float32" if cpu and config.dtype == "auto" else config.dtype
     args: dict[str, object] = {
@@ -137,9 +151,9 @@ def engine_args(config: EngineConfig, room: AdapterRoom, shapes: BaseShapes, *, 
     asked = {
         "max_model_len": config.max_model_len,
         "max_num_batched_tokens": config.max_batch_tokens,
-        "kv_cache_memory_bytes": config.kv_memory_bytes,
+        "kv_cache_memory_bytes": kv_memory,
     }
-    return args | {name: value for name, value in asked.items() if value}
+    return args | {name: value for name, value in asked.items() if value} | dict(extra)
 
 
 def adaptable(shapes: BaseShapes) -> list[str]:
