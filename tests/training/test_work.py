@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,49 @@ def test_work_that_was_begun_with_other_settings(tmp_path: Path) -> None:
         pass
     with Work(tmp_path / "out", SETTINGS) as work:
         assert work.newest() == 5
+
+
+def test_work_that_kept_nothing_is_no_hindrance_to_other_settings(tmp_path: Path) -> None:
+    """As a run leaves it that was killed before its first checkpoint was whole."""
+    folder = tmp_path / ".out.training"
+    (folder / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    other = {**SETTINGS, "data": ["cd"]}
+    with Work(tmp_path / "out", other) as work:
+        assert work.checkpoint() is None
+        work.seal(checkpoint(work, 5), {})
+    with pytest.raises(WorkInvalid, match="with other settings"), Work(tmp_path / "out", SETTINGS):
+        pass
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_left_as_it_was(tmp_path: Path) -> None:
+    script = (
+        "import resource, signal\nfrom pathlib import Path\nfrom livery.training.work import *\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        f"try:\n    with Work(Path({str(tmp_path / 'out')!r}), {SETTINGS}): pass\n"
+        "except WorkInvalid as refused: import sys; sys.exit(str(refused))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "can't be written: File too large; nothing of the training could be kept yet: make room" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_output_is_on_the_disk_before_its_checkpoints_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, bool]] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{fd}")).name, work.checkpoints.exists()))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Work(tmp_path / "out", SETTINGS) as work:
+        work.adapter.mkdir()
+        (work.adapter / "weights").write_bytes(b"w" * 1000)
+        work.finish({"training.json": "{}"})
+    names = [name for name, _ in synced]
+    assert (sorted(names[:2]), names[2:]) == (["training.json", "weights"], ["adapter", tmp_path.name])
+    assert all(checkpoints for _, checkpoints in synced)
 
 
 @pytest.mark.parametrize("left", ["", "{", None])

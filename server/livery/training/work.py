@@ -71,6 +71,8 @@ class Work:
             try:
                 self._check_settings()
             except BaseException:
+                if self.newest() is None:
+                    shutil.rmtree(self.folder, ignore_errors=True)
                 self._lock.close()
                 raise
         except OSError as error:
@@ -109,13 +111,19 @@ class Work:
         _replace(folder / SEAL_NAME, json.dumps(seal))
 
     def finish(self, files: Mapping[str, str]) -> None:
-        """Put `files` beside the adapter and give it its name; the work is done with. Raises WorkInvalid, OSError."""
+        """Put `files` beside the adapter and give it its name; the work is done with. Raises WorkInvalid, OSError.
+
+        The checkpoints go once the output would outlive the machine's being switched off.
+        """
         try:
             for name, content in files.items():
                 (self.adapter / name).write_text(content, encoding="utf-8")
+            for path in (*self.adapter.iterdir(), self.adapter):
+                _sync(path)
         except OSError as error:
             raise self.full(error) or error from error
         self.adapter.rename(self.out)
+        _sync(self.out.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def full(self, error: BaseException) -> WorkInvalid | None:
@@ -153,7 +161,7 @@ class Work:
         return [(int(match[1]), path) for match, path in found if match]
 
     def _check_settings(self) -> None:
-        """Raises WorkInvalid."""
+        """Raises WorkInvalid, where there is something to go on with and it is another run's."""
         file = self.folder / SETTINGS_NAME
         try:
             begun = json.loads(file.read_text(encoding="utf-8"))
@@ -161,7 +169,9 @@ class Work:
             _replace(file, json.dumps(self._settings))
             return
         names = [name for name in {**begun, **self._settings} if begun.get(name) != self._settings.get(name)]
-        if names:
+        if names and self.newest() is None:
+            _replace(file, json.dumps(self._settings))
+        elif names:
             told = "; ".join(
                 f"{name} was {begun.get(name)!r} and is {self._settings.get(name)!r}" for name in names[:3]
             )
@@ -200,6 +210,15 @@ def _sealed(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """What was written to a file, or the names in a directory, is on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _replace(path: Path, content: str) -> None:
