@@ -214,7 +214,16 @@ ALLOWED: dict[str, set[str]] = {
     "livery.commands": {"livery", "livery_adapters", "livery_loadtest"},
     **{
         f"livery.scale.{name}": {"livery", "livery_adapters"}
-        for name in ("ray_app", "ray_config", "ray_exchange", "ray_replica", "ray_router", "ray_routing", "ray_words")
+        for name in (
+            "ray_app",
+            "ray_bodies",
+            "ray_config",
+            "ray_exchange",
+            "ray_replica",
+            "ray_router",
+            "ray_routing",
+            "ray_words",
+        )
     },
     "livery.cli": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.__main__": {"livery.cli"},

@@ -9,10 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
 BUCKET_S = 2.0
+
+
+def upload(http: httpx.Client, name: str, folder: Path, **query: object) -> httpx.Response:
+    """Take the adapter of a folder in; `query` are parameters of the route."""
+    files = {
+        file: (file, (folder / file).read_bytes()) for file in ("adapter_config.json", "adapter_model.safetensors")
+    }
+    return http.post(f"/v1/adapters/{name}/versions", files=files, params={k: str(v) for k, v in query.items()})
 
 
 @dataclass(frozen=True)

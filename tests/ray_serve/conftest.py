@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HAS_RAY = importlib.util.find_spec("ray") is not None
 OF_RAY = [
     "test_ray_serve.py",
+    "test_ray_uploads.py",
     "test_ray_config_file.py",
     "test_ray_machines.py",
     "test_ray_vllm.py",

@@ -7,7 +7,6 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -17,16 +16,15 @@ import openai
 import pytest
 import ray
 from peft import LoraConfig
-from ray.exceptions import RayError
-from ray.util.queue import Queue
 from sqlalchemy import select
 
 from engine.oracle import Oracle, save_adapter
-from livery.scale.ray_app import ComingBody, app
+from livery.scale.ray_app import app
 from livery.settings import SettingsError
 from livery.tenancy import TenantStore
 from livery.tenancy.schema import levels
-from ray_serve.cluster import APPLICATION, KEY, Deployed, until, worker_pids
+from ray_serve.clients import upload
+from ray_serve.cluster import APPLICATION, KEY, Deployed, until
 from ray_serve.stranger import Stranger
 from server.running import livery_serve
 
@@ -42,13 +40,6 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     for seed, name in enumerate((*NAMES, "corsair", "parrot", "cook", "late-hung", "late-away"), 1):
         save_adapter(tiny, folder / name, seed, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     return folder
-
-
-def upload(http: httpx.Client, name: str, folder: Path, **query: object) -> httpx.Response:
-    files = {
-        file: (file, (folder / file).read_bytes()) for file in ("adapter_config.json", "adapter_model.safetensors")
-    }
-    return http.post(f"/v1/adapters/{name}/versions", files=files, params={k: str(v) for k, v in query.items()})
 
 
 @pytest.fixture(scope="module")
@@ -154,61 +145,6 @@ async def test_of_two_replicas_that_change_a_name_at_once_one_does(served: Deplo
             return ask(http, "parrot").headers["x-livery-adapter"]
 
     until(lambda: len({bound(url) for url in served.own_urls}) == 1, "both replicas serve the same version")
-
-
-class Left(Exception):
-    """What makes a client leave."""
-
-
-def test_no_upload_leaves_a_process_behind(served: Deployed, adapters: Path) -> None:
-    """Whether it is taken in, refused in the middle, or its client leaves there."""
-
-    def begun() -> Iterator[bytes]:
-        yield b'--x\r\ncontent-disposition: form-data; name="adapter_config.json"\r\n\r\n{'
-        until(bodies, "the replica takes the body")
-        raise Left
-
-    with served.http() as http:
-        assert upload(http, "cook", adapters / "cook").status_code in (200, 201)
-        until(lambda: not bodies(), "nothing is left of an upload that was taken in")
-        refused = http.post("/v1/adapters/parrot/versions", files={"adapter_config.json": b"x" * (4 << 20)})
-        assert 400 <= refused.status_code < 500, refused.text
-        until(lambda: not bodies(), "nothing is left of an upload that was refused")
-        multipart = {"content-type": "multipart/form-data; boundary=x"}
-        with pytest.raises(Left):
-            http.post("/v1/adapters/parrot/versions", content=begun(), headers=multipart)
-    until(lambda: not bodies(), "nothing is left of an upload whose client left")
-
-
-def bodies() -> list[int]:
-    """The processes through which uploads come."""
-    return worker_pids("_QueueActor")
-
-
-async def test_the_process_of_an_upload_is_ended_beside_the_event_loop(
-    served: Deployed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """However long that takes, streams go on; and where it fails, that is said."""
-    begun, gone_on, end = threading.Event(), threading.Event(), Queue.shutdown
-
-    def slow(queue: Queue, *how: object, **ways: object) -> None:
-        end(queue, *how, **ways)
-        begun.set()
-        assert gone_on.wait(30), "the event loop is held up"
-        raise RayError("it doesn't end")
-
-    monkeypatch.setattr(Queue, "shutdown", slow)
-    body = ComingBody()
-    queue = await body.open()
-    await queue.put_async(b"weights")
-    await queue.put_async(b"")
-    assert [await body.pull(), await body.pull()] == [b"weights", b""]
-    ending = body.close()
-    assert ending is not None
-    await asyncio.to_thread(begun.wait)
-    gone_on.set()
-    await asyncio.wait([ending])
-    assert "an upload's process wasn't ended: RayError: it doesn't end" in caplog.text
 
 
 def test_what_ray_does_not_scale_by_is_refused_by_name(served: Deployed) -> None:

@@ -29,11 +29,12 @@ from ray.util.queue import Queue
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from livery.api.boundary import BODY_TIMEOUT_S, CLIENT_GONE, MAX_BODY, announced
+from livery.api.boundary import CLIENT_GONE, announced
 from livery.api.errors import BodyTooSlow, describe_at
 from livery.api.routes import route_path
 from livery.api.uploads import streams_upload
 from livery.refusals import Overloaded, ReplicaLost
+from livery.scale.ray_bodies import Bodies, Body
 from livery.scale.ray_config import OURS, Scale, aimed_at, busy_at, check_shared, most_ongoing, parse
 from livery.scale.ray_exchange import AnswerCutShort, Forwarded, Head, Said, Wanted
 from livery.scale.ray_replica import ReplicaServer
@@ -49,7 +50,6 @@ STATS_S = 0.5  # how often a replica says what it has
 PIECES = 16  # of an upload, on their way to a replica
 PIECE = 256 << 10  # bytes
 STOP_S = 10.0  # what a replica takes to stop beyond the requests that it lets end
-MOST_HELD = 256 << 20  # bytes of bodies on an ingress, as in a server
 MOST_ONGOING = 8192  # on an ingress: it only passes on, and replicas bound what they take
 
 
@@ -170,26 +170,25 @@ class Ingress:
         # Answers come by gRPC, not as objects of Ray's: two thirds of the processor time a piece, at eight streams.
         self._replicas = replicas.options(stream=True, method_name="answer", _by_reference=False)
         self._application = application()
-        self._held = 0  # bytes of bodies that are read, or have been and wait
+        self._bodies = Bodies()
         self._learned = Learned()
 
     async def __call__(self, request: Request) -> Response:
         """Ray calls it for every request."""
         path = route_path(request.scope)
         upload = streams_upload(request.method, path, request.headers.get("content-type", ""))
-        size = 0 if upload else min(announced(request.headers), MAX_BODY)
-        if self._held + size > MOST_HELD:
-            return describe_at(Overloaded(MOST_HELD >> 20, "MiB of request bodies", 1), path).response()
-        self._held += size
+        body = Body(self._bodies)
         try:
-            forwarded, rest = await _read(request, path, upload, self._application)
+            if not upload:
+                body.check(announced(request.headers))
+            forwarded, rest = await _read(request, path, body, upload, self._application)
             return await self._answer(forwarded, rest, path)
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
-        except BodyTooSlow as error:
+        except (BodyTooSlow, Overloaded) as error:
             return describe_at(error, path).response()
         finally:
-            self._held -= size
+            body.leave()
 
     async def _answer(self, forwarded: Forwarded, rest: AsyncIterator[bytes], path: str) -> Response:
         """The answer, once it has begun."""
@@ -233,18 +232,19 @@ class Ingress:
         raise AnswerCutShort
 
 
-async def _read(request: Request, path: str, upload: bool, application: str) -> tuple[Forwarded, AsyncIterator[bytes]]:
+async def _read(
+    request: Request, path: str, body: Body, upload: bool, application: str
+) -> tuple[Forwarded, AsyncIterator[bytes]]:
     """A request as it goes to a replica, with the rest of its body if that is an upload.
 
-    `path` is without the application's route_prefix, of which replicas know nothing.
-
-    Of other bodies as much is read as the API takes, and a byte more: it has words for what is too long. Raises
-    ClientDisconnect, BodyTooSlow.
+    `path` is without the application's route_prefix, of which replicas know nothing. Of other bodies as much is read
+    as the API takes, and a byte more: it has words for what is too long. Raises ClientDisconnect, BodyTooSlow,
+    Overloaded.
     """
     scope = request.scope
     headers = tuple((bytes(name), bytes(value)) for name, value in scope["headers"])
     rest = request.stream()
-    body = b"" if upload else await _beginning(rest)
+    beginning = b"" if upload else await body.read(rest)
     client = scope.get("client")
     forwarded = Forwarded(
         application,
@@ -254,24 +254,10 @@ async def _read(request: Request, path: str, upload: bool, application: str) -> 
         scope["query_string"],
         headers,
         (client[0], client[1]) if client else None,
-        body,
+        beginning,
         upload,
     )
     return forwarded, rest
-
-
-async def _beginning(rest: AsyncIterator[bytes]) -> bytes:
-    """A body up to a byte more than the API takes. Raises BodyTooSlow, ClientDisconnect."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for piece in rest:
-                body += piece
-                if len(body) > MAX_BODY:
-                    break
-    except TimeoutError:
-        raise BodyTooSlow(f"The request body didn't arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
-    return bytes(body[: MAX_BODY + 1])
 
 
 async def _send_body(rest: AsyncIterator[bytes], queue: Queue) -> None:
