@@ -166,7 +166,8 @@ chaos: setup
 	LIVERY_SEED=$(SEED) LIVERY_FAIRNESS_STEPS=100000 LIVERY_WALKS=$(or $(WALKS),2000) LIVERY_KEY_PAIRS=10000 LIVERY_CACHE_PAIRS=30 \
 	$(BIN)/pytest -s --hypothesis-seed=$(SEED) tests/engine/test_fairness.py tests/engine/test_residency_walk.py tests/engine/test_random_walk.py \
 	tests/engine/test_prefix_keys.py tests/server/test_cache_of_tenants.py
-	LIVERY_SEED=$(SEED) LIVERY_SOAK_REQUESTS=20000 LIVERY_ROLLOUT_REQUESTS=20000 $(BIN)/pytest -s tests/server/test_soak.py tests/server/test_rollout.py
+	LIVERY_SEED=$(SEED) LIVERY_SOAK_REQUESTS=20000 LIVERY_ROLLOUT_REQUESTS=20000 LIVERY_PUSHES=120 \
+	$(BIN)/pytest -s tests/server/test_soak.py tests/server/test_rollout.py tests/server/test_push_soak.py
 	@failed=; for script in $(filter-out %/common.py,$(wildcard tests/chaos/*.py)); do \
 	$(BIN)/python $$script || failed="$$failed $$script"; done; \
 	if test -n "$$failed"; then echo "failed:$$failed"; exit 1; fi

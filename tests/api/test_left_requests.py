@@ -62,10 +62,10 @@ def test_no_task_is_left_of_clients_that_leave(serve: Serve, stepped: bool) -> N
 PROMPT = {"prompt": [3, 4, 5], "max_tokens": 9}
 USER = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
 WAITING: list[tuple[str, dict[str, Any], int]] = [  # and how many requests it is to the engine
+    ("/v1/chat/completions", {**USER, "stream": True}, 1),
     ("/v1/completions", {**PROMPT, "stream": True}, 1),
     ("/v1/completions", PROMPT, 1),
     ("/v1/completions", {**PROMPT, "n": 3, "stream": True}, 3),
-    ("/v1/chat/completions", {**USER, "stream": True}, 1),
     ("/v1/chat/completions", USER, 1),
     ("/v1/messages", {**USER, "stream": True}, 1),
     ("/v1/messages", USER, 1),
@@ -89,8 +89,10 @@ def test_what_waits_for_the_engine_ends_with_its_client(serve: Serve, begun: boo
             f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
         )
         clients[-1].sendall(head.encode() + data)
+        if len(clients) == 1:  # the engine's first request has its first token
+            server.wait_until(lambda engine: engine.open_requests == 1)
     server.wait_until(lambda engine: engine.open_requests == asked)
-    if begun:  # a token for the first one, which is a stream
+    if begun:  # a token for the first one, whose stream begins by saying who speaks
         server.step()
         assert clients[0].recv(1 << 16)
     assert server.engine.aborted == []

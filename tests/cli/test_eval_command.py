@@ -152,11 +152,12 @@ def test_an_adapter_may_be_called_base(
     assert [nats(alone, label) for label in ("the base", "first", "second")] == pytest.approx([bare, first, second])
     for adapter, how in (("first", ()), ("second", ("--no-activate",))):
         livery("adapters", "add", "base", made / "adapters" / adapter, "--url", server.url, *how, "--json").json()
-    for where in (["--url", server.url], ["--data", data_of(server)]):
+    against = (("active", "base"), ("base", "the base"))
+    for where, gates in ((["--url", server.url], against), (["--data", data_of(server)], against[:1])):
         there = livery("adapters", "eval", "base@2", *where, *on).json()
         found = [nats(there, label) for label in ("the base", "base", "base@2")]
         assert found == pytest.approx([bare, first, second], rel=1e-5)
-        for than, other in (("active", "base"), ("base", "the base")):
+        for than, other in gates:
             gate = ["--if-better-than", than, "--metric", "perplexity", "--on", made / "log.txt", "--by", "0.99"]
             done = livery("adapters", "activate", "base", "2", *where, *gate, "--json")
             judged = json.loads(done.out)["judgement"]

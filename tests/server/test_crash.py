@@ -27,7 +27,7 @@ from livery_adapters.manifest import read_manifest
 from livery_adapters.store import BlobStore
 from livery_adapters.tensor_file import FILE_NAMES
 
-ROUNDS = int(os.environ.get("LIVERY_KILL_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("LIVERY_KILL_ROUNDS", "4"))
 PIECE = 256  # bytes
 NAMES = ("pirate", "corsair", "team/admiral")
 

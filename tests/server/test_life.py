@@ -20,7 +20,7 @@ from server.running import SMALL, RunningServer, livery_serve, tiny_model
 
 pytestmark = pytest.mark.skipif(not common.PROC.is_dir(), reason="finds processes in /proc")
 
-DISCONNECTS = 100
+DISCONNECTS = 60
 SEED = 20
 
 

@@ -1,4 +1,4 @@
-"""A trainer pushes over a hundred versions of one adapter under requests that never pause: each answer is of a version
+"""A trainer pushes version after version of one adapter under requests that never pause: each answer is of a version
 that was active when it was admitted, its log-probabilities are PEFT's for that version, and nothing piles up. And the
 example of a trainer that does so.
 """
@@ -22,9 +22,10 @@ from engine.families import LLAMA_LINEAR
 from engine.oracle import Oracle, save_adapter
 from server.pushed import PROMPTS, Answer, Trained
 from server.running import SMALL, RunningServer, livery_serve, tiny_model
+from sizes import wished
 
 EXAMPLE = Path(__file__).parents[2] / "adapters" / "examples" / "reinforce.py"
-PUSHES = 120
+PUSHES = wished("LIVERY_PUSHES", 50)
 STREAMS = 2
 SETTLED = 20  # pushes after which as much is open as ever will be
 JUDGED = 12  # answers that PEFT is asked about
