@@ -70,15 +70,25 @@ def spare_base_rows() -> None:
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 
-    shrink = lora_ops.bgmv_shrink
+    shrink, update = lora_ops.bgmv_shrink, punica_cpu.PunicaWrapperCPU.update_metadata
     if punica_cpu.bgmv_shrink is not shrink:
         raise AttributeError("vLLM's CPU kernels for LoRA aren't where Livery knows them; use a version that it names")
+    with_base: dict[
+        int, bool
+    ] = {}  # by who prepares the steps of a part of the model: whether its newest has such rows
+
+    @wraps(update)
+    def look_for_base_rows(self: Any, mapping: Any, *args: Any, **named: Any) -> None:  # noqa: ANN401
+        update(self, mapping, *args, **named)
+        with_base[id(self)] = 0 in mapping.index_mapping or 0 in mapping.prompt_mapping
 
     @wraps(shrink)
     def shrink_adapted_rows(inputs: Any, weights: Any, output: Any, indices: Any, scaling: float = 1.0) -> None:  # noqa: ANN401
         shrink(inputs, weights, output, indices, scaling)
-        output.masked_fill_((indices < 0).unsqueeze(1), 0.0)  # what comes of zeros adds nothing
+        if True in with_base.values():
+            output.masked_fill_((indices < 0).unsqueeze(1), 0.0)  # what comes of zeros adds nothing
 
+    punica_cpu.PunicaWrapperCPU.update_metadata = look_for_base_rows
     lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = shrink_adapted_rows
 
 
