@@ -99,3 +99,17 @@ def test_the_extraction_that_is_shown_is_the_kept_one() -> None:
     assert f"which chose {least} to {most}" in page
     peak = found["peak_mb_above_imports"]
     assert f"in {found['seconds']:.0f} s on one core of a busy machine, with {peak:.0f} MB" in page
+
+
+def test_the_table_of_quantised_bases_is_the_kept_runs() -> None:
+    """Its speeds and bytes stand in server/docs/serving.md as they were measured."""
+    page = (ROOT / "server" / "docs" / "serving.md").read_text()
+    kept = json.loads((ROOT / "loadtest" / "results" / "2026-11-22-quantization-cpu.json").read_bytes())
+    measured = [row for row in kept["rows"] if row["runs"] and not row["same_as"]]
+    assert len(measured) > 5
+    for row in measured:
+        speeds = ["{:.2f} ({:.2f} to {:.2f})".format(*row["speed"][rows]) for rows in ("1", "16")]
+        size = f"{row['weight_bytes'] / 2**20:.0f} MiB ({row['bytes_ratio']:.2f})"
+        errors = [f"{max(row['parity'].values()):.0e}"] if row["parity"] else [""]
+        cells = " | ".join([size, *speeds, *errors])
+        assert cells.strip() in page, f"{row['name']}: {cells}"
