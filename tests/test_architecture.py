@@ -54,7 +54,8 @@ ALLOWED: dict[str, set[str]] = {
     "livery.host": set(),
     "livery.activity": set(),
     "livery.logs": set(),
-    "livery.scratch": set(),
+    "livery.locks": set(),
+    "livery.scratch": {"livery.locks"},
     "livery.spans": SEAM,
     "livery.otlp": {"livery.spans"},
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics", "livery_adapters.names"},
@@ -84,7 +85,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.generation": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("admission", "answer_text", "metrics", "reading", "stops", "text")},
-    "livery.data_folder": {"livery_adapters"},
+    "livery.data_folder": {"livery.locks", "livery_adapters"},
     "livery.proving": SEAM | {"livery_adapters"},
     "livery.lease": SEAM | {"livery.refusals", "livery.tenancy", "livery_adapters"},
     "livery.standing": {"livery_adapters"},

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from livery.locks import locked
 from livery_adapters.base_model import BaseModel, BaseShapes
 
 REMEDY = "choose another with --data DIR"
@@ -99,13 +100,7 @@ class DataFolder:
 
         It ends with the process at the latest. Raises DataFolderUnusable.
         """
-        handle = self._lock_file("folder.lock")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            return None
-        return handle
+        return locked(self._lock_file("folder.lock"))
 
     @contextmanager
     def serving(self, base: KnownBase) -> Iterator[None]:

@@ -7,11 +7,12 @@ scratch.remove()
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from pathlib import Path
+
+from livery.locks import locked
 
 
 class Scratch:
@@ -46,12 +47,6 @@ def _locked(prefix: str, parent: Path) -> tuple[Path, int]:
 def _lock(path: Path) -> int | None:
     """A handle that keeps the directory locked; None where another process has it, or it isn't ours to open."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return locked(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
     except OSError:
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle

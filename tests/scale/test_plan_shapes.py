@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from livery.engine import memory as engine
+from livery.engine.base import CPU_KV_SHARE
 from livery.scale.plan import memory
 from livery.scale.plan.accelerators import accelerator, known_accelerators
 from livery.scale.plan.refusal import PlanRefused
@@ -149,5 +150,5 @@ def test_the_text_part_of_a_config_counts(tmp_path: Path) -> None:
 def test_memory_is_divided_as_the_engine_does() -> None:
     assert pytest.approx(1 - engine.CUDA_KV_SHARE - engine.CUDA_ADAPTER_SHARE) == memory.SLACK_SHARE
     assert memory.ADAPTER_SHARE == engine.CUDA_ADAPTER_SHARE
-    assert (memory.CPU_KV_SHARE, memory.CPU_KV_MOST) == (engine.CPU_KV_SHARE, engine.CPU_KV_MOST)
+    assert (memory.CPU_KV_SHARE, memory.CPU_KV_MOST) == (CPU_KV_SHARE, engine.CPU_KV_MOST)
     assert engine.HOST_SHARE["cpu"] == memory.CPU_HOST_SHARE

@@ -27,6 +27,7 @@ from openai import OpenAI
 from livery import __version__
 from livery.models import DEMO_MODEL
 from livery_loadtest.origin import Origin, document, own_commit, write_json
+from marked import around
 from server.running import SMALL, livery_serve
 
 ROOT = Path(__file__).parents[2]
@@ -155,11 +156,8 @@ def apart(found: Json) -> float:
 
 def written(page: str, found: Json) -> str:
     """The page with its table anew. Raises ValueError where it has no marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} … {END}, between which its table stands")
-    return f"{before}{BEGIN}\n{table(found)}\n{END}{after}"
+    head, tail = around(page, BEGIN, END)
+    return head + table(found) + tail
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from livery.evaluation.statistics import wilson
+from marked import around
 from ways.findings import percent, perplexity, sentences, size
 
 ROOT = Path(__file__).parents[2]
@@ -196,12 +197,9 @@ def commands(found: Json) -> str:
 
 def written(page: str, found: Json, words: Words) -> str:
     """The page with its table anew. Raises ValueError where it has no marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} … {END}, between which its table stands")
+    head, tail = around(page, BEGIN, END)
     parts = (table(found, words), sentences(found, words.language), f"{words.typed}\n\n{commands(found)}")
-    return f"{before}{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}{after}"
+    return head + "\n\n".join(parts) + tail
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from livery_adapters.effect import AdapterEffect
 from livery_adapters.names import OPERATOR_TENANT
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+CPU_KV_SHARE = 0.25  # of a CPU's free memory, for the KV cache, with any engine that isn't told how much
 
 
 class AdapterPart(msgspec.Struct, frozen=True):

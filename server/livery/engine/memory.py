@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from livery.engine.base import EngineConfig, ModelRefused
+from livery.engine.base import CPU_KV_SHARE, EngineConfig, ModelRefused
 from livery.host import memory
 
 GIB = 1 << 30
 # Shares of the memory free once the weights are loaded. The rest is for activations and the allocator's slack.
 CUDA_KV_SHARE, CUDA_ADAPTER_SHARE = 0.65, 0.2
-CPU_KV_SHARE = 0.25
 CPU_KV_MOST = GIB  # beyond it CPUs run out of speed before they run out of cache
 # Of the host's memory, for adapters that aren't in device memory (on CPU: aren't in use) but may soon be again.
 HOST_SHARE = {"cpu": 0.1, "cuda": 0.25}

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 from pydantic import ValidationError
 
-from livery.engine.base import EngineConfig
+from livery.engine.base import CPU_KV_SHARE, EngineConfig
 from livery.engine.vllm_found import VllmRefused
 from livery.host import memory
 from livery_adapters.base_model import BaseShapes
@@ -22,7 +22,6 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM may be started for
 USUAL_RANK = 16  # what a server has room for that knows no adapter yet
 FEWEST_SLOTS, MOST_SLOTS = 4, 32
 MOST_IN_HOST = 256
-CPU_KV_SHARE = 0.25
 KV_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  # vLLM's own way of saying so
 NOTHING: Mapping[str, object] = {}
 
