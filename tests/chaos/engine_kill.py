@@ -235,7 +235,7 @@ def leak_rounds(run: common.Run, url: str, pid: int, rounds: int) -> None:
 
 
 def _folders() -> int:
-    return len(list(Path(tempfile.gettempdir()).glob("livery-*")))
+    return len(list(Path(tempfile.gettempdir()).glob("livery-engine-*")))
 
 
 if __name__ == "__main__":

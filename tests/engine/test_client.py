@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -81,6 +82,20 @@ async def test_closing_a_stream_frees_everything(engine: EngineClient) -> None:
     stats = await engine.stats()  # goes through the engine's queue, behind the abort
     assert stats.running == stats.waiting == 0
     assert stats.blocks_free == stats.blocks_total
+
+
+async def test_nothing_stays_in_the_temporary_directory(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even what a server left there that was killed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "livery-engine-left"
+    left.mkdir()
+    engine = EngineClient(config(base))
+    await engine.start()
+    assert len(list(tmp_path.iterdir())) == 1 and not left.exists()
+    await engine.stop()
+    assert not list(tmp_path.iterdir())
 
 
 async def test_leaving_before_the_answer_tells_how_much_of_the_prompt_was_read(base: Path) -> None:

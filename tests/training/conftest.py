@@ -16,7 +16,8 @@ from server.running import tiny_model
 __all__ = ["livery"]
 
 LIBRARIES = ("bitsandbytes", "datasets", "torchao", "trl")
-OF_LIBRARIES = ["test_trained_demo.py", "test_trained_quantised.py", "test_trained_runs.py", "test_trained_versions.py"]
+REAL = ("demo", "from", "quantised", "runs", "versions")
+OF_LIBRARIES = [f"test_trained_{what}.py" for what in REAL]
 collect_ignore = [] if all(importlib.util.find_spec(name) for name in LIBRARIES) else OF_LIBRARIES
 
 CHATS = [

@@ -33,6 +33,7 @@ LEAST = "base: b\ndata: d.jsonl\n"
         (LEAST + "kind: sft\nbeta: 0.1", "unknown field `beta`"),
         (LEAST + "kind: sft\nadapter: {r: 0}", "adapter.r is 0: Expected `int` >= 1"),
         (LEAST + "kind: sft\nadapter: {target_modules: [all-linear, q_proj]}", "name it alone"),
+        (LEAST + "kind: dpo\nstart_from: sft\nadapter: {r: 4}", "`adapter` is beside `start_from`, sft, whose rank"),
         (LEAST + "kind: sft\nheld_out: 1", "held_out is 1: Expected `float` < 1.0"),
         (LEAST + "kind: sft\nheld_out: 0.2\nheld_out_data: [e]", "give the share to keep back, or the files"),
         (LEAST + "kind: raft\nprompt: no places", "`prompt` has {documents} 0 times: it must be there once"),

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import IA3Config, LoraConfig
 
 from cli.conftest import Livery
+from engine.families import save
+from engine.oracle import save_adapter, save_tuned
 
+PIRATE = Path(__file__).parents[2] / "adapters" / "demo" / "pirate"
 RUN = "kind: sft\nbase: smollm2-135m-instruct\ndata: chats.jsonl\n"
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Aye."}]}
 
@@ -105,6 +109,24 @@ def test_what_the_file_says_wrongly_ends_it(run: Path, livery: Livery) -> None:
     run.write_text(RUN.replace("smollm2-135m-instruct", "no-such-base"))
     done = livery("adapters", "train", run, "--check")
     assert (done.code, "model 'no-such-base' not found" in done.err) == (2, True)
+
+
+def test_an_adapter_that_cant_be_gone_on_with_is_named(run: Path, livery: Livery) -> None:
+    def said(start: Path | str) -> str:
+        run.write_text(RUN + f"start_from: {start}\n")
+        done = livery("adapters", "train", run, "--check")
+        assert done.code == 1
+        return " ".join(done.err.split())
+
+    assert "start_from is none, and" in (told := said("none")) and "adapter_config.json" in told
+    small = save("llama", run.parent / "models")
+    keys = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
+    ia3 = save_tuned(small, run.parent / "ia3", 1, keys)
+    assert "is IA3 for the task generate: a run goes on training LORA that generates" in said(ia3)
+    other = save_adapter(small, run.parent / "other", 1, LoraConfig(r=4, target_modules=["q_proj"]))
+    assert f"start_from is {other}: " in (told := said(other)) and "q_proj" in told
+    run.write_text(RUN + f"start_from: {PIRATE}\n")
+    assert livery("adapters", "train", run, "--check").code == 0
 
 
 def test_where_it_is_to_go_is_asked_before_anything_is_trained(

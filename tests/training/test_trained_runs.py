@@ -54,6 +54,7 @@ def under_way(run: Path, out: Path, past: int) -> Iterator[subprocess.Popen[str]
 KINDS = {
     "sft": ("sft", {"adapter": {"r": 4, "lora_dropout": 0.2, "use_dora": True}}),
     "dpo": ("dpo", {"adapter": {"r": 4, "use_rslora": True}, "schedule": "cosine"}),
+    "dpo of an adapter": ("dpo", {"start_from": "first"}),
 }
 
 
@@ -62,6 +63,8 @@ def test_a_killed_run_ends_in_the_adapter_of_one_that_was_not(
     name: str, written: Written, tmp_path: Path, livery: Livery
 ) -> None:
     kind, fields = KINDS[name]
+    if "start_from" in fields:
+        assert livery("adapters", "train", written(), "--out", tmp_path / fields["start_from"]).code == 0
     run = written(kind, steps=STEPS, checkpoint_every=EVERY, **fields)
     whole = livery("adapters", "train", run, "--out", tmp_path / "whole", "--json").json()
     with under_way(run, tmp_path / "killed", past=2 * EVERY + 2) as process:

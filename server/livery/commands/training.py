@@ -31,6 +31,7 @@ from livery.training.dataset import Data, prepare
 from livery.training.examples import DataInvalid
 from livery.training.libraries import LibraryMissing, check_installed, quieten, versions
 from livery.training.run_file import AnyRun, Dpo, SpecInvalid, read_run
+from livery.training.start import Start, find_start
 from livery.training.work import REPORT_NAME, Work, WorkInvalid, finished_report
 from livery_adapters.refusal import DEFAULT_LIMITS, Limits
 from livery_adapters.shortage import SHORTAGE_ERRORS, lacks_memory
@@ -46,12 +47,13 @@ _ALIKE = 0.02  # of a loss: the engine's and PEFT's may differ by, where they ro
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A run as it was asked for: its file's content, where that lies, its base."""
+    """A run as it was asked for: its file's content, where that lies, its base, the adapter that it goes on with."""
 
     run: AnyRun
     folder: Path
     base: ResolvedModel
     out: Path
+    start: Start | None
 
 
 def train(
@@ -94,7 +96,10 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
     if not check:
         check_installed()
         check_flag(run.quantization, run.device)
-    asked = Asked(run, file.parent, resolve_model(run.base), (out or Path("unnamed")).expanduser())
+    start = find_start(run, file.parent)
+    asked = Asked(run, file.parent, resolve_model(run.base), (out or Path("unnamed")).expanduser(), start)
+    if start:
+        _check_start(asked, start)
     if target:
         target.check(run.base)
     shown.stage("reading the data")
@@ -108,6 +113,8 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
     settings = {"run": run.to_json(), "data": list(data.sha256), "base": base_digest(asked.base.path)}
     # The base's digest is of its weights: its tokenizer and chat template show in what they make of the data.
     settings |= {"examples_as_tokens": data.encoded, "libraries": versions()}
+    if start:
+        settings["start_from"] = start.digest
     found = finished_report(asked.out)
     if found is None or found.get("settings") != json.loads(json.dumps(settings)):
         found = _trained(asked, data, settings)
@@ -158,7 +165,8 @@ def _trained(asked: Asked, data: Data, settings: Json) -> Json:
         shown.stage(f"loading {asked.base.name} to train it")
         try:
             with loss_bar("training", total_steps(asked.run, len(data.train))) as watch:
-                trained = trained_by(asked.run, asked.base, data, work, watch)
+                start = asked.start.path if asked.start else None
+                trained = trained_by(asked.run, asked.base, data, work, watch, start)
         except TrainingStopped as stopped:
             raise CommandFailed(str(stopped)) from stopped
         except KeyboardInterrupt:
@@ -201,6 +209,29 @@ def _report(asked: Asked, data: Data, settings: Json, trained: Trained) -> Json:
     }
 
 
+def _check_start(asked: Asked, start: Start) -> None:
+    """Whether it fits the base, to its last tensor: PEFT would leave new what it doesn't find. Raises CommandFailed."""
+
+    async def inspected(backend: LocalBackend) -> Json:
+        return await backend.inspect(str(start.path), 0)
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="livery-train-") as scratch:
+            place, limits = Place(Path(scratch), None, asked.run.base), _limits(asked)
+            found = ask(open_local(place, Need(base=True, creates=True), limits), inspected)
+    except CommandFailed as failed:
+        raise CommandFailed(f"start_from is {asked.run.start_from}: {failed}") from failed
+    if unused := found.get("unused"):
+        raise CommandFailed(
+            f"start_from is {asked.run.start_from}, and the base has no place for parts of it: {'; '.join(unused)}"
+        )
+
+
+def _limits(asked: Asked) -> Limits:
+    rank = asked.start.rank if asked.start else asked.run.adapter.r
+    return Limits(max_rank=max(DEFAULT_LIMITS.max_rank, rank))
+
+
 def _examined(asked: Asked, data: Data, trained: Trained, adapter: Path) -> tuple[Json, Json]:
     """The coverage report, and what the engine and PEFT make of what was held out. Raises CommandFailed."""
     held = Held(trained.device, "float32" if trained.device == "cpu" else "auto", asked.run.quantization)
@@ -213,25 +244,27 @@ def _examined(asked: Asked, data: Data, trained: Trained, adapter: Path) -> tupl
 
     with tempfile.TemporaryDirectory(prefix="livery-train-") as scratch:
         need = Need(base=True, creates=True, proves=True, held=held)
-        limits = Limits(max_rank=max(DEFAULT_LIMITS.max_rank, asked.run.adapter.r))
-        found = ask(open_local(Place(Path(scratch), None, asked.run.base), need, limits), inspected)
+        found = ask(open_local(Place(Path(scratch), None, asked.run.base), need, _limits(asked)), inspected)
     coverage: Json = {**found["coverage"], "unused": list(found.get("unused", ()))}
     if trained.before is None or trained.after is None:
         return coverage, {}
-    measured = _measured(asked.run, data, provers[0], adapter)
+    measured = _measured(asked, data, provers[0], adapter)
     measured["peft"] = {"before": trained.before.told(), "after": trained.after.told()}
     return coverage, measured
 
 
-def _measured(run: AnyRun, data: Data, prover: OfflineProver, adapter: Path) -> Json:
-    """Through the engine that serves it: what was held out, without and with the adapter."""
+def _measured(asked: Asked, data: Data, prover: OfflineProver, adapter: Path) -> Json:
+    """Through the engine that serves it: what was held out, with what the run began from, and with the adapter."""
     from livery.commands.text_loss import installed, logits_of
     from livery.training.measure import measure
 
-    with bar("measuring what was held out", 2 * len(data.held_out), pieces=True) as told:
-        before = measure(run, lambda ids: logits_of(prover, None, ids), data.held_out, None, told)
+    run, count = asked.run, len(data.held_out)
+    with bar("measuring what was held out", 2 * count, pieces=True) as told:
+        begun = installed(prover, asked.start.path) if asked.start else None
+        before = measure(run, lambda ids: logits_of(prover, begun, ids), data.held_out, None, told)
+        if begun:
+            prover.runner.evict(begun)
         digest = installed(prover, adapter)
-        count = len(data.held_out)
         after: Measured = measure(
             run,
             lambda ids: logits_of(prover, digest, ids),
@@ -243,7 +276,7 @@ def _measured(run: AnyRun, data: Data, prover: OfflineProver, adapter: Path) -> 
 
 
 def _is_better(measured: Json) -> bool:
-    """Whether it did better on what was held out than the base, where anything was."""
+    """Whether it did better on what was held out than what it began from, where anything was."""
     return not measured or measured["after"]["loss"] < measured["before"]["loss"]
 
 
@@ -326,8 +359,8 @@ def _show_added(added: Json) -> None:
         )
     else:
         shown.say(
-            f"{name} has it as a version that isn't active: it does no better than the base on what was held out; "
-            f"{added['remedy']} serves it all the same"
+            f"{name} has it as a version that isn't active: it does no better on what was held out than what it began "
+            f"from; {added['remedy']} serves it all the same"
         )
 
 

@@ -6,10 +6,8 @@ import asyncio
 import itertools
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +38,7 @@ from livery.engine.figures import PromptRead
 from livery.engine.pulse import BEAT_S, Beat, Judgement, judge
 from livery.engine.starvation import Silence
 from livery.engine.streams import Streams
+from livery.scratch import Scratch
 from livery_adapters.effect import AdapterEffect
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class EngineClient:
         self._socket.set_hwm(0)
         self._pulse = self._context.socket(zmq.PULL)
         self._pulse.setsockopt(zmq.CONFLATE, 1)  # of several beats the newest is what counts
-        self._folder: Path | None = None
+        self._scratch: Scratch | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(m.FromEngine)
@@ -103,8 +102,9 @@ class EngineClient:
             raise
 
     async def _launch(self, config: EngineConfig) -> EngineInfo:
-        self._folder = Path(tempfile.mkdtemp(prefix="livery-"))  # mode 0700: nobody else reaches the socket
-        address = f"ipc://{self._folder}/engine"
+        # Of mode 0700: nobody else reaches the socket.
+        self._scratch = await asyncio.to_thread(Scratch, "livery-engine-")
+        address = f"ipc://{self._scratch.path}/engine"
         self._socket.bind(address)
         self._pulse.bind(m.pulse_address(address))
         self._progress("starting the engine's process")
@@ -137,8 +137,9 @@ class EngineClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._context.destroy(linger=0)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.remove()
+            self._scratch = None
 
     def kill(self) -> None:
         """End the process, and what it has started, without waiting for anything."""

@@ -54,7 +54,9 @@ class Run(Part, frozen=True, tag_field="kind", tag=str.lower):
     `base` is named as for `livery serve --model`; `quantization` holds it as the server's flag of that name does
     (QLoRA), on a `device` that is a GPU where there is one. Its `dtype` is bfloat16 on a GPU and float32 elsewhere
     unless given; the adapter is trained and written in float32.
-    `data` are files, their paths counted from this file's folder. `held_out` of the examples, drawn by `seed`, are
+    `start_from` is the directory of a LoRA adapter of this base, as PEFT writes it, which the run goes on training with
+    its own rank and modules, so that `adapter` is left out.
+    `data` are files; paths are counted from this file's folder. `held_out` of the examples, drawn by `seed`, are
     kept for measuring before and after, or all of `held_out_data` instead. At a line that can't be used,
     `broken_lines: stop` ends before anything is trained, and `skip` goes on without it. Examples are cut at
     `max_length` tokens.
@@ -74,6 +76,7 @@ class Run(Part, frozen=True, tag_field="kind", tag=str.lower):
     quantization: Quantization = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    start_from: str = ""
     adapter: Adapter = msgspec.field(default_factory=Adapter)
     epochs: Positive = 3.0
     steps: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
@@ -101,6 +104,10 @@ class Run(Part, frozen=True, tag_field="kind", tag=str.lower):
             )
         if self.adapter.target_modules != ("all-linear",) and "all-linear" in self.adapter.target_modules:
             raise ValueError("`adapter.target_modules` has all-linear among others: name it alone, or the others")
+        if self.start_from and self.adapter != Adapter():
+            raise ValueError(
+                f"`adapter` is beside `start_from`, {self.start_from}, whose rank and modules hold: leave one out"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Every field, as it goes into records."""
@@ -121,8 +128,9 @@ class Sft(Run, frozen=True):
 class Dpo(Run, frozen=True):
     """Preference tuning (DPO, Rafailov et al. 2023): JSON lines with `prompt`, `chosen` and `rejected`.
 
-    Each is text, or a list of messages. The base without the adapter is the reference. `beta` says how much a
-    departure from it costs; `loss` is DPO's own, `hinge` (SLiC) or `ipo`.
+    Each is text, or a list of messages. The reference is the base without the adapter, or the adapter that `start_from`
+    names, which answers already. `beta` says how much a departure from it costs; `loss` is DPO's own, `hinge` (SLiC) or
+    `ipo`.
     """
 
     learning_rate: Positive = 2e-4

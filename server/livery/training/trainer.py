@@ -1,6 +1,6 @@
 """The training itself: PEFT's adapter on transformers' model, by TRL's trainers. Needs torch and the extra `[train]`.
 
-    trained = train(run, base, data, work, watch)     # goes on from the work's newest checkpoint, if it has one
+    trained = train(run, base, data, work, watch, start)  # goes on from the work's newest checkpoint, if it has one
     trained.after.loss
 
 The adapter is in `work.adapter` afterwards, as PEFT writes it.
@@ -15,7 +15,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 import transformers
 from datasets import Dataset
-from peft import LoraConfig, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
@@ -59,7 +59,8 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What became of a run. `before` and `after` are PEFT's numbers on what was held out, None where nothing was.
+    """What became of a run. `before` and `after` are PEFT's numbers on what was held out, None where nothing was:
+    `before` of the base, or of the adapter that was gone on with.
 
     `losses` are of each step, `held_out` of each checkpoint and of the beginning. `resumed` is the step that this
     process went on from, `seconds` are of all processes up to here.
@@ -76,19 +77,22 @@ class Trained:
     device: str
 
 
-def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch) -> Trained:
-    """Raises TrainingStopped, WorkInvalid, ModelRefused, OSError."""
+def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch, start: Path | None = None) -> Trained:
+    """`start` is the directory of an adapter to go on with, in place of a new one.
+
+    Raises TrainingStopped, WorkInvalid, ModelRefused, OSError.
+    """
     device = chosen_device(run)
     _quieten()
     with _worded(work, f"load {base.name}; give a quantization, or use a larger machine"):
-        trainer = _trainer(run, base, data, work, device)
+        trainer = _trainer(run, base, data, work, device, start)
     model = trainer.model
     numbers = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     work.check_room(numbers * 4 * _NUMBERS_PER_WEIGHT * (_CHECKPOINTS_KEPT + 1))
     found = work.checkpoint()
     going_on, facts = found if found else (None, {})
     with _worded(work, "measure what is held out; give a smaller max_length or a quantization"):
-        held = _HeldOut(run, model, data.held_out, facts)
+        held = _HeldOut(run, model, data.held_out, facts, from_base=start is None)
     trainer.remove_callback(PrinterCallback)
     watching = _Watching(watch, work, held, time.monotonic() - facts.get("seconds", 0.0))
     trainer.add_callback(watching)
@@ -247,8 +251,8 @@ class _Dpo(_Careful, DPOTrainer):  # type: ignore[misc]
         return dataset
 
 
-def _trainer(run: AnyRun, base: ResolvedModel, data: Data, work: Work, device: str) -> Any:  # noqa: ANN401  (TRL has no types)
-    """A trainer whose model is the base under a new adapter, which changes nothing yet.
+def _trainer(run: AnyRun, base: ResolvedModel, data: Data, work: Work, device: str, start: Path | None) -> Any:  # noqa: ANN401  (TRL has no types)
+    """A trainer whose model is the base under a new adapter, which changes nothing yet, or under the one at `start`.
 
     Raises ModelRefused, TrainingStopped.
     """
@@ -283,12 +287,15 @@ def _trainer(run: AnyRun, base: ResolvedModel, data: Data, work: Work, device: s
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     rows = Dataset.from_list([_row(item) for item in data.train])
-    model = _base(run, base, device)
-    given: dict[str, Any] = {"model": model, "train_dataset": rows, "processing_class": tokenizer}
-    given["peft_config"] = _lora(run)
+    given: dict[str, Any] = {"model": _base(run, base, device), "train_dataset": rows, "processing_class": tokenizer}
     try:
+        if start is None:
+            lora = given["peft_config"] = _lora(run)
+        else:  # TRL's DPO takes a copy of it for its reference
+            given["model"] = PeftModel.from_pretrained(given["model"], str(start), is_trainable=True)
+            lora = given["model"].peft_config["default"]
         if isinstance(run, Dpo):
-            settings |= {"beta": run.beta, "loss_type": [run.loss], "disable_dropout": not run.adapter.lora_dropout}
+            settings |= {"beta": run.beta, "loss_type": [run.loss], "disable_dropout": not lora.lora_dropout}
             return _Dpo(args=DPOConfig(**settings), **given)
         return _Sft(args=SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True}), **given)
     except (ValueError, TypeError, NotImplementedError) as error:  # target modules that the base doesn't have
@@ -304,16 +311,23 @@ def _row(item: Learnt | Pair) -> dict[str, list[int]]:
 class _HeldOut:
     """What is held out, measured now and then under PEFT's own forward."""
 
-    def __init__(self, run: AnyRun, model: Any, items: Sequence[Learnt | Pair], facts: dict[str, Any]) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        run: AnyRun,
+        model: Any,  # noqa: ANN401
+        items: Sequence[Learnt | Pair],
+        facts: dict[str, Any],
+        *,
+        from_base: bool,
+    ) -> None:
         self._run, self._model, self._items = run, model, items
         self.points: Points = [(int(step), float(loss)) for step, loss in facts.get("held_out", [])]
-        self._base: Answers | None = None
-        with (
-            model.disable_adapter()
-        ):  # a new one isn't quite without effect: DoRA's norms of a quantised base are rounded
+        self._reference: Answers | None = None
+        # A new adapter isn't quite without effect: DoRA's norms of a quantised base are rounded.
+        with model.disable_adapter() if from_base else nullcontext():
             self.before = self.measure()
         if self.before is not None:
-            self._base = self.before.answers
+            self._reference = self.before.answers
             if not self.points:
                 self.points.append((0, self.before.loss))
 
@@ -324,7 +338,7 @@ class _HeldOut:
         training = self._model.training
         self._model.eval()
         try:
-            return measure(self._run, self._logits, self._items, self._base)
+            return measure(self._run, self._logits, self._items, self._reference)
         finally:
             self._model.train(training)
 
@@ -360,7 +374,7 @@ def _save(model: Any, base: ResolvedModel, work: Work) -> None:  # noqa: ANN401
         if parameter.requires_grad and not torch.isfinite(parameter).all():
             raise TrainingStopped(f"{name} has numbers that are none after the last step; give a lower learning_rate")
     shutil.rmtree(work.adapter, ignore_errors=True)
-    model.save_pretrained(str(work.adapter), save_embedding_layers=False)
+    model.save_pretrained(str(work.adapter), save_embedding_layers=False, selected_adapters=["default"])
     for path in work.adapter.iterdir():
         if path.is_file() and path.name not in (CONFIG_NAME, WEIGHTS_NAME):
             path.unlink()  # PEFT's model card is an empty form
