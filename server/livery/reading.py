@@ -70,7 +70,11 @@ class Read:
 
 
 class AnswerReader:
-    """Reads the text of one answer. `called` once a call is whole. Of calls only the first `most_calls` are told."""
+    """Reads the text of one answer. `called` once a call is whole.
+
+    Of calls only the first `most_calls` that don't break are told. Each keeps the index that it has in the text: a
+    stream can't take back a call that broke, and what follows it must not be added to that one's arguments.
+    """
 
     def __init__(
         self, stages: Sequence[TextParser], new_id: Callable[[], str], *, show_reasoning: bool, most_calls: int | None
@@ -78,7 +82,8 @@ class AnswerReader:
         self._stages = list(stages)
         self._new_id = new_id
         self._show_reasoning = show_reasoning
-        self._most_calls = most_calls
+        self._left = most_calls  # calls that may still be told
+        self._telling = -1  # the index of the last one that was
         self.called = False
 
     def read(self, text: str, *, last: bool) -> list[Read]:
@@ -108,14 +113,19 @@ class AnswerReader:
         return [read for read in found if read.text or read.reasoning or read.calls]
 
     def _call(self, part: Part) -> tuple[CallDelta, ...]:
-        if self._most_calls is not None and part.index >= self._most_calls:
-            return ()
-        if part.kind == "call":
+        if part.kind == "call" and self._left != 0:
+            self._telling = part.index
+            self._left = None if self._left is None else self._left - 1
             return (CallDelta(part.index, self._new_id(), part.text),)
+        if part.index != self._telling:
+            return ()
         if part.kind == "arguments":
             return (CallDelta(part.index, arguments=part.text),) if part.text else ()
-        self.called = self.called or part.kind == "complete"
-        return (CallDelta(part.index, broken=True),) if part.kind == "broken" else ()
+        if part.kind == "broken":
+            self._left = None if self._left is None else self._left + 1
+            return (CallDelta(part.index, broken=True),)
+        self.called = True
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

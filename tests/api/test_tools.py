@@ -131,6 +131,22 @@ def test_only_the_first_of_calls_is_told_where_they_must_not_be_parallel(hermes:
     assert len(calls_of(hermes.whole(says, tools=TOOLS).message)) == 2
 
 
+def test_a_call_that_broke_does_not_take_the_place_of_the_only_one(hermes: Scripted) -> None:
+    broken = '<tool_call>{"name": "weather", "arguments": {"city": }}</tool_call>'
+    whole = f'<tool_call>{{"name": "weather", "arguments": {CITY}}}</tool_call>'
+    says, asked = f'{broken}{broken}{whole}<tool_call>{{"name": "now"}}</tool_call>', {"tools": TOOLS}
+    choice = hermes.whole(says, parallel_tool_calls=False, **asked)
+    assert calls_of(choice.message) == [("weather", {"city": "Zürich"})]
+    assert (choice.message.content, choice.finish_reason) == (broken + broken, "tool_calls")
+    choices = hermes.streamed(says, parallel_tool_calls=False, **asked)
+    calls = [call for choice in choices for call in choice.delta.tool_calls or []]
+    # A stream can't take back the broken ones: the whole one has an index of its own, and is the last.
+    assert [call.index for call in calls if call.id] == [0, 1, 2]
+    assert "".join(call.function.arguments for call in calls if call.index == 2) == CITY
+    assert "".join(choice.delta.content or "" for choice in choices) == broken + broken
+    assert choices[-1].finish_reason == "tool_calls"
+
+
 def test_every_token_is_told_once_whatever_its_text_is_read_as(hermes: Scripted) -> None:
     says = THOUGHT + SAID["hermes"]
     ids = [*hermes.tokenizer.encode(says), 0]

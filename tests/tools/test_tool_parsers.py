@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from livery.reading import AnswerReader, CallDelta
 from livery.settings import Settings
 from livery.tools.events import Part, merged
 from livery.tools.formats import FORMATS, NAMES, format_of
@@ -121,6 +122,22 @@ def test_a_call_that_breaks_late_takes_nothing_else_along() -> None:
     assert read("hermes", f"{good}{bad}{good}") == Answer(bad, [NOW, NOW])
     kinds = [part.kind for part in parts_of("hermes", [bad])]
     assert kinds == ["call", "arguments", "broken", "content"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_of_calls_only_the_first_that_does_not_break_is_told(size: int) -> None:
+    broken, whole = '<tool_call>{"name": "f", "arguments": {"a":}}</tool_call>', '{"name": "f", "arguments": {"a": 1}}'
+    text = f"{broken}<tool_call>{whole}</tool_call><tool_call>{whole}</tool_call>"
+    parser = FORMATS["hermes"].parser(FUNCTIONS)
+    reader = AnswerReader([parser], lambda: "id", show_reasoning=True, most_calls=1)
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    found = [read for piece in pieces for read in reader.read(piece, last=False)] + reader.read("", last=True)
+    assert "".join(read.text for read in found) == broken
+    calls = [call for read in found for call in read.calls]
+    assert [call.index for call in calls if call.name] == [0, 1]
+    assert [call for call in calls if call.broken] == [CallDelta(0, broken=True)]
+    assert "".join(call.arguments for call in calls if call.index == 1) == '{"a": 1}'
+    assert reader.called
 
 
 def test_a_marker_inside_a_broken_call_is_seen() -> None:
