@@ -54,8 +54,8 @@ class AdapterText:
     def close(self) -> None:
         self._workers.close()
 
-    async def tokenizer(self, profile: Profile, added_tokens: int = 0) -> Tokenizer:
-        """What requests under a profile are encoded and decoded with. Raises AdapterRefused.
+    async def tokenizer(self, profile: Profile, added_tokens: int = 0, tenant: str = "") -> Tokenizer:
+        """What a tenant's requests under a profile are encoded and decoded with. Raises AdapterRefused.
 
         `added_tokens` are rows that the adapter's weights have beyond the base's.
         """
@@ -69,7 +69,7 @@ class AdapterText:
         if profile.chat_template is None:
             return tokenizer
         named = self.base.files.named_tokens
-        return tokenizer.with_template(ForeignTemplate(profile.chat_template, named, self._workers))
+        return tokenizer.with_template(ForeignTemplate(profile.chat_template, named, self._workers, tenant))
 
     def look(self, beside: Mapping[str, bytes]) -> Mapping[str, object]:
         """See livery_adapters.text_side.TextSide."""

@@ -1,14 +1,15 @@
 """Chat templates that adapters bring, rendered beside this process: one that runs wild costs its own request alone.
 
     workers = TemplateWorkers()
-    template = ForeignTemplate(source, named_tokens, workers)
+    template = ForeignTemplate(source, named_tokens, workers, "acme")
     text = await template.apart(lambda: template.render(conversation))     # InvalidMessages where it was stopped
     workers.close()
 
 A rendering has a limit of processor time, of memory and of length, held by the system in a process of its own
 (`livery.template_worker`), which is killed when it goes over one and started again. That process never renders another
-template: whatever a template leaves behind in it meets no conversation of another adapter. A tenant's renderings of one
-template wait for each other, so that a slow one takes one worker, and all that a tenant asks for take half of them.
+template, nor this one for another tenant, whose adapter may have the same text: whatever a template leaves behind in it
+meets no conversation but its own tenant's. A tenant's renderings of one template wait for each other, so that a slow
+one takes one worker, and all that a tenant asks for take half of them.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -38,7 +40,7 @@ T = TypeVar("T")
 
 # What a worker needs of the environment to find its code and the time zone; nothing else reaches it.
 ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
-KEPT = 8  # idle workers that have rendered, each for a template of its own, in some 15 MB
+KEPT = 32  # idle workers that have rendered, each for a tenant and template of its own: some 12 MB each
 REMEDY = "change it with `livery adapters profile`, or shorten the messages"
 
 
@@ -62,8 +64,15 @@ class TemplateStopped(InvalidMessages):
         super().__init__(f"this adapter's chat template {message}; {REMEDY}")
 
 
+class _Task(NamedTuple):
+    """What a process renders in its life: one template, for one tenant."""
+
+    tenant: str
+    source: str
+
+
 class TemplateWorkers:
-    """Processes that render, each one template, and threads that wait for them.
+    """Processes that render, each one template for one tenant, and threads that wait for them.
 
     One that has rendered nothing yet stands by, so that a template's first rendering needn't wait for a start.
     """
@@ -74,7 +83,7 @@ class TemplateWorkers:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="livery-template")
         self._idle: list[_Worker] = []  # the latest used last
         self._idle_lock = threading.Lock()
-        self._turns: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
+        self._turns: weakref.WeakValueDictionary[_Task, asyncio.Lock] = weakref.WeakValueDictionary()
         self._places: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
         self._closed = False
 
@@ -83,7 +92,7 @@ class TemplateWorkers:
 
         Whoever goes away while it runs waits for its end all the same, or its tenant could take every thread.
         """
-        turn = self._turns.setdefault((tenant, source), asyncio.Lock())
+        turn = self._turns.setdefault(_Task(tenant, source), asyncio.Lock())
         places = self._places.setdefault(tenant, asyncio.Semaphore(self._each))
         async with turn, places:
             running = asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -94,10 +103,10 @@ class TemplateWorkers:
                     await asyncio.wait([running])
                 raise
 
-    def render(self, source: str, named_tokens: Mapping[str, str], chat: Conversation) -> str:
+    def render(self, source: str, named_tokens: Mapping[str, str], chat: Conversation, tenant: str = "") -> str:
         """Blocks, within the limits. Raises InvalidMessages."""
         order = Order(source, dict(named_tokens), msgspec.to_builtins(chat), self.limits.max_chars)
-        worker = self._worker(source)
+        worker = self._worker(_Task(tenant, source))
         try:
             rendered = worker.ask(msgspec.msgpack.encode(order))
         except BaseException:
@@ -120,19 +129,19 @@ class TemplateWorkers:
         for worker in ended:
             worker.kill()
 
-    def _worker(self, source: str) -> _Worker:
-        """A process that has rendered this template, or nothing yet."""
-        for renders in (source, None):
+    def _worker(self, task: _Task) -> _Worker:
+        """A process that has rendered this template for this tenant, or nothing yet."""
+        for renders in (task, None):
             while (worker := self._take_idle(renders)) is not None:
                 if worker.alive:
-                    worker.renders = source
+                    worker.renders = task
                     return worker
                 worker.kill()
         worker = _Worker(self.limits)
-        worker.renders = source
+        worker.renders = task
         return worker
 
-    def _take_idle(self, renders: str | None) -> _Worker | None:
+    def _take_idle(self, renders: _Task | None) -> _Worker | None:
         with self._idle_lock:
             for index in reversed(range(len(self._idle))):
                 if self._idle[index].renders == renders:
@@ -144,22 +153,35 @@ class TemplateWorkers:
         with self._idle_lock:
             fresh = [idle for idle in self._idle if idle.renders is None]
             used = [idle for idle in (*self._idle, worker) if idle.renders is not None and idle.alive]
-            ended = [idle for idle in (*self._idle, worker) if idle not in fresh and idle not in used[-KEPT:]]
+            used = _kept(used)
+            ended = [idle for idle in (*self._idle, worker) if idle not in fresh and idle not in used]
             if self._closed:
                 ended, fresh, used = [*self._idle, worker], [], []
             elif not fresh:
                 with suppress(OSError):  # no process or descriptor left: the rendering that needs one says so
                     fresh = [_Worker(self.limits)]
-            self._idle = [*fresh, *used[-KEPT:]]
+            self._idle = [*fresh, *used]
         for idle in ended:
             idle.kill()
 
 
-class ForeignTemplate:
-    """One adapter's template, as a tokenizer renders with it."""
+def _kept(used: Sequence[_Worker]) -> list[_Worker]:
+    """As many as are kept, in their order: of the tenant that has most, the longest unused goes first."""
+    kept = list(used)
+    while len(kept) > KEPT:
+        owners = [worker.renders.tenant if worker.renders else "" for worker in kept]
+        kept.pop(owners.index(Counter(owners).most_common(1)[0][0]))
+    return kept
 
-    def __init__(self, source: str, named_tokens: Mapping[str, str], workers: TemplateWorkers) -> None:
+
+class ForeignTemplate:
+    """One adapter's template, as a tokenizer renders with it for a tenant. Trying it out is no tenant's."""
+
+    def __init__(
+        self, source: str, named_tokens: Mapping[str, str], workers: TemplateWorkers, tenant: str = ""
+    ) -> None:
         self.source = source
+        self._tenant = tenant
         self._named_tokens = dict(named_tokens)
         self._workers = workers
 
@@ -167,23 +189,20 @@ class ForeignTemplate:
         """Whether its text has the name of a variable in it: nothing of it is parsed in this process."""
         return re.search(rf"\b{re.escape(variable)}\b", self.source) is not None
 
-    async def apart(self, work: Callable[[], T], tenant: str = "") -> T:
-        """Work that renders blocks, so it has a thread of the workers', after that of the same tenant and template.
-
-        Trying a template out is no tenant's.
-        """
-        return await self._workers.run(tenant, self.source, work)
+    async def apart(self, work: Callable[[], T]) -> T:
+        """Work that renders blocks, so it has a thread of the workers', after that of the same tenant and template."""
+        return await self._workers.run(self._tenant, self.source, work)
 
     def render(self, chat: Conversation) -> str:
         """Blocks. Raises InvalidMessages."""
-        return self._workers.render(self.source, self._named_tokens, chat)
+        return self._workers.render(self.source, self._named_tokens, chat, self._tenant)
 
 
 class _Worker:
     """One process, used by one thread at a time."""
 
     def __init__(self, limits: RenderLimits) -> None:
-        self.renders: str | None = None  # the only template it is ever given
+        self.renders: _Task | None = None  # the only one it is ever given
         self._limits = limits
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "livery.template_worker", str(limits.memory_bytes), str(limits.cpu_s)],

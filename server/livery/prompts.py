@@ -36,7 +36,7 @@ async def token_ids(prompt: Prompt, job: Job, tokenizer: Tokenizer, limit: int, 
             if foreign is None:
                 ids = await beside(ENCODING, tenant, _size(job), tokenizer.encode_chat, prompt, room)
             else:
-                ids = await foreign.apart(partial(tokenizer.encode_chat, prompt, room), tenant)
+                ids = await foreign.apart(partial(tokenizer.encode_chat, prompt, room))
         elif isinstance(prompt, str):
             ids = await beside(ENCODING, tenant, _size(job), tokenizer.encode, prompt, room)
         elif isinstance(prompt, BareText):

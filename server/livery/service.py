@@ -147,7 +147,7 @@ class GenerationService:
             check_task(lease, "generate")
             profile = profile_of(lease)
             job = within_limits(dressed(job, profile, lease))
-            tokenizer, began = await self._tokenizer_of(lease), time.perf_counter()
+            tokenizer, began = await self._tokenizer_of(lease, job.caller), time.perf_counter()
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
             job = held_to_strict(told_of_tools(job, reading, tokenizer.template), reading, tokenizer.special_tokens)
             with admitted.refusals:
@@ -189,7 +189,7 @@ class GenerationService:
             check_task(lease, job.purpose)
             profile = profile_of(lease)
             pooling = pooling_of(job, lease, profile, self.info.shapes.hidden_size)
-            tokenizer, began = await self._tokenizer_of(lease), time.perf_counter()
+            tokenizer, began = await self._tokenizer_of(lease, job.caller), time.perf_counter()
             if pooling.head and job.pairs:  # each is a text: how many tokens that is must fit before they are encoded
                 await admitted.encoded(guessed_pairs(job.texts, job.pairs, longest), 0)
             inputs = await encode_inputs(job, tokenizer, self.info, self._vocabulary(lease), head=pooling.head)
@@ -222,7 +222,7 @@ class GenerationService:
     async def tokenize(self, job: Job, *, strings: bool) -> Tokens:
         """What the engine would be asked to read for the job's only prompt. Raises as `open` does."""
         async with in_time(job.until), self.admission.visit(job.model, job.caller) as lease:
-            profile, tokenizer = profile_of(lease), await self._tokenizer_of(lease)
+            profile, tokenizer = profile_of(lease), await self._tokenizer_of(lease, job.caller)
             job = dressed(job, profile, lease)
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
             job = told_of_tools(job, reading, tokenizer.template)
@@ -236,13 +236,13 @@ class GenerationService:
         """The text of ids, special tokens included, `until` a job's moment. Raises as `open` does."""
         async with in_time(until), self.admission.visit(model, caller) as lease:
             check_ids(ids, self._vocabulary(lease), "tokens")
-            tokenizer = await self._tokenizer_of(lease)
+            tokenizer = await self._tokenizer_of(lease, caller)
             return await beside(ENCODING, caller.tenant, len(ids), tokenizer.decode_all, ids)
 
     async def tokenizer_facts(self, model: str, caller: Caller, until: float = math.inf) -> TokenizerFacts:
         """Special tokens of a model, and its chat template where it is the caller's to see. Raises as `open` does."""
         async with in_time(until), self.admission.visit(model, caller) as lease:
-            facts = (await self._tokenizer_of(lease)).facts
+            facts = (await self._tokenizer_of(lease, caller)).facts
             return facts if tells_words(lease, profile_of(lease)) else replace(facts, chat_template=None)
 
     async def models(self, caller: Caller) -> list[ModelCard]:
@@ -315,10 +315,11 @@ class GenerationService:
         """Below which ids a request to this model may use."""
         return self.info.vocab_size + (lease.added_tokens if lease else 0)
 
-    async def _tokenizer_of(self, lease: Lease | None) -> Tokenizer:
-        """What the text of requests to a model is encoded and decoded with. Raises AdapterUnusable."""
+    async def _tokenizer_of(self, lease: Lease | None, caller: Caller) -> Tokenizer:
+        """What the text of a caller's requests to a model is encoded and decoded with. Raises AdapterUnusable."""
+        added, account = lease.added_tokens if lease else 0, caller.principal.account
         try:
-            return await self._text.tokenizer(profile_of(lease), lease.added_tokens if lease else 0)
+            return await self._text.tokenizer(profile_of(lease), added, account)
         except AdapterRefused as refused:
             name, own = (lease.name, lease.own) if lease else (self.base_name, True)
             raise AdapterUnusable(name, refused.message, own=own) from None

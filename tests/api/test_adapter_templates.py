@@ -118,6 +118,15 @@ def test_a_hostile_template_hurts_only_its_own_request(
     assert text.endswith("four")
 
 
+def test_what_a_template_renders_for_one_tenant_is_apart_from_anothers(live: LiveServer) -> None:
+    put(live, "pirate", {"chat_template": TEMPLATE})
+    for key in [live.make_key(tenant) for tenant in ("acme", "zeta")] * 2:
+        live.client(key).chat.completions.create(model="pirate", messages=HI, max_tokens=1)
+    rendered = [worker for worker in live.service._text._workers._idle if worker.renders]
+    assert [worker.renders.tenant.partition("~")[0] for worker in rendered if worker.renders] == ["", "acme", "zeta"]
+    assert len({worker.pid for worker in rendered}) == 3  # the first is that of trying it out
+
+
 def grown(folder: Path, *tokens: dict[str, Any]) -> bytes:
     """The base's tokenizer.json with tokens added."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())

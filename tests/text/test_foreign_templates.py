@@ -130,9 +130,9 @@ async def test_a_tenant_with_many_slow_templates_leaves_workers_to_others(worker
     done: list[str] = []
 
     async def render(tenant: str, source: str) -> None:
-        template = ForeignTemplate(source, {}, workers)
+        template = ForeignTemplate(source, {}, workers, tenant)
         with suppress(TemplateStopped):
-            await template.apart(lambda: template.render(HI), tenant)
+            await template.apart(lambda: template.render(HI))
         done.append(tenant)
 
     async with asyncio.TaskGroup() as group:
@@ -174,10 +174,38 @@ def test_a_process_that_has_rendered_one_template_never_renders_another() -> Non
             before = {worker.pid: worker.renders for worker in workers._idle}
             assert workers.render(source, {}, HI) == name + "hi"
             by = workers._idle[-1].pid  # the latest used
-            assert before.get(by) in (None, source)
+            assert before.get(by) in (None, ("", source))
             served.setdefault(name, set()).add(by)
         assert all(len(pids) == 1 for pids in served.values())  # kept for its own
         assert len(set.union(*served.values())) == len(served)  # and for no other
+    finally:
+        workers.close()
+
+
+async def test_tenants_whose_adapters_have_the_same_template_have_processes_of_their_own() -> None:
+    workers = TemplateWorkers(1, LIMITS)
+    served: dict[str, set[int]] = {"acme": set(), "zeta": set()}
+    try:
+        for tenant in ("acme", "zeta", "acme", "zeta"):
+            template = ForeignTemplate("{{ messages[0].content }}", {}, workers, tenant)
+            assert await template.apart(lambda: template.render(HI)) == "hi"  # noqa: B023  (it is done by then)
+            served[tenant].add(workers._idle[-1].pid)  # the latest used
+        assert [len(pids) for pids in served.values()] == [1, 1]
+        assert not served["acme"] & served["zeta"]
+    finally:
+        workers.close()
+
+
+def test_a_tenant_with_many_templates_ends_its_own_processes_before_anothers() -> None:
+    workers = TemplateWorkers(1, LIMITS)
+    try:
+        workers.render("{{ messages[0].content }}", {}, HI, "acme")
+        for number in range(KEPT + 1):
+            workers.render(f"{number}", {}, HI, "zeta")
+        kept = {worker.renders for worker in workers._idle if worker.renders}
+        assert len(kept) == KEPT
+        assert ("acme", "{{ messages[0].content }}") in kept
+        assert not kept & {("zeta", "0"), ("zeta", "1")}  # its longest unused
     finally:
         workers.close()
 
@@ -190,7 +218,7 @@ def test_few_processes_are_kept_and_none_once_closed() -> None:
     for number in range(KEPT):
         workers.render(f"{number}", {}, HI)
         pids |= {worker.pid for worker in workers._idle}
-    assert first not in {worker.renders for worker in workers._idle}  # the longest unused has ended
+    assert ("", first) not in {worker.renders for worker in workers._idle}  # the longest unused has ended
     assert len(workers._idle) == KEPT + 1  # and one stands by
     workers.close()
     for pid in pids:
