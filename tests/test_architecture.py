@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.refusals": {"livery.engine.codes"},
     "livery.chat_template": set(),
     "livery.foreign_json": set(),
-    "livery.settings": {"livery.tenancy"},
+    "livery.settings": {"livery.tenancy", "livery_adapters.refusal"},
     "livery.listening": {"livery.settings"},
     "livery.tenancy": SEAM | {"livery.beside", "livery.refusals", "livery.tenancy", "livery.vitals", "livery_adapters"},
     "livery.tokenizer_files": {"livery.models"},

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, select
 
-from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.refusal import TAKEN_IN, AdapterRefused
 from livery_adapters.registry import Registry, RegistryError, migrations
 from livery_adapters.registry import changes as change_log
 from livery_adapters.registry.schema import adapters, aliases, changes, metadata, versions
@@ -40,9 +39,6 @@ FORMAT = "livery registry 1"
 ROWS = "registry.jsonl"
 BLOBS = "blobs"
 _ATTEMPTS = 5
-
-# What is in a store was within limits when it came.
-_UNLIMITED = Limits(max_weight_bytes=sys.maxsize, max_config_bytes=sys.maxsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,7 @@ def backup(
     out_dir.mkdir(parents=True, exist_ok=True)
     if any(out_dir.iterdir()):
         raise BackupError(f"{out_dir} is not empty; give a backup a directory of its own")
-    store, copies = BlobStore(blobs_root, _UNLIMITED), BlobStore(out_dir / BLOBS, _UNLIMITED)
+    store, copies = BlobStore(blobs_root, TAKEN_IN), BlobStore(out_dir / BLOBS, TAKEN_IN)
     unfinished = out_dir / f"{ROWS}.part"
     for _ in range(_ATTEMPTS):
         counts, wanted = _write_rows(registry, unfinished)
@@ -114,8 +110,8 @@ def restore(
         registry = Registry.open(registry_url)
         try:
             with staged.read() as source:
-                store = BlobStore(blobs_root, _UNLIMITED, shared)
-                return _bring_in(source, registry, BlobStore(in_dir / BLOBS, _UNLIMITED), store, progress)
+                store = BlobStore(blobs_root, TAKEN_IN, shared)
+                return _bring_in(source, registry, BlobStore(in_dir / BLOBS, TAKEN_IN), store, progress)
         finally:
             registry.close()
             staged.close()
@@ -144,7 +140,7 @@ def _copy_blobs(
     Raises BackupError, AdapterRefused (blobs_unavailable).
     """
     gone, there = set(), set(copies.digests())
-    fetching = BlobStore(copies.root, _UNLIMITED, shared)
+    fetching = BlobStore(copies.root, TAKEN_IN, shared)
     for done, digest in enumerate(sorted(wanted), 1):
         if digest not in there and not _copied(store, copies, digest) and not _fetched(fetching, digest):
             gone.add(digest)

@@ -196,7 +196,7 @@ def _check_rank(target: TargetTensors, limits: Limits, approximate: int) -> None
     reduced = ", or add it with --approximate RANK to serve its best approximation" if target.reducible else ""
     raise AdapterRefused(
         "rank_over_limit",
-        f"{target.module} has rank {target.rank} and the limit is {limits.max_rank}; raise the limit or train a "
+        f"{target.module} has rank {target.rank} and the limit is {limits.max_rank}; raise --max-rank or train a "
         f"smaller one{reduced}",
     )
 

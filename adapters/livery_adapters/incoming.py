@@ -255,7 +255,8 @@ def read_piece(name: str, stream: BinaryIO) -> bytes:
 
 
 def _too_large(name: str, limit: int) -> AdapterRefused:
-    return AdapterRefused("too_large", f"{name} is over the limit of {limit} bytes")
+    remedy = "; raise --max-adapter-bytes or lower the adapter's rank" if name == WEIGHTS_NAME else ""
+    return AdapterRefused("too_large", f"{name} is over the limit of {limit} bytes{remedy}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 
@@ -42,3 +43,5 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+# Of what is in a store: how large it may be was decided when it was taken in, by whoever took it.
+TAKEN_IN = Limits(max_rank=sys.maxsize, max_weight_bytes=sys.maxsize)

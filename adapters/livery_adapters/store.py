@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from livery_adapters.incoming import Incoming, storing, sync_directory
 from livery_adapters.layout import digest_of
-from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
+from livery_adapters.refusal import DEFAULT_LIMITS, TAKEN_IN, AdapterRefused, Limits
 from livery_adapters.tensor_file import CHUNK, FILE_NAMES, open_regular
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ class BlobStore:
         until then garbage collection waits, in this and every other process; it does not wait for downloads, which
         come before `publish`. Raises AdapterRefused (storage_full, storage_failed, and of `publish` blobs_unavailable).
         """
-        with self._room(self.shared) as incoming:
+        with self._room(self.shared, self._limits) as incoming:
             yield incoming
 
     @contextlib.contextmanager
-    def _room(self, shared: SharedBlobs | None) -> Iterator[Incoming]:
+    def _room(self, shared: SharedBlobs | None, limits: Limits) -> Iterator[Incoming]:
         """See `incoming`; `shared` is where what is published is kept as well."""
         with contextlib.ExitStack() as held:
             published = held.enter_context(contextlib.ExitStack())  # holds the shared lock from publish to done
@@ -119,7 +119,7 @@ class BlobStore:
                 held.callback(shutil.rmtree, home, ignore_errors=True)
                 held.enter_context(_locked(home / _LOCK, fcntl.LOCK_EX))
                 (home / _FILES).mkdir()
-            incoming = Incoming(home / _FILES, self._limits, publish, published.close)
+            incoming = Incoming(home / _FILES, limits, publish, published.close)
             held.callback(incoming.close)
             yield incoming
 
@@ -148,7 +148,7 @@ class BlobStore:
             return True
         if self.shared is None:
             return False
-        with self._room(None) as incoming:
+        with self._room(None, TAKEN_IN) as incoming:
             self.shared.bring(digest, incoming)
             incoming.publish()
         return True

@@ -193,8 +193,8 @@ def _header_of(stream: BinaryIO, size: int, limits: Limits) -> bytes:
     if size > limits.max_weight_bytes:
         raise AdapterRefused(
             "too_large",
-            f"{WEIGHTS_NAME} has {size} bytes and the limit is {limits.max_weight_bytes}; raise the limit or lower "
-            "the adapter's rank",
+            f"{WEIGHTS_NAME} has {size} bytes and the limit is {limits.max_weight_bytes}; raise --max-adapter-bytes or "
+            "lower the adapter's rank",
         )
     head = stream.read(8)
     if len(head) < 8:

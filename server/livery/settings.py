@@ -19,6 +19,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
 
 from livery.tenancy import MAX_KEY
+from livery_adapters.refusal import DEFAULT_LIMITS, Limits
 
 PREFIX = "LIVERY_"
 PORT = 8000
@@ -148,7 +149,10 @@ class Settings(BaseModel):
     max_queued_tokens: int = Field(
         0, ge=0, description="Most prompt tokens waiting for their answers to begin; more are answered 503; 0: chosen"
     )
-    max_rank: int = Field(256, ge=1, description="Highest rank an adapter may have")
+    max_rank: int = Field(DEFAULT_LIMITS.max_rank, ge=1, description="Highest rank an adapter may have")
+    max_adapter_bytes: ByteSize = Field(
+        ByteSize(DEFAULT_LIMITS.max_weight_bytes), ge=1, description="Most bytes of an adapter's weights, as in 8GiB"
+    )
     speculate: int = Field(
         0, ge=0, le=64, description="Most tokens guessed ahead per answer and step, from its own text; 0: none"
     )
@@ -240,6 +244,11 @@ class Settings(BaseModel):
             return usual_data_folder(self.port)
         path = os.path.abspath(self.uds)
         return _data_home() / f"socket-{self.uds.stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+    @property
+    def adapter_limits(self) -> Limits:
+        """What one adapter may ask for when it is taken in."""
+        return Limits(max_rank=self.max_rank, max_weight_bytes=int(self.max_adapter_bytes))
 
 
 def as_told(settings: Settings) -> dict[str, object]:

@@ -54,6 +54,13 @@ def test_what_one_publishes_another_has_byte_by_byte(one: BlobStore, two: BlobSt
     assert all((two.path(digest) / name).read_bytes() == (one.path(digest) / name).read_bytes() for name in FILE_NAMES)
 
 
+def test_what_another_took_in_comes_whatever_is_taken_in_here(one: BlobStore, digest: str) -> None:
+    small = BlobStore(one.root.parent / "small", Limits(max_weight_bytes=6), one.shared)
+    assert small.bring(digest)
+    with pytest.raises(AdapterRefused, match="--max-adapter-bytes"):
+        small.put(one.path(digest))
+
+
 def test_what_is_here_is_not_asked_for(s3: Any, one: BlobStore, two: BlobStore, digest: str) -> None:
     assert two.bring(digest)
     for key in objects(s3):

@@ -132,7 +132,9 @@ def test_nothing_is_left_of_what_is_refused(
     bad = damage_weights(make_adapter(tmp_path / "bad"))
     assert livery("adapters", "add", "bad", bad, "--data", data).code == 1
     high = livery("adapters", "add", "high", made[1], "--data", data, "--max-rank", "2")
-    assert (high.code, "rank 3" in high.err) == (1, True)
+    assert (high.code, "rank 3" in high.err, "--max-rank" in high.err) == (1, True, True)
+    large = livery("adapters", "add", "large", made[1], "--data", data, "--max-adapter-bytes", "1KiB")
+    assert (large.code, "over the limit of 1024 bytes; raise --max-adapter-bytes" in large.err) == (1, True)
     assert livery("adapters", "ls", "--data", data, "--json").json()["data"] == []
     assert stored(data) == set()
     assert list((data / "adapters" / "incoming").iterdir()) == []
@@ -234,6 +236,30 @@ def test_a_check_against_a_folders_base_keeps_nothing(data: Path, made: tuple[Pa
     assert sorted(path.name for path in data.rglob("*")) == before
     high = livery("adapters", "check", made[1], "--data", data, "--max-rank", "2", "--json")
     assert (high.code, json.loads(high.out)["code"]) == (1, "rank_over_limit")
+
+
+@pytest.mark.parametrize("against", ["files", "base"])
+def test_a_check_goes_by_the_size_that_is_allowed(
+    against: str, data: Path, made: tuple[Path, Path], livery: Livery
+) -> None:
+    check = ["adapters", "check", made[0], "--json", *(["--data", data] if against == "base" else [])]
+    refused = livery(*check, "--max-adapter-bytes", "1KiB")
+    assert (refused.code, json.loads(refused.out)["code"]) == (1, "too_large")
+    assert "1024" in refused.out
+    assert "--max-adapter-bytes" in refused.out
+    assert livery(*check, "--max-adapter-bytes", "1MiB").json()["ok"]
+    unread = livery(*check, "--max-adapter-bytes", "much")
+    assert (unread.code, "'much' is no number of bytes" in unread.err) == (2, True)
+
+
+def test_weights_over_the_limits_are_pushed_where_these_are_raised(
+    data: Path, made: tuple[Path, Path], livery: Livery
+) -> None:
+    livery("adapters", "add", "pirate", made[1], "--data", data)
+    push = ["adapters", "push", "pirate", made[1], "--data", data]
+    assert "--max-adapter-bytes" in livery(*push, "--max-adapter-bytes", "1KiB").err
+    assert "rank 3" in livery(*push, "--max-rank", "2").err
+    assert livery(*push, "--max-rank", "3", "--max-adapter-bytes", "1MiB").code == 0
 
 
 def test_a_check_names_the_folder_it_stands_in(tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,8 @@ def test_ranks_are_those_of_the_adapter_folder(tmp_path: Path) -> None:
     configs = [json.loads(file.read_text()) for file in DEMO.glob("*/adapter_config.json")]
     highest = [max([config["r"], *config["rank_pattern"].values()]) for config in configs]
     assert sorted(ranks) == sorted(highest) != []
+    small = load_settings({"model": "m", "data": str(tmp_path), "adapters": str(DEMO), "max_adapter_bytes": "1KiB"}, {})
+    assert registered_ranks(small) == []  # none of them will be taken in
 
 
 @pytest.mark.parametrize(

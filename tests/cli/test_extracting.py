@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from transformers import AutoModelForCausalLM
 
 from adapters.tuned_made import Change, all_of_it, linear_only, load
 from cli.conftest import Livery
-from livery.commands.extracting import _doubts
+from livery.commands.extracting import _doubts, _warnings
 from livery.commands.text_loss import compared, reading_prover
 from livery.models import base_digest
+from livery_adapters.making.extract import Aim, ExtractReport, ModuleExtract
 from livery_adapters.tensor_file import FILE_NAMES, WEIGHTS_NAME
 from server.running import TOKENIZER_FILES, livery_serve, tiny_model
 
@@ -103,6 +105,17 @@ def generated(model: Path) -> list[int]:
         for _ in range(12):
             ids.append(int(loaded(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     return ids[len(PROMPT) :]
+
+
+def test_an_adapter_above_a_servers_usual_limits_is_told_with_their_knobs() -> None:
+    modules = {"a": ModuleExtract("pair", rank=300), "b": ModuleExtract("pair", rank=256), "c": ModuleExtract("same")}
+    report = ExtractReport(modules, 0.1, 0.1, 0.0, 0, (2 << 30) + 1, 0)
+    rank, nbytes = _warnings(report, Aim(most=300))
+    assert rank.startswith("a has rank 300")
+    assert "--max-rank 300" in rank
+    assert nbytes.startswith(f"{WEIGHTS_NAME} has 2147483649 bytes")
+    assert "--max-adapter-bytes 3GiB" in nbytes
+    assert _warnings(replace(report, modules={"b": modules["b"]}, nbytes=2 << 30), Aim()) == []
 
 
 def test_what_ended_before_its_text_goes_on_with_it(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:

@@ -14,6 +14,7 @@ from livery.engine.base import EngineConfig
 from livery.models import cache_dir
 from livery.running.engine_knobs import ENGINE_KNOBS, asked_for, engine_config
 from livery.settings import Settings, SettingsError, load_settings, usual_data_folder
+from livery_adapters.refusal import Limits
 from livery_loadtest.peers import peers_folder
 
 
@@ -40,6 +41,14 @@ def test_sizes_switches_and_levels_are_read_from_words() -> None:
     assert settings.adapter_memory == 512 << 20
     assert settings.insecure_no_auth
     assert settings.log_level == "debug"
+
+
+def test_what_an_adapter_may_ask_for_is_set() -> None:
+    assert load_settings({"model": "m"}, {}).adapter_limits == Limits()
+    some = load_settings({"model": "m", "max_rank": "512"}, {"LIVERY_MAX_ADAPTER_BYTES": "8GiB"})
+    assert some.adapter_limits == Limits(max_rank=512, max_weight_bytes=8 << 30)
+    with pytest.raises(SettingsError, match="--max-adapter-bytes is '0'"):
+        load_settings({"model": "m", "max_adapter_bytes": "0"}, {})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from livery.engine.model import base_shapes
 from livery.engine.stored import StoredManifests
 from livery_adapters.base_model import BaseModel
 from livery_adapters.manifest import read_manifest
-from livery_adapters.refusal import AdapterRefused
+from livery_adapters.refusal import TAKEN_IN, AdapterRefused
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,28 @@ def test_files_are_hashed_however_well_their_header_is_known(
     weights.write_bytes(data)
     with pytest.raises(AdapterRefused):
         manifests.read(AdapterPart(asked.digest, str(tmp_path / "copy"), verified=True))
+
+
+def test_what_was_taken_in_is_read_however_large_it_is(model: BaseModel, tmp_path: Path) -> None:
+    """A file with a hole of 2 GiB in it, and a rank beyond what is usual."""
+    rank, path = (8 << 20) + 1, "base_model.model.model.layers.0.self_attn.q_proj"
+    shape = model.shapes.modules["model.layers.0.self_attn.q_proj"]
+    config = LoraConfig(r=rank, target_modules=["q_proj"], layers_to_transform=[0], task_type="CAUSAL_LM")
+    config.save_pretrained(tmp_path)
+    header, end = {}, 0
+    for half, sizes in (("lora_A", [rank, shape.in_features]), ("lora_B", [shape.out_features, rank])):
+        begin, end = end, end + 4 * sizes[0] * sizes[1]
+        header[f"{path}.{half}.weight"] = {"dtype": "F32", "shape": sizes, "data_offsets": [begin, end]}
+    head = json.dumps(header).encode()
+    with (tmp_path / "adapter_model.safetensors").open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        file.truncate(8 + len(head) + end)
+    assert end > 2 << 30
+    with pytest.raises(AdapterRefused, match="the limit is 2147483648; raise --max-adapter-bytes"):
+        read_manifest(tmp_path, digest="unread")
+    digest = read_manifest(tmp_path, TAKEN_IN, digest="unread").digest
+    found = StoredManifests(model).read(AdapterPart(digest, str(tmp_path), verified=True))
+    assert [target.rank for target in found.targets] == [rank]
 
 
 def test_what_does_not_fit_the_base_never_does(adapters: list[Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.skipif(not common.PROC.is_dir(), reason="finds processe
 
 DISCONNECTS = 60
 SEED = 20
+KNOBS = ("--max-adapter-bytes", "64KiB")
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +31,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("life")
     model, adapters = tiny_model(folder / "tiny"), folder / "adapters"
     save_adapter(model, adapters / "pirate", 1, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
-    with livery_serve(model, adapters, folder, "--threads", "1", "--max-running", "4", *SMALL) as server:
+    with livery_serve(model, adapters, folder, "--threads", "1", "--max-running", "4", *KNOBS, *SMALL) as server:
         yield server
 
 
 def complete(server: RunningServer, **fields: object) -> httpx.Response:
     body = {"model": "", "prompt": [5, 6, 7], "max_tokens": 4, "temperature": 0, "ignore_eos": True, **fields}
     return httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
+
+
+def test_an_adapter_over_the_servers_limit_is_refused_by_its_knob(server: RunningServer, tmp_path: Path) -> None:
+    config = LoraConfig(r=128, target_modules=["q_proj", "v_proj"])
+    large = save_adapter(server.log.parent / "tiny", tmp_path / "large", 2, config)
+    parts = {name: (large / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")}
+    assert len(parts["adapter_model.safetensors"]) > 64 << 10
+    refused = httpx.post(f"{server.url}/v1/adapters/large/versions", files=parts, timeout=60)
+    assert refused.json()["error"]["code"] == "too_large"
+    assert "over the limit of 65536 bytes; raise --max-adapter-bytes" in refused.json()["error"]["message"]
 
 
 def test_nothing_is_left_of_clients_that_leave(server: RunningServer) -> None:

@@ -15,10 +15,10 @@ from livery.commands import shown
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import is_remote
 from livery.commands.offline import Need
-from livery.commands.reach import Reach, reaches
+from livery.commands.reach import MaxAdapterBytes, MaxRank, Reach, reaches
 from livery.evaluation.gate import Bar, Metric, Than
 from livery_adapters.profile import EMPTY, MAX_PROFILE_BYTES, PROFILE_NAME, Profile, ProfileInvalid, parse_profile
-from livery_adapters.refusal import Limits
+from livery_adapters.refusal import DEFAULT_LIMITS, Limits
 from livery_adapters.registry import Sticky
 from livery_adapters.tensor_file import WEIGHTS_NAME
 
@@ -78,7 +78,8 @@ def add(
     model: Annotated[
         str | None, typer.Option(help="With --data: the base model, if no server has run there yet.")
     ] = None,
-    max_rank: Annotated[int, typer.Option(min=1, help="With --data: highest rank allowed.")] = 256,
+    max_rank: MaxRank = DEFAULT_LIMITS.max_rank,
+    max_adapter_bytes: MaxAdapterBytes = DEFAULT_LIMITS.max_weight_bytes,
 ) -> None:
     """Take in a new version of an adapter and serve it."""
     if reach.data is None and (prove or model is not None):
@@ -95,7 +96,7 @@ def add(
         shown.record,
         Need(base=True, creates=True, proves=prove),
         model=model,
-        limits=Limits(max_rank=max_rank),
+        limits=Limits(max_rank=max_rank, max_weight_bytes=max_adapter_bytes),
     )
 
 
@@ -117,6 +118,8 @@ def push(
     prove: Annotated[
         bool, typer.Option("--prove", help="With --data: try them on the model here, as a server would.")
     ] = False,
+    max_rank: MaxRank = DEFAULT_LIMITS.max_rank,
+    max_adapter_bytes: MaxAdapterBytes = DEFAULT_LIMITS.max_weight_bytes,
 ) -> None:
     """Take in new weights of an adapter, with the configuration and the profile of its active version."""
     if reach.data is None and prove:
@@ -124,7 +127,12 @@ def push(
     file = weights / WEIGHTS_NAME if weights.is_dir() else weights
     how: Running = running.value
     options = AddOptions(expected_generation=expected_generation, activate=not no_activate, keep=keep or 0, running=how)
-    reach.run(lambda backend: backend.push(name, file, options), shown.pushed, Need(base=True, proves=prove))
+    reach.run(
+        lambda backend: backend.push(name, file, options),
+        shown.pushed,
+        Need(base=True, proves=prove),
+        limits=Limits(max_rank=max_rank, max_weight_bytes=max_adapter_bytes),
+    )
 
 
 @reaches

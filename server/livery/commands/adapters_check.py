@@ -22,12 +22,12 @@ from livery.commands import shown
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import EVERYWHERE, is_remote, local_directory, open_server
 from livery.commands.offline import LocalBackend, Need, Place, open_local
-from livery.commands.reach import REFUSALS, Reach, ask, reaches, words
+from livery.commands.reach import REFUSALS, MaxAdapterBytes, MaxRank, Reach, ask, reaches, words
 from livery.data_folder import DataFolder
 from livery_adapters.fetching import copy_directory
 from livery_adapters.finite import check_finite
 from livery_adapters.manifest import read_manifest
-from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.store import BlobStore
 from livery_adapters.text_side import profile_beside
 
@@ -55,11 +55,13 @@ def check(
     verify: Annotated[
         bool, typer.Option("--verify-with-peft", help="Load the model here and compare its logits with PEFT's.")
     ] = False,
-    max_rank: Annotated[int, typer.Option(min=1, help="Highest rank allowed.")] = 256,
+    max_rank: MaxRank = DEFAULT_LIMITS.max_rank,
+    max_adapter_bytes: MaxAdapterBytes = DEFAULT_LIMITS.max_weight_bytes,
 ) -> None:
     """Say whether an adapter would be taken, what it changes, and why it wouldn't. Exit status 1 when not."""
+    limits = Limits(max_rank=max_rank, max_weight_bytes=max_adapter_bytes)
     try:
-        answer = _answer(reach, source, model, approximate or 0, shapes_only, verify, Limits(max_rank=max_rank))
+        answer = _answer(reach, source, model, approximate or 0, shapes_only, verify, limits)
     except CommandFailed as failed:
         if not isinstance(failed.__cause__, AdapterRefused):
             raise

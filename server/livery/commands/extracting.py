@@ -20,6 +20,7 @@ from livery.commands.progress import bar
 from livery.commands.reach import REFUSALS, AsJson, tell, words
 from livery.engine.base import ModelRefused
 from livery.models import ResolvedModel, base_digest, resolve_model
+from livery_adapters.refusal import DEFAULT_LIMITS
 from livery_adapters.shortage import SHORTAGE_ERRORS, lacks_memory
 from livery_adapters.tensor_file import WEIGHTS_NAME
 
@@ -212,6 +213,19 @@ def _warnings(report: ExtractReport, aim: Aim) -> list[str]:
         found.append(
             f"{len(short)} modules need more than rank {aim.most} to leave out no more than {aim.error:.2f} of ΔW, the "
             f"worst {worst} ({short[worst].error:.2f}); raise --max-rank, and that of the server, or lower --energy"
+        )
+    highest = max(report.modules, key=lambda path: report.modules[path].rank)
+    if (rank := report.modules[highest].rank) > DEFAULT_LIMITS.max_rank:
+        found.append(
+            f"{highest} has rank {rank}, and a server takes adapters up to {DEFAULT_LIMITS.max_rank}: start it with "
+            f"--max-rank {rank} (`adapters add --data` has it as well)"
+        )
+    if report.nbytes > DEFAULT_LIMITS.max_weight_bytes:
+        gigabytes = math.ceil(report.nbytes / 2**30)
+        found.append(
+            f"{WEIGHTS_NAME} has {report.nbytes} bytes, and a server takes up to {DEFAULT_LIMITS.max_weight_bytes}: "
+            f"start it with --max-adapter-bytes {gigabytes}GiB (`adapters add --data` has it as well), or lower "
+            "--energy, or use --dtype bfloat16"
         )
     if report.moved > _UNRELATED:
         found.append(

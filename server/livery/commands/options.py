@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from livery.settings import PREFIX, Settings, flag, load_settings
@@ -98,7 +99,8 @@ def _of_fields(kind: type[Any]) -> list[inspect.Parameter]:
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     """Values stay text here: the settings check them and know what to say."""
     switch, repeatable = field.annotation is bool, field.json_schema_extra == {"repeatable": True}
-    default = "" if field.is_required() or switch or not field.default else f" [default: {field.default}]"
+    usual = field.default.human_readable() if isinstance(field.default, ByteSize) else field.default
+    default = "" if field.is_required() or switch or not field.default else f" [default: {usual}]"
     names = f"{flag(name)}/{flag(f'no_{name}')}" if switch and field.default else flag(name)
     option = typer.Option(
         names, help=f"{field.description}{default}", metavar=None if switch else _metavar(name), show_default=False

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 
 from livery.adapter_views import Json
 from livery.commands.asking import CommandFailed
@@ -36,6 +37,28 @@ Data = Annotated[Path | None, typer.Option(metavar="DIR", help="A server's data 
 Registry = Annotated[
     str | None,
     typer.Option(metavar="URL", envvar="LIVERY_REGISTRY", help="With --data: the registry, where it isn't in there."),
+]
+
+
+def nbytes(value: str | int) -> int:
+    """A number of bytes as settings take it: 8GiB, or 1048576. Raises typer.BadParameter."""
+    try:
+        return int(_BYTES.validate_python(value))
+    except ValidationError:
+        raise typer.BadParameter(f"{value!r} is no number of bytes; write it as in 8GiB") from None
+
+
+_BYTES = TypeAdapter(Annotated[ByteSize, Field(ge=1)])
+# What a folder lets in that no server looks after; a server has its own limits.
+MaxRank = Annotated[int, typer.Option(min=1, help="Without a server: highest rank allowed.")]
+MaxAdapterBytes = Annotated[
+    int,
+    typer.Option(
+        parser=nbytes,
+        metavar="BYTES",
+        show_default=ByteSize(DEFAULT_LIMITS.max_weight_bytes).human_readable(),
+        help="Without a server: most bytes of the weights, as in 8GiB.",
+    ),
 ]
 OPTIONS = {
     "url": Annotated[

@@ -18,11 +18,11 @@ from livery.commands.asking import CommandFailed
 from livery.commands.proof import OfflineProver
 from livery.engine.base import Pooling
 from livery.engine.rope import freeze_rope
-from livery.engine.stored import ANY_RANK
 from livery_adapters.base_model import BaseModel
 from livery_adapters.layout import Task
 from livery_adapters.manifest import read_manifest
 from livery_adapters.prover import Candidate
+from livery_adapters.refusal import TAKEN_IN
 from livery_adapters.tasks import placed
 
 PROBE_TOKENS = 24
@@ -82,7 +82,7 @@ def _verified_vector(prover: OfflineProver, candidate: Candidate, tokens: list[i
 def _trained_for(prover: OfflineProver, candidate: Candidate) -> tuple[Task, int]:
     """What the adapter is for, and how many classes it has."""
     base = BaseModel(prover.model.name, "", prover.runner.info.shapes)
-    manifest = placed(read_manifest(candidate.path, ANY_RANK, digest=candidate.weights), base)
+    manifest = placed(read_manifest(candidate.path, TAKEN_IN, digest=candidate.weights), base)
     return manifest.task, manifest.head.entry.shape[0] if manifest.head else 0
 
 

@@ -9,10 +9,9 @@ from livery.engine.base import AdapterPart
 from livery_adapters.base_model import BaseModel
 from livery_adapters.layout import AdapterManifest
 from livery_adapters.manifest import Limits, check_against, parse_manifest, read_manifest
-from livery_adapters.refusal import AdapterRefused
+from livery_adapters.refusal import TAKEN_IN, AdapterRefused
 from livery_adapters.tasks import placed
 
-ANY_RANK = Limits(max_rank=1 << 20)  # how high a rank may be was decided when the adapter was taken in
 MOST_KNOWN = 2 << 20  # bytes of configurations and headers; what is made of them takes some ten times that
 
 
@@ -41,7 +40,7 @@ class StoredManifests:
     def read(self, part: AdapterPart) -> AdapterManifest:
         """What a stored version is, hashed again unless that was done when it came in. Raises AdapterRefused."""
         digest = part.digest if part.verified else None
-        manifest = read_manifest(Path(part.path), ANY_RANK, digest=digest, parse=self._parse)
+        manifest = read_manifest(Path(part.path), TAKEN_IN, digest=digest, parse=self._parse)
         if manifest.digest != part.digest:
             raise AdapterRefused(
                 "activation_failed",
@@ -50,7 +49,7 @@ class StoredManifests:
             )
         assert self._latest is not None
         if not self._latest.fits:
-            check_against(manifest, self._base, ANY_RANK)
+            check_against(manifest, self._base, TAKEN_IN)
             self._latest.fits = True
         return manifest
 

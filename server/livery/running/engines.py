@@ -86,7 +86,7 @@ def registered_ranks(settings: Settings) -> list[int]:
         finally:
             registry.close()
     if settings.adapters is not None:
-        ranks |= _ranks_below(settings.adapters, settings.max_rank)
+        ranks |= _ranks_below(settings.adapters, settings.adapter_limits)
     return list(ranks.values())
 
 
@@ -98,12 +98,12 @@ def _rank_of(brief: Brief) -> int:
     return max(brief.rank if brief.rank <= RANKS[-1] else 0, min(brief.approximate, RANKS[-1]))
 
 
-def _ranks_below(root: Path, most: int) -> dict[str, int]:
+def _ranks_below(root: Path, limits: Limits) -> dict[str, int]:
     found = {}
     for file in (*root.glob(f"*/{CONFIG_NAME}"), *root.glob(f"*/*/{CONFIG_NAME}")):
         directory = file.parent
         try:  # a digest of nothing: only the headers are read
-            manifest = read_manifest(directory, Limits(max_rank=most), digest="unread")
+            manifest = read_manifest(directory, limits, digest="unread")
         except (AdapterRefused, OSError) as refused:  # which the folder's follower says again, by name
             log.debug("the rank of %s isn't known: %s", directory, refused)
             continue

@@ -21,7 +21,7 @@ from livery.tenancy import Doors
 from livery.tenancy.gate import Gatekeeper
 from livery.text import Tokenizer
 from livery_adapters.fetching import SourcePolicy
-from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.refusal import AdapterRefused
 from livery_adapters.shared_blobs import SharedBlobs
 
 
@@ -59,7 +59,7 @@ async def server_parts(
         poll=settings.poll_adapters,
         sources=allowed_sources(settings),
         keep_versions=settings.keep_versions,
-        limits=Limits(max_rank=settings.max_rank),
+        limits=settings.adapter_limits,
         gate=gate or gate_for(info, settings.max_open, settings.max_queued_tokens),
         processes=settings.api_workers,
         counting=counting or OwnCounting(settings.metrics_max_adapters),
