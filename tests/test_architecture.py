@@ -93,7 +93,8 @@ ALLOWED: dict[str, set[str]] = {
     "livery.meaning": FACTS
     | {f"livery.{part}" for part in ("lease", "staging", "standing", "tenancy")}
     | {"livery_adapters"},
-    "livery.holds": SEAM | {"livery_adapters"},
+    "livery.descriptors": set(),
+    "livery.holds": SEAM | FACTS | {"livery.descriptors", "livery_adapters"},
     "livery.served": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("beside", "holds", "lease", "meaning", "proving", "standing", "tenancy")}
@@ -164,6 +165,7 @@ ALLOWED: dict[str, set[str]] = {
                 "api",
                 "beside",
                 "cards",
+                "descriptors",
                 "foreign_json",
                 "generation",
                 "lease",
@@ -207,7 +209,8 @@ ALLOWED: dict[str, set[str]] = {
     | {
         f"livery.{part}"
         for part in (
-            *("api", "assembly", "data_folder", "engine", "gguf_forms", "listening", "logs", "models", "otlp"),
+            *("api", "assembly", "data_folder", "descriptors", "engine", "gguf_forms", "listening", "logs", "models"),
+            "otlp",
             *("reading", "service", "serving", "settings", "spans", "superseding", "survey", "tenancy", "workers"),
         )
     }

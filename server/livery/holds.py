@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
+from livery import descriptors
 from livery.engine.base import AdapterRef
+from livery.refusals import OutOfDescriptors
 from livery_adapters.store import Hold
 
 
@@ -31,13 +34,19 @@ class Holds:
         self._idle = idle
         self._uses: Counter[str] = Counter()
         self._told: OrderedDict[str, Told] = OrderedDict()  # longest unused first
-        self._held: dict[str, list[Hold]] = {}
+        self._held: dict[str, tuple[str, ...]] = {}  # by converted digest: the files that are held for it
+        self._open: dict[str, Hold] = {}  # by files: one descriptor, however many converted digests they are part of
+        self._holders: Counter[str] = Counter()
 
     def keep(self, ref: AdapterRef, *, composed: bool = False, stored: bool = True) -> None:
-        """One more uses it. Raises FileNotFoundError when its files are gone; `stored` False: they aren't blobs yet."""
+        """One more uses it; `stored` False: its files aren't blobs yet.
+
+        Raises FileNotFoundError when its files are gone, OutOfDescriptors, OSError.
+        """
         weights = tuple(dict.fromkeys(part.digest for part in ref.parts))
         if stored and ref.digest not in self._held:
-            self._held[ref.digest] = self._hold_files(weights)
+            self._hold_files(weights)
+            self._held[ref.digest] = weights
         self._told[ref.digest] = Told(ref.digest, weights, composed)
         self._told.move_to_end(ref.digest)
         self._uses[ref.digest] += 1
@@ -48,8 +57,8 @@ class Holds:
         if self._uses[digest]:
             return
         del self._uses[digest]
-        for hold in self._held.pop(digest, ()):
-            hold.release()
+        for weights in self._held.pop(digest, ()):
+            self._let_go_of_files(weights)
         self._idle()
 
     def in_use(self, digest: str) -> bool:
@@ -73,13 +82,26 @@ class Holds:
         """The files that converted digests are made of."""
         return frozenset(weights for digest in digests for weights in self.weights(digest))
 
-    def _hold_files(self, weights: tuple[str, ...]) -> list[Hold]:
-        held: list[Hold] = []
-        try:
+    def _hold_files(self, weights: tuple[str, ...]) -> None:
+        """Hold all of them, or none."""
+        with ExitStack() as undo:
             for one in weights:
-                held.append(self._files(one))
-        except FileNotFoundError:
-            for hold in held:
-                hold.release()
+                if one not in self._open:
+                    self._open[one] = self._opened(one)
+                self._holders[one] += 1
+                undo.callback(self._let_go_of_files, one)
+            undo.pop_all()
+
+    def _opened(self, weights: str) -> Hold:
+        try:
+            return self._files(weights)
+        except OSError as error:
+            if descriptors.used_up(error):
+                raise OutOfDescriptors from error
             raise
-        return held
+
+    def _let_go_of_files(self, weights: str) -> None:
+        self._holders[weights] -= 1
+        if not self._holders[weights]:
+            del self._holders[weights]
+            self._open.pop(weights).release()

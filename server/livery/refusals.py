@@ -7,6 +7,7 @@ ServiceRefusal
 │   └── UnknownParameter       the field is unknown, and fields must be known
 ├── ContextLengthExceeded   prompt and answer don't fit the model
 ├── Overloaded              the server has no room now
+│   └── OutOfDescriptors       it has as many files and sockets open as it may
 ├── GrammarUntried          whether an answer can be held to a grammar isn't found out now
 ├── Draining                the server is stopping
 ├── TooManyIntakes          too many adapters are on their way in
@@ -91,6 +92,18 @@ class Overloaded(ServiceRefusal):
 
     def __init__(self, held: int, what: str, retry_after: int) -> None:
         super().__init__(f"The server is full: {held} {what} are open or waiting. Please retry in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+class OutOfDescriptors(Overloaded):
+    """The process has as many files and sockets open as it may."""
+
+    def __init__(self, retry_after: int = 1) -> None:
+        ServiceRefusal.__init__(
+            self,
+            "The server has as many files and sockets open as the system lets it (ulimit -n, which its operator can "
+            f"raise). Please retry in {retry_after} s.",
+        )
         self.retry_after = retry_after
 
 

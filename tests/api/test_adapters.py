@@ -12,6 +12,7 @@ import pytest
 from api.live_server import BASE, MODULES, VOCAB, LiveServer, Serve, Setup, saying
 from api.peft_files import damage_config, damage_weights, make_adapter
 from livery.text import Tokenizer
+from service.few_descriptors import only
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,21 @@ def test_an_adapter_in_the_folder_answers_under_its_name(live: LiveServer, token
     assert answer_of(live, BASE)[1].startswith(f"{BASE}@")
     assert answer_of(live, f"one@{digest[:8]}")[1] == f"one@{digest[:12]}"
     assert {request.adapter.digest for request in live.engine.requests if request.adapter} == {digest}
+
+
+def test_where_no_more_files_can_be_opened_a_request_is_told_to_come_later(live: LiveServer) -> None:
+    body = {"model": "one", "prompt": [1000], "max_tokens": 2}
+    with httpx.Client(base_url=live.url, timeout=30) as client:  # whose connection is there before
+        assert client.post("/v1/completions", json=body).is_success
+        with only(0):
+            full = client.post("/v1/completions", json=body)
+            base = client.post("/v1/completions", json={**body, "model": BASE})
+        again = client.post("/v1/completions", json=body)
+    assert (full.status_code, full.headers["retry-after"]) == (503, "1"), full.text
+    assert full.json()["error"]["code"] == "engine_overloaded"
+    assert "ulimit -n" in full.json()["error"]["message"]
+    assert base.is_success, "it needs no adapter's files"
+    assert again.is_success
 
 
 def test_the_engine_is_told_where_files_are_stored_not_where_they_came_in(live: LiveServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from livery.scale.ray_exchange import Forwarded, Head
 from livery.scale.ray_replica import ReplicaServer
 from livery.scale.ray_routing import adapter_id
 from livery.settings import Settings, SettingsError
+from service.few_descriptors import at_most
 
 KEY = "lv-test"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -48,8 +50,9 @@ def fake(*_: object) -> Engine:
 
 @pytest.fixture
 async def server(settings: Settings) -> AsyncIterator[ReplicaServer]:
-    server = await ReplicaServer.start(settings, fake)
-    yield server
+    with at_most(1000):
+        server = await ReplicaServer.start(settings, fake)
+        yield server
     await server.stop(5.0)
 
 
@@ -79,6 +82,11 @@ async def test_it_answers_as_the_server_does(server: ReplicaServer) -> None:
     assert (await answer(server, asking("nobody")))[0].status == 404
     _, events = await answer(server, asking("pirate", stream=True))
     assert events.endswith(b"data: [DONE]\n\n")
+
+
+async def test_it_may_open_as_many_files_as_the_system_allows(server: ReplicaServer) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft == hard
 
 
 async def test_it_says_which_adapters_are_in_its_memory(server: ReplicaServer) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from chaos.common import PROC
 from engine.oracle import save_adapter
 from server.running import livery_serve, tiny_model
 from server.workers import PATIENCE_S, STOPPABLE, Workers, only, state_of, stop, until
+from service.few_descriptors import at_most
 
 pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="looks at processes in /proc")
 
@@ -35,11 +37,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     for seed in (1, 2, 3):
         save_adapter(model, adapters / ".pool" / str(seed), seed, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     flags = ("--api-workers", "2", "--threads", "1", "--log-format", "json", *STOPPABLE)
-    with livery_serve(model, adapters, folder, *flags) as running:
+    with at_most(1000), livery_serve(model, adapters, folder, *flags) as running:
         workers = Workers(running.process, lambda: httpx.Client(base_url=running.url), folder)
         pids = workers.pids
         yield workers
     assert [state_of(pid) for pid in pids] == ["", ""]
+
+
+def test_every_process_may_open_as_many_files_as_the_system_allows(server: Workers) -> None:
+    for pid in (server.process.pid, *server.pids, common.engine_of(server.process.pid)):
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        assert soft == hard > 1000
 
 
 def test_what_each_worker_did_is_told_by_every_one(server: Workers) -> None:

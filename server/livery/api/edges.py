@@ -8,8 +8,8 @@ answer. Parsing is h11's: two lengths that contradict each other, and what isn't
 from __future__ import annotations
 
 import asyncio
-import resource
 import ssl
+import sys
 from collections.abc import Callable, Sized
 from functools import partial
 from typing import Any, cast
@@ -19,12 +19,12 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from livery import descriptors
+
 HEAD_TIMEOUT_S = 10.0  # for all of a request's head, from when the connection is made or the head begins
 IDLE_S = 5  # between two requests on a connection
 STALL_S = 30.0  # a client that takes nothing for so long is cut off
 HEAD_BYTES = 16 << 10
-RESERVED = 256  # descriptors for everything but connections: files, sockets and pipes of the server's own
-MOST_CONNECTIONS = 16384
 
 
 class EdgeConfig(uvicorn.Config):
@@ -35,11 +35,13 @@ class EdgeConfig(uvicorn.Config):
         app: Any,  # noqa: ANN401  (as uvicorn has it)
         *,
         max_connections: int = 0,
+        max_adapters: int = sys.maxsize,
         elsewhere: Callable[[int], int] = lambda _: 0,
         **rest: Any,  # noqa: ANN401
     ) -> None:
         """`elsewhere` is told how many connections this process has, and says how many the server's others have that
-        count among `max_connections` too.
+        count among `max_connections` too. `max_adapters`: the most adapter versions that requests run on at once, which
+        take descriptors as well.
         """
         super().__init__(
             app,
@@ -54,7 +56,7 @@ class EdgeConfig(uvicorn.Config):
             h11_max_incomplete_event_size=HEAD_BYTES,
             **rest,
         )
-        self.max_connections = max_connections or allowed_connections()
+        self.max_connections = max_connections or descriptors.connections(max_adapters)
         self._elsewhere = elsewhere if max_connections else lambda _: 0  # descriptors are each process's own
 
     def has_room(self, connections: Sized) -> bool:
@@ -67,14 +69,6 @@ class EdgeConfig(uvicorn.Config):
         if self.ssl is not None:
             self.http_protocol_class = cast(Any, partial(Handshake, self.ssl))
             self.ssl = None
-
-
-def allowed_connections() -> int:
-    """As many as the limit of descriptors leaves room for."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return MOST_CONNECTIONS
-    return min(MOST_CONNECTIONS, max(soft - RESERVED, soft // 2))
 
 
 class EdgeProtocol(H11Protocol):

@@ -19,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from livery import logs, refusals, tenancy
+from livery import descriptors, logs, refusals, tenancy
 from livery.api.responses import json_response
 from livery.api.routes import MAX_PATH, USUAL, Routes, route_path
 from livery.chat_template import InvalidMessages
@@ -223,6 +223,8 @@ def describe(error: Exception) -> ApiError:
         return _invalid_body(error.errors())
     if isinstance(error, StarletteHTTPException):
         return _http_error(error)
+    if descriptors.used_up(error):
+        error = refusals.OutOfDescriptors()
     failure = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), UNEXPECTED)
     if isinstance(error, AdapterRefused):  # each reason has a code of its own
         failure = Failure(ADAPTER_STATUS.get(error.code, failure.status), INVALID, error.code)

@@ -27,6 +27,7 @@ from livery.spans import TraceSink
 from livery.superseding import Superseded
 from livery.survey import Counting
 from livery.tenancy.gate import Gatekeeper
+from livery_adapters.composition import MAX_PARTS
 
 log = logging.getLogger("livery.serve")
 
@@ -168,6 +169,7 @@ class HttpServer(EdgeServer):
         config = EdgeConfig(
             application(settings, parts, self._doors, tracing),
             max_connections=settings.max_connections,
+            max_adapters=settings.max_open * MAX_PARTS,
             elsewhere=elsewhere,
             timeout_graceful_shutdown=settings.drain_timeout,
             ssl_certfile=tls.certificate if tls else None,

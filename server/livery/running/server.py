@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 from rich.console import Console
 
-from livery import logs
+from livery import descriptors, logs
 from livery.data_folder import DataFolder
 from livery.gguf_forms import widened
 from livery.listening import Listener, listen, listen_for_admins
@@ -44,6 +44,7 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     check_adapter_folder(settings)
     shared_blobs(settings)
     allowed_sources(settings)
+    descriptors.raise_limit()  # also for the engine's process and API workers, which have it from here
     folder = DataFolder(settings.data_folder)
     folder.make()
     logs.configure(settings.log_level, settings.log_format)

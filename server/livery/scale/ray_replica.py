@@ -23,7 +23,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from livery import logs
+from livery import descriptors, logs
 from livery.api.edges import EdgeConfig
 from livery.assembly import ServerParts
 from livery.data_folder import DataFolder
@@ -80,6 +80,7 @@ class ReplicaServer:
         Raises what `livery serve` ends with: SettingsError, ModelNotFound, ModelRefused, TokenizerRefused,
         DataFolderUnusable, RegistryError.
         """
+        descriptors.raise_limit()
         logs.configure(settings.log_level, settings.log_format)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
