@@ -24,7 +24,7 @@ from livery.jobs import PoolingJob
 from livery.lease import Lease
 from livery.metrics import RequestMeter
 from livery.prompts import check_ids
-from livery.refusals import ContextLengthExceeded, GenerationFailed, InvalidParameter, failure_of
+from livery.refusals import AdapterReplaced, ContextLengthExceeded, GenerationFailed, InvalidParameter, failure_of
 from livery.text import PromptTooLong, Tokenizer
 from livery_adapters.profile import Profile
 
@@ -172,18 +172,32 @@ class PooledAnswer:
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._unfinished: Literal["abort", "error"] = "abort"
         self._closed = False
+        self._superseded = False
+        self._tasks: list[asyncio.Task[bytes]] = []
 
     async def vectors(self) -> list[bytes]:
         """Each prompt's vector, fp32, in order. Raises GenerationFailed, EngineDead or RequestRefused."""
         try:
+            if self._superseded:  # before the engine was asked
+                raise AdapterReplaced
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._vector(request)) for request in self._requests]
+                self._tasks = [group.create_task(self._vector(request)) for request in self._requests]
+            if any(task.cancelled() for task in self._tasks):
+                raise AdapterReplaced
+        except AdapterReplaced as replaced:
+            self._failed(replaced)
+            raise
         except BaseExceptionGroup as failed:
-            self._unfinished, self.meter.error = "error", words_of(failed.exceptions[0])
-            self.meter.kind = kind_of(failed.exceptions[0])
+            self._failed(failed.exceptions[0])
             raise failed.exceptions[0] from None
         self.meter.pooled()
-        return [task.result() for task in tasks]
+        return [task.result() for task in self._tasks]
+
+    def supersede(self) -> None:
+        """Have it fail with AdapterReplaced: some vectors of a list, or of two versions, are of no use."""
+        self._superseded = True
+        for task in self._tasks:
+            task.cancel()
 
     def close(self) -> None:
         """Let go of the adapter version and close the books; safe to call twice."""
@@ -191,6 +205,9 @@ class PooledAnswer:
             self._closed = True
             self.meter.close(self._unfinished)
             self._admitted.release()
+
+    def _failed(self, error: BaseException) -> None:
+        self._unfinished, self.meter.error, self.meter.kind = "error", words_of(error), kind_of(error)
 
     async def _vector(self, request: GenerationRequest) -> bytes:
         async with self._turns:

@@ -113,6 +113,10 @@ class ServedAdapters:
         None where an alias leads to the base model. Raises UnknownModel, AdapterUnusable, AdapterNotReady, or
         AdapterRefused for a bad composition.
         """
+        with self._running.beginning():
+            return await self._lease(name, caller)
+
+    async def _lease(self, name: str, caller: Caller) -> Lease | None:
         parts = parse_composition(name)
         if parts is not None:
             meant = [(await self._meanings.part(part, caller), weight) for part, weight in parts]

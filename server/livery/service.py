@@ -216,6 +216,8 @@ class GenerationService:
             meter = self._meter(usage, lease, job.caller, began)
             answer = PooledAnswer(self._engine, requests, meter, usage, admitted, job.until)
             admitted.answered(*self._counted_as(lease), job.caller.principal, usage)
+            if lease is not None:
+                lease.when_superseded(answer.supersede)
             undo.pop_all()
         return OpenedPooling(answer, f"{name}@{short}", f"{full_name}@{short}", labels)
 

@@ -1,7 +1,8 @@
 """Which requests under way run on a version that a later one has taken the place of, where they are told to end.
 
     asked = {"policy": (digest, 7)}                    # by the names in full that it asked, but for pinned versions
-    running.begin(lease, account, asked)
+    with running.beginning():                          # from before its versions are chosen, which may take a while
+        running.begin(lease, account, asked)
     running.supersede(Superseded("policy", newer, 8))  # whoever got what the name stood for before ends
     running.end(lease, asked)
 
@@ -10,7 +11,8 @@ What they do about it is theirs: see Lease.when_superseded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import msgspec
 
@@ -37,6 +39,22 @@ class Running:
 
     def __init__(self) -> None:
         self._leases: dict[str, dict[Lease, tuple[str, str, int]]] = {}  # by name: account, digest, generation
+        self._meanwhile: dict[object, list[Superseded]] = {}  # of requests that choose their versions: what was told
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Around a request's choice of versions and its beginning: what is superseded meanwhile counts for it too.
+
+        What is told before the choice needs none of that: whoever chooses then gets the later version.
+        """
+        request, told = object(), list[Superseded]()
+        self._meanwhile[request] = told
+        try:
+            yield
+        finally:
+            del self._meanwhile[request]
+        for one in told:
+            self._end(one)
 
     def begin(self, lease: Lease, account: str, asked: Asked) -> None:
         """A tenant's request runs on what it asked for by name alone."""
@@ -53,6 +71,11 @@ class Running:
 
     def supersede(self, told: Superseded) -> None:
         """Have requests on what came before end with what they have. What came later may be running by now."""
+        for meanwhile in self._meanwhile.values():
+            meanwhile.append(told)
+        self._end(told)
+
+    def _end(self, told: Superseded) -> None:
         for lease, (account, digest, generation) in list(self._leases.get(told.name, {}).items()):
             if digest != told.digest and generation < told.generation and told.account in (None, account):
                 lease.supersede()

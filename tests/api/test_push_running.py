@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -251,10 +253,100 @@ def test_one_that_was_told_before_the_engine_was_asked_never_asks_it(live: LiveS
     assert live.engine.requests == []
 
 
+class Held:
+    """Stands before something that a request waits for: the call of this number waits until it is let go."""
+
+    def __init__(self, number: int, before: Callable[[], object] = lambda: None) -> None:
+        self._left, self._before = number, before
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.reached.set()
+            assert self.go.wait(30)
+        elif self._left > 0:
+            self._before()
+
+
+def test_one_that_still_chooses_its_versions_ends_too(
+    live: LiveServer, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sum one version is chosen, and the other adapter is looked up once more, as a change came in between."""
+    registry = live.service.adapters.registry
+    find, held = registry.find, Held(2, lambda: live.call(renewed(live)))
+
+    def found(name: str, **how: Any) -> Any:
+        if name == "other":
+            held()
+        return find(name, **how)
+
+    monkeypatch.setattr(registry, "find", found)
+    assert ended_while(live, saved, held, "policy+other") == "abort"
+
+
+def test_one_whose_files_are_still_on_their_way_ends_too(
+    live: LiveServer, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, held = live.service.adapters.library, Held(1)
+    bring = library.bring
+
+    async def brought(weights: str) -> None:
+        await asyncio.to_thread(held)
+        await bring(weights)
+
+    monkeypatch.setattr(library, "bring", brought)
+    assert ended_while(live, saved, held, "policy") == "abort"
+
+
+def test_who_asks_after_the_word_is_not_told(live: LiveServer, saved: Path, ask: Asked) -> None:
+    """Also where a name that was deleted counts its generations anew."""
+    live.call(said(live, Superseded("policy", digest_of(saved / "7"), 1000)))
+    running = ask(**body())
+    live.step(TOKENS)
+    assert choice(running)["finish_reason"] == "length"
+
+
+def ended_while(live: LiveServer, saved: Path, held: Held, model: str) -> str:
+    """How an answer ends whose adapter `policy` gets new weights, and requests on older ones end, while it is held."""
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{live.url}/v1/completions", json=body(model), timeout=30)
+        assert held.reached.wait(30)
+        try:
+            assert push(live, saved / "2", "running=abort").is_success
+        finally:
+            held.go.set()
+            live.step(TOKENS)
+        reason: str = choice(asked)["finish_reason"]
+        return reason
+
+
+async def renewed(live: LiveServer) -> None:
+    live.service.adapters.renew(["somebody"])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_who_waits_for_vectors_is_told_to_come_again(live: LiveServer, saved: Path, ask: Asked, count: int) -> None:
+    """What there is of a list would be of no use."""
+    asked = {"model": "policy", "input": [[1000, 1001]] * count}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(httpx.post, f"{live.url}/v1/embeddings", json=asked, timeout=30)
+        live.wait_until(lambda engine: engine.open_requests == count)
+        live.step(count - 1)
+        live.wait_until(lambda engine: engine.open_requests == 1)
+        push(live, saved / "2", "running=abort")
+        told = running.result(30)
+    assert (told.status_code, told.headers["retry-after"]) == (503, "1")
+    assert told.json()["error"]["code"] == "adapter_replaced"
+    assert live.engine.open_requests == 0
+    live.step()
+    again = httpx.post(f"{live.url}/v1/embeddings", json={**asked, "input": [1000]}, timeout=30)
+    assert again.is_success
+    assert again.headers["x-livery-adapter"] == f"policy@{digest_of(saved / '2')[:12]}"
+
+
 async def until_given(live: LiveServer, tokens: int) -> None:
     """That many tokens have left the engine."""
-    import asyncio
-
     async with asyncio.timeout(30):
         while live.engine._generated < tokens:
             await asyncio.sleep(0)
