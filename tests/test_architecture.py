@@ -47,7 +47,9 @@ ALLOWED: dict[str, set[str]] = {
     "livery.foreign_templates": FACTS | {"livery.template_worker"},
     "livery.token_text": set(),
     "livery.text": TEXT | FACTS | {"livery.foreign_templates", "livery.token_text", "livery_adapters"},
-    "livery.adapter_text": TEXT | FACTS | {"livery.foreign_templates", "livery.tools", "livery_adapters"},
+    "livery.adapter_text": TEXT
+    | FACTS
+    | {"livery.beside", "livery.foreign_templates", "livery.tools", "livery_adapters"},
     "livery.stops": set(),
     "livery.vitals": SEAM | {"livery.refusals"},
     "livery.beside": {"livery.host"},

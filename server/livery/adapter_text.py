@@ -3,6 +3,9 @@
     text = AdapterText(tokenizer, vocab_size, workers, allow_templates=True)
     tokenizer = await text.tokenizer(profile)     # the base's own, or with the profile's template and tokens
 
+A tokenizer with added tokens takes a moment to make and holds the whole vocabulary: one is made for all who wait for
+the same tokens, in a thread for that alone, and those used last are kept.
+
 Also what an adapter's folder is compared with when it is taken in. Templates are rendered apart (`foreign_templates`);
 of tokenizers nothing but added tokens is ever used, which are plain data.
 """
@@ -12,9 +15,11 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from msgspec import structs
 
+from livery.beside import MAKING
 from livery.chat_template import Conversation, InvalidMessages
 from livery.foreign_templates import ForeignTemplate, TemplateStopped, TemplateWorkers
 from livery.refusals import Draining, GrammarUntried, InvalidParameter
@@ -24,7 +29,9 @@ from livery_adapters.beside import BaseText, compare
 from livery_adapters.profile import AddedToken, Profile, read_profile
 from livery_adapters.refusal import AdapterRefused
 
-TOKENIZERS_KEPT = 8  # beside the base's; each holds its vocabulary
+KEPT_BYTES = 1 << 30  # of tokenizers beside the base's, and
+KEPT_AT_LEAST = 8  # of them however large they are
+FILE_TO_MEMORY = 5  # what a tokenizer takes for each byte of its file, as SmolLM2's does (17.6 MB for 3.5)
 HELLO = Conversation([{"role": "user", "content": "Hello"}])
 
 
@@ -39,9 +46,11 @@ class AdapterText:
         *,
         allow_templates: bool = True,
         try_schema: Callable[[str], Awaitable[None]] | None = None,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         """`vocab_size` is how many ids the model has rows for. `try_schema` raises InvalidParameter for a JSON schema
-        that no answer can be held to; without it the first request finds out.
+        that no answer can be held to; without it the first request finds out. Of tokenizers with added tokens about
+        `kept_bytes` are kept, and no fewer than KEPT_AT_LEAST.
         """
         self._try_schema = try_schema
         self.base = base
@@ -49,7 +58,9 @@ class AdapterText:
         self._workers = workers
         self._allow_templates = allow_templates
         self._text = BaseText(base.files.tokenizer, base.files.chat_template)
-        self._tokenizers: OrderedDict[tuple[AddedToken, ...], Tokenizer] = OrderedDict()
+        self._tokenizers: OrderedDict[tuple[AddedToken, ...], Tokenizer] = OrderedDict()  # the latest used last
+        self._made: dict[tuple[AddedToken, ...], asyncio.Task[Tokenizer]] = {}  # at this moment
+        self._most = max(KEPT_AT_LEAST, kept_bytes // (FILE_TO_MEMORY * len(base.files.tokenizer)))
 
     def close(self) -> None:
         self._workers.close()
@@ -65,7 +76,7 @@ class AdapterText:
                 "this server renders no chat templates but the base's; start it without --no-adapter-templates, or "
                 "take chat_template out of the profile",
             )
-        tokenizer = await self._with_tokens(profile.added_tokens, self._vocab_size + added_tokens)
+        tokenizer = await self._with_tokens(profile.added_tokens, self._vocab_size + added_tokens, tenant)
         if profile.chat_template is None:
             return tokenizer
         named = self.base.files.named_tokens
@@ -113,7 +124,7 @@ class AdapterText:
         except InvalidMessages:
             return  # it wants other messages than these
 
-    async def _with_tokens(self, added: tuple[AddedToken, ...], rows: int) -> Tokenizer:
+    async def _with_tokens(self, added: tuple[AddedToken, ...], rows: int, tenant: str) -> Tokenizer:
         if not added:
             return self.base
         beyond = next((token for token in added if token.id >= rows), None)
@@ -124,16 +135,26 @@ class AdapterText:
                 "rows: save the adapter with its embeddings (save_pretrained(DIR, save_embedding_layers=True)), train "
                 "with tokens that the base has spare rows for, or leave tokenizer: adapter out",
             )
-        if added not in self._tokenizers:
-            try:
-                made = await asyncio.to_thread(self.base.with_tokens, added)
-            except TokensDiffer as differ:
-                raise AdapterRefused("unusable_tokenizer", str(differ)) from None
-            self._tokenizers[added] = made
-            if len(self._tokenizers) > TOKENIZERS_KEPT:
-                self._tokenizers.popitem(last=False)
-        self._tokenizers.move_to_end(added)
-        return self._tokenizers[added]
+        if added in self._tokenizers:
+            self._tokenizers.move_to_end(added)
+            return self._tokenizers[added]
+        if added not in self._made:
+            self._made[added] = asyncio.create_task(self._make(added, tenant))
+        try:
+            return await asyncio.shield(self._made[added])  # who leaves takes it from nobody
+        except TokensDiffer as differ:
+            raise AdapterRefused("unusable_tokenizer", str(differ)) from None
+
+    async def _make(self, added: tuple[AddedToken, ...], tenant: str) -> Tokenizer:
+        """Raises TokensDiffer."""
+        try:
+            made = await MAKING.run(tenant, partial(self.base.with_tokens, added))
+        finally:
+            del self._made[added]
+        self._tokenizers[added] = made
+        if len(self._tokenizers) > self._most:
+            self._tokenizers.popitem(last=False)
+        return made
 
 
 def _template(profile: Profile, found: Mapping[str, object]) -> str | None:

@@ -92,6 +92,8 @@ class Together(Generic[K, T]):
 READING = SharedThreads(1, "livery-reading")
 # Tokenizers work without the interpreter's lock, but on the cores that the loop and the engine need as well.
 ENCODING = SharedThreads(max(2, cores() // 2), "livery-encoding")
+# Tokenizers hold that lock while they are made: more threads would make none sooner.
+MAKING = SharedThreads(1, "livery-tokenizers")
 # Reports and lists take as long as there are rows: two at a time leave the database, and its connections, to others.
 REPORTING = SharedThreads(2, "livery-reporting")
 
