@@ -16,7 +16,7 @@ from server.running import tiny_model
 __all__ = ["livery"]
 
 LIBRARIES = ("bitsandbytes", "datasets", "torchao", "trl")
-REAL = ("demo", "from", "quantised", "runs", "versions")
+REAL = ("demo", "forms", "from", "quantised", "runs", "versions")
 OF_LIBRARIES = [f"test_trained_{what}.py" for what in REAL]
 collect_ignore = [] if all(importlib.util.find_spec(name) for name in LIBRARIES) else OF_LIBRARIES
 

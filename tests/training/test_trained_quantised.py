@@ -11,8 +11,8 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from livery.models import ResolvedModel
+from livery.training.model import load_base, lora_config
 from livery.training.run_file import parse_run
-from livery.training.trainer import _base, _lora
 
 pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
 
@@ -33,7 +33,8 @@ def test_measuring_before_training_changes_no_gradient(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     run = parse_run("kind: sft\nbase: tiny\ndata: x.jsonl\nquantization: bnb-nf4\nmax_length: 16\n")
     base = ResolvedModel("tiny", tmp_path / "base")
-    model: Any = get_peft_model(_base(run, base, "cpu"), _lora(run))
+    loaded = load_base(run, base, "cpu")
+    model: Any = get_peft_model(loaded, lora_config(run, loaded))
     first = gradients(model)
     assert all(bool(gradient.any()) for name, gradient in first.items() if "lora_B" in name)
     model.eval()

@@ -138,7 +138,7 @@ def test_a_loss_that_is_no_number_ends_it_with_words(written: Written, tmp_path:
 @pytest.mark.parametrize(
     ("stage", "room", "words"),
     [
-        ("trainer._base", 1 << 18, "enough memory to load tiny; give a quantization"),
+        ("trainer.load_base", 1 << 18, "enough memory to load tiny; give a quantization"),
         ("trainer._fitted", 1 << 24, "enough memory to make a step of this run; give a smaller batch_size"),
         ("training._examined", 1 << 26, "it is trained, and kept in"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 from collections.abc import Iterable
@@ -158,7 +157,8 @@ def _added(asked: Asked, data: Data, target: Target, found: Json) -> Json:
 def _trained(asked: Asked, data: Data, settings: Json) -> Json:
     """Train, check, measure, and give the adapter its place. Raises CommandFailed and others."""
     quieten()
-    from livery.training.trainer import TrainingStopped, total_steps  # these need torch and the extra
+    from livery.training.model import TrainingStopped, free_memory  # these need torch and the extra
+    from livery.training.trainer import total_steps
     from livery.training.trainer import train as trained_by
 
     with Work(asked.out, settings) as work:
@@ -174,16 +174,18 @@ def _trained(asked: Asked, data: Data, settings: Json) -> Json:
             kept = f"step {step} is kept, and the same command goes on from there" if step else "nothing is kept yet"
             _note(f"interrupted: {kept}")
             raise
-        gc.collect()  # the model that was trained, before the engine loads its own
+        free_memory()  # of the model that was trained, before the engine loads its own
         shown.stage("checking the adapter as a server would")
         try:
             coverage, measured = _examined(asked, data, trained, work.adapter)
         except (*SHORTAGE_ERRORS, ModelRefused) as error:
+            if isinstance(error, ModelRefused) and not lacks_memory(error):
+                raise CommandFailed(f"the base can't be loaded to check the adapter: {error}; {_kept(work)}") from error
             if not lacks_memory(error):
                 raise
             raise CommandFailed(
-                "there isn't enough memory to check and measure the adapter as a server would; it is trained, and kept "
-                f"in {work.folder}: end other programs, and give the same command again, which trains nothing anew"
+                f"there isn't enough memory to check and measure the adapter as a server would; {_kept(work)}, once "
+                "other programs have ended"
             ) from error
         report = _report(asked, data, settings, trained) | {"coverage": coverage, "evaluation": measured}
         report["warnings"] = [*data.warnings, *coverage.get("warnings", ()), *coverage["unused"], *_doubts(measured)]
@@ -191,6 +193,10 @@ def _trained(asked: Asked, data: Data, settings: Json) -> Json:
         picture = draw(title, trained.losses, trained.held_out)
         work.finish({REPORT_NAME: json.dumps(report, indent=2) + "\n", PICTURE_NAME: picture})
     return report
+
+
+def _kept(work: Work) -> str:
+    return f"it is trained, and kept in {work.folder}: give the same command again, which trains nothing anew"
 
 
 def _report(asked: Asked, data: Data, settings: Json, trained: Trained) -> Json:

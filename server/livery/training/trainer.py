@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 import warnings
@@ -23,18 +22,23 @@ from typing import Any, Protocol
 import torch
 import transformers
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from livery.engine.base import EngineConfig
-from livery.engine.quantization import choose_quantization
-from livery.engine.quantized import loading_config
 from livery.models import ResolvedModel
 from livery.training.dataset import Data
 from livery.training.measure import Answers, Measured, measure
+from livery.training.model import (
+    TrainingStopped,
+    cast_around_whole_modules,
+    chosen_device,
+    chosen_dtype,
+    load_base,
+    lora_config,
+)
 from livery.training.run_file import AnyRun, Dpo
 from livery.training.tokens import Learnt, Pair
 from livery.training.work import Work
@@ -45,10 +49,6 @@ _CHECKPOINTS_KEPT = 2
 _NUMBERS_PER_WEIGHT = 3  # of a checkpoint: the weight and AdamW's two moments, fp32
 
 Points = list[tuple[int, float]]
-
-
-class TrainingStopped(Exception):
-    """A run can't go on; the message says at which step, why, and the remedy."""
 
 
 class Watch(Protocol):
@@ -99,6 +99,7 @@ def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch
     for parameter in model.parameters():  # TRL rounds them to bf16 over a quantised base
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    cast_around_whole_modules(model, chosen_dtype(run, device))
     with _worded(
         work,
         "make a step of this run; give a smaller batch_size (with more accumulate), a smaller max_length, "
@@ -106,6 +107,7 @@ def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch
     ):
         history = _fitted(trainer, going_on, facts.get("step", 0))
         after = held.measure()
+        held.note(trainer.args.max_steps)
         _save(model, base, work)
     return Trained(
         steps=trainer.args.max_steps,
@@ -118,22 +120,6 @@ def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch
         resumed=facts.get("step", 0),
         device=device,
     )
-
-
-def chosen_device(run: AnyRun) -> str:
-    """Raises TrainingStopped."""
-    if run.device != "cpu":
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several, a Trainer would part its batches over all
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingStopped("device is cuda, and torch finds no GPU; leave it out, or say cpu")
-    return "cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def chosen_dtype(run: AnyRun, device: str) -> torch.dtype:
-    """Of the base's weights."""
-    name = run.dtype if run.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def total_steps(run: AnyRun, examples: int) -> int:
@@ -172,53 +158,6 @@ def _worded(work: Work, what: str) -> Iterator[None]:
         step = work.newest()
         kept = f". Step {step} is kept in {work.folder}, for the very same run on a larger machine" if step else ""
         raise TrainingStopped(f"there isn't enough memory to {what}{kept}") from error
-
-
-def _base(run: AnyRun, base: ResolvedModel, device: str) -> Any:  # noqa: ANN401  (transformers has no types)
-    """The base, quantised where the run says so. Raises ModelRefused, TrainingStopped."""
-    dtype, loading = chosen_dtype(run, device), {}
-    config = EngineConfig(str(base.path), quantization=run.quantization)
-    quantized = choose_quantization(config, device)
-    if quantized is not None:
-        loading["device_map"] = {"": device}
-        if quantized.on_load:
-            loading["quantization_config"] = loading_config(quantized.on_load, dtype)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        base.path,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        **loading,
-    )
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4 bits, multiplied as the engine has them
-            module.compute_dtype, module.compute_type_is_set = dtype, True
-            # That product rounds a base's scales to bf16 for good, and once it was used passes no gradient on.
-            module.support_avx512bf16_for_cpu = False
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if most and run.max_length > most:
-        raise TrainingStopped(
-            f"max_length is {run.max_length}, and the base reads {most} tokens; give no more than that"
-        )
-    return model
-
-
-def _lora(run: AnyRun) -> LoraConfig:
-    wanted = run.adapter
-    targets = "all-linear" if wanted.target_modules == ("all-linear",) else list(wanted.target_modules)
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=wanted.r,
-        lora_alpha=wanted.lora_alpha,
-        lora_dropout=wanted.lora_dropout,
-        target_modules=targets,
-        layers_to_transform=list(wanted.layers) or None,
-        use_rslora=wanted.use_rslora,
-        use_dora=wanted.use_dora,
-        modules_to_save=list(wanted.modules_to_save) or None,
-    )
 
 
 class _Careful:
@@ -287,12 +226,13 @@ def _trainer(run: AnyRun, base: ResolvedModel, data: Data, work: Work, device: s
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     rows = Dataset.from_list([_row(item) for item in data.train])
-    given: dict[str, Any] = {"model": _base(run, base, device), "train_dataset": rows, "processing_class": tokenizer}
+    model = load_base(run, base, device)
+    given: dict[str, Any] = {"model": model, "train_dataset": rows, "processing_class": tokenizer}
     try:
         if start is None:
-            lora = given["peft_config"] = _lora(run)
+            lora = given["peft_config"] = lora_config(run, model)
         else:  # TRL's DPO takes a copy of it for its reference
-            given["model"] = PeftModel.from_pretrained(given["model"], str(start), is_trainable=True)
+            given["model"] = PeftModel.from_pretrained(model, str(start), is_trainable=True)
             lora = given["model"].peft_config["default"]
         if isinstance(run, Dpo):
             settings |= {"beta": run.beta, "loss_type": [run.loss], "disable_dropout": not lora.lora_dropout}
@@ -331,6 +271,13 @@ class _HeldOut:
             if not self.points:
                 self.points.append((0, self.before.loss))
 
+    def note(self, step: int) -> bool:
+        """Measure after a step and keep the loss; False where it is known, or nothing is held out."""
+        if step in dict(self.points) or (measured := self.measure()) is None:
+            return False
+        self.points.append((step, measured.loss))
+        return True
+
     def measure(self) -> Measured | None:
         """None where nothing is held out."""
         if not self._items:
@@ -360,12 +307,17 @@ class _Watching(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             self._watch(state.global_step, state.max_steps, logs["loss"])
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        self._held.note(state.global_step)  # where a process ended between writing a checkpoint and measuring it
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        measured = self._held.measure()
-        if measured is not None:
-            self._held.points.append((state.global_step, measured.loss))
-        facts = {"step": state.global_step, "held_out": self._held.points, "seconds": self.seconds()}
-        self._work.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", facts)
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self._seal(folder, state.global_step)  # before measuring, which may fail for lack of memory
+        if self._held.note(state.global_step):
+            self._seal(folder, state.global_step)
+
+    def _seal(self, folder: Path, step: int) -> None:
+        self._work.seal(folder, {"step": step, "held_out": self._held.points, "seconds": self.seconds()})
 
 
 def _save(model: Any, base: ResolvedModel, work: Work) -> None:  # noqa: ANN401
