@@ -141,6 +141,11 @@ class Tokenizer:
         self._check_room(len(first) + len(second), room)
         return _encode(self._fast, (first, second), add_special_tokens=True)
 
+    def beginning(self) -> list[int]:
+        """The special tokens that the model expects before any text: mostly none, or its BOS."""
+        alone, bare = self.encode("a"), self.encode_bare("a")
+        return alone[: alone.index(bare[0])] if bare and bare[0] in alone else []
+
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of a text by itself, nothing added; special tokens' characters are text."""
         return self._encode_literal(text)

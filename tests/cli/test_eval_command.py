@@ -163,6 +163,11 @@ def test_an_adapter_may_be_called_base(
             judged = json.loads(done.out)["judgement"]
             one, two = (math.exp(nats(judged["evaluation"], label)) for label in ("base@2", other))
             assert (done.code, f"perplexity {one:.4f} against {two:.4f} of {other}" in judged["words"]) == (3, True)
+    (tmp_path / "few.txt").write_text("The keeper lit the lamp.")
+    gate = ["--if-better-than", "active", "--metric", "perplexity", "--on", tmp_path / "few.txt", "--sure"]
+    done = livery("adapters", "activate", "base", "2", "--url", server.url, *gate)
+    words = "and 1 window(s) can't show that beyond chance: give at least 5, or leave out --sure"
+    assert (done.code, words in " ".join(done.err.split())) == (3, True), done.err
     (tmp_path / "adapters" / "second").rename(tmp_path / "adapters" / "the base")
     done = livery("adapters", "eval", "--model", base, "--adapters", tmp_path / "adapters", *on)
     assert (done.code, "the base is called as reports call the base model: rename that folder" in done.err) == (1, True)
@@ -218,6 +223,14 @@ def test_what_is_judged_is_what_is_replaced(
         (["nobody", "--url", "{url}", "--text", "{made}/log.txt"], "nobody"),
         (["--url", "http://127.0.0.1:9", "--text", "{made}/log.txt"], "no answer from http://127.0.0.1:9"),
         (["--url", "{url}", "--text", "{made}/short.txt"], "short.txt has 1 token, and at least 2 are needed"),
+        (
+            ["--url", "{url}", "--text", "{made}/log.txt", "--quantization", "bnb-nf4"],
+            "--quantization goes with --data or --model",
+        ),
+        (
+            ["--model", "{base}", "--adapters", "{made}/adapters", "--text", "{made}/log.txt", "--quantization", "q4"],
+            "--quantization is 'q4': give one of auto, bnb-nf4",
+        ),
         (["--lm-eval", "arc_easy", "--url", "{url}"], "needs the package lm-eval, which isn't installed here"),
     ],
 )

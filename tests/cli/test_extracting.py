@@ -18,10 +18,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from adapters.tuned_made import Change, all_of_it, linear_only, load
+from bos import expect_bos
 from cli.conftest import Livery
+from livery.commands.eval_here import evaluate_directories
 from livery.commands.extracting import _doubts, _warnings
 from livery.commands.text_loss import compared, reading_prover
+from livery.evaluation.pieces import Windows
+from livery.evaluation.scorer import BASE_LABEL
 from livery.models import base_digest
+from livery.text import Tokenizer
 from livery_adapters.making.extract import Aim, ExtractReport, ModuleExtract
 from livery_adapters.tensor_file import FILE_NAMES, WEIGHTS_NAME
 from server.running import TOKENIZER_FILES, livery_serve, tiny_model
@@ -116,6 +121,22 @@ def test_an_adapter_above_a_servers_usual_limits_is_told_with_their_knobs() -> N
     assert nbytes.startswith(f"{WEIGHTS_NAME} has 2147483649 bytes")
     assert "--max-adapter-bytes 3GiB" in nbytes
     assert _warnings(replace(report, modules={"b": modules["b"]}, nbytes=2 << 30), Aim()) == []
+
+
+def test_a_text_is_read_as_an_evaluation_reads_it(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:
+    """Of a base that expects a BOS before any text, in every window."""
+    models = [Path(shutil.copytree(model, tmp_path / model.name)) for model in (base, tuned)]
+    for model in models:
+        expect_bos(model)
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(TEXT * 3)
+    way = ["adapters", "extract", "--base", models[0], "--tuned", models[1], "--out", out]
+    found = livery(*way, "--rank", "64", "--text", text, "--json").json()["text"]
+    assert found["tokens"] == len(Tokenizer.from_directory(base).encode_bare(TEXT * 3)) > 256
+    windows = Windows(256)  # what the tiny base reads at once
+    report = evaluate_directories(str(models[0]), {"out": out}, texts=[text], windows=windows).subject("text.txt")
+    for label, one in ((BASE_LABEL, "base"), ("out", "adapter")):
+        assert report.row(label).measures["perplexity"].value == pytest.approx(found[one]["perplexity"], rel=1e-4)
 
 
 def test_what_ended_before_its_text_goes_on_with_it(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:

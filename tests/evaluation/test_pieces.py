@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bos import tokenizer_with_bos
 from livery.engine.fake import FakeEngine
 from livery.evaluation.by_engine import EngineScorer
 from livery.evaluation.evaluate import evaluate
@@ -22,6 +23,11 @@ BASE = Variant(BASE_LABEL, role="base")
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.from_directory(resolve_model("smollm2-135m-instruct").path)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return tokenizer_with_bos(tmp_path_factory.mktemp("bos"))
 
 
 @pytest.fixture
@@ -50,6 +56,19 @@ async def test_every_token_is_predicted_at_most_once(
     given = set(range(len(tokens))) - set(predicted)
     assert len(predicted) == len(set(predicted))
     assert given == ({0} if step < size else set(range(0, len(tokens), size)))
+
+
+@pytest.mark.parametrize(("size", "stride"), [(64, 0), (64, 16), (2, 1), (2, 0), (500, 9)])
+async def test_every_window_begins_as_the_model_expects(begun: Tokenizer, size: int, stride: int) -> None:
+    """And all of the text is predicted, once: what a BOS takes of the room is no text."""
+    engine = FakeEngine(vocab_size=49152, max_model_len=96)
+    scorer = EngineScorer(engine, await engine.start(), begun, {})
+    (first,) = begun.beginning()
+    assert begun.encode(CONTENT) == [first, *begun.encode_bare(CONTENT)]
+    pieces = await cut(scorer, Text("log", CONTENT), Windows(size, stride))
+    await engine.stop()
+    assert all(piece.tokens[0] == first and 1 <= piece.start < len(piece.tokens) <= min(size, 96) for piece in pieces)
+    assert [token for piece in pieces for token in piece.tokens[piece.start :]] == begun.encode_bare(CONTENT)
 
 
 async def test_a_text_that_is_too_short_is_named(scorer: EngineScorer) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from bos import tokenizer_with_bos
 from livery.api.chat_messages import ChatMessage, message_of
 from livery.api.chat_tools import ToolBody, template_tools
 from livery.models import DEMO_MODEL, resolve_model
@@ -33,6 +34,11 @@ GOOD: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.from_directory(resolve_model(DEMO_MODEL).path)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return tokenizer_with_bos(tmp_path_factory.mktemp("bos"))
 
 
 def data_of(kind: str, content: bytes | str, folder: Path, tokenizer: Tokenizer, more: str = "") -> Data:
@@ -287,6 +293,16 @@ def test_pairs_share_their_prompt(tmp_path: Path, tokenizer: Tokenizer) -> None:
     ]
     written_out = {"prompt": [HI], "chosen": [AYE], "rejected": [{**AYE, "content": "Hello!"}]}
     assert data_of("dpo", lines(written_out), tmp_path, tokenizer).train == [pair]
+
+
+def test_documents_begin_as_the_base_expects_texts_to(tmp_path: Path, begun: Tokenizer) -> None:
+    texts = [{"text": "The lamp was lit. " * 5}, {"text": "The wind fell."}]
+    (piece,) = data_of("cpt", lines(*texts), tmp_path, begun).train
+    assert isinstance(piece, Learnt)
+    (end,) = begun.special_tokens(["<|im_end|>"])
+    expected = [token for text in texts for token in (*begun.encode(text["text"]), end)]
+    assert piece.ids == piece.labels == expected
+    assert piece.ids.count(begun.beginning()[0]) == len(texts)
 
 
 def test_documents_follow_each_other_in_pieces(tmp_path: Path, tokenizer: Tokenizer) -> None:

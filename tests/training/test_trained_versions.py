@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,28 @@ def test_a_better_version_takes_the_place_of_the_active_one_and_a_worse_one_does
         for command in (first, second):
             assert livery(*shlex.split(command)[1:]).code == 0
         assert served() == short["coverage"]["digest"]
+
+
+def test_versions_are_compared_over_the_base_that_they_were_trained_on(
+    written: Written, tmp_path: Path, livery: Livery
+) -> None:
+    def trained(steps: int, **fields: Any) -> Any:
+        run = written(steps=steps, quantization="bnb-nf4", **fields)
+        way = ("--out", tmp_path / f"steps-{steps}", "--add-to", tmp_path / "data", "--as", "keeper", "--json")
+        return livery("adapters", "train", run, *way).json()
+
+    short, long = trained(2), trained(24)
+    losses = [one["evaluation"]["after"]["loss"] for one in (long, short)]
+    assert list(long["added"]["compared"].values()) == pytest.approx(losses, rel=2e-3)
+    unmeasured = trained(12, held_out=0)["added"]
+    assert "--quantization bnb-nf4" in unmeasured["remedy"]
+    text = tmp_path / "aye.txt"
+    text.write_text("".join(f"{chat['messages'][1]['content']}\n" for chat in CHATS))
+    command = shlex.split(unmeasured["remedy"].replace("FILE", str(text)))[1:]
+    judged = livery(*command, "--json")
+    assert judged.code in (0, 3)
+    told = json.loads(judged.out)["judgement"]["evaluation"]
+    assert told["where"] == "an engine on this machine, the base in bnb-nf4"
 
 
 def test_a_name_that_was_changed_meanwhile_is_left_as_it_is(

@@ -14,6 +14,7 @@ from livery.adding import AddOptions, Running
 from livery.commands import shown
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import is_remote
+from livery.commands.held import Quantization
 from livery.commands.offline import Need
 from livery.commands.reach import MaxAdapterBytes, MaxRank, Reach, reaches
 from livery.evaluation.gate import Bar, Metric, Than
@@ -154,12 +155,15 @@ def activate(
     ] = 0.0,
     sure: Annotated[bool, typer.Option("--sure", help="And beyond chance: the interval leaves out 0.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Ask questions in plain text, not as conversations.")] = False,
+    quantization: Quantization = "auto",
     expected_generation: Expected = None,
 ) -> None:
     """Serve another version of an adapter, or (--if-better-than) only where it measures better: else status 3."""
     if if_better_than is None:
-        if metric is not None or on or by or sure or plain:
-            raise typer.BadParameter("--metric, --on, --by, --sure and --plain go with --if-better-than")
+        if metric is not None or on or by or sure or plain or quantization != "auto":
+            raise typer.BadParameter(
+                "--metric, --on, --by, --sure, --plain and --quantization go with --if-better-than"
+            )
         reach.run(lambda backend: backend.activate(name, version, expected_generation), shown.record, Need(base=True))
         return
     if metric is None or not on:
@@ -170,7 +174,7 @@ def activate(
     from livery.commands.gating import activated_if_better
 
     asked = Bar(if_better_than, metric, tuple(on), by, sure, not plain)
-    activated_if_better(reach, name, version, asked, expected_generation)
+    activated_if_better(reach, name, version, asked, quantization, expected_generation)
 
 
 @reaches

@@ -38,6 +38,7 @@ from livery_adapters.weightless import NONE
 
 BASE = Variant(BASE_LABEL, role="base")
 BLOCK = 8  # tokens
+WHERE = "an engine on this machine"
 _LIMITS = Limits(max_rank=1 << 20, max_weight_bytes=1 << 60)  # the user's own files
 _PROGRESS: Progress = lambda done, total: None  # noqa: E731
 
@@ -63,11 +64,12 @@ class Here:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A base, the digest of its files, and adapters for it."""
+    """A base, the digest of its files, and adapters for it. `quantization` is how the base is held: EngineConfig's."""
 
     model: ResolvedModel
     digest: str
     adapters: tuple[Here, ...]
+    quantization: str = "auto"
 
 
 def evaluate_directories(
@@ -111,7 +113,7 @@ async def evaluate_found(
             subjects,
             base=found.model.name,
             base_digest=found.digest,
-            where="an engine on this machine",
+            where=WHERE + (f", the base in {found.quantization}" if found.quantization != "auto" else ""),
             failed=failed,
             windows=windows,
             lm_eval=lm_eval,
@@ -124,7 +126,13 @@ async def scoring(found: Found) -> AsyncIterator[tuple[EngineScorer, list[tuple[
     """A started engine with these adapters; which it can't apply, and why. Raises ModelRefused, EngineDead."""
     tokenizer = await asyncio.to_thread(Tokenizer.from_directory, found.model.path)
     # Small blocks: choices behind one question compute again what of it fills none.
-    config = EngineConfig(str(found.model.path), base_digest=found.digest, block_size=BLOCK, log_level="warning")
+    config = EngineConfig(
+        str(found.model.path),
+        base_digest=found.digest,
+        block_size=BLOCK,
+        quantization=found.quantization,
+        log_level="warning",
+    )
     engine = EngineClient(config, stage)
     workers = TemplateWorkers()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from livery.adapter_views import Json
 from livery.commands.asking import CommandFailed
+from livery.commands.held import Quantization, check_quantization
 from livery.commands.progress import bar
 from livery.commands.reach import REFUSALS, Reach, reaches, words
 
@@ -37,6 +38,7 @@ class Asked:
     subjects: tuple[Subject, ...]
     windows: Windows
     lm_eval: LmEvalTasks | None = None
+    quantization: str = "auto"
 
 
 @reaches
@@ -71,6 +73,7 @@ def evaluate(
     lm_eval_include: Annotated[
         Path | None, typer.Option("--lm-eval-include", metavar="DIR", help="A folder with more of its YAML tasks.")
     ] = None,
+    quantization: Quantization = "auto",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help=f"Write {RESULT} and {PAGE} into this folder.")
     ] = None,
@@ -86,7 +89,7 @@ def evaluate(
         raise typer.BadParameter(
             "give something to measure on: a text with --text FILE, questions with --task FILE, --lm-eval TASK"
         )
-    asked = Asked(tuple(names or ()), subjects, Windows(window, stride, tokens), tasks)
+    asked = Asked(tuple(names or ()), subjects, Windows(window, stride, tokens), tasks, quantization)
     report = evaluated(reach, asked, model, adapters)
     if out is not None:
         write(report, out.expanduser())
@@ -118,6 +121,11 @@ def evaluated(reach: Reach, asked: Asked, model: str | None, adapters: Path | No
         raise typer.BadParameter("--model and --adapters go together: a base, and the folder with its adapters")
     if model is not None and (reach.data is not None or reach.url_given):
         raise typer.BadParameter("give either --model and --adapters, or --data, or --url")
+    if asked.quantization != "auto" and model is None and reach.data is None:
+        raise typer.BadParameter(
+            "--quantization goes with --data or --model, which load the base here; a server computes on the base it has"
+        )
+    check_quantization(asked.quantization)
     if model is None and reach.data is None:
         return _run(partial(_there, reach, asked))
     from livery.commands import eval_found, eval_here
@@ -126,6 +134,7 @@ def evaluated(reach: Reach, asked: Asked, model: str | None, adapters: Path | No
         found = eval_found.in_folder(model, adapters.expanduser(), asked.names)
     else:
         found = eval_found.in_data(reach.place(), asked.names)
+    found = replace(found, quantization=asked.quantization)
     return _run(partial(eval_here.evaluate_found, found, asked.subjects, asked.windows, asked.lm_eval))
 
 

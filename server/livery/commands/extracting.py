@@ -103,7 +103,7 @@ def _extracted(
     from livery_adapters.making.extract import settings_of  # these need torch
     from livery_adapters.making.extract_checkpoint import Checkpoint
 
-    ids = _ids(base, text, text_tokens) if text else []
+    begins, ids = _read(base, text, text_tokens) if text else ([], [])
     one, other = Checkpoint.open(base.path), Checkpoint.open(tuned.path)
     made_of = _digest(settings_of(one, other, aim), one, other)
     answer = _finished(out, made_of) if ids else None
@@ -113,7 +113,7 @@ def _extracted(
     else:
         shown.stage(f"{out} was extracted from these two already: only the text is left to do")
     if ids:
-        answer["text"] = {"file": str(text), **_compared(base, tuned, out, ids)}
+        answer["text"] = {"file": str(text), **_compared(base, tuned, out, begins, ids)}
         answer["warnings"] += _doubts(answer["text"])
         _write(answer, out)
     return answer
@@ -162,28 +162,29 @@ def _write(answer: Json, out: Path) -> None:
     (out / REPORT_NAME).write_text(json.dumps(answer, indent=2) + "\n")
 
 
-def _ids(base: ResolvedModel, text: Path, most: int) -> list[int]:
-    """The first tokens of a text. Raises CommandFailed."""
+def _read(base: ResolvedModel, text: Path, most: int) -> tuple[list[int], list[int]]:
+    """What the base expects before any text, and the first tokens of this one. Raises CommandFailed."""
     from livery.text import Tokenizer
 
     try:
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise CommandFailed(f"--text {text} is not UTF-8 text; save it as such") from None
-    ids = Tokenizer.from_directory(base.path).encode_bare(content)[:most]
+    tokenizer = Tokenizer.from_directory(base.path)
+    ids = tokenizer.encode_bare(content)[:most]
     if len(ids) < 2:
         raise CommandFailed(f"--text {text} has {len(ids)} tokens, and at least 2 are needed to predict one")
-    return ids
+    return tokenizer.beginning(), ids
 
 
-def _compared(base: ResolvedModel, tuned: ResolvedModel, out: Path, ids: list[int]) -> Json:
+def _compared(base: ResolvedModel, tuned: ResolvedModel, out: Path, begins: list[int], ids: list[int]) -> Json:
     """Raises CommandFailed."""
     from livery.commands.text_loss import compared, reading_prover
 
     try:
         prover = reading_prover(base.path, base_digest(base.path), WINDOW, shown.stage)
         with bar("reading text", 0, pieces=True) as told:
-            found = compared(prover, tuned.path, [out], ids, WINDOW, told)
+            found = compared(prover, tuned.path, [out], ids, WINDOW, told, begins)
     except (*SHORTAGE_ERRORS, ModelRefused) as error:
         if not lacks_memory(error):
             raise

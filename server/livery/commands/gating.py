@@ -36,7 +36,7 @@ class Verdict:
     report: Report
 
 
-def judged(reach: Reach, name: str, version: str, bar: Bar) -> Verdict:
+def judged(reach: Reach, name: str, version: str, bar: Bar, quantization: str = "auto") -> Verdict:
     """Measure a version beside what it is to be better than. Changes nothing.
 
     Raises CommandFailed for names and versions that aren't there, files that nothing can be measured on, and variants
@@ -52,7 +52,8 @@ def judged(reach: Reach, name: str, version: str, bar: Bar) -> Verdict:
         raise CommandFailed(f"version {stands['version']} of {name} is active already: nothing was measured or changed")
     texts, tasks = (bar.files, ()) if bar.metric is Metric.perplexity else ((), bar.files)
     subjects = read_subjects(texts, tasks, chat=bar.chat)
-    report = evaluated(reach, Asked((f"{name}@{stands['version']}",), subjects, Windows()), None, None)
+    asked = Asked((f"{name}@{stands['version']}",), subjects, Windows(), quantization=quantization)
+    report = evaluated(reach, asked, None, None)
     mine = next(one for one in report.variants if one.version == stands["version"])
     other = BASE_LABEL if bar.than is Than.base else name
     for label in (mine.label, other):
@@ -88,13 +89,15 @@ def standing(reach: Reach, name: str, version: str) -> Json:
 
 
 def activated_if_better(
-    reach: Reach, name: str, version: str, bar: Bar, expected_generation: int | None = None
+    reach: Reach, name: str, version: str, bar: Bar, quantization: str, expected_generation: int | None = None
 ) -> None:
     """Activate a version that was judged better, unless its name was changed meanwhile; print the record.
 
+    `quantization` is how a base that is loaded here is held.
+
     Raises CommandFailed, and typer.Exit with status 3 where it isn't better: nothing is changed then.
     """
-    verdict = judged(reach, name, version, bar)
+    verdict = judged(reach, name, version, bar, quantization)
     if not verdict.better:
         if reach.as_json:
             typer.echo(json.dumps(_told(verdict), indent=2))

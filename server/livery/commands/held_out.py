@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from livery.commands import eval_here, eval_there
@@ -51,11 +51,16 @@ def compare(reach: Reach, name: str, version: int, run: AnyRun, items: Items) ->
         raise Unmeasured("nothing was held out")
     asked = [f"{name}@{version}"]
     try:
-        opened = _there(reach, asked) if reach.data is None else _here(in_data(reach.place(), asked))
+        opened = _there(reach, asked) if reach.data is None else _here(_found(reach, asked, run))
         with bar("measuring it and the active version", 0, pieces=True) as told:
             return asyncio.run(_compared(opened, version, run, items, told))
     except (*REFUSALS, CommandFailed, VariantFailed, SubjectUnusable, ModelRefused, EngineDead) as failed:
         raise Unmeasured(words(failed)) from failed
+
+
+def _found(reach: Reach, asked: Sequence[str], run: AnyRun) -> Found:
+    """Over the base as the run had it: nobody else knows here in what form it is served. Raises CommandFailed."""
+    return replace(in_data(reach.place(), asked), quantization=run.quantization)
 
 
 Opened = AbstractAsyncContextManager[tuple[Scorer, Sequence[Variant]]]

@@ -72,17 +72,19 @@ def compared(
     ids: Sequence[int],
     window: int,
     progress: Progress = lambda done, total: None,
+    begins: Sequence[int] = (),
 ) -> Json:
     """Perplexity of each and distance from the tuned model, on `ids` read in windows of so many tokens.
 
-    The first token of each window is given and not predicted. `adapters` in the answer are in the order given. A prover
+    `begins` is what the model expects before any text, and stands before each window, as `adapters eval` has it. The
+    first token of each window is given and not predicted. `adapters` in the answer are in the order given. A prover
     that was told its longest sequence (reading_prover) loads its model once the tuned one is gone.
     """
     longest = prover.max_model_len
-    window = min(window, longest)
-    parts = [list(ids[start : start + window]) for start in range(0, len(ids), window)]
+    room = max(1, min(window, longest) - len(begins))
+    parts = [[*begins, *ids[start : start + room]] for start in range(0, len(ids), room)]
     parts = [part for part in parts if len(part) > 1]
-    total, done = len(ids) * (2 + len(adapters)), 0
+    total, done = sum(map(len, parts)) * (2 + len(adapters)), 0
     with tempfile.TemporaryDirectory(prefix="livery-text-") as scratch:
         judge, sums = _Spilled(Path(scratch) / "logits"), _Sums()
         for part, logits in _by_transformers(tuned, parts, longest):

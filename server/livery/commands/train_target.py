@@ -126,10 +126,15 @@ class Target:
             return Reach(self.where, self.key, None, None, as_json=False)
         return Reach(DEFAULT_URL, None, self._folder, None, as_json=False)
 
-    def commands(self, version: int, *, better: bool) -> str:
-        """What a user types to serve a version all the same, or (`better`) where it is better than the active one."""
+    def commands(self, version: int, *, better: bool, quantization: str = "auto") -> str:
+        """What a user types to serve a version all the same, or (`better`) where it is better than the active one.
+
+        `quantization` is how the base is to be held where it is loaded for that.
+        """
         where = ["--url" if self._remote else "--data", self.where]
         gate = ["--if-better-than", "active", "--metric", "perplexity", "--on", "FILE"] if better else []
+        if better and not self._remote and quantization != "auto":
+            gate += ["--quantization", quantization]
         typed = shlex.join(["livery", "adapters", "activate", self.name, str(version), *gate, *where])
         if self.alias is None:
             return typed

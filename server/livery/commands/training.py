@@ -146,7 +146,7 @@ def _added(asked: Asked, data: Data, target: Target, found: Json) -> Json:
     try:
         compared = compare(target.reach, target.name, stands["version"], asked.run, data.held_out)
     except Unmeasured as why:
-        remedy = target.commands(stands["version"], better=True)
+        remedy = target.commands(stands["version"], better=True, quantization=asked.run.quantization)
         return added | {"active": stands["active"], "unmeasured": str(why), "remedy": remedy}
     judged = {"active": stands["active"], "compared": asdict(compared)}
     if not compared.is_better:

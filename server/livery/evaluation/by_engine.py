@@ -74,8 +74,7 @@ class EngineScorer:
             raise VariantFailed(str(failed)) from failed
 
     async def beginning(self) -> list[int]:
-        alone, bare = self._tokenizer.encode("a"), self._tokenizer.encode_bare("a")
-        return alone[: alone.index(bare[0])] if bare and bare[0] in alone else []
+        return self._tokenizer.beginning()
 
     async def first_token(self) -> int:
         return await first_of(self)

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from livery.evaluation.report import NATS, PERPLEXITY, SubjectReport
+from livery.evaluation.statistics import LEAST_PIECES
 
 
 class Than(StrEnum):
@@ -54,6 +55,9 @@ def better(subject: SubjectReport, mine: str, other: str, bar: Bar) -> tuple[boo
         low, high = versus.interval
         unit = "nats a token" if subject.kind == "text" else "of the items"
         numbers += f", 95 % interval of the difference {low:+.4f} to {high:+.4f} {unit}"
+    elif bar.sure:
+        pieces = f"{subject.pieces} {'window(s)' if subject.kind == 'text' else 'item(s)'}"
+        numbers += f", and {pieces} can't show that beyond chance: give at least {LEAST_PIECES}, or leave out --sure"
     return enough, f"on {subject.name}: {numbers}"
 
 

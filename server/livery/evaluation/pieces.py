@@ -25,7 +25,8 @@ class Windows:
     """How a text is cut. Each window begins `stride` tokens after the one before and is as long as `size` or less.
 
     With a stride below the size a window predicts what no earlier one did, from at least size - stride tokens before.
-    Its first token is given. At most `tokens` of the text are read.
+    Its first token is given: where the model expects a BOS before any text that, which takes room in every window.
+    At most `tokens` of the text are read.
     """
 
     size: int = WINDOW
@@ -36,17 +37,17 @@ class Windows:
 async def cut(scorer: Scorer, text: Text, windows: Windows) -> list[Piece]:
     """Raises SubjectUnusable where there is nothing to predict."""
     begins = await scorer.beginning()
-    tokens = [*begins, *(await scorer.encode(text.content))[: windows.tokens]]
-    size = min(windows.size, scorer.longest)
-    stride = min(windows.stride or size, size)
-    pieces, done = [], 1
+    tokens = (await scorer.encode(text.content))[: windows.tokens]
+    room = max(1, min(windows.size, scorer.longest) - len(begins))
+    stride = min(windows.stride or room, room)
+    pieces, done = [], 0
     for begin in range(0, len(tokens), stride):
-        window = tokens[begin : begin + size]
-        start = max(done - begin, 1)
+        window = (*begins, *tokens[begin : begin + room])
+        start = max(len(begins) + done - begin, 1)
         if start < len(window):
-            pieces.append(Piece(tuple(window), start))
-            done = begin + len(window)
-        if begin + size >= len(tokens):
+            pieces.append(Piece(window, start))
+            done = begin + room
+        if begin + room >= len(tokens):
             break
     if not pieces:
         raise SubjectUnusable(

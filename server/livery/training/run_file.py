@@ -141,7 +141,8 @@ class Dpo(Run, frozen=True):
 class Cpt(Run, frozen=True):
     """Continued pre-training on plain text: files of text, each one document, or JSON lines with `text`.
 
-    Documents follow each other with the base's end-of-text token between, and are cut into pieces of `max_length`.
+    Documents follow each other, each behind the token that the base expects before any text, if it has one, with its
+    end-of-text token between, and are cut into pieces of `max_length`.
     """
 
 

@@ -105,10 +105,14 @@ class Encoder:
         return Pair(prompt, chosen[:room], rejected[:room], max(len(chosen), len(rejected)) > room)
 
     def passages(self, passages: Sequence[Passage]) -> Iterator[Learnt]:
-        """All of them in their order, an end of text behind each, in pieces of the full length but for the last."""
+        """All of them in their order, in pieces of the full length but for the last.
+
+        Before each stands what the model expects before any text (BOS, where it has one), behind it an end of text.
+        """
         ids: list[int] = []
+        begins = self._tokenizer.beginning()
         for passage in passages:
-            ids += self._tokenizer.encode_plain(passage.text)
+            ids += [*begins, *self._tokenizer.encode_plain(passage.text)]
             if self.end_of_text is not None:
                 ids.append(self.end_of_text)
         bounds = [*range(0, len(ids), self._most), len(ids)]
