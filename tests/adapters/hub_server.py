@@ -34,6 +34,9 @@ class HubServer:
             def do_GET(self) -> None:
                 hub.answer(self)
 
+            def do_HEAD(self) -> None:
+                hub.tell(self)
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
@@ -66,15 +69,33 @@ class HubServer:
             if path.endswith(end) and answers:
                 answers.pop(0)(handler)
                 return
-        info, resolve = f"/api/models/{REPO}/revision/", f"/{REPO}/resolve/"
+        info, tree, resolve = f"/api/models/{REPO}/revision/", f"/api/models/{REPO}/tree/", f"/{REPO}/resolve/"
         if path.startswith(info):
             self._info(handler, unquote(path.removeprefix(info)))
+        elif path.startswith(tree):
+            files = self.commits[path.removeprefix(tree)]
+            oids = {name: hashlib.sha1(data).hexdigest() for name, data in files.items()}
+            listed = [{"type": "file", "path": name, "size": len(files[name]), "oid": oids[name]} for name in files]
+            body(json.dumps(listed).encode())(handler)
         elif path.startswith(resolve):
             commit, _, file = path.removeprefix(resolve).partition("/")
             data = self.commits.get(commit, {}).get(unquote(file))
             status(404)(handler) if data is None else body(data)(handler)
         else:
             status(404)(handler)
+
+    def tell(self, handler: BaseHTTPRequestHandler) -> None:
+        """What huggingface_hub asks of a file before it gets it."""
+        commit, _, file = handler.path.partition("?")[0].removeprefix(f"/{REPO}/resolve/").partition("/")
+        data = self.commits.get(commit, {}).get(unquote(file))
+        if data is None:
+            status(404)(handler)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.send_header("ETag", hashlib.sha1(data).hexdigest())
+        handler.send_header("X-Repo-Commit", commit)
+        handler.end_headers()
 
     def _info(self, handler: BaseHTTPRequestHandler, revision: str) -> None:
         commit = self.revisions.get(revision, revision)
@@ -83,7 +104,7 @@ class HubServer:
             return
         files = self.commits[commit]
         siblings = [{"rfilename": name} | ({"size": len(files[name])} if self.tells_sizes else {}) for name in files]
-        body(json.dumps({"sha": commit, "siblings": siblings}).encode())(handler)
+        body(json.dumps({"id": REPO, "sha": commit, "siblings": siblings}).encode())(handler)
 
 
 def body(data: bytes, *, claims: int | None = None) -> Answer:

@@ -18,9 +18,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from livery_adapters.model_files import INDEX_NAME, FilesUnusable, indexed, weight_files
 from livery_adapters.refusal import AdapterRefused
 
-INDEX_NAME = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # buffers of old files: masks and the like
 _MAX_HEADER = 100 << 20  # safetensors' own limit
@@ -88,11 +88,11 @@ class Checkpoint:
 
     @classmethod
     def open(cls, directory: Path) -> Checkpoint:
-        """Read the headers: of the shards that the index names, or else of every *.safetensors.
-
-        Raises AdapterRefused (bad_model).
-        """
-        files = _files(directory)
+        """Read the headers of the files that transformers would load. Raises AdapterRefused (bad_model)."""
+        try:
+            files, index = weight_files(directory), indexed(directory)
+        except FilesUnusable as unusable:
+            raise _bad(str(unusable)) from unusable
         tensors: dict[str, StoredTensor] = {}
         for file in files:
             for tensor in _header(file):
@@ -100,40 +100,12 @@ class Checkpoint:
                     other = tensors[tensor.name].file.name
                     raise _bad(f"tensor {tensor.name} of {directory} is in {other} and in {file.name}; keep one")
                 tensors[tensor.name] = tensor
-        _check_index(directory, tensors)
+        _check_index(directory, index, tensors)
         return cls(directory, tensors, files)
 
 
-def _files(directory: Path) -> tuple[Path, ...]:
-    index = _index(directory)
-    if index is not None:
-        named = sorted(set(index.values()))
-        missing = [name for name in named if not (directory / name).is_file()]
-        if missing:
-            raise _bad(f"{directory} lacks {missing[0]}, which {INDEX_NAME} names; copy it there")
-        return tuple(directory / name for name in named)
-    found = tuple(sorted(directory.glob("*.safetensors")))
-    if not found:
-        raise _bad(f"{directory} has no *.safetensors; save the model with safetensors")
-    return found
-
-
-def _index(directory: Path) -> dict[str, str] | None:
-    file = directory / INDEX_NAME
-    if not file.is_file():
-        return None
-    try:
-        names = json.loads(file.read_bytes())["weight_map"]
-        inside = all(Path(part).name == part for part in names.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise _bad(f"{file} is no index of safetensors files; save the model again") from None
-    if not inside:
-        raise _bad(f"{file} names a file outside of its folder; save the model again")
-    return dict(names)
-
-
-def _check_index(directory: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    for name, file in (_index(directory) or {}).items():
+def _check_index(directory: Path, index: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:
+    for name, file in index.items():
         if name not in tensors or tensors[name].file.name != file:
             raise _bad(f"{file} of {directory} doesn't hold {name}, as {INDEX_NAME} says; copy the files again")
 

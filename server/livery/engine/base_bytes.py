@@ -11,6 +11,7 @@ from typing import Any
 
 from livery.engine.quantization import Chosen
 from livery_adapters.base_model import BaseShapes
+from livery_adapters.model_files import weight_files
 
 PackedBytes = Callable[[Path, str], int]  # a safetensors file and a tensor in it -> bytes
 _NUMBERS = ("F32", "F16", "BF16")
@@ -32,7 +33,7 @@ def expected_bytes(
 
     Without `chosen` both are the most: on a CPU weights that fit into fewer bits are held so. `packed_head` tells that
     of the head, which no library quantises, from its file; without it the head has `itemsize` bytes a number as well.
-    Raises OSError or ValueError where the files can't be read.
+    Raises FilesUnusable, OSError or ValueError where the files can't be read.
     """
     linears = {path: shape for path, shape in shapes.modules.items() if shape.kind == "linear"}
     full = sum(shape.in_features * shape.out_features for path, shape in linears.items() if path not in shapes.tied)
@@ -86,8 +87,8 @@ def _parents(name: str) -> Iterator[str]:
 
 
 def _tensors(model: Path) -> Iterator[tuple[Path, str, str, int, int]]:
-    """(file, name, dtype as safetensors calls it, numbers, bytes) of all tensors in a directory."""
-    for file in sorted(model.glob("*.safetensors")):
+    """(file, name, dtype as safetensors calls it, numbers, bytes) of all tensors of a model."""
+    for file in weight_files(model):
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             if size > _MOST_HEADER:

@@ -42,6 +42,7 @@ from livery.engine.vllm_watch import StepCounts, logger_class
 from livery.scratch import Scratch
 from livery_adapters.base_model import BaseModel, BaseShapes
 from livery_adapters.effect import AdapterEffect
+from livery_adapters.model_files import weight_files
 
 if TYPE_CHECKING:
     from livery.engine.vllm_requests import VllmRequests
@@ -267,7 +268,7 @@ def info_of(
         max_batch_tokens=scheduler.max_num_batched_tokens,
         max_running=scheduler.max_num_seqs,
         adapter_memory_bytes=adapter_bytes,
-        weight_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
+        weight_bytes=sum(file.stat().st_size for file in weight_files(path)),
         shapes=shapes,
         prefix_cache=bool(cache.enable_prefix_caching),
         decoder="vLLM",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from livery.engine.base import ModelRefused
 from livery.engine.model import base_shapes
 from livery.engine.quantization import checkpoint_method
 from livery_adapters.base_model import BaseShapes, ModuleShape
+from livery_adapters.model_files import indexed, weight_files
 from livery_adapters.refusal import AdapterRefused
 
 log = logging.getLogger(__name__)
-
-INDEX = "model.safetensors.index.json"
 
 
 def shapes_of(model: str) -> BaseShapes:
@@ -94,12 +92,10 @@ class FileWeights:
 
 def _files_of(model: Path) -> dict[str, str]:
     """Which file holds each tensor."""
-    index = model / INDEX
-    if index.is_file():
-        listed: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        return listed
-    found: dict[str, str] = {}
-    for file in sorted(model.glob("*.safetensors")):
+    found = indexed(model)
+    if found:
+        return found
+    for file in weight_files(model):
         with safe_open(file, framework="pt") as tensors:
             found |= dict.fromkeys(tensors.keys(), file.name)
     return found
