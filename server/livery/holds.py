@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 
 from livery import descriptors
 from livery.engine.base import AdapterRef
@@ -27,13 +28,14 @@ class Told:
 
 
 class Holds:
-    """Converted digests by use. `files` holds a blob's files, `idle` hears when something is no longer used."""
+    """Converted digests by use. `files` holds a blob's files, `idle` hears what is no longer used."""
 
-    def __init__(self, files: Callable[[str], Hold], idle: Callable[[], None]) -> None:
+    def __init__(self, files: Callable[[str], Hold], idle: Callable[[str], None]) -> None:
         self._files = files
         self._idle = idle
         self._uses: Counter[str] = Counter()
-        self._told: OrderedDict[str, Told] = OrderedDict()  # longest unused first
+        self._told: dict[str, Told] = {}
+        self._sums: OrderedDict[str, None] = OrderedDict()  # compositions that nobody uses, longest unused first
         self._held: dict[str, tuple[str, ...]] = {}  # by converted digest: the files that are held for it
         self._open: dict[str, Hold] = {}  # by files: one descriptor, however many converted digests they are part of
         self._holders: Counter[str] = Counter()
@@ -48,7 +50,7 @@ class Holds:
             self._hold_files(weights)
             self._held[ref.digest] = weights
         self._told[ref.digest] = Told(ref.digest, weights, composed)
-        self._told.move_to_end(ref.digest)
+        self._sums.pop(ref.digest, None)
         self._uses[ref.digest] += 1
 
     def let_go(self, digest: str) -> None:
@@ -59,19 +61,27 @@ class Holds:
         del self._uses[digest]
         for weights in self._held.pop(digest, ()):
             self._let_go_of_files(weights)
-        self._idle()
+        if self._told[digest].composed:
+            self._sums[digest] = None
+        self._idle(digest)
 
     def in_use(self, digest: str) -> bool:
         return digest in self._uses
 
-    def unused(self) -> list[Told]:
-        """What the engine knows and nobody uses, longest unused first."""
-        return [told for digest, told in self._told.items() if digest not in self._uses]
+    def unused(self, among: Iterable[str] | None = None) -> list[Told]:
+        """What the engine knows and nobody uses, of these digests or of all."""
+        digests = self._told if among is None else among
+        return [self._told[digest] for digest in digests if digest in self._told and digest not in self._uses]
+
+    def surplus(self, kept: int) -> list[str]:
+        """The compositions that nobody uses without the latest so many, longest unused first."""
+        return list(islice(self._sums, max(0, len(self._sums) - kept)))
 
     def forget(self, digest: str) -> None:
         """The engine doesn't know it any more, unless somebody asked for it again meanwhile."""
         if digest not in self._uses:
             self._told.pop(digest, None)
+            self._sums.pop(digest, None)
 
     def weights(self, digest: str) -> tuple[str, ...]:
         """The files a converted digest is made of; a digest that nobody spoke of is taken for that of files."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -80,7 +80,7 @@ class ServedAdapters:
         self._meanings = Meanings(registry, base.name)
         self.staging = self._meanings.staging
         self._seen = 0  # changes of the registry
-        self._holds = Holds(store.hold, lambda: self._sweeper.soon())
+        self._holds = Holds(store.hold, lambda digest: self._sweeper.idle(digest))
         self.files_of = self._holds.files_of
         self._proofs: dict[str, asyncio.Task[None]] = {}
         self._unproven: OrderedDict[str, tuple[float, str]] = OrderedDict()  # digest -> not again before, why
@@ -95,7 +95,7 @@ class ServedAdapters:
         self._seen, _ = await asyncio.to_thread(self.registry.changes, -1)
         self.vitals.run("registry-follower", self._follow())
         self.vitals.run("adapter-sweeper", self._sweeper.run())
-        self._sweeper.soon()
+        self._sweeper.changed(None)
 
     async def stop(self) -> None:
         """Stop following the registry; what is served stays served."""
@@ -196,7 +196,7 @@ class ServedAdapters:
         finally:
             self._forget_names(changed)
 
-    def renew(self, names: Iterable[str]) -> None:
+    def renew(self, names: Collection[str]) -> None:
         """These were changed by another process: whoever asks next sees the change."""
         self._forget_names(names)
 
@@ -328,9 +328,9 @@ class ServedAdapters:
 
     # -- following changes -----------------------------------------------------------------------------
 
-    def _forget_names(self, names: Iterable[str] | None) -> None:
+    def _forget_names(self, names: Collection[str] | None) -> None:
         self._meanings.forget(names)
-        self._sweeper.changed()
+        self._sweeper.changed(names)
 
     async def _follow(self) -> None:
         """See what other processes change."""

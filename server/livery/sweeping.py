@@ -2,19 +2,20 @@
 
     sweeper = Sweeper(engine, library, holds, prefetch)
     await sweeper.run()       # for ever: sweeps whenever something came to an end; cancel the task to stop
-    sweeper.soon()            # a request ended; `sweeper.changed()`: names stand for something else
+    sweeper.idle(digest)      # no request uses it any more; `sweeper.changed(names)`: names stand for something else
 
-Knows no requests: `Holds` says what they hold.
+A sweep looks at what came to an end since the last one, not at all that was ever asked for. Knows no requests: `Holds`
+says what they hold.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from livery.engine.base import Engine, EngineDead, EngineError, EngineRestarting
-from livery.holds import Holds
+from livery.holds import Holds, Told
 from livery.refusals import AdapterNotReady, AdapterUnusable
 from livery_adapters.library import AdapterLibrary
 from livery_adapters.registry import AdapterRecord, RegistryError
@@ -24,6 +25,34 @@ log = logging.getLogger("livery.adapters")
 
 AGAIN_S = 0.5  # after a sweep that failed
 COMPOSITIONS_KEPT = 64  # in the engine, beside those in use
+
+
+class Serving:
+    """Why what nobody uses stays: for each converted digest one name for each of its files, whose active version has
+    them. Only when such a name changes is there a question again.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, frozenset[str]] = {}  # by digest
+        self._digests: dict[str, set[str]] = {}  # by name
+
+    def note(self, digest: str, names: Iterable[str]) -> None:
+        """It stays for these."""
+        self.forget(digest)
+        self._names[digest] = frozenset(names)
+        for name in self._names[digest]:
+            self._digests.setdefault(name, set()).add(digest)
+
+    def forget(self, digest: str) -> None:
+        """It stays for nobody."""
+        for name in self._names.pop(digest, ()):
+            self._digests[name].discard(digest)
+            if not self._digests[name]:
+                del self._digests[name]
+
+    def of(self, names: Iterable[str]) -> set[str]:
+        """What stays for these names."""
+        return {digest for name in names for digest in self._digests.get(name, ())}
 
 
 class Sweeper:
@@ -44,14 +73,24 @@ class Sweeper:
         self._dirty = asyncio.Event()
         self._sweeping = asyncio.Lock()
         self._garbage = True  # an earlier run may have left some
+        # What is to be looked at: what is no longer used, what changed names stood for, or all that is there.
+        self._idle: set[str] = set()
+        self._names: set[str] = set()
+        self._all = True
+        self._serving = Serving()
         self._kept: frozenset[str] = frozenset()  # converted digests that the engine was asked to keep
 
-    def soon(self) -> None:
-        """Something is no longer in use."""
+    def idle(self, digest: str) -> None:
+        """A converted digest is no longer in use."""
+        self._idle.add(digest)
         self._dirty.set()
 
-    def changed(self) -> None:
-        """Names stand for something else, so that files may be nobody's."""
+    def changed(self, names: Iterable[str] | None) -> None:
+        """These names, or (None) any, stand for something else, so that files may be nobody's."""
+        if names is None:
+            self._all = True
+        else:
+            self._names.update(names)
         self._garbage = True
         self._dirty.set()
 
@@ -78,21 +117,33 @@ class Sweeper:
 
     async def _sweep(self) -> None:
         """Take out of the engine, then off the disk, what neither a request nor a name uses."""
-        unused = self._holds.unused()
-        wanted = {one for told in unused for one in told.weights}
-        serving = set(await asyncio.to_thread(self._library.registry.weights_serving, wanted)) if wanted else set()
-        composed = [told.digest for told in unused if told.composed]
-        surplus = set(composed[: max(0, len(composed) - COMPOSITIONS_KEPT)])
-        for told in unused:
-            served = serving.issuperset(told.weights) and told.digest not in surplus
-            if not served and not self._holds.in_use(told.digest):
-                await self._engine.unload_adapter(told.digest)
-                self._holds.forget(told.digest)
-                self._garbage = True  # its files were kept as long as it was in use
+        surplus = frozenset(self._holds.surplus(COMPOSITIONS_KEPT))
+        due = self._holds.unused(None if self._all else self._idle | self._serving.of(self._names) | surplus)
+        self._all, self._idle, self._names = False, set(), set()
+        try:
+            await self._drop(due, surplus)
+        except BaseException:
+            self._idle.update(told.digest for told in due)
+            raise
         if self._garbage:
             self._garbage = False
             await self._keep_pinned()
             await self._library.collect_garbage()
+
+    async def _drop(self, due: Sequence[Told], surplus: Collection[str]) -> None:
+        """Take those of these out of the engine that no name stands for."""
+        wanted = {one for told in due for one in told.weights}
+        names = await asyncio.to_thread(self._library.registry.weights_serving, wanted) if wanted else {}
+        for told in due:
+            if self._holds.in_use(told.digest):
+                continue  # and looked at again when it isn't
+            if told.digest not in surplus and names.keys() >= set(told.weights):
+                self._serving.note(told.digest, {names[one] for one in told.weights})
+                continue
+            await self._engine.unload_adapter(told.digest)
+            self._holds.forget(told.digest)
+            self._serving.forget(told.digest)
+            self._garbage = True  # its files were kept as long as it was in use
 
     async def _keep_pinned(self) -> None:
         """What names that are pinned stand for now stays in device memory, and is read where it isn't there yet."""

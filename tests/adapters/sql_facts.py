@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from livery_adapters.identity import version_digest
 from livery_adapters.registry import Registry, VersionFacts
+from livery_adapters.registry.rows import columns_of
 from livery_adapters.registry.schema import activations, adapters, versions
 
 
@@ -33,6 +34,26 @@ def facts_of(
         invocation=(1, 2),
         created=1.5,
     )
+
+
+def fill(registry: Registry, count: int) -> list[str]:
+    """Add so many adapters, one version each, by three statements; their names."""
+    registry.put("template", facts_of("template"), source="api", origin="")
+    with registry.database.write() as connection:
+        names = [f"adapter-{number:05}" for number in range(count)]
+        row = dict(connection.execute(adapters.select().where(adapters.c.name == "template")).one()._mapping)
+        connection.execute(insert(adapters), [row | {"name": name} for name in names])
+        facts = [facts_of(name) for name in names]
+        common = {"number": 1, "added": 1.0, "state": "ready"}
+        rows = [common | columns_of(one) | {"name": name} for name, one in zip(names, facts, strict=True)]
+        connection.execute(insert(versions), rows)
+        steps = [
+            {"name": name, "position": 1, "digest": one["digest"], "at": 1.0}
+            for name, one in zip(names, rows, strict=True)
+        ]
+        connection.execute(insert(activations), steps)
+    registry.retire("template")
+    return names
 
 
 def assert_consistent(registry: Registry) -> None:

@@ -361,7 +361,7 @@ def test_names_serving_are_those_whose_active_version_has_the_files(registry: Re
     registry.set_profile("corsair", {"a": 1})
     wanted = [weights_of(str(number)) for number in range(600)]
     assert registry.names_serving([*wanted, TWO.weights]) == ("corsair", "pirate")
-    assert registry.weights_serving([*wanted, ONE.weights, TWO.weights]) == {TWO.weights}
+    assert registry.weights_serving([*wanted, ONE.weights, TWO.weights]) == {TWO.weights: "corsair"}
     assert registry.names_serving([]) == ()
     assert registry.weights_in_use() == {ONE.weights, TWO.weights}
 

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import Engine, event, insert
+from sqlalchemy import Engine, event
 
-from adapters.sql_facts import facts_of
+from adapters.sql_facts import facts_of, fill
 from livery_adapters.registry import AliasTarget, Registry
-from livery_adapters.registry.rows import columns_of
-from livery_adapters.registry.schema import activations, adapters, versions
 
 COUNT = 10_000
 
@@ -21,21 +19,7 @@ COUNT = 10_000
 def full(new_url: Callable[[], str]) -> Iterator[Registry]:
     """A registry of COUNT adapters, one version each, filled by three statements."""
     registry = Registry.open(new_url())
-    registry.put("template", facts_of("template"), source="api", origin="")
-    with registry.database.write() as connection:
-        names = [f"adapter-{number:05}" for number in range(COUNT)]
-        row = dict(connection.execute(adapters.select()).one()._mapping)
-        connection.execute(insert(adapters), [row | {"name": name} for name in names])
-        facts = [facts_of(name) for name in names]
-        common = {"number": 1, "added": 1.0, "state": "ready"}
-        rows = [common | columns_of(one) | {"name": name} for name, one in zip(names, facts, strict=True)]
-        connection.execute(insert(versions), rows)
-        steps = [
-            {"name": name, "position": 1, "digest": one["digest"], "at": 1.0}
-            for name, one in zip(names, rows, strict=True)
-        ]
-        connection.execute(insert(activations), steps)
-    registry.retire("template")
+    fill(registry, COUNT)
     yield registry
     registry.close()
 

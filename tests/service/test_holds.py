@@ -43,7 +43,7 @@ def ref(name: str, blobs: list[str]) -> AdapterRef:
 
 @pytest.fixture
 def holds(store: BlobStore) -> Holds:
-    return Holds(store.hold, lambda: None)
+    return Holds(store.hold, lambda _: None)
 
 
 def test_what_could_not_be_held_whole_is_not_held_at_all(store: BlobStore, blobs: list[str], holds: Holds) -> None:

@@ -7,7 +7,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from api.live_server import BASE, MODULES
 from api.peft_files import make_adapter
 from livery.engine.fake import FakeEngine
-from livery.lease import Caller, Lease
+from livery.lease import Caller
 from livery.refusals import WHY_FOR_OTHERS, AdapterUnusable, InvalidParameter, UnknownModel
 from livery.served import ServedAdapters
 from livery.sweeping import COMPOSITIONS_KEPT
@@ -25,55 +24,15 @@ from livery_adapters.base_model import BaseModel
 from livery_adapters.library import AdapterLibrary, Intake, from_directory
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import AdapterRefused, Limits
-from livery_adapters.registry import AliasTarget, Registry, RegistryUnavailable
+from livery_adapters.registry import AliasTarget, RegistryUnavailable
 from livery_adapters.store import BlobStore, StoreBusy
-
-API = Intake("api")
-
-
-@dataclass
-class Stock:
-    """Served adapters over a fake engine, and a hand to change them."""
-
-    folder: Path
-    engine: FakeEngine
-    adapters: ServedAdapters
-    registry: Registry
-    store: BlobStore
-    base: BaseModel
-
-    def made(self, seed: int) -> Path:
-        path = self.folder / f"made-{seed}"
-        return path if path.exists() else make_adapter(path, seed=seed)
-
-    async def add(self, name: str, seed: int, intake: Intake = API) -> str:
-        path = self.made(seed)
-        async with self.adapters.changing(name):
-            await self.adapters.library.add(name, from_directory(path, [path]), intake)
-        return read_manifest(path).digest
-
-    async def lease(self, name: str, caller: Caller | None = None) -> Lease:
-        lease = await self.adapters.lease(name, caller or Caller())
-        assert lease is not None
-        return lease
-
-    def elsewhere(self) -> Registry:
-        """The registry as another process has it open."""
-        return Registry.open(self.folder / "livery.db")
+from service.stock import API, Stock, stocked
 
 
 @pytest.fixture
 async def stock(tmp_path: Path) -> AsyncIterator[Stock]:
-    engine = FakeEngine(modules=MODULES)
-    info = await engine.start()
-    base = BaseModel(BASE, info.base_digest, info.shapes)
-    registry = Registry.open(tmp_path / "livery.db", frozenset({BASE}))
-    store = BlobStore(tmp_path / "blobs")
-    adapters = ServedAdapters(engine, info, base, registry, store, Limits())
-    await adapters.start()
-    yield Stock(tmp_path, engine, adapters, registry, store, base)
-    await adapters.stop()
-    registry.close()
+    async with stocked(tmp_path) as stock:
+        yield stock
 
 
 async def test_a_lease_keeps_its_version_whatever_becomes_of_the_name(stock: Stock) -> None:

@@ -165,13 +165,23 @@ def proven_facts(connection: Connection, weights: str, approximate: int, base_di
     return version_of(row).facts if row is not None else None
 
 
-def serving(connection: Connection, weights: Iterable[str], column: ColumnElement[str]) -> list[str]:
-    """`column` of every active version whose files are among `weights`."""
+def names_serving(connection: Connection, weights: Iterable[str]) -> list[str]:
+    """The name of every active version whose files are among `weights`."""
     found: set[str] = set()
     for some in batches(set(weights)):
-        query = select(column).select_from(adapters.join(versions, _SERVED)).where(versions.c.weights.in_(some))
-        found.update(connection.execute(query).scalars())
+        query = select(adapters.c.name).select_from(adapters.join(versions, _SERVED))
+        found.update(connection.execute(query.where(versions.c.weights.in_(some))).scalars())
     return sorted(found)
+
+
+def weights_serving(connection: Connection, weights: Iterable[str]) -> dict[str, str]:
+    """The files among `weights` that an active version has, and the first name of one."""
+    found: dict[str, str] = {}
+    for some in batches(set(weights)):
+        query = select(versions.c.weights, func.min(adapters.c.name)).select_from(adapters.join(versions, _SERVED))
+        rows = connection.execute(query.where(versions.c.weights.in_(some)).group_by(versions.c.weights))
+        found.update((files, name) for files, name in rows)
+    return found
 
 
 def weights_in_use(connection: Connection) -> set[str]:

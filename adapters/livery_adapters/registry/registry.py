@@ -38,7 +38,7 @@ from livery_adapters.registry.records import (
     reader_of,
 )
 from livery_adapters.registry.rows import printable
-from livery_adapters.registry.schema import adapters, versions
+from livery_adapters.registry.schema import adapters
 from livery_adapters.registry.tenants import TenantVerbs
 
 
@@ -330,12 +330,15 @@ class Registry(TenantVerbs, AliasVerbs):
     def names_serving(self, weights: Iterable[str]) -> tuple[str, ...]:
         """The names whose active version is made of files with one of these digests."""
         with self.database.read() as connection:
-            return tuple(reading.serving(connection, weights, adapters.c.name))
+            return tuple(reading.names_serving(connection, weights))
 
-    def weights_serving(self, weights: Iterable[str]) -> set[str]:
-        """Those of these digests of files that some name's active version is made of."""
+    def weights_serving(self, weights: Iterable[str]) -> dict[str, str]:
+        """Those of these digests of files that some name's active version is made of, and the first such name of each.
+
+        As long as that name doesn't change, its files serve.
+        """
         with self.database.read() as connection:
-            return set(reading.serving(connection, weights, versions.c.weights))
+            return reading.weights_serving(connection, weights)
 
     def weights_in_use(self) -> set[str]:
         """The digest of every blob that some name's history refers to."""
