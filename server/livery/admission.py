@@ -16,7 +16,7 @@ before. Knows no HTTP and no engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Literal, Protocol
@@ -27,7 +27,7 @@ from livery.lease import Caller, Lease
 from livery.refusals import Draining, InvalidParameter, Overloaded
 from livery.tenancy import Principal
 from livery.tenancy.gate import Counted, Entered, Gatekeeper, Wish
-from livery.tenancy.limits import LimitExceeded, bound_of
+from livery.tenancy.limits import LimitExceeded, bound_of, guessed_answer
 from livery.tenancy.meter import Counts, Meter, Payer
 from livery.tenancy.room import OverShare, Part, Space
 
@@ -205,6 +205,17 @@ def within_limits(job: Job) -> Job:
         return job
     most = bound.most if usual is None else min(usual, bound.most)
     return replace(job, options=replace(job.options, default_max_tokens=most))
+
+
+def set_aside(job: Job, most: Iterable[int]) -> int:
+    """What to set aside for answers that may have so many tokens each: all of it where the client named their length.
+
+    Else it is what their context leaves, or a default: most end long before.
+    """
+    if job.options.max_tokens is not None:
+        return sum(most)
+    guess = guessed_answer(job.caller.principal)
+    return sum(min(one, guess) for one in most)
 
 
 def guessed_tokens(prompts: Sequence[Prompt], max_model_len: int) -> int:

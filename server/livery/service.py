@@ -21,7 +21,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from livery.adapter_text import AdapterText
-from livery.admission import BODY_BYTES, Admission, Asked, asked_by, guessed_pairs, guessed_tokens, within_limits
+from livery.admission import (
+    BODY_BYTES,
+    Admission,
+    Asked,
+    asked_by,
+    guessed_pairs,
+    guessed_tokens,
+    set_aside,
+    within_limits,
+)
 from livery.beside import ENCODING, beside
 from livery.cards import ModelCard, Tokens, adapter_card, base_card
 from livery.engine.base import Engine, EngineInfo, EngineStats, GenerationRequest, SamplingParams
@@ -152,7 +161,8 @@ class GenerationService:
             job = held_to_strict(told_of_tools(job, reading, tokenizer.template), reading, tokenizer.special_tokens)
             with admitted.refusals:
                 requests, prompt_tokens = await self._requests(job, lease, tokenizer)
-            await admitted.encoded(prompt_tokens, sum(request.sampling.max_tokens for request in requests))
+            most = [request.sampling.max_tokens for request in requests]
+            await admitted.encoded(prompt_tokens, set_aside(job, most))
             name, full_name, digest = self._server_of(lease)
             short, usage, each = digest[:DIGEST_SHOWN], Usage(prompt_tokens=prompt_tokens), job.options.answers_made
             generation = Generation(

@@ -89,6 +89,31 @@ def test_a_prompts_tokens_stay_spent_when_its_request_is_over(server: LiveServer
     assert ask(server, key, max_tokens=60).status_code == 429
 
 
+def test_chats_whose_length_nobody_named_do_not_shut_their_tenant_out(serve: Serve) -> None:
+    server = serve(Setup(behaviour=Behaviour(stepped=True), keep_alive_s=0.05))
+    key = server.make_key("chatting", limits={"tokens_per_minute": 200})  # below the context of 256
+    streams = []
+    for already in (0, 1):
+        hi: list[Any] = [{"role": "user", "content": "hi"}]
+        streams.append(client(server, key).chat.completions.create(model=BASE, messages=hi, stream=True))
+        server.wait_until(lambda engine, already=already: engine.open_requests == already + 1)
+    asked = server.engine.requests[-1]
+    assert len(asked.prompt_token_ids) + asked.sampling.max_tokens == 256, "either may have all that the context leaves"
+    refused = ask(server, key, max_tokens=190)
+    assert refused.status_code == 429 and refused.headers["retry-after"] in ("1", "2"), refused.text
+    assert "set aside for requests under way" in refused.json()["error"]["message"]
+    assert "send a smaller max_tokens" in refused.json()["error"]["message"]
+    server.step(600)
+    for stream in streams:
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
+    server.wait_until(lambda _: not server.service.admission._open)
+    owing = ask(server, key)
+    assert owing.status_code == 429 and owing.headers["retry-after"] == "60", "the longest that OpenAI's clients honour"
+    wait = int(owing.json()["error"]["message"].partition("retry in ")[2].partition(" s")[0])
+    assert 80 < wait <= 95, "512 were used of 200 a minute, and 4 more have to fit"
+    assert told(owing, "tokens")["remaining"] == "0"
+
+
 def test_out_of_tokens_all_that_uses_none_goes_on(server: LiveServer) -> None:
     key = server.make_key("spent", role="owner", limits={"tokens_per_minute": 50})
     assert ask(server, key, prompt=[3] * 100).status_code == 200  # more than a minute's, let in alone

@@ -136,6 +136,21 @@ async def test_what_was_used_without_a_limit_counts_against_none_that_comes_or_c
     assert one.let_in(50, tokens=25, limits=bound) == 39, "of 40 that fit one token is used"
 
 
+async def test_what_long_answers_came_to_owe_is_owed_on_all_servers_for_hours(cluster: Cluster) -> None:
+    one, two, _ = cluster.servers
+    assert one.let_in(1, tokens=72_000) == 1, "two hours' worth, let in by an empty bucket"
+    await cluster.exchange()
+    cluster.now += 3601
+    other = Principal("other", "user", "k9", tenant_limits=MINUTE)
+    one.limiter.claim(other, 1).spend(1)  # whoever tells anything has old levels deleted
+    await cluster.exchange()
+    assert two.let_in(1, tokens=1) == 1, "it hasn't heard"
+    await cluster.exchange()
+    with pytest.raises(LimitExceeded, match=r"Please retry in 35\d\d s") as told:
+        two.limiter.claim(Principal("acme", "user", "k1", tenant_limits=MINUTE), 1)
+    assert told.value.retry_after == 60
+
+
 async def test_nothing_is_written_while_nothing_is_used_and_old_levels_go(cluster: Cluster) -> None:
     one = cluster.servers[0]
     await cluster.exchange()

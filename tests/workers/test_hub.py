@@ -146,10 +146,18 @@ async def test_tokens_per_minute_are_counted_over_all_workers(scene: Scene) -> N
     first.leave()
     assert await scene.one.gate.held() is not None, "what was sent before this answer has come"
     second = await scene.other.gate.enter(acme, wish, None)
-    await refused(scene.one.gate.enter(acme, Wish(1, 10, 1), None), "10 are free")
+    with pytest.raises(LimitExceeded, match="10 are free and 60 set aside") as told:
+        await scene.one.gate.enter(acme, Wish(1, 10, 40), None)
+    assert told.value.retry_after in (1, 2), "what only another worker's request reserved"
     await second.resize(5, 50)
     (await scene.one.gate.enter(acme, Wish(1, 10, 5), None)).leave()
+    second.begun(5)
+    second.spend(255)  # beyond what was set aside for an answer whose length nobody named
     second.leave()
+    assert await scene.other.gate.held() is not None
+    with pytest.raises(LimitExceeded, match="Please retry in 117 s") as told:
+        await scene.one.gate.enter(acme, Wish(1, 10, 0), None)
+    assert told.value.retry_after == 60
 
 
 async def test_requests_at_once_are_counted_over_all_workers_and_given_back_by_a_lost_one(scene: Scene) -> None:

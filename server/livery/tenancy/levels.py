@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, select, text, tuple_
 
+from livery.tenancy.bucket import MINUTE_S
 from livery.tenancy.clock import database_clock
-from livery.tenancy.limits import MINUTE_S, Level, RateLimiter, Used
+from livery.tenancy.limits import Level, RateLimiter, Used
 from livery.tenancy.meter import WRITE_ERRORS
 from livery.tenancy.schema import levels
 from livery.vitals import Vitals
@@ -34,7 +35,7 @@ log = logging.getLogger("livery.limits")
 TASK = "limit-levels"
 EVERY_S = 1.0
 STOP_S = 5.0
-FORGOTTEN_S = 3600.0  # a level that nobody added to: at most as much was owed as leaks in that time, or nearly so
+FORGOTTEN_S = 86400.0  # a level that nobody added to: what long answers came to owe has leaked by then, or nearly so
 BATCH = 200  # accounts of one transaction
 
 # Both databases know it in these words.

@@ -8,11 +8,15 @@
     claim.release()             # what was reserved and not used is free again
 
 Rates are leaky buckets (as in ITU-T I.371's generic cell rate algorithm, with amounts): a minute's worth may be used at
-once, and leaks away evenly, so that in any stretch of time no more is used than the burst of one minute and the rate
-times that time. The most that a request may use is reserved when it comes, and doesn't leak before it is used: so
-nobody overdraws the bucket by answers that turn out long, and who asks for a long answer and gets a short one has the
-rest back. A request that alone asks for more than a whole minute's tokens is let in by an empty bucket, and the next
-one waits until it has leaked away.
+once, and leaks away evenly. What a request may use is reserved when it comes, and doesn't leak before it is used; who
+asks for a long answer and gets a short one has the rest back. Of an answer whose length its client named all of it is
+reserved, so that in any stretch of time no more is used than the burst of one minute and the rate times that time.
+Other answers may have all that the context leaves and mostly end long before: a guess is reserved (`guessed_answer`),
+and what they use beyond it is owed, as nothing more is let in before it has leaked away. A request that alone asks for
+more than a whole minute's tokens is let in by an empty bucket, and the next one waits until it has leaked away.
+
+A refusal tells the wait for what was really used. Where only what others reserved is in the way, that is a moment:
+most of it comes back unused.
 """
 
 from __future__ import annotations
@@ -23,30 +27,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from livery.tenancy.bucket import Bucket, Rate
 from livery.tenancy.records import Limits, Principal
+from livery.tenancy.room import LONGEST_WAIT_S
 
-MINUTE_S = 60.0
-FOREVER_S = 3600  # what those are told to wait who may have nothing at all
-SLACK = 1e-6  # tokens that sums of floating-point numbers may be off by
+GUESSED_ANSWER = 1024  # tokens of an answer whose length nobody named, and
+GUESSED_AT_ONCE = 8  # of such answers fit a minute's tokens
 SWEEP_FROM = 1024  # accounts below which idle ones are left where they are
 
 Clock = Callable[[], float]
 
 
 class LimitExceeded(Exception):
-    """A request is over a limit of its own key or tenant; `retry_after` is in seconds."""
+    """A request is over a limit of its own key or tenant; `retry_after` is in seconds, as clients honour them."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-
-
-class Rate(NamedTuple):
-    """How far one limit per minute is used. `reset_s`: seconds until nothing of it is."""
-
-    limit: int
-    remaining: int
-    reset_s: float
 
 
 class Used(NamedTuple):
@@ -70,65 +67,6 @@ class Level(NamedTuple):
 
 
 Rates = dict[Literal["requests", "tokens"], Rate]
-
-
-class Bucket:
-    """What one key or tenant uses of something per minute. Amounts are in requests or tokens, times in seconds."""
-
-    __slots__ = ("_at", "limit", "reserved", "untold", "used")
-
-    def __init__(self) -> None:
-        self.limit: int | None = None  # per minute; None: there is none
-        self.used = 0.0  # and not leaked away
-        self.untold = 0.0  # of what was used, whatever leaked away: see livery.tenancy.levels
-        self.reserved = 0
-        self._at = 0.0
-
-    def leak(self, now: float) -> None:
-        if self.limit is not None:
-            self.used = max(0.0, self.used - (now - self._at) * self.limit / MINUTE_S)
-        self._at = now
-
-    def limit_to(self, limit: int | None) -> None:
-        """From now on by this limit. One that comes finds nothing used, and one that goes leaves nothing to tell."""
-        if (limit is None) != (self.limit is None):
-            self.used = self.untold = 0.0
-        self.limit = limit
-
-    def use(self, amount: int) -> None:
-        if self.limit is not None:
-            self.used += amount
-            self.untold += amount
-
-    def hear(self, told: float, level: float) -> None:
-        """So much was told, and so high is the level with it, as of now."""
-        if self.limit is not None:
-            self.untold = max(0.0, self.untold - told)
-            self.used = level + self.untold
-
-    def wait(self, amount: int) -> float:
-        """Seconds until so much more fits, if what is reserved is used at once; 0: it fits now. Nothing always does."""
-        if self.limit is None or not amount:
-            return 0.0
-        over = self.used + self.reserved + min(amount, self.limit) - self.limit
-        if over <= SLACK and self.limit > 0:
-            return 0.0
-        return over * MINUTE_S / self.limit if self.limit > 0 else math.inf
-
-    @property
-    def remaining(self) -> int:
-        return max(0, math.floor((self.limit or 0) - self.used - self.reserved + SLACK))
-
-    @property
-    def rate(self) -> Rate | None:
-        """How far the limit is used, if what is reserved is used at once; None without one."""
-        if self.limit is None:
-            return None
-        return Rate(self.limit, self.remaining, (self.used + self.reserved) * MINUTE_S / max(1, self.limit))
-
-    @property
-    def idle(self) -> bool:
-        return self.used <= 0 and not self.reserved
 
 
 @dataclass(slots=True)
@@ -178,11 +116,15 @@ class Account:
                 1,
             )
         if wait := self.tokens.wait(prompt_tokens + answer_tokens):
+            reserved = self.tokens.reserved
+            aside = f" and {reserved} set aside for requests under way" if reserved else ""
+            remedy = ", send a smaller max_tokens (so much is set aside until an answer ends)"
             yield _exceeded(
                 f"{self.whose} may use {self.limits.tokens_per_minute} tokens a minute (tokens_per_minute), of which "
-                f"{self.tokens.remaining} are free, and this request asks for {prompt_tokens + answer_tokens} by its "
-                "prompt and max_tokens",
+                f"{self.tokens.remaining} are free{aside}, and this request asks for {prompt_tokens + answer_tokens} "
+                "with its prompt and answer",
                 wait,
+                remedy if reserved or answer_tokens else "",
             )
 
     @property
@@ -343,6 +285,12 @@ def bound_of(principal: Principal, name: Literal["max_tokens", "n"]) -> Bound | 
     return min(found, key=lambda bound: bound.most, default=None)
 
 
+def guessed_answer(principal: Principal) -> int:
+    """Tokens to reserve for an answer whose length its client didn't name, where it may have as many."""
+    minutes = [limits.tokens_per_minute for _, _, limits in _owners(principal) if limits.tokens_per_minute is not None]
+    return max(1, min([GUESSED_ANSWER, *(minute // GUESSED_AT_ONCE for minute in minutes)]))
+
+
 def _owners(principal: Principal) -> tuple[tuple[str, str | None, Limits], ...]:
     return (("key", principal.key, principal.limits), ("tenant", principal.tenant, principal.tenant_limits))
 
@@ -369,6 +317,10 @@ def _raise_longest(refusals: Sequence[LimitExceeded]) -> None:
         raise max(refusals, key=lambda refusal: refusal.retry_after)
 
 
-def _exceeded(what: str, wait: float) -> LimitExceeded:
-    seconds = FOREVER_S if math.isinf(wait) else max(1, math.ceil(wait))
-    return LimitExceeded(f"{what}. Please retry in {seconds} s, or ask the operator for a higher limit.", seconds)
+def _exceeded(what: str, wait: float, remedy: str = "") -> LimitExceeded:
+    """The words say how long it takes; clients are told no longer than they honour, or they'd come back at once."""
+    if math.isinf(wait):
+        return LimitExceeded(f"{what}, however long you wait. Ask the operator for a higher limit.", LONGEST_WAIT_S)
+    seconds = max(1, math.ceil(wait))
+    words = f"{what}. Please retry in {seconds} s{remedy}, or ask the operator for a higher limit."
+    return LimitExceeded(words, min(seconds, LONGEST_WAIT_S))
