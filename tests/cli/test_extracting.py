@@ -15,7 +15,7 @@ from typing import Any
 import openai
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from adapters.tuned_made import Change, all_of_it, linear_only, load
 from bos import expect_bos
@@ -23,11 +23,13 @@ from cli.conftest import Livery
 from livery.commands.eval_here import evaluate_directories
 from livery.commands.extracting import _doubts, _warnings
 from livery.commands.text_loss import compared, reading_prover
+from livery.commands.two_models import _check_fields
 from livery.evaluation.pieces import Windows
 from livery.evaluation.scorer import BASE_LABEL
 from livery.models import base_digest
 from livery.text import Tokenizer
 from livery_adapters.making.extract import Aim, ExtractReport, ModuleExtract
+from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import FILE_NAMES, WEIGHTS_NAME
 from server.running import TOKENIZER_FILES, livery_serve, tiny_model
 
@@ -245,6 +247,55 @@ def test_models_that_dont_belong_together(base: Path, tuned: Path, tmp_path: Pat
     assert "rms_norm_eps of config.json is 1e-06 in the base and 0.1" in wrong(base, copied, tmp_path, livery)
     edited(copied, "config.json", model_type="mistral", rms_norm_eps=1e-6)
     assert "of the type 'mistral'" in wrong(base, copied, tmp_path, livery)
+
+
+def test_notes_in_a_configuration_are_told_and_refuse_nothing(
+    base: Path, tuned: Path, tmp_path: Path, livery: Livery
+) -> None:
+    copied = shutil.copytree(tuned, tmp_path / "copied")
+    edited(copied, "config.json", quantization_config={"quant_method": "fp8"})
+    assert "quantization_config of config.json is None in the base" in wrong(base, copied, tmp_path, livery)
+    edited(
+        copied, "config.json", quantization_config=None, unsloth_version="2025.3.1", unsloth_fixed=True, use_cache=False
+    )
+    way = ["--base", base, "--tuned", copied, "--rank", "1"]
+    warnings = livery("adapters", "extract", *way, "--out", tmp_path / "out", "--json").json()["warnings"]
+    (told,) = [warning for warning in warnings if "unsloth" in warning]
+    assert "LlamaConfig" in told
+    assert "unsloth_version is None in the base and '2025.3.1' in the tuned model" in told
+    assert "unsloth_fixed is None in the base and True" in told
+    assert "use_cache" not in told
+
+
+def test_nested_configurations_are_compared_field_by_field() -> None:
+    """Those of a model that also sees: its text is one of two."""
+
+    def config(**fields: Any) -> Gemma3Config:
+        return Gemma3Config(text_config={"hidden_size": 32, **fields}, vision_config={"hidden_size": 32})
+
+    excused = config(vocab_size=99, use_cache=False, dtype="bfloat16", eos_token_id=7, attention_dropout=0.1)
+    assert _check_fields(config(), excused) == []
+    (noted,) = _check_fields(config(), config(unsloth_fixed=True))
+    assert "text_config.unsloth_fixed is None in the base and True" in noted
+    for refused in ({"rms_norm_eps": 0.1}, {"sliding_window": 8}):
+        with pytest.raises(AdapterRefused, match=rf"text_config\.{next(iter(refused))} of config\.json is"):
+            _check_fields(config(), config(**refused))
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_where_answers_end_is_what_servers_go_by(
+    file: str, base: Path, tuned: Path, tmp_path: Path, livery: Livery
+) -> None:
+    copied = shutil.copytree(tuned, tmp_path / "copied")
+    edited(copied, file, eos_token_id=[2, 0])
+    way = ["--base", base, "--tuned", copied, "--rank", "1"]
+    warnings = livery("adapters", "extract", *way, "--out", tmp_path / "out", "--json").json()["warnings"]
+    told = [warning for warning in warnings if "answers end" in warning]
+    if file == "config.json":  # which the other one outranks
+        assert told == []
+    else:
+        (words,) = told
+        assert "end with <|im_end|> (2), <|endoftext|> (0) and the base's with <|im_end|> (2)" in words
 
 
 def test_another_vocabulary(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:

@@ -7,17 +7,20 @@ configurations, tokenizers and model cards tell? Needs torch and transformers.
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoConfig
+from tokenizers import Tokenizer
+from transformers import AutoConfig, PreTrainedConfig
 
 from livery.engine.model import base_shapes
-from livery.models import ResolvedModel
+from livery.models import ResolvedModel, eos_token_ids
 from livery.tokenizer_files import load_tokenizer_files
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.beside import (
@@ -31,6 +34,7 @@ from livery_adapters.beside import (
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.vocabulary import TokenizerDiffers, content
 
+_LENGTH = "max_position_embeddings"
 # Fields of a configuration that leave the forward alone, or say what the weights themselves show.
 _BOOKKEEPING = frozenset(
     {
@@ -38,10 +42,11 @@ _BOOKKEEPING = frozenset(
         *("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "tie_word_embeddings", "initializer_range"),
         *("id2label", "label2id", "problem_type", "return_dict", "output_attentions", "output_hidden_states"),
         *("chunk_size_feed_forward", "gradient_checkpointing", "router_aux_loss_coef", "output_router_logits"),
-        *("pretraining_tp", "max_position_embeddings", "n_positions", "n_ctx", "auto_map", "task_specific_params"),
+        *("pretraining_tp", _LENGTH, "n_positions", "n_ctx", "auto_map", "task_specific_params"),
         *("use_bfloat16", "is_decoder", "is_encoder_decoder", "max_window_layers"),
     }
 )
+_GENERAL = frozenset({"model_type", "per_layer_config", "quantization_config"})  # what any class may have that computes
 _TEXT_FILES = (TEMPLATE_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
 
 
@@ -64,8 +69,8 @@ def together(base: ResolvedModel, tuned: ResolvedModel) -> TwoModels:
     one, other = _config(base.path), _config(tuned.path)
     _check_kind(base, tuned, one, other)
     warnings = _check_swapped(base, tuned)
-    _check_fields(one, other)
-    warnings += _reads(one, other)
+    warnings += _check_fields(one, other)
+    warnings += _reads(base.path, tuned.path, one, other)
     beside = _beside(base.path, tuned.path, warnings)
     shapes = base_shapes(str(base.path))
     return TwoModels(shapes, bool(shapes.tied), _is_tied(other), beside, tuple(warnings))
@@ -91,30 +96,84 @@ def _check_kind(base: ResolvedModel, tuned: ResolvedModel, one: Any, other: Any)
         )
 
 
-def _check_fields(one: Any, other: Any) -> None:  # noqa: ANN401
-    """Fields that change what a model computes with the same weights. Raises AdapterRefused."""
-    before, after = one.to_dict(), other.to_dict()
-    for name in sorted({*before, *after} - _BOOKKEEPING):
-        if before.get(name) != after.get(name) and not name.endswith(("dropout", "_pdrop")):
+def _check_fields(one: Any, other: Any) -> list[str]:  # noqa: ANN401
+    """Fields that change what a model computes with the same weights. Raises AdapterRefused.
+
+    Warns of differences in what the class of a configuration doesn't know: notes of whoever trained or saved it.
+    """
+    notes = []
+    for path, known, before, after in _differences(one, other):
+        if known:
             raise AdapterRefused(
                 "different_model",
-                f"{name} of config.json is {before.get(name)!r} in the base and {after.get(name)!r} in the tuned "
-                "model: they compute different things with the same weights, which an adapter can't carry; serve "
-                "the tuned model by itself, or use it as the base",
+                f"{path} of config.json is {before!r} in the base and {after!r} in the tuned model: they compute "
+                "different things with the same weights, which an adapter can't carry; serve the tuned model by "
+                "itself, or use it as the base",
             )
+        notes.append(f"{path} is {before!r} in the base and {after!r} in the tuned model")
+    if not notes:
+        return []
+    return [
+        f"config.json has fields that {type(one).__name__} of transformers doesn't know, taken for notes that change "
+        f"nothing of what is computed: {'; '.join(notes)}"
+    ]
 
 
-def _reads(one: Any, other: Any) -> list[str]:  # noqa: ANN401
-    """What the base decides for whatever is served beside it, where the two differ in it."""
+def _differences(one: Any, other: Any, inside: str = "") -> Iterator[tuple[str, bool, object, object]]:  # noqa: ANN401
+    """(field, whether its class knows it, in one, in the other) of what is more than bookkeeping, nested ones too."""
+    before, after = one.to_dict(), other.to_dict()
+    known = _known(type(one))
+    for name in sorted({*before, *after} - _BOOKKEEPING):
+        nested = getattr(one, name, None), getattr(other, name, None)
+        if all(isinstance(part, PreTrainedConfig) for part in nested):
+            yield from _differences(*nested, f"{inside}{name}.")
+        elif before.get(name) != after.get(name) and not name.endswith(("dropout", "_pdrop")):
+            yield f"{inside}{name}", name in known, before.get(name), after.get(name)
+
+
+def _known(kind: type[PreTrainedConfig]) -> set[str]:
+    """The fields that a class of configurations declares, and those that it works out from them."""
+    names = {*inspect.signature(kind.__init__).parameters, *_GENERAL}
+    with suppress(Exception):  # those of a few classes make no sense without values
+        names |= kind().to_dict().keys()
+    return names
+
+
+def _reads(base: Path, tuned: Path, one: Any, other: Any) -> list[str]:  # noqa: ANN401
+    """What the base decides for whatever is served beside it, where the two differ in it. Raises AdapterRefused."""
     found = []
-    for name, words in (
-        ("max_position_embeddings", "served beside the base it has the base's limit"),
-        ("eos_token_id", "served beside the base its answers end where the base's do, unless its profile has stops"),
-    ):
-        before, after = getattr(one.get_text_config(), name, None), getattr(other.get_text_config(), name, None)
-        if before != after:
-            found.append(f"{name} is {before} in the base and {after} in the tuned model: {words}")
+    before, after = (getattr(config.get_text_config(), _LENGTH, None) for config in (one, other))
+    if before != after:
+        found.append(
+            f"{_LENGTH} is {before} in the base and {after} in the tuned model: served beside the base it has the "
+            "base's limit"
+        )
+    ends, tuned_ends = _ends(base), _ends(tuned)
+    if set(ends) != set(tuned_ends):
+        found.append(
+            f"the tuned model's answers end with {_in_words(tuned_ends, tuned)} and the base's with "
+            f"{_in_words(ends, base)}: served beside the base they end where the base's do, unless its profile has "
+            "stops"
+        )
     return found
+
+
+def _ends(path: Path) -> tuple[int, ...]:
+    """The tokens at which a server of this model ends its answers. Raises AdapterRefused."""
+    try:
+        return eos_token_ids(path)
+    except ValueError:
+        raise AdapterRefused(
+            "bad_model", f"generation_config.json or config.json in {path} is no JSON; copy it again"
+        ) from None
+
+
+def _in_words(ids: tuple[int, ...], path: Path) -> str:
+    tokenizer = None
+    with suppress(Exception):  # it is optional, and tokenizers raises nothing narrower
+        tokenizer = Tokenizer.from_file(str(path / TOKENIZER_NAME))
+    words = ((token, tokenizer.id_to_token(token) if tokenizer else None) for token in ids)
+    return ", ".join(f"{word} ({token})" if word else f"token {token}" for token, word in words) or "no token"
 
 
 def _check_swapped(base: ResolvedModel, tuned: ResolvedModel) -> list[str]:
