@@ -151,7 +151,7 @@ ALLOWED: dict[str, set[str]] = {
     | TEXT
     | {f"livery.{part}" for part in ("adapter_text", "data_folder", "followed", "foreign_templates", "grammar_check")}
     | {f"livery.{part}" for part in ("admission", "intakes", "lease", "management", "reading", "served", "service")}
-    | {f"livery.{part}" for part in ("serving", "survey", "tenancy", "vitals")}
+    | {f"livery.{part}" for part in ("scrape", "serving", "survey", "tenancy", "vitals")}
     | {"livery_adapters"},
     "livery.api": SEAM
     | FACTS

@@ -20,6 +20,7 @@ from livery.intakes import MAX_INTAKES
 from livery.lease import asker_of
 from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
+from livery.scrape import Settling
 from livery.served import ServedAdapters
 from livery.service import GenerationService
 from livery.serving import Serving
@@ -96,6 +97,7 @@ class ServerParts:
     usage: UsageStore
     flusher: Flusher
     expiry: UsageExpiry
+    settling: Settling
     levels: LevelExchange | None  # where other servers may let in the same keys
 
     async def stop(self) -> None:
@@ -105,6 +107,7 @@ class ServerParts:
         await self.keys.stop()
         await self.flusher.stop()
         await self.expiry.stop()
+        await self.settling.stop()
         if self.levels is not None:
             await self.levels.stop()
         await self.service.adapters.stop()
@@ -212,6 +215,7 @@ def _over(engine: Engine, info: EngineInfo, plan: Assembly, opened: _Opened) -> 
         usage=usage,
         flusher=Flusher(service.admission.meter, usage.add, service.account),
         expiry=UsageExpiry(usage, plan.usage_days),
+        settling=Settling(service),
         levels=shared_limits(plan.gate, tenants) if plan.registry is not None and isinstance(plan.gate, Gate) else None,
     )
 
@@ -242,6 +246,7 @@ async def _start(parts: ServerParts, progress: Callable[[str], None]) -> None:
         parts.levels.start(vitals)
     parts.flusher.start(vitals)
     parts.expiry.start(vitals)
+    parts.settling.start()
     await parts.keys.start(vitals)
     await parts.service.adapters.start()
     if parts.folder is not None:

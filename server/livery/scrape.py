@@ -1,4 +1,10 @@
-"""One scrape: what the whole server counted, and how its engine and its adapters stand, as text for Prometheus."""
+"""One scrape: what the whole server counted, and how its engine and its adapters stand, as text for Prometheus.
+
+settling = Settling(service)
+settling.start()                # what is gone is forgotten, also where nobody scrapes
+await scraped(service)
+await settling.stop()
+"""
 
 from __future__ import annotations
 
@@ -18,17 +24,44 @@ log = logging.getLogger("livery.service")
 
 # Scrapers give up after 10 seconds as a rule, and want what is known without the engine before that.
 SCRAPE_TIMEOUT_S, REGISTRY_TIMEOUT_S = 5.0, 3.0
+TASK = "metrics-settling"
+EVERY_S = 3600.0
 
 
 async def scraped(service: GenerationService) -> bytes:
     """Series of the engine or the registry are left out while it doesn't answer; the rest is always there."""
+    books, snapshot = await _settled(service)
+    state = await _state(service, answers=snapshot is not None)
+    return await asyncio.to_thread(books.text, snapshot, state)
+
+
+class Settling:
+    """Once an hour has counts of adapters and tenants that are gone forgotten; each scrape does, too."""
+
+    def __init__(self, service: GenerationService) -> None:
+        self._service = service
+        self._vitals = service.adapters.vitals
+
+    def start(self) -> None:
+        self._vitals.run(TASK, self._go_on())
+
+    async def stop(self) -> None:
+        await self._vitals.stop(TASK)
+
+    async def _go_on(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            await _settled(self._service)
+
+
+async def _settled(service: GenerationService) -> tuple[Metrics, Snapshot | None]:
+    """The whole server's counts, without who is gone; no snapshot while the engine doesn't answer."""
     told = await _told(service)
     books = await service.survey.books()
     snapshot = await _snapshot(service, books, *told) if told is not None else None
-    state = await _state(service, answers=snapshot is not None)
     if snapshot is not None:
         await service.survey.settle(books, snapshot)
-    return await asyncio.to_thread(books.text, snapshot, state)
+    return books, snapshot
 
 
 async def _told(service: GenerationService) -> tuple[EngineStats, Mapping[str, Brief] | None] | None:

@@ -12,6 +12,8 @@ from prometheus_client.samples import Sample
 
 from api.live_server import BASE, LiveServer, Serve, Setup
 from api.peft_files import make_adapter
+from chaos.common import until
+from livery import scrape
 from livery.engine.fake import Behaviour
 from livery.metrics import OTHER
 
@@ -63,6 +65,22 @@ def test_what_is_deleted_has_no_series(live: LiveServer) -> None:
     found = scraped(live)
     assert labelled(found, "adapter") == {"poet", OTHER}
     assert labelled(found, "tenant") == {"default"}
+
+
+def test_what_is_deleted_is_forgotten_where_nobody_scrapes(
+    serve: Serve, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrape, "EVERY_S", 0.01)
+    shutil.copytree(saved, tmp_path / "adapters" / ".pool")
+    live = serve(folder=tmp_path)
+    counted = live.service.metrics.adapters
+    for name, which in (("pirate", "one"), ("poet", "two")):
+        put(live, name, which)
+        live.client().completions.create(model=name, prompt=[5, 6], max_tokens=2)
+    assert set(counted.names()) == {"pirate", "poet"}
+    live.call(live.management.retire("pirate"))
+    assert until(lambda: counted.names() == ["poet"], 30) is not None
+    assert [name for name, _ in live.service.metrics.told().adapters] == ["poet"]
 
 
 def test_one_sample_says_where_adapters_are(live: LiveServer) -> None:

@@ -10,6 +10,8 @@ from livery.engine.figures import AdapterUse, EngineFigures, RequestTimes, Tenan
 from livery.engine.tally import AdapterLog, StepClock, figures, standings
 from livery.generation import Usage
 from livery.metrics import OTHER, Metrics, ServerState, Snapshot, Standing
+from livery.survey import OwnCounting, OwnSurvey
+from livery.under_way import UnderWay
 from service.test_metrics import INFO, samples
 
 
@@ -146,6 +148,22 @@ def test_a_scrape_while_the_engine_is_away_tells_what_is_known() -> None:
     assert "livery_open_sequences 4.0" in text
     assert 'livery_adapter_generation_tokens_total{adapter="pirate"} 3.0' in text
     assert "livery_engine_steps_total" not in text
+
+
+def test_what_was_asked_for_is_listed_only_where_somebody_takes_the_list() -> None:
+    """A process that is all of its server has nobody to tell, and would keep every version that was ever asked for."""
+    alone, told = OwnCounting().metrics("base", INFO), Metrics("base", INFO, told=True)
+    survey = OwnSurvey(alone, UnderWay())
+    digests = [f"{number:064x}" for number in range(1000)]
+    for metrics in (alone, told):
+        for digest in digests:
+            metrics.begin(Usage(5), "pirate", digest).close("abort")
+    survey.count()
+    assert alone.take().asked == []
+    assert told.take().asked == [(digest, "pirate") for digest in digests]
+    assert told.take().asked == []
+    stats = EngineStats(resident_adapters=(digests[-1],))
+    assert alone.in_memory(stats) == {"pirate"}
 
 
 def test_ten_thousand_adapters_are_two_hundred_and_one() -> None:

@@ -41,8 +41,12 @@ class Metrics:
         max_adapters: int = 200,
         max_tenants: int = MAX_TENANTS,
         activity: Activity | ActivityLog | None = None,
+        *,
+        told: bool = False,
     ) -> None:
-        """`activity` is where it is written what requests did lately."""
+        """`activity` is where it is written what requests did lately. `told`: what is counted here is told to another
+        process, by `take`, and nothing of it shows here.
+        """
         self.adapters = Top(max_adapters, AdapterCounts)
         self.tenants = Top(max_tenants, TenantCounts)
         self.requests = RequestSeries()
@@ -52,7 +56,8 @@ class Metrics:
         self.base_name, self.info = base_name, info
         self._books = Books(self.requests, self.adapters, self.tenants, self.activity)
         self._residents = Residents(self.adapters)
-        self._asked: dict[str, str] = {}  # digest -> adapter, of requests since the last `take`
+        self._told = told
+        self._asked: dict[str, str] = {}  # where it is told: digest -> adapter, of requests since the last `take`
         self._http: dict[tuple[str, str, str], int] = {}  # (route, method, status) -> responses
 
     def begin(
@@ -71,8 +76,10 @@ class Metrics:
         "": its name.
         """
         if adapter is not None and adapter != OTHER and digest is not None:
-            self._residents.asked(adapter, digest)
-            self._asked[digest] = adapter
+            if self._told:
+                self._asked[digest] = adapter
+            else:
+                self._residents.asked(adapter, digest)
         return RequestMeter(self._books, used, adapter, tenant, account or tenant, encoding)
 
     def catch_up(self) -> None:

@@ -30,7 +30,7 @@ class ToldCounting:
         self.made: AskedSurvey | None = None
 
     def metrics(self, base_name: str, info: EngineInfo) -> Metrics:
-        return Metrics(base_name, info, sys.maxsize, sys.maxsize, self._log)
+        return Metrics(base_name, info, sys.maxsize, sys.maxsize, self._log, told=True)
 
     def survey(self, metrics: Metrics, under_way: UnderWay) -> AskedSurvey:
         self.made = AskedSurvey(self._link, metrics, self._log, under_way, self._elsewhere)
