@@ -160,6 +160,33 @@ def test_a_call_that_is_cut_is_never_told_as_whole_in_a_message(speaking: Speaki
     assert end["delta"]["stop_reason"] == "max_tokens"
 
 
+def test_the_only_call_is_told_though_one_before_it_broke(speaking: Speaking) -> None:
+    broken = '<tool_call>{"name": "weather", "arguments": {"city": }}</tool_call>'
+    speaking.says = broken + SAID[SAID.index("<") :]
+    try:
+        for output in (
+            speaking.responses(parallel_tool_calls=False).output,
+            list(speaking.responses(stream=True, parallel_tool_calls=False))[-1].response.output,
+        ):
+            text, weather = output
+            assert (text.type, text.content[0].text) == ("message", broken)
+            assert (weather.type, json.loads(weather.arguments)) == ("function_call", json.loads(CITY))
+        alone = {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}
+        said, use = speaking.messages(**alone).json()["content"]
+        assert (said["text"], use["input"]) == (broken, json.loads(CITY))
+        events = speaking.message_events(**alone)
+        called = [one["index"] for one in events if one.get("content_block", {}).get("type") == "tool_use"]
+        stopped = [one["index"] for one in events if one["type"] == "content_block_stop"]
+        assert [index for index in called if index in stopped] == called[1:], (
+            "where a block stops, clients make the call"
+        )
+        pieces = [one["delta"] for one in events if one.get("delta") and one.get("index") == called[1]]
+        assert json.loads("".join(piece["partial_json"] for piece in pieces)) == json.loads(CITY)
+        assert len(called) == 2
+    finally:
+        speaking.says = THOUGHT
+
+
 def test_a_stop_sequence_is_said_where_no_call_was_made(speaking: Speaking) -> None:
     for stop, wanted in (("look", ("stop_sequence", "look")), ('"now"', ("tool_use", None))):
         message = speaking.messages(stop_sequences=[stop]).json()

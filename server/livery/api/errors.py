@@ -98,6 +98,7 @@ TABLE: dict[type[Exception], Failure] = {
     refusals.UnknownParameter: Failure(400, INVALID, "unrecognized_request_argument"),
     refusals.ContextLengthExceeded: Failure(400, INVALID, "context_length_exceeded"),
     refusals.Overloaded: Failure(503, SERVER, "engine_overloaded"),
+    refusals.OutOfDescriptors: Failure(503, SERVER, "engine_overloaded"),
     refusals.ReplicaLost: Failure(503, SERVER, "replica_lost"),
     refusals.GrammarUntried: Failure(503, SERVER, "grammar_untried"),
     refusals.Draining: Failure(503, SERVER, "engine_overloaded"),
