@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ from livery import chat_template, refusals, tenancy
 from livery.api import errors
 from livery.engine import base
 from livery_adapters import refusal
+from service.few_descriptors import only
 
 CHAT = {"model": BASE, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 TEXT = {"model": BASE, "prompt": "Hi", "max_tokens": 2}
@@ -359,6 +361,15 @@ def test_request_ids_are_echoed_when_sane(server: LiveServer) -> None:
     assert httpx.get(url, headers={"x-request-id": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
     assert httpx.get(url, headers={"x-request-id": "a b\tc"}).headers["x-request-id"].startswith("req_")
     assert httpx.get(url, headers={"x-request-id": "a" * 65}).headers["x-request-id"].startswith("req_")
+
+
+def test_whatever_finds_no_descriptor_is_told_to_come_back(tmp_path: Path) -> None:
+    with only(0), pytest.raises(OSError) as failed:
+        (tmp_path / "file").open("w")
+    told = errors.describe(failed.value)
+    assert (told.status, told.headers["retry-after"]) == (503, "1")
+    assert told.body["error"]["code"] == "engine_overloaded"
+    assert str(tmp_path) not in told.body["error"]["message"]
 
 
 def test_what_nobody_expected_is_a_500_without_details(serve: Serve) -> None:
