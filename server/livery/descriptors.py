@@ -17,7 +17,8 @@ MOST_CONNECTIONS = 16384
 def raise_limit() -> None:
     """Let this process, and those that it starts, have as many as the system allows without privileges.
 
-    The usual limit is 1024, for the sake of programs that wait by select(2); nothing here does.
+    The usual limit is 1024, for the sake of programs that wait by select(2), which knows no higher ones; what does that
+    here (livery.grammar_process) is a process of its own with a handful.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # a system may allow less than it says
