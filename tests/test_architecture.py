@@ -78,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.overview": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("activity", "beside", "roster", "service", "status_rows", "survey", "tenancy")}
-    | {"livery.under_way"}
+    | {"livery.adapter_views", "livery.under_way"}
     | {"livery_adapters"},
     "livery.status_rows": {f"livery.{part}" for part in ("activity", "served", "tenancy", "under_way")}
     | {"livery_adapters"},

@@ -72,7 +72,7 @@ class AdapterLibrary:
         self.registry = registry
         self.store = store
         self.base = base
-        self._limits = limits
+        self.limits = limits
         self._prover: Prover = prover or NoProver()
         self._proves = prover is not None
         self._keep_versions = keep_versions
@@ -338,7 +338,7 @@ class AdapterLibrary:
         await asyncio.to_thread(incoming.end)
         async with running(incoming.seal) as sealing:
             headers = await asyncio.to_thread(
-                check_headers, incoming.path, self.base, self._limits, NOT_YET, approximate
+                check_headers, incoming.path, self.base, self.limits, NOT_YET, approximate
             )
             weights = await asyncio.shield(sealing)
         return headers.of(weights), weights

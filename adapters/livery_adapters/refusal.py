@@ -43,5 +43,5 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
-# Of what is in a store: how large it may be was decided when it was taken in, by whoever took it.
+# Of what is in a store, whose size was decided when it was taken in; and of its user's own files.
 TAKEN_IN = Limits(max_rank=sys.maxsize, max_weight_bytes=sys.maxsize)

@@ -8,6 +8,7 @@ from typing import Any
 from livery_adapters.beside import unused
 from livery_adapters.coverage import CoverageReport
 from livery_adapters.profile import TEXTS
+from livery_adapters.refusal import Limits
 from livery_adapters.registry import Alias, NamedVersion
 
 Json = dict[str, Any]
@@ -52,6 +53,11 @@ TOLD_TO_OTHERS = (
 def told_to_others(adapter: Json) -> Json:
     """An adapter as those see it who may only use it."""
     return {field: adapter[field] for field in TOLD_TO_OTHERS if field in adapter}
+
+
+def limits_json(limits: Limits) -> Json:
+    """What an adapter may ask for, by the names of the knobs that say so."""
+    return {"max_rank": limits.max_rank, "max_adapter_bytes": limits.max_weight_bytes}
 
 
 def report_json(report: CoverageReport) -> Json:

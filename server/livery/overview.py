@@ -21,6 +21,7 @@ from typing import Any
 from msgspec import structs
 
 from livery.activity import BASE, RATE_S, Finished, Lately
+from livery.adapter_views import limits_json
 from livery.beside import REPORTING, Together
 from livery.engine.base import EngineError, EngineStats
 from livery.refusals import NotReady
@@ -76,6 +77,7 @@ class Overview:
                 "uptime_s": round(now - (house.began or self._began), 1),
                 "draining": self._service.draining,
                 "registry": told.registry,
+                "limits": limits_json(self._service.adapters.library.limits),
                 **({"workers": [structs.asdict(one) for one in house.workers]} if whole and house.workers else {}),
             },
             "base": self._base(lately, now),

@@ -27,7 +27,7 @@ from livery_adapters.making.combine import Method, combined, drop, elect, trim
 from livery_adapters.making.merge import MergePart, merge
 from livery_adapters.manifest import check_against, read_manifest
 from livery_adapters.measure import BaseNorms, effective, measure
-from livery_adapters.refusal import AdapterRefused
+from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.tensor_file import WEIGHTS_NAME
 
 A, B = "a" * 64, "b" * 64
@@ -239,6 +239,30 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
         merge([part], one_module(), out=tmp_path / "out", **arguments)
     assert caught.value.code == code
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "words"),
+    [
+        (Limits(max_rank=4), "rank_over_limit", "m would have rank 5, and the limit is 4; give --rank 4 or less"),
+        (Limits(max_weight_bytes=20 * (IN + OUT) - 1), "too_large", f"would have {20 * (IN + OUT)} bytes"),
+    ],
+)
+def test_what_would_be_over_the_limits_is_refused_before_anything_is_merged(
+    limits: Limits, code: str, words: str, tmp_path: Path
+) -> None:
+    parts = [MergePart(additive(name, "low rank", rank=rank), 1.0) for name, rank in ((A, 2), (B, 3))]
+    done: list[int] = []
+
+    def merged(limits: Limits, rank: int | None = None) -> None:
+        out = tmp_path / "out"
+        merge(parts, one_module(), "linear", rank=rank, out=out, limits=limits, progress=lambda at, _: done.append(at))
+
+    with pytest.raises(AdapterRefused, match=words) as caught:
+        merged(limits)
+    assert (caught.value.code, done, list(tmp_path.iterdir())) == (code, [], [])
+    merged(limits, rank=4)
+    assert done == [0, 1]
 
 
 def test_nothing_is_overwritten_and_an_empty_directory_is_taken(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_says_what_is_served_and_how_it_does(live: LiveServer) -> None:
     found = status(live)
     assert (found["base"]["name"], found["base"]["requests"]) == (BASE, 1)
     assert (found["engine"]["answers"], found["engine"]["device"], found["load"]["running"]) == (True, "cpu", 0)
+    assert found["server"]["limits"] == {"max_rank": 8, "max_adapter_bytes": 2 << 30}
     assert found["memory"]["kv"]["total_tokens"] == 64 * 16
     assert sum(found["throughput"]["prompt_by_second"]) <= 8
     pirate, poet = row(found, "pirate"), row(found, "team/poet")

@@ -163,6 +163,15 @@ def test_a_merge_is_a_version_that_knows_its_parents(model: Path, lora: Path, tm
     checked = livery("adapters", "check", out, "--model", model, "--verify-with-peft", "--json").json()
     assert checked["ok"] is True
     assert livery("adapters", *ties, "--out", out).code == 1  # it is there already
+    over = ["merge", "both", "first", "second", "--data", data]
+    for limit, words in (
+        ("--max-rank=5", "would have rank 6, and the limit is 5"),
+        ("--max-adapter-bytes=1KiB", "1024"),
+    ):
+        refused = livery("adapters", *over, limit)
+        assert (refused.code, words in refused.err, limit.partition("=")[0] in refused.err) == (1, True, True)
+        assert "merging" not in refused.err
+    assert livery("adapters", *over, "--out", tmp_path / "any", "--max-rank", 5).code == 0  # a directory may be larger
     for parts, words in ((["nobody"], "nobody"), (["first@9"], "no version '9'"), (["first=1", "first=-1"], "zero")):
         done = livery("adapters", "merge", "none", *parts, "--data", data)
         assert (done.code, words in done.err) == (1, True), done

@@ -12,8 +12,10 @@ import pytest
 from peft import IA3Config, LoraConfig
 
 from cli.conftest import Livery
+from cli.processes import serving, url_in
 from engine.families import save
 from engine.oracle import save_adapter, save_tuned
+from livery.commands.train_target import Target
 
 PIRATE = Path(__file__).parents[2] / "adapters" / "demo" / "pirate"
 RUN = "kind: sft\nbase: smollm2-135m-instruct\ndata: chats.jsonl\n"
@@ -139,3 +141,28 @@ def test_where_it_is_to_go_is_asked_before_anything_is_trained(
     done = livery(*way, "--add-to", run.parent / "data", "--as", "bad name")
     assert (done.code, "'bad name'" in done.err) == (1, True)
     assert not (run.parent / "out").exists()
+
+
+def test_a_rank_that_a_server_doesnt_take_is_told_before_anything_is_trained(
+    run: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trl_is("1.16.0", monkeypatch)
+    run.write_text(RUN + "adapter: {r: 16}\n")
+    (run.parent / "adapters").mkdir()
+    with serving(run.parent / "adapters", run.parent / "data", "--max-rank", "8") as (_, printed):
+        url = url_in(printed)
+        way = ("adapters", "train", run, "--out", run.parent / "out", "--add-to", url, "--as", "keeper")
+        done = livery(*way)
+        assert f"rank 16, and {url} takes up to 8: start that server with --max-rank 16" in done.err
+        assert (done.code, "reading the data" in done.err) == (1, False)
+        Target.of(url, "keeper", None, None).check("smollm2-135m-instruct", 8)  # type: ignore[union-attr]
+
+
+def test_a_data_folder_takes_any_rank_that_can_be_trained(tmp_path: Path) -> None:
+    base = save("llama", tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "high", 1, LoraConfig(r=300, target_modules=["q_proj"]))
+    target = Target.of(str(tmp_path / "data"), "keeper", None, None)
+    assert target is not None
+    target.check(str(base), 300)
+    assert target.add(str(base), adapter, 0)["adapter"]["coverage"]["ranks"] == [300]
+    target.check(str(base), 300)  # a folder that has served something by now

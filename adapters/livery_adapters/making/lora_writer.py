@@ -19,6 +19,7 @@ from torch import Tensor
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
+ITEMSIZE = 4  # bytes; all is written in fp32
 _NONE = "dummy-target-modules"
 _HALVES = {
     "linear": ("lora_A.weight", "lora_B.weight"),
@@ -64,7 +65,7 @@ class LoraWriter:
             )
         self._out = out
         self._config = lora_config(targets, base_name, input_first)
-        self._shapes = [shape for target in targets for shape in _shapes(target)]
+        self._shapes = [shape for target in targets for shape in shapes_of(target)]
         self._header = _header(_names(targets), self._shapes, metadata)
         self._targets = iter(targets)
         self._incoming = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
@@ -82,7 +83,7 @@ class LoraWriter:
         target = next(self._targets)
         if target.kind == "experts":  # PEFT has A by expert and then rank, B by rank and then expert
             a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
-        for tensor, shape in zip((a, b), _shapes(target), strict=True):
+        for tensor, shape in zip((a, b), shapes_of(target), strict=True):
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{target.path} was planned as {shape} and is {tuple(tensor.shape)}")
             self._stream.write(tensor.to("cpu", torch.float32).contiguous().numpy().data)
@@ -149,7 +150,8 @@ def _names(targets: Sequence[Target]) -> list[str]:
     return [f"base_model.model.{places[target.path]}.{half}" for target in targets for half in _HALVES[target.kind]]
 
 
-def _shapes(target: Target) -> tuple[tuple[int, int], tuple[int, int]]:
+def shapes_of(target: Target) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of its two halves as they are written."""
     stacked = target.rank * target.experts
     return (stacked, target.in_features), (target.out_features, stacked)
 
@@ -158,7 +160,7 @@ def _header(names: Sequence[str], shapes: Sequence[tuple[int, int]], metadata: M
     entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     position = 0
     for name, shape in zip(names, shapes, strict=True):
-        end = position + 4 * shape[0] * shape[1]
+        end = position + ITEMSIZE * shape[0] * shape[1]
         entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [position, end]}
         position = end
     data = json.dumps(entries).encode()

@@ -33,10 +33,11 @@ from livery_adapters.canonical import (
 )
 from livery_adapters.composition import added_up
 from livery_adapters.making.combine import Method, combined
-from livery_adapters.making.lora_writer import LoraWriter, Target
+from livery_adapters.making.lora_writer import ITEMSIZE, LoraWriter, Target, shapes_of
 from livery_adapters.measure import BaseNorms, as_low_rank, dense, effective, joined, low_rank_norm, rank_of, wide
-from livery_adapters.refusal import AdapterRefused
+from livery_adapters.refusal import TAKEN_IN, AdapterRefused, Limits
 from livery_adapters.tasks import HEAD
+from livery_adapters.tensor_file import WEIGHTS_NAME
 
 Change = LinearChange | EmbeddingChange | ExpertsChange
 Progress = Callable[[int, int], None]  # modules done, modules in all
@@ -86,6 +87,7 @@ def merge(
     seed: int = 0,
     out: Path,
     base_name: str | None = None,
+    limits: Limits = TAKEN_IN,
     progress: Progress = lambda done, total: None,
 ) -> MergeReport:
     """Merge `parts`, all converted for `base`, into the new directory `out`. The formulas are in making.combine.
@@ -97,7 +99,8 @@ def merge(
     same version of torch; `seed` decides DARE's draws. Weights of the same adapter add up.
 
     Raises AdapterRefused: bad_merge (arguments that make no sense together), not_mergeable (biases and other
-    parameters, which LoRA has no place for), output_exists.
+    parameters, which LoRA has no place for), output_exists; rank_over_limit, too_large where it would be over `limits`,
+    before anything is merged.
     """
     _check_arguments(parts, method, density, rank)
     parts = _summed(parts)
@@ -105,6 +108,8 @@ def merge(
     settings = _Settings(method, density, rank, seed)
     for module in plan:
         _check_module(module, settings)
+    targets = [_target(module, settings) for module in plan]
+    _check_limits(targets, limits)
     parents = tuple((part.adapter.digest, part.weight) for part in parts)
     facts = {"parents": parents, "method": method, "density": density, "rank": rank, "seed": seed}
     modules: dict[str, ModuleMerge] = {}
@@ -113,7 +118,7 @@ def merge(
     shapes = [base.shapes.modules.get(module.path) for module in plan]
     with LoraWriter(
         out,
-        [_target(module, settings) for module in plan],
+        targets,
         base_name=base_name,
         input_first=any(shape is not None and shape.input_first for shape in shapes),
         metadata={"merge": json.dumps(facts)},
@@ -317,6 +322,23 @@ def _check_module(module: _Module, settings: _Settings) -> None:
                 f"adapter {share.digest[:12]} has no low rank of its own for {module.path}; give the rank that the "
                 "merged adapter is to have",
             )
+
+
+def _check_limits(targets: Sequence[Target], limits: Limits) -> None:
+    highest = max(targets, key=lambda target: target.rank, default=None)
+    if highest is not None and highest.rank > limits.max_rank:
+        raise AdapterRefused(
+            "rank_over_limit",
+            f"{highest.path} would have rank {highest.rank}, and the limit is {limits.max_rank}; give --rank "
+            f"{limits.max_rank} or less, or raise --max-rank",
+        )
+    nbytes = sum(ITEMSIZE * rows * columns for target in targets for rows, columns in shapes_of(target))
+    if nbytes > limits.max_weight_bytes:
+        raise AdapterRefused(
+            "too_large",
+            f"{WEIGHTS_NAME} would have {nbytes} bytes, and the limit is {limits.max_weight_bytes}; give a lower "
+            "--rank, or raise --max-adapter-bytes",
+        )
 
 
 def _not_mergeable(adapter: CanonicalAdapter, path: str, held: str) -> AdapterRefused:

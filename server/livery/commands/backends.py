@@ -55,6 +55,10 @@ class Backend(Protocol):
         """The coverage report of a directory or of what a URL holds."""
         ...
 
+    async def limits(self) -> Json:
+        """What an adapter may ask for to be taken in, by the names of the knobs; empty where a server doesn't say."""
+        ...
+
     async def add(self, name: str, source: str, options: AddOptions) -> Json:
         """Take in a directory, or what a URL holds."""
         ...
@@ -142,6 +146,12 @@ class HttpBackend(Asking):
             body = given({"source": source, "approximate": approximate or None})
             return await self._change("POST", path, {"ok", "coverage"}, json=body)
         return await self._upload(path, source, {"approximate": approximate or None}, {"ok", "coverage"})
+
+    async def limits(self) -> Json:
+        found: Json = (await self._ask("GET", "/v1/status", {"server"}, params={"limit": 0}))["server"].get(
+            "limits", {}
+        )
+        return found
 
     async def add(self, name: str, source: str, options: AddOptions) -> Json:
         wanted: Json = {

@@ -19,10 +19,10 @@ from livery.commands.adapters_change import weighted
 from livery.commands.asking import CommandFailed
 from livery.commands.offline import LocalBackend, Need
 from livery.commands.progress import bar
-from livery.commands.reach import Reach, reaches
+from livery.commands.reach import MaxAdapterBytes, MaxRank, Reach, reaches
 from livery.proving import reference
 from livery_adapters.fetching import copy_directory
-from livery_adapters.refusal import AdapterRefused
+from livery_adapters.refusal import DEFAULT_LIMITS, TAKEN_IN, AdapterRefused, Limits
 from livery_adapters.registry import NamedVersion
 from livery_adapters.store import Incoming
 
@@ -66,18 +66,21 @@ def merge(
     ] = None,
     no_activate: Annotated[bool, typer.Option("--no-activate", help="Keep serving the version before.")] = False,
     model: Annotated[str | None, typer.Option(help="The base model, if its server's name for it isn't here.")] = None,
+    max_rank: MaxRank = DEFAULT_LIMITS.max_rank,
+    max_adapter_bytes: MaxAdapterBytes = DEFAULT_LIMITS.max_weight_bytes,
 ) -> None:
     """Merge adapters of a data folder into one plain LoRA (with --data; loads the model here)."""
     recipe = Recipe(tuple(weighted(part, negative=True) for part in parts), method, density, rank, seed)
 
     async def made(backend: LocalBackend) -> Json:
         if out is not None:
-            report = await _merge(backend, recipe, await _versions(backend, recipe), out)
+            report = await _merge(backend, recipe, await _versions(backend, recipe), out, TAKEN_IN)
             return {"directory": str(out), "merge": _told(report)}
         return await _taken(backend, name, recipe, AddOptions(activate=not no_activate))
 
-    need = Need(base=True, proves=True)
-    reach.run_here(made, _written if out is not None else shown.record, need, model=model)
+    limits = Limits(max_rank=max_rank, max_weight_bytes=max_adapter_bytes)
+    show = _written if out is not None else shown.record
+    reach.run_here(made, show, Need(base=True, proves=True), model=model, limits=limits)
 
 
 async def _taken(backend: LocalBackend, name: str, recipe: Recipe, options: AddOptions) -> Json:
@@ -86,7 +89,7 @@ async def _taken(backend: LocalBackend, name: str, recipe: Recipe, options: AddO
     parents = [(version.facts.digest, weight) for version, (_, weight) in zip(versions, recipe.parts, strict=True)]
     with tempfile.TemporaryDirectory(prefix="livery-merge-") as scratch:
         merged = Path(scratch) / "merged"
-        report = await _merge(backend, recipe, versions, merged)
+        report = await _merge(backend, recipe, versions, merged, backend.library.limits)
 
         async def fill(incoming: Incoming) -> str:
             await asyncio.to_thread(copy_directory, merged, incoming, [merged])
@@ -127,11 +130,15 @@ async def _versions(backend: LocalBackend, recipe: Recipe) -> list[NamedVersion]
     return found
 
 
-async def _merge(backend: LocalBackend, recipe: Recipe, versions: Sequence[NamedVersion], out: Path) -> MergeReport:
-    return await asyncio.to_thread(_merge_here, backend, recipe, versions, out)
+async def _merge(
+    backend: LocalBackend, recipe: Recipe, versions: Sequence[NamedVersion], out: Path, limits: Limits
+) -> MergeReport:
+    return await asyncio.to_thread(_merge_here, backend, recipe, versions, out, limits)
 
 
-def _merge_here(backend: LocalBackend, recipe: Recipe, versions: Sequence[NamedVersion], out: Path) -> MergeReport:
+def _merge_here(
+    backend: LocalBackend, recipe: Recipe, versions: Sequence[NamedVersion], out: Path, limits: Limits
+) -> MergeReport:
     """Convert the parts for the base in this process and write their merge to the new directory `out`. Blocks."""
     from livery.engine.stored import stored_manifest
     from livery_adapters.formats import convert  # these need torch
@@ -156,6 +163,7 @@ def _merge_here(backend: LocalBackend, recipe: Recipe, versions: Sequence[NamedV
             seed=recipe.seed,
             out=out,
             base_name=backend.library.base.name,
+            limits=limits,
             progress=tell,
         )
 

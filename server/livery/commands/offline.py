@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from livery.adapter_text import AdapterText
-from livery.adapter_views import Json, report_json
+from livery.adapter_views import Json, limits_json, report_json
 from livery.adding import AddOptions
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import EVERYWHERE, is_remote, local_directory, pieces
@@ -93,6 +93,10 @@ class LocalBackend(AdapterManagement):
             return await self.check(source, approximate=approximate)
         report = await self.library.check(directory_fill(source), approximate=approximate)
         return report_json(report)
+
+    async def limits(self) -> Json:
+        """What was allowed when the folder was opened."""
+        return limits_json(self.library.limits)
 
     async def add(self, name: str, source: str, options: AddOptions) -> Json:
         """Take in a directory, or what a URL holds."""

@@ -104,9 +104,10 @@ class Reach:
         need: Need = Need(),  # noqa: B008  (frozen)
         *,
         model: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """As `run`, for what only a data folder can do. Raises CommandFailed."""
-        self.print(ask(open_local(self.place(model), need), verb), show)
+        self.print(ask(open_local(self.place(model), need, limits), verb), show)
 
     def place(self, model: str | None = None) -> Place:
         """The data folder. Raises typer.BadParameter without --data."""

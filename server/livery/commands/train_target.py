@@ -13,13 +13,14 @@ import typer
 
 from livery.adapter_views import Json
 from livery.adding import AddOptions
+from livery.commands import shown
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import DEFAULT_URL, Backend, is_remote, open_server
 from livery.commands.offline import Need, Place, open_local
 from livery.commands.reach import Reach, ask
 from livery.data_folder import DataFolder
 from livery_adapters.names import validate_name
-from livery_adapters.refusal import AdapterRefused
+from livery_adapters.refusal import DEFAULT_LIMITS, TAKEN_IN, AdapterRefused
 from livery_adapters.registry import RegistryError, UnknownAdapter
 
 _UNIX = "unix:"
@@ -47,8 +48,8 @@ class Target:
             raise typer.BadParameter(f"--alias and --as are both {name!r}: an alias is another name")
         return cls(where, name, alias, key)
 
-    def check(self, base: str) -> None:
-        """Ask for something small before hours of training. Raises CommandFailed."""
+    def check(self, base: str, rank: int) -> None:
+        """Ask for something small before hours of training an adapter of this rank. Raises CommandFailed."""
         for name in filter(None, (self.name, self.alias)):
             try:
                 validate_name(name)
@@ -58,9 +59,20 @@ class Target:
             return  # a folder that will be made, or that has served nothing yet
 
         async def looked(backend: Backend) -> Json:
-            return await backend.ls(after="", limit=1, state=None, source=None, search=None)
+            await backend.ls(after="", limit=1, state=None, source=None, search=None)
+            return await backend.limits()
 
-        ask(self._opened(base), looked)
+        most = ask(self._opened(base), looked).get("max_rank")
+        if most is None and rank > DEFAULT_LIMITS.max_rank:
+            shown.complain(
+                f"whether {self.where} takes rank {rank} isn't known: it is too old to say its --max-rank, "
+                f"by default {DEFAULT_LIMITS.max_rank}"
+            )
+        if most is not None and rank > most:
+            raise CommandFailed(
+                f"the adapter is to have rank {rank}, and {self.where} takes up to {most}: start that server with "
+                f"--max-rank {rank}, or train one of a lower rank"
+            )
 
     def active(self, base: str) -> tuple[str | None, int]:
         """The digest of the version that the name serves now, if any, and its generation: 0, there is no such name.
@@ -151,4 +163,4 @@ class Target:
     def _opened(self, base: str) -> AbstractAsyncContextManager[Any]:
         if self._remote:
             return open_server(self.where, self.key)
-        return open_local(Place(self._folder, None, base), Need(base=True, creates=True))
+        return open_local(Place(self._folder, None, base), Need(base=True, creates=True), TAKEN_IN)

@@ -32,7 +32,7 @@ from livery.training.libraries import LibraryMissing, check_installed, quieten, 
 from livery.training.run_file import AnyRun, Dpo, SpecInvalid, read_run
 from livery.training.start import Start, find_start
 from livery.training.work import REPORT_NAME, Work, WorkInvalid, finished_report
-from livery_adapters.refusal import DEFAULT_LIMITS, Limits
+from livery_adapters.refusal import TAKEN_IN
 from livery_adapters.shortage import SHORTAGE_ERRORS, lacks_memory
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
     if start:
         _check_start(asked, start)
     if target:
-        target.check(run.base)
+        target.check(run.base, start.rank if start else run.adapter.r)
     shown.stage("reading the data")
     with bar("reading examples", 0, pieces=True) as told:
         data = prepare(run, asked.folder, Tokenizer.from_directory(asked.base.path), told)
@@ -223,19 +223,14 @@ def _check_start(asked: Asked, start: Start) -> None:
 
     try:
         with tempfile.TemporaryDirectory(prefix="livery-train-") as scratch:
-            place, limits = Place(Path(scratch), None, asked.run.base), _limits(asked)
-            found = ask(open_local(place, Need(base=True, creates=True), limits), inspected)
+            place = Place(Path(scratch), None, asked.run.base)
+            found = ask(open_local(place, Need(base=True, creates=True), TAKEN_IN), inspected)
     except CommandFailed as failed:
         raise CommandFailed(f"start_from is {asked.run.start_from}: {failed}") from failed
     if unused := found.get("unused"):
         raise CommandFailed(
             f"start_from is {asked.run.start_from}, and the base has no place for parts of it: {'; '.join(unused)}"
         )
-
-
-def _limits(asked: Asked) -> Limits:
-    rank = asked.start.rank if asked.start else asked.run.adapter.r
-    return Limits(max_rank=max(DEFAULT_LIMITS.max_rank, rank))
 
 
 def _examined(asked: Asked, data: Data, trained: Trained, adapter: Path) -> tuple[Json, Json]:
@@ -250,7 +245,7 @@ def _examined(asked: Asked, data: Data, trained: Trained, adapter: Path) -> tupl
 
     with tempfile.TemporaryDirectory(prefix="livery-train-") as scratch:
         need = Need(base=True, creates=True, proves=True, held=held)
-        found = ask(open_local(Place(Path(scratch), None, asked.run.base), need, _limits(asked)), inspected)
+        found = ask(open_local(Place(Path(scratch), None, asked.run.base), need, TAKEN_IN), inspected)
     coverage: Json = {**found["coverage"], "unused": list(found.get("unused", ()))}
     if trained.before is None or trained.after is None:
         return coverage, {}
