@@ -162,7 +162,9 @@ def test_a_merge_is_a_version_that_knows_its_parents(model: Path, lora: Path, tm
     assert len(livery("adapters", "versions", "both", "--data", data, "--json").json()["data"]) == 1
     checked = livery("adapters", "check", out, "--model", model, "--verify-with-peft", "--json").json()
     assert checked["ok"] is True
-    assert livery("adapters", *ties, "--out", out).code == 1  # it is there already
+    there = livery("adapters", *ties, "--out", out)
+    assert (there.code, f"there is something at {out} already" in there.err) == (1, True)
+    assert "this command stands in there" in livery("adapters", *ties, "--out", ".").err
     over = ["merge", "both", "first", "second", "--data", data]
     for limit, words in (
         ("--max-rank=5", "would have rank 6, and the limit is 5"),

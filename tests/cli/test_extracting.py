@@ -75,7 +75,7 @@ def test_a_full_fine_tune_is_served_from_its_base(base: Path, tuned: Path, tmp_p
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILE_NAMES, "extraction.json"])
     assert json.loads((out / "extraction.json").read_text()) == found
     again = livery(*way)
-    assert (again.code, "something at 'out' already" in again.err) == (1, True)
+    assert (again.code, f"something at {out} already" in again.err) == (1, True)
 
 
 def test_two_fine_tunes_are_served_from_their_base_at_once(
@@ -149,14 +149,14 @@ def test_what_ended_before_its_text_goes_on_with_it(base: Path, tuned: Path, tmp
     alone = livery(*way, "--rank", "4", "--json").json()
     weights = (out / WEIGHTS_NAME).stat().st_mtime_ns
     other = livery(*way, "--rank", "5", "--text", text)
-    assert (other.code, "something at 'out' already" in other.err) == (1, True)
+    assert (other.code, f"something at {out} already" in other.err) == (1, True)
     found = livery(*way, "--rank", "4", "--text", text, "--json").json()
     assert found["text"]["tuned"]["perplexity"] > 1
     assert {**alone, "text": found["text"], "warnings": found["warnings"]} == found
     assert json.loads((out / "extraction.json").read_text()) == found
     assert (out / WEIGHTS_NAME).stat().st_mtime_ns == weights
     again = livery(*way, "--rank", "4", "--text", text)
-    assert (again.code, "something at 'out' already" in again.err) == (1, True)
+    assert (again.code, f"something at {out} already" in again.err) == (1, True)
 
 
 def test_one_model_is_in_memory_at_a_time(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:
@@ -238,6 +238,18 @@ def wrong(base: Path, tuned: Path, tmp_path: Path, livery: Livery, *arguments: o
     assert done.code == 1
     assert not (tmp_path / "out").exists()
     return done.err
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "there/.."])
+def test_the_folder_one_stands_in_is_no_output(
+    out: str, base: Path, tuned: Path, tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = livery("adapters", "extract", "--base", base, "--tuned", tuned, "--rank", "1", "--out", out)
+    place = {"/": Path("/"), "..": tmp_path}.get(out, tmp_path / "here")
+    assert (done.code, f"--out is {place}, and this command stands in there" in done.err) == (1, True), done
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
 
 
 def test_models_that_dont_belong_together(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:

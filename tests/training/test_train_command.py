@@ -140,6 +140,8 @@ def test_where_it_is_to_go_is_asked_before_anything_is_trained(
     assert (done.code, "no answer from http://127.0.0.1:9" in done.err) == (1, True)
     done = livery(*way, "--add-to", run.parent / "data", "--as", "bad name")
     assert (done.code, "'bad name'" in done.err) == (1, True)
+    done = livery("adapters", "train", run, "--out", ".")
+    assert (done.code, f"--out is {Path.cwd()}, and this command stands in there" in done.err) == (1, True)
     assert not (run.parent / "out").exists()
 
 

@@ -146,6 +146,25 @@ def test_an_output_that_is_there_is_left_alone(tmp_path: Path) -> None:
     assert finished_report(tmp_path / "out") is None
 
 
+@pytest.mark.parametrize("name", [".", "../here", "new"])
+def test_an_output_may_be_named_from_where_one_stands(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    out = here / "new" if name == "new" else here
+    with Work(Path(name), SETTINGS) as work:
+        assert work.folder == out.parent / f".{out.name}.training"
+        work.adapter.mkdir()
+        work.finish({"training.json": "{}"})
+    assert finished_report(out) == {}
+    with pytest.raises(WorkInvalid, match=f"there is something at {out} already"), Work(out, SETTINGS):
+        pass
+    with pytest.raises(WorkInvalid, match="there is something at / already"), Work(Path("/"), SETTINGS):
+        pass
+
+
 def test_an_output_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with Work(tmp_path / "out", SETTINGS) as work:
         work.adapter.mkdir()

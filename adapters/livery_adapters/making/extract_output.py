@@ -61,9 +61,10 @@ class Unfinished:
 
     def __init__(self, out: Path, settings: Mapping[str, Any], names: Sequence[str]) -> None:
         """`names` are those that tensors may have, each once: the header needs room for them."""
+        out = Path(os.path.abspath(out))  # what is relative may have no name, as `.` hasn't
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise AdapterRefused(
-                "output_exists", f"there is something at {out.name!r} already; name a new directory or remove it"
+                "output_exists", f"there is something at {out} already; name a new directory or remove it"
             )
         self.out = out
         self.folder = out.with_name(f".{out.name}.extracting")

@@ -59,9 +59,10 @@ class LoraWriter:
         input_first: bool,
         metadata: Mapping[str, str],
     ) -> None:
+        out = Path(os.path.abspath(out))  # what is relative may have no name, as `.` hasn't
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise AdapterRefused(
-                "output_exists", f"there is something at {out.name!r} already; name a new directory or remove it"
+                "output_exists", f"there is something at {out} already; name a new directory or remove it"
             )
         self._out = out
         self._config = lora_config(targets, base_name, input_first)

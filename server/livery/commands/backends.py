@@ -114,6 +114,17 @@ def local_directory(source: str) -> Path:
     return path
 
 
+def new_directory(out: Path) -> Path:
+    """Where a command is to put a directory of its own, which takes its place whole. Raises CommandFailed."""
+    path = Path(os.path.abspath(out.expanduser()))
+    if Path.cwd().is_relative_to(path):
+        raise CommandFailed(
+            f"--out is {path}, and this command stands in there, so that it can't be replaced; name a new one, as "
+            f"in --out {path / 'my-adapter'}"
+        )
+    return path
+
+
 class HttpBackend(Asking):
     """Asks a running server. Made by `open_server`."""
 

@@ -16,6 +16,7 @@ import typer
 from livery.adapter_views import Json
 from livery.commands import shown
 from livery.commands.asking import CommandFailed
+from livery.commands.backends import new_directory
 from livery.commands.progress import bar
 from livery.commands.reach import REFUSALS, AsJson, tell, words
 from livery.engine.base import ModelRefused
@@ -68,7 +69,7 @@ def extract(
     """
     wanted = _aim(rank, energy, error, max_rank, dtype)
     try:
-        answer = _extracted(resolve_model(base), resolve_model(tuned), out.expanduser(), wanted, text, text_tokens)
+        answer = _extracted(resolve_model(base), resolve_model(tuned), new_directory(out), wanted, text, text_tokens)
     except REFUSALS as refused:
         raise CommandFailed(words(refused)) from refused
     tell(answer, _show, as_json=as_json)

@@ -17,6 +17,7 @@ from livery.adding import AddOptions
 from livery.commands import shown
 from livery.commands.adapters_change import weighted
 from livery.commands.asking import CommandFailed
+from livery.commands.backends import new_directory
 from livery.commands.offline import LocalBackend, Need
 from livery.commands.progress import bar
 from livery.commands.reach import MaxAdapterBytes, MaxRank, Reach, reaches
@@ -71,6 +72,8 @@ def merge(
 ) -> None:
     """Merge adapters of a data folder into one plain LoRA (with --data; loads the model here)."""
     recipe = Recipe(tuple(weighted(part, negative=True) for part in parts), method, density, rank, seed)
+
+    out = None if out is None else new_directory(out)
 
     async def made(backend: LocalBackend) -> Json:
         if out is not None:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from livery.adapter_views import Json
 from livery.commands import shown
 from livery.commands.asking import CommandFailed
+from livery.commands.backends import new_directory
 from livery.commands.held import Held
 from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.commands.progress import bar, loss_bar
@@ -96,7 +97,7 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
         check_installed()
         check_flag(run.quantization, run.device)
     start = find_start(run, file.parent)
-    asked = Asked(run, file.parent, resolve_model(run.base), (out or Path("unnamed")).expanduser(), start)
+    asked = Asked(run, file.parent, resolve_model(run.base), new_directory(out or Path("unnamed")), start)
     if start:
         _check_start(asked, start)
     if target:

@@ -46,8 +46,8 @@ class Work:
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         """`settings` are all that decides what becomes of a run: work begun with others is not gone on with."""
-        self.out = out
-        self.folder = out.with_name(f".{out.name}.training")
+        self.out = Path(os.path.abspath(out))  # what is relative may have no name, as `.` hasn't
+        self.folder = self.out.parent / f".{self.out.name}.training"
         self.checkpoints = self.folder / "checkpoints"
         self.adapter = self.folder / "adapter"
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
