@@ -2,7 +2,8 @@
 
 PEFT reads the keys of `rank_pattern` and `alpha_pattern` as regular expressions, and a hostile one can run for
 ever. So only a subset is accepted, in which a match is a walk along the name: literal names, `.`, `\\.`, `\\d`,
-`[0-9]`, one of `*`, `+`, `?` after any of them, `|` between whole alternatives, `^` in front and `$` at the end.
+classes as `[0-9]`, one of `*`, `+`, `?` after any of them, `|` between alternatives, also within groups, `^` in front
+and `$` at the end. A group is not repeated, so that it is written out: `1(0|1)` is `10|11`.
 
 All patterns of a field walk along a name together, as bits of one number, so that a name costs its length whatever
 the patterns are: the Shift-And algorithm (Baeza-Yates and Gonnet 1992; Navarro and Raffinot, Flexible Pattern
@@ -14,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Generic, TypeVar
 
 from livery_adapters.refusal import AdapterRefused
@@ -23,18 +24,20 @@ MAX_LENGTH = 512
 # Of one field. A name per module of the largest models fits, and repetitions are for the few that stand for many.
 MAX_ALTERNATIVES = 1024
 MAX_CHARACTERS = 64 << 10
+MAX_DEPTH = 8  # groups within groups
 MAX_REPEATING = 16  # alternatives with *, + or ?
 MAX_REPEATING_CHARACTERS = 512  # of these alternatives together
 
-_ATOM = re.compile(r"(\\\.|\\d|\[0-9\]|[A-Za-z0-9_.-])([*+?]?)")
-_DIGIT = ("\\d", "[0-9]")
+_ATOM = re.compile(r"(\\\.|\\d|\[[A-Za-z0-9_.]+(?:-[A-Za-z0-9_.]+)*\]|[A-Za-z0-9_.-])([*+?]?)")
+_OPEN = re.compile(r"\((\?:)?")
 _DIGITS = "0123456789"
+_ANY = ""  # as the characters of a token
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """One alternative as a chain of (atom, quantifier); `owner` numbers the pattern that it belongs to."""
+    """One alternative as a chain of (characters, quantifier); `owner` numbers the pattern that it belongs to."""
 
     owner: int
     anchored: bool
@@ -62,10 +65,10 @@ class _Fixed:
         self._everyone = (1 << len(branches)) - 1
         for bit, branch in enumerate(branches):
             self._beginning[len(branch.tokens) - 1] |= 1 << bit
-            for place, (atom, _) in enumerate(reversed(branch.tokens)):
-                if atom == ".":
+            for place, (chars, _) in enumerate(reversed(branch.tokens)):
+                if chars == _ANY:
                     self._any[place] |= 1 << bit
-                _allow(self._accepting[place], atom, 1 << bit)
+                _allow(self._accepting[place], chars, 1 << bit)
         for table, others in zip(self._accepting, self._any, strict=True):
             for char in table:
                 table[char] |= others
@@ -96,11 +99,11 @@ class _Varying:
         for branch in branches:
             self._starts |= bit
             self._restarts |= 0 if branch.anchored else bit
-            for atom, mark in branch.tokens:
-                self._any |= bit if atom == "." else 0
+            for chars, mark in branch.tokens:
+                self._any |= bit if chars == _ANY else 0
                 self._repeating |= bit if mark in ("*", "+") else 0
                 self._skippable |= bit if mark in ("*", "?") else 0
-                _allow(self._accepting, atom, bit)
+                _allow(self._accepting, chars, bit)
                 bit <<= 1
             self._ends |= bit
             self.owners[bit] = branch.owner
@@ -176,17 +179,18 @@ class NamePatterns(Generic[_T]):
 
 def _branches(field: str, texts: list[str]) -> list[_Branch]:
     """All alternatives of all patterns. Raises AdapterRefused (unsafe_pattern)."""
-    if sum(map(len, texts)) > MAX_CHARACTERS or sum(text.count("|") + 1 for text in texts) > MAX_ALTERNATIVES:
-        raise AdapterRefused(
-            "unsafe_pattern",
-            f"{field} has over {MAX_ALTERNATIVES} alternatives or over {MAX_CHARACTERS} characters; write '.*' or "
-            "'\\d+' where names vary",
-        )
-    found = []
+    found: list[_Branch] = []
+    characters = sum(map(len, texts))
+    if characters > MAX_CHARACTERS or sum(text.count("|") + 1 for text in texts) > MAX_ALTERNATIVES:
+        raise _too_many(field)
     for owner, text in enumerate(texts):
         if not text or len(text) > MAX_LENGTH:
             raise _unsafe(text)
-        found += [_branch(owner, part, text) for part in text.split("|")]
+        for anchored, tokens in _Reader(text, MAX_ALTERNATIVES - len(found)).alternatives():
+            found.append(_Branch(owner, anchored, tokens))
+            characters += len(tokens) if "(" in text else 0
+        if len(found) > MAX_ALTERNATIVES or characters > MAX_CHARACTERS:
+            raise _too_many(field)
     varying = [len(branch.tokens) for branch in found if branch.varies]
     if len(varying) > MAX_REPEATING or sum(varying) > MAX_REPEATING_CHARACTERS:
         raise AdapterRefused(
@@ -197,27 +201,101 @@ def _branches(field: str, texts: list[str]) -> list[_Branch]:
     return found
 
 
-def _branch(owner: int, part: str, text: str) -> _Branch:
-    body = part.removeprefix("^").removesuffix("$")
-    tokens: list[tuple[str, str]] = []
-    position = 0
-    while position < len(body):
-        found = _ATOM.match(body, position)
-        if found is None:
-            raise _unsafe(text)
-        tokens.append((found[1], found[2]))
-        position = found.end()
-    skippable = [mark in ("*", "?") for _, mark in tokens]
-    if not tokens or any(one and other for one, other in pairwise(skippable)):
-        raise _unsafe(text)
-    return _Branch(owner, part.startswith("^"), tuple(tokens))
+_Tokens = tuple[tuple[str, str], ...]
 
 
-def _allow(table: dict[str, int], atom: str, bit: int) -> None:
-    """Enter who accepts the characters of an atom; '.' is entered by whoever has the table."""
-    if atom != ".":
-        for char in _DIGITS if atom in _DIGIT else atom[-1]:
-            table[char] = table.get(char, 0) | bit
+class _Reader:
+    """Reads one pattern, groups written out; no more than `most` + 1 alternatives. Raises AdapterRefused."""
+
+    def __init__(self, text: str, most: int) -> None:
+        self._text = text
+        self._most = most
+        self._at = 0
+        self._depth = 0
+
+    def alternatives(self) -> list[tuple[bool, _Tokens]]:
+        """Whether each is anchored, and its tokens."""
+        found: list[tuple[bool, _Tokens]] = []
+        while True:
+            anchored = self._take("^")
+            sequences = self._sequence()
+            self._take("$")
+            for tokens in sequences:
+                skippable = [mark in ("*", "?") for _, mark in tokens]
+                if not tokens or any(one and other for one, other in pairwise(skippable)):
+                    raise _unsafe(self._text)
+                found.append((anchored, tokens))
+            if self._at == len(self._text) or len(found) > self._most:
+                return found
+            if not self._take("|"):
+                raise _unsafe(self._text)
+
+    def _sequence(self) -> list[_Tokens]:
+        """Up to a `|`, `)`, `$` or the end: every way to write it."""
+        ways: list[list[tuple[str, str]]] = [[]]
+        while self._at < len(self._text) and self._text[self._at] not in "|)$":
+            if opened := _OPEN.match(self._text, self._at):
+                self._at = opened.end()
+                parts = self._group()
+                written = ([*way, *part] for way in ways for part in parts)
+                ways = list(islice(written, self._most + 1))
+                continue
+            found = _ATOM.match(self._text, self._at)
+            if found is None:
+                raise _unsafe(self._text)
+            token = (self._characters(found[1]), found[2])
+            for way in ways:
+                way.append(token)
+            self._at = found.end()
+        return [tuple(way) for way in ways]
+
+    def _group(self) -> list[_Tokens]:
+        """Its alternatives, behind the bracket that closes it."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _unsafe(self._text)
+        found = self._sequence()
+        while self._take("|"):
+            found += self._sequence()
+        self._depth -= 1
+        if not self._take(")") or self._text[self._at : self._at + 1] in tuple("*+?{"):
+            raise _unsafe(self._text)
+        return found[: self._most + 1]
+
+    def _take(self, char: str) -> bool:
+        taken = self._text.startswith(char, self._at)
+        self._at += taken
+        return taken
+
+    def _characters(self, atom: str) -> str:
+        """That it accepts; _ANY for all."""
+        if atom == "\\d":
+            return _DIGITS
+        if len(atom) == 1:
+            return _ANY if atom == "." else atom
+        if atom[0] == "\\":
+            return atom[1]
+        pieces = re.findall(r"([A-Za-z0-9_.])-([A-Za-z0-9_.])|([A-Za-z0-9_.])", atom[1:-1])
+        if len("".join(f"{low}-{high}" if low else one for low, high, one in pieces)) != len(atom) - 2:
+            raise _unsafe(self._text)  # a `-` that is part of no range
+        if any(low > high for low, high, _ in pieces if low):
+            raise _unsafe(self._text)
+        ranges = (range(ord(low or one), ord(high or one) + 1) for low, high, one in pieces)
+        return "".join(sorted({chr(code) for codes in ranges for code in codes}))
+
+
+def _allow(table: dict[str, int], chars: str, bit: int) -> None:
+    """Enter who accepts each of these characters; whoever accepts any is entered by who has the table."""
+    for char in chars:
+        table[char] = table.get(char, 0) | bit
+
+
+def _too_many(field: str) -> AdapterRefused:
+    return AdapterRefused(
+        "unsafe_pattern",
+        f"{field} has over {MAX_ALTERNATIVES} alternatives or over {MAX_CHARACTERS} characters; write '.*' or "
+        "'\\d+' where names vary",
+    )
 
 
 def _unsafe(text: str) -> AdapterRefused:

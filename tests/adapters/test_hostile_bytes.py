@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft.utils.other import get_pattern_key
 
 from adapters.peft_made import Weights, check_directory, make, tiny_base
 from livery_adapters.formats import convert
@@ -160,11 +161,18 @@ def test_any_claimed_header_length_is_refused(length: int, rest: bytes) -> None:
 
 # -- patterns: the same answers as PEFT's regular expressions, without their running time -----------------
 
-atoms = st.sampled_from(["a", "b", "q_proj", "0", ".", r"\.", r"\d", "[0-9]", "-"])
+atoms = st.sampled_from(["a", "b", "q_proj", "0", ".", r"\.", r"\d", "[0-9]", "-", "[ab]", "[1-37_]", "[a-b.]"])
+marked = st.tuples(atoms, st.sampled_from(["", "", "*", "+", "?"])).map("".join)
+chains = st.lists(marked, max_size=3).map("".join)
+groups = st.builds(
+    lambda opened, parts: f"{opened}{'|'.join(parts)})",
+    st.sampled_from(["(", "(?:"]),
+    st.lists(st.one_of(chains, chains.map(lambda chain: f"a({chain}|b)")), min_size=1, max_size=3),
+)
 branches = st.builds(
-    lambda front, parts, end: front + "".join(atom + mark for atom, mark in parts) + end,
+    lambda front, parts, end: front + "".join(parts) + end,
     st.sampled_from(["", "^"]),
-    st.lists(st.tuples(atoms, st.sampled_from(["", "", "*", "+", "?"])), min_size=1, max_size=6),
+    st.lists(st.one_of(marked, marked, groups), min_size=1, max_size=6),
     st.sampled_from(["", "$"]),
 )
 names = st.lists(st.sampled_from(["a", "b", "q_proj", "0", "17", "-", "ab"]), min_size=1, max_size=5).map(".".join)
@@ -186,6 +194,26 @@ def test_accepted_patterns_match_what_their_regular_expression_matches(texts: li
         matching = [text for text in texts if re.match(rf"(.*\.)?({text})$", name)]
         assert list(patterns.matching(name)) == matching
         assert patterns.first(name, -1) == (texts.index(matching[0]) if matching else -1)
+
+
+def test_ranges_of_layers_are_named_as_people_do() -> None:
+    text = r"layers\.(1[0-9]|2[0-7])\..*(q|k)_proj"
+    patterns = NamePatterns("alpha_pattern", {text: 32})
+    for layer in range(40):
+        for part in ("q_proj", "k_proj", "v_proj"):
+            name = f"model.layers.{layer}.self_attn.{part}"
+            assert patterns.first(name, 0) == (32 if get_pattern_key([text], name) == text else 0)
+            assert (patterns.first(name, 0) == 32) == (10 <= layer <= 27 and part != "v_proj")
+
+
+UNREAD = ["(a|b)*", "(a|b){9}", "(a", "a)", "[a-]", "[b-a]", "[^a]", "(^a)", "(a$)b", "()"]
+
+
+@pytest.mark.parametrize("text", [*UNREAD, "(a|b)" * 60, "(" * 200 + "a" + ")" * 200])
+def test_groups_that_arent_written_out_are_refused(text: str) -> None:
+    with pytest.raises(AdapterRefused) as refused:
+        NamePatterns("alpha_pattern", {text: 32})
+    assert refused.value.code == "unsafe_pattern"
 
 
 dotted = st.text("ab.", min_size=1, max_size=6)
