@@ -8,9 +8,9 @@ in a subfolder with a tenant's name belong to that tenant: `acme/pirate`.
 
 A subfolder is taken once it has stood still for a quiet moment, and only if it still looks the same when its
 files have been copied. One that is half there is "incomplete", a bad one "failed"; both leave an earlier version
-serving. A subfolder that is gone retires its name. Unchanged ones (sizes, times and inodes) are not read again,
-not even by the next run, except after a refusal that may pass, as with a full disk or a registry that is down:
-less and less often. What makes an adapter good, and what taking it means, is the business of `library`.
+serving. A subfolder that is gone retires its name, until it is back. Unchanged ones (sizes, times and inodes) are not
+read again, not even by the next run, except after a refusal that may pass, as with a full disk or a registry that is
+down: less and less often. What makes an adapter good, and what taking it means, is the business of `library`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,8 @@ from livery_adapters.names import FOLDER
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import (
     OPERATOR_TENANT,
-    GenerationMismatch,
     RegistryError,
     RegistryUnavailable,
-    UnknownAdapter,
 )
 from livery_adapters.tensor_file import FILE_NAMES
 
@@ -129,7 +127,7 @@ class FolderSource:
         if after is None:
             return True
         for name in missing - after.keys():
-            await self._retire(name)
+            await self._withdraw(name)
         moving = [name for name, seen in changed.items() if after.get(name) != seen]
         for name, seen in changed.items():
             if name not in moving and not await self._settle(name, seen):
@@ -226,22 +224,17 @@ class FolderSource:
         self._settled[name] = seen
         self._retries[name] = _Retry(wait, time.monotonic() + wait)
 
-    async def _retire(self, name: str) -> None:
-        """Retire the name of a subfolder that is gone, if the folder has it; what fails is tried at the next look."""
+    async def _withdraw(self, name: str) -> None:
+        """Take back what the folder gave as a subfolder that is gone; what fails is tried at the next look."""
         shown = printable(name)
         try:
-            record = await asyncio.to_thread(self._registry.get, shown)
-            if record.source == FOLDER:
-                # A name without an active version was never served or is retired, which counts as generation 0.
-                generation = record.generation if record.active is not None else 0
-                async with self._changing(shown, record.owner):
-                    await self._library.retire(shown, generation)
-                logger.info("adapter %s is gone from the folder: no new requests, those under way finish", shown)
-        except UnknownAdapter:
-            pass
-        except (GenerationMismatch, RegistryUnavailable) as error:
+            async with self._changing(shown, _owner(name)):
+                retired = await asyncio.to_thread(self._registry.withdraw, shown)
+        except RegistryUnavailable as error:
             logger.warning("adapter %s is gone from the folder and not retired yet: %s", shown, error)
             return
+        if retired:
+            logger.info("adapter %s is gone from the folder: no new requests, those under way finish", shown)
         self._retries.pop(name, None)
         del self._settled[name]
 

@@ -97,6 +97,13 @@ class Name:
         self.retired, self.pinned, self.error = True, False, None
         self.generation += 1
 
+    def withdraw(self) -> bool:
+        self.folder = None
+        if self.source != "folder" or not self.visible:
+            return False
+        self.retire()
+        return True
+
     def surplus(self, keep: int) -> list[str]:
         """Digests that a trim drops."""
         newest = sorted(self.history.values(), key=lambda held: -held.number)

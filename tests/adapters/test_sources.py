@@ -81,6 +81,35 @@ async def test_a_removed_folder_retires_its_name(scene: Scene, pirate: Path, new
     assert await scene.kept() == [digest_in(newer)]
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("retired_first", [False, True], ids=["served", "deleted"])
+async def test_files_that_come_back_are_served_again(
+    restarts: bool, retired_first: bool, scene: Scene, pirate: Path
+) -> None:
+    """Moved away and back, so that they look as ever; also where the name was deleted by the API in between."""
+
+    async def look() -> None:
+        if restarts:
+            scene.folder = scene.source()
+            await scene.folder.start()
+        assert await scene.folder.scan()
+
+    folder = scene.put(pirate, "pirate")
+    scene.put(pirate, "other")
+    for _ in range(2):
+        await look()
+        assert scene.standing("pirate") == ("ready", digest_in(pirate), None)
+        if retired_first:
+            await scene.library.retire("pirate")
+            await look()
+        away = folder.rename(scene.root.with_name("away"))
+        await look()
+        assert scene.names() == ["other"]
+        away.rename(folder)
+    await look()
+    assert scene.standing("pirate") == ("ready", digest_in(pirate), None)
+
+
 async def test_a_folder_out_of_sight_retires_nothing(scene: Scene, pirate: Path) -> None:
     scene.put(pirate, "pirate")
     await scene.folder.scan()

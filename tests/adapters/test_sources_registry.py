@@ -54,9 +54,8 @@ async def test_a_registry_that_cannot_be_used_now_is_tried_again(
     assert scene.standing("broken")[0] == "failed"
 
 
-@pytest.mark.parametrize("call", ["get", "retire"])
-async def test_what_is_gone_is_retired_once_the_registry_can_be_used(call: str, scene: Scene, pirate: Path) -> None:
-    folder = interfere(scene, call, locked)
+async def test_what_is_gone_is_retired_once_the_registry_can_be_used(scene: Scene, pirate: Path) -> None:
+    folder = interfere(scene, "withdraw", locked)
     scene.put(pirate, "pirate")
     await folder.scan()
     shutil.rmtree(scene.root / "pirate")
@@ -67,7 +66,7 @@ async def test_what_is_gone_is_retired_once_the_registry_can_be_used(call: str, 
 
 
 async def test_what_somebody_else_put_meanwhile_is_not_retired(scene: Scene, pirate: Path, newer: Path) -> None:
-    """Between finding out that the folder has the name and retiring it, it is retired and given away."""
+    """Between finding out that the subfolder is gone and retiring its name, that is retired and given away."""
     facts = (
         await AdapterLibrary(scene.registry, scene.store, tiny_base(), DEFAULT_LIMITS).add(
             "spare", from_directory(newer, [newer]), Intake("api")
@@ -79,7 +78,7 @@ async def test_what_somebody_else_put_meanwhile_is_not_retired(scene: Scene, pir
         scene.registry.retire("pirate")
         scene.registry.put("pirate", facts.facts, source="api", origin="")
 
-    folder = interfere(scene, "retire", give_away)
+    folder = interfere(scene, "withdraw", give_away)
     scene.put(pirate, "pirate")
     await folder.scan()
     shutil.rmtree(scene.root / "pirate")

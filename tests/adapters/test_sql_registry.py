@@ -283,6 +283,21 @@ def test_origins_tell_what_a_source_gave_last(registry: Registry) -> None:
     assert registry.origins("folder")["pirate"] == "folder/touched"
 
 
+def test_what_was_withdrawn_counts_as_new_when_it_comes_back(registry: Registry) -> None:
+    for name in ("pirate", "corsair", "privateer"):
+        put(registry, name, "one", source="folder")
+    registry.retire("corsair")
+    registry.retire("privateer")
+    put(registry, "privateer", "two", source="api")
+    assert [registry.withdraw(name) for name in ("pirate", "corsair", "privateer", "nobody")] == [True] + 3 * [False]
+    assert registry.origins("folder") == {}
+    assert active(registry.get("privateer")).facts == TWO
+    for name in ("pirate", "corsair"):
+        assert active(put(registry, name, "one", source="folder")).facts == ONE
+    with pytest.raises(OwnedElsewhere):
+        put(registry, "privateer", "one", source="folder")
+
+
 def test_a_profile_makes_a_version_over_the_same_weights(registry: Registry) -> None:
     put(registry, "pirate", "one")
     made = registry.set_profile("pirate", {"temperature": 0.5})

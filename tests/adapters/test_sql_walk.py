@@ -157,6 +157,11 @@ class RegistryWalk(RuleBasedStateMachine):
         if self.expect(refusal, lambda: self.registry.retire(name, expected)) and entry:
             entry.retire()
 
+    @rule(name=names)
+    def withdraw(self, name: str) -> None:
+        entry = self.names.get(name)
+        assert self.registry.withdraw(name) == (entry.withdraw() if entry else False)
+
     @rule(name=names, pinned=st.booleans())
     def pin(self, name: str, pinned: bool) -> None:
         entry = self.visible(name)

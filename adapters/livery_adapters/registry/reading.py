@@ -117,7 +117,9 @@ def pinned(connection: Connection) -> tuple[AdapterRecord, ...]:
 
 
 def origins(connection: Connection, source: str) -> dict[str, str]:
-    query = select(adapters.c.name, adapters.c.origin, adapters.c.error).where(adapters.c.source == source)
+    withdrawn = and_(RETIRED, adapters.c.folder_digest.is_(None))
+    query = select(adapters.c.name, adapters.c.origin, adapters.c.error)
+    query = query.where(adapters.c.source == source, not_(withdrawn))
     return {row.name: row.origin if row.error is None else "" for row in connection.execute(query)}
 
 

@@ -199,6 +199,14 @@ class Registry(TenantVerbs, AliasVerbs):
         with self.database.write() as connection:
             return writing.retire(connection, printable(name), expected_generation, owner)
 
+    def withdraw(self, name: str) -> bool:
+        """The folder no longer has this name: it is retired if the folder's, and True returned.
+
+        Unlike after `retire`, the same files count as new when they come back, also where the name was retired before.
+        """
+        with self.database.write() as connection:
+            return writing.withdraw(connection, printable(name))
+
     def pin(self, name: str, pinned: bool) -> AdapterRecord:
         """Pinned adapters are loaded at start and keep their history. Raises UnknownAdapter."""
         with self.database.write() as connection:
@@ -299,7 +307,7 @@ class Registry(TenantVerbs, AliasVerbs):
             return reading.pinned(connection)
 
     def origins(self, source: str) -> dict[str, str]:
-        """Where each name's last version from `source` came from, retired names too; "" where it wasn't taken."""
+        """Where each name's last version from `source` came from; "" where it wasn't taken. Withdrawn ones aren't."""
         with self.database.read() as connection:
             return reading.origins(connection, source)
 

@@ -195,6 +195,19 @@ def retire(connection: Connection, name: str, expected: int | None, owner: str |
     return _change(connection, name, values)
 
 
+def withdraw(connection: Connection, name: str) -> bool:
+    """See Registry.withdraw."""
+    row = reading.row_of(connection, name)
+    if row is None:
+        return False
+    if row.folder_digest is not None:
+        connection.execute(update(adapters).where(adapters.c.name == name).values(folder_digest=None))
+    if row.source != FOLDER or (row.retired and row.error is None):
+        return False
+    retire(connection, name, None, None)
+    return True
+
+
 def pin(connection: Connection, name: str, pinned: bool) -> AdapterRecord:
     """See Registry.pin."""
     record = reading.get(connection, name)
