@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from livery.data_folder import DataFolder, DataFolderUnusable
 from livery.engine.base import EngineDead, EngineError, EngineRestarting
 from livery.served import ServedAdapters
@@ -22,7 +24,7 @@ log = logging.getLogger("livery.adapters")
 # follower that ended would cost the server its readiness.
 WATCH_ERRORS = (
     OSError, LookupError, ValueError, TypeError, RuntimeError, ArithmeticError, EngineError, AdapterRefused,
-    RegistryError, DataFolderUnusable,
+    RegistryError, SQLAlchemyError, DataFolderUnusable,
 )  # fmt: skip
 WATCH_AGAIN_S = 2.0
 

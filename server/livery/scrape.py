@@ -13,6 +13,8 @@ import logging
 import time
 from collections.abc import Mapping
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from livery.engine.base import EngineError, EngineStats
 from livery.metrics import Metrics, ServerState, Snapshot
 from livery.refusals import NotReady
@@ -110,6 +112,6 @@ async def _briefs(service: GenerationService) -> Mapping[str, Brief] | None:
     try:
         async with asyncio.timeout(REGISTRY_TIMEOUT_S):
             return await service.roster.read()
-    except (RegistryError, TimeoutError) as error:
+    except (RegistryError, SQLAlchemyError, TimeoutError) as error:
         log.warning("metrics leave out what the registry knows: %s", error or "it doesn't answer in time")
         return None

@@ -16,6 +16,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from livery.beside import REPORTING
 from livery.engine.base import (
     AdapterLoadFailed,
@@ -338,7 +340,7 @@ class ServedAdapters:
             await asyncio.sleep(POLL_S)
             try:
                 seen, names = await asyncio.to_thread(self.registry.changes, self._seen)
-            except (RegistryError, OSError) as error:
+            except (RegistryError, SQLAlchemyError, OSError) as error:
                 log.error("the registry can't be read (%s); what is known goes on being served", error)
                 continue
             if seen != self._seen:

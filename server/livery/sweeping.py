@@ -14,6 +14,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from livery.engine.base import Engine, EngineDead, EngineError, EngineRestarting
 from livery.holds import Holds, Told
 from livery.refusals import AdapterNotReady, AdapterUnusable
@@ -108,7 +110,7 @@ class Sweeper:
                 await self.settle()
             except EngineDead:
                 return
-            except (RegistryError, EngineError, StoreBusy, OSError) as error:
+            except (RegistryError, SQLAlchemyError, EngineError, StoreBusy, OSError) as error:
                 if not isinstance(error, EngineRestarting):
                     log.warning("what is no longer used could not be dropped yet: %s", error)
                 self._garbage = True

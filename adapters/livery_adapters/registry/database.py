@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -24,6 +24,27 @@ from livery_adapters.registry.errors import RegistryError, RegistryUnavailable, 
 WAIT_S = 30
 CONNECT_S = 10  # how long a database server may take to answer at all
 REGISTRY_LOCK = 0x6C6976657279  # "livery"
+
+_READ_ONLY = "25006"
+_REMEDY = "check that the disk has space and is writable, or that the database server runs and lets you in"
+# What a PostgreSQL server may answer, by how its SQLSTATE begins, that is neither a mistake in this code nor in what
+# was asked, and what the operator can do about it. psycopg has most of these as other errors than OperationalError.
+_REMEDIES = {
+    _READ_ONLY: "it is a standby, or became read-only by itself as its disk is full: name the server that takes "
+    "changes, or give it room",
+    "25": _REMEDY,
+    "26": "a pooler that hands out connections by transaction loses prepared statements: have it hand them out by "
+    "session, or connect without it",
+    "28": _REMEDY,
+    "3D": _REMEDY,
+    "42501": "give the URL's user the rights to Livery's tables",
+    "42P01": "the tables are not where they were: check the search_path, or restore a backup",
+    "53": _REMEDY,
+    "57": _REMEDY,
+    "58": _REMEDY,
+    "XX": "the database server's own log says what is wrong with it",
+}
+_REMEDIES["42P05"] = _REMEDIES["26"]
 
 
 class Database:
@@ -41,9 +62,11 @@ class Database:
         self._sqlite = self._url.get_backend_name() == "sqlite"
         engine = _sqlite_engine(self._url) if self._sqlite else _postgres_engine(self._url)
         self._engine = engine
+        # A writer sees what the one before it committed: a snapshot would be older than the lock it waited for.
         snapshot = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
+        newest = {} if self._sqlite else {"isolation_level": "READ COMMITTED"}
         self._reader = engine.execution_options(livery_begin="BEGIN", **snapshot)
-        self._writer = engine.execution_options(livery_begin="BEGIN IMMEDIATE")
+        self._writer = engine.execution_options(livery_begin="BEGIN IMMEDIATE", **newest)
 
     def read(self) -> AbstractContextManager[Connection]:
         """A transaction that sees one moment. Raises RegistryUnavailable, RegistryUnreadable."""
@@ -82,12 +105,16 @@ class Database:
             return RegistryUnreadable(
                 f"{self.where} is not a database or is damaged ({reason}); choose another folder, or restore a backup"
             )
-        if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
-            return RegistryUnavailable(
-                f"{self.where} can't be used now ({reason}); check that the disk has space and is writable, or that "
-                "the database server runs and lets you in"
-            )
+        state = _state(origin)
+        remedy = next((_REMEDIES[state[:length]] for length in (5, 2) if state[:length] in _REMEDIES), None)
+        if remedy or isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+            return RegistryUnavailable(f"{self.where} can't be used now ({reason}); {remedy or _REMEDY}")
         return None
+
+
+def _state(error: BaseException | None) -> str:
+    """The SQLSTATE a PostgreSQL server gave with an error, "" where there is none."""
+    return getattr(error, "sqlstate", None) or ""
 
 
 def _parse(url: str | Path) -> URL:
@@ -113,7 +140,16 @@ def _postgres_engine(url: URL) -> Engine:
     from livery_adapters.registry.patient import be_patient  # psycopg is an extra's
 
     be_patient(engine)
+    event.listen(engine, "handle_error", _drop_read_only)
     return engine
+
+
+def _drop_read_only(context: ExceptionContext) -> None:
+    """Connections to a server that takes no changes are not kept: it stays so for them when it no longer is, or
+    another one is the writer by then.
+    """
+    if _state(context.original_exception) == _READ_ONLY:
+        context.is_disconnect = True  # so the pool makes all of them anew
 
 
 def _sqlite_engine(url: URL) -> Engine:
