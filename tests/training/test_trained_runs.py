@@ -211,9 +211,11 @@ def test_modules_that_the_base_doesnt_have(written: Written, tmp_path: Path, liv
 
 
 def test_it_is_added_to_a_data_folder_behind_an_alias(written: Written, tmp_path: Path, livery: Livery) -> None:
-    run, data = written(), tmp_path / "data"
+    """Of a rank that servers don't take by default."""
+    run, data = written(adapter={"r": 300}), tmp_path / "data"
     way = ("adapters", "train", run, "--out", tmp_path / "out", "--add-to", data, "--as", "keeper", "--alias", "prod")
     found = livery(*way, "--json").json()
+    assert found["coverage"]["ranks"] == [300]
     assert (found["added"]["adapter"]["name"], found["added"]["adapter"]["version"]) == ("keeper", 1)
     assert (
         livery("adapters", "show", "keeper", "--data", data, "--json").json()["digest"] == found["coverage"]["digest"]
@@ -224,7 +226,7 @@ def test_it_is_added_to_a_data_folder_behind_an_alias(written: Written, tmp_path
     again = livery(*way, "--json").json()
     assert (tmp_path / "out" / WEIGHTS_NAME).stat().st_mtime_ns == before, "it wasn't trained again"
     assert again["losses"] == found["losses"]
-    written(seed=1)
+    written(seed=1, adapter={"r": 300})
     other = livery(*way)
     assert (other.code, "there is something at" in other.err) == (1, True)
 
