@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from livery.engine.base import AdapterRef, GenerationRequest, RequestRefused, SamplingParams, TokenDelta
 from livery.engine.blocks import BlockPool
@@ -72,6 +73,23 @@ def test_long_prompts_are_read_in_chunks_beside_decoding_sequences() -> None:
     plan = house.scheduler.schedule()
     shares = {part.request_id: (part.start, len(part.token_ids), len(part.samples)) for part in plan.slices}
     assert shares == {"short": (3, 1, 1), "long": (0, 7, 0)}
+
+
+def test_a_short_prompt_waits_for_no_long_one_before_it() -> None:
+    """Also of the same tenant; and what short ones don't take of their part is the long one's."""
+    house = House(blocks=256, tokens=16, running=8)
+    lengths = {"long": 400, "longer": 300, "middling": 6, "short": 3, "least": 2}
+    for number, (name, length) in enumerate(lengths.items()):  # no two begin alike, or one would wait for the other
+        house.scheduler.add(replace(request(name, length, max_tokens=1), prompt_token_ids=[20 + number] * length))
+    steps = []
+    for _ in range(3):
+        plan = house.scheduler.schedule()
+        house.check(plan)
+        steps.append({part.request_id: len(part.token_ids) for part in plan.slices})
+        tokens = {part.request_id: (9,) for part in plan.slices if part.samples}
+        house.scheduler.update(plan, StepResult(tokens))
+    # A quarter is four tokens: middling is no short one, and waits its turn behind the others.
+    assert steps == [{"long": 12, "least": 2, "short": 2}, {"long": 15, "short": 1}, {"long": 16}]
 
 
 def test_the_youngest_is_preempted_and_computed_again() -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from livery.engine.ahead import plan_ahead
@@ -43,6 +43,7 @@ from livery.engine.roster import MAX_SKIPS, Roster
 from livery.engine.sequence import Sequence, check_request
 from livery.engine.turns import Turns
 
+QUICK = 4  # a part of a step's prompt tokens, one in so many, is for short prompts behind a long one
 PREFETCH = 8  # waiting sequences whose adapters are fetched before there is a place for the sequence
 
 
@@ -272,26 +273,55 @@ class Scheduler:
 
         A tenant that holds less than its share waits for its first token until the step ends. So that this isn't long,
         tenants that hold more add nothing to it; but not twice in a row, or a trickle of short prompts would keep the
-        device from being used.
+        device from being used. A prompt that the step can't read to its end leaves a part of it to short ones of its
+        own tenant, and has of that what they don't take.
         """
         for sequence in self.roster.waiting[:PREFETCH]:
             if sequence.request.adapter is not None:
                 self._residency.want(sequence.request.adapter)
         waiting = [] if self.roster.is_full else self.roster.waiting
-        reading = dict.fromkeys(self.roster.reading())
-        for sequence in self.roster.by_tenants([*reading, *waiting]):
-            if step.budget == 0:
-                break
-            excess = self.roster.excess(sequence.tenant)
-            if step.begins and excess > 1 and not self._was_short:
+        order = dict.fromkeys(self.roster.by_tenants([*self.roster.reading(), *waiting]))
+        while order and step.budget:
+            sequence = next(iter(order))
+            del order[sequence]
+            if step.begins and self.roster.excess(sequence.tenant) > 1 and not self._was_short:
                 step.short = True
                 continue
-            if sequence in reading:
-                self._go_on(sequence, step)
-            elif not (step.closed or self.roster.is_full or sequence.tenant in step.held):
-                self._admit(sequence, step)
-            step.begins |= excess < 1 and sequence.request_id in step.planned
+            quick = self._quick(sequence, order, step.budget) if sequence.num_uncomputed > step.budget else []
+            kept = min(step.budget // QUICK, sum(other.num_uncomputed for other in quick))
+            step.budget -= kept
+            self._read_prompt(sequence, step)
+            step.budget += kept
+            for other in quick:
+                del order[other]
+                if step.budget:
+                    self._read_prompt(other, step)
+            if quick:
+                self._read_more(sequence, step)
         self._was_short = step.short
+
+    def _quick(self, long: Sequence, behind: Iterable[Sequence], budget: int) -> list[Sequence]:
+        """Those of its tenant that a part of the budget reads to their ends, the shortest first."""
+        short = [one for one in behind if one.tenant == long.tenant and one.num_uncomputed <= budget // QUICK]
+        return sorted(short, key=lambda one: one.num_uncomputed)[:PREFETCH]
+
+    def _read_prompt(self, sequence: Sequence, step: _Step) -> None:
+        """Give a running sequence its share, or let a waiting one run."""
+        if sequence in self.roster.running:
+            self._go_on(sequence, step)
+        elif not (step.closed or self.roster.is_full or sequence.tenant in step.held):
+            self._admit(sequence, step)
+        step.begins |= self.roster.excess(sequence.tenant) < 1 and sequence.request_id in step.planned
+
+    def _read_more(self, sequence: Sequence, step: _Step) -> None:
+        """What short ones left, to the long one that they were behind."""
+        had = step.planned.get(sequence.request_id)
+        if had is None or sequence.num_unscored:
+            return
+        count = had + min(sequence.num_uncomputed - had, step.budget)
+        if count > had and self.roster.reserve(sequence, sequence.num_computed + count):
+            step.budget += had
+            step.plan(sequence, count)
 
     def _admit(self, sequence: Sequence, step: _Step) -> None:
         """Let a waiting sequence run, if its adapter is there and it has room; else see who may pass it."""
