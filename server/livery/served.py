@@ -55,6 +55,8 @@ POLL_S = 0.5  # how soon a change made by another process is seen
 PROVE_AGAIN_S = 30.0  # not each request tries a version that could not be proven
 STATS_TIMEOUT_S = 2.0
 
+Chosen = tuple[Meant, Choice, float]  # a version by what was asked, and its weight in a sum
+
 
 class ServedAdapters:
     """Adapters by name for one engine. Use from one event loop."""
@@ -122,20 +124,35 @@ class ServedAdapters:
         parts = parse_composition(name)
         if parts is not None:
             meant = [(await self._meanings.part(part, caller), weight) for part, weight in parts]
+        else:
+            only = await self._meanings.of(name, caller)
+            if only is None:
+                return None
+            meant = [(only, 1.0)]
+        before: Sequence[Chosen] = ()
+        while True:
             chosen = [(one, await self._choose(one), weight) for one, weight in meant]
-            return self._hold_composition(name, chosen, caller)
-        only = await self._meanings.of(name, caller)
-        if only is None:
-            return None
-        try:
-            return self._hold_version(only, await self._choose(only), caller)
-        except FileNotFoundError:  # another process deleted it a moment ago
-            self._forget_names([only.full])
-        try:
-            return self._hold_version(only, await self._choose(only), caller)
-        except FileNotFoundError as error:
-            reason = "its files are gone from the data folder; add it again"
-            raise AdapterUnusable(only.shown, reason, own=only.own) from error
+            try:
+                if parts is None:
+                    return self._hold_version(*chosen[0][:2], caller)
+                return self._hold_composition(name, chosen, caller)
+            except FileNotFoundError as error:  # another process replaced or deleted it a moment ago
+                self._forget_names([one.full for one, _ in meant])
+                if before:
+                    raise await asyncio.to_thread(self._lost, name, before, chosen) from error
+                before = chosen
+
+    def _lost(self, name: str, before: Sequence[Chosen], now: Sequence[Chosen]) -> AdapterUnusable | AdapterNotReady:
+        """Why what was chosen twice couldn't be held: the files of a version that is still meant are gone, or each time
+        one was replaced meanwhile. Blocks.
+        """
+        for (_, stale, _), (meant, fresh, _) in zip(before, now, strict=True):
+            facts = fresh.version.facts
+            kept = facts.weightless or self.library.store.path(facts.weights).is_dir()
+            if not kept and facts.digest == stale.version.facts.digest:
+                reason = "its files are gone from the data folder; add it again"
+                return AdapterUnusable(meant.shown, reason, own=meant.own)
+        return AdapterNotReady(name)
 
     async def version(self, name: str, caller: Caller = ANYONE) -> NamedVersion:
         """The version a request for `name` would get now; of an alias the first target's. Raises UnknownModel."""
@@ -294,18 +311,15 @@ class ServedAdapters:
         lease = Lease(meant.shown, facts.digest, ref, facts, task, meant.full, own=meant.own)
         return self._hold(lease, [(meant, choice)], caller)
 
-    def _hold_composition(self, name: str, chosen: Sequence[tuple[Meant, Choice, float]], caller: Caller) -> Lease:
+    def _hold_composition(self, name: str, chosen: Sequence[Chosen], caller: Caller) -> Lease:
+        """Raises FileNotFoundError when the files of one are gone."""
         task = common_task([replace(choice.version, name=meant.shown) for meant, choice, _ in chosen])
         ref, composed = summed(name, [(self._reference(choice.version), weight) for _, choice, weight in chosen])
         in_full = format_composition([(meant.part, weight) for meant, _, weight in chosen])
         own = all(meant.own for meant, _, _ in chosen)
         counted = counted_as((meant.full, choice.version.facts.digest) for meant, choice, _ in chosen)
         lease = Lease(name, ref.digest, ref, None, task, in_full, own=own, counted=counted)
-        try:
-            return self._hold(lease, [(meant, choice) for meant, choice, _ in chosen], caller, composed=composed)
-        except FileNotFoundError:
-            self._forget_names([meant.full for meant, _, _ in chosen])
-            raise UnknownModel(name, "one of its adapters was deleted just now") from None
+        return self._hold(lease, [(meant, choice) for meant, choice, _ in chosen], caller, composed=composed)
 
     def _hold(
         self, lease: Lease, chosen: Sequence[tuple[Meant, Choice]], caller: Caller, *, composed: bool = False

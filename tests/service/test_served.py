@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,9 +15,10 @@ import pytest
 
 from api.live_server import BASE, MODULES
 from api.peft_files import make_adapter
+from livery import served
 from livery.engine.fake import FakeEngine
 from livery.lease import Caller
-from livery.refusals import WHY_FOR_OTHERS, AdapterUnusable, InvalidParameter, UnknownModel
+from livery.refusals import WHY_FOR_OTHERS, AdapterNotReady, AdapterUnusable, InvalidParameter, UnknownModel
 from livery.served import ServedAdapters
 from livery.sweeping import COMPOSITIONS_KEPT
 from livery.tenancy import Principal
@@ -25,7 +27,7 @@ from livery_adapters.library import AdapterLibrary, Intake, from_directory
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import AliasTarget, RegistryUnavailable
-from livery_adapters.store import BlobStore, StoreBusy
+from livery_adapters.store import BlobStore, Hold, StoreBusy
 from service.stock import API, Stock, stocked
 
 
@@ -303,6 +305,59 @@ async def test_files_leased_here_outlive_a_deletion_elsewhere(stock: Stock) -> N
     with pytest.raises(UnknownModel):  # remembered here, and gone: it is looked up again
         await stock.adapters.lease("pirate")
     other.close()
+
+
+@pytest.mark.parametrize("asked", ["pirate", "pirate+0.5*cook"])
+async def test_what_another_process_replaced_just_now_is_chosen_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """Its files are gone already, and this process has not yet looked what changed."""
+    monkeypatch.setattr(served, "POLL_S", 3600.0)
+    async with stocked(tmp_path) as stock:
+        await stock.add("cook", 3)
+        first = await stock.add("pirate", 1)
+        (await stock.lease(asked)).release()
+        await stock.adapters.settle()
+        with closing(stock.elsewhere()) as other:
+            elsewhere = AdapterLibrary(other, BlobStore(tmp_path / "blobs"), stock.base, Limits())
+            second = stock.made(2)
+            await elsewhere.retire("pirate")
+            await elsewhere.add("pirate", from_directory(second, [second]), API)
+            await elsewhere.collect_garbage()
+        assert not stock.store.path(first).is_dir()
+        lease = await stock.lease(asked)
+        assert lease.ref.parts[0].digest == read_manifest(second).digest
+
+
+@pytest.mark.parametrize("asked", ["pirate", "pirate+0.5*cook"])
+async def test_a_version_that_is_lost_again_is_to_be_asked_for_later(
+    stock: Stock, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    await stock.add("cook", 3)
+    digests = [await stock.add("pirate", seed) for seed in (2, 1)]
+    hold, tried = stock.store.hold, []
+
+    def replaced(digest: str) -> Hold:
+        """While a server wants its files, the version that a name stands for is deleted, as its successor is there."""
+        if digest in digests:
+            tried.append(digest)
+            with closing(stock.elsewhere()) as other:
+                other.activate("pirate", digests[(len(tried) + 1) % 2])
+            shutil.rmtree(stock.store.path(digest))
+        return hold(digest)
+
+    monkeypatch.setattr(stock.adapters._holds, "_files", replaced)
+    with pytest.raises(AdapterNotReady):
+        await stock.adapters.lease(asked)
+    assert tried == [digests[1], digests[0]]
+
+
+@pytest.mark.parametrize("asked", ["pirate", "pirate+0.5*cook"])
+async def test_an_adapter_whose_files_are_gone_for_good_is_named(stock: Stock, asked: str) -> None:
+    await stock.add("cook", 3)
+    shutil.rmtree(stock.store.path(await stock.add("pirate", 1)))
+    with pytest.raises(AdapterUnusable, match="'pirate' can't be served: its files are gone"):
+        await stock.adapters.lease(asked)
 
 
 async def test_sweeping_goes_on_after_the_store_was_busy(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
