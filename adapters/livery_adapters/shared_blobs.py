@@ -69,13 +69,13 @@ class SharedBlobs:
         `Incoming` raises.
         """
         try:
-            fetch_objects(self._place(digest), incoming, lambda done, total: None, self._limits)
+            fetch_objects(self._place(digest), incoming, lambda done, total: None, self._limits, one_state=False)
         except AdapterRefused as refused:
             if refused.code in ("source_not_found", "missing_config", "missing_weights"):
                 raise AdapterRefused(
                     "blob_missing", f"the files of version {digest[:12]} are not in {self}; add the adapter again"
                 ) from refused
-            if refused.code.startswith("source_"):
+            if refused.code.startswith("source_") or refused.code == "incomplete":  # written by somebody just now
                 raise self._unavailable(f"version {digest[:12]} can't be fetched from", refused.code) from refused
             raise
         if incoming.seal() != digest:

@@ -207,13 +207,11 @@ class AdapterNotReady(ServiceRefusal):
 
 
 class AdapterNotFetched(AdapterNotReady):
-    """Its files are to come from the object store that servers share, which doesn't answer."""
+    """Its files are to come from the object store that servers share, and for now they don't; `why` in words."""
 
-    def __init__(self, name: str, retry_after: int = 5) -> None:
+    def __init__(self, name: str, why: str, retry_after: int = 5) -> None:
         ServiceRefusal.__init__(
-            self,
-            f"The files of adapter '{name}' are not on this server, and the object store that has them can't be read "
-            "at the moment. Please retry.",
+            self, f"The files of adapter '{name}' are not on this server, and {why} at the moment. Please retry."
         )
         self.retry_after = retry_after
 

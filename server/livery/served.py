@@ -54,6 +54,12 @@ log = logging.getLogger("livery.adapters")
 POLL_S = 0.5  # how soon a change made by another process is seen
 PROVE_AGAIN_S = 30.0  # not each request tries a version that could not be proven
 STATS_TIMEOUT_S = 2.0
+# What keeps files from coming that another try may not meet, and that is no fault of the adapter's.
+PASSING = {
+    "blobs_unavailable": "the object store that has them can't be read",
+    "storage_full": "it has no room for them",
+    "storage_failed": "it can't store them",
+}
 
 Chosen = tuple[Meant, Choice, float]  # a version by what was asked, and its weight in a sum
 
@@ -295,8 +301,8 @@ class ServedAdapters:
             await self.library.bring(version.facts.weights)
         except AdapterRefused as refused:
             log.warning("%s", refused.message)
-            if refused.code == "blobs_unavailable":
-                raise AdapterNotFetched(shown) from refused
+            if refused.code in PASSING:
+                raise AdapterNotFetched(shown, PASSING[refused.code]) from refused
             raise AdapterUnusable(shown, refused.message, own=own) from refused
 
     # -- leases ----------------------------------------------------------------------------------------

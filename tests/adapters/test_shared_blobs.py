@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ import pytest
 
 from adapters.object_stores import environment, moto, s3
 from adapters.peft_made import make
-from livery_adapters.fetching import NetworkLimits
+from adapters.sql_facts import facts_of
+from livery_adapters.backup import backup
+from livery_adapters.fetching import NetworkLimits, object_store
 from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.registry import Registry
 from livery_adapters.shared_blobs import UNREFERENCED_S, SharedBlobs
 from livery_adapters.store import BlobStore
 from livery_adapters.tensor_file import FILE_NAMES, WEIGHTS_NAME
@@ -59,6 +64,72 @@ def test_what_another_took_in_comes_whatever_is_taken_in_here(one: BlobStore, di
     assert small.bring(digest)
     with pytest.raises(AdapterRefused, match="--max-adapter-bytes"):
         small.put(one.path(digest))
+
+
+@pytest.fixture
+def busy(s3: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """After each part that is read, somebody takes the version in once more; keys in the order they were written."""
+    monkeypatch.setattr(object_store, "_PART", 1000)
+    written: list[str] = []
+
+    get = obstore.get
+
+    def read(store: object_store.ObjectStore, path: str, **how: Any) -> obstore.GetResult:
+        got = get(store, path, **how)
+        for key in objects(s3):
+            write_anew(s3, key)
+            written.append(key)
+        return got
+
+    monkeypatch.setattr(obstore, "get", read)
+    return written
+
+
+def write_anew(s3: Any, key: str) -> None:
+    """The same bytes, and another tag: in parts, of which there is one."""
+    where = {"Bucket": "bucket", "Key": key}
+    body = s3.get_object(**where)["Body"].read()
+    upload = {**where, "UploadId": s3.create_multipart_upload(**where)["UploadId"]}
+    part = {"PartNumber": 1, "ETag": s3.upload_part(**upload, PartNumber=1, Body=body)["ETag"]}
+    s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": [part]})
+
+
+def test_what_is_taken_in_again_meanwhile_comes_all_the_same(
+    busy: list[str], s3: Any, two: BlobStore, digest: str
+) -> None:
+    tags = {key: entry["ETag"] for key, entry in objects(s3).items()}
+    assert two.bring(digest)
+    assert two.verify(digest)
+    assert len(busy) > 4
+    assert all(entry["ETag"] != tags[key] for key, entry in objects(s3).items())
+
+
+def test_a_backup_is_whole_that_was_made_while_a_version_was_taken_in_again(
+    busy: list[str], shared: SharedBlobs, two: BlobStore, digest: str, tmp_path: Path
+) -> None:
+    with closing(Registry.open(tmp_path / "livery.db")) as registry:
+        facts = replace(facts_of("pirate"), weights=digest, digest=digest)
+        registry.put("pirate", facts, source="api", origin="")
+        summary = backup(registry, two.root, tmp_path / "out", shared=shared)
+    assert summary.blobs == 1
+    assert BlobStore(tmp_path / "out" / "blobs").verify(digest)
+    assert busy
+
+
+def test_an_object_that_goes_away_meanwhile_is_asked_for_later(
+    s3: Any, two: BlobStore, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = obstore.get
+
+    def last(store: object_store.ObjectStore, path: str, **how: Any) -> obstore.GetResult:
+        for key in objects(s3):
+            s3.delete_object(Bucket="bucket", Key=key)
+        return get(store, path, **how)
+
+    monkeypatch.setattr(obstore, "get", last)
+    with pytest.raises(AdapterRefused) as caught:
+        two.bring(digest)
+    assert caught.value.code == "blobs_unavailable"
 
 
 def test_what_is_here_is_not_asked_for(s3: Any, one: BlobStore, two: BlobStore, digest: str) -> None:

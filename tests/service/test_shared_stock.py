@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,26 @@ async def test_while_the_object_store_is_dead_what_is_here_is_served(
     environment.setenv("AWS_ENDPOINT_URL", alive)
     assert (await one.lease("corsair")).digest == elsewhere
     await one.add("sailor", 3)
+
+
+@pytest.mark.parametrize(("error", "why"), [(errno.ENOSPC, "no room for them"), (errno.EIO, "can't store them")])
+async def test_a_disk_that_takes_nothing_is_no_fault_of_the_adapter(
+    servers: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch, error: int, why: str
+) -> None:
+    one, two = servers
+    digest = await one.add("pirate", 1)
+    mkdir = Path.mkdir
+
+    def fails(path: Path, *how: Any, **more: Any) -> None:
+        if path.parent == two.store.root / "incoming":
+            raise OSError(error, os.strerror(error))
+        mkdir(path, *how, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", fails)
+        with pytest.raises(AdapterNotFetched, match=why):
+            await two.lease("pirate")
+    assert (await two.lease("pirate")).digest == digest
 
 
 async def test_a_pinned_adapter_that_cannot_be_fetched_ends_no_task(

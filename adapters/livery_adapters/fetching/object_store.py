@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -63,8 +63,14 @@ class _State:
     modified: str
 
 
-def fetch_objects(source: ObjectSource, incoming: Sink, progress: Progress, limits: NetworkLimits) -> Origin:
-    """Stream the two files of a prefix into `incoming`. Raises AdapterRefused; see `livery_adapters.fetching`."""
+def fetch_objects(
+    source: ObjectSource, incoming: Sink, progress: Progress, limits: NetworkLimits, *, one_state: bool = True
+) -> Origin:
+    """Stream the two files of a prefix into `incoming`. Raises AdapterRefused; see `livery_adapters.fetching`.
+
+    `one_state=False` is for a caller that knows the digest of what is to come: the objects may be written anew
+    meanwhile, as they are with the same bytes whenever somebody takes the same version in.
+    """
     with _explained(source):
         store = open_store(source, limits)
     states = _look(store, source)
@@ -73,10 +79,10 @@ def fetch_objects(source: ObjectSource, incoming: Sink, progress: Progress, limi
     transfer = Transfer(source, sum(state.size for state in states.values()), progress, limits)
     for name, state in states.items():
         incoming.begin(name, state.size)
-        for part in _parts(store, source, name, state):
+        for part in _parts(store, source, name, state if one_state else replace(state, tag=None, version=None)):
             incoming.write(name, part)
             transfer.came(len(part))
-    if _look(store, source) != states:
+    if one_state and _look(store, source) != states:
         raise changed(source)
     pinned = {name: state.version or state.tag or state.modified for name, state in states.items()}
     return Origin(f"{source} ({', '.join(f'{name} {tag}' for name, tag in pinned.items())})", pinned)
