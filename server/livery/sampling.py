@@ -35,7 +35,7 @@ def sampling_params(
     if logprobs is None and options.answers_made > options.n:
         logprobs = 0  # the best answers are to be found
     max_tokens = _max_tokens(prompt_tokens, job, info.max_model_len, logprobs)
-    _check_tokens(options, info, added_tokens)
+    _check_tokens(options, info, bad_words, added_tokens)
     prompt_logprobs = _told_of_prompts(prompt_tokens, job)
     return SamplingParams(
         max_tokens=max_tokens,
@@ -84,7 +84,9 @@ def _max_tokens(prompt_tokens: int, job: Job, limit: int, logprobs: int | None) 
     return most
 
 
-def _check_tokens(options: Options, info: EngineInfo, added_tokens: int) -> None:
+def _check_tokens(
+    options: Options, info: EngineInfo, bad_words: tuple[tuple[int, ...], ...], added_tokens: int
+) -> None:
     """Whether every id has a logit, and the answer a token it may begin with."""
     vocab_size = info.vocab_size + added_tokens
     check_ids(options.stop_token_ids, vocab_size, "stop_token_ids")
@@ -94,6 +96,14 @@ def _check_tokens(options: Options, info: EngineInfo, added_tokens: int) -> None
     if options.min_tokens and options.allowed_token_ids and stops.issuperset(options.allowed_token_ids):
         raise InvalidParameter(
             f"All of allowed_token_ids end the answer, and min_tokens is {options.min_tokens}.", "allowed_token_ids"
+        )
+    banned = {word[0] for word in bad_words if len(word) == 1}
+    if options.min_tokens:
+        banned |= stops
+    if options.allowed_token_ids and banned.issuperset(options.allowed_token_ids):
+        raise InvalidParameter(
+            "bad_words and min_tokens leave none of allowed_token_ids to begin the answer with; leave one out.",
+            "allowed_token_ids",
         )
 
 

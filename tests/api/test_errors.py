@@ -224,6 +224,12 @@ def test_probes_may_ask_for_the_status_alone(server: LiveServer, path: str) -> N
         ({"allowed_token_ids": [49152]}, "allowed_token_ids", "invalid_value"),
         ({"allowed_token_ids": []}, "allowed_token_ids", "invalid_value"),
         ({"allowed_token_ids": [5], "stop_token_ids": [5], "min_tokens": 1}, "allowed_token_ids", "invalid_value"),
+        ({"allowed_token_ids": [504], "bad_words": ["The"]}, "allowed_token_ids", "invalid_value"),
+        (
+            {"allowed_token_ids": [504, 5], "bad_words": ["The"], "min_tokens": 1, "stop_token_ids": [5]},
+            "allowed_token_ids",
+            "invalid_value",
+        ),
         ({"prompt_logprobs": 21}, "prompt_logprobs", "invalid_value"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "invalid_value"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "invalid_value"),

@@ -10,7 +10,8 @@ from peft import LoraConfig
 from engine.families import LLAMA_LINEAR, save
 from engine.oracle import Bench, Oracle, ref, save_adapter
 from livery.engine.base import EngineConfig
-from livery.engine.sampler import NOT_FINITE
+from livery.engine.pending import NOTHING_ALLOWED
+from livery.engine.plan import NOT_FINITE
 
 MAX_LEN = 64
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [13, 14, 15], [16] * 9]
@@ -48,3 +49,21 @@ def test_an_overflowing_adapter_hurts_only_its_own_request(
         oracle.assert_same(PROMPTS[round_], results[f"good{round_}"], good, count=6)
         oracle.assert_same(PROMPTS[round_], results[f"base{round_}"], None, count=6)
     assert bench.core.stats().blocks_free == bench.core.stats().blocks_total
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_fields_that_leave_no_token_blame_no_adapter_and_keep_the_prompts_blocks(
+    temperature: float, tmp_path: Path
+) -> None:
+    """The words are found only on the way: the first token is allowed, what must follow it isn't."""
+    base = save("llama", tmp_path)
+    config = EngineConfig(
+        str(base), block_size=4, max_model_len=MAX_LEN, kv_memory_bytes=1 << 16, adapter_memory_bytes=1 << 20, threads=1
+    )
+    bench, prompt = Bench(config), [7, 8, 9, 10, 11, 12, 13, 14, 15]
+    fields = {"allowed_token_ids": (5,), "bad_words": ((5, 5),), "temperature": temperature}
+    bench.add("none left", prompt, None, max_tokens=6, **fields)
+    failed = bench.run()["none left"]
+    assert (failed.tokens, failed.error) == ([5], NOTHING_ALLOWED)
+    bench.add("after", prompt, None, max_tokens=2)
+    assert bench.run()["after"].cached == 8

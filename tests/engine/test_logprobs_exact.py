@@ -20,7 +20,7 @@ from engine.families import LLAMA_LINEAR, VOCABULARY, save
 from engine.oracle import Bench, Oracle, ref, save_adapter
 from engine.test_parity import kv_bytes
 from livery.engine.base import EngineConfig, TokenLogprobs
-from livery.engine.sampler import NOT_FINITE
+from livery.engine.plan import NOT_FINITE
 
 MAX_LEN, COUNT, CLOSE = 96, 14, 2e-4
 ROOM: dict[str, Any] = {"block_size": 4, "max_batch_tokens": 12, "max_running": 4, "max_model_len": MAX_LEN}

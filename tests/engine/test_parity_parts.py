@@ -15,7 +15,7 @@ from engine.oracle import Bench, ref, save_adapter
 from engine.test_parity import MAX_LEN, TIGHT, kv_bytes, prompts
 from livery.engine.base import AdapterRef, EngineConfig
 from livery.engine.model import CANARY_TOLERANCE, base_shapes
-from livery.engine.sampler import NOT_FINITE
+from livery.engine.plan import NOT_FINITE
 from livery_adapters.base_model import BaseShapes, ModuleShape
 from livery_adapters.canonical import (
     BlockStage,

@@ -7,7 +7,7 @@ import msgspec
 from livery.engine.base import TokenDelta, TokenLogprobs
 from livery.engine.drafting import Drafting
 from livery.engine.fairness import VirtualTokens, answer_cost, prompt_cost
-from livery.engine.plan import PoolSpec, SequenceSlice, StepPlan, StepResult
+from livery.engine.plan import NOT_FINITE, PoolSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.prefix import PrefixCache
 from livery.engine.roster import Roster
 from livery.engine.sequence import Sequence
@@ -68,7 +68,8 @@ class Outcomes:
                 sequence.drafter.silence()
                 self._roster.trim(sequence)
                 return []
-            self._prefix.distrust(sequence)
+            if reason == NOT_FINITE:
+                self._prefix.distrust(sequence)
             return [self.fail(sequence, reason)]
         scores = sequence.take_scores(part.start + part.scored_from, result.scored.get(part.request_id, ()))
         sequence.num_computed += len(part.token_ids) - len(part.drafts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -11,12 +10,12 @@ from torch import Tensor
 from livery.engine.adjusting import upload
 from livery.engine.logprobs import StepLogprobs, finite, to_host
 from livery.engine.masks import StepMasks, apply_masks, take_masks
-from livery.engine.plan import UNKNOWN, SampleSpec, SequenceSlice, StepResult
+from livery.engine.plan import NOT_FINITE, UNKNOWN, SampleSpec, SequenceSlice, StepResult
 from livery.engine.pooling import PooledRows, results
 from livery.engine.rows import Widths
-from livery.engine.sampler import NOT_FINITE, UNSETTLED, choose, choose_by_width, settle
+from livery.engine.sampler import UNSETTLED, choose, choose_by_width, settle
 
-NOTHING_ALLOWED = "no token is allowed here by the answer's grammar and the request's other fields together"
+NOTHING_ALLOWED = "no token is allowed here by the request's grammar, allowed_token_ids and bad_words together"
 
 
 class PendingStep:
@@ -46,6 +45,7 @@ class PendingStep:
         rows = logits[: len(self._specs)]
         draws = any(spec.temperature > 0 for spec in self._specs)
         self._logits = rows.clone() if keep_logits and draws else rows
+        self._are_kept = draws or not keep_logits
         self._scored = logits[len(self._specs) :]
         self._widths = widths
         self._logprobs: StepLogprobs | None = None
@@ -121,17 +121,22 @@ class PendingStep:
         """Each request's tokens, and why others have none; those whose mask came too late are in neither."""
         tokens: dict[str, tuple[int, ...]] = {}
         failed: dict[str, str] = {}
-        rows = iter(chosen)
+        row = 0
         for part in self._slices:
-            if part.samples:
-                found = finite(list(islice(rows, len(part.samples))))
-                if part.request_id in late:
-                    continue
-                if found:
-                    tokens[part.request_id] = found
-                else:
-                    failed[part.request_id] = NOT_FINITE if part.samples[0].mask is None else NOTHING_ALLOWED
+            first, row = row, row + len(part.samples)
+            if first == row or part.request_id in late:
+                continue
+            if found := finite(chosen[first:row]):
+                tokens[part.request_id] = found
+            else:
+                failed[part.request_id] = self._why(first, part.samples[0])
         return tokens, failed
+
+    def _why(self, row: int, spec: SampleSpec) -> str:
+        """Why a row has no token: fields that leave none are no fault of the model's, where its numbers are known."""
+        if spec.mask is not None or (self._are_kept and bool(self._row(row).max().isfinite())):
+            return NOTHING_ALLOWED
+        return NOT_FINITE
 
     def _row(self, row: int) -> Tensor:
         """The logits that a row is chosen from, [1, its own vocabulary]."""

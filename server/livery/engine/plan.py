@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from livery.engine.base import Pooling, TokenLogprobs
 
+NOT_FINITE = "the model's output is not a number for this request; its adapter's weights may overflow"
+
 
 @dataclass(frozen=True, slots=True)
 class TokenMask:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from livery.engine.base import Pooling
-from livery.engine.plan import PoolSpec, SequenceSlice
-from livery.engine.sampler import NOT_FINITE
+from livery.engine.plan import NOT_FINITE, PoolSpec, SequenceSlice
 
 NO_HEAD = "this adapter has no classification head"
 HeadOf = Callable[[str], Tensor | None]  # an adapter's digest -> its head, [labels, hidden]

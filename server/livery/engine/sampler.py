@@ -15,7 +15,6 @@ LIKELIEST = 256  # tokens that mostly settle a draw; sorting a whole vocabulary 
 LIKELY = 4096  # those that settle most of what is left, at a fraction of the sorting
 COLDEST = 1e-5  # below this a temperature means greedy: the best token's probability is 1 in any precision
 UNSETTLED, NOTHING = -2, -1  # in place of a token: it takes more than the likeliest; the row isn't finite
-NOT_FINITE = "the model's output is not a number for this request; its adapter's weights may overflow"
 
 
 def sample(logits: Tensor, specs: Sequence[SampleSpec]) -> list[int | None]:
