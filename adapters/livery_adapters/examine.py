@@ -49,6 +49,16 @@ def check_numbers(directory: Path, manifest: AdapterManifest) -> None:
         check_finite(directory, manifest)
 
 
+def check_base(version: str, checked_for: str, base: BaseModel) -> None:
+    """Was a version, by its digest, taken in for this base, by its digest? Raises AdapterRefused (wrong_base)."""
+    if checked_for != base.digest:
+        raise AdapterRefused(
+            "wrong_base",
+            f"version {version[:12]} was taken in for another base model ({checked_for[:12]}) and this server runs "
+            f"{base.name} ({base.digest[:12]}); add the adapter again, or use another --data",
+        )
+
+
 def check_labels(profile: Profile, classes: int) -> None:
     """Does each class of the adapter's head get one name, or none of them? Raises AdapterRefused (bad_profile)."""
     if profile.labels and len(profile.labels) != classes:

@@ -21,11 +21,12 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from livery_adapters.base_model import BaseModel
 from livery_adapters.coverage import CoverageReport
-from livery_adapters.examine import NOT_YET, CheckedFiles, check_headers, check_labels, check_numbers
+from livery_adapters.examine import NOT_YET, CheckedFiles, check_base, check_headers, check_labels, check_numbers
 from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.in_threads import running, to_its_end
 from livery_adapters.incoming import Incoming
@@ -37,6 +38,7 @@ from livery_adapters.registry import (
     NO_QUOTA,
     OPERATOR_TENANT,
     AdapterRecord,
+    GenerationMismatch,
     NamedVersion,
     Quota,
     Registry,
@@ -158,7 +160,7 @@ class AdapterLibrary:
         facts = version.facts
         await self.bring(facts.weights)
         try:
-            self._check_base(facts)
+            check_base(facts.digest, facts.base_digest, self.base)
             record = await asyncio.to_thread(self.registry.find, version.name)
             candidate = self.candidate(facts, record.owner if record else OPERATOR_TENANT)
             await self._prover.prove(candidate)
@@ -193,7 +195,7 @@ class AdapterLibrary:
         One that was never run is proven first. Raises RegistryError, AdapterRefused.
         """
         chosen = await asyncio.to_thread(self.registry.version, name, version, owner=owner)
-        self._check_base(chosen.facts)
+        check_base(chosen.facts.digest, chosen.facts.base_digest, self.base)
         if chosen.state != "ready" and self._proves:
             await self.prove(chosen)
         return await asyncio.to_thread(
@@ -223,13 +225,21 @@ class AdapterLibrary:
         owner: str | None = None,
     ) -> AdapterRecord:
         """Serve the active version's weights with another profile. Raises RegistryError, AdapterRefused."""
-        record = await asyncio.to_thread(self.registry.get, name, reader=reader_of(owner))
-        if (active := record.active) is not None:
-            check_labels(profile, active.facts.num_labels)
-            profile = await self._text.settle(profile, active.facts.beside, active.facts.added_tokens)
-        return await asyncio.to_thread(
-            self.registry.set_profile, name, profile.to_json(), expected_generation, quota, owner=owner
-        )
+        for tries_left in (2, 1, 0):
+            record = await asyncio.to_thread(self.registry.get, name, reader=reader_of(owner))
+            settled, active = profile, record.active
+            if active is not None:
+                check_labels(profile, active.facts.num_labels)
+                settled = await self._text.settle(profile, active.facts.beside, active.facts.added_tokens)
+            # What was settled is for this version and no other.
+            expected = record.generation if expected_generation is None else expected_generation
+            put = partial(self.registry.set_profile, name, settled.to_json(), expected, quota, owner=owner)
+            try:
+                return await asyncio.to_thread(put)
+            except GenerationMismatch:
+                if expected_generation is not None or not tries_left:
+                    raise
+        raise AssertionError
 
     async def retire(
         self, name: str, expected_generation: int | None = None, *, owner: str | None = None
@@ -379,14 +389,6 @@ class AdapterLibrary:
             yield CheckedFiles(headers.manifest, headers.coverage.with_effect(effect))
         finally:
             await self._prover.forget(candidate.digest)
-
-    def _check_base(self, facts: VersionFacts) -> None:
-        if facts.base_digest != self.base.digest:
-            raise AdapterRefused(
-                "wrong_base",
-                f"version {facts.digest[:12]} was taken in for another base model ({facts.base_digest[:12]}) and this "
-                f"server runs {self.base.name} ({self.base.digest[:12]}); add the adapter again, or use another --data",
-            )
 
     @asynccontextmanager
     async def _incoming(self) -> AsyncIterator[Incoming]:

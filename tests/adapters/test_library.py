@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from adapters.peft_made import tiny_base
 from adapters.scene import Scene, digest_in, out_of
 from livery_adapters.effect import AdapterEffect, ModuleEffect
 from livery_adapters.incoming import Incoming
-from livery_adapters.library import Intake
+from livery_adapters.library import AdapterLibrary, Intake
+from livery_adapters.profile import Profile
 from livery_adapters.prover import Candidate
-from livery_adapters.refusal import AdapterRefused
-from livery_adapters.registry import GenerationMismatch, NothingToRollBack, UnknownAdapter
+from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused
+from livery_adapters.registry import GenerationMismatch, NothingToRollBack, UnknownAdapter, VersionFacts
 from livery_adapters.tensor_file import WEIGHTS_NAME
+from livery_adapters.text_side import NoText
 
 API = Intake("api")
 
@@ -64,6 +69,54 @@ async def test_the_same_content_again_changes_nothing_and_is_not_proven_again(sc
     await scene.library.add("corsair", out_of(pool[0]), API)
     assert scene.prover.proven == [digest_in(pool[0])]
     assert scene.store.digests() == [digest_in(pool[0])]
+
+
+class OtherActive(NoText):
+    """Gives each version a profile of its own, and has others become active meanwhile, as often as it is told."""
+
+    def __init__(self, activate: Callable[[int], object], times: int) -> None:
+        self.activate, self.times, self.settled = activate, times, 0
+
+    async def settle(self, profile: Profile, found: Mapping[str, object], added_tokens: int = 0) -> Profile:
+        self.settled += 1
+        if self.settled <= self.times:
+            self.activate(self.settled)
+        return msgspec.structs.replace(profile, system_prompt=f"settled {self.settled}")
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_a_profile_is_settled_for_the_version_that_gets_it(scene: Scene, pool: list[Path], times: int) -> None:
+    digests = [digest_in(path) for path in pool[:2]]
+    for path in pool[:2]:
+        await scene.library.add("pirate", out_of(path), API)  # the second is active
+    text = OtherActive(lambda number: scene.registry.activate("pirate", digests[(number + 1) % 2]), times)
+    library = AdapterLibrary(scene.registry, scene.store, tiny_base(), DEFAULT_LIMITS, text=text)
+    if times == 3:
+        with pytest.raises(GenerationMismatch):
+            await library.set_profile("pirate", Profile())
+        assert active_of(scene).profile == {}
+    else:
+        await library.set_profile("pirate", Profile())
+        assert (active_of(scene).weights, active_of(scene).profile) == (
+            digests[(times + 1) % 2],
+            {"system_prompt": f"settled {times + 1}"},
+        )
+
+
+async def test_whoever_names_a_generation_is_told_that_it_is_another(scene: Scene, pool: list[Path]) -> None:
+    first = await scene.library.add("pirate", out_of(pool[0]), API)
+    second = await scene.library.add("pirate", out_of(pool[1]), API)
+    text = OtherActive(lambda _: scene.registry.activate("pirate", digest_in(pool[0])), 1)
+    library = AdapterLibrary(scene.registry, scene.store, tiny_base(), DEFAULT_LIMITS, text=text)
+    with pytest.raises(GenerationMismatch):
+        await library.set_profile("pirate", Profile(), second.generation)
+    assert (text.settled, active_of(scene)) == (1, first.active and first.active.facts)
+
+
+def active_of(scene: Scene) -> VersionFacts:
+    active = scene.registry.get("pirate").active
+    assert active is not None
+    return active.facts
 
 
 async def test_a_slow_proof_delays_no_other_name_and_no_departure(scene: Scene, pool: list[Path]) -> None:
