@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -288,6 +289,47 @@ def test_an_interrupted_fetch_writes_nothing_more(hub: HubServer, store: BlobSto
         with pytest.raises(Interrupted):
             fetch(parse_source(f"hf://{REPO}"), incoming, lambda done, total: interrupt.set(), QUICK, interrupt)
         assert [file.name for file in incoming.path.iterdir()] == [CONFIG_NAME]
+
+
+DRIPS = 500
+
+
+def dripping(hub: HubServer, sent: list[int], then: Callable[[], object] = lambda: None) -> Answer:
+    """A body that comes a byte at a time, in 10 s in all; `then` is called after the third."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("content-length", str(DRIPS))
+        handler.end_headers()
+        with suppress(OSError):  # whoever asked went away
+            while len(sent) < DRIPS and not hub.released.wait(0.02):
+                handler.wfile.write(b"x")
+                sent.append(1)
+                if len(sent) == 3:
+                    then()
+        handler.close_connection = True
+
+    return answer
+
+
+@pytest.mark.parametrize("at", ["main", WEIGHTS_NAME])
+def test_a_hub_that_drips_is_given_up_when_the_time_is_over(at: str, hub: HubServer, store: BlobStore) -> None:
+    hub.push({**FILES, WEIGHTS_NAME: b"x" * DRIPS})
+    sent: list[int] = []
+    hub.special[at] = [dripping(hub, sent)]
+    refused = refusal(store, limits=replace(QUICK, total_s=1))
+    assert 3 < len(sent) < DRIPS
+    assert "over 1 s" in refused.message
+
+
+def test_an_interrupt_ends_a_fetch_of_a_hub_that_drips(hub: HubServer, store: BlobStore) -> None:
+    hub.push({**FILES, WEIGHTS_NAME: b"x" * DRIPS})
+    sent: list[int] = []
+    interrupt = Interrupt()
+    hub.special[WEIGHTS_NAME] = [dripping(hub, sent, interrupt.set)]
+    with store.incoming() as incoming, pytest.raises(Interrupted):
+        fetch(parse_source(f"hf://{REPO}"), incoming, lambda done, total: None, QUICK, interrupt)
+    assert len(sent) < DRIPS
 
 
 def test_an_interrupt_ends_the_wait_for_another_try(hub: HubServer, store: BlobStore) -> None:

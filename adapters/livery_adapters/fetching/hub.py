@@ -15,6 +15,7 @@ import ipaddress
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -77,6 +78,7 @@ class _Hub:
         self._source = source
         self._limits = limits
         self._interrupt = interrupt
+        self._deadline = time.monotonic() + limits.total_s
         endpoint = _address(environment.get("HF_ENDPOINT", "").strip() or _ENDPOINT)
         if endpoint is None:
             raise unreachable(source, "HF_ENDPOINT is no http or https address")
@@ -143,11 +145,24 @@ class _Hub:
     def _path(self, name: str) -> str:
         return str(PurePosixPath(self._source.folder, name))
 
-    def _pieces(self, response: httpx.Response) -> Iterator[bytes]:
+    def _pieces(self, response: httpx.Response) -> Iterator[bytearray]:
+        """The body in pieces of CHUNK bytes; the time and the interrupt are looked at whenever any come, so a hub that
+        sends a few at a time is given up as soon. Raises AdapterRefused, Interrupted.
+        """
+        gathered = bytearray()
         try:
-            yield from response.iter_raw(CHUNK)
+            for piece in response.iter_raw():
+                self._interrupt.check()
+                if time.monotonic() > self._deadline:
+                    raise unreachable(self._source, f"fetching took over {self._limits.total_s:g} s")
+                gathered += piece
+                if len(gathered) >= CHUNK:
+                    yield gathered
+                    gathered = bytearray()
         except httpx.HTTPError as error:
             raise unreachable(self._source, f"the connection broke off ({type(error).__name__})") from None
+        if gathered:
+            yield gathered
 
     @contextmanager
     def _get(self, path: str) -> Iterator[httpx.Response]:
