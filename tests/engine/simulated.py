@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 from livery.engine.base import AdapterRef, GenerationRequest, SamplingParams, TokenDelta
@@ -99,10 +100,11 @@ class Simulation:
         budget: int = 100,
         speculate: int = 0,
         cache: bool = True,
+        one_memory: bool = False,
     ) -> None:
         self.now = 0.0  # a step is a second
         self.pool = BlockPool(blocks, BLOCK)
-        self.residency = Residency(budget * PAGE_BYTES, budget * PAGE_BYTES)
+        self.residency = Residency(budget * PAGE_BYTES, budget * PAGE_BYTES, one_memory=one_memory)
         self.scheduler = Scheduler(
             self.pool,
             self.residency,
@@ -128,12 +130,17 @@ class Simulation:
         self.scheduler.add(asked)
         self.requests[asked.request_id], self.tokens[asked.request_id] = asked, []
 
-    def load(self, sizes: dict[str, int]) -> None:
-        """Let every adapter that was asked for arrive; sizes are pages."""
+    def load(self, sizes: Mapping[str, int | Sequence[int]]) -> None:
+        """Let every adapter that was asked for arrive; sizes are pages, of one piece or of several."""
         self.residency.expect(self.scheduler.roster.wanted_adapters(), self.scheduler.roster.askers())
         for adapter in self.residency.take_loads():
-            self.residency.hosted(adapter.digest, [sizes[adapter.digest] * PAGE_BYTES], 1.0)
-        for placement in self.residency.place():
+            size = sizes[adapter.digest]
+            pieces = [size] if isinstance(size, int) else size
+            self.residency.hosted(adapter.digest, [pages * PAGE_BYTES for pages in pieces], 1.0)
+        evictions = self.residency.evictions
+        placements = self.residency.place()
+        assert placements or self.residency.evictions == evictions, "evicted in vain"
+        for placement in placements:
             self.residency.placed(placement.digest, 0.1)
         self.residency.take_evictions()
         self.residency.take_drops()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from livery.engine.pages import PAGE_BYTES, PageAllocator, Run, pages_for
+from livery.engine.pages import PAGE_BYTES, PageAllocator, PageCount, Run, pages_for, spans
 
 
 def pages(*counts: int) -> list[int]:
@@ -57,6 +57,30 @@ def test_a_budget_of_nothing_holds_what_is_empty() -> None:
     assert pages_for(0) == 0
 
 
+def test_a_piece_of_nothing_needs_no_page() -> None:
+    allocator = PageAllocator(6)
+    first = allocator.allocate(pages(2))
+    assert first and allocator.allocate(pages(1)) and allocator.allocate(pages(3))
+    allocator.free(first)
+    assert allocator.would_fit(pages(1, 0, 1)) and allocator.allocate(pages(1, 0, 1))
+    assert allocator.would_fit(pages(0)) and allocator.allocate(pages(0))
+
+
+def test_pages_without_a_place_always_fit_where_enough_are_free() -> None:
+    count = PageCount(10)
+    held = [count.allocate(pages(2)) for _ in range(5)]
+    assert held[1] and held[3]
+    count.free(held[1])
+    assert not count.would_fit(pages(4)) and count.allocate(pages(4)) is None
+    assert count.would_fit(pages(4), held[3])
+    count.free(held[3])
+    large = count.allocate(pages(3, 1))
+    assert large and count.num_free == 0
+    count.check_invariants([*spans(large), *(run for index in (0, 2, 4) for run in held[index] or ())])
+    with pytest.raises(AssertionError):
+        count.free([Run(0, 11)])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_long_life_loses_no_page(seed: int) -> None:
     """Adapters of many pieces come and go until the memory is in shreds; in the end it is one run again."""
@@ -64,15 +88,27 @@ def test_a_long_life_loses_no_page(seed: int) -> None:
     allocator = PageAllocator(500)
     held: list[tuple[Run, ...]] = []
     refused = 0
+    outcomes = {True: 0, False: 0}
     for _ in range(1000):
-        if held and rng.random() < 0.45:
-            allocator.free(held.pop(rng.randrange(len(held))))
+        if held and rng.random() < 0.25:
+            pieces = [rng.randrange(0, 25 * PAGE_BYTES) for _ in range(rng.randrange(1, 5))]
+            going = [held.pop(rng.randrange(len(held))) for _ in range(rng.randrange(1, min(3, len(held)) + 1))]
+            before = allocator.num_free
+            foreseen = allocator.would_fit(pieces, (run for runs in going for run in spans(runs)))
+            assert allocator.num_free == before, "looking changes nothing"
+            for runs in going:
+                allocator.free(runs)
+            found = allocator.allocate(pieces)
+            assert (found is not None) == foreseen, "what was foreseen came otherwise"
+            allocator.free(found or ())
+            outcomes[foreseen] += 1
         else:
             runs = allocator.allocate([rng.randrange(0, 9 * PAGE_BYTES) for _ in range(rng.randrange(1, 12))])
             refused += runs is None
             held += [runs] if runs is not None else []
         allocator.check_invariants(run for runs in held for run in runs)
     assert refused > 20
+    assert min(outcomes.values()) > 20
     for runs in held:
         allocator.free(runs)
     assert allocator.allocate(pages(500)) == (Run(0, 500),)

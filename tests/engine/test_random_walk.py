@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,13 +28,19 @@ WEIGHTS = {"t": 1.0, "u": 3.0, "v": 0.5}
 SYSTEMS = [[10] * 9, [10] * 5 + [11] * 12, [12] * 16]  # beginnings that many requests have in common
 
 
+def pieces(rng: random.Random, pages: int) -> list[int]:
+    """So many pages as pieces of at least one."""
+    cuts = sorted(rng.sample(range(1, pages), rng.randrange(min(3, pages))))
+    return [end - start for start, end in pairwise([0, *cuts, pages])]
+
+
 class Walk:
     """One random life of a server, reproducible from its seed."""
 
     def __init__(self, seed: int, house: Simulation) -> None:
         self.rng = random.Random(seed)
         self.house = house
-        self.sizes = {name: self.rng.randrange(1, 11) for name in ADAPTERS}
+        self.sizes = {name: pieces(self.rng, self.rng.randrange(1, 11)) for name in ADAPTERS}
         self.rooms = {tenant: self.rng.choice([0, self.rng.randrange(5, 20)]) for tenant in WEIGHTS}
         self.alive: dict[str, GenerationRequest] = {}
         self.aborted: set[str] = set()
@@ -113,7 +120,7 @@ class Walk:
                     assert asked.deadline_s
                     continue
                 if delta.code == ADAPTER_TOO_LARGE:
-                    assert asked.adapter and self.sizes[asked.adapter.digest] > self.rooms[asked.tenant] > 0
+                    assert asked.adapter and sum(self.sizes[asked.adapter.digest]) > self.rooms[asked.tenant] > 0
                     continue
                 healthy = not asked.request_id.startswith((SICK, SICKENS))
                 assert delta.finish_reason == "length" if healthy else len(tokens) <= 3
@@ -126,12 +133,22 @@ class Walk:
     tokens=st.integers(6, 40),
     budget=st.integers(10, 40),
     speculate=st.sampled_from([0, 0, 3]),
+    one_memory=st.booleans(),
 )
 @settings(max_examples=WALKS, deadline=None)
 def nothing_is_lost_mixed_up_or_stuck(
-    walked: Counter[str], seed: int, blocks: int, running: int, tokens: int, budget: int, speculate: int
+    walked: Counter[str],
+    seed: int,
+    blocks: int,
+    running: int,
+    tokens: int,
+    budget: int,
+    speculate: int,
+    one_memory: bool,
 ) -> None:
-    house = Simulation(blocks, running=running, tokens=tokens, budget=budget, speculate=speculate)
+    house = Simulation(
+        blocks, running=running, tokens=tokens, budget=budget, speculate=speculate, one_memory=one_memory
+    )
     walk = Walk(seed, house)
     for number in range(OPERATIONS):
         walk.operate(number)

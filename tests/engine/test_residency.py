@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from livery.engine.base import AdapterRef
+from livery.engine.base import AdapterRef, Asker
 from livery.engine.pages import PAGE_BYTES
 from livery.engine.reads import NOT_WANTED, READ_AHEAD, ReadQueue
 from livery.engine.residency import Residency
@@ -26,11 +26,12 @@ class Tiers:
         for name in names:
             self.residency.want(ref(name))
 
-    def arrive(self, seconds: float = 1.0, **sizes: int) -> None:
-        """These are read, asked for or not."""
+    def arrive(self, seconds: float = 1.0, **sizes: int | list[int]) -> None:
+        """These are read, asked for or not, each of one piece or of several."""
         for name, size in sizes.items():
             self.residency.load(ref(name))
-            self.residency.hosted(name, [size * PAGE_BYTES], seconds)
+            pieces = [size] if isinstance(size, int) else size
+            self.residency.hosted(name, [pages * PAGE_BYTES for pages in pieces], seconds)
 
     def place(self) -> list[str]:
         placements = self.residency.place()
@@ -291,3 +292,58 @@ def test_what_nobody_wants_any_more_is_not_read_however_much_may_be() -> None:
     queue.add(ref("left"))
     assert queue.take({}, lambda _: NOT_WANTED) == []
     assert "left" not in queue
+
+
+def in_shreds(*, one_memory: bool) -> Tiers:
+    """A memory of ten pages that five versions fill, of which running requests pin the second and the fourth."""
+    tiers = Tiers(device=10, one_memory=one_memory)
+    for name in "abcde":
+        tiers.arrive(**{name: 2})
+        assert tiers.place() == [name]
+    for name in "bd":
+        tiers.residency.pin(name)
+    return tiers
+
+
+def test_nobody_is_evicted_for_pages_that_are_not_neighbours() -> None:
+    tiers = in_shreds(one_memory=False)
+    tiers.queue("large")
+    tiers.arrive(large=4)
+    assert not tiers.residency.frees_enough("large", []), "six pages may come free, but no four in a row"
+    assert tiers.residency.frees_enough("large", ["b"])
+    assert tiers.place() == []
+    assert tiers.gone() == []
+    tiers.queue("large", "split")
+    tiers.arrive(split=[2, 2])
+    assert tiers.place() == ["split"], "its pieces fit where one of four pages doesn't"
+    assert tiers.gone() == ["a", "c"]
+    tiers.residency.unpin("b")
+    tiers.queue("large")
+    assert tiers.place() == ["large"]
+
+
+def test_where_images_are_computed_on_as_they_lie_pages_have_no_place() -> None:
+    tiers = in_shreds(one_memory=True)
+    tiers.queue("large")
+    tiers.arrive(large=4)
+    assert tiers.residency.frees_enough("large", [])
+    assert tiers.place() == ["large"]
+    assert tiers.gone() == ["a", "c"]
+
+
+def test_what_a_tenant_would_give_up_stays_where_that_is_not_enough() -> None:
+    tiers = Tiers(device=10)
+    asker = Asker("t", 1.0, 6 * PAGE_BYTES)
+    tiers.residency.expect(["own"], {"own": [asker]})
+    tiers.arrive(own=3)
+    tiers.place()
+    tiers.arrive(busy=7)
+    tiers.place()
+    tiers.residency.pin("busy")
+    tiers.residency.expect(["next"], {"next": [asker]})
+    tiers.arrive(next=5)
+    assert tiers.place() == []
+    assert tiers.gone() == [], "it would have gone for nothing"
+    tiers.residency.unpin("busy")
+    assert tiers.place() == ["next"]
+    assert sorted(tiers.gone()) == ["busy", "own"]

@@ -162,7 +162,9 @@ class Walk(RuleBasedStateMachine):
 
     def settle(self) -> None:
         self.residency.expect(self.scheduler.roster.wanted_adapters(), self.scheduler.roster.askers())
+        evictions = self.residency.evictions
         placements = self.residency.place()
+        assert placements or self.residency.evictions == evictions, "evicted in vain"
         self.uninstall()
         for placement in placements:
             assert placement.digest in self.images, "a copy of what isn't there"

@@ -245,3 +245,28 @@ def test_nobody_makes_room_before_his_turn_is_over_or_in_vain() -> None:
         house.step()
         house.load({"a": 10, "b": 10})
     assert house.scheduler.turns == 1, "nobody waited for room when b ran"
+
+
+@pytest.mark.parametrize("pages", [4, 8])
+def test_a_memory_in_shreds_holds_up_nobody(pages: int) -> None:
+    """A large piece wants neighbouring pages: turns end until there are some, not only until enough are free."""
+    house = House(blocks=600, budget=10, running=8)
+    sizes = {**dict.fromkeys("abcde", 2), "large": pages}
+    for name in "abcde":
+        house.scheduler.add(request(name, 4, max_tokens=400 if name in "bd" else 2, adapter=name))
+        for _ in range(3):
+            house.step()
+            house.load(sizes)
+    while len(house.finished) < 3:
+        house.step()
+    assert set(house.residency.pinned) == {"b", "d"}
+    house.scheduler.add(request("large", 4, max_tokens=2, adapter="large"))
+    steps = 0
+    while "large" not in house.finished:
+        house.scheduler.add(request(f"base{steps}", 2, max_tokens=1))
+        house.step()
+        house.load(sizes)
+        steps += 1
+    assert steps < TURN
+    assert house.scheduler.turns == pages // 4, "no more turns end than pages are short"
+    assert len(house.finished) - 4 >= steps - 1, "base requests come in meanwhile"

@@ -18,12 +18,13 @@ out in turns. A tenant that may take only so much gives up its own for what it a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from livery.engine.base import NOBODY, AdapterRef, Asker
 from livery.engine.claims import Claims
 from livery.engine.eviction import GreedyDual
-from livery.engine.pages import PAGE_BYTES, PageAllocator, Run, pages_for
+from livery.engine.pages import PAGE_BYTES, PageAllocator, PageCount, Run, pages_for, spans
 from livery.engine.reads import LAST, NOT_WANTED, ReadQueue
 from livery.engine.versions import Placement, Version
 
@@ -38,7 +39,7 @@ class Residency:
         self.loads_from_host = 0
         self.evictions = 0
         self._one_memory = one_memory
-        self._pages = PageAllocator(budget_bytes // PAGE_BYTES)
+        self._pages = (PageCount if one_memory else PageAllocator)(budget_bytes // PAGE_BYTES)
         self._versions: dict[str, Version] = {}
         self._resident = GreedyDual()
         self._host = GreedyDual()
@@ -81,10 +82,8 @@ class Residency:
 
     def frees_enough(self, digest: str, unpinned: Collection[str]) -> bool:
         """Whether the version would have room if no request pinned those any more; also without evicting them all."""
-        free = self._pages.num_free + sum(
-            self._versions[other].pages for other in self._resident if other not in self._pins or other in unpinned
-        )
-        return self._versions[digest].pages <= free
+        gone = (other for other in self._resident if other not in self._pins or other in unpinned)
+        return self._fits_without(self._versions[digest], gone)
 
     def pin(self, digest: str, asker: Asker = NOBODY) -> None:
         """A running request uses the version: it stays until `unpin`, and counts for the request's tenant."""
@@ -192,13 +191,13 @@ class Residency:
         placements = []
         for digest in [*wanted, *sorted(others, key=lambda digest: digest not in self._kept)]:
             version, askers = self._versions[digest], self._askers.get(digest) or arrived.get(digest)
-            asker = self._asker(digest, askers or (NOBODY,))
-            if asker is None:
+            found = self._asker(digest, askers or (NOBODY,))
+            if found is None:
                 self.limited.add(digest)
-            elif (runs := self._allocate(digest)) is not None:
+            elif (runs := self._allocate(digest, *found)) is not None:
                 if askers:
-                    self._claims.add(digest, version.nbytes, asker, 0)
-                version.runs, version.on_device = runs, True
+                    self._claims.add(digest, version.nbytes, found[0], 0)
+                version.runs, version.on_device = spans(runs), True
                 self._placing.add(digest)
                 self.loads_from_host += version.placed_before
                 self.loads_from_store += not version.placed_before
@@ -304,39 +303,39 @@ class Residency:
 
         return sorted(among, key=order)
 
-    def _asker(self, digest: str, askers: Iterable[Asker]) -> Asker | None:
-        """The first tenant that may have room for a version, its own others given up where it waits for this one."""
-        version = self._versions[digest]
+    def _asker(self, digest: str, askers: Iterable[Asker]) -> tuple[Asker, list[str]] | None:
+        """The first tenant that may have room for a version, and what it gives up where it waits for this one."""
+        behind = self._in_order(self._resident, (d for d in self._resident if self._rank(d) > self._rank(digest)))
         for asker in askers:
-            behind = [other for other in self._resident if self._rank(other) > self._rank(digest)]
-            surplus = self._claims.surplus(asker, version.nbytes, self._in_order(self._resident, behind))
-            if surplus is not None:
-                for other in surplus:
-                    if self._claims.give_up(other, asker.tenant) and other not in self._pins:
-                        self._evict(other)
-                return asker
+            if (surplus := self._claims.surplus(asker, self._versions[digest].nbytes, behind)) is not None:
+                return asker, surplus
         return None
 
-    def _allocate(self, digest: str) -> tuple[Run, ...] | None:
-        """Device pages for a version, made free by evicting others where it may."""
-        version, rank = self._versions[digest], self._rank(digest)
-        if (runs := self._pages.allocate(version.sizes)) is not None:
-            return runs
-        if rank == NOT_WANTED and digest not in self._kept:
-            return None
-        unpinned = [other for other in self._resident if other not in self._pins]
-        if self._pages.num_free + sum(self._versions[other].pages for other in unpinned) < version.pages:
-            return None
-        if rank == NOT_WANTED:  # it is kept: what is neither kept nor wanted goes for it
-            rank, unpinned = LAST, [other for other in unpinned if other not in self._kept]
-        victims = self._in_order(self._resident, [other for other in unpinned if self._rank(other) > rank])
-        if self._pages.num_free + sum(self._versions[victim].pages for victim in victims) < version.pages:
-            return None
-        for victim in victims:  # as bytes they are enough; one after the other, as runs it may take more or fewer
-            self._evict(victim)
-            if (runs := self._pages.allocate(version.sizes)) is not None:
-                return runs
-        return None
+    def _allocate(self, digest: str, asker: Asker, surplus: list[str]) -> tuple[Run, ...] | None:
+        """Pages for a version, made free by evicting what its tenant gives up, and then others; none in vain."""
+        version, rank, spared = self._versions[digest], self._rank(digest), frozenset(self._pins)
+        if rank == NOT_WANTED and digest in self._kept:  # what is neither kept nor wanted goes for it
+            rank, spared = LAST, spared | self._kept
+        own = {asker.tenant}
+        going = [other for other in surplus if other not in self._pins and self._claims.is_only_for(other, own)]
+        if not self._fits_without(version, going):
+            behind = [d for d in self._resident if self._rank(d) > rank and d not in spared and d not in going]
+            if not self._fits_without(version, [*going, *behind]):
+                return None
+            going += self._in_order(self._resident, behind)
+            del going[bisect_left(range(len(going)), True, key=lambda n: self._fits_without(version, going[:n])) :]
+        for other in surplus:
+            self._claims.give_up(other, asker.tenant)
+        for other in going:
+            self._evict(other)
+        return self._pages.allocate(version.sizes)
+
+    def _fits_without(self, version: Version, gone: Iterable[str]) -> bool:
+        """Whether a version's pieces find room, each in one run, once these have left the device."""
+        others = [self._versions[other] for other in gone]
+        if self._pages.num_free + sum(other.pages for other in others) < version.pages:
+            return False
+        return self._pages.would_fit(version.sizes, (run for other in others for run in other.runs))
 
     def _evict(self, digest: str) -> None:
         self.evictions += 1

@@ -50,7 +50,12 @@ class Turns:
                 left[sequence.adapter] = max(left.get(sequence.adapter, rest), rest)
         ended = sorted((adapter for adapter in left if left[adapter] <= 0), key=left.__getitem__)
         enough = (n for n in range(len(ended) + 1) if self._residency.frees_enough(waiting.adapter, ended[:n]))
-        return ended[: next(enough, 0)]
+        leaving = ended[: next(enough, 0)]
+        for adapter in leaving[:-1]:  # where pages must be neighbours, its own may lie elsewhere
+            others = [other for other in leaving if other != adapter]
+            if self._residency.frees_enough(waiting.adapter, others):
+                leaving = others
+        return leaving
 
     def sequences_for(self, waiting: Sequence, cached: Listed[int], running: Listed[Sequence]) -> list[Sequence]:
         """Running sequences that leave for one whose adapter is there and that found these blocks in the cache.

@@ -24,6 +24,6 @@ class Version:
     nbytes: int
     read_seconds: float  # from the store
     copy_seconds: float = 0.0  # from the host
-    runs: tuple[Run, ...] = ()
+    runs: tuple[Run, ...] = ()  # its pages, neighbouring pieces as one
     on_device: bool = False  # resident or placing, and so with runs
     placed_before: bool = False
