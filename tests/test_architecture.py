@@ -100,9 +100,10 @@ ALLOWED: dict[str, set[str]] = {
     "livery.served": SEAM
     | FACTS
     | {f"livery.{part}" for part in ("beside", "holds", "lease", "meaning", "proving", "standing", "tenancy")}
-    | {"livery.superseding", "livery.sweeping", "livery.under_way", "livery.vitals"}
+    | {"livery.superseding", "livery.sweeping", "livery.under_way", "livery.vitals", "livery.warming"}
     | {"livery_adapters"},
     "livery.sweeping": SEAM | FACTS | {"livery.holds", "livery_adapters"},
+    "livery.warming": SEAM | FACTS | {"livery_adapters"},
     "livery.followed": SEAM | {"livery.data_folder", "livery.served", "livery_adapters"},
     "livery.superseding": {"livery.lease"},
     "livery.live": {"livery.superseding", "livery.tenancy", "livery.under_way", "livery_adapters"},

@@ -38,6 +38,7 @@ from livery.sweeping import Sweeper
 from livery.tenancy import Principal
 from livery.under_way import UnderWay
 from livery.vitals import Vitals
+from livery.warming import Warmer
 from livery_adapters.base_model import BaseModel
 from livery_adapters.composition import format_composition, parse_composition
 from livery_adapters.library import AdapterLibrary
@@ -98,18 +99,20 @@ class ServedAdapters:
         hold = partial(self._holds.keep, stored=False)
         prover = EngineProver(engine, info, hold, self._holds.let_go, asker_of)
         self.library = AdapterLibrary(registry, store, base, limits, prover, keep_versions=keep_versions, text=text)
-        self._sweeper = Sweeper(engine, self.library, self._holds, self.prefetch)
+        self._warmer = Warmer(engine, self.library, self.prefetch)
+        self._sweeper = Sweeper(engine, self.library, self._holds, self._warmer.look)
 
     async def start(self) -> None:
         """Note where the registry stands and follow changes from then on; pinned adapters are loaded meanwhile."""
         self._seen, _ = await asyncio.to_thread(self.registry.changes, -1)
         self.vitals.run("registry-follower", self._follow())
         self.vitals.run("adapter-sweeper", self._sweeper.run())
+        self.vitals.run("pinned-adapters", self._warmer.run())
         self._sweeper.changed(None)
 
     async def stop(self) -> None:
         """Stop following the registry; what is served stays served."""
-        await self.vitals.stop("registry-follower", "adapter-sweeper")
+        await self.vitals.stop("registry-follower", "adapter-sweeper", "pinned-adapters")
         proofs = list(self._proofs.values())
         for proof in proofs:
             proof.cancel()
@@ -242,8 +245,9 @@ class ServedAdapters:
             raise AdapterUnusable(record.name, str(failed)) from failed
 
     async def settle(self) -> None:
-        """Wait until what nobody uses any more has left the engine and the disk."""
+        """Wait until what nobody uses any more has left the engine and the disk, and what is pinned was tried."""
         await self._sweeper.settle()
+        await self._warmer.settle()
 
     # -- from a name to a version ------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
-"""What neither a request nor a name uses any more leaves the engine, and then the disk; what is pinned stays in memory.
+"""What neither a request nor a name uses any more leaves the engine, and then the disk.
 
-    sweeper = Sweeper(engine, library, holds, prefetch)
+    sweeper = Sweeper(engine, library, holds, warmer.look)
     await sweeper.run()       # for ever: sweeps whenever something came to an end; cancel the task to stop
     sweeper.idle(digest)      # no request uses it any more; `sweeper.changed(names)`: names stand for something else
 
@@ -18,9 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from livery.engine.base import Engine, EngineDead, EngineError, EngineRestarting
 from livery.holds import Holds, Told
-from livery.refusals import AdapterNotReady, AdapterUnusable
 from livery_adapters.library import AdapterLibrary
-from livery_adapters.registry import AdapterRecord, RegistryError
+from livery_adapters.registry import RegistryError
 from livery_adapters.store import StoreBusy
 
 log = logging.getLogger("livery.adapters")
@@ -65,13 +64,13 @@ class Sweeper:
         engine: Engine,
         library: AdapterLibrary,
         holds: Holds,
-        prefetch: Callable[[AdapterRecord], Awaitable[None]],
+        look_at_pinned: Callable[[], Awaitable[None]],
     ) -> None:
-        """`prefetch` has the engine read a record's active version. Raises AdapterUnusable, AdapterNotReady."""
+        """`look_at_pinned` is called when names stand for something else. Raises RegistryError, EngineError."""
         self._engine = engine
         self._library = library
         self._holds = holds
-        self._prefetch = prefetch
+        self._look_at_pinned = look_at_pinned
         self._dirty = asyncio.Event()
         self._sweeping = asyncio.Lock()
         self._garbage = True  # an earlier run may have left some
@@ -80,7 +79,6 @@ class Sweeper:
         self._names: set[str] = set()
         self._all = True
         self._serving = Serving()
-        self._kept: frozenset[str] = frozenset()  # converted digests that the engine was asked to keep
 
     def idle(self, digest: str) -> None:
         """A converted digest is no longer in use."""
@@ -129,7 +127,7 @@ class Sweeper:
             raise
         if self._garbage:
             self._garbage = False
-            await self._keep_pinned()
+            await self._look_at_pinned()
             await self._library.collect_garbage()
 
     async def _drop(self, due: Sequence[Told], surplus: Collection[str]) -> None:
@@ -146,26 +144,3 @@ class Sweeper:
             self._holds.forget(told.digest)
             self._serving.forget(told.digest)
             self._garbage = True  # its files were kept as long as it was in use
-
-    async def _keep_pinned(self) -> None:
-        """What names that are pinned stand for now stays in device memory, and is read where it isn't there yet."""
-        pinned = await asyncio.to_thread(self._library.registry.pinned)
-        records = [record for record in pinned if record.active is None or not record.active.facts.weightless]
-        digests = {record.name: self._digest(record) for record in records}
-        await self._engine.keep_adapters(tuple(sorted(set(digests.values()))))
-        for record in records:
-            if digests[record.name] not in self._kept:
-                await self._warm(record)
-        self._kept = frozenset(digests.values())
-
-    async def _warm(self, record: AdapterRecord) -> None:
-        """If one can't be loaded, the others still are."""
-        try:
-            await self._prefetch(record)
-        except (AdapterUnusable, AdapterNotReady) as refusal:
-            log.warning("pinned adapter %s isn't loaded: %s", record.name, refusal)
-
-    def _digest(self, record: AdapterRecord) -> str:
-        """What the engine knows the active version as."""
-        assert record.active is not None
-        return self._library.candidate(record.active.facts).digest

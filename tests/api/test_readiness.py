@@ -14,7 +14,10 @@ from api.live_server import LiveServer, Serve, Setup
 from livery.engine.fake import RETRY_AFTER_S, Behaviour
 
 # Every task that a server runs beside its requests. A new one has to be named here, and so is ended below.
-TASKS = ("registry-follower", "adapter-sweeper", "folder-follower", "key-follower", "usage-writer", "metrics-settling")
+TASKS = (
+    "registry-follower", "adapter-sweeper", "pinned-adapters", "folder-follower", "key-follower", "usage-writer",
+    "metrics-settling",
+)  # fmt: skip
 # The test's own, and those that end with the server.
 OTHERS = {"LiveServer._main", "Server.serve", "test_every_task_beside_the_requests_has_a_case.<locals>.unnamed"}
 PROMPT = {"prompt": [3, 4], "max_tokens": 3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from adapters.object_stores import environment, moto, s3
 from api.live_server import BASE, MODULES
 from api.peft_files import make_adapter
+from livery import warming
 from livery.engine.fake import FakeEngine
 from livery.lease import Lease
 from livery.refusals import AdapterNotFetched, AdapterUnusable
@@ -140,16 +142,51 @@ async def test_a_disk_that_takes_nothing_is_no_fault_of_the_adapter(
     assert (await two.lease("pirate")).digest == digest
 
 
-async def test_a_pinned_adapter_that_cannot_be_fetched_ends_no_task(
-    servers: tuple[Server, Server], environment: pytest.MonkeyPatch
+async def test_a_pinned_adapter_that_cannot_be_fetched_is_once_it_can(
+    servers: tuple[Server, Server], environment: pytest.MonkeyPatch, s3: Any
 ) -> None:
+    environment.setattr(warming, "AGAIN_S", 0.01)
     one, two = servers
-    await one.add("pirate", 1)
+    digest = await one.add("pirate", 1)
     await asyncio.to_thread(one.adapters.registry.pin, "pirate", True)
     environment.setenv("AWS_ENDPOINT_URL", DEAD)
     two.adapters._forget_names(None)
     await two.adapters.settle()
+    assert not two.engine.loaded
+    environment.setenv("AWS_ENDPOINT_URL", s3.meta.endpoint_url)
+    async with asyncio.timeout(60):  # nobody asks for it
+        while set(two.engine.loaded) != {digest}:
+            await asyncio.sleep(0.01)
     assert two.adapters.vitals.ended == []
+
+
+async def test_what_nobody_uses_leaves_while_a_pinned_adapter_is_fetched(
+    servers: tuple[Server, Server], environment: pytest.MonkeyPatch
+) -> None:
+    one, two = servers
+    digest = await one.add("pirate", 1)
+    await two.add("cook", 2)
+    begun, go_on, bring = threading.Event(), threading.Event(), two.store.bring
+
+    def slowly(wanted: str) -> bool:
+        begun.set()
+        assert go_on.wait(60)
+        return bring(wanted)
+
+    environment.setattr(two.store, "bring", slowly)
+    await asyncio.to_thread(one.adapters.registry.pin, "pirate", True)
+    two.adapters._forget_names(None)
+    try:
+        assert await asyncio.to_thread(begun.wait, 60)
+        async with two.adapters.changing("cook"):
+            await two.adapters.library.retire("cook")
+        async with asyncio.timeout(60):
+            while two.engine.loaded:
+                await asyncio.sleep(0.01)
+    finally:
+        go_on.set()
+    await two.adapters.settle()
+    assert set(two.engine.loaded) == {digest}
 
 
 async def test_files_that_are_nowhere_are_the_adapters_own_trouble(servers: tuple[Server, Server], s3: Any) -> None:
