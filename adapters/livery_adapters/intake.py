@@ -28,7 +28,8 @@ class Intake:
     `over_base`: whether it may be a profile over the base, without weights.
     `keep`: of the name's history only so many of the newest versions stay, 0 for as many as the library keeps.
     `follows`: the active version that this one takes its profile from where none is given; if it has another one by the
-    time the version is recorded, the intake is refused. `laps` are told how long each stage took.
+    time the version is recorded, the intake is refused. `follower`: whose folder brings it. `laps` are told how long
+    each stage took.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Intake:
     over_base: bool = True
     keep: int = 0
     follows: VersionFacts | None = None
+    follower: str | None = None
     laps: Laps = field(default_factory=Laps, compare=False)
 
     @property

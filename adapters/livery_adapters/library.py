@@ -308,13 +308,7 @@ class AdapterLibrary:
         )
 
     async def _record(
-        self,
-        name: str,
-        incoming: Incoming,
-        facts: VersionFacts,
-        origin: str,
-        intake: Intake,
-        state: VersionState,
+        self, name: str, incoming: Incoming, facts: VersionFacts, origin: str, intake: Intake, state: VersionState
     ) -> AdapterRecord:
         """The files first, then the row that refers to them: garbage isn't collected in between."""
 
@@ -334,6 +328,7 @@ class AdapterLibrary:
                 owner=intake.owner,
                 quota=intake.quota,
                 inherits=intake.inherits,
+                follower=intake.follower,
             )
 
         record = await to_its_end(publish_and_put)

@@ -1,7 +1,7 @@
 """Adapters found in a folder: every direct subfolder that holds an adapter is served under its own name, and those
 in a subfolder with a tenant's name belong to that tenant: `acme/pirate`.
 
-    folder = FolderSource(Path("adapters"), library, changing)
+    folder = FolderSource(Path("adapters"), library, changing, follower=str(uuid4()))
     await folder.start()      # what was dealt with by an earlier run
     await folder.scan()       # one look: takes what is whole, records what isn't
     await folder.watch()      # the same for ever, on every change; cancel the task to stop
@@ -36,6 +36,7 @@ from livery_adapters.names import FOLDER
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import (
     OPERATOR_TENANT,
+    Given,
     RegistryError,
     RegistryUnavailable,
 )
@@ -70,6 +71,7 @@ class FolderSource:
         library: AdapterLibrary,
         changing: Callable[[str, str], AbstractAsyncContextManager[None]],
         *,
+        follower: str,
         quiet_seconds: float = 0.3,
         retry_seconds: float = 2.0,
         force_polling: bool = False,
@@ -77,6 +79,8 @@ class FolderSource:
     ) -> None:
         """`changing` goes around every change of a name, given that and its owner. `is_tenant`: there is one of a name.
 
+        `follower` says whose folder it is, the same after each restart: other servers of the registry may follow
+        folders of their own, and nobody retires but what his own gave.
         `retry_seconds`: wait before the first new try after a refusal that may pass; each later one doubles it.
         `force_polling` is for file systems without change events. Raises NotADirectoryError.
         """
@@ -90,13 +94,15 @@ class FolderSource:
         self._retry_seconds = retry_seconds
         self._force_polling = force_polling
         self._is_tenant = is_tenant
-        self._before: dict[str, str] = {}  # what an earlier run dealt with: name -> origin
+        self._follower = follower
+        self._before: dict[str, Given] = {}  # what an earlier run dealt with, until it is compared with what is there
+        self._told_empty = False
         self._settled: dict[str, Signature] = {}  # how each subfolder looked when it was dealt with
         self._retries: dict[str, _Retry] = {}
 
     async def start(self) -> None:
         """Learn what the registry holds of this folder."""
-        self._before = await asyncio.to_thread(self._registry.origins, FOLDER)
+        self._before = await asyncio.to_thread(self._registry.given, self._follower)
 
     async def watch(self) -> None:
         """Follow the folder until cancelled."""
@@ -135,13 +141,34 @@ class FolderSource:
         return not moving and after.keys() == before.keys()
 
     async def _compare_with_registry(self, now: dict[str, Signature]) -> None:
-        """On the first look: what is as an earlier run left it is dealt with; what is gone since is retired."""
-        before, self._before = self._before, {}
-        for name, origin in before.items():
-            if name not in now:
-                self._settled[name] = ()
-            elif origin == self._origin(name, now[name]):
-                self._settled[name] = now[name]
+        """On the first look: what is as an earlier run left it is dealt with; what is gone since is retired.
+
+        A folder with nothing at all may be a volume that isn't mounted yet: that look comes when there is something.
+        """
+        gone = [name for name, given in self._before.items() if given.claimed and name not in now]
+        if gone and not now:
+            self._tell_empty(sorted(name for name in gone if self._before[name].listed))
+            return
+        same = [
+            name
+            for name in now.keys() & self._before.keys()
+            if self._before[name].origin == self._origin(name, now[name])
+        ]
+        if unclaimed := [name for name in same if not self._before[name].claimed]:
+            await asyncio.to_thread(self._registry.claim, unclaimed, self._follower)
+        self._settled |= dict.fromkeys(gone, ()) | {name: now[name] for name in same}
+        self._before = {}
+
+    def _tell_empty(self, names: list[str]) -> None:
+        if names and not self._told_empty:
+            logger.warning(
+                "the adapter folder %s holds no adapter, and %d that it gave are there (%s): they stay until it holds "
+                "one. Is its volume mounted? What is to go, take out with `livery adapters rm NAME`",
+                self.root,
+                len(names),
+                ", ".join(names[:5]) + ", …" * (len(names) > 5),
+            )
+            self._told_empty = True
 
     async def _look(self) -> dict[str, Signature] | None:
         """What is there now. None when the folder can't be listed: that is no reason to drop anything."""
@@ -181,7 +208,7 @@ class FolderSource:
         try:
             owner = _owner(name)
             async with self._changing(name, owner):
-                record = await self._library.add(name, fill, Intake(FOLDER, owner=owner))
+                record = await self._library.add(name, fill, Intake(FOLDER, owner=owner, follower=self._follower))
         except AdapterRefused as refused:
             if await asyncio.to_thread(_signature_of, self.root / name) != seen:
                 return False
@@ -208,7 +235,14 @@ class FolderSource:
         owner = _owner(name)
         async with self._changing(shown, owner):
             await asyncio.to_thread(
-                self._registry.fail, shown, code=code, message=message, source=FOLDER, origin=origin, owner=owner
+                self._registry.fail,
+                shown,
+                code=code,
+                message=message,
+                source=FOLDER,
+                origin=origin,
+                owner=owner,
+                follower=self._follower,
             )
 
     def _origin(self, name: str, seen: Signature) -> str:
@@ -229,7 +263,7 @@ class FolderSource:
         shown = printable(name)
         try:
             async with self._changing(shown, _owner(name)):
-                retired = await asyncio.to_thread(self._registry.withdraw, shown)
+                retired = await asyncio.to_thread(self._registry.withdraw, shown, self._follower)
         except RegistryUnavailable as error:
             logger.warning("adapter %s is gone from the folder and not retired yet: %s", shown, error)
             return

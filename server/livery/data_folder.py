@@ -13,7 +13,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from livery_adapters.base_model import BaseModel, BaseShapes
 
 REMEDY = "choose another with --data DIR"
 MAX_BASE_BYTES = 64 << 20
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class DataFolderUnusable(Exception):
@@ -101,6 +104,26 @@ class DataFolder:
         It ends with the process at the latest. Raises DataFolderUnusable.
         """
         return locked(self._lock_file("folder.lock"))
+
+    def follower(self) -> str:
+        """Who follows an adapter folder from here, to a registry that others share: a UUID, made once.
+
+        Raises DataFolderUnusable.
+        """
+        handle = self._lock_file("follower")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # of several servers that start one makes it
+            found = os.pread(handle, 64, 0).decode(errors="replace")
+            if not _UUID.fullmatch(found):
+                found = str(uuid.uuid4())
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, found.encode(), 0)
+                os.fsync(handle)
+            return found
+        except OSError as error:
+            raise DataFolderUnusable(f"data folder {self.root} can't be used: {error.strerror}; {REMEDY}") from None
+        finally:
+            os.close(handle)
 
     @contextmanager
     def serving(self, base: KnownBase) -> Iterator[None]:

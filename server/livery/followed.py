@@ -41,9 +41,16 @@ class FollowedFolder:
         poll: bool = False,
         is_tenant: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`poll`: look instead of waiting for change events. Raises NotADirectoryError."""
+        """`poll`: look instead of waiting for change events. Raises NotADirectoryError, DataFolderUnusable."""
         self._data = data
-        self._source = FolderSource(root, adapters.library, adapters.changing, force_polling=poll, is_tenant=is_tenant)
+        self._source = FolderSource(
+            root,
+            adapters.library,
+            adapters.changing,
+            follower=data.follower(),
+            force_polling=poll,
+            is_tenant=is_tenant,
+        )
         self._handle: int | None = None
         self._vitals = adapters.vitals
 

@@ -50,21 +50,28 @@ class RememberingProver:
 class Scene:
     """A folder and everything behind it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        """`url` of a registry that others have too, else one of its own."""
         self.root = folder / "adapters"
-        self.root.mkdir()
+        self.root.mkdir(parents=True)
+        self.follower = str(folder)
         self.changed = asyncio.Event()
         self.changes: list[str] = []
         self.prover = RememberingProver()
         self.store = BlobStore(folder / "data")
-        self.registry = Registry.open(folder / "livery.db", frozenset({"tiny-llama"}))
+        self.registry = Registry.open(url or folder / "livery.db", frozenset({"tiny-llama"}))
         self.library = AdapterLibrary(self.registry, self.store, tiny_base(), DEFAULT_LIMITS, self.prover)
         self.folder = self.source(quiet_seconds=0)
 
     def source(self, *, quiet_seconds: float = 0, retry_seconds: float = 2.0) -> FolderSource:
         """Another follower of the folder, as after a restart."""
         return FolderSource(
-            self.root, self.library, self.changing, quiet_seconds=quiet_seconds, retry_seconds=retry_seconds
+            self.root,
+            self.library,
+            self.changing,
+            follower=self.follower,
+            quiet_seconds=quiet_seconds,
+            retry_seconds=retry_seconds,
         )
 
     @asynccontextmanager

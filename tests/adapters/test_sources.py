@@ -156,7 +156,7 @@ async def test_a_full_disk_is_tried_again(scene: Scene, pirate: Path) -> None:
 
 async def test_a_missing_root_is_named(scene: Scene, tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match=r"nowhere' is not a directory; create it"):
-        FolderSource(tmp_path / "nowhere", scene.library, scene.changing)
+        FolderSource(tmp_path / "nowhere", scene.library, scene.changing, follower="here")
 
 
 async def test_a_folder_that_moves_while_it_is_read_is_looked_at_again(scene: Scene, pirate: Path, newer: Path) -> None:
@@ -171,7 +171,7 @@ async def test_a_folder_that_moves_while_it_is_read_is_looked_at_again(scene: Sc
             shutil.copytree(newer, folder, dirs_exist_ok=True)
         yield
 
-    source = FolderSource(scene.root, scene.library, changing, quiet_seconds=0)
+    source = FolderSource(scene.root, scene.library, changing, follower="here", quiet_seconds=0)
     assert not await source.scan()
     assert scene.names() == scene.store.digests() == []
     assert await source.scan()

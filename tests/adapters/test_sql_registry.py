@@ -13,6 +13,7 @@ from livery_adapters.registry import (
     AdapterRecord,
     AliasTarget,
     GenerationMismatch,
+    Given,
     InvalidAlias,
     NamedVersion,
     NameTaken,
@@ -254,7 +255,7 @@ def test_a_name_that_never_had_a_version_shows_its_failure(registry: Registry) -
     failed = registry.get("pirate")
     assert (failed.state, failed.generation, failed.active, failed.source) == ("failed", 0, None, "folder")
     assert registry.page(state="failed").records == (failed,)
-    assert registry.origins("folder") == {"pirate": ""}
+    assert registry.given("here") == {"pirate": Given("", claimed=False, listed=True)}
     assert put(registry, "pirate", "one", expected_generation=0).state == "ready"
     registry.fail("corsair", code="incomplete", message="half there", source="folder", origin="")
     registry.forget_failure("corsair")
@@ -273,24 +274,52 @@ def test_a_failure_of_a_retired_name_shows_until_it_is_past(registry: Registry) 
     assert registry.retire("pirate").state == "retired"
 
 
-def test_origins_tell_what_a_source_gave_last(registry: Registry) -> None:
-    put(registry, "pirate", "one", source="folder")
-    put(registry, "corsair", "one", source="folder")
+def test_what_a_folder_gave_last_is_told_to_its_follower(registry: Registry) -> None:
+    put(registry, "pirate", "one", source="folder", follower="here")
+    put(registry, "corsair", "one", source="folder", follower="here")
+    put(registry, "elsewhere", "one", source="folder", follower="there")
+    put(registry, "old", "one", source="folder")
     put(registry, "privateer", "one", source="api")
     registry.retire("corsair")
-    assert registry.origins("folder") == {"pirate": "folder/one", "corsair": "folder/one"}
-    registry.put("pirate", ONE, source="folder", origin="folder/touched")
-    assert registry.origins("folder")["pirate"] == "folder/touched"
+    registry.fail("broken", code="incomplete", message="half", source="folder", origin="broken#1", follower="here")
+    assert registry.given("here") == {
+        "pirate": Given("folder/one", claimed=True, listed=True),
+        "corsair": Given("folder/one", claimed=True, listed=False),
+        "broken": Given("", claimed=True, listed=True),
+        "old": Given("folder/one", claimed=False, listed=True),
+    }
+    registry.put("pirate", ONE, source="folder", origin="folder/touched", follower="here")
+    assert registry.given("here")["pirate"].origin == "folder/touched"
+    registry.claim(["old", "elsewhere", "privateer", "nobody"], "here")
+    assert registry.given("here")["old"].claimed
+    assert registry.given("there").keys() == {"elsewhere"}
+
+
+def test_of_two_folders_the_one_that_gave_a_name_last_has_it(registry: Registry) -> None:
+    put(registry, "pirate", "one", source="folder", follower="here")
+    again = put(registry, "pirate", "one", source="folder", follower="there")
+    assert (again.generation, again.origin) == (1, "folder/one")
+    assert not registry.withdraw("pirate", "here")
+    registry.fail("pirate", code="incomplete", message="half there", source="folder", origin="", follower="here")
+    assert registry.get("pirate").error is None
+    registry.fail("pirate", code="incomplete", message="half there", source="folder", origin="", follower="there")
+    assert registry.get("pirate").error == "half there"
+    put(registry, "pirate", "two", source="folder", follower="here")
+    assert active(registry.get("pirate")).facts == TWO
+    assert not registry.withdraw("pirate", "there")
+    assert registry.withdraw("pirate", "here")
+    assert registry.find("pirate") is None
 
 
 def test_what_was_withdrawn_counts_as_new_when_it_comes_back(registry: Registry) -> None:
     for name in ("pirate", "corsair", "privateer"):
-        put(registry, name, "one", source="folder")
+        put(registry, name, "one", source="folder", follower="here")
     registry.retire("corsair")
     registry.retire("privateer")
     put(registry, "privateer", "two", source="api")
-    assert [registry.withdraw(name) for name in ("pirate", "corsair", "privateer", "nobody")] == [True] + 3 * [False]
-    assert registry.origins("folder") == {}
+    names = ("pirate", "corsair", "privateer", "nobody")
+    assert [registry.withdraw(name, "here") for name in names] == [True, False, False, False]
+    assert registry.given("here") == {}
     assert active(registry.get("privateer")).facts == TWO
     for name in ("pirate", "corsair"):
         assert active(put(registry, name, "one", source="folder")).facts == ONE

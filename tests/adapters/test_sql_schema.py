@@ -104,6 +104,12 @@ def test_every_schema_there_was_is_opened_with_all_it_holds(tmp_path: Path, dump
         assert registry.get("acme/parrot").owner == "acme"
         assert registry.alias("acme/birds").owner == "acme"
         assert registry.shared_with("acme/parrot") == ("bob",)
+    claimed = dump.stem >= "0003"
+    assert {name: given.claimed for name, given in registry.given("here").items()} == {
+        "broken": False,
+        "corsair": claimed,
+        "retired": False,
+    }
     registry.close()
 
 
@@ -113,7 +119,7 @@ def make_fixture(folder: Path) -> str:
     one = facts_of("one", profile={"temperature": 0.5})
     registry.put("pirate", one, source="hub", origin="hf://me/pirate@77aa", pinned=True)
     registry.put("pirate", facts_of("two"), source="hub", origin="hf://me/pirate@4f2c")
-    registry.put("corsair", facts_of("two"), source="folder", origin="corsair#1", state="registered")
+    registry.put("corsair", facts_of("two"), source="folder", origin="corsair#1", state="registered", follower="here")
     registry.put("retired", facts_of("three"), source="folder", origin="retired#1")
     registry.retire("retired")
     registry.fail("broken", code="incomplete", message="half there", source="folder", origin="broken#1")

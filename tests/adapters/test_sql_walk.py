@@ -89,7 +89,8 @@ class RegistryWalk(RuleBasedStateMachine):
                 refusal = NameTaken
             elif entry and entry.seen_generation and (entry.source == "folder") != (source == "folder"):
                 refusal = OwnedElsewhere
-        options = {"source": source, "origin": "somewhere", "state": state, "activate": activate}
+        follower = "here" if source == "folder" else None
+        options = {"source": source, "origin": "somewhere", "state": state, "activate": activate, "follower": follower}
         if self.expect(refusal, lambda: self.registry.put(name, facts, **options, expected_generation=expected)):
             self.names.setdefault(name, Name(source)).put(facts, source, state, activate)
 
@@ -104,7 +105,7 @@ class RegistryWalk(RuleBasedStateMachine):
 
     @rule(name=names, source=sources)
     def fail(self, name: str, source: str) -> None:
-        self.registry.fail(name, code="incomplete", message="half there", source=source, origin="")
+        self.registry.fail(name, code="incomplete", message="half there", source=source, origin="", follower="here")
         if name in self.aliases:
             return
         entry = self.names.setdefault(name, Name(source))
@@ -160,7 +161,7 @@ class RegistryWalk(RuleBasedStateMachine):
     @rule(name=names)
     def withdraw(self, name: str) -> None:
         entry = self.names.get(name)
-        assert self.registry.withdraw(name) == (entry.withdraw() if entry else False)
+        assert self.registry.withdraw(name, "here") == (entry.withdraw() if entry else False)
 
     @rule(name=names, pinned=st.booleans())
     def pin(self, name: str, pinned: bool) -> None:

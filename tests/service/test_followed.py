@@ -107,3 +107,12 @@ def _is_free(data: DataFolder) -> bool:
         return False
     os.close(handle)
     return True
+
+
+def test_a_follower_is_the_same_after_each_restart_and_another_in_each_folder(tmp_path: Path) -> None:
+    here, there = DataFolder(tmp_path / "here"), DataFolder(tmp_path / "there")
+    for folder in (here, there):
+        folder.make()
+    assert here.follower() == DataFolder(here.root).follower() != there.follower()
+    (here.root / "follower").write_text("a write that was cut sh")
+    assert here.follower() == here.follower() != "a write that was cut sh"

@@ -116,13 +116,6 @@ def pinned(connection: Connection) -> tuple[AdapterRecord, ...]:
     return tuple(record_of(row) for row in connection.execute(query))
 
 
-def origins(connection: Connection, source: str) -> dict[str, str]:
-    withdrawn = and_(RETIRED, adapters.c.folder_digest.is_(None))
-    query = select(adapters.c.name, adapters.c.origin, adapters.c.error)
-    query = query.where(adapters.c.source == source, not_(withdrawn))
-    return {row.name: row.origin if row.error is None else "" for row in connection.execute(query)}
-
-
 def history(
     connection: Connection, name: str, after: int | None = None, limit: int | None = None
 ) -> tuple[NamedVersion, ...]:

@@ -109,6 +109,18 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What a followed folder gave last under a name: how that looked, "" where it wasn't taken.
+
+    `claimed`: it is the asking follower's, else nobody's so far. `listed`: the name isn't retired.
+    """
+
+    origin: str
+    claimed: bool
+    listed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Records in the order of their names; `next_after` is where the next page begins, None at the end."""
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from livery_adapters.names import OPERATOR_TENANT, validate_name
-from livery_adapters.registry import changes, keeping, naming, reading, viewing, writing
+from livery_adapters.registry import changes, folders, keeping, naming, reading, viewing, writing
 from livery_adapters.registry.aliases import AliasVerbs
 from livery_adapters.registry.briefs import Brief, briefs
 from livery_adapters.registry.database import Database
@@ -28,6 +28,7 @@ from livery_adapters.registry.records import (
     NO_QUOTA,
     AdapterRecord,
     Card,
+    Given,
     NamedVersion,
     Page,
     Quota,
@@ -94,6 +95,7 @@ class Registry(TenantVerbs, AliasVerbs):
         owner: str = OPERATOR_TENANT,
         quota: Quota = NO_QUOTA,
         inherits: VersionFacts | None = None,
+        follower: str | None = None,
     ) -> AdapterRecord:
         """Add a version to the name's history unless it is there, and make it active unless `activate` is False.
 
@@ -105,13 +107,14 @@ class Registry(TenantVerbs, AliasVerbs):
 
         A version that is active already changes nothing but what is known of where it came from; errors before are
         past. When the folder gives the files it gave last time, the record stays as it stands, also when it was
-        retired or rolled back since. The same files checked against another base model bring new facts.
+        retired or rolled back since. The same files checked against another base model bring new facts. `follower`: of
+        whose folder, who has what it gave from then on.
 
         Raises AdapterRefused (invalid_name), NameTaken, GenerationMismatch, ProfileChanged (since `inherits`),
         QuotaExceeded, OwnerChanged, and OwnedElsewhere: the folder and others never share a name before it is retired.
         """
         validate_name(name, self.reserved, owner)
-        arrival = writing.Arrival(source, origin, state, pinned, activate, owner)
+        arrival = writing.Arrival(source, origin, state, pinned, activate, owner, follower)
         with self.database.write() as connection, keeping.within(connection, owner, quota):
             self._check_owner(name, owner)
             if inherits is not None:
@@ -144,16 +147,25 @@ class Registry(TenantVerbs, AliasVerbs):
             return writing.mark_ready(connection, printable(name), digest)
 
     def fail(
-        self, name: str, *, code: str, message: str, source: str, origin: str, owner: str = OPERATOR_TENANT
+        self,
+        name: str,
+        *,
+        code: str,
+        message: str,
+        source: str,
+        origin: str,
+        owner: str = OPERATOR_TENANT,
+        follower: str | None = None,
     ) -> None:
         """Record why a version was not taken. An active one goes on serving, and a name without any is `failed`.
 
-        Nothing is recorded for a name that is an alias, or another owner's, also by its active version.
+        Nothing is recorded for a name that is an alias, or another owner's, also by its active version; nor for one
+        that another follower's folder has.
         """
         with self.database.write() as connection, suppress(OwnerChanged):
             if source:  # else it is about a version that is there
                 self._check_owner(name, owner)
-            writing.fail(connection, printable(name), code, message, source, origin, owner)
+            writing.fail(connection, printable(name), code, message, source, origin, owner, follower)
 
     def forget_failure(self, name: str) -> None:
         """The error is past; a name that never had a version is gone. Does nothing where there is none."""
@@ -199,13 +211,18 @@ class Registry(TenantVerbs, AliasVerbs):
         with self.database.write() as connection:
             return writing.retire(connection, printable(name), expected_generation, owner)
 
-    def withdraw(self, name: str) -> bool:
-        """The folder no longer has this name: it is retired if the folder's, and True returned.
+    def withdraw(self, name: str, follower: str) -> bool:
+        """The folder of `follower` no longer has this name: it is retired if it came from there, and True returned.
 
         Unlike after `retire`, the same files count as new when they come back, also where the name was retired before.
         """
         with self.database.write() as connection:
-            return writing.withdraw(connection, printable(name))
+            return folders.withdraw(connection, printable(name), follower)
+
+    def claim(self, names: Iterable[str], follower: str) -> None:
+        """Those of the names that a folder gave before followers were told apart are this one's."""
+        with self.database.write() as connection:
+            folders.claim(connection, map(printable, names), follower)
 
     def pin(self, name: str, pinned: bool) -> AdapterRecord:
         """Pinned adapters are loaded at start and keep their history. Raises UnknownAdapter."""
@@ -306,10 +323,10 @@ class Registry(TenantVerbs, AliasVerbs):
         with self.database.read() as connection:
             return reading.pinned(connection)
 
-    def origins(self, source: str) -> dict[str, str]:
-        """Where each name's last version from `source` came from; "" where it wasn't taken. Withdrawn ones aren't."""
+    def given(self, follower: str) -> dict[str, Given]:
+        """What the folder of `follower`, or nobody's, gave last under each name that wasn't withdrawn or given anew."""
         with self.database.read() as connection:
-            return reading.origins(connection, source)
+            return folders.given(connection, follower)
 
     def versions(
         self, name: str, *, owner: str | None = None, after: int | None = None, limit: int | None = None

@@ -50,6 +50,9 @@ adapters = Table(
     Column("created", Double, nullable=False),
     Column("updated", Double, nullable=False),
     Column("owner", _name(), nullable=False, server_default=OPERATOR_TENANT),  # a tenant
+    Column(
+        "follower", Text
+    ),  # whose folder gave `folder_digest`, or was refused here; NULL: given before there was this
     Index("adapters_owner", "owner", "name"),
 )
 

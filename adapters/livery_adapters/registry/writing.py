@@ -31,7 +31,7 @@ ACTIVATIONS_KEPT = 50  # per name
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """How a version came: who gave it, from where, in what state, what becomes of the name, and whose that is."""
+    """How a version came: who gave it, from where, in what state; what becomes of the name; whose name and folder."""
 
     source: str
     origin: str
@@ -39,6 +39,7 @@ class Arrival:
     pinned: bool | None
     activate: bool
     owner: str = OPERATOR_TENANT
+    follower: str | None = None
 
 
 def put(
@@ -60,7 +61,7 @@ def put(
         "owner": arrival.owner,
     }
     if arrival.source == FOLDER:
-        values["folder_digest"] = facts.digest
+        values |= {"folder_digest": facts.digest, "follower": arrival.follower}
     if arrival.pinned is not None:
         values["pinned"] = arrival.pinned
     if is_new:
@@ -93,6 +94,8 @@ def _seen_before(connection: Connection, row: Row[Any], facts: VersionFacts, arr
     if stale:
         _measure_again(connection, row.name, facts, arrival.state)
     values: dict[str, object] = {}
+    if row.follower != arrival.follower:
+        values["follower"] = arrival.follower
     if row.source == FOLDER and row.origin != printable(arrival.origin):
         values["origin"] = printable(arrival.origin)
     if stale or values or row.error is not None:
@@ -113,7 +116,14 @@ def mark_ready(connection: Connection, name: str, digest: str) -> AdapterRecord:
 
 
 def fail(
-    connection: Connection, name: str, code: str, message: str, source: str, origin: str, owner: str = OPERATOR_TENANT
+    connection: Connection,
+    name: str,
+    code: str,
+    message: str,
+    source: str,
+    origin: str,
+    owner: str = OPERATOR_TENANT,
+    follower: str | None = None,
 ) -> None:
     """See Registry.fail."""
     if _is_alias(connection, name):
@@ -123,13 +133,22 @@ def fail(
         return  # a version was run that nobody keeps any more
     values: dict[str, object] = {"error": printable(message), "error_code": printable(code)}
     if row is not None and row.active is not None:
-        if source and (source == FOLDER) != (row.source == FOLDER):
+        if source and _is_anothers(row, source, follower):
             return  # it says nothing about the owner's adapter
     elif source:
         values |= {"source": printable(source), "origin": printable(origin)}
+        if source == FOLDER:
+            values["follower"] = follower
     if row is None:
         _create(connection, name, source, owner)
     _change(connection, name, values)
+
+
+def _is_anothers(row: Row[Any], source: str, follower: str | None) -> bool:
+    """Whether a name has its versions from elsewhere than `source`, or from another folder."""
+    if source != FOLDER or row.source != FOLDER:
+        return bool((source == FOLDER) != (row.source == FOLDER))
+    return row.follower is not None and bool(row.follower != follower)
 
 
 def forget_failure(connection: Connection, name: str) -> None:
@@ -193,19 +212,6 @@ def retire(connection: Connection, name: str, expected: int | None, owner: str |
     connection.execute(delete(shares).where(shares.c.name == name))
     values = {"retired": True, "pinned": False, "active": None, "activation": None, "generation": row.generation + 1}
     return _change(connection, name, values)
-
-
-def withdraw(connection: Connection, name: str) -> bool:
-    """See Registry.withdraw."""
-    row = reading.row_of(connection, name)
-    if row is None:
-        return False
-    if row.folder_digest is not None:
-        connection.execute(update(adapters).where(adapters.c.name == name).values(folder_digest=None))
-    if row.source != FOLDER or (row.retired and row.error is None):
-        return False
-    retire(connection, name, None, None)
-    return True
 
 
 def pin(connection: Connection, name: str, pinned: bool) -> AdapterRecord:
