@@ -17,7 +17,7 @@ PACKAGES = {
 
 DECIDED_BY = (
     *("adjust", "ahead", "base", "codes", "constraint", "deadlines", "drafting", "fairness", "figures"),
-    *("outcomes", "plan", "roster"),
+    *("lengths", "outcomes", "plan", "roster"),
     *("scheduler", "sequence", "speculation", "step_size", "tally", "turns"),
     *("blocks", "prefix", "prefix_keys", "claims", "versions", "vllm_queue"),
     *("eviction", "pages", "reads", "residency"),
@@ -204,7 +204,13 @@ ALLOWED: dict[str, set[str]] = {
     | {f"livery.{part}" for part in ("engine", "foreign_json", "models", "training")}
     | {"livery_adapters", "livery_loadtest"},
     "livery.scale": set(),
-    "livery.scale.plan": {"livery.bench.physics", "livery.engine.step_size", "livery_adapters", "livery_loadtest"},
+    "livery.scale.plan": {
+        "livery.bench.physics",
+        "livery.engine.lengths",
+        "livery.engine.step_size",
+        "livery_adapters",
+        "livery_loadtest",
+    },
     "livery.scale.simulation": {"livery.scale.plan", "livery.scale.ray_routing", "livery_loadtest"},
     "livery.running": SEAM
     | TEXT

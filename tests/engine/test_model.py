@@ -20,8 +20,10 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from engine.families import SMALL, VOCABULARY, configs, save
+from engine.families import LONGROPE, SMALL, VOCABULARY, configs, save
+from engine.oracle import Bench
 from livery.engine.base import EngineConfig, ModelRefused
+from livery.engine.lengths import scaled_length
 from livery.engine.lora.experts import proven
 from livery.engine.model import base_shapes, load_model
 from livery.engine.rope import freeze_rope
@@ -190,6 +192,81 @@ def test_one_long_request_changes_no_rope_of_others() -> None:
         before = model(short).logits
         model(long)
         assert torch.equal(before, model(short).logits)
+
+
+ORIGINAL, FACTOR = 16, 3.0  # tokens before RoPE is scaled
+SCALED: dict[str, dict[str, Any]] = {
+    "yarn": {"rope_type": "yarn", "factor": FACTOR, "original_max_position_embeddings": ORIGINAL},
+    "linear": {"rope_type": "linear", "factor": FACTOR},
+    "dynamic": {"rope_type": "dynamic", "factor": FACTOR},
+}
+
+
+@pytest.mark.parametrize("kind", list(SCALED))
+def test_scaled_positions_are_served_at_their_length(kind: str, tmp_path: Path) -> None:
+    """All of them, as transformers computes them with nothing of this engine's in it."""
+    longest = int(ORIGINAL * FACTOR)
+    rope = {"rope_theta": 10000.0} | SCALED[kind]
+    config = LlamaConfig(**(SMALL | {"max_position_embeddings": ORIGINAL}), rope_parameters=rope)
+    path = build(config, tmp_path / kind)
+    assert load_model(EngineConfig(str(path)), CPU, torch.float32).trained_len == longest
+    with pytest.raises(ModelRefused, match=f"--max-model-len {longest + 1} is more than the {longest} tokens"):
+        ModelRunner(EngineConfig(str(path), threads=1, max_model_len=longest + 1), lambda _: None)
+    bench = Bench(EngineConfig(str(path), threads=1, max_model_len=longest))
+    assert (bench.runner.info.max_model_len, bench.runner.info.decoder) == (longest, "fused")
+    prompt = [3 + index % 90 for index in range(0, 7 * (longest - 8), 7)]
+    bench.add("long", prompt, None, max_tokens=8)
+    result = bench.run()["long"]
+    assert result.finish == "length"
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.no_grad():  # of as many tokens as are admitted, so that `dynamic` is what it is for that length
+        expected = model(torch.tensor([prompt + result.tokens])).logits[0]
+    for position in range(len(prompt) - 1, longest - 1):
+        torch.testing.assert_close(result.logits[position], expected[position], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("max_positions", "config", "longest"),
+    [
+        (32768, {"rope_scaling": {"type": "yarn", "factor": 4.0}}, 131072),
+        (32768, {"rope_scaling": SCALED["yarn"] | {"factor": 4.0, "original_max_position_embeddings": 32768}}, 131072),
+        # Qwen3 leaves room for answers above the length it was trained at; DeepSeek's is the scaled one already.
+        (40960, {"rope_parameters": SCALED["yarn"] | {"factor": 4, "original_max_position_embeddings": 32768}}, 131072),
+        (
+            163840,
+            {"rope_parameters": SCALED["yarn"] | {"factor": 40, "original_max_position_embeddings": 4096}},
+            163840,
+        ),
+        (65536, {"rope_scaling": SCALED["linear"], "original_max_position_embeddings": 16384}, 65536),
+        (4096, {"rope_scaling": {"type": "dynamic", "factor": 2}}, 8192),
+        (4096, {"rope_scaling": {"type": "linear", "factor": 2.5}}, 10240),
+        (131072, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131072),
+        (131072, {"rope_scaling": LONGROPE | {"factor": 32.0}, "original_max_position_embeddings": 4096}, 131072),
+        (131072, {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "model_type": "gemma3_text"}, 131072),
+        (131072, {"rope_parameters": {"full_attention": SCALED["linear"], "sliding_attention": {}}}, 131072),
+        (8192, {"rope_parameters": {"full_attention": SCALED["yarn"], "sliding_attention": {}}}, 48),
+        (8192, {"rope_scaling": {"type": "yarn", "factor": None}}, 8192),
+        (8192, {"rope_scaling": None}, 8192),
+    ],
+)
+def test_a_scaled_length_is_told_by_the_configuration(max_positions: int, config: dict[str, Any], longest: int) -> None:
+    assert scaled_length(max_positions, config) == longest
+
+
+@pytest.mark.parametrize(("tokens", "factors"), [(24, "short"), (48, "long")])
+def test_factors_that_follow_free_memory_are_warned_of(
+    tokens: int, factors: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LongRoPE's are chosen by the longest sequence, and where that isn't given by the KV memory that is there."""
+    path = build(configs()["phi3"], tmp_path / "phi3")
+    per_token = 3 * 2 * 2 * 8 * 4  # layers, keys and values, heads, numbers, bytes
+    sizes: dict[str, Any] = {"threads": 1, "block_size": 2, "kv_memory_bytes": tokens * per_token}
+    ModelRunner(EngineConfig(str(path), **sizes), lambda _: None)
+    assert f"longrope's {factors} factors (long ones begin above 32)" in caplog.text
+    assert f"--max-model-len {tokens} keeps it" in caplog.text
+    caplog.clear()
+    ModelRunner(EngineConfig(str(path), **sizes, max_model_len=tokens), lambda _: None)
+    assert "factors" not in caplog.text
 
 
 @pytest.mark.parametrize("heads", [5, 7])

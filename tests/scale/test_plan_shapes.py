@@ -62,6 +62,13 @@ def test_a_configs_modules_are_those_of_the_model(tmp_path: Path, tied: bool) ->
     assert model_shape(str(tmp_path / "config.json")).name == tmp_path.name
 
 
+def test_a_configs_length_is_the_scaled_one(tmp_path: Path) -> None:
+    rope = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(LLAMA | {"max_position_embeddings": 32768, "rope_scaling": rope}))
+    assert model_shape(str(config)).max_position_embeddings == 131072
+
+
 def test_bytes_of_llama_8b_are_those_that_are_published() -> None:
     held = held_model(known_models()["llama-3.1-8b"], "bf16", 2, 2, TARGETS, 2)
     assert held.held_bytes == pytest.approx(16.06e9, rel=1e-3)

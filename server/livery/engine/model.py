@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from livery.engine.attention import PAGED
 from livery.engine.base import EngineConfig, ModelRefused
+from livery.engine.lengths import scaled_length
 from livery.engine.lora.experts import proven
 from livery.engine.quantization import Chosen, choose_quantization
 from livery.engine.quantized import loading_config, own_quantized_memory, wrap_quantized
@@ -43,7 +44,7 @@ class LoadedModel:
     model: nn.Module
     structure: ModelStructure
     dtype: torch.dtype
-    trained_len: int  # positions the model was trained for
+    trained_len: int  # positions the model was made for, by training or by the scaling of its RoPE
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None = None
@@ -84,7 +85,7 @@ def load_model(config: EngineConfig, device: torch.device, dtype: torch.dtype) -
         model=model,
         structure=_proven(model, discover(model)),
         dtype=dtype,
-        trained_len=int(getattr(text, "max_position_embeddings", 0) or 4096),
+        trained_len=scaled_length(int(getattr(text, "max_position_embeddings", 0) or 4096), text.to_dict()),
         vocab_size=int(text.vocab_size),
         eos_token_ids=_eos_ids(model),
         pad_token_id=getattr(text, "pad_token_id", None),

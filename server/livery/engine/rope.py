@@ -7,6 +7,8 @@ admits, and then holds for every call.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -20,6 +22,28 @@ def freeze_rope(model: nn.Module, max_model_len: int) -> str:
     for module in frozen:
         _freeze(module, max_model_len)
     return f"fixed@{max_model_len}" if frozen else "static"
+
+
+def choice_for(model: nn.Module, max_model_len: int) -> str:
+    """What `freeze_rope` will choose for that length, in words; empty where answers don't depend on it.
+
+    Ask before the choice is made.
+    """
+    said = []
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        for layer_type, kind in (kinds if isinstance(kinds, dict) else {None: kinds}).items():
+            if kind == "longrope":
+                said.append(_longrope_choice(module, layer_type, max_model_len))
+            elif _is_dynamic(kind):
+                said.append(f"dynamic RoPE's frequencies for {max_model_len} tokens")
+    return " and ".join(dict.fromkeys(said))
+
+
+def _longrope_choice(module: nn.Module, layer_type: str | None, max_model_len: int) -> str:
+    parameters: Any = getattr(module.config, "rope_parameters")  # noqa: B009 - of a module, which mypy takes for a Tensor
+    original = (parameters if layer_type is None else parameters[layer_type])["original_max_position_embeddings"]
+    return f"longrope's {'long' if max_model_len > original else 'short'} factors (long ones begin above {original})"
 
 
 def _is_dynamic(rope_type: object) -> bool:

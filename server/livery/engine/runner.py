@@ -38,6 +38,7 @@ from livery.engine.plan import SampleSpec, SequenceSlice, StepPlan, StepResult
 from livery.engine.pooling import PooledRows, pool
 from livery.engine.quantized import QuantizedLinear
 from livery.engine.reading import AdapterReader, HeldWeights
+from livery.engine.rope import choice_for
 from livery.engine.rows import StepRows, Widths
 from livery.engine.step_size import chosen_batch_tokens
 from livery.engine.threads import choose_threads
@@ -91,6 +92,12 @@ class ModelRunner:
         head = next((index for index, layout in enumerate(layouts) if layout.is_head), None)
         holder.round(grouped_modules(loaded.model, layouts), head)
         progress("checking the paged forward against the plain one")
+        if not config.max_model_len and (choice := choice_for(loaded.model, memory.max_model_len)):
+            log.warning(
+                "%s, as the longest sequence is %d tokens, by the memory that is free now: with another length the "
+                "same prompts get other answers; --max-model-len %d keeps it",
+                *(choice, memory.max_model_len, memory.max_model_len),
+            )
         canary, rope = prepare(loaded, memory.max_model_len)
         self._model: Any = loaded.model
         self._backbone = loaded.model.get_submodule(loaded.structure.shapes.backbone)

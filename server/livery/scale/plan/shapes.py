@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from livery.bench.physics import Base
+from livery.engine.lengths import scaled_length
 from livery.scale.plan.refusal import PlanRefused, nearest
 from livery_adapters.base_model import BaseShapes, ModuleShape
 from livery_loadtest.checked import load_yaml
@@ -177,7 +178,9 @@ def _from_config(path: Path) -> ModelShape:
         shape = msgspec.convert(config, ModelShape)
     except msgspec.ValidationError as error:
         raise PlanRefused(f"{where}: {error}; give a model's own config.json") from error
-    return msgspec.structs.replace(shape, name=path.resolve().parent.name, source=path.name, parameters=0)
+    longest = scaled_length(shape.max_position_embeddings, config)
+    name = path.resolve().parent.name
+    return msgspec.structs.replace(shape, name=name, source=path.name, parameters=0, max_position_embeddings=longest)
 
 
 def target_modules(text: str) -> tuple[str, ...]:
