@@ -12,11 +12,15 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from typing import cast
 
-from livery.engine.base import AdapterRef, GenerationRequest, SamplingParams, TokenDelta
+import numpy as np
+
+from livery.engine.base import AdapterRef, GenerationRequest, SamplingParams, TokenDelta, TokenLogprobs
 from livery.engine.blocks import BlockPool
+from livery.engine.constraint import Constraint
 from livery.engine.pages import PAGE_BYTES
-from livery.engine.plan import SequenceSlice, StepPlan, StepResult
+from livery.engine.plan import SequenceSlice, StepPlan, StepResult, TokenMask
 from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
 from livery.engine.scheduler import Scheduler
@@ -40,10 +44,13 @@ def request(
     weight: float = 1.0,
     room: int = 0,
     deadline: float = 0.0,
+    scored: bool = False,
 ) -> GenerationRequest:
-    """`room` is in pages, `deadline` in steps."""
+    """`room` is in pages, `deadline` in steps; `scored`: its prompt's log-probabilities are asked for."""
     ref = AdapterRef.of(adapter, f"/adapters/{name}") if adapter else None
-    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    params = SamplingParams(
+        max_tokens=max_tokens, temperature=0.0, ignore_eos=True, prompt_logprobs=0 if scored else None
+    )
     return GenerationRequest(
         name,
         prompt,
@@ -88,6 +95,27 @@ def answer(request: GenerationRequest) -> list[int]:
     return tokens[len(request.prompt_token_ids) :]
 
 
+class LateMask:
+    """A grammar that allows everything, from some step on; its compiler takes until then."""
+
+    failure = None
+
+    def __init__(self, house: Simulation, ready: float) -> None:
+        self._house, self._ready, self._late = house, ready, False
+
+    @property
+    def is_held(self) -> bool:
+        return self._late and self._house.now < self._ready
+
+    def mask(self, seconds: float) -> TokenMask | None:
+        del seconds
+        self._late = self._house.now < self._ready
+        return None if self._late else TokenMask(np.empty(0, np.int64), allows=False, ends_only=False)
+
+    def advance(self, token: int) -> None:
+        """Whatever comes is allowed."""
+
+
 class Simulation:
     """Scheduler, blocks, prefix cache and residency over that device. `tokens` per step, `budget` pages per memory."""
 
@@ -101,6 +129,7 @@ class Simulation:
         speculate: int = 0,
         cache: bool = True,
         one_memory: bool = False,
+        scored_rows: int = 1 << 30,
     ) -> None:
         self.now = 0.0  # a step is a second
         self.pool = BlockPool(blocks, BLOCK)
@@ -114,21 +143,26 @@ class Simulation:
             eos_token_ids=(EOS,),
             speculate=speculate,
             draft_rows=tokens,
+            scored_rows=scored_rows,
             shared=KVIdentity("base", "static", "float32", BLOCK) if cache else None,
             weight_bytes=20 * PAGE_BYTES,
             clock=lambda: self.now,
         )
         self.requests: dict[str, GenerationRequest] = {}
         self.tokens: dict[str, list[int]] = {}
+        self.scores: dict[str, list[float]] = {}
         self.finished: dict[str, str] = {}
         self.cached: dict[str, int] = {}
         self.computed = Counter[str]()  # request -> rows computed for it
         self.plans: list[StepPlan] = []
         self._memory = [[b""] * BLOCK for _ in range(blocks)]
 
-    def add(self, asked: GenerationRequest) -> None:
-        self.scheduler.add(asked)
+    def add(self, asked: GenerationRequest, mask_after: int | None = None) -> None:
+        """`mask_after`: steps from now until its answer's grammar is compiled; None: it has no grammar."""
+        late = None if mask_after is None else cast(Constraint, LateMask(self, self.now + mask_after))
+        self.scheduler.add(asked, late)
         self.requests[asked.request_id], self.tokens[asked.request_id] = asked, []
+        self.scores[asked.request_id] = []
 
     def load(self, sizes: Mapping[str, int | Sequence[int]]) -> None:
         """Let every adapter that was asked for arrive; sizes are pages, of one piece or of several."""
@@ -154,6 +188,7 @@ class Simulation:
         deltas = self.scheduler.update(plan, result) + self.scheduler.take_ended()
         for delta in deltas:
             self.tokens[delta.request_id] += delta.token_ids
+            self.scores[delta.request_id] += [score.logprob for score in delta.prompt_logprobs]
             self.cached[delta.request_id] = self.cached.get(delta.request_id, 0) + delta.cached_tokens
             if delta.finish_reason:
                 self.finished[delta.request_id] = delta.finish_reason
@@ -172,7 +207,7 @@ class Simulation:
 
     def _execute(self, plan: StepPlan) -> StepResult:
         held = Counter(block for part in plan.slices for block in part.block_table)
-        tokens, failed = {}, {}
+        tokens, failed, scored = {}, {}, {}
         for part in plan.slices:
             end = part.start + len(part.token_ids)
             written = {part.block_table[position // BLOCK] for position in range(part.start, end)}
@@ -181,11 +216,15 @@ class Simulation:
             assert part.adapter is None or self.residency.is_resident(part.adapter)
             rows = self._write(part)[len(part.token_ids) - len(part.samples) :]
             self.computed[part.request_id] += len(part.token_ids)
+            scored[part.request_id] = tuple(TokenLogprobs(float(token), 1) for token in part.scored)
+            mask = part.samples[0].mask if part.samples else None
+            if mask is not None and mask.mask(0.0) is None:
+                continue
             if rows and rows[0] == RUBBISH:
                 failed[part.request_id] = "not finite"
             elif rows:
                 tokens[part.request_id] = tuple(map(next_token, takewhile(lambda row: row != RUBBISH, rows)))
-        return StepResult(tokens, failed)
+        return StepResult(tokens, failed, scored=scored)
 
     def _write(self, part: SequenceSlice) -> list[bytes]:
         """Check what the slice reads and remember what it writes, which is returned."""

@@ -243,3 +243,28 @@ def test_what_is_found_is_not_counted_as_free() -> None:
     assert house.scheduler.num_running == 1
     house.run()
     assert house.finished["second"] == "length"
+
+
+def test_nobody_waits_for_what_a_late_mask_holds_up() -> None:
+    """The first of a new grammar has read the common beginning and waits for its compiler: others go on without it."""
+    house = Simulation(64, tokens=64)
+    beginning = list(range(10, 30))
+    house.add(request("held", [*beginning, 40]), mask_after=50)
+    house.add(request("free", [*beginning, 50]))
+    for _ in range(8):
+        house.step()
+    assert house.finished == {"free": "length"}
+    house.run()
+    assert house.tokens["held"] == answer(house.requests["held"])
+
+
+def test_nobody_waits_for_a_prompt_of_which_few_rows_are_scored_in_a_step() -> None:
+    house = Simulation(64, tokens=64, scored_rows=2)
+    document = list(range(10, 60))
+    house.add(request("scored", [*document, 70], scored=True))
+    house.add(request("free", [*document[:40], 80, 81]))
+    for _ in range(5):
+        house.step()
+    assert house.finished == {"free": "length"}
+    house.run()
+    assert house.scores["scored"] == [*document[1:], 70], "each once, in order"

@@ -39,12 +39,13 @@ class PrefixCache:
 
         None: a running sequence is computing more of them. Prompts are read in order of admission, so this one
         would get no more of the token budget than the other leaves in its last step: waiting costs at most one
-        step, which is worth it for the tokens that it saves.
+        step, which is worth it for the tokens that it saves. One that isn't read that fast is retracted.
         """
         if self._identity is None or sequence.needs_every_row:
             return []
         if sequence.awaited in self._underway:
             return None
+        sequence.awaited = b""
         chain = self._chain(sequence)
         most = sequence.num_findable // self._pool.block_size
         blocks = self._pool.match(chain.key(block, sequence.tokens) for block in range(most))
@@ -78,16 +79,24 @@ class PrefixCache:
         full = min(sequence.num_computed, sequence.num_tokens) // self._pool.block_size
         if self._identity is None or full <= sequence.published:
             return
-        self._retract(sequence)
+        self.retract(sequence)
         chain = self._chain(sequence)
         for block in range(sequence.published, full):
             key = chain.key(block, sequence.tokens)
             sequence.blocks[block] = self._pool.publish(sequence.blocks[block], key)
         sequence.published = sequence.announced = full
 
+    def retract(self, sequence: Sequence) -> None:
+        """The sequence is not read as fast as steps go, or not at all for now: nobody shall wait for its blocks."""
+        for key in self._announced(sequence):
+            self._underway[key] -= 1
+            if self._underway[key] == 0:
+                del self._underway[key]
+        sequence.announced = sequence.published
+
     def leave(self, sequence: Sequence) -> None:
         """The sequence runs no longer: its blocks are free, and found by others as long as they last."""
-        self._retract(sequence)
+        self.retract(sequence)
         self._pool.free(sequence.blocks)
         sequence.blocks = []
         sequence.published = sequence.announced = 0
@@ -108,12 +117,6 @@ class PrefixCache:
     def _announced(self, sequence: Sequence) -> Iterator[bytes]:
         for block in range(sequence.published, sequence.announced):
             yield self._chain(sequence).key(block, sequence.tokens)
-
-    def _retract(self, sequence: Sequence) -> None:
-        for key in self._announced(sequence):
-            self._underway[key] -= 1
-            if self._underway[key] == 0:
-                del self._underway[key]
 
     def _chain(self, sequence: Sequence) -> KeyChain:
         if sequence.chain is None:

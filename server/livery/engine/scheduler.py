@@ -255,8 +255,9 @@ class Scheduler:
         if sequence not in self.roster.running:  # preempted for the sake of an earlier one
             return
         if sequence.constraint is not None and sequence.constraint.is_held:
+            self.prefix.retract(sequence)
             return
-        count = step.share(sequence)
+        count = self._share(sequence, step)
         if count == 0:
             return
         while not self.roster.reserve(sequence, sequence.num_computed + count):
@@ -346,10 +347,17 @@ class Scheduler:
             other.skips += 1
         step.passed.clear()
         self.roster.run(sequence, cached)
-        count = step.share(sequence)
+        count = self._share(sequence, step)
         reserved = self.roster.reserve(sequence, sequence.num_computed + count)
         assert reserved, "blocks were counted as free"
         step.plan(sequence, count)
+
+    def _share(self, sequence: Sequence, step: _Step) -> int:
+        """What a sequence gets of a step. Where only few rows may be scored, nobody waits for its blocks."""
+        count = step.share(sequence)
+        if count < min(sequence.num_uncomputed, step.budget):
+            self.prefix.retract(sequence)
+        return count
 
     def _skip(self, sequence: Sequence, digest: str, step: _Step) -> None:
         """Pass over a sequence whose adapter isn't there; skipped too often, it holds up those behind it.
