@@ -20,7 +20,7 @@ from livery.engine.base import AdapterRef, GenerationRequest, SamplingParams, To
 from livery.engine.blocks import BlockPool
 from livery.engine.constraint import Constraint
 from livery.engine.pages import PAGE_BYTES
-from livery.engine.plan import SequenceSlice, StepPlan, StepResult, TokenMask
+from livery.engine.plan import NOT_FINITE, SequenceSlice, StepPlan, StepResult, TokenMask
 from livery.engine.prefix_keys import KVIdentity
 from livery.engine.residency import Residency
 from livery.engine.scheduler import Scheduler
@@ -221,7 +221,7 @@ class Simulation:
             if mask is not None and mask.mask(0.0) is None:
                 continue
             if rows and rows[0] == RUBBISH:
-                failed[part.request_id] = "not finite"
+                failed[part.request_id] = NOT_FINITE
             elif rows:
                 tokens[part.request_id] = tuple(map(next_token, takewhile(lambda row: row != RUBBISH, rows)))
         return StepResult(tokens, failed, scored=scored)
