@@ -25,6 +25,7 @@ CONSOLE = (
 NAMED = {
     ("livery.api.uploads", "feed"): "what is wrong with the multipart body that the client sent, by its parser",
     ("livery.chat_template", "render"): "what a template says of messages, which were sent",
+    ("livery.engine.client", "_launch"): "why a model is refused on one of several devices: the console's",
     ("livery.engine.client", "_receive"): "why an engine is lost: the log's",
     (
         "livery.engine.constraint",

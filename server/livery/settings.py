@@ -211,7 +211,10 @@ class Settings(BaseModel):
         5, ge=0, description="Times within ten minutes that a lost engine is started anew; 0: its end is the server's"
     )
     hang_timeout: float = Field(
-        4.0, ge=2, description="Seconds without a sign of life after which the engine, or an API worker, is restarted"
+        4.0,
+        ge=2,
+        description="Seconds without a sign of life after which the engine, or an API worker, is restarted; vLLM's "
+        "engine after 15 times as many",
     )
     drain_timeout: int = Field(30, ge=0, description="Seconds that requests may still take after SIGTERM")
     tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "phi4_mini_json"] = Field(

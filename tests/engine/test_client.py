@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from peft import LoraConfig
 
 from engine.families import linear_targets, save
@@ -27,7 +28,7 @@ from livery.engine.base import (
     RequestRefused,
     SamplingParams,
 )
-from livery.engine.client import EngineClient
+from livery.engine.client import EngineClient, _environment
 from livery.engine.figures import PromptRead
 
 MAX_LEN = 64
@@ -229,3 +230,32 @@ async def _collect(engine: EngineClient, request: GenerationRequest) -> Recorded
         result.tokens += delta.token_ids
         result.finish, result.error = delta.finish_reason, delta.error
     return result
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, "1"), ("4,6", "6"), ("GPU-5ba7c4, GPU-91fe02", "GPU-91fe02"), ("2,3,-1,5", "3")]
+)
+def test_one_of_several_gpus_is_the_only_one_its_process_sees(
+    visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _environment(EngineConfig("model", device="cuda:1"))["CUDA_VISIBLE_DEVICES"] == expected
+    assert _environment(EngineConfig("model", device="cuda")).get("CUDA_VISIBLE_DEVICES") == visible
+
+
+@pytest.mark.parametrize(("visible", "count"), [("4,6", 2), ("", 0), ("4,-1,6,7", 1)])
+def test_a_gpu_that_is_not_visible_is_refused_by_name(
+    visible: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ModelRefused, match=rf"--device cuda:2 .*CUDA_VISIBLE_DEVICES={visible}, which shows {count} "):
+        _environment(EngineConfig("model", device="cuda:2"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+async def test_a_refusal_names_the_device_that_was_asked_for(base: Path) -> None:
+    client = EngineClient(EngineConfig(str(base), device="cuda:1", threads=1))
+    with pytest.raises(ModelRefused, match=r"--device cuda:1: .*no CUDA device"):
+        await client.start()

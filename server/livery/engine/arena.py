@@ -75,23 +75,24 @@ class CudaArena(Arena):
         if not events:
             return None
         self._under_way.append((events[-1], image))
-        return CudaArrival(events, image)
+        return CudaArrival(events, image, self.buffer.device)
 
 
 class CudaArrival:
     """Pieces on their way to a CUDA device, in order."""
 
-    def __init__(self, events: Sequence[torch.cuda.Event], image: AdapterImage) -> None:
+    def __init__(self, events: Sequence[torch.cuda.Event], image: AdapterImage, device: torch.device) -> None:
         self._events = events
+        self._device = device
         self._last_piece = image.last_piece
 
     def done(self) -> bool:
         return _passed(self._events[-1])
 
     def wait(self, unit: Unit) -> None:
-        """Let the current stream wait; the host goes on."""
+        """Let the device's current stream wait; the host goes on."""
         if (piece := self._last_piece.get(unit, -1)) >= 0:
-            torch.cuda.current_stream().wait_event(self._events[piece])
+            torch.cuda.current_stream(self._device).wait_event(self._events[piece])
 
 
 def _passed(event: torch.cuda.Event) -> bool:

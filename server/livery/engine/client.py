@@ -108,18 +108,27 @@ class EngineClient:
         self._socket.bind(address)
         self._pulse.bind(m.pulse_address(address))
         self._progress("starting the engine's process")
+        environment = _environment(config)
+        one_of_several = config.device.startswith("cuda:")  # the child sees that one only, and so as its first
+        told = msgspec.structs.replace(config, device="cuda") if one_of_several else config
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "livery.engine.process", address, str(os.getpid())),
-            env=_environment(config),
+            env=environment,
             start_new_session=True,  # Ctrl-C goes to the terminal's group; the parent decides when the engine stops
         )
         exited = asyncio.create_task(self._process.wait())
         # A socket without a peer never takes a message, so sending must not outlast the process either.
-        start = asyncio.ensure_future(self._socket.send(self._encoder.encode(m.Start(config))))
+        start = asyncio.ensure_future(self._socket.send(self._encoder.encode(m.Start(told))))
         try:
             info = await self._await_ready(exited)
+        except ModelRefused as error:
+            if not one_of_several:
+                raise
+            raise ModelRefused(f"--device {config.device}: {error}") from error
         finally:
             start.cancel()
+        if one_of_several:
+            info = msgspec.structs.replace(info, device=config.device)
         self._serving = True
         work = {"engine-messages": self._receive(), "engine-exit": self._watch(exited), "engine-pulse": self._feel()}
         self._tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in work.items()]
@@ -340,4 +349,23 @@ def _environment(config: EngineConfig) -> dict[str, str]:
     env.setdefault("OMP_WAIT_POLICY", "passive")
     if config.threads:
         env["OMP_NUM_THREADS"] = str(config.threads)
+    if config.device.startswith("cuda:"):
+        env["CUDA_VISIBLE_DEVICES"] = _visible_device(config.device, env.get("CUDA_VISIBLE_DEVICES"))
     return env
+
+
+def _visible_device(device: str, visible: str | None) -> str:
+    """The one device of `cuda:N`: the N-th of those that are visible here, by index or UUID. Raises ModelRefused.
+
+    Kernels and graphs are launched on a process's current device, so the engine's process gets no other.
+    """
+    index = int(device.removeprefix("cuda:"))
+    if visible is None:
+        return str(index)
+    found = list(itertools.takewhile(lambda one: one not in ("", "-1"), (one.strip() for one in visible.split(","))))
+    if index >= len(found):
+        raise ModelRefused(
+            f"--device {device} is beyond CUDA_VISIBLE_DEVICES={visible}, which shows {len(found)} devices: give one "
+            "of these, counted from cuda:0, or show more"
+        )
+    return found[index]
