@@ -18,7 +18,7 @@ def gc(
         int | None, typer.Option(min=1, metavar="N", help="Drop all but the newest N versions of each adapter.")
     ] = None,
 ) -> None:
-    """Delete files in a data folder that no version refers to (with --data)."""
+    """Delete files that no version refers to, in a data folder and its --blob-store: no other registry may use that."""
     reach.run_here(lambda backend: backend.gc(keep_versions=keep_versions), shown.collected)
 
 
