@@ -163,9 +163,12 @@ def _convert_gguf(file: Path, target: Path) -> None:
 def base_digest(model: Path) -> str:
     """SHA-256 hex over a model directory's configuration and weights: the tagged list of (name, file SHA-256).
 
-    Weight files are hashed once and remembered by path, size, time and inode.
+    Weight files are hashed once and remembered by path, size, time and inode. Raises ModelNotFound, OSError.
     """
-    files = sorted([model / "config.json", *weight_files(model)])
+    try:
+        files = sorted([model / "config.json", *weight_files(model)])
+    except FilesUnusable as unusable:
+        raise ModelNotFound(str(unusable)) from unusable
     listed = "".join(f"{file.name}\0{_file_digest(file)}\n" for file in files)
     return hashlib.sha256(f"livery-base-v1\n{listed}".encode()).hexdigest()
 

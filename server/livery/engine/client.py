@@ -91,12 +91,15 @@ class EngineClient:
 
     async def start(self) -> EngineInfo:
         config = self._config
-        if not config.base_digest:
-            self._progress("hashing the base model (once per file)")
-            digest = await asyncio.to_thread(models.base_digest, Path(config.model_path))
-            config = msgspec.structs.replace(config, base_digest=digest)
         try:
+            if not config.base_digest:
+                self._progress("hashing the base model (once per file)")
+                digest = await asyncio.to_thread(models.base_digest, Path(config.model_path))
+                config = msgspec.structs.replace(config, base_digest=digest)
             return await self._launch(config)
+        except models.ModelNotFound as missing:
+            await self.stop()
+            raise ModelRefused(str(missing)) from missing
         except BaseException:
             await self.stop()
             raise
