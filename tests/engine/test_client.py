@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import save_file
 
 from engine.families import linear_targets, save
 from engine.oracle import Oracle, Recorded, ref, save_adapter
@@ -219,9 +220,11 @@ async def test_a_killed_engine_fails_whatever_is_under_way_and_says_so(base: Pat
 
 async def test_a_refused_model_is_reported_by_start(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
-    engine = EngineClient(EngineConfig(str(tmp_path)))
+    with pytest.raises(ModelRefused, match=r"has no \*\.safetensors; save the model with safetensors"):
+        await EngineClient(EngineConfig(str(tmp_path))).start()
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelRefused, match="nothing-known"):
-        await engine.start()
+        await EngineClient(EngineConfig(str(tmp_path))).start()
 
 
 async def _collect(engine: EngineClient, request: GenerationRequest) -> Recorded:

@@ -65,8 +65,8 @@ async def test_a_killed_engine_comes_back_with_its_adapters(started: Started, ba
     for adapter in (kept, used):
         assert await tokens(engine, greedy(adapter.digest, adapter)) == before[adapter.digest]
     assert gone.digest not in (await engine.stats()).resident_adapters
-    folders = [client._folder for client in started.clients]
-    assert [folder is not None and folder.exists() for folder in folders] == [False] * lost + [True]
+    folders = [client._scratch for client in started.clients]
+    assert [folder is not None and folder.path.exists() for folder in folders] == [False] * lost + [True]
 
 
 async def test_an_engine_that_nobody_listens_to_any_more_is_lost(
@@ -85,9 +85,10 @@ async def test_an_engine_that_nobody_listens_to_any_more_is_lost(
 
 async def test_a_beat_that_can_not_be_read_ends_no_more_than_that_engine(started: Started) -> None:
     client, context = started.clients[-1], zmq.Context()
+    assert client._scratch is not None
     socket = context.socket(zmq.PUSH)
     try:
-        socket.connect(pulse_address(f"ipc://{client._folder}/engine"))
+        socket.connect(pulse_address(f"ipc://{client._scratch.path}/engine"))
         async with asyncio.timeout(CEILING_S):
             while not client._death.is_set():  # real beats come between these
                 socket.send(b"\xc1")
