@@ -86,18 +86,17 @@ async def test_closing_a_stream_frees_everything(engine: EngineClient) -> None:
     assert stats.blocks_free == stats.blocks_total
 
 
-async def test_nothing_stays_in_the_temporary_directory(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_stays_in_the_temporary_directory(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even what a server left there that was killed."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left = tmp_path / "livery-engine-left"
-    left.mkdir()
-    engine = EngineClient(config(base))
-    await engine.start()
-    assert len(list(tmp_path.iterdir())) == 1 and not left.exists()
-    await engine.stop()
-    assert not list(tmp_path.iterdir())
+    with tempfile.TemporaryDirectory() as short:  # pytest's own are too long for the names of sockets
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        left = Path(short) / "livery-engine-left"
+        left.mkdir()
+        engine = EngineClient(config(base))
+        await engine.start()
+        assert len(list(Path(short).iterdir())) == 1 and not left.exists()
+        await engine.stop()
+        assert not list(Path(short).iterdir())
 
 
 async def test_leaving_before_the_answer_tells_how_much_of_the_prompt_was_read(base: Path) -> None:
