@@ -32,7 +32,8 @@ class Way:
     `asking`: with the system prompt that training saw ("plain"), the question alone where the profile
     has everything else ("bare"), with passages found for it ("retrieved", "raft" in the words that RAFT learnt).
     `before` is the way that it is compared with. `rewards`: its commands ask a server, {url}, and what they reached
-    stands in this file of {made}; its reward isn't the questions'.
+    stands in this file of {made}; its reward isn't the questions'. `follows` is the way whose adapter it goes on
+    with: made anew, this one is as well.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Way:
     needs: tuple[str, ...] = ()
     rewards: str | None = None
     between: tuple[str, ...] = ()
+    follows: str | None = None
 
     @property
     def recipe(self) -> str:
@@ -70,9 +72,10 @@ class Way:
 
 def _run(kind: str, data: str, **fields: Any) -> str:
     """A run file for `livery adapters train`."""
-    adapter = {"r": 16, "lora_alpha": 32} | fields.pop("adapter", {})
+    if "start_from" not in fields:
+        fields["adapter"] = {"r": 16, "lora_alpha": 32} | fields.get("adapter", {})
     common = {"kind": kind, "base": BASE, "data": data, "held_out": 0.05, "batch_size": 8, "checkpoint_every": 25}
-    text: str = yaml.safe_dump(common | fields | {"adapter": adapter}, sort_keys=False)
+    text: str = yaml.safe_dump(common | fields, sort_keys=False)
     return text
 
 
@@ -117,8 +120,10 @@ WAYS: tuple[Way, ...] = (
     ),
     _trained(
         "dpo",
-        "DPO, right answer over a wrong one",
-        _run("dpo", "preferences.jsonl", epochs=1, learning_rate=1e-3, max_length=64),
+        "DPO after the LoRA, right answer over a wrong one",
+        _run("dpo", "preferences.jsonl", start_from="../made/lora", epochs=1, learning_rate=2e-4, max_length=64),
+        before="lora",
+        follows="lora",
     ),
     _trained(
         "pretrained",

@@ -68,21 +68,14 @@ FINDINGS: tuple[Mapping[str, str], ...] = (
         "{base.lines}; {pretrained.right} das perguntas certas depois de {pretrained.passes} passagens.",
     },
     {
-        "en": "DPO from the bare base: of {dpo.pairs} pairs held out the right answer was likelier in "
-        "{dpo.preferred-before} "
-        "before and {dpo.preferred-after} after, the mean margin went from {dpo.margin-before} to "
-        "{dpo.margin-after}, and "
-        "{dpo.right} of the questions were answered right. The loss on these pairs (less is better) went from "
-        "{dpo.loss-before} to "
-        "{dpo.loss-after}: where it doesn't fall, `livery adapters train --add-to` doesn't activate the adapter. "
-        "Its place is behind a LoRA that answers.",
-        "pt": "DPO a partir da base nua: de {dpo.pairs} pares guardados, a resposta certa era a mais provável em "
-        "{dpo.preferred-before} antes e em {dpo.preferred-after} depois, a margem média foi de {dpo.margin-before} a "
-        "{dpo.margin-after}, e {dpo.right} das perguntas foram respondidas certo. A perda nesses pares (menos é "
-        "melhor) foi de "
-        "{dpo.loss-before} a {dpo.loss-after}: onde ela não cai, `livery adapters train --add-to` não ativa o "
-        "adaptador. O lugar dele é depois de um LoRA que "
-        "responda.",
+        "en": "DPO, going on with the LoRA, which is its reference: of {dpo.pairs} pairs held out the right answer was "
+        "likelier in {dpo.preferred-before} before and {dpo.preferred-after} after, the mean margin went from "
+        "{dpo.margin-before} to {dpo.margin-after}, the loss (less is better) from {dpo.loss-before} to "
+        "{dpo.loss-after}. {dpo.right} of the questions were answered right, {lora.right} by the LoRA alone.",
+        "pt": "DPO, continuando o LoRA, que é a sua referência: de {dpo.pairs} pares guardados, a resposta certa era a "
+        "mais provável em {dpo.preferred-before} antes e em {dpo.preferred-after} depois, a margem média foi de "
+        "{dpo.margin-before} a {dpo.margin-after}, a perda (menos é melhor) de {dpo.loss-before} a {dpo.loss-after}. "
+        "{dpo.right} das perguntas foram respondidas certo, {lora.right} só com o LoRA.",
     },
     {
         "en": "The full fine-tune: {full.bytes} for {full.right} right after {full.passes} passes; LoRA {lora.bytes}.",

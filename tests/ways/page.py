@@ -92,7 +92,7 @@ PT = Words(
         "qlora": "QLoRA, treinado sobre nf4 e servido em precisão inteira",
         "base-nf4": "a base sozinha, servida em nf4",
         "quantised": "o adaptador do QLoRA sobre a base servida em nf4",
-        "dpo": "DPO, a resposta certa contra uma errada",
+        "dpo": "DPO depois do LoRA, a resposta certa contra uma errada",
         "pretrained": "pré-treino continuado com os papéis",
         "raft-base": "a base com o prompt do RAFT",
         "raft": "RAFT, com trechos à mão",

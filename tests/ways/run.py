@@ -67,12 +67,13 @@ def main() -> int:
         except (PartMissing, EnvironmentFailed) as missing:
             without = str(missing)
             console.print(f"what trains isn't to be had: {without}", soft_wrap=True)
+    named = [*given.ways, *(way.key for way in WAYS if way.follows in given.ways and way.key not in given.ways)]
     folders = Folders(given.folder.expanduser().absolute())
     folders.write_data()
-    run = Run(folders, given.out, _before(given.out) if given.ways else {}, without, console)
-    run.make(given.ways, only_there=given.only_measure)
+    run = Run(folders, given.out, _before(given.out) if named else {}, without, console)
+    run.make(named, only_there=given.only_measure)
     if not given.only_make:
-        run.measure(given.ways)
+        run.measure(named)
     return run.told()
 
 
