@@ -54,14 +54,14 @@ def indexed(directory: Path) -> dict[str, str]:
 
 def _leading(directory: Path) -> str | None:
     """The name of the weights, or of their index, that transformers goes by; None: there is neither."""
-    told = _object(directory / CONFIG_NAME).get("transformers_weights")
+    told = json_object(directory / CONFIG_NAME).get("transformers_weights")
     if isinstance(told, str) and Path(told).name == told:
         return told
     return next((name for name in (WHOLE_NAME, INDEX_NAME) if (directory / name).is_file()), None)
 
 
 def _index(file: Path) -> dict[str, str]:
-    names = _object(file).get("weight_map")
+    names = json_object(file).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise FilesUnusable(f"{file} is no index of safetensors files; save the model again")
     if any(Path(name).name != name for name in names.values()):
@@ -69,7 +69,7 @@ def _index(file: Path) -> dict[str, str]:
     return names
 
 
-def _object(file: Path) -> dict[str, Any]:
+def json_object(file: Path) -> dict[str, Any]:
     """Empty where it isn't there or isn't one."""
     try:
         value = json.loads(file.read_bytes())

@@ -32,14 +32,13 @@ from livery_adapters.grown import added_rows
 from livery_adapters.manifest import read_manifest
 from livery_adapters.profile import EMPTY, Profile, ProfileInvalid, recorded_profile
 from livery_adapters.prover import Candidate
-from livery_adapters.refusal import AdapterRefused, Limits
+from livery_adapters.refusal import TAKEN_IN, AdapterRefused
 from livery_adapters.registry import VersionFacts
 from livery_adapters.weightless import NONE
 
 BASE = Variant(BASE_LABEL, role="base")
 BLOCK = 8  # tokens
 WHERE = "an engine on this machine"
-_LIMITS = Limits(max_rank=1 << 20, max_weight_bytes=1 << 60)  # the user's own files
 _PROGRESS: Progress = lambda done, total: None  # noqa: E731
 
 
@@ -170,7 +169,7 @@ def _reference(adapter: Here, info: EngineInfo) -> AdapterRef | None:
     if adapter.weightless:
         return None
     if stored is None:
-        manifest = read_manifest(adapter.directory, _LIMITS)
+        manifest = read_manifest(adapter.directory, TAKEN_IN)
         if manifest.peft_type == NONE:
             return None
         return AdapterRef.of(manifest.digest, str(adapter.directory), added_rows(manifest, info.shapes))

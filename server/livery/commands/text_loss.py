@@ -28,11 +28,10 @@ from livery.engine.plan import SampleSpec, SequenceSlice
 from livery.engine.rope import freeze_rope
 from livery_adapters.grown import added_rows
 from livery_adapters.manifest import read_manifest
-from livery_adapters.refusal import Limits
+from livery_adapters.refusal import TAKEN_IN
 
 _LEAST = 64  # tokens, which the engine's check at start is shorter than
 _ANY = SampleSpec(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, draw=0.0)
-_LIMITS = Limits(max_rank=1 << 20, max_weight_bytes=1 << 60)
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 
@@ -151,7 +150,7 @@ def _by_transformers(model: Path, parts: Sequence[list[int]], limit: int) -> Ite
 
 def installed(prover: OfflineProver, adapter: Path) -> str:
     """Have the engine apply an adapter from a directory; its digest. Raises AdapterRefused, ModelRefused."""
-    manifest = read_manifest(adapter, _LIMITS)
+    manifest = read_manifest(adapter, TAKEN_IN)
     added = added_rows(manifest, prover.runner.info.shapes)
     image = prover.runner.read_adapter(AdapterRef.of(manifest.digest, str(adapter), added))
     prover.runner.install(image.copied_to(prover.runner.device))

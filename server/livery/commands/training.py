@@ -218,14 +218,8 @@ def _report(asked: Asked, data: Data, settings: Json, trained: Trained) -> Json:
 
 def _check_start(asked: Asked, start: Start) -> None:
     """Whether it fits the base, to its last tensor: PEFT would leave new what it doesn't find. Raises CommandFailed."""
-
-    async def inspected(backend: LocalBackend) -> Json:
-        return await backend.inspect(str(start.path), 0)
-
     try:
-        with tempfile.TemporaryDirectory(prefix="livery-train-") as scratch:
-            place = Place(Path(scratch), None, asked.run.base)
-            found = ask(open_local(place, Need(base=True, creates=True), TAKEN_IN), inspected)
+        found, _ = _inspected(asked, start.path, Need(base=True, creates=True))
     except CommandFailed as failed:
         raise CommandFailed(f"start_from is {asked.run.start_from}: {failed}") from failed
     if unused := found.get("unused"):
@@ -237,22 +231,27 @@ def _check_start(asked: Asked, start: Start) -> None:
 def _examined(asked: Asked, data: Data, trained: Trained, adapter: Path) -> tuple[Json, Json]:
     """The coverage report, and what the engine and PEFT make of what was held out. Raises CommandFailed."""
     held = Held(trained.device, "float32" if trained.device == "cpu" else "auto", asked.run.quantization)
-    provers: list[OfflineProver] = []
-
-    async def inspected(backend: LocalBackend) -> Json:
-        if backend.prover:
-            provers.append(backend.prover)
-        return await backend.inspect(str(adapter), 0)
-
-    with tempfile.TemporaryDirectory(prefix="livery-train-") as scratch:
-        need = Need(base=True, creates=True, proves=True, held=held)
-        found = ask(open_local(Place(Path(scratch), None, asked.run.base), need, TAKEN_IN), inspected)
+    found, prover = _inspected(asked, adapter, Need(base=True, creates=True, proves=True, held=held))
     coverage: Json = {**found["coverage"], "unused": list(found.get("unused", ()))}
     if trained.before is None or trained.after is None:
         return coverage, {}
-    measured = _measured(asked, data, provers[0], adapter)
+    assert prover is not None  # as it was asked for
+    measured = _measured(asked, data, prover, adapter)
     measured["peft"] = {"before": trained.before.told(), "after": trained.after.told()}
     return coverage, measured
+
+
+def _inspected(asked: Asked, adapter: Path, need: Need) -> tuple[Json, OfflineProver | None]:
+    """An adapter's coverage report over the run's base, and what tried it if `need` says so. Raises CommandFailed."""
+    provers: list[OfflineProver | None] = []
+
+    async def inspected(backend: LocalBackend) -> Json:
+        provers.append(backend.prover)
+        return await backend.inspect(str(adapter), 0)
+
+    with tempfile.TemporaryDirectory(prefix="livery-train-") as scratch:
+        found = ask(open_local(Place(Path(scratch), None, asked.run.base), need, TAKEN_IN), inspected)
+    return found, provers[0]
 
 
 def _measured(asked: Asked, data: Data, prover: OfflineProver, adapter: Path) -> Json:

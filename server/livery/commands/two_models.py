@@ -8,7 +8,6 @@ configurations, tokenizers and model cards tell? Needs torch and transformers.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from livery_adapters.beside import (
     BaseText,
     compare,
 )
+from livery_adapters.model_files import json_object
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.vocabulary import TokenizerDiffers, content
 
@@ -200,7 +200,7 @@ def _check_swapped(base: ResolvedModel, tuned: ResolvedModel) -> list[str]:
 
 def _names(path: Path, other: ResolvedModel) -> bool:
     """Whether a model's configuration or card names another one as what it was made from."""
-    told = [_json(path / "config.json").get("_name_or_path")]
+    told = [json_object(path / "config.json").get("_name_or_path")]
     card = path / "README.md"
     if card.is_file():
         front = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
@@ -272,11 +272,3 @@ def _check_vocabulary(base: bytes, tuned: bytes) -> None:
             "the tuned model has another vocabulary than the base: the same ids mean different words; tokens may be "
             "added behind the base's, and none exchanged. Serve the tuned model by itself",
         )
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -17,7 +17,6 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from livery import models
 from livery.engine import messages as m
 from livery.engine.base import (
     NOBODY,
@@ -35,6 +34,7 @@ from livery.engine.base import (
     TokenDelta,
 )
 from livery.engine.figures import PromptRead
+from livery.engine.hashed import with_digest
 from livery.engine.pulse import BEAT_S, Beat, Judgement, judge
 from livery.engine.starvation import Silence
 from livery.engine.streams import Streams
@@ -90,16 +90,8 @@ class EngineClient:
     # -- Engine --------------------------------------------------------------------------------------
 
     async def start(self) -> EngineInfo:
-        config = self._config
         try:
-            if not config.base_digest:
-                self._progress("hashing the base model (once per file)")
-                digest = await asyncio.to_thread(models.base_digest, Path(config.model_path))
-                config = msgspec.structs.replace(config, base_digest=digest)
-            return await self._launch(config)
-        except models.ModelNotFound as missing:
-            await self.stop()
-            raise ModelRefused(str(missing)) from missing
+            return await self._launch(await with_digest(self._config, self._progress))
         except BaseException:
             await self.stop()
             raise

@@ -18,7 +18,7 @@ from livery.engine.base import EngineConfig, ModelRefused
 from livery.engine.lengths import scaled_length
 from livery.engine.lora.experts import proven
 from livery.engine.quantization import Chosen, choose_quantization
-from livery.engine.quantized import loading_config, own_quantized_memory, wrap_quantized
+from livery.engine.quantized import loading_options, own_quantized_memory, wrap_quantized
 from livery.engine.rope import freeze_rope
 from livery.engine.structure import ModelStructure, discover
 from livery_adapters.base_model import BaseShapes
@@ -139,14 +139,13 @@ def base_shapes(model_path: str) -> BaseShapes:
 
 
 def _quantized_loading(quantized: Chosen | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What transformers is told beside the usual: libraries quantise on the device itself, and don't move later."""
+    """What transformers is told beside the usual; what to know of the form is logged."""
     if quantized is None:
         return {}
-    placed: dict[str, Any] = {"device_map": {"": str(device)}}
     notes = (quantized.scheme.on_cpu if device.type == "cpu" else "", quantized.scheme.untested)
     for note in filter(None, notes):
         log.warning("%s: %s", quantized.scheme.name, note)
-    return placed | ({"quantization_config": loading_config(quantized.on_load, dtype)} if quantized.on_load else {})
+    return loading_options(quantized, str(device), dtype)
 
 
 def _proven(model: nn.Module, structure: ModelStructure) -> ModelStructure:

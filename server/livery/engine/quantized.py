@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from livery.engine.base import ModelRefused
 from livery.engine.kernels.library import LibraryLinear, LibraryWeight
+from livery.engine.quantization import Chosen
 
 _COLUMNS_AT_ONCE = 256  # of a weight that can only be read by multiplying with it
 
@@ -43,6 +44,14 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.held.product(x.reshape(-1, x.shape[-1]), self.bias).view(*x.shape[:-1], -1)
+
+
+def loading_options(quantized: Chosen, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What transformers is told beside the usual: libraries quantise on the device itself, and don't move later."""
+    options: dict[str, Any] = {"device_map": {"": device}}
+    if quantized.on_load:
+        options["quantization_config"] = loading_config(quantized.on_load, dtype)
+    return options
 
 
 def loading_config(name: str, dtype: torch.dtype) -> Any:  # noqa: ANN401 (their configurations share no class)

@@ -34,6 +34,7 @@ from livery.engine.base import (
     TokenDelta,
 )
 from livery.engine.figures import PromptRead
+from livery.engine.hashed import with_digest
 from livery.engine.vllm_adapters import VllmAdapters
 from livery.engine.vllm_found import VllmRefused, preloaded, require_vllm
 from livery.engine.vllm_process import VllmProcess
@@ -97,11 +98,7 @@ class VllmEngine:
     async def start(self) -> EngineInfo:
         found = require_vllm()
         try:
-            config = self._config
-            if not config.base_digest:
-                self._progress("hashing the base model (once per file)")
-                digest = await asyncio.to_thread(models.base_digest, Path(config.model_path))
-                config = msgspec.structs.replace(config, base_digest=digest)
+            config = await with_digest(self._config, self._progress)
             self._progress("looking at the model's structure")
             shapes = await asyncio.to_thread(_shapes_of, config.model_path)
             self._progress(f"starting {found.distribution} {found.version}")

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from livery.engine.base import EngineConfig
 from livery.engine.quantization import choose_quantization
-from livery.engine.quantized import loading_config
+from livery.engine.quantized import loading_options
 from livery.models import ResolvedModel
 from livery.training.run_file import AnyRun
 
@@ -42,13 +42,8 @@ def chosen_dtype(run: AnyRun, device: str) -> torch.dtype:
 
 def load_base(run: AnyRun, base: ResolvedModel, device: str) -> Any:  # noqa: ANN401  (transformers has no types)
     """The base, quantised where the run says so. Raises ModelRefused, TrainingStopped."""
-    dtype, loading = chosen_dtype(run, device), {}
-    config = EngineConfig(str(base.path), quantization=run.quantization)
-    quantized = choose_quantization(config, device)
-    if quantized is not None:
-        loading["device_map"] = {"": device}
-        if quantized.on_load:
-            loading["quantization_config"] = loading_config(quantized.on_load, dtype)
+    dtype = chosen_dtype(run, device)
+    quantized = choose_quantization(EngineConfig(str(base.path), quantization=run.quantization), device)
     model: Any = AutoModelForCausalLM.from_pretrained(
         base.path,
         dtype=dtype,
@@ -56,7 +51,7 @@ def load_base(run: AnyRun, base: ResolvedModel, device: str) -> Any:  # noqa: AN
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
-        **loading,
+        **(loading_options(quantized, device, dtype) if quantized else {}),
     )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4 bits, multiplied as the engine has them

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from livery.training.run_file import AnyRun, SpecInvalid
 from livery_adapters.manifest import read_manifest
-from livery_adapters.refusal import AdapterRefused, Limits
-
-_LIMITS = Limits(max_rank=1 << 20, max_weight_bytes=1 << 60)  # it is served as what becomes of it, which is checked
+from livery_adapters.refusal import TAKEN_IN, AdapterRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,7 @@ def find_start(run: AnyRun, folder: Path) -> Start | None:
         return None
     path = folder / Path(run.start_from).expanduser()
     try:
-        manifest = read_manifest(path, _LIMITS)
+        manifest = read_manifest(path, TAKEN_IN)
     except AdapterRefused as refused:
         raise SpecInvalid(f"start_from is {run.start_from}, and {path} can't be gone on with: {refused}") from refused
     if manifest.peft_type != "LORA" or manifest.invocation or manifest.task != "generate":
