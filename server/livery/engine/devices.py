@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +15,7 @@ from livery.engine.base import EngineConfig, ModelRefused
 from livery.engine.kernels import KernelMode, Kernels, describe, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BFLOAT16_SINCE = (8, 0)  # compute capability (Ampere); older GPUs emulate it, slower than float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,21 @@ def load_chosen(config: EngineConfig, compute: Compute) -> Kernels:
     return kernels
 
 
+def out_of_memory(config: EngineConfig, device: torch.device, error: torch.OutOfMemoryError) -> ModelRefused:
+    """Why a model can't be held or tried on a device, with what would help."""
+    smaller = [option for option, size in _sizes(config) if size]
+    lower = f"lower {' and '.join(smaller)}, " if smaller else ""
+    return ModelRefused(
+        f"{Path(config.model_path).name} doesn't fit into the memory of {device} beside what is held there now: "
+        f"{lower}end what else computes there (nvidia-smi names it), name a device with more by --device, or hold the "
+        f"base in fewer bytes by --quantization bnb-nf4. torch says: {str(error).splitlines()[0]}"
+    )
+
+
+def _sizes(config: EngineConfig) -> tuple[tuple[str, int], ...]:
+    return ("--kv-memory", config.kv_memory_bytes), ("--adapter-memory", config.adapter_memory_bytes)
+
+
 def answers(device: torch.device) -> bool:
     """Whether the device still computes: after some errors nothing of this process ever runs there again."""
     try:
@@ -86,6 +105,9 @@ def _device(wanted: str) -> tuple[torch.device, str]:
         raise ModelRefused(f"device {wanted!r} is unknown to torch; use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelRefused(f"device {wanted!r} was asked for, but torch finds no CUDA device; use cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise ModelRefused(f"device {wanted!r} was asked for, but torch finds {there} only; use one of these or auto")
     return device, f"asked for with --device {wanted}"
 
 
@@ -96,6 +118,10 @@ def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
         return DTYPES[wanted], f"asked for with --dtype {wanted}"
     if device.type == "cpu":
         return torch.float32, "the default on CPU: exact; --dtype bfloat16 halves the memory"
+    if (found := torch.cuda.get_device_capability(device)) < BFLOAT16_SINCE:
+        return torch.float32, "this GPU's compute capability is {}.{}; those before {}.{} have no bfloat16".format(
+            *found, *BFLOAT16_SINCE
+        )
     return torch.bfloat16, "the default on CUDA; --dtype float32 overrides"
 
 
@@ -106,6 +132,8 @@ def _kernels(wanted: KernelMode, device: torch.device, dtype: torch.dtype) -> tu
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "torch", "Triton is missing, which torch's CUDA builds bring along: pip install triton"
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+            return "torch", "slower than Triton's, which need a C compiler: apt-get install gcc, or set CC"
         return "triton", "Triton's, compiled for this device on first use"
     if device.type != "cpu":
         return "torch", f"the native kernels are for CPUs, not for {device.type}"

@@ -55,7 +55,7 @@ class LoadedModel:
 
 
 def load_model(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    """Load the model of `config.model_path`. Raises ModelRefused with the reason."""
+    """Load the model of `config.model_path`. Raises ModelRefused with the reason, torch.OutOfMemoryError on a GPU."""
     quantized = choose_quantization(config, device.type)
     transformers_logging.disable_progress_bar()
     try:
@@ -70,6 +70,8 @@ def load_model(config: EngineConfig, device: torch.device, dtype: torch.dtype) -
             output_loading_info=True,
             **_quantized_loading(quantized, device, dtype),
         )
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, KeyError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelRefused(f"{config.model_path} can't be loaded by transformers: {error}") from error
     if missing := sorted(report["missing_keys"]):  # transformers would fill them with random numbers

@@ -20,10 +20,10 @@ from livery.engine.attention import AttentionBatch, LayerCache
 from livery.engine.base import CANARY, AdapterRef, EngineConfig, EngineInfo, ModelRefused
 from livery.engine.decoder.fused import FusedDecoder
 from livery.engine.decoder.parts import NotRecognised, recognise
-from livery.engine.devices import choose, load_chosen
+from livery.engine.devices import choose, load_chosen, out_of_memory
 from livery.engine.graphs import DecodeGraphs
 from livery.engine.images import AdapterImage, image_of
-from livery.engine.kernels import Kernels, load_sums, use_threads_here
+from livery.engine.kernels import Kernels, load_sums, not_compiled, use_threads_here
 from livery.engine.lora.bank import AdapterBank, GroupLayout, PackedAdapter, pack, tables_of
 from livery.engine.lora.embedding import AdapterEmbedding, attach_embeddings
 from livery.engine.lora.experts import attach_experts
@@ -71,11 +71,25 @@ class ModelRunner:
         progress("preparing kernels (compiled on first use)")
         self._kernels = load_chosen(config, compute)
         progress(f"loading {Path(config.model_path).name} on {self._device} as {compute.dtype_name}")
-        loaded = load_model(config, self._device, self._dtype)
         # Whether the next decoding step is launched before the last one's tokens are looked at.
         self.overlaps = config.overlap == "on" or (config.overlap == "auto" and self._device.type == "cuda")
         try:
-            self.info = self._build(config, loaded, progress)
+            loaded = load_model(config, self._device, self._dtype)
+            self.info = self._prove(config, loaded, progress)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(config, self._device, error) from error
+
+    def _prove(self, config: EngineConfig, loaded: LoadedModel, progress: Progress) -> EngineInfo:
+        """Build, and say what fails as a refusal of the model. Raises ModelRefused, torch.OutOfMemoryError."""
+        try:
+            return self._build(config, loaded, progress)
+        except torch.OutOfMemoryError:
+            raise
+        except not_compiled() as error:
+            raise ModelRefused(
+                f"the kernels for {self._device} can't be compiled here, where {loaded.architecture} first needed "
+                f"them: {error!r}; --kernels torch computes without them, slower"
+            ) from error
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ModelRefused(
                 f"{loaded.architecture} can't be served: it failed the check at start with {error!r}"
@@ -227,7 +241,7 @@ class ModelRunner:
             graphs.record(progress)
             self._graphs = graphs
             verify(loaded, canary, self._canary_logits(canary.sequences))
-        except (ModelRefused, RuntimeError) as reason:
+        except (ModelRefused, RuntimeError, *not_compiled()) as reason:
             progress(f"decoding steps are launched one kernel at a time, as this model can't be recorded: {reason}")
             return None
         return graphs

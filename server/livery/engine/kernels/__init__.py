@@ -7,6 +7,7 @@ batch.
 from __future__ import annotations
 
 import functools
+from subprocess import CalledProcessError
 from typing import Literal, Protocol
 
 import torch
@@ -37,6 +38,7 @@ __all__ = [
     "describe",
     "load",
     "load_sums",
+    "not_compiled",
     "use_threads_here",
 ]
 
@@ -106,6 +108,15 @@ def load(mode: KernelMode = "auto") -> Kernels:
         return TritonKernels()
     kernels, _ = _native()
     return kernels if isinstance(kernels, NativeKernels) else TorchKernels()
+
+
+def not_compiled() -> tuple[type[Exception], ...]:
+    """What Triton raises where it can't compile a kernel: no compiler for its launchers, too little shared memory."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return ()
+    return TritonError, CalledProcessError
 
 
 def load_sums(mode: KernelMode = "auto") -> Sums:
