@@ -82,24 +82,30 @@ class Throughput:
         self._prompt = deque([0.0] * (WINDOW_S + 1), WINDOW_S + 1)
 
     def add(self, since: float, now: float, generated: int, prompt: int = 0) -> None:
-        """So many tokens came between two moments, evenly as far as anybody knows."""
+        """So many tokens came between two moments, evenly as far as anybody knows.
+
+        What others told already may be later: several processes tell in turns what each did since it told last.
+        """
         self._roll(now)
+        last = math.floor(now)
+        if last < self._second - WINDOW_S:  # nobody asks for it any more
+            return
         if generated:
-            self._spread(since, now, generated)
-        self._prompt[-1] += prompt
+            self._spread(since, now, last, generated)
+        self._prompt[last - self._second - 1] += prompt
 
     def by_second(self, now: float) -> tuple[list[int], list[int]]:
         """Generated tokens and prompt tokens of each complete second, oldest first."""
         self._roll(now)
         return [round(count) for count in self._generated][:-1], [round(count) for count in self._prompt][:-1]
 
-    def _spread(self, since: float, now: float, generated: int) -> None:
+    def _spread(self, since: float, now: float, last: int, generated: int) -> None:
         first = max(math.floor(since), self._second - WINDOW_S)
-        if first >= self._second:
-            self._generated[-1] += generated
+        if first >= last:
+            self._generated[last - self._second - 1] += generated
             return
         begin, rate = max(since, first), generated / (now - max(since, first))
-        for second in range(first, self._second + 1):
+        for second in range(first, last + 1):
             share = min(now, second + 1) - max(begin, second)
             self._generated[second - self._second - 1] += rate * share
 

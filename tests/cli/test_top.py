@@ -22,7 +22,7 @@ from api.peft_files import make_adapter
 from cli.conftest import Livery
 from livery.adapter_views import Json
 from livery.adding import AddOptions
-from livery.commands.top_view import frame
+from livery.commands.top_view import BLOCKS, frame, sparks
 from livery.models import resolve_model
 from livery.text import Tokenizer
 
@@ -99,6 +99,13 @@ def test_a_frame_tells_what_steps_took_since_the_one_before(busy: LiveServer) ->
     found["load"]["steps"] += 10
     found["load"]["step_seconds"] += 0.5
     assert "5.0 steps/s, 50 ms a step" in printed(found, before)
+
+
+def test_columns_go_from_zero_to_the_highest_whatever_a_server_tells() -> None:
+    assert sparks([0, 4, 8]) == BLOCKS[0] + BLOCKS[(len(BLOCKS)) // 2] + BLOCKS[-1]
+    assert sparks([-130, 10, 0]) == BLOCKS[0] + BLOCKS[-1] + BLOCKS[0]
+    assert sparks([-1]) == sparks([0]) == BLOCKS[0]
+    assert sparks([]) == ""
 
 
 def test_markup_in_names_is_text(busy: LiveServer) -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from livery import activity
-from livery.activity import BASE, RATE_S, Activity, Finished, Work
+from livery.activity import BASE, RATE_S, WINDOW_S, Activity, Finished, Throughput, Work
 from livery.overview import throughput
 
 DONE = Work("stop", 0.1, 9, 40)
@@ -58,6 +65,41 @@ def test_a_rate_is_of_the_last_complete_seconds() -> None:
     later = throughput(found.of(None).told(began + RATE_S + 1.5, {}))
     assert (later["generated_per_s"], later["prompt_per_s"]) == (0, 0)
     assert (sum(later["generated_by_second"]), sum(later["prompt_by_second"])) == (30, 20)
+
+
+STRETCHES = st.tuples(st.floats(100, 159), st.floats(0, 30), st.integers(1, 1000), st.integers(0, 1000))
+
+
+@given(st.lists(STRETCHES, min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_what_several_processes_tell_in_any_order_keeps_its_sum(
+    told: list[tuple[float, float, int, int]], chance: random.Random
+) -> None:
+    ordered, shuffled = Throughput(100.0), Throughput(100.0)
+    events = [(max(100.0, now - took), now, generated, prompt) for now, took, generated, prompt in told]
+    for event in sorted(events, key=lambda event: event[1]):
+        ordered.add(*event)
+    chance.shuffle(events)
+    for event in events:
+        shuffled.add(*event)
+    end = math.floor(max(now for _, now, _, _ in events)) + 1
+    for one in (ordered, shuffled):
+        one.by_second(end)
+        assert min(one._generated) >= 0
+        assert (sum(one._generated), sum(one._prompt)) == pytest.approx(
+            (sum(event[2] for event in events), sum(event[3] for event in events))
+        )
+    assert list(shuffled._generated) == pytest.approx(list(ordered._generated), abs=1e-6)
+    assert shuffled._prompt == ordered._prompt
+
+
+def test_what_comes_when_nobody_asks_for_it_any_more_is_passed_over() -> None:
+    found = Throughput(100.0)
+    found.add(200.0, 200.5, 4, 4)
+    found.add(100.0, 200.5 - WINDOW_S - 1, 10, 10)
+    found.add(201.2 - WINDOW_S, 201.5 - WINDOW_S, 6, 6)  # in the oldest second that is told
+    generated, prompt = found.by_second(201.0)
+    assert (generated[0], generated[-1], prompt[0], prompt[-1]) == (6, 4, 6, 4)
+    assert (sum(generated), sum(prompt)) == (10, 10)
 
 
 def test_what_is_remembered_is_bounded_for_one_and_for_all_and_nobody_makes_another_forgotten() -> None:

@@ -114,9 +114,9 @@ def bar(used: float, whole: float) -> Text:
 
 
 def sparks(values: list[int]) -> str:
-    """A column a second, from zero up to the highest."""
-    most = max(values, default=0) or 1
-    return "".join(BLOCKS[-(-value * (len(BLOCKS) - 1) // most)] for value in values)
+    """A column a second, from zero up to the highest. What a server can't mean counts as none."""
+    most = max(1, *values) if values else 1
+    return "".join(BLOCKS[-(-max(0, value) * (len(BLOCKS) - 1) // most)] for value in values)
 
 
 def number(value: float | None) -> str:
