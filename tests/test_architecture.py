@@ -267,7 +267,7 @@ BROAD_EXCEPT = {
     ("livery.grammar_process", "_tried"),  # a grammar that breaks the compiler is a refused grammar
     ("livery.api.sse", "_pump"),  # once a stream has begun, any failure is an event in it
     ("livery.followed", "_watch"),  # one adapter's surprise must not end the following of all others
-    ("livery.engine.runner", "__init__"),  # whatever a model that nobody knows breaks with, it is a refused model
+    ("livery.engine.runner", "_prove"),  # whatever a model that nobody knows breaks with, it is a refused model
     ("livery.engine.lora.experts", "_agrees"),  # experts of other parts than described aren't those that are known
     ("livery.engine.kernels.cuda.varlen", "probe"),  # a function of torch's that fails at all isn't used
     ("livery.commands.verify_peft", "_peft_output"),  # what PEFT breaks with is what the command tells

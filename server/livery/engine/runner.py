@@ -237,11 +237,12 @@ class ModelRunner:
             max_model_len=max_model_len,
             device=self._device,
         )
+        unrecordable: tuple[type[Exception], ...] = (ModelRefused, RuntimeError, *not_compiled())
         try:
             graphs.record(progress)
             self._graphs = graphs
             verify(loaded, canary, self._canary_logits(canary.sequences))
-        except (ModelRefused, RuntimeError, *not_compiled()) as reason:
+        except unrecordable as reason:
             progress(f"decoding steps are launched one kernel at a time, as this model can't be recorded: {reason}")
             return None
         return graphs
