@@ -46,7 +46,7 @@ class Scripted:
     def __init__(self, template: str | None, folder: Path, parsers: ParserNames) -> None:
         self.tokenizer = Tokenizer(TokenizerFiles(FILES.tokenizer, template, FILES.named_tokens))
         self.says = ""
-        behaviour = Behaviour(script=self._script)
+        self.behaviour = behaviour = Behaviour(script=self._script)
         setup = Setup(behaviour, max_model_len=2048, eos_token_ids=(0,), parsers=parsers)
         self.server = LiveServer(setup, self.tokenizer, folder)
         self.server.start()

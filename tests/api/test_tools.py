@@ -68,7 +68,7 @@ def test_streamed_calls_have_openais_shape(hermes: Scripted) -> None:
     firsts = [call for call in deltas if call.id]
     assert [(call.index, call.type, call.function.name, call.function.arguments) for call in firsts] == [
         (0, "function", "weather", ""),
-        (1, "function", "now", ""),
+        (1, "function", "now", "{}"),
     ]
     assert len({call.id for call in firsts}) == 2
     pieces = [call for call in deltas if not call.id]

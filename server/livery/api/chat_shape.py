@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from livery.answer_text import TokenEntry
 from livery.api.logprobs_shape import chat_content, chat_logprobs, chat_token, token_ids
@@ -27,8 +27,7 @@ class ChatShape:
             said.append(_reasoning(delta.reasoning))
         if delta.text:
             said.append({"content": delta.text})
-        if calls := [_call_delta(call) for call in delta.calls if not call.broken]:
-            said.append({"tool_calls": calls})
+        said += [{"tool_calls": [_call_delta(call)]} for call in _joined(delta.calls)]
         prompt = delta.prompt_token_ids if self.envelope.options.token_ids else None
         if not said and not delta.finish_reason and (delta.entries or prompt is not None):
             said.append({"content": ""})
@@ -100,6 +99,21 @@ def _message(answer: Answer) -> Json:
 def _reasoning(text: str) -> Json:
     """Under the name that vLLM gives it now, and the one that it gave before and most clients read."""
     return {"reasoning": text, "reasoning_content": text}
+
+
+def _joined(calls: Sequence[CallDelta]) -> list[CallDelta]:
+    """One delta of each call, for a chunk each: clients take the first list of a stream as it is, or its first entry
+    alone, so that a second entry of the same call would be lost to them.
+    """
+    found: list[CallDelta] = []
+    for call in calls:
+        if call.broken:
+            continue
+        if found and found[-1].index == call.index and not call.name:
+            found[-1] = replace(found[-1], arguments=found[-1].arguments + call.arguments)
+        else:
+            found.append(call)
+    return found
 
 
 def _call_delta(call: CallDelta) -> Json:

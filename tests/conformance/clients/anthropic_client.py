@@ -36,6 +36,17 @@ def test_a_stream_is_put_together() -> None:
     assert final.stop_reason and final.usage.output_tokens > 0
 
 
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
+def test_a_tool_is_called_in_a_stream(choice: Any) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"]}
+    asked: Any = {"tools": [{"name": "weather", "input_schema": schema}], "tool_choice": choice}
+    with client.messages.stream(model=BASE, max_tokens=120, messages=QUESTION, extra_body=GREEDY, **asked) as stream:
+        final = stream.get_final_message()
+    (call,) = final.content
+    assert (call.type, final.stop_reason) == ("tool_use", "tool_use")
+    assert isinstance(call.input["city"], str)
+
+
 def test_tokens_are_counted() -> None:
     counted = client.messages.count_tokens(model=BASE, messages=QUESTION, system="Be brief.").input_tokens
     usage = ask(system="Be brief.").usage

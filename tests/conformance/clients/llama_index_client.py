@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import openai
 import pytest
@@ -52,15 +53,20 @@ def test_the_asynchronous_calls() -> None:
     assert asyncio.run(model(chat=False).acomplete("The sky is")).text
 
 
-def test_a_tool_is_called() -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_tool_is_called(streamed: bool) -> None:
     def double(number: int) -> int:
         """Twice a number."""
         return 2 * number
 
     caller = model(tools=True)
     caller.max_tokens = 80
+    asked: dict[str, Any] = {"user_msg": "Double 4.", "tool_required": True}
     tools = [FunctionTool.from_defaults(double)]
-    answer = caller.chat_with_tools(tools, user_msg="Double 4.", tool_required=True)
+    if streamed:
+        *_, answer = caller.stream_chat_with_tools(tools, **asked)
+    else:
+        answer = caller.chat_with_tools(tools, **asked)
     (call,) = caller.get_tool_calls_from_response(answer)
     assert call.tool_name == "double"
     assert isinstance(call.tool_kwargs["number"], int)

@@ -168,12 +168,13 @@ def test_a_tool_is_called(client: openai.OpenAI, choice: Any) -> None:
     check_weather(call.function.name, call.function.arguments)
 
 
-def test_a_tool_is_called_in_a_stream(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_tool_is_called_in_a_stream(client: openai.OpenAI, choice: Any) -> None:
     with client.chat.completions.stream(
         model=BASE,
         messages=QUESTION,
         tools=[WEATHER],
-        tool_choice="required",
+        tool_choice=choice,
         temperature=0,
         max_completion_tokens=120,
     ) as stream:
