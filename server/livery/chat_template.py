@@ -7,7 +7,7 @@ is plain data. Knows no tokens and no HTTP.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -56,17 +56,22 @@ class InvalidMessages(Exception):
 class ChatTemplate:
     """One compiled template and the special tokens it refers to by name."""
 
-    def __init__(self, source: str, named_tokens: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: str, named_tokens: Mapping[str, str], clock: Callable[[], datetime] = datetime.now
+    ) -> None:
+        """`clock` is what `strftime_now` tells the time by."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
+        environment.globals["strftime_now"] = lambda form: clock().strftime(form)
         self._template = environment.from_string(source)
         self._named_tokens = dict(named_tokens)
         self.source = source
-        self._reads = meta.find_undeclared_variables(environment.parse(source))
+        tree = environment.parse(source)
+        self._reads = meta.find_undeclared_variables(tree)
+        self.tells_time = any(name.name == "strftime_now" for name in tree.find_all(nodes.Name))
         self._knows_developer = "developer" in source
 
     def reads(self, variable: str) -> bool:
@@ -155,10 +160,6 @@ class _GenerationTag(Extension):
 
 def _raise_exception(message: str) -> None:
     raise TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 def _to_json(

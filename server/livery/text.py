@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -87,6 +88,18 @@ class Tokenizer:
         other = copy.copy(self)
         other.template = template
         other.facts = TokenizerFacts(self.files.named_tokens, template.source)
+        return other
+
+    @property
+    def tells_time(self) -> bool:
+        """Whether its chat template writes the time, or the day, into what it renders."""
+        return isinstance(self.template, ChatTemplate) and self.template.tells_time
+
+    def at(self, time: datetime) -> Tokenizer:
+        """The same, by whose chat template it is always `time`."""
+        other = copy.copy(self)
+        if self.files.chat_template:
+            other.template = ChatTemplate(self.files.chat_template, self.files.named_tokens, lambda: time)
         return other
 
     def with_tokens(self, added: Sequence[AddedToken]) -> Tokenizer:

@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,42 @@ def test_another_chat_template_doesnt_go_on_with_it(
     template.write_text(template.read_text().replace("assistant", "mate"))
     done = livery("adapters", "train", run, "--out", tmp_path / "out")
     assert (done.code, "unfinished training with other settings (examples_as_tokens was" in done.err) == (1, True)
+
+
+@pytest.fixture
+def day(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Has clocks here show about noon of a day, as days are counted from one."""
+    hours = (12 - datetime.now(UTC).hour) % 24 - 24
+
+    def shift(days: int) -> None:
+        monkeypatch.setenv("TZ", f"NOON{-hours - 24 * days:+d}")  # POSIX counts westwards
+        time.tzset()
+
+    yield shift
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_a_template_that_writes_the_day_writes_the_same_one_on_the_next(
+    base: Path, written: Written, tmp_path: Path, livery: Livery, day: Callable[[int], None]
+) -> None:
+    """As Llama 3.2 Instruct's does."""
+    dated = shutil.copytree(base, tmp_path / "dated")
+    template = dated / "chat_template.jinja"
+    template.write_text("{{ 'Today is ' ~ strftime_now('%d %b %Y') }}\n" + template.read_text())
+    run = written(base=str(dated), steps=STEPS, checkpoint_every=EVERY)
+    day(0)
+    assert livery("adapters", "train", run, "--out", tmp_path / "whole").code == 0
+    with under_way(run, tmp_path / "killed", past=EVERY + 2):
+        pass
+    day(1)
+    again = livery("adapters", "train", run, "--out", tmp_path / "killed", "--json").json()
+    assert again["resumed_from"] >= EVERY
+    assert (tmp_path / "killed" / WEIGHTS_NAME).read_bytes() == (tmp_path / "whole" / WEIGHTS_NAME).read_bytes()
+    began = datetime.fromisoformat(again["settings"]["rendered_on"]).date()
+    assert (datetime.now().date() - began).days == 1
+    way = ("--out", tmp_path / "whole", "--add-to", tmp_path / "data", "--as", "keeper", "--json")
+    assert livery("adapters", "train", run, *way).json()["added"]["activated"] is True
 
 
 def test_a_loss_that_is_no_number_ends_it_with_words(written: Written, tmp_path: Path, livery: Livery) -> None:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ from livery.training.examples import DataInvalid
 from livery.training.libraries import LibraryMissing, check_installed, quieten, versions
 from livery.training.run_file import AnyRun, Dpo, SpecInvalid, read_run
 from livery.training.start import Start, find_start
-from livery.training.work import REPORT_NAME, Work, WorkInvalid, finished_report
+from livery.training.work import REPORT_NAME, Work, WorkInvalid, finished_report, kept_settings
 from livery_adapters.refusal import TAKEN_IN
 from livery_adapters.shortage import SHORTAGE_ERRORS, lacks_memory
 
@@ -104,7 +105,8 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
         target.check(run.base, start.rank if start else run.adapter.r)
     shown.stage("reading the data")
     with bar("reading examples", 0, pieces=True) as told:
-        data = prepare(run, asked.folder, Tokenizer.from_directory(asked.base.path), told)
+        tokenizer, rendered_on = _tokenizer(asked)
+        data = prepare(run, asked.folder, tokenizer, told)
     if check:
         return {"run": run.to_json(), "data": data.told()}
     _warn(data.warnings)
@@ -113,6 +115,7 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
     settings = {"run": run.to_json(), "data": list(data.sha256), "base": base_digest(asked.base.path)}
     # The base's digest is of its weights: its tokenizer and chat template show in what they make of the data.
     settings |= {"examples_as_tokens": data.encoded, "libraries": versions()}
+    settings |= rendered_on
     if start:
         settings["start_from"] = start.digest
     found = finished_report(asked.out)
@@ -123,6 +126,22 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
     if target is None:
         return found
     return found | {"added": _added(asked, data, target, found)}
+
+
+def _tokenizer(asked: Asked) -> tuple[Tokenizer, Json]:
+    """The base's, and what goes into the settings of the time that its chat template tells, if it does.
+
+    It is that of the run's first process: whichever day it is gone on with, the examples are the same.
+    """
+    tokenizer = Tokenizer.from_directory(asked.base.path)
+    if not tokenizer.tells_time:
+        return tokenizer, {}
+    kept = kept_settings(asked.out).get("rendered_on", "")
+    try:
+        began = datetime.fromisoformat(kept)
+    except (TypeError, ValueError):
+        began = datetime.now().replace(microsecond=0)
+    return tokenizer.at(began), {"rendered_on": began.isoformat()}
 
 
 def _added(asked: Asked, data: Data, target: Target, found: Json) -> Json:

@@ -25,6 +25,7 @@ from typing import IO, Any, Self
 
 SETTINGS_NAME, SEAL_NAME, LOCK_NAME = "settings.json", "sealed.json", "lock"
 REPORT_NAME = "training.json"
+_CHECKPOINTS = "checkpoints"
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = (
@@ -47,8 +48,8 @@ class Work:
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         """`settings` are all that decides what becomes of a run: work begun with others is not gone on with."""
         self.out = Path(os.path.abspath(out))  # what is relative may have no name, as `.` hasn't
-        self.folder = self.out.parent / f".{self.out.name}.training"
-        self.checkpoints = self.folder / "checkpoints"
+        self.folder = _folder(self.out)
+        self.checkpoints = self.folder / _CHECKPOINTS
         self.adapter = self.folder / "adapter"
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._lock: IO[bytes]
@@ -155,10 +156,7 @@ class Work:
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _numbered(self) -> list[tuple[int, Path]]:
-        if not self.checkpoints.is_dir():
-            return []
-        found = ((_CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.iterdir())
-        return [(int(match[1]), path) for match, path in found if match]
+        return _numbered(self.checkpoints)
 
     def _check_settings(self) -> None:
         """Raises WorkInvalid, where there is something to go on with and it is another run's."""
@@ -182,6 +180,21 @@ class Work:
             )
 
 
+def kept_settings(out: Path) -> dict[str, Any]:
+    """Those that a finished run wrote into its output, or else the newest sealed checkpoint of its work; or none."""
+    report = finished_report(out)
+    if report is not None:
+        found = report.get("settings")
+        return found if isinstance(found, dict) else {}
+    for _, folder in sorted(_numbered(_folder(out) / _CHECKPOINTS), reverse=True):
+        try:
+            settings: dict[str, Any] = json.loads((folder / SEAL_NAME).read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError):
+            continue  # not whole
+        return settings
+    return {}
+
+
 def finished_report(out: Path) -> dict[str, Any] | None:
     """What a finished run wrote into its output; None where there is none."""
     try:
@@ -189,6 +202,18 @@ def finished_report(out: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _folder(out: Path) -> Path:
+    return out.parent / f".{out.name}.training"
+
+
+def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Whole or not, by their steps."""
+    if not checkpoints.is_dir():
+        return []
+    found = ((_CHECKPOINT.fullmatch(path.name), path) for path in checkpoints.iterdir())
+    return [(int(match[1]), path) for match, path in found if match]
 
 
 def _sealed(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
