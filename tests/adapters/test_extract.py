@@ -199,6 +199,32 @@ def test_a_head_that_stops_or_begins_to_be_the_embedding(family: str, change: An
     assert apart(in_peft(base, tmp_path / "out"), logits(load(tuned))) < 1e-6
 
 
+def part(model: Any) -> None:
+    """As merge_and_unload() leaves a head that was trained whole: its own, and the configuration still says tied."""
+    untie(model)
+    model.config.tie_word_embeddings = True
+
+
+def test_a_head_of_its_own_that_the_configuration_says_is_tied(tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path, "llama", part)
+    assert json.loads((tuned / "config.json").read_text())["tie_word_embeddings"] is True
+    extracted(base, tuned, tmp_path / "out")
+    assert config(tmp_path / "out")["modules_to_save"] == ["lm_head"]
+    assert apart(in_peft(base, tmp_path / "out"), logits(load(tuned))) < 1e-6
+    assert apart(logits(load(tuned)), logits(load(base))) > 1e-3
+    error = refused(tuned, base, tmp_path / "undone")
+    assert (error.code, "set tie_word_embeddings to false" in error.message) == ("bad_model", True)
+
+
+def test_a_tied_head_that_is_stored_again_is_the_embedding(tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path, "llama", lambda model: moved(model, "norm.weight"))
+    for file in (base / "model.safetensors", tuned / "model.safetensors"):
+        edit(file, lm_head__weight=load_file(file)["model.embed_tokens.weight"].clone())
+    report = extracted(base, tuned, tmp_path / "out")
+    assert report.modules.get("lm_head") is None
+    assert apart(in_peft(base, tmp_path / "out"), logits(load(tuned))) < 1e-6
+
+
 def test_a_few_rows_beside_a_head_of_its_own_are_carried_as_a_table(tmp_path: Path) -> None:
     """Trained tokens of a tied embedding change the head too, which here went its own way."""
 

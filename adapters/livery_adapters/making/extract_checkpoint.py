@@ -78,6 +78,21 @@ class StoredTensor:
         return tensor
 
 
+def alike(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors of numbers hold the same ones, some rows of them in memory at a time.
+
+    Raises AdapterRefused, as `read` does; OSError.
+    """
+    if one.shape != other.shape:
+        return False
+    for rows in one.chunks():
+        before, after = one.read(rows), other.read(rows)
+        wider = torch.promote_types(before.dtype, after.dtype)
+        if not torch.equal(before.to(wider), after.to(wider)):
+            return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """All tensors of a model directory by name, as its headers tell them. `files` are those that hold them."""

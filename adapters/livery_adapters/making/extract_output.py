@@ -32,7 +32,7 @@ from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import CHUNK, CONFIG_NAME, WEIGHTS_NAME
 
 JOURNAL_NAME = "journal.jsonl"
-_VERSION = 1
+_VERSION = 2
 _ENTRY_BYTES = 160  # of a header's line, beyond the tensor's name
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 

@@ -3,7 +3,8 @@
     plan = paired(Side.of(base, shapes, tied), Side.of(tuned, shapes, tied), shapes)
     plan.items[0].kind          # "pair", "whole", "table" or "fixed"
 
-Looks at headers alone. What an adapter has no place for must be the same in both models, which shows when it is read.
+Looks at headers, and at a head beside an embedding that it is said to be. What an adapter has no place for must be the
+same in both models, which shows when it is read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 from livery_adapters.base_model import BaseShapes
 from livery_adapters.grown import MAX_ADDED_ROWS, Vocabulary
-from livery_adapters.making.extract_checkpoint import Checkpoint, StoredTensor
+from livery_adapters.making.extract_checkpoint import Checkpoint, StoredTensor, alike
 from livery_adapters.refusal import AdapterRefused
 
 Kind = Literal["pair", "whole", "table", "fixed"]
@@ -25,7 +26,9 @@ _BUFFERS = ("inv_freq", "masked_bias")  # old files hold them, and transformers 
 class Side:
     """One of the two models: its tensors by the path of the parameter, and whether its head is its embedding.
 
-    Files may lack the first part of all paths, or have one more, as those of a model without its head do.
+    Files may lack the first part of all paths, or have one more, as those of a model without its head do. A head that
+    is said to be the embedding, and stands beside it with other numbers, is a head of its own to transformers: so a
+    LoRA with a trained head leaves a model when it is merged.
     """
 
     files: Checkpoint
@@ -34,13 +37,21 @@ class Side:
 
     @classmethod
     def of(cls, files: Checkpoint, shapes: BaseShapes, tied: bool) -> Side:
+        """`tied` is what the configuration says. Raises AdapterRefused (nonfinite_weights, bad_model), OSError."""
         known = set(_parameters(shapes))
         prefix = f"{shapes.backbone}."
         found = {}
         for name, tensor in files.tensors.items():
             ways = (name, prefix + name, name.removeprefix(prefix))
             found[next((way for way in ways if way in known), name)] = tensor
-        return cls(files, found, tied)
+        return cls(files, found, tied and not _own_head(found, shapes))
+
+
+def _own_head(tensors: Mapping[str, StoredTensor], shapes: BaseShapes) -> bool:
+    embedding, head = (tensors.get(f"{path}.weight") for path in _tables(shapes))
+    if embedding is None or head is None or not (embedding.is_number and head.is_number):
+        return False
+    return not alike(embedding, head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +89,15 @@ class Plan:
 
 
 def paired(base: Side, tuned: Side, shapes: BaseShapes) -> Plan:
-    """Compare the two by name and shape. Raises AdapterRefused (different_model, resized_vocabulary)."""
+    """Compare the two by name and shape. Raises AdapterRefused (different_model, resized_vocabulary, bad_model)."""
     embedding, head = _tables(shapes)
+    if shapes.tied and not base.tied:
+        raise AdapterRefused(
+            "bad_model",
+            f"config.json in {base.files.directory} says that its head is its embedding (tie_word_embeddings), and "
+            f"{base.tensors[f'{head}.weight'].file.name} has a {head}.weight with other numbers: set "
+            "tie_word_embeddings to false there, so that whatever serves this base computes with its own head",
+        )
     tied = base.tied and tuned.tied
     items: list[Item] = []
     seen: set[str] = set()
@@ -132,7 +150,7 @@ def _input_first(path: str, shapes: BaseShapes) -> bool:
 
 
 def _sources(side: Side, path: str, names: Iterable[str], embedding: str, head: str) -> dict[str, StoredTensor]:
-    """A module's tensors by parameter. A tied head's weight is the embedding's, whatever else the file holds."""
+    """A module's tensors by parameter. A tied head's weight is the embedding's."""
     found = {}
     for name in names:
         at = f"{embedding}.weight" if path == head and name == "weight" and side.tied else f"{path}.{name}"
