@@ -181,14 +181,17 @@ def test_what_is_judged_is_what_is_replaced(
         livery("adapters", "add", "raced", made / "adapters" / name, "--url", server.url, *how, "--json").json()
     judge, calls = gating.evaluated, []
 
-    def meanwhile(reach: Reach, asked: Asked, model: str | None, adapters: Path | None) -> Report:
-        report = judge(reach, asked, model, adapters)
+    def activate(*versions: str) -> None:
         registry = Registry.open(DataFolder(data_of(server)).registry_url(), frozenset())
         try:
-            for version in ("2", "1"):
+            for version in versions:
                 calls.append(registry.activate("raced", registry.version("raced", version).facts.digest))
         finally:
             registry.close()
+
+    def meanwhile(reach: Reach, asked: Asked, model: str | None, adapters: Path | None) -> Report:
+        report = judge(reach, asked, model, adapters)
+        activate("2", "1")
         return report
 
     monkeypatch.setattr(gating, "evaluated", meanwhile)
@@ -198,6 +201,16 @@ def test_what_is_judged_is_what_is_replaced(
     assert (done.code, len(calls)) == (1, 2)
     assert "generation" in done.err
     assert livery("adapters", "show", "raced", "--url", server.url, "--json").json()["version"] == 1
+
+    def sooner(reach: Reach, asked: Asked, model: str | None, adapters: Path | None) -> Report:
+        activate("2")
+        return judge(reach, asked, model, adapters)
+
+    monkeypatch.setattr(gating, "evaluated", sooner)
+    for against in (on, ["--if-better-than", "active", *on[2:]]):
+        late = livery("adapters", "activate", "raced", "2", *against, "--url", server.url)
+        assert (late.code, "raced was changed meanwhile" in late.err) == (1, True), late.err
+        activate("1")
     monkeypatch.setattr(gating, "evaluated", judge)
     assert livery("adapters", "activate", "raced", "2", *on, "--url", server.url).code == 0
     again = livery("adapters", "activate", "raced", "2", *on, "--url", server.url)

@@ -18,7 +18,7 @@ from livery.commands.offline import Need, open_local
 from livery.commands.reach import Reach, ask
 from livery.evaluation.gate import Bar, Metric, Than, better, wanted
 from livery.evaluation.pieces import Windows
-from livery.evaluation.report import Report
+from livery.evaluation.report import Report, VariantReport
 from livery.evaluation.scorer import BASE_LABEL
 
 NOT_BETTER = 3  # exit status: it was measured, and isn't
@@ -39,8 +39,8 @@ class Verdict:
 def judged(reach: Reach, name: str, version: str, bar: Bar, quantization: str = "auto") -> Verdict:
     """Measure a version beside what it is to be better than. Changes nothing.
 
-    Raises CommandFailed for names and versions that aren't there, files that nothing can be measured on, and variants
-    that gave no numbers.
+    Raises CommandFailed for names and versions that aren't there, files that nothing can be measured on, variants that
+    gave no numbers, and a name that was changed between the two looks at it.
     """
     stands = standing(reach, name, version)
     if bar.than is Than.active and stands["active"] is None:
@@ -54,12 +54,11 @@ def judged(reach: Reach, name: str, version: str, bar: Bar, quantization: str = 
     subjects = read_subjects(texts, tasks, chat=bar.chat)
     asked = Asked((f"{name}@{stands['version']}",), subjects, Windows(), quantization=quantization)
     report = evaluated(reach, asked, None, None)
-    mine = next(one for one in report.variants if one.version == stands["version"])
-    other = BASE_LABEL if bar.than is Than.base else name
-    for label in (mine.label, other):
-        if failed := report.variant(label).failed:
-            raise CommandFailed(f"{label} gives no numbers to be compared: {failed}")
-    found = [better(subject, mine.label, other, bar) for subject in report.subjects]
+    mine, other = _sides(report, name, stands, bar)
+    for one in (mine, other):
+        if one.failed:
+            raise CommandFailed(f"{one.label} gives no numbers to be compared: {one.failed}")
+    found = [better(subject, mine.label, other.label, bar) for subject in report.subjects]
     return Verdict(
         all(passed for passed, _ in found),
         "; ".join(words for _, words in found),
@@ -68,6 +67,23 @@ def judged(reach: Reach, name: str, version: str, bar: Bar, quantization: str = 
         stands["digest"],
         report,
     )
+
+
+def _sides(report: Report, name: str, stands: Json, bar: Bar) -> tuple[VariantReport, VariantReport]:
+    """The version that was meant, and what it is to be better than.
+
+    Raises CommandFailed where the name, which was looked at again to be measured, no longer stood as before.
+    """
+    by_version = {one.version: one for one in report.variants if one.role != "base"}
+    mine = by_version.get(stands["version"])
+    other = report.variant(BASE_LABEL) if bar.than is Than.base else by_version.get(stands["active"])
+    if mine is None or mine.role != "candidate" or other is None or other.role == "candidate":
+        raise CommandFailed(
+            f"{name} was changed meanwhile: version {stands['version']} was to be measured beside "
+            f"{'the base' if bar.than is Than.base else 'version ' + str(stands['active'])}, and somebody activated "
+            "another one or retired the name. Nothing was changed; give the command again"
+        )
+    return mine, other
 
 
 def standing(reach: Reach, name: str, version: str) -> Json:

@@ -45,7 +45,8 @@ def better(subject: SubjectReport, mine: str, other: str, bar: Bar) -> tuple[boo
         for found in subject.row(mine).versus
         if found.than == other and found.metric == (NATS if subject.kind == "text" else metric)
     )
-    gain = 1 - one / two if subject.kind == "text" else one - two
+    # Of items the difference that was counted, rounded once: shares rounded before they are subtracted miss the bar.
+    gain = 1 - one / two if subject.kind == "text" else versus.difference
     enough = gain > 0 and gain >= bar.by and (not bar.sure or versus.better is True)
     if subject.kind == "text":
         numbers = f"perplexity {one:.4f} against {two:.4f} of {other} ({-gain:+.2%})"
