@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
+from starlette.routing import Route
 
 from conformance.environments import PartMissing, Suite
 from foreign_parts import lacking
+from livery.api.app import ROUTERS
+from livery.api.boundary import PROBES
 from livery_loadtest.peers import EnvironmentFailed
 from observability.board import BOARD, board, queries
 from observability.parts import DEPLOY, program
@@ -32,7 +35,7 @@ def ran(*command: str, folder: Path = HERE) -> str:
 @pytest.mark.observability
 def test_promtool_takes_the_rules_and_the_scrape_configuration(tmp_path: Path) -> None:
     promtool = program("promtool")
-    assert "15 rules found" in ran(promtool, "check", "rules", str(RULES))
+    assert "19 rules found" in ran(promtool, "check", "rules", str(RULES))
     for file in (DEPLOY / "prometheus").iterdir():
         shutil.copy(file, tmp_path)
     (tmp_path / "metrics-key").write_text("secret")
@@ -64,11 +67,31 @@ def test_every_alert_has_a_runbook_and_a_unit_test() -> None:
     groups = yaml.safe_load(RULES.read_text())["groups"]
     alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
     tested = (HERE / "rules_test.yml").read_text()
-    assert len(alerts) == 10
+    assert len(alerts) == 13
     for alert in alerts:
         assert set(alert["annotations"]) == {"summary", "description", "runbook"}
         assert alert["labels"]["severity"] in ("critical", "warning", "info")
         assert alert["alert"] in tested
+
+
+def test_what_asks_every_few_seconds_is_no_part_of_the_share_of_errors() -> None:
+    (board_query,) = (promql for title, promql in queries() if title == "5xx answers")
+    told = re.findall(r'route!~"([^"]*)"', RULES.read_text() + board_query)
+    assert (len(told), len(set(told))) == (4, 1), "the rule and the board, above and below the line"
+    left_out = {
+        (route.path, purpose)
+        for router, purpose in ROUTERS
+        for route in router.routes
+        if isinstance(route, Route) and re.fullmatch(told[0], route.path)
+    }
+    asked = {"/load", "/version", "/v1/status", "/v1/models"}  # by routers, the console and `livery top`
+    probes = {
+        (route.path, purpose)
+        for router, purpose in ROUTERS
+        for route in router.routes
+        if isinstance(route, Route) and purpose in PROBES
+    }
+    assert left_out == probes | {(path, "ask") for path in asked}
 
 
 def test_panels_have_their_own_places_and_the_chosen_data_source() -> None:
