@@ -56,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.host": set(),
     "livery.activity": set(),
     "livery.logs": set(),
+    "livery.beginning": set(),
     "livery.locks": set(),
     "livery.scratch": {"livery.locks"},
     "livery.spans": SEAM,
@@ -192,7 +193,9 @@ ALLOWED: dict[str, set[str]] = {
         )
     }
     | {"livery_adapters"},
-    "livery.engine": {f"livery.{part}" for part in ("engine", "grammars", "host", "logs", "models", "scratch")}
+    "livery.engine": {
+        f"livery.{part}" for part in ("beginning", "engine", "grammars", "host", "logs", "models", "scratch")
+    }
     | {"livery_adapters"},
     "livery.evaluation": SEAM
     | TEXT
@@ -239,7 +242,7 @@ ALLOWED: dict[str, set[str]] = {
         )
     },
     "livery.cli": {"livery", "livery_adapters", "livery_loadtest"},
-    "livery.__main__": {"livery.cli"},
+    "livery.__main__": {"livery.cli", "livery.beginning"},
     "livery_adapters": {"livery_adapters"},
     "livery_loadtest": {"livery_loadtest"},
 }

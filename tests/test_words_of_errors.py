@@ -31,7 +31,7 @@ NAMED = {
         "livery.engine.constraint",
         "__init__",
     ): "why nothing can be held to a grammar: of the base's tokenizer file",
-    ("livery.engine.process", "run"): "why a model can't be served: the console's",
+    ("livery.engine.message_loop", "run"): "why a model can't be served: the console's",
     ("livery.engine.supervisor", "_mind"): "why an engine is started anew: the log's",
     ("livery.engine.supervisor", "_started_anew"): "why an engine is started anew: the log's",
     ("livery.engine.vllm", "_build"): "why vLLM won't be started: the console's",

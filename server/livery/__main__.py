@@ -1,6 +1,9 @@
-"""`python -m livery`: the same as the `livery` command."""
+"""The command `livery`, which is `python -m livery` too."""
 
-from livery.cli import main
+from livery.beginning import importing
+
+with importing():
+    from livery.cli import main
 
 if __name__ == "__main__":
     main()

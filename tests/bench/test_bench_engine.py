@@ -30,6 +30,8 @@ from livery_loadtest.machine import describe_machine
 from livery_loadtest.origin import Origin
 from livery_loadtest.random_adapters import write_random_adapters
 
+pytestmark = pytest.mark.bench
+
 TINY = Sizes(
     rounds=2,
     turns=1,

@@ -27,6 +27,8 @@ from livery_loadtest.machine import describe_machine
 from livery_loadtest.origin import Origin
 from server.running import tiny_model
 
+pytestmark = pytest.mark.bench
+
 QUIET = Console(file=io.StringIO())
 TINY = Sizes(
     rounds=2,

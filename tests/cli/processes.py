@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LIVERY = [sys.executable, "-c", "from livery.cli import main; main()"]
+LIVERY = [sys.executable, "-m", "livery"]
 # `livery serve` over the fake engine: everything but the model itself is real.
 SERVE_FAKE = [
     sys.executable,

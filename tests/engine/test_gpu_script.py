@@ -12,6 +12,8 @@ import pytest
 
 import engine.triton_under_test  # noqa: F401 (skips where there is no Triton)
 
+pytestmark = pytest.mark.bench
+
 SCRIPT = Path(__file__).parents[1] / "gpu" / "run.py"
 ONLY_HERE = ("fastapi", "msgspec", "orjson", "pydantic", "sqlalchemy", "typer", "uvicorn", "zmq")
 HIDE = f"""

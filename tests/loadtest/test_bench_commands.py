@@ -26,6 +26,8 @@ from livery_loadtest.session import Manner
 from livery_loadtest.spec import read_workload
 from loadtest.known_server import FAILING, MISNAMED, KnownServer, serving
 
+pytestmark = pytest.mark.bench
+
 BENCH = [sys.executable, "-m", "livery_loadtest"]
 MEASURED = {Exit.FINE, Exit.INVALID}  # on a busy machine the client itself may be late, which isn't what this is about
 

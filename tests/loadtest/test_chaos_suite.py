@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from openai import OpenAI
 from peft import LoraConfig
 
@@ -16,6 +17,8 @@ from livery_loadtest.commands.ending import Exit
 from livery_loadtest.report.result import Result, read_result
 from loadtest.test_report_page import self_contained
 from server.running import SMALL, RunningServer, livery_serve, tiny_model
+
+pytestmark = pytest.mark.bench
 
 # Three seconds each in place of 150, and 15 requests a second, so that some come while there is no engine.
 SHORT = ("--time", "0.02", "--capacity", "30")

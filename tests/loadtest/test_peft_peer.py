@@ -23,6 +23,8 @@ from livery_loadtest.peers.peft_server import Job, PlainLoop
 from livery_loadtest.servers import LaunchedServer, LaunchSpec, free_port
 from server.running import tiny_model
 
+pytestmark = pytest.mark.bench
+
 PROMPT = "The best way to spend a quiet evening"
 TOKENS = 6
 

@@ -17,6 +17,8 @@ from engine.oracle import save_adapter
 from livery_loadtest.session import MOST_SUSPECTS
 from server.running import SMALL, livery_serve, tiny_model
 
+pytestmark = pytest.mark.bench
+
 PLANTED = str(Path(__file__).parent / "planted.py")
 WORKLOAD = {
     "name": "mixed",
