@@ -108,7 +108,7 @@ class TemplateWorkers:
         order = Order(source, dict(named_tokens), msgspec.to_builtins(chat), self.limits.max_chars)
         worker = self._worker(_Task(tenant, source))
         try:
-            rendered = worker.ask(msgspec.msgpack.encode(order))
+            rendered = worker.ask(msgspec.json.encode(order))
         except BaseException:
             worker.kill()
             raise

@@ -1,10 +1,11 @@
 """A process that renders the chat templates which adapters bring, and can do nothing else.
 
-Run as `python -m livery.template_worker` by `livery.foreign_templates`: requests come on standard input, answers go to
-standard output, each a message in msgpack after its length in four bytes. Jinja's sandbox is no border by itself (its
-escapes are a long list), so this process is one: it has no environment worth reading, opens no file and no connection,
-starts no process, and its memory and the processor time of each rendering are limited by the system. What goes over
-the time ends it, in the middle of whatever it does. It is given one template in its life, whatever that does to it.
+Run as `python -m livery.template_worker` by `livery.foreign_templates`: requests come on standard input in JSON, whose
+whole numbers have any length, answers go to standard output in msgpack, each after its length in four bytes. Jinja's
+sandbox is no border by itself (its escapes are a long list), so this process is one: it has no environment worth
+reading, opens no file and no connection, starts no process, and its memory and the processor time of each rendering are
+limited by the system. What goes over the time ends it, in the middle of whatever it does. It is given one template in
+its life, whatever that does to it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main(memory_bytes: int, cpu_s: float) -> None:
     _shut_in(memory_bytes)
     while (order := read_message(sys.stdin.buffer)) is not None:
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
-        answer = msgspec.msgpack.encode(_render(msgspec.msgpack.decode(order, type=Order)))
+        answer = msgspec.msgpack.encode(_render(msgspec.json.decode(order, type=Order)))
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.buffer.write(len(answer).to_bytes(LENGTH, "big") + answer)
         sys.stdout.buffer.flush()

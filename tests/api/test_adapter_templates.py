@@ -74,6 +74,24 @@ def test_the_bases_own_template_beside_the_weights_is_no_news(live: LiveServer, 
     assert (added["unused"], added["profile"]) == ([], {})
 
 
+def test_whole_numbers_of_any_length_reach_an_adapters_template(live: LiveServer, tokenizer: Tokenizer) -> None:
+    calls = "{% for message in messages %}{{ message.tool_calls | tojson if message.tool_calls }}{% endfor %}"
+    shown = calls + "{{ tools | tojson }} {{ serial }}"
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 2**256}}}
+    call: Any = {"id": "a", "type": "function", "function": {"name": "count", "arguments": f'{{"n": {10**21}}}'}}
+    answer = put(live, "counting", {"chat_template": shown, "tool_parser": "hermes"})
+    assert answer.status_code == 200, answer.text
+    live.client().chat.completions.create(
+        model="counting",
+        messages=[*HI, {"role": "assistant", "content": None, "tool_calls": [call]}],
+        tools=[{"type": "function", "function": {"name": "count", "parameters": schema}}],
+        extra_body={"chat_template_kwargs": {"serial": 2**64}},
+        max_tokens=1,
+    )
+    text = tokenizer.decode_all(live.engine.requests[-1].prompt_token_ids)
+    assert all(str(number) in text for number in (10**21, 2**256, 2**64))
+
+
 def test_special_tokens_in_messages_stay_text_under_an_adapters_template(
     live: LiveServer, tokenizer: Tokenizer
 ) -> None:

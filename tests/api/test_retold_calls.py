@@ -245,3 +245,41 @@ def test_what_is_wrong_in_a_tool_is_named_as_the_client_named_it(speaking: Speak
     answer = speaking.messages(tools=[{"name": "weather", "input_schema": wrong}])
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith("tools.0.input_schema: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [
+        (f'{{"n": {10**21}}}', {"n": 10**21}),
+        ('{"x": "\\ud83d"}', {"arguments": '{"x": "\\ud83d"}'}),  # which strict readers refuse all of the answer for
+        ('{"n": 1e999}', {"arguments": '{"n": 1e999}'}),
+    ],
+)
+def test_arguments_that_not_every_reader_takes_are_told_all_the_same(
+    speaking: Speaking, arguments: str, read: Any
+) -> None:
+    speaking.says = f'<tool_call>{{"name": "weather", "arguments": {arguments}}}</tool_call>'
+    try:
+        answer = speaking.messages()
+        assert answer.status_code == 200, answer.text
+        (use,) = answer.json()["content"]
+        assert use["input"] == read
+        deltas = [one["delta"] for one in speaking.message_events() if one["type"] == "content_block_delta"]
+        assert "".join(delta["partial_json"] for delta in deltas) == arguments
+        (item,) = speaking.responses().output
+        assert item.arguments == arguments
+        assert list(speaking.responses(stream=True))[-1].response.output[0].arguments == arguments
+    finally:
+        speaking.says = THOUGHT
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_tells_schemas_with_whole_numbers_of_any_length(speaking: Speaking, stream: bool) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 2**64}}}
+    tools = [{"type": "function", "name": "count", "parameters": schema}]
+    form = {"type": "json_schema", "name": "count", "schema": schema}
+    body = {"model": BASE, "input": "Hi", "tools": tools, "text": {"format": form}, "stream": stream}
+    answer = httpx.post(f"{speaking.server.url}/v1/responses", json=body, timeout=30)
+    assert answer.status_code == 200, answer.text
+    told = answer.text.count(f'"maximum":{2**64}')
+    assert told == (6 if stream else 2), "in the first two events and the last"

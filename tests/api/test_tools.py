@@ -302,6 +302,16 @@ def test_a_profiles_format_is_for_answers_and_never_in_the_way_of_calls(demo: Sc
         assert grammar is not None and grammar.kind == "json_schema", more
 
 
+def test_a_profiles_schema_may_have_whole_numbers_of_any_length(demo: Scripted) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 2**64}}}
+    form = {"type": "json_schema", "json_schema": {"name": "count", "schema": schema}}
+    put = {"source": ".pool/one", "profile": {"response_format": form}}
+    answer = httpx.put(f"{demo.server.url}/v1/adapters/counting", json=put, timeout=30)
+    assert answer.status_code == 200, answer.text
+    told = httpx.get(f"{demo.server.url}/v1/adapters/counting/profile", timeout=30)
+    assert told.json()["profile"]["response_format"] == form
+
+
 def test_a_schema_that_no_answer_can_be_held_to_is_refused_by_its_own_name(hermes: Scripted) -> None:
     bad: Any = {"type": "function", "function": {"name": "x", "parameters": {"properties": {"y": {"type": "strin"}}}}}
     with pytest.raises(openai.BadRequestError, match="Invalid schema for tools: Invalid type: strin") as refused:

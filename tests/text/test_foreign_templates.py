@@ -35,8 +35,9 @@ def test_it_renders_as_the_same_template_does_here(workers: TemplateWorkers) -> 
     named = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     chat = Conversation(
         [{"role": "system", "content": "é \U0001f3f4"}, {"role": "user", "content": "hi"}],
-        template_kwargs={"date": "today"},
+        template_kwargs={"date": "today", "serial": 10**21},
     )
+    source += "{{ date }}{{ serial }}"
     assert workers.render(source, named, chat) == ChatTemplate(source, named).render(chat)
 
 

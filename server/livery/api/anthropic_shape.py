@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import orjson
+from orjson import Fragment
 
 from livery.api.chat_shape import ChatShape
 from livery.api.retold import Block, Retold
@@ -98,10 +99,14 @@ def _content(block: Block) -> Json:
     return {"type": "tool_use", **call, "caller": {"type": "direct"}}
 
 
-def _input(arguments: str) -> Json:
-    """Arguments as an object; those that a model wrote wrong, or that were cut off, stay readable as text."""
+def _input(arguments: str) -> Json | Fragment:
+    """Arguments as an object, in their own words: whole numbers may be longer than 64 bits. Those that a model wrote
+    wrong, or that were cut off, stay readable as text, and so do those that strict readers refuse all of the message
+    for: halves of surrogate pairs, numbers beyond floats.
+    """
+    written = arguments or "{}"
     try:
-        found = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
+        found = orjson.loads(written)
+    except orjson.JSONDecodeError:
         found = None
-    return found if isinstance(found, dict) else {"arguments": arguments}
+    return Fragment(written) if isinstance(found, dict) else {"arguments": arguments}

@@ -6,6 +6,9 @@ import time
 import uuid
 from typing import Any
 
+import msgspec
+from orjson import Fragment
+
 from livery.api.chat_shape import ChatShape
 from livery.api.errors import ApiError
 from livery.api.responses_body import ResponsesBody
@@ -124,9 +127,9 @@ class ResponsesShape(Retold):
             "store": False,
             "system_fingerprint": self._envelope.fingerprint,
             "temperature": 1.0 if body.temperature is None else body.temperature,
-            "text": {"format": text.format.model_dump() if text and text.format else {"type": "text"}},
-            "tool_choice": body.tool_choice or "auto",
-            "tools": [tool.model_dump() for tool in body.tools or ()],
+            "text": {"format": _as_sent(text.format.model_dump() if text and text.format else {"type": "text"})},
+            "tool_choice": _as_sent(body.tool_choice or "auto"),
+            "tools": _as_sent([tool.model_dump() for tool in body.tools or ()]),
             "top_logprobs": body.top_logprobs or 0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
@@ -137,6 +140,11 @@ class ResponsesShape(Retold):
     def _number(self, name: str) -> float:
         value = (self._body.model_extra or {}).get(name)
         return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _as_sent(value: object) -> Fragment:
+    """What a client's schemas hold may be whole numbers of more than 64 bits, which orjson doesn't write."""
+    return Fragment(msgspec.json.encode(value))
 
 
 def _part(block: Block) -> Json:
