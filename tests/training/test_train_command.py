@@ -16,6 +16,7 @@ from cli.processes import serving, url_in
 from engine.families import save
 from engine.oracle import save_adapter, save_tuned
 from livery.commands.train_target import Target
+from livery.models import base_digest, resolve_model
 
 PIRATE = Path(__file__).parents[2] / "adapters" / "demo" / "pirate"
 RUN = "kind: sft\nbase: smollm2-135m-instruct\ndata: chats.jsonl\n"
@@ -157,7 +158,11 @@ def test_a_rank_that_a_server_doesnt_take_is_told_before_anything_is_trained(
         done = livery(*way)
         assert f"rank 16, and {url} takes up to 8: start that server with --max-rank 16" in done.err
         assert (done.code, "reading the data" in done.err) == (1, False)
-        Target.of(url, "keeper", None, None).check("smollm2-135m-instruct", 8)  # type: ignore[union-attr]
+        run.write_text(RUN)  # of a rank that fits, and the server's base has another digest
+        done = livery(*way)
+        assert (done.code, "reading the data" in done.err) == (1, False)
+        digest = base_digest(resolve_model("smollm2-135m-instruct").path)
+        assert f"base is smollm2-135m-instruct ({digest[:12]}), and {url} serves another one (fafafafafafa)" in done.err
 
 
 def test_a_data_folder_takes_any_rank_that_can_be_trained(tmp_path: Path) -> None:
@@ -165,6 +170,6 @@ def test_a_data_folder_takes_any_rank_that_can_be_trained(tmp_path: Path) -> Non
     adapter = save_adapter(base, tmp_path / "high", 1, LoraConfig(r=300, target_modules=["q_proj"]))
     target = Target.of(str(tmp_path / "data"), "keeper", None, None)
     assert target is not None
-    target.check(str(base), 300)
+    target.check(str(base), "", 300)
     assert target.add(str(base), adapter, 0)["adapter"]["coverage"]["ranks"] == [300]
-    target.check(str(base), 300)  # a folder that has served something by now
+    target.check(str(base), "", 300)  # a folder that has served something by now

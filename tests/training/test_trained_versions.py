@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cli.conftest import Livery
 from livery.commands import held_out
+from livery.commands.train_target import Target
+from livery.models import base_digest
 from server.running import SMALL, livery_serve
 from training.conftest import CHATS, Written
 
@@ -86,6 +90,40 @@ def test_versions_are_compared_over_the_base_that_they_were_trained_on(
     assert judged.code in (0, 3)
     told = json.loads(judged.out)["judgement"]["evaluation"]
     assert told["where"] == "an engine on this machine, the base in bnb-nf4"
+
+
+def test_an_adapter_of_another_base_is_not_added_to_a_server(
+    written: Written, base: Path, tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same shapes, so that it would fit; to a key that isn't shown the base it isn't known, and not active."""
+    other = shutil.copytree(base, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: one * 1.5 for name, one in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    (tmp_path / "adapters").mkdir()
+    make = ("keys", "create", "--tenant", "acme", "--role", "owner", "--data", tmp_path / "data", "--json")
+    all_of_it = livery(*make).json()["key"]
+    no_base = livery(*make, "--allow", "own").json()["key"]
+    with livery_serve(other, tmp_path / "adapters", tmp_path, *SMALL) as server:
+        way = ("adapters", "train", written(), "--out", tmp_path / "out", "--add-to", server.url, "--as", "keeper")
+
+        def listed() -> Any:
+            return livery("adapters", "ls", "--url", server.url, "--key", all_of_it, "--json").json()["data"]
+
+        done = livery(*way, "--key", all_of_it)
+        assert done.code == 1
+        assert all(f"({base_digest(one)[:12]})" in done.err for one in (base, other))
+        assert ("training" in done.err, (tmp_path / "out").exists(), listed()) == (False, False, [])
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(Target, "check", lambda *given: None)  # it served the right one then
+            done = livery(*way, "--key", all_of_it)
+            assert (done.code, listed()) == (1, [])
+            assert f"serves another one ({base_digest(other)[:12]})" in done.err
+            assert f"The adapter is whole in {tmp_path / 'out'}" in done.err
+        unseen = livery(*way, "--key", no_base, "--alias", "prod")
+        assert unseen.code == 0
+        assert "what is trained will be added, and not activated" in unseen.err
+        assert "livery adapters activate keeper 1" in unseen.out
+        assert [(one["name"], one.get("digest")) for one in listed()] == [("keeper", None)]
 
 
 def test_a_name_that_was_changed_meanwhile_is_left_as_it_is(

@@ -164,6 +164,11 @@ class HttpBackend(Asking):
         )
         return found
 
+    async def base_digest(self) -> str:
+        """Of the base that is served; empty where it isn't for this key to see, or the server doesn't say."""
+        cards = (await self._ask("GET", "/v1/models", {"data"}))["data"]
+        return next((card.get("digest") or "" for card in cards if not card.get("parent")), "")
+
     async def add(self, name: str, source: str, options: AddOptions) -> Json:
         wanted: Json = {
             "pinned": options.pinned,

@@ -15,7 +15,7 @@ from livery.adapter_views import Json
 from livery.adding import AddOptions
 from livery.commands import shown
 from livery.commands.asking import CommandFailed
-from livery.commands.backends import DEFAULT_URL, Backend, is_remote, open_server
+from livery.commands.backends import DEFAULT_URL, Backend, HttpBackend, is_remote, open_server
 from livery.commands.offline import Need, Place, open_local
 from livery.commands.reach import Reach, ask
 from livery.data_folder import DataFolder
@@ -48,8 +48,11 @@ class Target:
             raise typer.BadParameter(f"--alias and --as are both {name!r}: an alias is another name")
         return cls(where, name, alias, key)
 
-    def check(self, base: str, rank: int) -> None:
-        """Ask for something small before hours of training an adapter of this rank. Raises CommandFailed."""
+    def check(self, base: str, digest: str, rank: int) -> None:
+        """Ask for something small before hours of training an adapter of this rank, over the base of this digest.
+
+        Raises CommandFailed.
+        """
         for name in filter(None, (self.name, self.alias)):
             try:
                 validate_name(name)
@@ -73,6 +76,31 @@ class Target:
                 f"the adapter is to have rank {rank}, and {self.where} takes up to {most}: start that server with "
                 f"--max-rank {rank}, or train one of a lower rank"
             )
+        if not self.is_over(base, digest):
+            shown.complain(
+                f"whether {self.where} serves {base} can't be told, as it shows this key no base: what is trained will "
+                "be added, and not activated"
+            )
+
+    def is_over(self, base: str, digest: str) -> bool:
+        """Whether what is served there is the base of this digest; False where a server doesn't tell this key.
+
+        Shapes alone don't show that an adapter is for another model. Raises CommandFailed where it is another's.
+        """
+        if not self._remote:
+            return True  # compared wherever the folder is opened
+
+        async def looked(backend: HttpBackend) -> Json:
+            return {"digest": await backend.base_digest()}
+
+        found = ask(self._server(), looked)["digest"]
+        if found and found != digest:
+            raise CommandFailed(
+                f"base is {base} ({digest[:12]}), and {self.where} serves another one ({found[:12]}): train on that "
+                "server's base, or add to a server of this one; where both are forms of one model, leave --add-to out "
+                "and add it with livery adapters add"
+            )
+        return bool(found)
 
     def active(self, base: str) -> tuple[str | None, int]:
         """The digest of the version that the name serves now, if any, and its generation: 0, there is no such name.
@@ -160,7 +188,10 @@ class Target:
     def _folder(self) -> Path:
         return Path(self.where).expanduser()
 
+    def _server(self) -> AbstractAsyncContextManager[HttpBackend]:
+        return open_server(self.where, self.key)
+
     def _opened(self, base: str) -> AbstractAsyncContextManager[Any]:
         if self._remote:
-            return open_server(self.where, self.key)
+            return self._server()
         return open_local(Place(self._folder, None, base), Need(base=True, creates=True), TAKEN_IN)

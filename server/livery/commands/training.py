@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from livery.adapter_views import Json
 from livery.commands import shown
@@ -22,6 +19,7 @@ from livery.commands.held import Held
 from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.commands.progress import bar, loss_bar
 from livery.commands.reach import AsJson, ask, tell, words
+from livery.commands.shown_training import note, show_data, show_trained, warn
 from livery.commands.train_target import Target
 from livery.engine.base import ModelRefused
 from livery.engine.quantization import check_flag
@@ -31,7 +29,7 @@ from livery.training.curve import draw
 from livery.training.dataset import Data, prepare
 from livery.training.examples import DataInvalid
 from livery.training.libraries import LibraryMissing, check_installed, quieten, versions
-from livery.training.run_file import AnyRun, Dpo, SpecInvalid, read_run
+from livery.training.run_file import AnyRun, SpecInvalid, read_run
 from livery.training.start import Start, find_start
 from livery.training.work import REPORT_NAME, Work, WorkInvalid, finished_report, kept_settings
 from livery_adapters.refusal import TAKEN_IN
@@ -89,7 +87,7 @@ def train(
         raise CommandFailed(str(refused)) from refused
     except OSError as error:
         raise CommandFailed(words(error)) from error
-    tell(answer, _show_data if check else _show, as_json=as_json)
+    tell(answer, show_data if check else show_trained, as_json=as_json)
 
 
 def _answer(file: Path, out: Path | None, check: bool, target: Target | None) -> Json:
@@ -102,16 +100,16 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
     if start:
         _check_start(asked, start)
     if target:
-        target.check(run.base, start.rank if start else run.adapter.r)
+        target.check(run.base, base_digest(asked.base.path), start.rank if start else run.adapter.r)
     shown.stage("reading the data")
     with bar("reading examples", 0, pieces=True) as told:
         tokenizer, rendered_on = _tokenizer(asked)
         data = prepare(run, asked.folder, tokenizer, told)
     if check:
         return {"run": run.to_json(), "data": data.told()}
-    _warn(data.warnings)
+    warn(data.warnings)
     if data.broken:
-        _warn([f"{len(data.broken)} broken lines are left out, the first of them {data.broken[0]}"])
+        warn([f"{len(data.broken)} broken lines are left out, the first of them {data.broken[0]}"])
     settings = {"run": run.to_json(), "data": list(data.sha256), "base": base_digest(asked.base.path)}
     # The base's digest is of its weights: its tokenizer and chat template show in what they make of the data.
     settings |= {"examples_as_tokens": data.encoded, "libraries": versions()}
@@ -145,7 +143,8 @@ def _tokenizer(asked: Asked) -> tuple[Tokenizer, Json]:
 
 
 def _added(asked: Asked, data: Data, target: Target, found: Json) -> Json:
-    """Have it where it is to be served: active where it does better than the base, and than what its name serves.
+    """Have it where it is to be served: active where it does better than the base, and than what its name serves, and
+    the base is known to be the one that is served there.
 
     Raises CommandFailed.
     """
@@ -153,15 +152,19 @@ def _added(asked: Asked, data: Data, target: Target, found: Json) -> Json:
     from livery.commands.held_out import Unmeasured, compare  # needs torch
 
     digest, base = found["coverage"]["digest"], asked.run.base
+    try:
+        is_over = target.is_over(base, found["settings"]["base"])
+    except CommandFailed as failed:
+        raise CommandFailed(f"{failed}. The adapter is whole in {asked.out}") from failed
     active, generation = target.active(base)
     better = _is_better(found["evaluation"])
-    if better and active in (None, digest):
+    if better and is_over and active in (None, digest):
         return target.add(base, asked.out, generation)
     added = target.add(base, asked.out)
     stands = standing(target.reach, target.name, digest)
     added["version"] = stands["version"]
-    if not better:
-        return added | {"remedy": target.commands(stands["version"], better=False)}
+    if not better or not is_over:
+        return added | {"base_known": is_over, "remedy": target.commands(stands["version"], better=False)}
     shown.stage(f"measuring {target.name} {stands['version']} and {stands['active']}, which is active")
     try:
         compared = compare(target.reach, target.name, stands["version"], asked.run, data.held_out)
@@ -192,7 +195,7 @@ def _trained(asked: Asked, data: Data, settings: Json) -> Json:
         except KeyboardInterrupt:
             step = work.newest()
             kept = f"step {step} is kept, and the same command goes on from there" if step else "nothing is kept yet"
-            _note(f"interrupted: {kept}")
+            note(f"interrupted: {kept}")
             raise
         free_memory()  # of the model that was trained, before the engine loads its own
         shown.stage("checking the adapter as a server would")
@@ -314,80 +317,3 @@ def _doubts(measured: Json) -> list[str]:
     if abs(after - peft) > _ALIKE * max(abs(peft), 0.1):
         found.append(f"the engine's loss is {after:.4f} and PEFT's {peft:.4f}; they round differently on this base")
     return found
-
-
-def _show_data(answer: Json) -> None:
-    data = answer["data"]
-    shown.print_facts(
-        {
-            "kind": answer["run"]["kind"],
-            "to train on": f"{data['examples']} examples, {data['tokens']} tokens, {data['learnt_tokens']} learnt",
-            "held out": f"{data['held_out']} examples",
-            "broken lines": len(data["broken"]) or None,
-        }
-    )
-    for line in data["broken"]:
-        shown.say(f"{line['file']}:{line['line']}: {line['reason']}")
-    _warn(data["warnings"])
-
-
-def _show(answer: Json) -> None:
-    evaluation, losses = answer["evaluation"], answer["losses"]
-    facts: dict[str, Any] = {
-        "directory": answer["directory"],
-        "steps": f"{answer['steps']}, in {answer['seconds']:.0f} s on {answer['device']}",
-        "gone on from": f"step {answer['resumed_from']}" if answer["resumed_from"] else None,
-        "loss": f"{losses[0][1]:.3f} at first, {losses[-1][1]:.3f} at last" if losses else None,
-    }
-    if evaluation:
-        facts["held out"] = f"{evaluation['examples']} examples, through the engine"
-        dpo = answer["settings"]["run"]["kind"] == Dpo.__struct_config__.tag
-        for name, label in (("before", "  before"), ("after", "  after")):
-            one = evaluation[name]
-            more = (
-                f"the better answer likelier in {one['preferred']:.0%}"
-                if dpo
-                else f"perplexity {one['perplexity']:.2f}"
-            )
-            facts[label] = f"loss {one['loss']:.4f}, {more}"
-        facts["  by PEFT"] = f"loss {evaluation['peft']['after']['loss']:.4f}"
-    shown.print_facts(facts)
-    _warn(answer["warnings"])
-    if added := answer.get("added"):
-        _show_added(added)
-    else:
-        shown.say(f"serve it: livery adapters add NAME {answer['directory']}")
-
-
-def _show_added(added: Json) -> None:
-    name, behind = added["name"], f", behind the alias {added['alias']['name']}" if added.get("alias") else ""
-    if compared := added.get("compared"):
-        losses = f"loss {compared['loss']:.4f}, and {compared['active_loss']:.4f} of version {added['active']}"
-    if added["activated"]:
-        than = f"; it does better on what was held out than the one before: {losses}" if compared else ""
-        shown.say(f"{name} version {added['adapter']['version']} is active{behind}{than}")
-    elif compared:
-        shown.say(
-            f"{name} version {added['version']} is not active: on what was held out it does no better than the one "
-            f"that is ({losses}); {added['remedy']} serves it all the same"
-        )
-    elif why := added.get("unmeasured"):
-        shown.say(
-            f"{name} version {added['version']} is not active: version {added['active']} is, and the two couldn't be "
-            f"compared ({why}). With a text as FILE that neither has learnt from, this serves it where it is better: "
-            f"{added['remedy']}"
-        )
-    else:
-        shown.say(
-            f"{name} has it as a version that isn't active: it does no better on what was held out than what it began "
-            f"from; {added['remedy']} serves it all the same"
-        )
-
-
-def _warn(warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        Console(stderr=True, soft_wrap=True).print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
-
-
-def _note(what: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(escape(what), highlight=False)
