@@ -114,6 +114,36 @@ def test_what_the_file_says_wrongly_ends_it(run: Path, livery: Livery) -> None:
     assert (done.code, "model 'no-such-base' not found" in done.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        (
+            "target_modules: [q_proj, v_porj]",
+            "adapter.target_modules has v_porj, which no module of smollm2-135m-instruct is called; v_proj may be "
+            "meant: it has down_proj, embed_tokens, gate_proj, k_proj, lm_head",
+        ),
+        ("modules_to_save: [lm_haed]", "adapter.modules_to_save has lm_haed, which no module of"),
+        (
+            "layers: [28, 29, 30]",
+            "adapter.layers has 30, and smollm2-135m-instruct has 30 layers, 0 to 29",
+        ),
+        ("{target_modules: [q_proj, lm_head], layers: [1]}", "lm_head, which isn't in any of the layers 1"),
+        ("{target_modules: [q_proj, lm_head], modules_to_save: [lm_head]}", "lm_head, which modules_to_save trains"),
+    ],
+)
+def test_names_that_the_base_doesnt_have_are_told(adapter: str, words: str, run: Path, livery: Livery) -> None:
+    """Where others fit, PEFT says nothing."""
+    run.write_text(RUN + f"adapter:\n  {adapter}\n")
+    done = livery("adapters", "train", run, "--check")
+    assert (done.code, words in " ".join(done.err.split())) == (1, True), done.err
+
+
+def test_names_that_the_base_has_pass(run: Path, livery: Livery) -> None:
+    fields = "target_modules: [self_attn.q_proj, down_proj], modules_to_save: [norm, lm_head], layers: [0, 29]"
+    run.write_text(RUN + f"adapter: {{{fields}}}\n")
+    assert livery("adapters", "train", run, "--check").code == 0
+
+
 def test_an_adapter_that_cant_be_gone_on_with_is_named(run: Path, livery: Livery) -> None:
     def said(start: Path | str) -> str:
         run.write_text(RUN + f"start_from: {start}\n")

@@ -29,7 +29,7 @@ from livery.training.curve import draw
 from livery.training.dataset import Data, prepare
 from livery.training.examples import DataInvalid
 from livery.training.libraries import LibraryMissing, check_installed, quieten, versions
-from livery.training.run_file import AnyRun, SpecInvalid, read_run
+from livery.training.run_file import Adapter, AnyRun, SpecInvalid, read_run
 from livery.training.start import Start, find_start
 from livery.training.work import REPORT_NAME, Work, WorkInvalid, finished_report, kept_settings
 from livery_adapters.refusal import TAKEN_IN
@@ -99,6 +99,10 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
     asked = Asked(run, file.parent, resolve_model(run.base), new_directory(out or Path("unnamed")), start)
     if start:
         _check_start(asked, start)
+    elif run.adapter != Adapter():
+        from livery.training.named import check_named  # needs torch
+
+        check_named(run, asked.base.path)
     if target:
         target.check(run.base, base_digest(asked.base.path), start.rank if start else run.adapter.r)
     shown.stage("reading the data")
