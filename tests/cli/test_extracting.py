@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -157,6 +159,32 @@ def test_what_ended_before_its_text_goes_on_with_it(base: Path, tuned: Path, tmp
     assert (out / WEIGHTS_NAME).stat().st_mtime_ns == weights
     again = livery(*way, "--rank", "4", "--text", text)
     assert (again.code, f"something at {out} already" in again.err) == (1, True)
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["beside the adapter", "with the text"])
+def test_no_room_for_its_record(
+    at: int, base: Path, tuned: Path, tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full once, when the record is begun: the same command ends well, and goes on where it was."""
+    text, out, real, begun = tmp_path / "text.txt", tmp_path / "out", Path.open, []
+    text.write_text(TEXT)
+
+    def full(path: Path, mode: str = "r", *how: Any, **more: Any) -> Any:
+        opened = real(path, mode, *how, **more)
+        begun.extend([path] if "extraction.json" in path.name and mode.startswith("w") else [])
+        if begun and path is begun[-1] and len(begun) == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return opened
+
+    monkeypatch.setattr(Path, "open", full)
+    way = ["adapters", "extract", "--base", base, "--tuned", tuned, "--out", out, "--rank", "2", "--text", text]
+    short = livery(*way)
+    assert (short.code, "make room and give the same command again" in " ".join(short.err.split())) == (1, True)
+    assert (len(begun), out.exists()) == (at, at == 2)
+    found = livery(*way, "--json").json()
+    assert (found["resumed"] > 0) == (at == 1)
+    assert json.loads((out / "extraction.json").read_text()) == found
+    assert sorted(path.name for path in out.iterdir()) == sorted([*FILE_NAMES, "extraction.json"])
 
 
 def test_one_model_is_in_memory_at_a_time(base: Path, tuned: Path, tmp_path: Path, livery: Livery) -> None:

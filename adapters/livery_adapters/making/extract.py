@@ -94,15 +94,15 @@ def extract(
     out: Path,
     *,
     base_name: str | None = None,
-    beside: Mapping[str, bytes] | None = None,
+    beside: Callable[[ExtractReport], Mapping[str, bytes]] = lambda report: {},
     progress: Progress = lambda done, total: None,
 ) -> ExtractReport:
     """Write the difference between two models of one architecture to the new directory `out`, as a LoRA of PEFT's.
 
-    `beside` are files that go into the directory as well. Needs memory for at most six fp32 copies of the largest
-    linear module, which is two layers of a usual model; tables of tokens go through in pieces. Raises AdapterRefused:
-    different_model, resized_vocabulary, nonfinite_weights, nothing_differs, not_extractable, bad_model, output_exists,
-    output_unfinished, storage_full, out_of_memory; OSError.
+    `beside` gives the files that go into the directory as well, by what is told of it. Needs memory for at most six
+    fp32 copies of the largest linear module, which is two layers of a usual model; tables of tokens go through in
+    pieces. Raises AdapterRefused: different_model, resized_vocabulary, nonfinite_weights, nothing_differs,
+    not_extractable, bad_model, output_exists, output_unfinished, storage_full, out_of_memory; OSError.
     """
     plan = paired(base, tuned, shapes)
     settings = settings_of(base.files, tuned.files, aim)
@@ -127,7 +127,7 @@ def extract(
             )
         report = _report(facts, plan, resumed, work.nbytes)
         told = {"rank": aim.rank, "error": aim.error, "most": aim.most, "left": report.error}
-        work.finish(_config(facts, plan, shapes, base_name), {"extract": json.dumps(told)}, beside or {})
+        work.finish(_config(facts, plan, shapes, base_name), {"extract": json.dumps(told)}, beside(report))
     return report
 
 

@@ -28,6 +28,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from livery_adapters.incoming import sync_directory
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.tensor_file import CHUNK, CONFIG_NAME, WEIGHTS_NAME
 
@@ -148,7 +149,10 @@ class Unfinished:
         return True
 
     def finish(self, config: Mapping[str, object], metadata: Mapping[str, str], beside: Mapping[str, bytes]) -> None:
-        """Write what is left and give the directory its name. Raises AdapterRefused (storage_full), OSError."""
+        """Write what is left, `beside` too, and give the directory its name: from then on all of it is there.
+
+        Raises AdapterRefused (storage_full), OSError.
+        """
         try:
             header = self._header(metadata)
             self._data.seek(0)
@@ -157,10 +161,12 @@ class Unfinished:
             os.fsync(self._data.fileno())
             files = {CONFIG_NAME: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(), **beside}
             for name, content in files.items():
-                (self.folder / name).write_bytes(content)
+                _put(self.folder / name, content)
+            sync_directory(self.folder)
         except OSError as failed:
             raise self._full(failed) from failed
         self.folder.rename(self.out)
+        sync_directory(self.out.parent)
         (self.out / JOURNAL_NAME).unlink()
 
     def discard(self) -> None:
@@ -248,6 +254,25 @@ class Unfinished:
     def _close(self) -> None:
         self._data.close()
         self._journal.close()
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file anew, which is as it was until all of it is on the disk. Raises OSError."""
+    staged = path.with_name(f".{path.name}.part")
+    try:
+        _put(staged, content)
+        staged.replace(path)
+    except OSError:
+        staged.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def _put(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _write(stream: FileIO, data: bytes | memoryview) -> None:

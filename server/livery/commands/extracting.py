@@ -109,18 +109,20 @@ def _extracted(
     made_of = _digest(settings_of(one, other, aim), one, other)
     answer = _finished(out, made_of) if ids else None
     if answer is None:
-        answer = _made(base, tuned, one, other, out, aim) | {"made_of": made_of}
-        _write(answer, out)  # before the text, whose models may need more memory than there is
+        # Its record is there before the text, whose models may need more memory than there is.
+        answer = _made(base, tuned, one, other, out, aim, made_of)
     else:
         shown.stage(f"{out} was extracted from these two already: only the text is left to do")
     if ids:
         answer["text"] = {"file": str(text), **_compared(base, tuned, out, begins, ids)}
         answer["warnings"] += _doubts(answer["text"])
-        _write(answer, out)
+        _record_again(answer, out)
     return answer
 
 
-def _made(base: ResolvedModel, tuned: ResolvedModel, one: Checkpoint, other: Checkpoint, out: Path, aim: Aim) -> Json:
+def _made(
+    base: ResolvedModel, tuned: ResolvedModel, one: Checkpoint, other: Checkpoint, out: Path, aim: Aim, made_of: str
+) -> Json:
     """Raises AdapterRefused, ModelRefused, OSError."""
     from livery.commands.two_models import together
     from livery_adapters.making.extract import extract as extracted
@@ -128,6 +130,11 @@ def _made(base: ResolvedModel, tuned: ResolvedModel, one: Checkpoint, other: Che
 
     shown.stage("comparing the two models")
     models = together(base, tuned)
+
+    def answer(report: ExtractReport) -> Json:
+        warnings = [*models.warnings, *_warnings(report, aim)]
+        return {**_told(report, out, warnings, sorted(models.beside)), "made_of": made_of}
+
     with bar("extracting modules", 0, pieces=True) as told:
         report = extracted(
             Side.of(one, models.shapes, models.base_tied),
@@ -136,10 +143,10 @@ def _made(base: ResolvedModel, tuned: ResolvedModel, one: Checkpoint, other: Che
             aim,
             out,
             base_name=base.name,
-            beside=models.beside,
+            beside=lambda report: {**models.beside, REPORT_NAME: _recorded(answer(report))},
             progress=told,
         )
-    return _told(report, out, [*models.warnings, *_warnings(report, aim)], sorted(models.beside))
+    return answer(report)
 
 
 def _digest(settings: Json, *models: Checkpoint) -> str:
@@ -159,8 +166,21 @@ def _finished(out: Path, made_of: str) -> Json | None:
     return found if same and (out / WEIGHTS_NAME).is_file() else None
 
 
-def _write(answer: Json, out: Path) -> None:
-    (out / REPORT_NAME).write_text(json.dumps(answer, indent=2) + "\n")
+def _recorded(answer: Json) -> bytes:
+    return (json.dumps(answer, indent=2) + "\n").encode()
+
+
+def _record_again(answer: Json, out: Path) -> None:
+    """With what the text said. Raises CommandFailed."""
+    from livery_adapters.making.extract_output import replace
+
+    try:
+        replace(out / REPORT_NAME, _recorded(answer))
+    except OSError as failed:
+        raise CommandFailed(
+            f"{out / REPORT_NAME} can't be written: {failed.strerror}; the adapter in {out} is whole, and what the "
+            "text said isn't kept: make room and give the same command again, which reads it anew"
+        ) from failed
 
 
 def _read(base: ResolvedModel, text: Path, most: int) -> tuple[list[int], list[int]]:
