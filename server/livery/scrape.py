@@ -33,7 +33,7 @@ EVERY_S = 3600.0
 async def scraped(service: GenerationService) -> bytes:
     """Series of the engine or the registry are left out while it doesn't answer; the rest is always there."""
     books, snapshot = await _settled(service)
-    state = await _state(service, answers=snapshot is not None)
+    state = await _state(service)
     return await asyncio.to_thread(books.text, snapshot, state)
 
 
@@ -88,13 +88,14 @@ async def _snapshot(
     return Snapshot(stats, told, tenants)
 
 
-async def _state(service: GenerationService, *, answers: bool) -> ServerState:
-    """How the server stands; `answers`: whether its engine does."""
+async def _state(service: GenerationService) -> ServerState:
+    """How the server stands. What another process heard of the engine counts, or its restarts would seem to fall."""
     held, house = await service.admission.gate.held(), await service.survey.house()
+    answered, restarts = house.engine_answered, house.engine_restarts
     return ServerState(
-        ready=answers and not service.draining,
-        heartbeat_age_s=time.monotonic() - service.answered,
-        restarts=service.restarts,
+        ready=await _ready(service),
+        heartbeat_age_s=time.monotonic() - (service.answered if answered is None else answered),
+        restarts=service.restarts if restarts is None else restarts,
         open_sequences=held.sequences,
         max_open_sequences=held.most_sequences,
         queued_tokens=held.tokens,
@@ -106,6 +107,17 @@ async def _state(service: GenerationService, *, answers: bool) -> ServerState:
         workers=sum(worker.serving for worker in house.workers) or 1,
         worker_restarts=sum(worker.restarts for worker in house.workers),
     )
+
+
+async def _ready(service: GenerationService) -> bool:
+    """As GET /ready has it."""
+    if service.draining:
+        return False
+    try:
+        await service.readiness.ready()
+    except (NotReady, EngineError):
+        return False
+    return True
 
 
 async def _briefs(service: GenerationService) -> Mapping[str, Brief] | None:

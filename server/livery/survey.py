@@ -33,13 +33,16 @@ class Process(msgspec.Struct, frozen=True):
 
 class House(msgspec.Struct, frozen=True):
     """A server's processes since `began` (time.perf_counter); `pids` are those of all but the engine, and `cpu_s` what
-    they and their predecessors ran. None of it where there is one process only.
+    they and their predecessors ran. `engine_answered` is when the engine last answered any of them (time.monotonic),
+    and `engine_restarts` what it said last. None of it where there is one process only.
     """
 
     began: float = 0.0
     pids: tuple[int, ...] = ()
     workers: tuple[Process, ...] = ()
     cpu_s: float | None = None
+    engine_answered: float | None = None
+    engine_restarts: int | None = None
 
 
 class Survey(Protocol):

@@ -9,6 +9,7 @@ import threading
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from api.live_server import LiveServer, Serve, Setup
 from livery.engine.fake import RETRY_AFTER_S, Behaviour
@@ -27,6 +28,15 @@ def status(server: LiveServer, path: str) -> tuple[int, str]:
     answer = httpx.get(f"{server.url}/{path}", timeout=30)
     body = answer.json()
     return answer.status_code, body["status"] if answer.status_code == 200 else body["error"]["code"]
+
+
+def told_ready(server: LiveServer) -> float:
+    """livery_ready at a scrape."""
+    answer = httpx.get(f"{server.url}/metrics", timeout=30)
+    assert answer.status_code == 200
+    families = text_string_to_metric_families(answer.text)
+    (ready,) = [sample.value for family in families for sample in family.samples if sample.name == "livery_ready"]
+    return ready
 
 
 def test_a_lost_engine_is_told_to_everybody_and_forgotten_when_it_is_back(serve: Serve) -> None:
@@ -52,10 +62,11 @@ def test_a_lost_engine_is_told_to_everybody_and_forgotten_when_it_is_back(serve:
         assert refused.json()["error"]["code"] == "engine_restarting"
     assert status(server, "ready") == (503, "engine_restarting")
     assert status(server, "health") == (200, "restarting")
-    assert httpx.get(f"{server.url}/metrics").status_code == 200
+    assert told_ready(server) == 0
 
     server.call(_soon(server.engine.recover))
     assert status(server, "ready") == (200, "ready")
+    assert told_ready(server) == 1
     server.step(10)
     assert waiting.post("/v1/completions", json=PROMPT).status_code == 200
     assert server.gate.room.sequences.held == 0
@@ -83,9 +94,11 @@ def test_a_server_that_lost_a_task_says_so(serve: Serve, name: str, caplog: pyte
         await asyncio.gather(task, return_exceptions=True)
 
     assert status(server, "ready") == (200, "ready")
+    assert told_ready(server) == 1
     with caplog.at_level(logging.CRITICAL):
         server.call(end())
         assert status(server, "ready") == (503, "not_ready")
+    assert told_ready(server) == 0
     assert name in caplog.text
     assert status(server, "health") == (503, "not_ready")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ from chaos.common import until
 from livery import scrape
 from livery.engine.fake import Behaviour
 from livery.metrics import OTHER
+from livery.survey import House
 
 SCRAPER = "scraper"
 
@@ -93,6 +95,18 @@ def test_one_sample_says_where_adapters_are(live: LiveServer) -> None:
     assert sample.labels["running_lora_adapters"] == "copy,pirate,poet"  # the first two are the same files
     assert sample.labels["waiting_lora_adapters"] == ""
     assert [one.value for one in scraped(live) if one.name == "livery_adapters_registered"] == [3]
+
+
+def test_what_any_process_heard_of_the_engine_is_what_each_tells(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(Setup(metrics_key=SCRAPER))
+
+    async def house() -> House:
+        return House(engine_answered=time.monotonic() - 1000, engine_restarts=3)
+
+    monkeypatch.setattr(server.service.survey, "house", house)
+    told = {one.name: one.value for one in scraped(server)}
+    assert told["livery_engine_restarts_total"] == 3
+    assert told["livery_engine_heartbeat_age_seconds"] >= 1000
 
 
 def test_tokens_of_a_stream_show_while_it_runs(serve: Serve) -> None:

@@ -15,8 +15,11 @@ from livery.under_way import UnderWay
 from service.test_metrics import INFO, samples
 
 
-def used(*uses: AdapterUse) -> Snapshot:
-    stats = EngineStats(resident_adapters=("d1",), host_adapters=("d2",), figures=EngineFigures(adapters=uses))
+def used(*uses: AdapterUse, restarts: int = 0, steps: int = 0) -> Snapshot:
+    figures = EngineFigures(adapters=uses)
+    stats = EngineStats(
+        steps=steps, resident_adapters=("d1",), host_adapters=("d2",), restarts=restarts, figures=figures
+    )
     return Snapshot(stats, Standing(3))
 
 
@@ -56,24 +59,67 @@ def test_what_the_engine_says_of_versions_is_told_by_adapter_and_counted_once() 
     grown = samples(metrics, used(AdapterUse("d1", 3, 0.75, 5, 1, 9, 3)))
     assert grown["livery_adapter_hits_total", "pirate"] == 9
     assert grown["livery_adapter_load_failures_total", "pirate"] == 5
-    anew = samples(metrics, used(AdapterUse("d1", 1, 0.5, 0, 0, 1, 1)))  # an engine that was started anew
+    anew = samples(metrics, used(AdapterUse("d1", 1, 0.5, 0, 0, 1, 1), restarts=1))
     assert anew["livery_adapter_hits_total", "pirate"] == 10
     assert anew["livery_adapter_load_duration_seconds_count", "pirate"] == 4
 
 
-@pytest.mark.parametrize("fallen", ["loads", "failures", "evictions", "hits", "misses"])
-def test_an_engine_that_was_started_anew_is_known_by_any_count_that_fell(fallen: str) -> None:
-    before = AdapterUse("d1", 3, 0.5, 3, 3, 3, 3)
-    after = msgspec.structs.replace(before, load_seconds=0.25, **{fallen: 2})
+COUNTS = {
+    "loads": "load_duration_seconds_count",
+    "evictions": "evicted_total",
+    "failures": "load_failures_total",
+    "hits": "hits_total",
+    "misses": "misses_total",
+}
+
+
+def counted(metrics: Metrics) -> dict[str, float]:
+    found = samples(metrics, None)
+    return {count: found[f"livery_adapter_{name}", "pirate"] for count, name in COUNTS.items()}
+
+
+@pytest.mark.parametrize("after", [2, 3, 4])
+def test_an_engine_that_was_started_anew_counts_from_zero_wherever_it_has_got_to(after: int) -> None:
     metrics = Metrics("base", INFO)
     metrics.begin(Usage(1, 0, 1), "pirate", "d1").close("abort")
-    samples(metrics, used(before))
-    found = samples(metrics, used(after))
-    told = {"loads": "load_duration_seconds_count", "evictions": "evicted_total", "failures": "load_failures_total"}
-    for count in ("loads", "failures", "evictions", "hits", "misses"):
-        name = f"livery_adapter_{told.get(count, f'{count}_total')}"
-        assert found[name, "pirate"] == (5 if count == fallen else 6), name
-    assert found["livery_adapter_load_duration_seconds_sum", "pirate"] == 0.75
+    samples(metrics, used(AdapterUse("d1", 3, 0.5, 3, 3, 3, 3), steps=9))
+    for _ in range(2):
+        samples(metrics, used(AdapterUse("d1", after, 0.25, after, after, after, after), restarts=1, steps=2))
+    assert counted(metrics) == dict.fromkeys(COUNTS, 3 + after)
+    assert samples(metrics, None)["livery_adapter_load_duration_seconds_sum", "pirate"] == 0.75
+
+
+@pytest.mark.parametrize("fallen", COUNTS)
+@pytest.mark.parametrize("steps", [(1, 2, 3), (2, 2, 2)], ids=["later", "in the same step"])
+def test_two_scrapes_that_settle_in_the_wrong_order_count_nothing_twice(
+    fallen: str, steps: tuple[int, int, int]
+) -> None:
+    first = AdapterUse("d1", 3, 0.5, 3, 3, 3, 3)
+    second = msgspec.structs.replace(first, load_seconds=0.75, **{fallen: 5})
+    third = msgspec.structs.replace(second, load_seconds=1.0, **{fallen: 6})
+    earlier, later, last = (used(use, steps=step) for use, step in zip((first, second, third), steps, strict=True))
+    metrics = Metrics("base", INFO)
+    metrics.begin(Usage(1, 0, 1), "pirate", "d1").close("abort")
+    for snapshot in (later, earlier, last):
+        samples(metrics, snapshot)
+    assert counted(metrics) == {count: 6 if count == fallen else 3 for count in COUNTS}
+    assert samples(metrics, None)["livery_adapter_load_duration_seconds_sum", "pirate"] == 1.0
+
+
+def test_what_an_earlier_engine_said_comes_too_late_to_be_counted() -> None:
+    metrics = Metrics("base", INFO)
+    metrics.begin(Usage(1, 0, 1), "pirate", "d1").close("abort")
+    for hits, restarts in ((5, 0), (1, 1), (4, 0), (2, 1)):
+        samples(metrics, used(AdapterUse("d1", hits=hits), restarts=restarts, steps=hits))
+    assert counted(metrics)["hits"] == 7
+
+
+def test_a_version_that_the_engine_had_forgotten_counts_from_zero() -> None:
+    metrics = Metrics("base", INFO)
+    metrics.begin(Usage(1, 0, 1), "pirate", "d1").close("abort")
+    for hits, steps in ((5, 10), (2, 5000), (3, 5001)):
+        samples(metrics, used(AdapterUse("d1", hits=hits), steps=steps))
+    assert counted(metrics)["hits"] == 8
 
 
 def by_tier(found: dict[tuple[str, ...], float]) -> list[tuple[tuple[str, ...], float]]:

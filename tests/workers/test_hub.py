@@ -27,7 +27,6 @@ from livery.engine.vllm_process import CallFailed
 from livery.refusals import Overloaded
 from livery.staging import Staging
 from livery.superseding import Superseded
-from livery.survey import House
 from livery.tenancy import LimitExceeded, Limits, Principal, RateLimiter, Room
 from livery.tenancy.gate import Gate, Wish
 from livery.under_way import UnderWay
@@ -363,17 +362,6 @@ async def test_whoever_waits_for_an_engine_that_fails_is_told_so(
     for worker in (scene.one, scene.other):
         worker.link.close()
         await worker.desk.gone.wait()
-
-
-async def test_whoever_waits_for_the_house_is_told_when_it_cannot_be_asked(scene: Scene) -> None:
-    def broken() -> House:
-        raise LookupError("no such series")
-
-    scene.one.desk._hub.house = broken
-    async with asyncio.timeout(10):
-        with pytest.raises(EngineError, match="its log has the rest"):
-            await scene.one.link.ask(lambda call: messages.AskHouse(call=call))
-    assert await scene.one.gate.held() is not None, "and it goes on"
 
 
 async def test_a_worker_whose_parent_is_silent_is_not_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:

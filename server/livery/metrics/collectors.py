@@ -153,7 +153,7 @@ class Metrics:
 
     def count_engine(self, stats: EngineStats) -> None:
         """Count what became of versions by the names whose requests ran on them."""
-        self._residents.count(stats.figures.adapters)
+        self._residents.count(stats)
 
     # -- telling ---------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ class Residents:
         self._names: OrderedDict[str, str] = OrderedDict()  # digest -> adapter
         self._newest: dict[str, str] = {}  # adapter -> digest
         self._counted: dict[str, AdapterUse] = {}
+        self._last = EngineStats()  # of what is counted
         self._lock = threading.Lock()
 
     def asked(self, adapter: str, digest: str) -> None:
@@ -46,13 +47,24 @@ class Residents:
             for adapter in adapters:
                 self._newest.pop(adapter, None)
 
-    def count(self, uses: Iterable[AdapterUse]) -> None:
-        """Add what happened since the last time. An engine that was started anew counts from zero."""
+    def count(self, stats: EngineStats) -> None:
+        """Add what happened since the last time. An engine that was started anew counts from zero.
+
+        Several ask at once, and who was told first may come here last: what is older than what is counted adds nothing.
+        """
         with self._lock:
-            counted, self._counted = self._counted, {use.digest: use for use in uses}
-            for digest, use in self._counted.items():
-                if use != (before := counted.get(digest)):
-                    self._adapters.record(self._names.get(digest), _growth(use, before or AdapterUse(digest)))
+            last, uses = self._last, {use.digest: use for use in stats.figures.adapters}
+            anew = stats.restarts > last.restarts
+            counted = {} if anew else self._counted
+            forgotten = {digest for digest, use in uses.items() if _fell(use, counted.get(digest))}
+            if not anew and (_is_older(stats, last) or (forgotten and _marks(stats) == _marks(last))):
+                return
+            self._last, self._counted = stats, uses
+            for digest, use in uses.items():
+                # A version that the engine had forgotten, for want of use, counts from zero as well.
+                before = AdapterUse(digest) if digest in forgotten else counted.get(digest, AdapterUse(digest))
+                if use != before:
+                    self._adapters.record(self._names.get(digest), _growth(use, before))
 
     def tiers(self, stats: EngineStats) -> dict[str, str]:
         """Where adapters' newest versions are: "device" or "host"; those in the store alone are left out."""
@@ -66,18 +78,34 @@ class Residents:
 
 
 def _growth(use: AdapterUse, before: AdapterUse) -> AdapterCounts:
-    """What came since; where any count fell, the engine was started anew and all of them count from zero."""
+    """What came since."""
     growth = [now - then for now, then in zip(_counts(use), _counts(before), strict=True)]
-    anew = any(grown < 0 for grown in growth)
-    loads, failures, evictions, hits, misses = _counts(use) if anew else growth
+    loads, failures, evictions, hits, misses = growth
     return AdapterCounts(
         loads=loads,
-        load_seconds=use.load_seconds if anew else max(0.0, use.load_seconds - before.load_seconds),
+        load_seconds=max(0.0, use.load_seconds - before.load_seconds),
         load_failures=failures,
         evictions=evictions,
         hits=hits,
         misses=misses,
     )
+
+
+def _fell(use: AdapterUse, before: AdapterUse | None) -> bool:
+    return before is not None and any(now < then for now, then in zip(_counts(use), _counts(before), strict=True))
+
+
+def _is_older(stats: EngineStats, last: EngineStats) -> bool:
+    """Whether the engine said it before, or one that ran before it did."""
+    if stats.restarts != last.restarts:
+        return stats.restarts < last.restarts
+    return any(now < then for now, then in zip(_marks(stats), _marks(last), strict=True))
+
+
+def _marks(stats: EngineStats) -> tuple[int, ...]:
+    """What only grows while an engine runs, whichever versions it forgets."""
+    figures = stats.figures
+    return stats.steps, sum(figures.reads.counts), sum(figures.copies.counts), figures.load_failures
 
 
 def _counts(use: AdapterUse) -> tuple[int, ...]:

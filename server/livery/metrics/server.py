@@ -16,7 +16,7 @@ from livery.metrics.plain import counter, gauge
 class ServerState:
     """How the server stands at the moment of a scrape."""
 
-    ready: bool = False  # new requests are taken, and the engine answers
+    ready: bool = False  # as GET /ready has it
     heartbeat_age_s: float = 0.0  # since the engine last answered anything
     restarts: int = 0  # of the engine's process, as far as it told
     open_sequences: int = 0  # under way or waiting
@@ -44,7 +44,7 @@ def server_families(state: ServerState, base_name: str, info: EngineInfo) -> Ite
     }
     yield gauge("livery_build_info", "What is running", build, 1)
     for name, text, value in (
-        ("ready", "1 while new requests are taken and the engine answers", int(state.ready)),
+        ("ready", "1 while a new request could get on, as GET /ready has it", int(state.ready)),
         ("engine_heartbeat_age_seconds", "Since the engine last answered", state.heartbeat_age_s),
         ("open_sequences", "Sequences under way or waiting", state.open_sequences),
         ("open_sequences_limit", "Most sequences under way or waiting (--max-open)", state.max_open_sequences),

@@ -28,6 +28,7 @@ from livery.engine.base import (
     AdapterLoadFailed,
     Engine,
     EngineError,
+    EngineStats,
     GenerationRequest,
     RequestRefused,
     TokenDelta,
@@ -62,6 +63,7 @@ class Hub:
         self.ledger = ledger
         self.house: Callable[[], House] = House
         self.desks: set[Desk] = set()
+        self._answered, self._restarts = time.monotonic(), 0  # when the engine was last heard of, and what it said
         self._kept: tuple[str, ...] = ()
 
     def desk(self, number: int) -> Desk:
@@ -71,6 +73,14 @@ class Hub:
     def uses(self, digest: str, besides: Desk) -> bool:
         """Whether another worker's requests run on a version or wait for it."""
         return any(digest in desk.used for desk in self.desks if desk is not besides)
+
+    def whole_house(self) -> House:
+        """The server's processes, and what any of them heard of the engine."""
+        return msgspec.structs.replace(self.house(), engine_answered=self._answered, engine_restarts=self._restarts)
+
+    def engine_says(self, stats: EngineStats) -> None:
+        self._answered, self._restarts = time.monotonic(), stats.restarts
+        self.ledger.engine_says(stats)
 
     async def gather(self, besides: Desk) -> None:
         """Have every other worker that serves say what it counted; who is slow says it later."""
@@ -273,7 +283,7 @@ class Desk:
             case m.Look(call):
                 self.link.send(m.Room(call=call, held=self._hub.gate.holds()))
             case m.AskHouse(call):
-                self.link.send(m.Told(call=call, house=self._hub.house()))
+                self.link.send(m.Told(call=call, house=self._hub.whole_house()))
             case m.AskBooks(call):
                 await self._hub.gather(self)
                 self.link.send(ledger.books(call))
@@ -342,7 +352,7 @@ class Desk:
                 self.link.send(m.Loaded(call=call, effect=effect))
             case m.Stats():
                 stats = await engine.stats()
-                self._hub.ledger.engine_says(stats)
+                self._hub.engine_says(stats)
                 self.link.send(m.Pong(call=call, stats=stats))
             case m.Ready():
                 self.link.send(m.Readiness(call=call, ready=await engine.ready()))
