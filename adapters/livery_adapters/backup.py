@@ -25,7 +25,7 @@ from sqlalchemy import Connection, func, select
 from livery_adapters.refusal import TAKEN_IN, AdapterRefused
 from livery_adapters.registry import Registry, RegistryError, migrations
 from livery_adapters.registry import changes as change_log
-from livery_adapters.registry.schema import adapters, aliases, changes, metadata, versions
+from livery_adapters.registry.schema import adapters, aliases, changes, identity, metadata, versions
 from livery_adapters.row_file import BackupError, RowFile, put
 from livery_adapters.shared_blobs import SharedBlobs
 from livery_adapters.store import BlobStore, StoreBusy
@@ -121,8 +121,8 @@ def restore(
 
 
 def _row_file() -> RowFile:
-    """The log of changes is the database's own."""
-    return RowFile(FORMAT, migrations.own(), metadata, (changes,))
+    """The log of changes and its identity are the database's own."""
+    return RowFile(FORMAT, migrations.own(), metadata, (changes, identity))
 
 
 def _write_rows(registry: Registry, path: Path) -> tuple[dict[str, int], set[str]]:

@@ -79,6 +79,8 @@ class AdapterLibrary:
         self._proves = prover is not None
         self._keep_versions = keep_versions
         self._bringing: dict[str, asyncio.Task[bool]] = {}
+        if store.shared is not None:
+            store.shared.belong_to(registry.identity)
 
     # -- in ------------------------------------------------------------------------------------------
 

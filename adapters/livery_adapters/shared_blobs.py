@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 
 from livery_adapters.fetching.network import NetworkLimits
 from livery_adapters.fetching.object_store import ObjectStore, fetch_objects, open_store
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PATIENCE = NetworkLimits(connect_s=5.0, stall_s=20.0, total_s=900.0, retries=2, backoff_s=0.2)
 UNREFERENCED_S = 24 * 3600.0  # longer than any version waits between its upload and the row that refers to it
 _CLOCK = "clock"
+_OWNER = "registry"  # holds the identity of the registry that the prefix belongs to
 _BLOB = re.compile(r"sha256/[0-9a-f]{2}/([0-9a-f]{64})/[^/]+")
 
 
@@ -48,16 +49,28 @@ class SharedBlobs:
             )
         self._root = source
         self._limits = limits
+        self._owner: Callable[[], str] | None = None
+        self._claimed = False
+
+    def belong_to(self, identity: Callable[[], str]) -> None:
+        """Write and delete for one registry only: a prefix is the one's that wrote there first.
+
+        `identity` is asked once, on the first writing, and may block. Two registries that shared a prefix would each
+        delete the other's files as garbage.
+        """
+        self._owner = identity
 
     def __str__(self) -> str:
         return str(self._root)
 
     def keep(self, digest: str, files: Path) -> None:
-        """Write a version's two files there, also where they are already. Raises AdapterRefused (blobs_unavailable).
+        """Write a version's two files there, also where they are already.
 
+        Raises AdapterRefused: blobs_unavailable, blobs_of_another.
         They are written anew so that they are young: see `collect_garbage`.
         """
         with self._explained(f"version {digest[:12]} can't be written to"):
+            self._claim()
             store = self._open(self._place(digest))
             for name in FILE_NAMES:
                 obstore.put(store, name, files / name)
@@ -89,9 +102,10 @@ class SharedBlobs:
 
         Ages are told by the object store's own clock, so servers whose clocks differ agree. `keep` is asked after the
         versions were listed. One that is written anew between the look at its age and its deletion, some milliseconds,
-        is lost there; its writer would have it still. Raises AdapterRefused (blobs_unavailable).
+        is lost there; its writer would have it still. Raises AdapterRefused: blobs_unavailable, blobs_of_another.
         """
         with self._explained("old versions can't be looked for in"):
+            self._claim()
             store = self._open(self._root)
             limit = self._now(store) - timedelta(seconds=unreferenced_s)
             found: dict[str, list[str]] = {}
@@ -105,6 +119,25 @@ class SharedBlobs:
                     obstore.delete(store, found[digest])
                     removed.append(digest)
         return removed
+
+    def _claim(self) -> None:
+        """Raises AdapterRefused (blobs_of_another) where another registry was first."""
+        if self._claimed or self._owner is None:
+            return
+        store, mine = self._open(self._root), self._owner()
+        try:
+            obstore.put(store, _OWNER, mine.encode(), mode="create")
+            found = mine
+        except AlreadyExistsError:
+            found = bytes(obstore.get(store, _OWNER).bytes()).decode(errors="replace")
+        if found != mine:
+            raise AdapterRefused(
+                "blobs_of_another",
+                f"{self} belongs to another registry ({found[:32]}, and this one is {mine}), whose files would be "
+                f"garbage here: name another prefix by --blob-store, or delete the object {_OWNER!r} there if that "
+                "registry is gone and this one takes its place",
+            )
+        self._claimed = True
 
     def _now(self, store: ObjectStore) -> datetime:
         """What time it is for the object store."""

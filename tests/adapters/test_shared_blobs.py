@@ -216,6 +216,33 @@ def test_what_is_written_anew_while_garbage_is_looked_for_stays(
     monkeypatch.undo()
 
 
+def test_a_prefix_is_the_registrys_that_wrote_there_first(s3: Any, shared: SharedBlobs, tmp_path: Path) -> None:
+    """Another one would take its files for garbage."""
+    make(tmp_path / "pirate")
+    url = str(shared)
+    registries = [Registry.open(tmp_path / f"{name}.db") for name in ("mine", "other")]
+    stores = {}
+    for which, registry in (("mine", 0), ("beside", 0), ("other", 1)):
+        stores[which] = BlobStore(tmp_path / which, Limits(), SharedBlobs(url, QUICK))
+        stores[which].shared.belong_to(registries[registry].identity)
+    digest = stores["mine"].put(tmp_path / "pirate")
+    assert stores["beside"].put(tmp_path / "pirate") == digest
+    held = objects(s3)
+    for refused in (
+        lambda: stores["other"].put(tmp_path / "pirate"),
+        lambda: stores["other"].shared.collect_garbage(list, 0.0),
+    ):
+        with pytest.raises(AdapterRefused, match=f"{registries[0].identity()}, and this one is") as caught:
+            refused()
+        assert caught.value.code == "blobs_of_another"
+    assert objects(s3) == held
+    assert stores["other"].digests() == []
+    assert stores["other"].bring(digest), "to read is harmless"
+    assert stores["beside"].shared.collect_garbage(list, 0.0) == [digest]
+    for registry in registries:
+        registry.close()
+
+
 @pytest.mark.parametrize("url", ["hf://org/name", "/srv/blobs", "s3://"])
 def test_what_is_no_object_store_is_refused(url: str) -> None:
     with pytest.raises(AdapterRefused) as caught:

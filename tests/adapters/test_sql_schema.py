@@ -104,6 +104,7 @@ def test_every_schema_there_was_is_opened_with_all_it_holds(tmp_path: Path, dump
         assert registry.get("acme/parrot").owner == "acme"
         assert registry.alias("acme/birds").owner == "acme"
         assert registry.shared_with("acme/parrot") == ("bob",)
+    assert (registry.identity() in dump.read_text()) == (dump.stem >= "0004")
     claimed = dump.stem >= "0003"
     assert {name: given.claimed for name, given in registry.given("here").items()} == {
         "broken": False,
@@ -127,6 +128,7 @@ def make_fixture(folder: Path) -> str:
     registry.put("acme/parrot", facts_of("three"), source="api", origin="upload", owner="acme")
     registry.share("acme/parrot", "acme", "bob")
     registry.set_alias("acme/birds", [AliasTarget("acme/parrot"), AliasTarget("pirate")], "none", owner="acme")
+    registry.identity()
     registry.close()
     with sqlite3.connect(folder / "fixture.db") as connection:
         return re.sub(r" +\n", "\n", "\n".join(connection.iterdump()) + "\n")

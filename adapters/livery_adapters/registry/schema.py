@@ -130,3 +130,6 @@ changes = Table(
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("name", Text, nullable=False),
 )
+
+# Which registry this is, for what it shares with others: one row, from the first time that anybody asks.
+identity = Table("identity", metadata, Column("id", Text, primary_key=True))

@@ -171,6 +171,7 @@ ADAPTER_STATUS = {
     "source_unreachable": 502,
     "format_untried": 503,
     "blobs_unavailable": 503,
+    "blobs_of_another": 503,
     "storage_failed": 507,
     "storage_full": 507,
 }

@@ -18,7 +18,7 @@ def gc(
         int | None, typer.Option(min=1, metavar="N", help="Drop all but the newest N versions of each adapter.")
     ] = None,
 ) -> None:
-    """Delete files that no version refers to, in a data folder and its --blob-store: no other registry may use that."""
+    """Delete files that no version refers to, in a data folder and its --blob-store."""
     reach.run_here(lambda backend: backend.gc(keep_versions=keep_versions), shown.collected)
 
 
