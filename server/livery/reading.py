@@ -15,7 +15,7 @@ from livery.chat_template import SYSTEM_ROLES, InvalidMessages, Message
 from livery.jobs import ChatPrompt, Job, Options, Prompt
 from livery.refusals import AdapterUnusable, UnsupportedParameter
 from livery.tools.events import Part, TextParser, ToolFormat
-from livery.tools.formats import format_of
+from livery.tools.formats import AUTO, format_of
 from livery.tools.parsers import unknown_parser
 from livery.tools.reasoning import STYLES, ReasoningSplit, reasoning_style
 from livery.tools.use import call_id
@@ -130,11 +130,14 @@ class AnswerReader:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the answers to one request are read. `shown` are special tokens that parsers have to see."""
+    """How the answers to one request are read. `unknown`: the format of calls is to be the template's, which is none
+    of those that are known.
+    """
 
     options: Options
     form: ToolFormat | None
     style: str | None
+    unknown: bool = False
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -170,10 +173,21 @@ def reading_of(job: Job, profile: Profile, asked: ParserNames, template: Templat
     if unknown := unknown_parser(profile.tool_parser, profile.reasoning_parser):
         raise AdapterUnusable(job.model, f"its profile's {unknown}")
     source = template.source if template else None
-    return Reading(
-        job.options,
-        format_of(profile.tool_parser or asked.tools, source),
-        reasoning_style(profile.reasoning_parser or asked.reasoning, source),
+    named = profile.tool_parser or asked.tools
+    form = format_of(named, source)
+    style = reasoning_style(profile.reasoning_parser or asked.reasoning, source)
+    return Reading(job.options, form, style, unknown=form is None and named == AUTO)
+
+
+def untold_calls(asked: ParserNames, template: Template | None) -> str:
+    """What an operator should know of a base whose template tells tools but writes calls in no format that is known;
+    empty where there is nothing to tell.
+    """
+    if asked.tools != AUTO or template is None or not template.reads("tools") or format_of(AUTO, template.source):
+        return ""
+    return (
+        "the base's chat template tells tools and writes calls in no format that is known: requests with tools and "
+        "tool_choice 'auto' are refused; name the format with --tool-parser, or none to have calls as text"
     )
 
 
@@ -190,19 +204,28 @@ def held_to_strict(job: Job, reading: Reading | None, special: Callable[[Sequenc
     """The request with the calls of strict functions held to their schemas also where none must be made. `special`
     tells which marks are special tokens, by id.
 
-    An answer that is held to a format of its own is no call. Raises UnsupportedParameter where calls have no marks.
+    An answer that is held to a format of its own is no call. Raises UnsupportedParameter where calls have no marks, or
+    would be taken for text.
     """
     options = job.options
-    if reading is None or reading.form is None or options.tools is None or options.grammar is not None:
+    if reading is None or options.tools is None or options.tools.choice != "auto" or options.grammar is not None:
         return job
+    if reading.unknown:
+        raise UnsupportedParameter(
+            "tools with tool_choice 'auto' are not supported here: the model's chat template writes calls in no format "
+            "that is known, so that they couldn't be told from text. Send tool_choice 'required' or a function's name, "
+            "or let the operator name the format with --tool-parser or in the adapter's profile (none: calls come as "
+            "text).",
+            "tools",
+        )
     at = options.tools.strict
     if at is None:
         return job
-    if reading.form.around is None:
+    if reading.form is None or reading.form.around is None:
+        form = f"calls in the form {reading.form.name!r}" if reading.form else "calls that come as text"
         raise UnsupportedParameter(
-            f"Function {options.tools.functions[at].name!r} is strict, and calls in the form {reading.form.name!r} are "
-            "held to a schema only where they must be made: send tool_choice 'required' or the function's name, or "
-            "leave strict out.",
+            f"Function {options.tools.functions[at].name!r} is strict, and {form} are held to a schema only where they "
+            "must be made: send tool_choice 'required' or the function's name, or leave strict out.",
             f"tools.{at}.function.strict",
         )
     tokens = {text: token for token, text in special(reading.form.around).items()}

@@ -119,4 +119,28 @@ PHI = """\
 {%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}
 """
 
+# Qwen3-Coder: what stands between Hermes's tags is no JSON.
+QWEN_XML = """\
+{%- if tools %}{{ '<|im_start|>system\\n<tools>' ~ (tools | tojson) ~ '</tools><|im_end|>\\n' }}{% endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+    {%- for tool_call in message.tool_calls or [] %}
+        {{- '<tool_call>\\n<function=' + tool_call.function.name + '>\\n' }}
+        {%- for name, value in tool_call.function.arguments | items %}
+            {{- '<parameter=' + name + '>\\n' ~ value ~ '\\n</parameter>\\n' }}
+        {%- endfor %}
+        {{- '</function>\\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+# One that tells tools and writes calls as nobody else does.
+UNKNOWN = """\
+{%- if tools %}{{ 'TOOLS ' ~ (tools | tojson) ~ '\\n' }}{% endif %}
+{%- for message in messages %}{{ message.role + ': ' + (message.content or '') + '\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}
+"""
+
 STYLES = {"hermes": HERMES, "llama3": LLAMA3, "mistral": MISTRAL, "phi": PHI}

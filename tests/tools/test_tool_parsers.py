@@ -209,6 +209,8 @@ def test_no_text_is_lost(form: str, noise: str, data: st.DataObject) -> None:
     ("template", "name"),
     [
         ("... <tool_call> ...", "hermes"),
+        ("<tool_call>\n<function={{ name }}>", None),  # Qwen3-Coder
+        ("<tool_call>{{ name }}\n<arg_key>", None),  # GLM 4.5
         ("{{ '<|python_tag|>' }}", "llama3_json"),
         ("{{ '[TOOL_CALLS]' }}", "mistral"),
         ("<|tool|>", "phi4_mini_json"),

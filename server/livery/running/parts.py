@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ from livery.assembly import Assembly, ServerParts, assemble, gate_for, source_po
 from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineInfo
 from livery.models import ResolvedModel
-from livery.reading import ParserNames
+from livery.reading import ParserNames, untold_calls
 from livery.settings import Settings, SettingsError, revealed
 from livery.spans import TraceSink
 from livery.survey import Counting, OwnCounting
@@ -23,6 +24,8 @@ from livery.text import Tokenizer
 from livery_adapters.fetching import SourcePolicy
 from livery_adapters.refusal import AdapterRefused
 from livery_adapters.shared_blobs import SharedBlobs
+
+log = logging.getLogger(__name__)
 
 
 def engine_process(config: EngineConfig, progress: Callable[[str], None]) -> Engine:
@@ -50,6 +53,9 @@ async def server_parts(
     processes of a server the `first` does what only one of them is to do.
     """
     tokenizer = await asyncio.to_thread(Tokenizer.from_directory, resolved.path)
+    parsers = ParserNames(settings.tool_parser, settings.reasoning_parser)
+    if first and (untold := untold_calls(parsers, tokenizer.template)):
+        log.warning("%s", untold)
     plan = Assembly(
         base_name=base_name(settings, resolved),
         data=DataFolder(settings.data_folder),
@@ -65,7 +71,7 @@ async def server_parts(
         counting=counting or OwnCounting(settings.metrics_max_adapters),
         usage_days=settings.usage_days if first else 0,
         adapter_templates=settings.adapter_templates,
-        parsers=ParserNames(settings.tool_parser, settings.reasoning_parser),
+        parsers=parsers,
     )
     return await assemble(engine, info, tokenizer, plan, progress)
 

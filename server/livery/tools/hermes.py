@@ -11,6 +11,8 @@ from livery.tools.marked import MarkedFormat, Marks
 from livery.tools.telling import called, described
 
 MARKS = Marks(("<tool_call>",), end="</tool_call>")
+# What others write between the same tags, which isn't JSON: Qwen3-Coder and GLM 4.5.
+OTHERS = ("<function=", "<arg_key>")
 
 
 class Hermes(MarkedFormat):
@@ -22,7 +24,7 @@ class Hermes(MarkedFormat):
     around: tuple[str, str] | None = ("<tool_call>", "</tool_call>")
 
     def recognises(self, template: str) -> bool:
-        return "<tool_call>" in template
+        return "<tool_call>" in template and not any(mark in template for mark in OTHERS)
 
     def preamble(self, tools: Sequence[Mapping[str, object]]) -> str:
         return (
