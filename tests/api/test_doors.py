@@ -112,6 +112,13 @@ def test_web_pages_of_other_origins_cannot_manage(serve: Serve, headers: dict[st
     assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
 
 
+def test_a_page_may_read_what_its_client_goes_by(serve: Serve) -> None:
+    """openai-js tries a 504 again unless x-should-retry says no, which a browser hides from it unless it is exposed."""
+    answer = httpx.get(f"{serve(Setup(cors_origins=(PAGE,))).url}/v1/models", headers={"origin": PAGE})
+    exposed = set(answer.headers["access-control-expose-headers"].split(", "))
+    assert {"x-should-retry", "retry-after", "x-request-id", "request-id", "etag", "x-next-after"} <= exposed
+
+
 def test_the_servers_own_origin_and_programs_can_manage(server: LiveServer) -> None:
     own = {"origin": server.url, "sec-fetch-site": "same-origin"}
     for headers in ({}, {"sec-fetch-site": "none"}, own):

@@ -233,6 +233,12 @@ def test_what_is_refused_is_named_as_the_client_named_it(
     assert code is None or caught.value.code == code
 
 
+def test_a_reference_to_an_item_is_refused_with_what_has_clients_send_items(speaking: LiveServer) -> None:
+    """The AI SDK refers to its first turn's items in the second one unless it is told not to store."""
+    with pytest.raises(openai.BadRequestError, match=r"store: false.*providerOptions\.openai\.store.*/v1/chat"):
+        client(speaking).responses.create(model=BASE, input=[{"type": "item_reference", "id": "msg_1"}])
+
+
 class Place(BaseModel):
     city: str
 

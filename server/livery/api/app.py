@@ -36,6 +36,8 @@ from livery.tenancy import Doors, Purpose, TenantManagement, UsageStore
 RATE_HEADERS = tuple(
     f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
 )
+# What else clients in a browser's pages read: ids, whether to try again and when, what changes and pages go on from.
+EXPOSED = ("x-request-id", "request-id", "x-livery-adapter", "retry-after", "x-should-retry", "etag", "x-next-after")
 ERRORS: tuple[int | str, ...] = ("4XX", "5XX")
 # Every route, and who may call it. What isn't here asks for a key.
 Routers = tuple[tuple[APIRouter, Purpose], ...]
@@ -83,7 +85,7 @@ def create_app(
             allow_origins=list(cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-livery-adapter", "retry-after", *RATE_HEADERS],
+            expose_headers=[*EXPOSED, *RATE_HEADERS],
         )
     return app
 

@@ -20,6 +20,11 @@ MAX_ITEMS = 4096
 LOGPROBS = "message.output_text.logprobs"
 TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 SEND_AGAIN = "Send the whole conversation in input; nothing is stored here."
+# What clients that count on stored responses do in a second turn, and what has them send the items themselves.
+SEND_ITEMS = (
+    "Nothing is stored here: send the items themselves in input. Clients do so with store: false (in the AI SDK "
+    "providerOptions.openai.store), or ask /v1/chat/completions."
+)
 # What a chat completion calls what a client of this route wrote.
 NAMES = {
     r"messages.*": "input",
@@ -205,7 +210,7 @@ class _Conversation:
             parts = item.content if isinstance(item.content, list) else []
             self._thought += "".join(part.text or "" for part in parts)
         else:
-            remedy = SEND_AGAIN if kind == "item_reference" else "Send messages, function calls and their outputs."
+            remedy = SEND_ITEMS if kind == "item_reference" else "Send messages, function calls and their outputs."
             raise UnsupportedParameter(f"Items of type {kind!r} are not supported. {remedy}", f"{at}.type")
 
     def _add(self, role: str, fields: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ const chat = createOpenAICompatible({ name: "livery", baseURL, includeUsage: tru
 const responses = createOpenAI({ baseURL, apiKey: "none" });
 const ways = { chat: (name) => chat(name), responses: (name) => responses(name) };
 const question = { prompt: "What is the capital of France?", temperature: 0, maxOutputTokens: 24, maxRetries: 0 };
+const kept = { openai: { store: false } }; // or the second turn refers to items of the first, which nobody keeps
 const size = z.object({ city: z.string().max(12), big: z.boolean() });
 const weather = tool({ description: "The weather in a city", inputSchema: z.object({ city: z.string().max(12) }) });
 
@@ -65,6 +66,20 @@ for (const [way, model] of Object.entries(ways)) {
     });
   }
 
+  test(`${way}: a tool is called, and what it gave is read in the next turn`, async () => {
+    const asked = { ...question, maxOutputTokens: 80, tools: { weather }, providerOptions: kept };
+    const first = await generateText({ model: model(base), ...asked, toolChoice: "required" });
+    const { toolCallId, toolName } = first.toolCalls[0];
+    const output = { type: "text", value: "Sunny, 20 C" };
+    const result = { role: "tool", content: [{ type: "tool-result", toolCallId, toolName, output }] };
+    const messages = [{ role: "user", content: question.prompt }, ...first.response.messages, result];
+    const second = await generateText({ model: model(base), ...asked, prompt: undefined, messages, toolChoice: "none" });
+    assert.ok(second.text);
+    messages.push(...second.response.messages, { role: "user", content: "And tomorrow?" });
+    const third = await generateText({ model: model(base), ...asked, prompt: undefined, messages, toolChoice: "none" });
+    assert.ok(third.text);
+  });
+
   test(`${way}: an unknown model`, async () => {
     const failed = generateText({ model: model("nobody"), ...question });
     await assert.rejects(failed, (error) => APICallError.isInstance(error) && error.statusCode === 404);
@@ -75,6 +90,13 @@ for (const [way, model] of Object.entries(ways)) {
     await assert.rejects(failed, (error) => error.statusCode === 400 && /temperature/.test(error.message));
   });
 }
+
+test("responses: a client that refers to what it takes for stored is told what to do", async () => {
+  const first = await generateText({ model: responses(base), ...question });
+  const messages = [{ role: "user", content: "Hi" }, ...first.response.messages, { role: "user", content: "And?" }];
+  const failed = generateText({ model: responses(base), ...question, prompt: undefined, messages });
+  await assert.rejects(failed, (error) => error.statusCode === 400 && /store: false/.test(error.message));
+});
 
 test("completions: a stream is the answer in pieces", async () => {
   const asked = { ...question, model: chat.completionModel(base), prompt: "The sky is" };
