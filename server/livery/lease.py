@@ -22,12 +22,14 @@ from livery_adapters.registry import Alias, AliasTarget, NamedVersion, VersionFa
 class Caller:
     """Who asks: the client's `user` field, whose key it brings, and what it holds of that one's limits already.
 
-    Without a claim the request is counted where it is admitted.
+    Without a claim the request is counted where it is admitted. `since` is when it came (time.perf_counter); None: it
+    came when its prompts had been encoded.
     """
 
     user: str | None = None
     principal: Principal = OPERATOR
     claim: Counted | None = field(default=None, compare=False, repr=False)
+    since: float | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str | None:

@@ -305,13 +305,14 @@ class GenerationService:
         return True
 
     def _meter(self, usage: Usage, lease: Lease | None, caller: Caller, encoding: float) -> RequestMeter:
-        """The request's clock, whose prompts began to be encoded then."""
+        """The clock of a request that came when its caller says so, and whose prompts began to be encoded then."""
         principal = caller.principal
         name, digest = None, None
         if lease is not None:  # whoever composes adapters makes names: they count together
             name = lease.full_name if lease.facts is not None else OTHER
             digest = lease.ref.digest if lease.ref else None
-        return self.metrics.begin(usage, name, digest, principal.tenant, encoding, principal.account)
+        tenant, account = principal.tenant, principal.account
+        return self.metrics.begin(usage, name, digest, tenant, encoding, account, caller.since)
 
     def _server_of(self, lease: Lease | None) -> tuple[str, str, str]:
         """What serves a request: its name as the caller knows it, that in full, and its digest."""

@@ -98,7 +98,9 @@ def parts(line: Timeline) -> list[Part]:
 
     The engine tells durations, not moments of its own clock: they are laid end to end from when it was asked.
     """
-    found = [] if line.tokenised is None else [Part("tokenise", *line.tokenised)]
+    found = []
+    if line.tokenised is not None:  # before it: its body read, limits, its turn, and its adapter's files where it waits
+        found = [Part("admit", line.started, line.tokenised[0]), Part("tokenise", *line.tokenised)]
     several = len(line.sequences) > 1
     for number, sequence in enumerate(line.sequences):
         found += _of_sequence(sequence, {"livery.sequence": number} if several else {})

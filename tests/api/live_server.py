@@ -22,6 +22,7 @@ from livery.engine.fake import Behaviour, FakeEngine
 from livery.management import AdapterManagement
 from livery.reading import AS_THE_TEMPLATE, ParserNames
 from livery.service import GenerationService
+from livery.spans import TraceSink
 from livery.tenancy import Doors, Flusher, KeyRing, LevelExchange, TenantManagement, TenantStore
 from livery.tenancy.gate import Gate
 from livery.text import Tokenizer
@@ -63,6 +64,7 @@ class Setup:
     request_timeout_s: float = 0.0
     allow_source: tuple[str, ...] = ()
     registry: str | None = None  # of several servers
+    tracing: TraceSink | None = None
 
 
 class LiveServer:
@@ -172,6 +174,7 @@ class LiveServer:
                 root_path=setup.root_path,
                 strict_params=setup.strict_params,
                 request_timeout_s=setup.request_timeout_s,
+                tracing=setup.tracing,
             )
             server = EdgeServer(EdgeConfig(self.app, port=0, timeout_graceful_shutdown=setup.drain_s))
             servers = [server]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from queue import Queue
 
 import httpx
 import pytest
@@ -16,7 +17,9 @@ from api.peft_files import make_adapter
 from chaos.common import until
 from livery import scrape
 from livery.engine.fake import Behaviour
-from livery.metrics import OTHER
+from livery.lease import Caller, Lease
+from livery.metrics import OTHER, meter
+from livery.spans import Timeline, parts
 from livery.survey import House
 
 SCRAPER = "scraper"
@@ -107,6 +110,47 @@ def test_what_any_process_heard_of_the_engine_is_what_each_tells(serve: Serve, m
     told = {one.name: one.value for one in scraped(server)}
     assert told["livery_engine_restarts_total"] == 3
     assert told["livery_engine_heartbeat_age_seconds"] >= 1000
+
+
+class Traces:
+    """A trace sink that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: Queue[Timeline] = Queue()
+
+    def tell(self, line: Timeline) -> None:
+        self.lines.put(line)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_wait_for_an_adapters_files_is_part_of_what_a_client_waits(
+    serve: Serve, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(saved, tmp_path / "adapters" / ".pool")
+    traces = Traces()
+    server = serve(Setup(metrics_key=SCRAPER, tracing=traces), tmp_path)
+    put(server, "pirate", "one")
+    adapters, now, late = server.service.adapters, time.perf_counter, 0.0
+    lease = adapters.lease
+
+    async def fetched(name: str, caller: Caller) -> Lease:
+        """As if its files had taken so long to come."""
+        nonlocal late
+        late += 1000
+        return await lease(name, caller)
+
+    monkeypatch.setattr(adapters, "lease", fetched)
+    for module, name in ((time, "perf_counter"), (meter, "perf_counter")):
+        monkeypatch.setattr(module, name, lambda: now() + late)
+    server.client().completions.create(model="pirate", prompt=[5, 6], max_tokens=2)
+    told = {one.name: one.value for one in scraped(server)}
+    assert told["vllm:time_to_first_token_seconds_sum"] >= 1000
+    assert told["vllm:e2e_request_latency_seconds_sum"] >= told["vllm:time_to_first_token_seconds_sum"]
+    admit, tokenise, *_ = parts(traces.lines.get(timeout=30))
+    assert (admit.name, tokenise.name) == ("admit", "tokenise")
+    assert admit.end - admit.begin >= 1000
 
 
 def test_tokens_of_a_stream_show_while_it_runs(serve: Serve) -> None:

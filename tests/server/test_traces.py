@@ -87,7 +87,7 @@ def test_a_request_on_a_cold_adapter_is_a_trace(told: Traced) -> None:
     assert told.services == {"livery"}
     assert root.name == "/v1/chat/completions" and root.kind == Span.SPAN_KIND_SERVER
     assert root.trace_id.hex() == TRACE and root.parent_span_id.hex() == PARENT and root.trace_state == "vendor=1"
-    assert [span.name for span in inside] == ["tokenise", "load", "queue", "prefill", "decode"]
+    assert [span.name for span in inside] == ["admit", "tokenise", "load", "queue", "prefill", "decode"]
     for before, span in zip([root, *inside], inside, strict=False):
         assert span.trace_id == root.trace_id
         assert span.start_time_unix_nano >= before.start_time_unix_nano
@@ -100,8 +100,8 @@ def test_a_request_on_a_cold_adapter_is_a_trace(told: Traced) -> None:
 
 
 def test_several_answers_have_their_own_spans(told: Traced) -> None:
-    root, tokenise, *inside = told.by_request["several"]
-    assert (root.parent_span_id, tokenise.name, attributes(tokenise)) == (b"", "tokenise", {})
+    root, admit, tokenise, *inside = told.by_request["several"]
+    assert (root.parent_span_id, admit.name, tokenise.name, attributes(tokenise)) == (b"", "admit", "tokenise", {})
     assert root.trace_id.hex() != TRACE and any(root.trace_id)
     for number in range(3):
         own = [span.name for span in inside if attributes(span)["livery.sequence"] == number]
@@ -110,8 +110,8 @@ def test_several_answers_have_their_own_spans(told: Traced) -> None:
 
 
 def test_a_request_for_vectors_is_a_trace_without_decoding(told: Traced) -> None:
-    root, tokenise, *inside = told.by_request["vectors"]
-    assert (root.name, tokenise.name) == ("/v1/embeddings", "tokenise")
+    root, admit, tokenise, *inside = told.by_request["vectors"]
+    assert (root.name, admit.name, tokenise.name) == ("/v1/embeddings", "admit", "tokenise")
     for number in range(2):
         assert [one.name for one in inside if attributes(one)["livery.sequence"] == number] == ["queue", "prefill"]
     assert all(one.end_time_unix_nano <= root.end_time_unix_nano for one in inside)

@@ -106,10 +106,11 @@ def test_whose_part_a_request_is() -> None:
 
 def test_what_did_not_happen_has_no_span() -> None:
     waited = RequestTimes(2.0, 1.5, 0.5)
-    whole = line(tokenised=(0.5, 1.0), sequences=[sequence(1.0, 4.0, 6.0, waited)])
+    whole = line(tokenised=(1.25, 1.5), sequences=[sequence(1.0, 4.0, 6.0, waited)])
     told = [(part.name, part.begin, part.end, dict(part.attributes)) for part in parts(whole)]
     assert told == [
-        ("tokenise", 0.5, 1.0, {}),
+        ("admit", 1.0, 1.25, {}),
+        ("tokenise", 1.25, 1.5, {}),
         ("load", 1.0, 2.5, {}),
         ("queue", 2.5, 3.0, {}),
         ("prefill", 3.0, 4.0, {}),

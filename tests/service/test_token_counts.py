@@ -56,6 +56,22 @@ def test_tokens_are_counted_while_they_come_and_once(clock: Clock) -> None:
     assert found["livery_adapter_generation_tokens_total", "pirate"] == 4
 
 
+def test_a_clients_wait_begins_when_its_request_comes(clock: Clock) -> None:
+    metrics, used = Metrics("base", INFO), Usage(7, 0, 2)
+    meter = metrics.begin(used, "pirate", "d1", encoding=98.0, since=70.0)
+    sequence = meter.sequence()
+    for clock.now in (101.0, 103.0):
+        sequence.tokens(1)
+    sequence.finished("stop", 2)
+    meter.finished()
+    clock.now = 104.0
+    meter.close("abort")
+    found = samples(metrics, None)
+    assert found["vllm:time_to_first_token_seconds_sum", "0", "base"] == 31
+    assert found["vllm:e2e_request_latency_seconds_sum", "0", "base"] == 34
+    assert found["vllm:request_decode_time_seconds_sum", "0", "base"] == 2
+
+
 def test_an_open_request_is_forgotten_with_its_end(clock: Clock) -> None:
     metrics, used = Metrics("base", INFO), Usage(7)
     meter = metrics.begin(used)

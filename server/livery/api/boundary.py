@@ -237,7 +237,7 @@ def _timeline(record: RequestRecord, method: str, route: str, headers: Headers) 
             "gen_ai.usage.input_tokens": record.prompt_tokens,
             "gen_ai.usage.output_tokens": record.completion_tokens,
         },
-        None if meter is None or meter.encoding is None else (meter.encoding, meter.started),
+        None if meter is None or meter.encoding is None else (meter.encoding, meter.encoded),
         meter.sequences[:MOST_SEQUENCES] if meter else (),
         headers.get("traceparent", ""),
         headers.get("tracestate", ""),

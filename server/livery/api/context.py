@@ -42,7 +42,7 @@ ContextDep = Annotated[Context, Depends(_context)]
 def caller_of(request: Request, user: str | None = None) -> Caller:
     """Who asks; `user` is the field of that name."""
     record: RequestRecord = request.state.record
-    return Caller(user, record.principal, record.claim)
+    return Caller(user, record.principal, record.claim, record.started)
 
 
 async def _managed(request: Request, context: ContextDep) -> ManagedAdapters:

@@ -68,19 +68,20 @@ class Metrics:
         tenant: str = OPERATOR_TENANT,
         encoding: float | None = None,
         account: str = "",
+        since: float | None = None,
     ) -> RequestMeter:
         """Start the clock of one admitted request, whose tokens grow in `used`.
 
         `adapter` is its registered name, None for the base, OTHER for what has none; `digest` what the engine knows its
         version by. `encoding`: when its prompts began to be encoded, by time.perf_counter. `account` is the tenant's,
-        "": its name.
+        "": its name. `since`: when it came, by the same clock; None: now.
         """
         if adapter is not None and adapter != OTHER and digest is not None:
             if self._told:
                 self._asked[digest] = adapter
             else:
                 self._residents.asked(adapter, digest)
-        return RequestMeter(self._books, used, adapter, tenant, account or tenant, encoding)
+        return RequestMeter(self._books, used, adapter, tenant, account or tenant, encoding, since)
 
     def catch_up(self) -> None:
         """Count what came to open requests since the last time."""

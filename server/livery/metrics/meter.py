@@ -94,7 +94,14 @@ class RequestMeter:
     """The clock and counts of one request; `close` writes what was not yet written."""
 
     def __init__(
-        self, books: Books, used: Used, adapter: str | None, tenant: str, account: str, encoding: float | None
+        self,
+        books: Books,
+        used: Used,
+        adapter: str | None,
+        tenant: str,
+        account: str,
+        encoding: float | None,
+        since: float | None,
     ) -> None:
         self._used = used
         self._tenant = tenant
@@ -102,8 +109,9 @@ class RequestMeter:
         self._books = books
         self._series = books.requests
         self._adapter = adapter
-        self.started = perf_counter()
-        self.encoding = encoding  # when its prompts began to be encoded, which ended as this started
+        self.encoded = perf_counter()
+        self.started = self.encoded if since is None else since  # what a client waits for begins here
+        self.encoding = encoding  # when its prompts began to be encoded, which ended at `encoded`
         self.sequences: list[SequenceMeter] = []
         self.first_token_s: float | None = None
         self.outcome: Outcome | None = None

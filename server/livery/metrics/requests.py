@@ -35,10 +35,10 @@ class RequestSeries:
 
     def __init__(self) -> None:
         seconds = {
-            "time_to_first_token_seconds": ("Time to first token", FIRST_TOKEN),
+            "time_to_first_token_seconds": ("Time from a request's arrival to its first token", FIRST_TOKEN),
             "inter_token_latency_seconds": ("Time between tokens", BETWEEN_TOKENS),
             "request_time_per_output_token_seconds": ("Mean time per output token", BETWEEN_TOKENS),
-            "e2e_request_latency_seconds": ("Time from admission to end", LATENCY),
+            "e2e_request_latency_seconds": ("Time from a request's arrival to its end", LATENCY),
             "request_queue_time_seconds": ("Time from arrival in the engine to the first step", LATENCY),
             "request_prefill_time_seconds": ("Time from the first step to the first token", LATENCY),
             "request_inference_time_seconds": ("Time from the first step to the last token", LATENCY),
