@@ -156,6 +156,9 @@ def test_an_adapter_that_cant_be_gone_on_with_is_named(run: Path, livery: Livery
     keys = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
     ia3 = save_tuned(small, run.parent / "ia3", 1, keys)
     assert "is IA3 for the task generate: a run goes on training LORA that generates" in said(ia3)
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa")
+    pissa = save_adapter(small, run.parent / "pissa", 1, config)
+    assert "init_lora_weights in" in (told := said(pissa)) and "path_initial_model_for_weight_conversion=" in told
     other = save_adapter(small, run.parent / "other", 1, LoraConfig(r=4, target_modules=["q_proj"]))
     assert f"start_from is {other}: " in (told := said(other)) and "q_proj" in told
     run.write_text(RUN + f"start_from: {PIRATE}\n")

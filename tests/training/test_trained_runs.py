@@ -244,7 +244,7 @@ def test_modules_that_the_base_doesnt_have(written: Written, tmp_path: Path, liv
     assert (done.code, "target_modules has qkv, which no module of" in done.err) == (1, True)
     run = written(adapter={"target_modules": ["q_proj", "norm"]})
     done = livery("adapters", "train", run, "--out", tmp_path / "out")
-    assert (done.code, "this adapter can't be trained on tiny" in done.err, "norm" in done.err) == (1, True, True)
+    assert (done.code, "this adapter can't be trained on tiny" in done.err, "RMSNorm" in done.err) == (1, True, True)
     run = written(max_length=512)
     done = livery("adapters", "train", run, "--out", tmp_path / "out")
     assert (done.code, "max_length is 512, and the base reads 256 tokens" in done.err) == (1, True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.utils import ModulesToSaveWrapper
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -91,6 +92,35 @@ def _linear(model: Any) -> list[str]:  # noqa: ANN401
         name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
     )
     return sorted({name.rpartition(".")[2] for name in found})
+
+
+def begin_with(model: Any, start: Path) -> None:  # noqa: ANN401
+    """Give each of a model's adapters the weights of the one at `start`, in fp32.
+
+    TRL has rounded the adapter over a quantised base, and for DPO made a second one, which is to be the same: of that
+    it fills only parameters in the midst of whose names an adapter's stands, so that pairs of embeddings and rows of
+    tokens are new. Raises TrainingStopped.
+    """
+    weights = load_peft_weights(str(start), device="cpu")
+    for name, parameter in model.named_parameters():
+        if not model.peft_config.keys().isdisjoint(name.split(".")):
+            parameter.data = parameter.data.float()
+    held = []
+    for name in model.peft_config:
+        set_peft_model_state_dict(model, weights, adapter_name=name)
+        held.append(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    for other in held[1:]:
+        if other.keys() != held[0].keys() or any(not torch.equal(held[0][key], other[key]) for key in other):
+            raise TrainingStopped(
+                f"PEFT holds two copies of {start} that differ, so that DPO has no reference; kind: sft goes on with it"
+            )
+
+
+def drop_only_for(model: nn.Module, adapter: str) -> None:
+    """Without dropout but for that of an adapter's inputs: what DPO compares with is to be the same each time."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and not name.endswith(f"lora_dropout.{adapter}"):
+            module.p = 0.0
 
 
 def cast_around_whole_modules(model: Any, dtype: torch.dtype) -> None:  # noqa: ANN401

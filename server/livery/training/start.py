@@ -8,6 +8,8 @@ from pathlib import Path
 from livery.training.run_file import AnyRun, SpecInvalid
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import TAKEN_IN, AdapterRefused
+from livery_adapters.tensor_file import CONFIG_NAME
+from livery_adapters.types.lora import LoraSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,5 +35,12 @@ def find_start(run: AnyRun, folder: Path) -> Start | None:
         raise SpecInvalid(
             f"start_from is {run.start_from}, and {path} is {kind}: a run goes on training LORA that generates; "
             "name another, or leave start_from out"
+        )
+    settings = manifest.settings
+    if isinstance(settings, LoraSettings) and settings.init != "plain":
+        raise SpecInvalid(
+            f"start_from is {run.start_from}, and init_lora_weights in {path / CONFIG_NAME} is {settings.init}: it is "
+            "for a base with weights taken out, and training it further would take them out again; have PEFT convert "
+            "it first, with save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL_ADAPTER_DIR)"
         )
     return Start(path, manifest.digest, manifest.max_rank)

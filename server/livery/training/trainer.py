@@ -33,9 +33,11 @@ from livery.training.dataset import Data
 from livery.training.measure import Answers, Measured, measure
 from livery.training.model import (
     TrainingStopped,
+    begin_with,
     cast_around_whole_modules,
     chosen_device,
     chosen_dtype,
+    drop_only_for,
     load_base,
     lora_config,
 )
@@ -85,7 +87,7 @@ def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch
     device = chosen_device(run)
     _quieten()
     with _worded(work, f"load {base.name}; give a quantization, or use a larger machine"):
-        trainer = _trainer(run, base, data, work, device, start)
+        trainer = trainer_of(run, base, data, work, device, start)
     model = trainer.model
     numbers = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     work.check_room(numbers * 4 * _NUMBERS_PER_WEIGHT * (_CHECKPOINTS_KEPT + 1))
@@ -96,10 +98,6 @@ def train(run: AnyRun, base: ResolvedModel, data: Data, work: Work, watch: Watch
     trainer.remove_callback(PrinterCallback)
     watching = _Watching(watch, work, held, time.monotonic() - facts.get("seconds", 0.0))
     trainer.add_callback(watching)
-    for parameter in model.parameters():  # TRL rounds them to bf16 over a quantised base
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    cast_around_whole_modules(model, chosen_dtype(run, device))
     with _worded(
         work,
         "make a step of this run; give a smaller batch_size (with more accumulate), a smaller max_length, "
@@ -190,11 +188,26 @@ class _Dpo(_Careful, DPOTrainer):  # type: ignore[misc]
         return dataset
 
 
-def _trainer(run: AnyRun, base: ResolvedModel, data: Data, work: Work, device: str, start: Path | None) -> Any:  # noqa: ANN401  (TRL has no types)
+def trainer_of(run: AnyRun, base: ResolvedModel, data: Data, work: Work, device: str, start: Path | None) -> Any:  # noqa: ANN401  (TRL has no types)
     """A trainer whose model is the base under a new adapter, which changes nothing yet, or under the one at `start`.
 
-    Raises ModelRefused, TrainingStopped.
+    What is trained is fp32. Raises ModelRefused, TrainingStopped.
     """
+    trainer = _built(run, base, data, work, device, start)
+    model = trainer.model
+    for parameter in model.parameters():  # TRL rounds them to bf16 over a quantised base
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if start:
+        begin_with(model, start)
+    if isinstance(run, Dpo):
+        drop_only_for(model, "default")
+    cast_around_whole_modules(model, chosen_dtype(run, device))
+    return trainer
+
+
+def _built(run: AnyRun, base: ResolvedModel, data: Data, work: Work, device: str, start: Path | None) -> Any:  # noqa: ANN401
+    """As TRL makes it. Raises ModelRefused, TrainingStopped."""
     steps = total_steps(run, len(data.train))
     settings: dict[str, Any] = {
         "output_dir": str(work.checkpoints),
@@ -230,12 +243,11 @@ def _trainer(run: AnyRun, base: ResolvedModel, data: Data, work: Work, device: s
     given: dict[str, Any] = {"model": model, "train_dataset": rows, "processing_class": tokenizer}
     try:
         if start is None:
-            lora = given["peft_config"] = lora_config(run, model)
+            given["peft_config"] = lora_config(run, model)
         else:  # TRL's DPO takes a copy of it for its reference
             given["model"] = PeftModel.from_pretrained(model, str(start), is_trainable=True)
-            lora = given["model"].peft_config["default"]
         if isinstance(run, Dpo):
-            settings |= {"beta": run.beta, "loss_type": [run.loss], "disable_dropout": not lora.lora_dropout}
+            settings |= {"beta": run.beta, "loss_type": [run.loss], "disable_dropout": False}
             return _Dpo(args=DPOConfig(**settings), **given)
         return _Sft(args=SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True}), **given)
     except (ValueError, TypeError, NotImplementedError) as error:  # target modules that the base doesn't have
