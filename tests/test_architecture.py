@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.locks": set(),
     "livery.scratch": {"livery.locks"},
     "livery.spans": SEAM,
-    "livery.otlp": {"livery.spans"},
+    "livery.otlp": {"livery.spans", "livery.settings"},
     "livery.metrics": SEAM | {"livery.activity", "livery.metrics", "livery_adapters.names"},
     "livery.roster": {"livery.metrics", "livery_adapters"},
     "livery.survey": SEAM
@@ -270,6 +270,7 @@ BROAD_EXCEPT = {
     ("livery.grammar_process", "_tried"),  # a grammar that breaks the compiler is a refused grammar
     ("livery.api.sse", "_pump"),  # once a stream has begun, any failure is an event in it
     ("livery.followed", "_watch"),  # one adapter's surprise must not end the following of all others
+    ("livery.otlp", "_send_all"),  # one request's trace must not end the sending of all others
     ("livery.engine.runner", "_prove"),  # whatever a model that nobody knows breaks with, it is a refused model
     ("livery.engine.lora.experts", "_agrees"),  # experts of other parts than described aren't those that are known
     ("livery.engine.kernels.cuda.varlen", "probe"),  # a function of torch's that fails at all isn't used

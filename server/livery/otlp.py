@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
 from livery import __version__
+from livery.settings import SettingsError
 from livery.spans import Timeline, Value, origin_of, parts
 
 log = logging.getLogger("livery.otlp")
@@ -37,15 +39,25 @@ TIMEOUT_S = 10.0  # of one try
 STOP_S = 5.0  # for what is left at the end
 TRY_AGAIN = frozenset({429, 502, 503, 504})  # as OTLP's specification has it
 HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")  # the latter's win
+MOST_PORT = 65535
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")  # of a header, by RFC 9110
+_UNFIT = re.compile(r"[^\t -~]")  # in a header's value
 
 
 class Tracing:
     """Sends what it is told. `close` sends what is left."""
 
     def __init__(self, endpoint: str) -> None:
-        """`endpoint` is that of a collector, as http://127.0.0.1:4318."""
-        self._address = endpoint if endpoint.endswith(TRACES_PATH) else endpoint.rstrip("/") + TRACES_PATH
-        self._waiting: deque[Timeline] = deque(maxlen=MOST_WAITING)
+        """`endpoint` is that of a collector, as http://127.0.0.1:4318.
+
+        Raises SettingsError where nothing can be sent there, or with the headers that the environment adds.
+        """
+        self._address = address_of(endpoint)
+        self._client = _client()
+        self._waiting: deque[Timeline] = deque()
+        self._dropped = 0  # requests of which too many waited; written by `tell` alone
+        self._told = 0  # of these, those that the log knows; written by the thread alone, as what follows
         self._lost = 0  # requests whose traces were dropped since the collector last took some
         self._ending = threading.Event()
         # One pair of readings: perf_counter goes evenly, whatever is done to the wall clock.
@@ -56,6 +68,9 @@ class Tracing:
     def tell(self, line: Timeline) -> None:
         """A request is over. Costs an append."""
         self._waiting.append(line)
+        if len(self._waiting) > MOST_WAITING:  # the thread takes some meanwhile, but never so many
+            self._waiting.popleft()
+            self._dropped += 1
 
     def close(self) -> None:
         """Send what waits; blocks, for STOP_S at most."""
@@ -65,16 +80,25 @@ class Tracing:
             log.warning("the traces of the last %d requests didn't reach %s", left, self._address)
 
     def _run(self) -> None:
-        headers = {"content-type": "application/x-protobuf", **headers_of(os.environ)}
-        with httpx.Client(headers=headers, timeout=TIMEOUT_S) as client:
+        with self._client as client:
             while not self._ending.wait(EVERY_S):
                 self._send_all(client)
             self._send_all(client)
+        if self._lost:
+            log.warning("the traces of %d requests didn't reach %s", self._lost, self._address)
 
     def _send_all(self, client: httpx.Client) -> None:
         while lines := self._take():
-            body = encoded(lines, self._epoch_ns)
-            if body and (why := self._refused(client, body)):
+            if new := self._dropped - self._told:
+                self._told += new
+                self._lose(new, f"more than {MOST_WAITING} requests wait to be sent, the oldest go")
+            try:
+                body = encoded(lines, self._epoch_ns)
+                why = self._refused(client, body) if body else ""
+            except Exception as error:  # boundary: whatever is wrong with some, those that come later are sent
+                log.exception("the traces of %d requests can't be sent", len(lines))
+                why = f"{type(error).__name__}: {error}"
+            if why:
                 self._lose(len(lines), why)
 
     def _take(self) -> list[Timeline]:
@@ -112,14 +136,53 @@ class Tracing:
         self._lost = 0
 
 
+def address_of(endpoint: str) -> str:
+    """Where a collector takes traces. Raises SettingsError for what is no address."""
+    address = endpoint if endpoint.endswith(TRACES_PATH) else endpoint.rstrip("/") + TRACES_PATH
+    try:
+        url = httpx.URL(address)
+        why = "" if url.host else "it names no host"
+        if url.port is not None and not 0 < url.port <= MOST_PORT:
+            why = f"there is no port {url.port}"
+    except httpx.InvalidURL as error:
+        why = str(error)
+    if why:
+        raise SettingsError(f"--otlp-endpoint {endpoint} is no address ({why}); give one as http://127.0.0.1:4318")
+    return address
+
+
+def _client() -> httpx.Client:
+    """Its proxies and certificates are the environment's. Raises SettingsError for what these can't be."""
+    headers = {"content-type": "application/x-protobuf", **headers_of(os.environ)}
+    try:
+        return httpx.Client(headers=headers, timeout=TIMEOUT_S)
+    except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+        raise SettingsError(
+            f"--otlp-endpoint: the environment's proxies or certificates can't be used: {error}; mend HTTP_PROXY, "
+            "HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE, or leave them out"
+        ) from None
+
+
 def headers_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """What OpenTelemetry's variables add to each message: NAME=VALUE, by commas, percent-encoded."""
+    """What OpenTelemetry's variables add to each message: NAME=VALUE, by commas, percent-encoded.
+
+    Raises SettingsError for what no header can hold, which is told without the value around it: that may be a secret.
+    """
     found: dict[str, str] = {}
     for variable in HEADERS:
         for pair in environment.get(variable, "").split(","):
             name, sign, value = pair.partition("=")
-            if sign and name.strip():
-                found[unquote(name.strip()).lower()] = unquote(value.strip())
+            if not sign or not name.strip():
+                continue
+            header, text = unquote(name.strip()).lower(), unquote(value.strip())
+            if not _NAME.fullmatch(header):
+                raise SettingsError(f"{variable}: {header!r} is no name of a header; give NAME=VALUE,NAME=VALUE")
+            if unfit := _UNFIT.search(text):
+                raise SettingsError(
+                    f"{variable}: the value of {header} has {unfit.group()!r}, which no header can hold; "
+                    "write it in ASCII, without line ends"
+                )
+            found[header] = text
     return found
 
 

@@ -16,6 +16,7 @@ from livery.engine.figures import RequestTimes
 from livery.generation import Usage
 from livery.metrics import Metrics, SequenceMeter
 from livery.otlp import Tracing, encoded, headers_of
+from livery.settings import SettingsError
 from livery.spans import Timeline, origin_of, parts
 from service.test_metrics import INFO
 
@@ -159,7 +160,9 @@ def test_what_waits_is_bounded_and_the_rest_is_told_at_the_end(
         tracing.close()
     assert [len(names(body)) for body in collector.bodies] == [64, 36]
     assert names(collector.bodies[0])[0] == "150"  # the oldest went
-    assert not caplog.records
+    full, again = (record.getMessage() for record in caplog.records)
+    assert "more than 100 requests wait to be sent" in full
+    assert "those of 150 requests were dropped" in again
     tracing = Tracing("http://127.0.0.1:9")
     tracing.tell(line())
     with caplog.at_level(logging.WARNING, "livery.otlp"):
@@ -180,6 +183,60 @@ def test_messages_carry_the_headers_of_opentelemetrys_variables(monkeypatch: pyt
         tracing.close()
     (headers,) = collector.headers
     assert (headers["authorization"], headers["content-type"]) == ("Basic abc", "application/x-protobuf")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [
+        ("http://collector:4318x", "Invalid port: '4318x'"),
+        ("http://collector:431800", "no port 431800|Invalid port"),
+        ("http:///v1/traces", "names no host"),
+        ("http://[::1", "no address"),
+    ],
+)
+def test_an_endpoint_that_is_no_address_is_told_at_the_start(endpoint: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as refused:
+        Tracing(endpoint)
+    assert f"--otlp-endpoint {endpoint} " in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("x-team=caf%C3%A9", "the value of x-team has 'é'"),
+        ("authorization=Bearer%20secret%0Ax", r"the value of authorization has '\\n'"),
+        ("a%20name=1", "'a name' is no name of a header"),
+    ],
+)
+@pytest.mark.parametrize("variable", otlp.HEADERS)
+def test_what_no_header_can_hold_is_told_at_the_start(
+    variable: str, told: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, told)
+    with pytest.raises(SettingsError, match=f"{variable}: {words}") as refused:
+        Tracing("http://127.0.0.1:4318")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_proxy_that_is_no_address_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy:80x")
+    with pytest.raises(SettingsError, match="HTTP_PROXY"):
+        Tracing("http://collector:4318")
+
+
+def test_what_cannot_be_encoded_costs_itself_and_nothing_that_comes_later(caplog: pytest.LogCaptureFixture) -> None:
+    with taking() as (collector, url), caplog.at_level(logging.WARNING, "livery.otlp"):
+        tracing = Tracing(url)
+        broken = line("broken")
+        broken.attributes["livery.request_id"] = "\ud800"  # no UTF-8
+        tracing.tell(broken)
+        while not any(record.levelno == logging.WARNING for record in list(caplog.records)):
+            assert tracing._thread.is_alive()
+        tracing.tell(line("later"))
+        assert collector.asked.acquire(timeout=30)
+        tracing.close()
+    assert [names(body) for body in collector.bodies] == [["later"]]
+    assert "those of 1 requests were dropped" in caplog.text
 
 
 def test_nothing_is_sent_for_what_nobody_wants() -> None:

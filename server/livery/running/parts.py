@@ -103,7 +103,7 @@ def server_doors(settings: Settings, parts: ServerParts, *, behind_proxy: bool =
 
 
 def trace_sink(settings: Settings) -> TraceSink | None:
-    """Where traces go, if anywhere. Raises SettingsError without the packages for it."""
+    """Where traces go, if anywhere. Raises SettingsError without the packages for it, or where that can't be."""
     if settings.otlp_endpoint is None:
         return None
     try:
