@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ import pytest
 
 from cli.conftest import Livery
 from livery.commands import training
+from livery.training import model
 from livery_adapters.tensor_file import WEIGHTS_NAME
 from server.running import SMALL, livery_serve
 from training.conftest import CHATS, Written
@@ -30,6 +32,7 @@ from training.conftest import CHATS, Written
 pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
 
 STEPS, EVERY = 20, 4
+BNB = "bitsandbytes"
 LIVERY = [sys.executable, "-c", "from livery.cli import main; main()"]
 
 
@@ -104,11 +107,24 @@ def test_a_full_disk_leaves_nothing_half_done_and_is_gone_on_from(
     assert (tmp_path / "full" / WEIGHTS_NAME).read_bytes() == (tmp_path / "whole" / WEIGHTS_NAME).read_bytes()
 
 
-def test_other_settings_dont_go_on_with_it(written: Written, tmp_path: Path, livery: Livery) -> None:
-    run = written(steps=STEPS, checkpoint_every=EVERY)
+def test_other_settings_dont_go_on_with_it(
+    written: Written, tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does another device, or another version of what holds the base."""
+    run = written(steps=STEPS, checkpoint_every=EVERY, quantization="bnb-nf4")
     with under_way(run, tmp_path / "out", past=2 * EVERY + 2):
         pass
-    written(steps=STEPS, checkpoint_every=EVERY, learning_rate=1.0)
+    told = importlib.metadata.version
+    for what, patched in {
+        "'bitsandbytes': '0.0.1'": (importlib.metadata, "version", lambda name: {BNB: "0.0.1"}.get(name) or told(name)),
+        "device was 'cpu' and is 'cuda'; dtype was 'float32' and is": (model, "chosen_device", lambda run: "cuda"),
+    }.items():
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(*patched)
+            done = livery("adapters", "train", run, "--out", tmp_path / "out")
+        assert done.code == 1
+        assert "holds unfinished training with other settings" in done.err and what in done.err
+    written(steps=STEPS, checkpoint_every=EVERY, quantization="bnb-nf4", learning_rate=1.0)
     done = livery("adapters", "train", run, "--out", tmp_path / "out")
     assert done.code == 1
     assert "holds unfinished training with other settings" in done.err

@@ -21,8 +21,8 @@ from livery.commands.progress import bar, loss_bar
 from livery.commands.reach import AsJson, ask, tell, words
 from livery.commands.shown_training import note, show_data, show_trained, warn
 from livery.commands.train_target import Target
-from livery.engine.base import ModelRefused
-from livery.engine.quantization import check_flag
+from livery.engine.base import EngineConfig, ModelRefused
+from livery.engine.quantization import check_flag, choose_quantization
 from livery.models import ResolvedModel, base_digest, resolve_model
 from livery.text import Tokenizer
 from livery.training.curve import draw
@@ -116,8 +116,7 @@ def _answer(file: Path, out: Path | None, check: bool, target: Target | None) ->
         warn([f"{len(data.broken)} broken lines are left out, the first of them {data.broken[0]}"])
     settings = {"run": run.to_json(), "data": list(data.sha256), "base": base_digest(asked.base.path)}
     # The base's digest is of its weights: its tokenizer and chat template show in what they make of the data.
-    settings |= {"examples_as_tokens": data.encoded, "libraries": versions()}
-    settings |= rendered_on
+    settings |= {"examples_as_tokens": data.encoded} | rendered_on | _machine(asked)
     if start:
         settings["start_from"] = start.digest
     found = finished_report(asked.out)
@@ -144,6 +143,23 @@ def _tokenizer(asked: Asked) -> tuple[Tokenizer, Json]:
     except (TypeError, ValueError):
         began = datetime.now().replace(microsecond=0)
     return tokenizer.at(began), {"rendered_on": began.isoformat()}
+
+
+def _machine(asked: Asked) -> Json:
+    """What a run's numbers depend on here: where it computes, in which type, by which libraries.
+
+    Raises CommandFailed, ModelRefused.
+    """
+    from livery.training.model import TrainingStopped, chosen_device, chosen_dtype  # these need torch and the extra
+
+    run = asked.run
+    try:
+        device = chosen_device(run)
+    except TrainingStopped as stopped:
+        raise CommandFailed(str(stopped)) from stopped
+    held = choose_quantization(EngineConfig(str(asked.base.path), quantization=run.quantization), device)
+    dtype = str(chosen_dtype(run, device)).removeprefix("torch.")
+    return {"device": device, "dtype": dtype, "libraries": versions(held.scheme.modules if held else ())}
 
 
 def _added(asked: Asked, data: Data, target: Target, found: Json) -> Json:

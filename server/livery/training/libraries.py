@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
+from collections.abc import Iterable
 
 NEEDED = ("accelerate", "datasets", "peft", "trl")
 TRL_FROM = (1, 16)  # whose trainers take examples as they are encoded here
@@ -34,6 +35,6 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def versions() -> dict[str, str]:
-    """Of all that decides about numbers."""
-    return {name: importlib.metadata.version(name) for name in TOLD}
+def versions(more: Iterable[str]) -> dict[str, str]:
+    """Of all that decides about numbers; `more` are modules that hold a quantised base."""
+    return {name: importlib.metadata.version(name) for name in sorted({*TOLD, *more})}
