@@ -153,15 +153,17 @@ def test_an_adapter_may_be_called_base(
     for adapter, how in (("first", ()), ("second", ("--no-activate",))):
         livery("adapters", "add", "base", made / "adapters" / adapter, "--url", server.url, *how, "--json").json()
     against = (("active", "base"), ("base", "the base"))
+    there = livery("adapters", "eval", "base@2", "--url", server.url, *on).json()
+    found = [nats(there, label) for label in ("the base", "base", "base@2")]
+    assert found == pytest.approx([bare, first, second], rel=1e-5)
     for where, gates in ((["--url", server.url], against), (["--data", data_of(server)], against[:1])):
-        there = livery("adapters", "eval", "base@2", *where, *on).json()
-        found = [nats(there, label) for label in ("the base", "base", "base@2")]
-        assert found == pytest.approx([bare, first, second], rel=1e-5)
         for than, other in gates:
             gate = ["--if-better-than", than, "--metric", "perplexity", "--on", made / "log.txt", "--by", "0.99"]
             done = livery("adapters", "activate", "base", "2", *where, *gate, "--json")
             judged = json.loads(done.out)["judgement"]
-            one, two = (math.exp(nats(judged["evaluation"], label)) for label in ("base@2", other))
+            found = [nats(judged["evaluation"], label) for label in ("base@2", other)]
+            assert (found[0] > found[1]) == (second > (first if than == "active" else bare)), "nobody else's numbers"
+            one, two = map(math.exp, found)
             assert (done.code, f"perplexity {one:.4f} against {two:.4f} of {other}" in judged["words"]) == (3, True)
     (tmp_path / "few.txt").write_text("The keeper lit the lamp.")
     gate = ["--if-better-than", "active", "--metric", "perplexity", "--on", tmp_path / "few.txt", "--sure"]
