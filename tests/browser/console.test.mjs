@@ -4,56 +4,13 @@ import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 import { promisify } from "node:util";
-import { chromium } from "playwright-core";
+import { facts, look, names, on, opened, rows } from "./page.mjs";
 
-const facts = JSON.parse(process.env.LIVERY_CONSOLE);
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const WIDE = { width: 1200, height: 780 };
 const NARROW = { width: 390, height: 844 };
-const SLOW = { timeout: 30_000 };
-let browser;
-
-before(async () => {
-  browser = await chromium.launch({ executablePath: facts.chromium, args: ["--no-sandbox"] });
-});
-after(() => browser?.close());
-
-/** A page of the console; `run` gets it, and afterwards nothing may have gone wrong in it. */
-async function on({ url = facts.url, size = WIDE, scheme = "light", mayFail = false, permissions = [], prepare }, run) {
-  const context = await browser.newContext({ viewport: size, colorScheme: scheme, reducedMotion: "reduce", permissions });
-  context.setDefaultTimeout(SLOW.timeout);
-  const page = await context.newPage();
-  const wrong = [];
-  page.on("pageerror", (error) => wrong.push(error.message));
-  page.on("console", (message) => {
-    const words = message.text();
-    if (message.type() === "error" && !(mayFail && words.startsWith("Failed to load resource"))) wrong.push(words);
-  });
-  await page.addInitScript(() => {
-    document.addEventListener("securitypolicyviolation", (event) => console.error(`policy: ${event.violatedDirective}`));
-  });
-  try {
-    await prepare?.(page);
-    await page.goto(`${url}/ui`);
-    await run(page);
-    assert.deepEqual(wrong, []);
-  } finally {
-    await context.close();
-  }
-}
-
-const rows = (page) => page.locator("[data-rows] tr");
-const names = (page) => page.locator("[data-rows] button.name").allTextContents();
-const opened = (page) => rows(page).first().waitFor();
-
-/** Search for one adapter and open what there is to see of it. */
-async function look(page, name) {
-  await page.getByRole("searchbox").fill(name);
-  await page.getByRole("button", { name, exact: true }).click();
-  await page.getByRole("dialog").getByRole("heading", { name, exact: true }).waitFor();
-}
 
 async function violations(page) {
   // Evaluated by the debugger, which no policy of the page binds.

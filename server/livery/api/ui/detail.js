@@ -1,7 +1,9 @@
 // One adapter: how it stands, its versions, what it changes, and the verbs for who may use them.
 
 import { ago, bytes, confirmed, el, kind, notice, number, part, seconds } from "./dom.js";
-import { json, named, Refused } from "./server.js";
+import { json, named, Refused, status, told } from "./server.js";
+
+const AT_MOST = 100; // names that hold this one, among which it is looked for
 
 export class Detail {
   constructor(root, refresh) {
@@ -12,6 +14,7 @@ export class Detail {
     this.asking = part(root, "confirm");
     this.caller = null;
     this.adapter = null;
+    this.unread = false; // its versions, as the server didn't answer
     part(this.dialog, "close").addEventListener("click", () => this.dialog.close());
     this.dialog.addEventListener("close", () => (this.adapter = null));
   }
@@ -25,32 +28,39 @@ export class Detail {
     await this.read();
   }
 
-  /** The table was read anew. */
-  update(rows) {
-    const found = this.adapter && rows.find((row) => row.name === this.adapter.name);
-    if (!found) return;
+  /** The table was read anew: the adapter stands in it, or on another page of it. */
+  async update(rows) {
+    const name = this.adapter?.name;
+    if (!name) return;
+    if (this.unread) await this.read();
+    const found = rows.find((row) => row.name === name) ?? (await elsewhere(name));
+    if (!found || this.adapter?.name !== name) return;
     this.adapter = found;
     this.body.querySelector("[data-facts]")?.replaceWith(this.facts());
   }
 
-  /** Read its versions and its report, where the caller may. */
+  /** Read its versions and its report, where the caller may. What is done to it goes by what was read here. */
   async read() {
-    const name = this.adapter.name;
-    const sections = [this.facts()];
-    if (this.caller.may.manage && this.adapter.own) {
+    const { name, own } = this.adapter;
+    const [above, below] = [[], []];
+    this.unread = false;
+    if (this.caller.may.manage && own) {
       try {
         const [history, whole] = await Promise.all([
           json("GET", `v1/adapters/${named(name)}/versions`),
           json("GET", `v1/adapters/${named(name)}`),
         ]);
-        sections.unshift(this.verbs(history.data));
-        sections.push(this.versions(history.data), changes(whole.coverage ?? {}));
+        if (this.adapter?.name !== name) return;
+        const { generation, pinned, state } = whole;
+        this.adapter = { ...this.adapter, generation, pinned, state };
+        above.push(this.verbs(history.data));
+        below.push(this.versions(history.data), changes(whole.coverage ?? {}));
       } catch (error) {
-        if (!(error instanceof Refused)) throw error;
-        sections.push(el("p", { className: "quiet", textContent: error.message }));
+        below.push(el("p", { className: "quiet", textContent: told(error) }));
+        this.unread = this.adapter?.name === name && !(error instanceof Refused);
       }
     }
-    if (this.adapter?.name === name) this.body.replaceChildren(...sections.filter(Boolean));
+    if (this.adapter?.name === name) this.body.replaceChildren(...[...above, this.facts(), ...below].filter(Boolean));
   }
 
   facts() {
@@ -106,8 +116,7 @@ export class Detail {
       await verb();
       notice(`${done}: ${name}`);
     } catch (error) {
-      if (!(error instanceof Refused) && !(error instanceof TypeError)) throw error;
-      return void notice(error instanceof Refused ? error.message : "The server doesn't answer; try again.");
+      return void notice(told(error));
     }
     if (closes) this.dialog.close();
     await this.refresh();
@@ -131,6 +140,12 @@ export class Detail {
     }
     return el("section", {}, el("h3", {}, "Versions"), list);
   }
+}
+
+/** An adapter's line of the table, on whatever page it is; undefined where that can't be told. */
+async function elsewhere(name) {
+  const found = await status({ search: name.slice(0, 256), limit: AT_MOST }).catch(() => null);
+  return found?.adapters.data.find((row) => row.name === name);
 }
 
 /** What an adapter changes of the base, from its coverage report. */

@@ -1,7 +1,7 @@
 // Loading an adapter: its two files from this machine, or a source that the server fetches.
 
 import { notice, part } from "./dom.js";
-import { json, named, Refused } from "./server.js";
+import { json, named, told } from "./server.js";
 
 const FILES = ["adapter_config.json", "adapter_model.safetensors"]; // in the order in which the server reads them
 
@@ -48,8 +48,7 @@ export class Loading {
       notice(`Loaded: ${name}, version ${answer.version}`);
       await this.refresh();
     } catch (error) {
-      if (!(error instanceof Refused) && !(error instanceof TypeError) && !(error instanceof RangeError)) throw error;
-      this.error.textContent = error instanceof TypeError ? "The server doesn't answer; try again." : error.message;
+      this.error.textContent = error instanceof RangeError ? error.message : told(error);
     } finally {
       button.disabled = false;
       button.textContent = "Load";

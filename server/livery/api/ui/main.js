@@ -4,7 +4,7 @@ import { Adapters, PAGE } from "./adapters.js";
 import { notice, part, say } from "./dom.js";
 import { showOverview } from "./overview.js";
 import { Requests } from "./requests.js";
-import { key, Refused, setKey, status } from "./server.js";
+import { carries, key, Refused, setKey, status, told } from "./server.js";
 import { TryIt } from "./tryit.js";
 
 const EVERY_MS = 2000;
@@ -12,6 +12,7 @@ const root = document.getElementById("root");
 let shown = null; // the parts of the console, null while there is a login or nothing
 let timer = null;
 let turn = 0; // which asking counts: an older one's answer is passed over
+let asking = new AbortController();
 
 const template = (name) => document.getElementById(name).content.cloneNode(true);
 
@@ -23,7 +24,12 @@ function showLogin(words) {
   root.querySelector("#key-error").textContent = words;
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    setKey(field.value.trim());
+    const given = field.value.trim();
+    if (!carries(given)) {
+      root.querySelector("#key-error").textContent = "This key has letters that no HTTP header can carry; copy it again.";
+      return;
+    }
+    setKey(given);
     refresh();
   });
   field.focus();
@@ -40,9 +46,12 @@ function showConsole() {
   shown = { adapters: new Adapters(root, refresh), tryIt: new TryIt(root), requests: new Requests(root) };
 }
 
+/** Whatever is still on its way is no longer wanted. */
 function close() {
   shown?.tryIt.stop();
   shown = null;
+  turn += 1;
+  asking.abort();
   clearTimeout(timer);
 }
 
@@ -50,34 +59,41 @@ function close() {
 async function refresh() {
   const mine = ++turn;
   clearTimeout(timer);
+  asking.abort();
+  asking = new AbortController();
+  let pause = EVERY_MS;
   try {
-    const found = await status(shown ? shown.adapters.query : { limit: PAGE });
-    if (mine !== turn) return;
-    if (!shown) showConsole();
-    showOverview(root, found);
-    shown.adapters.show(found);
-    shown.requests.show(found.requests);
-    shown.tryIt.show(found);
-    pulse(found.engine.answers ? "live" : "lost", found.engine.answers ? "Live" : "The engine doesn't answer");
+    const found = await status(shown ? shown.adapters.query : { limit: PAGE }, asking.signal);
+    if (mine === turn) show(found);
   } catch (error) {
-    if (mine !== turn) return;
-    if (!failed(error)) return;
+    if (mine === turn) pause = failed(error);
+  } finally {
+    if (mine === turn && !document.hidden) timer = setTimeout(refresh, pause);
   }
-  if (!document.hidden) timer = setTimeout(refresh, EVERY_MS);
 }
 
-/** Say what went wrong. Whether to ask again. */
+function show(found) {
+  if (!shown) showConsole();
+  showOverview(root, found);
+  shown.requests.show(found.requests);
+  shown.tryIt.show(found);
+  pulse(found.engine.answers ? "live" : "lost", found.engine.answers ? "Live" : "The engine doesn't answer");
+  shown.adapters.show(found); // which may want another page of them
+}
+
+/** Say what went wrong. When to ask again, in milliseconds: a login asks no more until there is a key. */
 function failed(error) {
   if (error instanceof Refused && [401, 403].includes(error.status)) {
     const had = key();
     setKey(null);
     showLogin(had ? error.message : "");
-    return false;
+    return EVERY_MS;
   }
-  if (!(error instanceof Refused) && !(error instanceof TypeError) && error.name !== "TimeoutError") throw error;
-  if (shown) pulse("lost", "The server doesn't answer; trying again");
-  else notice("The server doesn't answer; trying again.");
-  return true;
+  if (shown) pulse("lost", "Something went wrong; trying again");
+  const words = told(error, "trying again");
+  if (shown) pulse("lost", words);
+  else notice(words);
+  return Math.max(EVERY_MS, error.waitMs ?? 0);
 }
 
 function pulse(state, words) {

@@ -2,15 +2,25 @@
 
 const STORED = "livery-key";
 const PATIENCE_MS = 10000;
+const LONGEST_MS = 300_000; // that a Retry-After is waited for
 let forgetful = null; // the key, where the browser keeps nothing
 
-/** The server refused; `code` is for programs, the message for people. */
+/** The server refused; `code` is for programs, the message for people. `waitMs` is how long it wants to be left alone. */
 export class Refused extends Error {
-  constructor(status, error) {
+  constructor(status, error, retryAfter = null) {
     super(error?.message ?? `The server answered with status ${status}.`);
     this.status = status;
     this.code = error?.code ?? null;
+    this.waitMs = Math.min(LONGEST_MS, 1000 * (Number(retryAfter) || 0));
   }
+}
+
+/** What went wrong with an asking, for people; what is no failure of an asking is thrown again. */
+export function told(error, next = "try again.") {
+  if (error instanceof Refused) return error.message;
+  if (error instanceof SyntaxError) return `What answers here isn't Livery, but a page, such as a proxy's sign-in; ${next}`;
+  if (error instanceof TypeError || error.name === "TimeoutError") return `The server doesn't answer; ${next}`;
+  throw error;
 }
 
 export function key() {
@@ -20,6 +30,9 @@ export function key() {
     return forgetful;
   }
 }
+
+/** Whether a header can carry it, which takes no other letters. */
+export const carries = (value) => /^[\x20-\x7e]*$/.test(value);
 
 export function setKey(value) {
   forgetful = value;
@@ -49,16 +62,19 @@ export async function send(method, path, { body, files, signal } = {}) {
     cache: "no-store",
     credentials: "omit",
   });
-  if (!answer.ok) throw new Refused(answer.status, (await answer.json().catch(() => null))?.error);
+  if (!answer.ok) {
+    const error = (await answer.json().catch(() => null))?.error;
+    throw new Refused(answer.status, error, answer.headers.get("retry-after"));
+  }
   return answer;
 }
 
 export const json = async (method, path, more) => (await send(method, path, more)).json();
 
-/** How everything is. */
-export function status(query) {
+/** How everything is; whoever asks may call it off by `signal`. */
+export function status(query, signal) {
   const wanted = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== ""));
-  return json("GET", `v1/status?${wanted}`, { signal: AbortSignal.timeout(PATIENCE_MS) });
+  return json("GET", `v1/status?${wanted}`, { signal: AbortSignal.any([AbortSignal.timeout(PATIENCE_MS), ...(signal ? [signal] : [])]) });
 }
 
 /** The data of a stream's events, as they come, up to its end. */

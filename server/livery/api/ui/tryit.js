@@ -2,7 +2,7 @@
 
 import { el, notice, number, part, say, seconds } from "./dom.js";
 import { curl, python } from "./snippets.js";
-import { at, events, Refused, send, status } from "./server.js";
+import { at, events, send, status, told } from "./server.js";
 
 export class TryIt {
   constructor(root) {
@@ -79,6 +79,7 @@ export class TryIt {
 class Pane {
   constructor(side, suggest, body) {
     this.body = body;
+    this.latest = null; // the signal of the run that the pane shows
     this.input = el("input", { value: "", required: true, autocomplete: "off", spellcheck: false });
     this.input.setAttribute("list", "models");
     let pause = null;
@@ -104,6 +105,7 @@ class Pane {
   }
 
   async run(body, signal) {
+    this.latest = signal;
     const began = performance.now();
     let first = null;
     let tokens = 0;
@@ -114,6 +116,7 @@ class Pane {
       const asked = { model: this.input.value.trim(), ...body, stream: true, stream_options: { include_usage: true } };
       const path = body.messages ? "v1/chat/completions" : "v1/completions";
       for await (const event of events(await send("POST", path, { body: asked, signal }))) {
+        if (this.latest !== signal) return;
         const choice = event.choices?.[0];
         const text = choice?.delta?.content ?? choice?.text ?? "";
         if (text && first === null) {
@@ -126,9 +129,9 @@ class Pane {
       const took = (performance.now() - began) / 1000;
       say(this.foot, `${number(tokens)} tokens in ${seconds(took)}, the first after ${seconds(first === null ? null : first / 1000)}`);
     } catch (error) {
-      say(this.foot, words(error));
+      if (this.latest === signal) say(this.foot, error.name === "AbortError" ? "Stopped" : told(error));
     } finally {
-      this.answer.dataset.busy = "no";
+      if (this.latest === signal) this.answer.dataset.busy = "no";
     }
   }
 
@@ -139,13 +142,6 @@ class Pane {
     say(this.code[0].text, curl(at(chat ? "v1/chat/completions" : "v1/completions"), asked));
     say(this.code[1].text, python(at("v1"), asked, chat));
   }
-}
-
-function words(error) {
-  if (error.name === "AbortError") return "Stopped";
-  if (error instanceof Refused) return error.message;
-  if (error instanceof TypeError) return "The server doesn't answer; try again.";
-  throw error;
 }
 
 function snippet(name) {
