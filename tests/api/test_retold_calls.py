@@ -36,7 +36,7 @@ class Speaking:
         self.tokenizer = Tokenizer(TokenizerFiles(files.tokenizer, template, files.named_tokens))
         self.says = THOUGHT
         behaviour = Behaviour(script=lambda _: [*self.tokenizer.encode(self.says), 0])
-        self.server = LiveServer(Setup(behaviour, max_model_len=2048, eos_token_ids=(0,)), self.tokenizer, folder)
+        self.server = LiveServer(Setup(behaviour, max_model_len=8192, eos_token_ids=(0,)), self.tokenizer, folder)
         self.server.start()
 
     @property
@@ -283,3 +283,37 @@ def test_a_response_tells_schemas_with_whole_numbers_of_any_length(speaking: Spe
     assert answer.status_code == 200, answer.text
     told = answer.text.count(f'"maximum":{2**64}')
     assert told == (6 if stream else 2), "in the first two events and the last"
+
+
+def test_tools_have_the_same_bounds_whichever_route_they_come_by(speaking: Speaking) -> None:
+    """As many as there may be and with the longest names, and one more or longer."""
+
+    def ask(path: str, names: list[str]) -> tuple[int, str]:
+        functions = [{"type": "function", "name": name} for name in names]
+        fields: dict[str, Any] = {
+            "chat/completions": {"tools": [{"type": "function", "function": {"name": name}} for name in names]},
+            "responses": {"input": "Hi", "tools": functions, "max_output_tokens": 1},
+            "messages": {"tools": [{"name": name, "input_schema": {"type": "object"}} for name in names]},
+        }[path]
+        body = {**BODY, **fields, "max_tokens": 1} if path != "responses" else {"model": BASE, **fields}
+        answer = httpx.post(f"{speaking.server.url}/v1/{path}", json=body, timeout=30)
+        return answer.status_code, answer.text
+
+    most = [f"{at:02}".ljust(6, "x") for at in range(128)]
+    for path in ("chat/completions", "responses", "messages"):
+        assert ask(path, ["x" * 128])[0] == 200, path
+        assert ask(path, most)[0] == 200, path
+        for names, place in ((["x" * 129], "tools.0"), ([*most, "last"], "tools")):
+            status, text = ask(path, names)
+            assert (status, place in text) == (400, True), (path, text)
+    described = httpx.get(f"{speaking.server.url}/openapi.json", timeout=30).json()["components"]["schemas"]
+    for body, tool in (
+        ("ChatCompletionBody", "FunctionBody"), ("ResponsesBody", "FunctionTool"), ("MessagesBody", "MessagesTool")
+    ):  # fmt: skip
+        assert _bound(described[body]["properties"]["tools"], "maxItems") == 128
+        assert _bound(described[tool]["properties"]["name"], "maxLength") == 128
+
+
+def _bound(schema: dict[str, Any], name: str) -> int:
+    """Of a field, which may be null as well."""
+    return next(one[name] for one in schema.get("anyOf", [schema]) if name in one)

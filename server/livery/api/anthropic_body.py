@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from livery.api.body import Body, WholeBody
+from livery.api.chat_tools import MAX_TOOLS, FunctionName
 from livery.api.ignored import Name, Table, Word, ignored
 from livery.api.retold import chat_body
 from livery.api.schemas import ChatCompletionBody, ModelName, Text
@@ -47,7 +48,7 @@ class InputMessage(Body):
 
 
 class MessagesTool(Body):
-    name: Name
+    name: FunctionName
     type: Word | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
@@ -56,7 +57,7 @@ class MessagesTool(Body):
 
 class MessagesToolChoice(Body):
     type: Word
-    name: Name | None = None
+    name: FunctionName | None = None
     disable_parallel_tool_use: bool | None = None
 
 
@@ -80,7 +81,7 @@ class CountTokensBody(WholeBody):
     messages: list[InputMessage] = Field(min_length=1, max_length=4096)
     model: ModelName | None = None
     system: str | list[ContentBlock] | None = None
-    tools: list[MessagesTool] | None = Field(None, max_length=256)
+    tools: list[MessagesTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: MessagesToolChoice | None = None
     output_config: OutputConfig | None = None
     thinking: Table | None = ignored("models think or don't, as their template says")

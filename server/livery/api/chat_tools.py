@@ -12,10 +12,11 @@ from livery.api.body import Body
 from livery.refusals import InvalidParameter, UnsupportedParameter
 from livery.tools.use import Function, ToolUse
 
-MAX_TOOLS = 128  # OpenAI's bound
+MAX_TOOLS = 128  # OpenAI's bound, whichever route they come by
+MAX_NAME = 128  # Anthropic's bound; OpenAI's is 64
 MAX_TOOLS_CHARACTERS = 256 * 1024  # of all tools as JSON
 
-FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
+FunctionName = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=r"^[a-zA-Z0-9_.-]+$")]
 Schema = dict[str, Any]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from livery.api.body import Body, WholeBody
+from livery.api.chat_tools import MAX_TOOLS, FunctionName
 from livery.api.ignored import Metadata, Name, Table, Word, ignored
 from livery.api.retold import chat_body
 from livery.api.schemas import ChatCompletionBody, ModelName
@@ -76,7 +77,7 @@ class TextOptions(Body):
 
 class FunctionTool(Body):
     type: str = Field(max_length=64)
-    name: Name | None = None
+    name: FunctionName | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -100,7 +101,7 @@ class ResponsesBody(WholeBody):
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     text: TextOptions | None = None
-    tools: list[FunctionTool] | None = Field(None, max_length=256)
+    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Word | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
