@@ -207,6 +207,12 @@ class Settings(BaseModel):
         1, ge=1, le=64, description="Processes that serve HTTP over the one engine; more where one core isn't enough"
     )
     max_connections: int = Field(0, ge=0, description="Most connections at once; 0: as many as descriptors allow")
+    max_body: ByteSize = Field(
+        ByteSize(2 << 20),
+        ge=1 << 16,
+        le=32 << 20,
+        description="Most bytes of a request's body, as in 4MiB; four times as many for embeddings, classes and scores",
+    )
     engine_restarts: int = Field(
         5, ge=0, description="Times within ten minutes that a lost engine is started anew; 0: its end is the server's"
     )

@@ -15,6 +15,7 @@ import openai
 from fastapi import FastAPI
 
 from livery.api.app import create_admin_app, create_app
+from livery.api.boundary import MAX_BODY
 from livery.api.edges import EdgeConfig, EdgeServer
 from livery.assembly import Assembly, ServerParts, assemble, gate_for, source_policy
 from livery.data_folder import DataFolder
@@ -62,6 +63,7 @@ class Setup:
     parsers: ParserNames = AS_THE_TEMPLATE
     strict_params: bool = False
     request_timeout_s: float = 0.0
+    max_body: int = MAX_BODY
     allow_source: tuple[str, ...] = ()
     registry: str | None = None  # of several servers
     tracing: TraceSink | None = None
@@ -175,6 +177,7 @@ class LiveServer:
                 strict_params=setup.strict_params,
                 request_timeout_s=setup.request_timeout_s,
                 tracing=setup.tracing,
+                max_body=setup.max_body,
             )
             server = EdgeServer(EdgeConfig(self.app, port=0, timeout_graceful_shutdown=setup.drain_s))
             servers = [server]

@@ -327,10 +327,21 @@ def test_a_body_over_the_limit_is_refused_with_and_without_its_length(server: Li
     url = f"{server.url}/v1/chat/completions"
     known = httpx.post(url, content=big, headers={"content-type": "application/json"})
     assert known.status_code == 413
-    assert check_shape(known)["code"] == "request_too_large"
+    error = check_shape(known)
+    assert error["code"] == "request_too_large"
+    assert "2097152 bytes" in error["message"] and "--max-body" in error["message"]
     pieces = iter([big[: 1 << 20], big[: 1 << 20], b" "])  # no content-length: sent in chunks
     unknown = httpx.post(url, content=pieces, headers={"content-type": "application/json"})
     assert unknown.status_code == 413
+
+
+def test_an_operator_says_how_long_a_body_may_be(serve: Serve) -> None:
+    big = b" " * (1 << 16) + b"{}"
+    url = f"{serve(Setup(max_body=1 << 16)).url}/v1/"
+    headers = {"content-type": "application/json"}
+    assert httpx.post(f"{url}chat/completions", content=big, headers=headers).status_code == 413
+    assert httpx.post(f"{url}embeddings", content=big, headers=headers).status_code == 400
+    assert httpx.post(f"{url}embeddings", content=4 * big, headers=headers).status_code == 413
 
 
 def test_the_context_length_is_named(serve: Serve) -> None:

@@ -121,6 +121,16 @@ def test_a_long_list_comes_in_order_and_takes_turns(live: LiveServer) -> None:
     assert error(post(live, "/v1/embeddings", model=BASE, input=[*inputs, [3]])) == (400, "invalid_value", "input")
 
 
+def test_a_list_of_passages_fits_in_a_body(live: LiveServer) -> None:
+    """A thousand of 3 KB each, as LangChain sends them; more bytes than a list may have are told with the remedy."""
+    data = live.client().embeddings.create(model=BASE, input=["-" * 3000] * 1000).data
+    assert [item.index for item in data] == list(range(1000))
+    answer = post(live, "/v1/embeddings", model=BASE, input=["-" * 5000] * 2000)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+    message = answer.json()["error"]["message"]
+    assert "8388608 bytes" in message and "fewer inputs" in message and "--max-body" in message
+
+
 def test_classes_in_vllms_shape(live: LiveServer, saved: Path) -> None:
     answer = post(live, "/classify", model="sorts", input=["Ahoy", "matey"])
     body = answer.json()

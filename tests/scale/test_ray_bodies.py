@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from livery.api.boundary import MAX_BODY
+from livery.api.boundary import MAX_BODY, most_bytes
 from livery.refusals import Overloaded
 from livery.scale.ray_bodies import MOST_HELD, Bodies, Body
 
@@ -32,6 +32,9 @@ async def test_a_body_takes_the_room_of_what_has_come_of_it_until_it_leaves() ->
 async def test_of_a_body_that_is_too_long_a_byte_more_is_read_than_the_api_takes() -> None:
     bodies = Bodies()
     assert len(await Body(bodies).read(pieces(MAX_BODY, 3, 1 << 30))) == MAX_BODY + 1
+    most = most_bytes("/v1/embeddings")
+    assert most > MAX_BODY
+    assert len(await Body.to(bodies, "/v1/embeddings").read(pieces(most, 3, 1 << 30))) == most + 1
 
 
 async def test_a_body_is_refused_where_it_does_not_fit_also_in_its_middle() -> None:

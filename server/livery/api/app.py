@@ -22,7 +22,7 @@ from livery.api import (
 )
 from livery.api import usage as usage_route
 from livery.api.access import Access
-from livery.api.boundary import Boundary
+from livery.api.boundary import MAX_BODY, Boundary
 from livery.api.context import Context
 from livery.api.routes import Routes
 from livery.api.sse import KEEP_ALIVE_S
@@ -68,17 +68,19 @@ def create_app(
     root_path: str = "",
     strict_params: bool = False,
     request_timeout_s: float = 0.0,
+    max_body: int = MAX_BODY,
     tracing: TraceSink | None = None,
 ) -> FastAPI:
     """The application over a service that is ready to take requests; pages of `cors_origins` may call it.
 
     `root_path` is a prefix that requests may carry, as a proxy shows the server under it. `strict_params`: unknown
     fields are refused. `request_timeout_s`: the most that a request may take, also one that names no time; 0: any.
+    `max_body`: the most bytes of a request's body.
     """
     app = _application("Livery")
     unknown = UnknownFields(service.metrics, strict=strict_params)
     app.state.context = Context(service, management, usage, keep_alive_s, unknown, Overview(service), request_timeout_s)
-    _mount(app, ROUTERS, doors, service, root_path=root_path, tracing=tracing)
+    _mount(app, ROUTERS, doors, service, root_path=root_path, tracing=tracing, max_body=max_body)
     if cors_origins:  # outside the boundary: a browser asks without a key whether it may ask
         app.add_middleware(
             CORSMiddleware,
@@ -121,6 +123,7 @@ def _mount(
     rest: Purpose = "ask",
     root_path: str = "",
     tracing: TraceSink | None = None,
+    max_body: int = MAX_BODY,
 ) -> None:
     """Give an application its routes, the answers for what goes wrong, and the boundary around them."""
     for router, _ in routers:
@@ -134,4 +137,5 @@ def _mount(
         admission=service.admission,
         root_path=root_path,
         tracing=tracing,
+        max_body=max_body,
     )

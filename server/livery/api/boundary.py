@@ -30,7 +30,9 @@ from livery.tenancy.room import Part
 
 log = logging.getLogger("livery.access")
 
-MAX_BODY = 2 << 20  # bytes
+MAX_BODY = 2 << 20  # bytes, unless a server takes more
+MANY_TEXTS = frozenset({"/v1/embeddings", "/classify", "/v1/score", "/score"})  # clients send thousands at once
+MANY = 4  # times as many bytes as others' bodies theirs may have
 BODY_TIMEOUT_S = 30.0
 # Whoever sends one of these speaks for somebody else, or is not to be believed about who it is.
 FORWARDING_HEADERS = (
@@ -83,8 +85,10 @@ class Boundary:
         admission: Admission,
         root_path: str = "",
         tracing: TraceSink | None = None,
+        max_body: int = MAX_BODY,
     ) -> None:
         self._app = app
+        self._max_body = max_body
         self._tracing = tracing
         self._admission = admission
         self._doors = doors
@@ -142,18 +146,19 @@ class Boundary:
             record.claim = await self._admission.count(record.principal)
         streams = streams_upload(method, path, headers.get("content-type", ""))
         unread = streams or record.purpose in PROBES  # which have no bodies, and are asked without a key
-        await self._app(scope, receive if unread else await self._with_body(record, headers, receive), reply)
+        await self._app(scope, receive if unread else await self._with_body(record, path, headers, receive), reply)
 
-    async def _with_body(self, record: RequestRecord, headers: Headers, receive: Receive) -> Receive:
+    async def _with_body(self, record: RequestRecord, path: str, headers: Headers, receive: Receive) -> Receive:
         """Read the whole body first, within limits of size and time, and hand it on as one message."""
-        size = announced(headers)
-        if size > MAX_BODY:
-            raise _too_large()
+        most = most_bytes(path, self._max_body)
+        size = announced(headers, most)
+        if size > most:
+            raise _too_large(path, most)
         if size:
             record.body = self._admission.hold_body(record.principal, size)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
-                body = await _read(receive)
+                body = await _read(receive, path, most)
         except TimeoutError:
             raise BodyTooSlow(f"The request body didn't arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
         if record.body is not None and len(body) < size:
@@ -313,15 +318,20 @@ def _method(scope: Scope) -> str:
     return method if method in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH") else "OTHER"
 
 
-def announced(headers: Headers) -> int:
+def most_bytes(path: str, max_body: int = MAX_BODY) -> int:
+    """How many bytes a body may have that is sent to this path of a server that takes `max_body`."""
+    return MANY * max_body if path in MANY_TEXTS else max_body
+
+
+def announced(headers: Headers, most: int) -> int:
     """How many bytes a body is said to have: as many as one may have where that isn't said."""
     if "transfer-encoding" in headers:
-        return MAX_BODY
+        return most
     length = headers.get("content-length", "0")
-    return int(length) if length.isdigit() else MAX_BODY
+    return int(length) if length.isdigit() else most
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read(receive: Receive, path: str, most: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     more = True
@@ -331,11 +341,14 @@ async def _read(receive: Receive) -> bytes:
             raise ClientGone
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > MAX_BODY:
-            raise _too_large()
+        if size > most:
+            raise _too_large(path, most)
         more = message.get("more_body", False)
     return b"".join(parts)
 
 
-def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"The request body is over the limit of {MAX_BODY} bytes.")
+def _too_large(path: str, most: int) -> BodyTooLarge:
+    remedy = "Send fewer inputs at once (the client's chunk or batch size)" if path in MANY_TEXTS else "Shorten it"
+    return BodyTooLarge(
+        f"The request body is over the limit of {most} bytes. {remedy}, or let the operator raise --max-body."
+    )

@@ -87,6 +87,7 @@ def application(settings: Settings, parts: ServerParts, doors: Doors, tracing: T
         root_path=settings.root_path,
         strict_params=settings.strict_params,
         request_timeout_s=settings.request_timeout,
+        max_body=int(settings.max_body),
         tracing=tracing,
     )
 

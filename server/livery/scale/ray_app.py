@@ -177,10 +177,10 @@ class Ingress:
         """Ray calls it for every request."""
         path = route_path(request.scope)
         upload = streams_upload(request.method, path, request.headers.get("content-type", ""))
-        body = Body(self._bodies)
+        body = Body.to(self._bodies, path)
         try:
             if not upload:
-                body.check(announced(request.headers))
+                body.check(announced(request.headers, body.most))
             forwarded, rest = await _read(request, path, body, upload, self._application)
             return await self._answer(forwarded, rest, path)
         except ClientDisconnect:

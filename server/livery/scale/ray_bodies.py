@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from livery.api.boundary import BODY_TIMEOUT_S, MAX_BODY
+from livery.api.boundary import BODY_TIMEOUT_S, MAX_BODY, most_bytes
 from livery.api.errors import BodyTooSlow
 from livery.refusals import Overloaded
 
@@ -29,14 +29,20 @@ class Bodies:
 
 @dataclass(slots=True)
 class Body:
-    """One of them, and how many bytes of it are here."""
+    """One of them, how many bytes it may have, and how many of it are here."""
 
     bodies: Bodies
+    most: int = MAX_BODY
     size: int = 0
+
+    @classmethod
+    def to(cls, bodies: Bodies, path: str) -> Body:
+        """One that is sent to this path."""
+        return cls(bodies, most_bytes(path))
 
     def check(self, more: int) -> None:
         """Raises Overloaded where there is no room for so many bytes more."""
-        if self.bodies.held + min(more, MAX_BODY) > MOST_HELD:
+        if self.bodies.held + min(more, self.most) > MOST_HELD:
             raise Overloaded(MOST_HELD >> 20, "MiB of request bodies", 1)
 
     async def read(self, rest: AsyncIterator[bytes]) -> bytes:
@@ -52,11 +58,11 @@ class Body:
                     self.bodies.held += len(piece)
                     self.size += len(piece)
                     found += piece
-                    if len(found) > MAX_BODY:
+                    if len(found) > self.most:
                         break
         except TimeoutError:
             raise BodyTooSlow(f"The request body didn't arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
-        return bytes(found[: MAX_BODY + 1])
+        return bytes(found[: self.most + 1])
 
     def leave(self) -> None:
         """Give its room back."""

@@ -83,6 +83,8 @@ def _check(scale: Scale, given: Mapping[str, object], settings: Settings) -> Non
     for name in RAYS_OWN:  # as arguments: in the environment an image may have them, for who runs it without Ray
         if name in given:
             raise SettingsError(f"{name}: Ray Serve listens here, not Livery; say it in its http_options")
+    if settings.max_body != Settings.model_fields["max_body"].default:
+        raise SettingsError("max_body: Ray's ingress reads bodies before it knows a replica's limit; leave it out")
     for name in given:
         if name not in Settings.model_fields:
             raise SettingsError(f"{name}: there is no such argument; `livery serve --help` and Scale list them")
