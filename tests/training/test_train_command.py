@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from peft import IA3Config, LoraConfig
+from transformers import AutoConfig
 
 from cli.conftest import Livery
 from cli.processes import serving, url_in
 from engine.families import save
-from engine.oracle import save_adapter, save_tuned
+from engine.oracle import save_adapter, save_grown, save_tuned
 from livery.commands.train_target import Target
 from livery.models import base_digest, resolve_model
 
@@ -163,6 +165,27 @@ def test_an_adapter_that_cant_be_gone_on_with_is_named(run: Path, livery: Livery
     assert f"start_from is {other}: " in (told := said(other)) and "q_proj" in told
     run.write_text(RUN + f"start_from: {PIRATE}\n")
     assert livery("adapters", "train", run, "--check").code == 0
+
+
+def test_what_lies_beside_an_adapter_to_go_on_with_is_told(run: Path, livery: Livery) -> None:
+    """A run writes and encodes chats by the base's own."""
+    own = shutil.copytree(PIRATE, run.parent / "own")
+    (own / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    run.write_text(RUN + f"start_from: {own}\n")
+    done = livery("adapters", "train", run, "--check")
+    told = " ".join(done.err.split())
+    assert (done.code, f"start_from is {own}, and its chat template (chat_template.jinja" in told) == (0, True)
+    small = save("llama", run.parent / "models")
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    rows = AutoConfig.from_pretrained(small).vocab_size + 3
+    grown = save_grown(small, run.parent / "grown", 1, config, rows)
+    run.write_text(f"kind: sft\nbase: {small}\ndata: chats.jsonl\nstart_from: {grown}\n")
+    done = livery("adapters", "train", run, "--check")
+    told = " ".join(done.err.split())
+    assert (done.code, f"start_from is {grown}, which has rows for 3 tokens that {small} doesn't have" in told) == (
+        1,
+        True,
+    )
 
 
 def test_where_it_is_to_go_is_asked_before_anything_is_trained(

@@ -264,10 +264,35 @@ def _check_start(asked: Asked, start: Start) -> None:
         found, _ = _inspected(asked, start.path, Need(base=True, creates=True))
     except CommandFailed as failed:
         raise CommandFailed(f"start_from is {asked.run.start_from}: {failed}") from failed
-    if unused := found.get("unused"):
+    coverage = found["coverage"]
+    if rows := coverage["added_tokens"]:
         raise CommandFailed(
-            f"start_from is {asked.run.start_from}, and the base has no place for parts of it: {'; '.join(unused)}"
+            f"start_from is {asked.run.start_from}, which has rows for {rows} tokens that {asked.run.base} doesn't "
+            "have: a run trains with the base's own tokens. Name an adapter without them, or as base a model that was "
+            "saved with them (resize_token_embeddings), and as start_from an adapter that was trained on that one"
         )
+    warn(_beside_start(asked.run.start_from, coverage["beside"]))
+
+
+def _beside_start(name: str, beside: Json) -> list[str]:
+    """What lies beside it and is not used: examples are rendered and encoded as the base's, whatever it was trained on.
+
+    `beside` is as livery_adapters.beside.compare has it.
+    """
+    found = []
+    if beside.get("chat_template"):
+        found.append(
+            f"start_from is {name}, and its chat template (chat_template.jinja, or in tokenizer_config.json) differs "
+            "from the base's, by which this run writes chats, as a server does unless the adapter is added with "
+            "--use-template: if it was trained on chats of that template, put it into a copy of the base, and name "
+            "that as base"
+        )
+    if beside.get("added_tokens") or beside.get("tokenizer"):
+        found.append(
+            f"start_from is {name}, and its tokenizer.json differs from the base's, by which this run encodes: if it "
+            "was trained on texts that hold tokens of its own, they are now other tokens"
+        )
+    return found
 
 
 def _examined(asked: Asked, data: Data, trained: Trained, adapter: Path) -> tuple[Json, Json]:
