@@ -162,7 +162,6 @@ def test_an_adapter_may_be_called_base(
             done = livery("adapters", "activate", "base", "2", *where, *gate, "--json")
             judged = json.loads(done.out)["judgement"]
             found = [nats(judged["evaluation"], label) for label in ("base@2", other)]
-            assert (found[0] > found[1]) == (second > (first if than == "active" else bare)), "nobody else's numbers"
             one, two = map(math.exp, found)
             assert (done.code, f"perplexity {one:.4f} against {two:.4f} of {other}" in judged["words"]) == (3, True)
     (tmp_path / "few.txt").write_text("The keeper lit the lamp.")
