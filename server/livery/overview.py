@@ -159,7 +159,7 @@ class Overview:
             "kv": {
                 "total_tokens": stats.blocks_total * info.block_size,
                 "used_tokens": (stats.blocks_total - stats.blocks_free) * info.block_size,
-                "cached_tokens": stats.blocks_cached * info.block_size,
+                "cached_tokens": None if stats.blocks_cached is None else stats.blocks_cached * info.block_size,
             },
             "device": _adapters(stats.adapter_bytes, info.adapter_memory_bytes, len(stats.resident_adapters)),
             "host": _adapters(stats.host_adapter_bytes, info.host_adapter_memory_bytes, len(stats.host_adapters)),

@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 from engine.told_vllm import ToldVllm, ref
 from livery.engine.base import NOBODY, AdapterLoadFailed, EngineDead
 from livery.engine.vllm_process import CallFailed
+from livery.engine.vllm_watch import SlotCounts, StepCounts
+from livery.metrics import Metrics, Snapshot, Standing
+from service.test_metrics import INFO
 
 
 async def test_what_a_request_comes_for_while_another_makes_room_stays(tmp_path: Path) -> None:
@@ -163,3 +166,53 @@ async def test_a_pin_whose_outcome_nobody_waited_for_is_let_go_like_any_other(tm
     await asyncio.gather(keeping, letting_go, return_exceptions=True)
     goes_on.set()
     assert not told.pins and told.known
+
+
+async def test_what_vllm_swaps_in_its_slots_is_counted_as_it_is_seen(tmp_path: Path) -> None:
+    told = ToldVllm(tmp_path, host=8)
+    adapters, slots = told.adapters, told.adapters.slots
+    number = {name: (await adapters.hold(ref(name))).lora_int_id for name in ("a", "b", "c")}
+    assert (slots.loads, slots.from_host, slots.evictions) == (3, 0, 0)
+    told.device = {number["b"], number["c"]}  # there were two slots
+    assert await adapters.residents() == (("b", "c"), ("a",))
+    assert (slots.loads, slots.from_host, slots.evictions) == (3, 0, 1)
+    for name in ("a", "b"):  # vLLM has both, one of them in host memory
+        assert adapters.held(ref(name)) is not None
+    told.device = {number["a"], number["b"]}
+    for _ in range(2):
+        await adapters.residents()
+    assert (slots.loads, slots.from_host, slots.evictions) == (4, 1, 2)
+    for name, uses in (("a", 2), ("b", 2), ("c", 1)):
+        for _ in range(uses):
+            await adapters.release(name)
+        await adapters.unload(name)
+    assert slots.evictions == 4, "what was in no slot any more left none"
+    use = {one.digest: (one.loads, one.evictions, one.hits, one.misses) for one in slots.log.told()}
+    assert use == {"a": (2, 2, 0, 2), "b": (1, 1, 1, 1), "c": (1, 1, 0, 1)}
+
+
+async def test_what_comes_while_it_is_looked_did_not_leave(tmp_path: Path) -> None:
+    told = ToldVllm(tmp_path, host=8)
+    goes_on = told.hold_up("livery_adapters")
+    looking = asyncio.create_task(told.adapters.residents())
+    await told.reached["livery_adapters"].wait()
+    number = (await told.adapters.hold(ref("a"))).lora_int_id
+    told.device = set()  # as it was when vLLM's workers looked
+    goes_on.set()
+    await looking
+    told.device = {number}
+    await told.adapters.residents()
+    slots = told.adapters.slots
+    assert (slots.loads, slots.from_host, slots.evictions) == (1, 0, 0)
+
+
+def test_what_vllm_does_not_tell_has_no_series() -> None:
+    stats = StepCounts().stats(8, SlotCounts(), ())
+    text = Metrics("base", INFO).render(Snapshot(stats, Standing(1))).decode()
+    assert "livery_prefix_cache_blocks" not in text and "livery_prefix_cache_evictions" not in text
+    for name in (
+        "livery_adapter_loads_total",
+        "livery_adapter_loads_from_host_total",
+        "livery_adapter_evictions_total",
+    ):
+        assert f"{name} 0.0" in text

@@ -21,7 +21,7 @@ def ref(name: str) -> AdapterRef:
 
 class ToldVllm:
     """vLLM's part and that of the directories' writer. `known` are the adapters that it has by now, by their numbers,
-    and `pins` those that it keeps.
+    `pins` those that it keeps, and `device` those in its slots, which a test changes as steps would.
 
     `fails` says what is raised of a method, once; a method in `held_up` waits until its event is set.
     """
@@ -31,6 +31,7 @@ class ToldVllm:
         self.folder = folder
         self.known: dict[int, str] = {}
         self.pins: set[int] = set()
+        self.device: set[int] = set()
         self.fails: dict[str, Exception] = {}
         self.held_up: dict[str, asyncio.Event] = {}
         self.reached: dict[str, asyncio.Event] = {}
@@ -67,10 +68,12 @@ class ToldVllm:
         await self._comes("add_lora")
         assert Path(request.path).is_dir(), "vLLM reads it, at any step"
         self.known[request.lora_int_id] = request.name
+        self.device.add(request.lora_int_id)
 
     async def remove_lora(self, number: int) -> None:
         await self._comes("remove_lora")
         self.known.pop(number, None)
+        self.device.discard(number)
         self.pins.discard(number)
 
     async def pin_lora(self, number: int) -> None:
@@ -79,6 +82,8 @@ class ToldVllm:
 
     async def ask_workers(self, method: str, *args: object) -> list[Any]:
         await self._comes(method)
+        if method == "livery_adapters":
+            return [(list(self.device), list(self.known))]
         return [[]]
 
 

@@ -143,7 +143,7 @@ class VllmEngine:
 
     async def stats(self) -> EngineStats:
         device, host = await self._held.residents()
-        stats = self._counts.stats(self._info.num_blocks, self._held.log, self._queue.standings())
+        stats = self._counts.stats(self._info.num_blocks, self._held.slots, self._queue.standings())
         return msgspec.structs.replace(
             stats,
             waiting=stats.waiting + self._queue.waiting,

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from livery.engine.base import AdapterLoadFailed, AdapterRef, Asker, EngineDead, EngineError, EngineRestarting
-from livery.engine.tally import AdapterLog
 from livery.engine.vllm_args import AdapterRoom
 from livery.engine.vllm_lora import NOT_APPLIED, Written
 from livery.engine.vllm_process import CallFailed
 from livery.engine.vllm_queue import VllmQueue
+from livery.engine.vllm_watch import SlotCounts
 from livery_adapters.background import step_back
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.refusal import AdapterRefused
@@ -90,7 +90,7 @@ class VllmAdapters:
         self._pinned: dict[str, bool] = {}  # False where vLLM was asked and nobody heard what came of it
         self._pinning: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "adapter-reader", initializer=step_back)
-        self.log = AdapterLog()
+        self.slots = SlotCounts()
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ class VllmAdapters:
             return None
         self._unwanted.discard(adapter.digest)
         self._held[adapter.digest] = self._held.pop(adapter.digest)  # the last one now
-        self.log.asked(adapter.digest, resident=True)
+        self.slots.asked(adapter.digest)
         self._users[adapter.digest] += 1
         return held.request
 
@@ -134,7 +134,7 @@ class VllmAdapters:
         """As `held`, once it is there. Raises AdapterLoadFailed."""
         if request := self.held(adapter):
             return request
-        self.log.asked(adapter.digest, resident=False)
+        self.slots.asked(adapter.digest)
         self._users[adapter.digest] += 1
         try:
             return (await self._ready(adapter)).request
@@ -174,9 +174,12 @@ class VllmAdapters:
 
     async def residents(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Digests in device memory, and in host memory beside those, as vLLM's workers have them between two steps."""
+        before = self.slots.device
         per_worker = await self._loras.ask_workers("livery_adapters")
         device, host = per_worker[0]
-        return self.digests(device), self.digests(set(host).difference(device))
+        resident = self.digests(device)
+        self.slots.seen(resident, before)
+        return resident, self.digests(set(host).difference(device))
 
     def stop(self) -> None:
         for task in (*self._loads, *([self._pinning] if self._pinning else [])):
@@ -212,15 +215,15 @@ class VllmAdapters:
             written = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._directories.write, adapter, folder, self._room.max_rank
             )
-            self.log.read(adapter.digest, time.monotonic() - begun)
+            self.slots.log.read(adapter.digest, time.monotonic() - begun)
             request = self._make(f"livery@{adapter.digest}", number, str(folder))
             begun = time.monotonic()
             await self._tell(request, adapter.digest)
         except Exception as error:  # boundary: whatever is wrong with one adapter is that one's alone
-            self.log.failed(adapter.digest)
+            self.slots.log.failed(adapter.digest)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise _as_failure(error, adapter.digest) from error
-        self.log.placed(adapter.digest, time.monotonic() - begun)
+        self.slots.placed(adapter.digest, time.monotonic() - begun)
         held = self._held[adapter.digest] = _Held(request, folder, written.effect, written.nbytes)
         del self._loading[adapter.digest]  # who comes from now on finds it, or that it has left again
         self._by_id[number] = adapter.digest
@@ -321,7 +324,7 @@ class VllmAdapters:
         if held is None:
             return
         self._by_id.pop(held.request.lora_int_id, None)
-        self.log.evicted(digest)
+        self.slots.forgotten(digest)
         self._queue.forget(digest)
         if digest in self._kept:
             self._pin_anew()

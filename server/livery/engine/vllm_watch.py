@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from livery.engine.base import EngineStats
@@ -61,8 +61,9 @@ class StepCounts:
             self._tokens.add(prompt + iteration.num_generation_tokens)
             self._since = self.heard if self._running + self._waiting else None
 
-    def stats(self, blocks: int, adapters: AdapterLog, tenants: tuple[TenantStanding, ...]) -> EngineStats:
+    def stats(self, blocks: int, slots: SlotCounts, tenants: tuple[TenantStanding, ...]) -> EngineStats:
         """The newest snapshot, without what only the workers know. `blocks`: of the KV cache."""
+        adapters = slots.log
         return EngineStats(
             running=self._running,
             waiting=self._waiting,
@@ -76,6 +77,11 @@ class StepCounts:
             generated_tokens=self._generated,
             drafted_tokens=self._drafted,
             accepted_tokens=self._accepted,
+            adapter_loads=slots.loads,
+            adapter_loads_from_host=slots.from_host,
+            adapter_evictions=slots.evictions,
+            prefix_evictions=None,  # vLLM tells neither
+            blocks_cached=None,
             figures=EngineFigures(
                 phase_seconds=(),  # within a step vLLM tells none
                 step_seconds=self._times.spread,
@@ -88,6 +94,52 @@ class StepCounts:
                 tenants=tenants,
             ),
         )
+
+
+class SlotCounts:
+    """Which adapters are in vLLM's slots, as far as somebody looked, and how many came and went; by version in `log`.
+
+    vLLM swaps them as steps need them and tells nobody: what leaves and comes back between two looks isn't seen.
+    """
+
+    def __init__(self) -> None:
+        self.log = AdapterLog()
+        self.loads = self.from_host = self.evictions = 0
+        self._device: set[str] = set()
+
+    @property
+    def device(self) -> frozenset[str]:
+        return frozenset(self._device)
+
+    def asked(self, digest: str) -> None:
+        """A request asks for a version."""
+        self.log.asked(digest, resident=digest in self._device)
+
+    def placed(self, digest: str, seconds: float) -> None:
+        """vLLM read it into its memory and a slot."""
+        self.loads += 1
+        self._device.add(digest)
+        self.log.placed(digest, seconds)
+
+    def forgotten(self, digest: str) -> None:
+        """vLLM is to have it no more."""
+        if digest in self._device:
+            self._left(digest)
+
+    def seen(self, device: Collection[str], since: frozenset[str]) -> None:
+        """These were in slots at a look that began when those of `since` were known to be: what came later may lack."""
+        for digest in (since & self._device).difference(device):
+            self._left(digest)
+        for digest in set(device) - self._device:
+            self.loads += 1
+            self.from_host += 1
+            self._device.add(digest)
+            self.log.placed(digest, None)
+
+    def _left(self, digest: str) -> None:
+        self._device.remove(digest)
+        self.evictions += 1
+        self.log.evicted(digest)
 
 
 def logger_class(counts: StepCounts) -> type:

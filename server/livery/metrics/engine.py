@@ -36,7 +36,8 @@ def engine_families(snapshot: Snapshot, info: EngineInfo, labels: Labels) -> Ite
         "num_gpu_blocks": str(info.num_blocks),
         "enable_prefix_caching": str(info.prefix_cache),
     }
-    yield gauge("livery_prefix_cache_blocks", "KV blocks that can be found by content", {}, stats.blocks_cached)
+    if stats.blocks_cached is not None:
+        yield gauge("livery_prefix_cache_blocks", "KV blocks that can be found by content", {}, stats.blocks_cached)
     yield gauge("vllm:cache_config_info", "How the KV cache is cut", cache, 1)
     if (adapters := snapshot.adapters) is not None:
         # One sample, always: routers take the newest, and every label combination would stay for ever.
@@ -55,10 +56,12 @@ def engine_families(snapshot: Snapshot, info: EngineInfo, labels: Labels) -> Ite
     yield gauge("livery_host_adapters", "Adapters in host memory", {}, len(stats.host_adapters))
     from_host = ("livery_adapter_loads_from_host", "Loads whose weights were in host memory")
     yield from step_families(stats.steps, stats.figures)
-    for name, text, value in (
+    totals: tuple[tuple[str, str, int | None], ...] = (
         ("livery_adapter_loads", "Adapters brought into device memory", stats.adapter_loads),
         (*from_host, stats.adapter_loads_from_host),
         ("livery_adapter_evictions", "Adapters moved out of device memory", stats.adapter_evictions),
         ("livery_prefix_cache_evictions", "Cached KV blocks given to other tokens", stats.prefix_evictions),
-    ):
-        yield counter(name, text, {}, value)
+    )
+    for name, text, total in totals:
+        if total is not None:  # else the engine doesn't know
+            yield counter(name, text, {}, total)
