@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 from safetensors import safe_open
 
 from cli.conftest import Livery
+from livery.models import ResolvedModel
 from livery.training import trainer
+from livery.training.model import TrainingStopped, load_base
+from livery.training.run_file import parse_run
 from livery_adapters.tensor_file import WEIGHTS_NAME
 from training.conftest import Written
 
@@ -30,6 +34,18 @@ def test_a_module_is_trained_whole_in_a_base_in_bf16(
     assert found["after"]["loss"] == pytest.approx(found["peft"]["after"]["loss"], rel=0.03)
     assert [step for step, _ in done["held_out_losses"]] == [0, 2, 4, 6]
     assert done["coverage"]["dtypes"] == ["F32"]
+
+
+def test_a_base_with_scaled_positions_reads_its_scaled_length(base: Path, tmp_path: Path) -> None:
+    """As it is served: 256 positions, stretched to 1024."""
+    scaled = shutil.copytree(base, tmp_path / "scaled")
+    config = json.loads((scaled / "config.json").read_text())
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 256}
+    (scaled / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    text = "kind: cpt\nbase: b\ndata: d\ndevice: cpu\nmax_length: "
+    load_base(parse_run(f"{text}1024"), ResolvedModel("b", scaled), "cpu")
+    with pytest.raises(TrainingStopped, match="max_length is 1025, and the base reads 1024 tokens"):
+        load_base(parse_run(f"{text}1025"), ResolvedModel("b", scaled), "cpu")
 
 
 def test_all_linear_modules_of_some_layers_are_those_of_no_other(

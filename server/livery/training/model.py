@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from livery.engine.base import EngineConfig
+from livery.engine.lengths import scaled_length
 from livery.engine.quantization import choose_quantization
 from livery.engine.quantized import loading_options
 from livery.models import ResolvedModel
@@ -59,7 +60,8 @@ def load_base(run: AnyRun, base: ResolvedModel, device: str) -> Any:  # noqa: AN
             module.compute_dtype, module.compute_type_is_set = dtype, True
             # That product rounds a base's scales to bf16 for good, and once it was used passes no gradient on.
             module.support_avx512bf16_for_cpu = False
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    text = model.config.get_text_config()
+    most = scaled_length(int(getattr(text, "max_position_embeddings", 0) or 0), text.to_dict())
     if most and run.max_length > most:
         raise TrainingStopped(
             f"max_length is {run.max_length}, and the base reads {most} tokens; give no more than that"
