@@ -25,7 +25,10 @@ NAMED_REQUESTS = 64  # by one line, at most
 
 # A line waits so long for whoever reads standard error; once one has waited in vain, the next ones don't.
 PATIENCE_MS = 50
-PIECE = 1024  # characters: at most 4096 bytes, which a pipe that has room at all takes whole (POSIX's PIPE_BUF)
+# Bytes that a pipe takes whole where it has room at all, and at once: no other process's come in between. JSON lines up
+# to this length stay whole therefore; parts of longer ones may have others' lines between them.
+PIECE = select.PIPE_BUF
+LONGEST_SIGN = 4  # bytes, in UTF-8
 
 _TRACE = "    | "  # before each line of a traceback, so that none passes for a record
 
@@ -67,11 +70,12 @@ class _StandardError(logging.Handler):
     def _write(self, line: str, patience_ms: int) -> bool:
         """Write a line piece by piece; whether there was room for all of it."""
         stream, text = sys.stderr, f"{self._cut}{line}\n"
-        for start in range(0, len(text), PIECE):
+        piece = PIECE if text.isascii() else PIECE // LONGEST_SIGN
+        for start in range(0, len(text), piece):
             if not _has_room(stream, patience_ms):
                 self._cut = "\n" if start else self._cut
                 return False
-            stream.write(text[start : start + PIECE])
+            stream.write(text[start : start + piece])
             stream.flush()
         self._cut = ""
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ LINE = 200  # characters: all of them are far more than a pipe holds
 
 
 @contextmanager
-def unread() -> Iterator[TextIO]:
+def unread(flags: int = 0) -> Iterator[TextIO]:
     """Log lines as JSON go to a pipe; what comes out of it. Not a fixture: pytest takes standard error between them."""
-    reading, writing = os.pipe()
+    reading, writing = os.pipe2(flags)
     os.set_blocking(reading, False)
     with os.fdopen(reading) as out, os.fdopen(writing, "w") as stream:
         stderr, sys.stderr = sys.stderr, stream
@@ -48,6 +49,20 @@ def test_lines_that_nobody_reads_are_lost_and_told_once_somebody_does() -> None:
         assert told["message"].startswith(f"{LINES - len(came)} log lines were lost: standard error is a pipe")
         log.info("and nothing is told twice")
         assert len(read(out).splitlines()) == 1
+
+
+def test_a_line_that_a_pipe_takes_whole_is_written_at_once() -> None:
+    """Several processes write to one pipe: what one writes in parts may have others' lines between them."""
+    log = logging.getLogger("test")
+    with unread(os.O_DIRECT) as out:  # each write is read by itself
+        for message in (
+            "x" * (select.PIPE_BUF - 200),
+            "é" * (select.PIPE_BUF // 8),
+        ):  # as JSON has them, six signs each
+            log.info(message)
+            assert json.loads(read(out))["message"] == message
+        log.info("z" * select.PIPE_BUF)
+        assert len(read(out)) == select.PIPE_BUF
 
 
 def test_a_line_that_went_out_in_part_ends_before_the_next_one() -> None:
