@@ -207,6 +207,12 @@ class Settings(BaseModel):
         1, ge=1, le=64, description="Processes that serve HTTP over the one engine; more where one core isn't enough"
     )
     max_connections: int = Field(0, ge=0, description="Most connections at once; 0: as many as descriptors allow")
+    keep_alive: int = Field(
+        75,
+        ge=1,
+        le=86_400,
+        description="Seconds that a connection may be idle; longer than the proxy in front reuses one (Envoy: an hour)",
+    )
     max_body: ByteSize = Field(
         ByteSize(2 << 20),
         ge=1 << 16,

@@ -212,6 +212,25 @@ def test_connections_are_counted() -> None:
         assert httpx.get(server.url, timeout=30).text == "done"
 
 
+def test_an_idle_connection_makes_room_for_another() -> None:
+    def ask(connection: socket.socket) -> None:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        told = b""
+        while not told.endswith(b"done\r\n0\r\n\r\n"):
+            piece = connection.recv(1 << 16)
+            assert piece
+            told += piece
+
+    assert EdgeConfig(Answering()).timeout_keep_alive > 60, "as long as proxies keep theirs"
+    with running(max_connections=2) as server, server.connect() as first, server.connect() as second:
+        for idle in (first, second, first):
+            ask(idle)
+        with server.connect() as third:
+            assert read(second) == b"", "it has been idle longest"
+            ask(first)
+            ask(third)
+
+
 def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edges, "STALL_S", 0.2)
     with running() as server, server.connect() as stalled:

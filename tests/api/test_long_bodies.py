@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -105,6 +106,12 @@ def test_arguments_are_counted_by_themselves(server: LiveServer) -> None:
     assert answer.json()["error"]["param"] == "messages.1.tool_calls.0.function.arguments"
 
 
+def test_a_compressed_body_is_refused_by_its_encoding(server: LiveServer) -> None:
+    answer = post(server, gzip.compress(b"{}"), **{"content-encoding": "gzip"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (415, "invalid_request_error")
+    assert "content-encoding is 'gzip'" in answer.json()["error"]["message"]
+
+
 @given(
     st.recursive(st.text(max_size=5) | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 )
@@ -161,8 +168,14 @@ def test_every_list_is_refused_at_its_first_wrong_item() -> None:
         (b"", {}, "missing_required_parameter", "must be a JSON object"),
         (b"{}", {"content-type": "text/plain"}, "invalid_value", "must be a JSON object"),
         (b"{}", {"content-type": "application/vnd.x+json"}, "missing_required_parameter", "messages"),
-        (b'{"seed": ' + b"1" * 5000 + b"}", {}, "invalid_request", "parsing the body"),
-        (b'{"seed": "\xff"}', {}, "invalid_request", "parsing the body"),
+        (b'{"seed": ' + b"1" * 5000 + b"}", {}, "invalid_request", "more than 4300 digits"),
+        (b'{"seed": "\xff"}', {}, "invalid_request", "not UTF-8 (byte 10)"),
+        ('{"seed": "x"}'.encode("utf-16"), {}, "invalid_request", "not UTF-8 (byte 0)"),
+        ('{"seed": "\u0122"}'.encode("utf-16-le"), {}, "invalid_value", "not valid JSON"),
+        (b'{"x": ' + b"[" * 200_000, {}, "invalid_value", "65536 are read"),
+        (b'{"x": ' + b"[" * 60_000, {}, "invalid_request", "nested deeper than 100 levels"),
+        (b"\xef\xbb\xbf{}", {}, "missing_required_parameter", "messages"),  # a mark of UTF-8
+        (b"{}", {"content-encoding": "identity"}, "missing_required_parameter", "messages"),
     ],
 )
 def test_what_is_no_body_is_refused_as_before(

@@ -46,6 +46,7 @@ def test_knobs_of_the_server_and_of_the_cluster_stand_beside_each_other() -> Non
         ({"blob_store": None, "registry": None}, "registry=postgresql://... and blob_store=s3://bucket/prefix"),
         ({"blob_store": None, "registry": None}, "or give a data without {replica}"),
         ({"max_connections": 9}, "max_connections: Ray Serve listens here"),
+        ({"keep_alive": 9}, "keep_alive: Ray Serve listens here"),
         ({"max_body": "4MiB"}, "max_body: Ray's ingress"),
         ({"adapters": "/srv/adapters"}, "leave {replica} out"),
         ({"blob_store": "ftp://x"}, "--blob-store"),

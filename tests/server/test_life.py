@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.skipif(not common.PROC.is_dir(), reason="finds processe
 
 DISCONNECTS = 60
 SEED = 20
-KNOBS = ("--max-adapter-bytes", "64KiB")
+KNOBS = ("--max-adapter-bytes", "64KiB", "--keep-alive", "2")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,14 @@ def test_an_adapter_over_the_servers_limit_is_refused_by_its_knob(server: Runnin
     refused = httpx.post(f"{server.url}/v1/adapters/large/versions", files=parts, timeout=60)
     assert refused.json()["error"]["code"] == "too_large"
     assert "over the limit of 65536 bytes; raise --max-adapter-bytes" in refused.json()["error"]["message"]
+
+
+def test_an_idle_connection_is_closed_after_the_knobs_time(server: RunningServer) -> None:
+    place = urlsplit(server.url)
+    with socket.create_connection((place.hostname, place.port), timeout=60) as idle:
+        idle.sendall(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+        while idle.recv(1 << 16):
+            pass  # until the server closes it, long before its usual 75 s
 
 
 def test_nothing_is_left_of_clients_that_leave(server: RunningServer) -> None:

@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 from livery import descriptors
 
 HEAD_TIMEOUT_S = 10.0  # for all of a request's head, from when the connection is made or the head begins
-IDLE_S = 5  # between two requests on a connection
+IDLE_S = 75  # between two requests on a connection: proxies in front keep theirs for 60 s and reuse them till then
 STALL_S = 30.0  # a client that takes nothing for so long is cut off
 HEAD_BYTES = 16 << 10
 
@@ -35,13 +35,14 @@ class EdgeConfig(uvicorn.Config):
         app: Any,  # noqa: ANN401  (as uvicorn has it)
         *,
         max_connections: int = 0,
+        keep_alive_s: int = IDLE_S,
         max_adapters: int = sys.maxsize,
         elsewhere: Callable[[int], int] = lambda _: 0,
         **rest: Any,  # noqa: ANN401
     ) -> None:
         """`elsewhere` is told how many connections this process has, and says how many the server's others have that
-        count among `max_connections` too. `max_adapters`: the most adapter versions that requests run on at once, which
-        take descriptors as well.
+        count among `max_connections` too. `keep_alive_s`: how long a connection may be idle. `max_adapters`: the most
+        adapter versions that requests run on at once, which take descriptors as well.
         """
         super().__init__(
             app,
@@ -52,16 +53,26 @@ class EdgeConfig(uvicorn.Config):
             access_log=False,
             server_header=False,
             proxy_headers=False,  # who is at the other end of the socket decides, not who somebody says it is
-            timeout_keep_alive=IDLE_S,
+            timeout_keep_alive=keep_alive_s,
             h11_max_incomplete_event_size=HEAD_BYTES,
             **rest,
         )
         self.max_connections = max_connections or descriptors.connections(max_adapters)
         self._elsewhere = elsewhere if max_connections else lambda _: 0  # descriptors are each process's own
+        self.idle: dict[EdgeProtocol, None] = {}  # connections between two requests, the one that is so longest first
 
     def has_room(self, connections: Sized) -> bool:
         """Whether there may be so many; called on every one that comes or goes."""
         return len(connections) + self._elsewhere(len(connections)) <= self.max_connections
+
+    def close_idle(self) -> bool:
+        """Close the connection that has been idle longest, for another one. Whether there was one."""
+        longest = next(iter(self.idle), None)
+        if longest is None:
+            return False
+        del self.idle[longest]
+        longest.shutdown()
+        return True
 
     def load(self) -> None:
         """Make what was configured. Sockets are listened on plainly: TLS begins where its connections are counted."""
@@ -83,19 +94,27 @@ class EdgeProtocol(H11Protocol):
         super().connection_made(transport)
         # Whatever the kernel doesn't take at once counts: an answer waits for its client event by event.
         transport.set_write_buffer_limits(high=1, low=0)  # asyncio's TLS takes a limit of 0 for one that is reached
-        if not cast(EdgeConfig, self.config).has_room(self.connections):
+        config = cast(EdgeConfig, self.config)
+        if not config.has_room(self.connections) and not config.close_idle():
             self._refuse(503, "too_many_connections", "The server has too many connections open. Please retry shortly.")
         else:
             self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        cast(EdgeConfig, self.config).idle.pop(self, None)
         self._disarm()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
         super().connection_lost(exc)
         cast(EdgeConfig, self.config).has_room(self.connections)
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._answering and not self.transport.is_closing():
+            cast(EdgeConfig, self.config).idle[self] = None
+
     def data_received(self, data: bytes) -> None:
+        cast(EdgeConfig, self.config).idle.pop(self, None)
         if self._answering:
             super().data_received(data)
             return
@@ -196,7 +215,7 @@ class Handshake(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._connections.add(self)
-        if not self._config.has_room(self._connections):
+        if not self._config.has_room(self._connections) and not self._config.close_idle():
             transport.abort()  # nothing can be said here, and a handshake is work
             return
         transport.pause_reading()

@@ -7,6 +7,7 @@ can take them a long time.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from typing import Annotated, Any, TypeVar
@@ -21,6 +22,7 @@ from livery.api.boundary import CLIENT_GONE, RequestRecord
 from livery.api.plain_json import check_count
 from livery.api.sse import unless_gone
 from livery.beside import READING, beside
+from livery.foreign_json import MAX_DEPTH
 
 T = TypeVar("T")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -75,6 +77,7 @@ class _ReadRequest(Request):
         content = await self.body()
         self._read: object = None
         if content and _is_json(self.headers.get("content-type", "")):
+            _check_encoding(self.headers.get("content-encoding", ""))
             self._read = await beside(READING, _tenant_of(self), len(content), _parse, content, model)
 
     async def json(self) -> Any:  # noqa: ANN401 - as in the framework
@@ -84,12 +87,23 @@ class _ReadRequest(Request):
 def _parse(content: bytes, model: TypeAdapter[BaseModel]) -> BaseModel | None:
     check_count(content)
     try:
-        value = json.loads(content)
+        # As UTF-8 and nothing else, or the parts that were counted would be others. Half of a surrogate pair gets a
+        # refusal that names its field.
+        value = json.loads(content.decode("utf-8-sig", "surrogatepass"))
+    except UnicodeDecodeError as error:
+        raise StarletteHTTPException(
+            400, f"The request body is not UTF-8 (byte {error.start}); send JSON as UTF-8."
+        ) from None
     except json.JSONDecodeError as error:
         issue = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error", "input": {}}
         raise RequestValidationError([issue]) from None
-    except (RecursionError, ValueError) as error:  # too deep, no Unicode, a number of too many digits
-        raise StarletteHTTPException(400, "There was an error parsing the body") from error
+    except RecursionError:
+        raise StarletteHTTPException(400, f"The request body is nested deeper than {MAX_DEPTH} levels.") from None
+    except ValueError:
+        most = sys.get_int_max_str_digits()
+        raise StarletteHTTPException(
+            400, f"The request body has a whole number of more than {most} digits; send it as text."
+        ) from None
     if value is None:
         return None
     try:
@@ -97,6 +111,14 @@ def _parse(content: bytes, model: TypeAdapter[BaseModel]) -> BaseModel | None:
     except ValidationError as error:
         issues = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError([{**issue, "loc": ("body", *issue["loc"])} for issue in issues]) from None
+
+
+def _check_encoding(encoding: str) -> None:
+    """Raises HTTPException for a body that is compressed."""
+    if encoding.strip().lower() not in ("", "identity"):
+        raise StarletteHTTPException(
+            415, f"content-encoding is {encoding[:64]!r}, and bodies are read as they come; send the JSON uncompressed."
+        )
 
 
 def _is_json(content_type: str) -> bool:

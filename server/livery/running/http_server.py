@@ -169,6 +169,7 @@ class HttpServer(EdgeServer):
         config = EdgeConfig(
             application(settings, parts, self._doors, tracing),
             max_connections=settings.max_connections,
+            keep_alive_s=settings.keep_alive,
             max_adapters=settings.max_open * MAX_PARTS,
             elsewhere=elsewhere,
             timeout_graceful_shutdown=settings.drain_timeout,
