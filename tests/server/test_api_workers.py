@@ -23,7 +23,7 @@ from chaos import common
 from chaos.common import PROC
 from engine.oracle import save_adapter
 from server.running import livery_serve, tiny_model
-from server.workers import PATIENCE_S, STOPPABLE, Workers, only, state_of, stop, until
+from server.worker_processes import PATIENCE_S, STOPPABLE, Workers, only, state_of, stop, until
 from service.few_descriptors import at_most
 
 pytestmark = pytest.mark.skipif(not PROC.is_dir(), reason="looks at processes in /proc")

@@ -25,7 +25,7 @@ from livery.data_folder import DataFolder
 from livery.tenancy import TenantStore, UsageStore
 from livery.tenancy.meter import Counts
 from livery.tenancy.usage import Question
-from server.workers import (
+from server.worker_processes import (
     LONG,
     PATIENCE_S,
     PROC,

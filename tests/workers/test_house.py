@@ -9,7 +9,7 @@ import pytest
 from livery.engine.base import EngineError, EngineStats
 from livery.survey import House
 from livery.workers import messages
-from workers.test_hub import Scene, scene
+from workers.scenes import Scene, scene
 
 __all__ = ["scene"]
 
