@@ -9,7 +9,7 @@ PORT ?= 8000
 # The demo model's template has no place for tools; another MODEL's may have: SERVE= leaves that to it.
 SERVE ?= --tool-parser hermes
 
-.PHONY: help setup serve test test-bench test-postgres test-ray conformance check format bench bench-peers bench-adapters peft-table
+.PHONY: help setup serve test test-bench test-gpu test-postgres test-ray conformance check format bench bench-peers bench-adapters peft-table
 .PHONY: ways bench-client bench-cross-check bench-eval bench-extraction bench-plan bench-push bench-vllm bench-workers browser test-quantization test-train test-eval test-vllm three-setups observability deploy-check field-table chaos clean
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make serve          serve the demo base with the demo adapters on 127.0.0.1:$(PORT)"
 	@echo "make test           linters, types and the test suite"
 	@echo "make test-bench     the load test and the benchmarks as a whole, against real servers, with small numbers"
+	@echo "make test-gpu       the kernels for GPUs, in Triton's interpreter and by its compiler"
 	@echo "make test-postgres  the registry's tests on a PostgreSQL server of their own"
 	@echo "make test-vllm      --engine vllm, in an environment that has vLLM (a download of 0.5 GB, 4 GB on disk, once)"
 	@echo "make test-quantization  bases quantised by bitsandbytes, torchao and compressed-tensors (200 MB, once); ONLY=table.py: measured"
@@ -76,7 +77,10 @@ test: setup check
 	$(PYTEST)
 
 test-bench: setup
-	$(PYTEST) -m bench tests/bench tests/loadtest tests/engine
+	$(PYTEST) -m bench tests/bench tests/loadtest
+
+test-gpu: setup
+	$(PYTEST) -m gpu tests/engine
 
 test-postgres: $(VENV)/.installed
 	$(BIN)/pytest -m postgres tests/postgres

@@ -12,7 +12,7 @@ import pytest
 
 import engine.triton_under_test  # noqa: F401 (skips where there is no Triton)
 
-pytestmark = pytest.mark.bench
+pytestmark = pytest.mark.gpu
 
 SCRIPT = Path(__file__).parents[1] / "gpu" / "run.py"
 ONLY_HERE = ("fastapi", "msgspec", "orjson", "pydantic", "sqlalchemy", "typer", "uvicorn", "zmq")

@@ -11,6 +11,8 @@ import engine.triton_under_test  # noqa: F401 (skips where there is no Triton)
 from engine.test_kernels_attention import Paged
 from livery.engine.kernels.cuda import TritonKernels, attention
 
+pytestmark = pytest.mark.gpu
+
 KERNELS = TritonKernels()
 
 

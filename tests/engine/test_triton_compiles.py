@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import engine.triton_under_test  # noqa: F401 (skips where there is no Triton)
+
+pytestmark = pytest.mark.gpu
 
 
 def test_every_kernel_compiles_for_hopper(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from livery.engine.base import EngineConfig
 from livery.engine.plan import SequenceSlice
 from livery.engine.runner import ModelRunner
 
+pytestmark = pytest.mark.gpu
+
 FAMILY = "llama"
 LOW_RANK = 4  # adapters
 

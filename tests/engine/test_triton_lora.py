@@ -17,6 +17,8 @@ from livery.engine.kernels.cuda import TritonKernels
 from livery.engine.kernels.cuda.lora import LoraPlan, grouped_lora
 from livery.engine.kernels.tables import AdapterRecord, DeviceSegments, StepTable
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.fixture(autouse=True, scope="module")
 def half_precision() -> Iterator[None]:

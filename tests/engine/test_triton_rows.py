@@ -10,6 +10,8 @@ import engine.triton_under_test  # noqa: F401 (skips where there is no Triton)
 from livery.engine.kernels.cuda import TritonKernels
 from livery.engine.kernels.reference import TorchKernels
 
+pytestmark = pytest.mark.gpu
+
 KERNELS = TritonKernels()
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 

@@ -12,6 +12,8 @@ from livery.engine.kernels.cuda import varlen as varlen_module
 from livery.engine.kernels.cuda.varlen import Shape, probe, varlen
 from livery.engine.kernels.reference import TorchKernels
 
+pytestmark = pytest.mark.gpu
+
 CPU = torch.device("cpu")
 SHAPE = Shape(heads=4, kv_heads=2, dim=16, block_size=16, dtype=torch.float16, windowed=False)
 
