@@ -229,7 +229,7 @@ class Settings(BaseModel):
         "engine after 15 times as many",
     )
     drain_timeout: int = Field(30, ge=0, description="Seconds that requests may still take after SIGTERM")
-    tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "phi4_mini_json"] = Field(
+    tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "phi4_mini_json", "qwen3_coder"] = Field(
         "auto",
         description="How the model writes tool calls; auto: as its chat template does. A name also tells models whose "
         "template has no place for tools, in the system message",

@@ -37,6 +37,7 @@ SAID = {
     "llama3": f'{{"name": "weather", "parameters": {CITY}}}',
     "mistral": f'[TOOL_CALLS] [{{"name": "weather", "arguments": {CITY}}}]',
     "phi": f'<|tool_call|>[{{"name": "weather", "arguments": {CITY}}}]<|/tool_call|>',
+    "qwen3_coder": "<tool_call>\n<function=weather>\n<parameter=city>\nZürich\n</parameter>\n</function>\n</tool_call>",
 }
 
 

@@ -12,13 +12,13 @@ import pytest
 from api.scripted import CITY, NOW, STRICT, TOOLS, Scripted, calls_of
 from livery.chat_template import ChatTemplate
 from livery.reading import ParserNames, untold_calls
-from text.template_styles import HERMES, QWEN_XML, UNKNOWN
+from text.template_styles import GLM, HERMES, UNKNOWN
 
-CALL = "<tool_call>\n<function=weather>\n<parameter=city>\nZürich\n</parameter>\n</function>\n</tool_call>"
+CALL = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Zürich</arg_value>\n</tool_call>"
 LISTED = f'[{{"name": "weather", "arguments": {CITY}}}]'
 
 
-@pytest.fixture(scope="module", params=[QWEN_XML, UNKNOWN], ids=["qwen xml", "unknown"])
+@pytest.fixture(scope="module", params=[GLM, UNKNOWN], ids=["glm", "unknown"])
 def unread(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
     scripted = Scripted(request.param, tmp_path_factory.mktemp("unread"), ParserNames())
     yield scripted
@@ -46,7 +46,7 @@ def test_what_must_be_called_and_what_is_no_call_go_on(unread: Scripted) -> None
 
 
 def test_a_start_tells_of_a_template_whose_calls_nobody_can_read() -> None:
-    unknown = ChatTemplate(QWEN_XML, {})
+    unknown = ChatTemplate(GLM, {})
     assert "--tool-parser" in untold_calls(ParserNames(), unknown)
     for names, template in (
         (ParserNames(tools="none"), unknown),
@@ -59,7 +59,7 @@ def test_a_start_tells_of_a_template_whose_calls_nobody_can_read() -> None:
 
 
 def test_an_operator_may_have_calls_come_as_text(tmp_path: Path) -> None:
-    scripted = Scripted(QWEN_XML, tmp_path, ParserNames(tools="none"))
+    scripted = Scripted(GLM, tmp_path, ParserNames(tools="none"))
     try:
         choice = scripted.whole(CALL, tools=TOOLS)
         assert (choice.message.content, choice.finish_reason) == (CALL, "stop")

@@ -120,7 +120,7 @@ PHI = """\
 """
 
 # Qwen3-Coder: what stands between Hermes's tags is no JSON.
-QWEN_XML = """\
+QWEN3_CODER = """\
 {%- if tools %}{{ '<|im_start|>system\\n<tools>' ~ (tools | tojson) ~ '</tools><|im_end|>\\n' }}{% endif %}
 {%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
@@ -136,6 +136,22 @@ QWEN_XML = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
 """
 
+# GLM 4.5: neither is what it writes between these tags.
+GLM = """\
+{%- if tools %}{{ '<|system|>\\n<tools>' ~ (tools | tojson) ~ '</tools>\\n' }}{% endif %}
+{%- for message in messages %}
+    {{- '<|' + message.role + '|>\\n' + (message.content or '') }}
+    {%- for tool_call in message.tool_calls or [] %}
+        {{- '<tool_call>' + tool_call.function.name + '\\n' }}
+        {%- for name, value in tool_call.function.arguments | items %}
+            {{- '<arg_key>' + name + '</arg_key>\\n<arg_value>' ~ value ~ '</arg_value>\\n' }}
+        {%- endfor %}
+        {{- '</tool_call>' }}
+    {%- endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}
+"""
+
 # One that tells tools and writes calls as nobody else does.
 UNKNOWN = """\
 {%- if tools %}{{ 'TOOLS ' ~ (tools | tojson) ~ '\\n' }}{% endif %}
@@ -143,4 +159,4 @@ UNKNOWN = """\
 {%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}
 """
 
-STYLES = {"hermes": HERMES, "llama3": LLAMA3, "mistral": MISTRAL, "phi": PHI}
+STYLES = {"hermes": HERMES, "llama3": LLAMA3, "mistral": MISTRAL, "phi": PHI, "qwen3_coder": QWEN3_CODER}

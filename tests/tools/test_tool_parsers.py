@@ -6,16 +6,28 @@ import json
 from typing import Any, NamedTuple, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from livery.reading import AnswerReader, CallDelta
 from livery.settings import Settings
-from livery.tools.events import Part, merged
+from livery.tools.events import Functions, Part, merged
 from livery.tools.formats import FORMATS, NAMES, format_of
 from livery.tools.reasoning import REASONING_NAMES
 
-FUNCTIONS = frozenset({"weather", "now"})
+TYPED = {
+    "type": "object",
+    "$defs": {"Place": {"type": "object"}},
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "warm": {"type": ["boolean", "null"]},
+        "place": {"$ref": "#/$defs/Place"},
+        "unit": {"anyOf": [{"enum": ["C", "F"]}, {"type": "null"}]},
+        "many": {"oneOf": [{"type": "array"}, {"type": "number"}]},
+    },
+}
+FUNCTIONS: Functions = {"weather": TYPED, "now": None}
 
 
 class Answer(NamedTuple):
@@ -51,6 +63,8 @@ def read(form: str, text: str) -> Answer:
 
 ZURICH = ("weather", {"city": "Zürich"})
 NOW: tuple[str, Any] = ("now", {})
+TAGGED_ZURICH = "<function=weather>\n<parameter=city>\nZürich\n</parameter>\n</function>"
+TAGGED_NOW = "<function=now>\n</function>"
 CALLS = [
     ("hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>', "", [ZURICH]),
     ("hermes", 'Let me look.\n<tool_call>{"arguments": {"city": "Zürich"}, "name": "weather"}</tool_call>\n',
@@ -75,6 +89,20 @@ CALLS = [
     ("phi4_mini_json", '<|tool_call|>[{"name": "weather", "arguments": {"city": "Zürich"}}]<|/tool_call|>',
      "", [ZURICH]),
     ("phi4_mini_json", 'functools[{"name": "now", "arguments": {}}]', "", [NOW]),
+    ("qwen3_coder", f"<tool_call>\n{TAGGED_ZURICH}\n</tool_call>", "", [ZURICH]),
+    ("qwen3_coder", f"Look:\n\n<tool_call>\n{TAGGED_NOW}\n</tool_call>\n<tool_call>{TAGGED_ZURICH}</tool_call>\n",
+     "Look:", [NOW, ZURICH]),
+    ("qwen3_coder", "<function=weather><parameter=city>Zürich</parameter></function> <function=now></function>",
+     "", [ZURICH, NOW]),
+    ("qwen3_coder", '<function=weather>\n<parameter=city>\n\n a </b> "c"\\\n\n</parameter>\n'
+     "<parameter=days>\n7\n</parameter>\n<parameter=warm>\nTrue\n</parameter>\n"
+     '<parameter=place>\n{"x": [1, 2]}\n</parameter>\n<parameter=unit>\nC\n</parameter>\n'
+     "<parameter=many>\n1e3\n</parameter>\n<parameter=else>\n7\n</parameter>\n</function>",
+     "", [("weather", {"city": '\n a </b> "c"\\\n', "days": 7, "warm": True, "place": {"x": [1, 2]}, "unit": "C",
+                       "many": 1000.0, "else": "7"})]),
+    ("qwen3_coder", "<function=weather><parameter=days>a few</parameter><parameter=warm>None</parameter>"
+     "<parameter=many>NaN</parameter></function>",
+     "", [("weather", {"days": "a few", "warm": None, "many": "NaN"})]),
 ]  # fmt: skip
 
 
@@ -108,6 +136,14 @@ NO_CALLS = [
     ("mistral", "[TOOL_CALLS]now[OTHER]{}"),
     ("phi4_mini_json", "functools are a module of Python"),
     ("phi4_mini_json", "<|tool_call|>"),
+    ("qwen3_coder", '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'),
+    ("qwen3_coder", "<tool_call>\n<function=>\n</function>\n</tool_call>"),
+    ("qwen3_coder", "a <function of time, and <functions are more"),
+    ("qwen3_coder", "<tool_call>\n<function=weather>\n<parameter=city>\nZür"),
+    ("qwen3_coder", "<function=weather>\n<parameter=days>\n7"),
+    ("qwen3_coder", "<function=weather>\nZürich\n</function>"),
+    ("qwen3_coder", "<function=now><parameter=a>1</parameter><parameter=a>2</parameter></function>"),
+    ("qwen3_coder", "<function=weather><parameter=city>a</parameter>, please"),
 ]
 
 
@@ -164,6 +200,19 @@ JSON = st.recursive(
     max_leaves=6,
 )
 ARGUMENTS = st.dictionaries(st.text(max_size=6), JSON, max_size=3)
+OF_JSON = sorted(FORMATS.keys() - {"qwen3_coder"})
+# What TYPED takes of them, under such names.
+TAGGED = st.fixed_dictionaries(
+    {},
+    optional={
+        "city": st.text(max_size=12).filter(lambda text: "</parameter>" not in text),
+        "days": st.integers(),
+        "warm": st.booleans() | st.none(),
+        "place": st.dictionaries(st.text(max_size=4), JSON, max_size=3),
+        "unit": st.sampled_from(["C", "F"]),
+        "many": st.lists(JSON, max_size=3) | st.floats(allow_nan=False, allow_infinity=False),
+    },
+)
 WORDS = st.text("ab <[{\n", max_size=12)
 
 
@@ -191,9 +240,23 @@ def test_pieces_make_no_difference(
     assert parts_of(form, pieces) == whole == parts_of(form, list(text))
 
 
-@given(st.sampled_from(sorted(FORMATS)), st.lists(st.tuples(st.sampled_from(sorted(FUNCTIONS)), ARGUMENTS), min_size=1))
+@given(st.sampled_from(OF_JSON), st.lists(st.tuples(st.sampled_from(sorted(FUNCTIONS)), ARGUMENTS), min_size=1))
 def test_what_was_written_is_read(form: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
     assert read(form, written(form, calls, "")) == Answer("", calls)
+
+
+@given(st.lists(st.tuples(st.just("weather"), TAGGED), min_size=1))
+def test_what_was_written_between_tags_is_read_by_its_schema(calls: list[tuple[str, dict[str, Any]]]) -> None:
+    assume("</parameter>" not in str(calls))
+    assert read("qwen3_coder", written("qwen3_coder", calls, "")) == Answer("", calls)
+
+
+def test_text_between_tags_comes_before_it_is_whole() -> None:
+    parser = FORMATS["qwen3_coder"].parser(FUNCTIONS)
+    parser.feed("<tool_call>\n<function=weather>\n<parameter=ci")
+    assert merged(parser.feed('ty>\nZ"ü')) == [Part("arguments", '{"city": "Z\\"ü')]
+    assert parser.feed("rich\n</para") == [Part("arguments", "rich")]
+    assert parser.feed("meter>\n<parameter=days>\n1") == [Part("arguments", '"'), Part("arguments", ', "days": ')]
 
 
 @given(st.sampled_from(sorted(FORMATS)), st.text(st.sampled_from('{}[]",:<>|/ab1.e \n\\'), max_size=40), st.data())
@@ -209,7 +272,8 @@ def test_no_text_is_lost(form: str, noise: str, data: st.DataObject) -> None:
     ("template", "name"),
     [
         ("... <tool_call> ...", "hermes"),
-        ("<tool_call>\n<function={{ name }}>", None),  # Qwen3-Coder
+        ("<tool_call>\n<function={{ name }}>\n<parameter=", "qwen3_coder"),
+        ("<function={{ name }}>{{ arguments }}</function>", None),
         ("<tool_call>{{ name }}\n<arg_key>", None),  # GLM 4.5
         ("{{ '<|python_tag|>' }}", "llama3_json"),
         ("{{ '[TOOL_CALLS]' }}", "mistral"),

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+# What may be called: a JSON schema of the arguments by the function's name, None for a function without any.
+Functions = Mapping[str, Mapping[str, object] | None]
 Kind = Literal["content", "reasoning", "call", "arguments", "complete", "broken"]
 
 
@@ -48,7 +50,7 @@ class ToolFormat(Protocol):
         """Whether a chat template is of this family."""
         ...
 
-    def parser(self, functions: frozenset[str]) -> TextParser:
+    def parser(self, functions: Functions) -> TextParser:
         """For one answer to a request with these functions."""
         ...
 

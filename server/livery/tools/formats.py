@@ -9,8 +9,9 @@ from livery.tools.hermes import Hermes
 from livery.tools.llama3 import Llama3
 from livery.tools.mistral import Mistral
 from livery.tools.phi import Phi
+from livery.tools.qwen3_coder import Qwen3Coder
 
-FORMATS: dict[str, ToolFormat] = {form.name: form for form in (Hermes(), Llama3(), Mistral(), Phi())}
+FORMATS: dict[str, ToolFormat] = {form.name: form for form in (Hermes(), Llama3(), Mistral(), Phi(), Qwen3Coder())}
 AUTO, NONE = "auto", "none"
 NAMES = (AUTO, NONE, *FORMATS)
 

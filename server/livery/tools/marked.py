@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from livery.tools.call_reader import CallReader
-from livery.tools.events import Part, TextParser
+from livery.tools.events import Functions, Part, TextParser
 from livery.tools.json_reader import WHITESPACE, NotJson
+from livery.tools.prose import Prose, overlap
 
 _NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
 MAX_HEAD = 256  # characters between a start and the arguments that a name stands before
@@ -33,19 +35,16 @@ class Marks:
     argument_mark: str = ""
 
 
-class MarkedCalls:
+class MarkedCalls(Prose):
     """The text parser for a format of such marks; see `events.TextParser`."""
 
-    def __init__(self, marks: Marks, functions: frozenset[str]) -> None:
+    def __init__(self, marks: Marks, functions: Collection[str]) -> None:
+        super().__init__()
         self._marks = marks
         self._functions = functions
         self._start = re.compile("|".join(map(re.escape, marks.starts))) if marks.starts else None
         self._state: State = "text"
-        self._parts: list[Part] = []
         self._buffer = ""  # in text: what may become a start
-        self._space = ""  # white space that belongs to the content only if more content follows
-        self._said = False
-        self._calls = 0
         self._raw = ""  # since the last whole call
         self._named = ""  # a name, or what closes calls
         self._listed = False
@@ -63,15 +62,13 @@ class MarkedCalls:
             self._give_up()
         self._say(self._buffer)
         self._buffer = ""
-        if self._space and not self._calls:
-            self._parts.append(Part("content", self._space))
+        self._say_no_more()
         return self._take()
 
     def _take(self) -> list[Part]:
         if self._reader is not None:
             self._parts += self._reader.take()
-        parts, self._parts = self._parts, []
-        return parts
+        return super()._take()
 
     def _in_text(self, text: str) -> str:
         """Look for a start; what follows it is left."""
@@ -92,18 +89,6 @@ class MarkedCalls:
         self._buffer = text[len(text) - keep :]
         self._say(text[: len(text) - keep])
         return ""
-
-    def _say(self, text: str) -> None:
-        """Content, but for white space at its end, which waits for more. Between calls alone it isn't content."""
-        spoken = text.rstrip(WHITESPACE)
-        space = text[len(spoken) :]
-        if not spoken:
-            self._space += space
-            return
-        if self._calls and not self._said:
-            self._space, spoken = "", spoken.lstrip(WHITESPACE)
-        self._parts.append(Part("content", self._space + spoken))
-        self._space, self._said = space, True
 
     def _open(self, start: str) -> None:
         self._state, self._raw, self._bare = "open", start, not start
@@ -220,18 +205,12 @@ def _any(_name: str) -> bool:
     return True
 
 
-def overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `mark`."""
-    longest = min(len(text), len(mark) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(mark[:size])), 0)
-
-
 class MarkedFormat:
     """What formats of calls between marks have in common."""
 
     marks: ClassVar[Marks]
 
-    def parser(self, functions: frozenset[str]) -> TextParser:
+    def parser(self, functions: Functions) -> TextParser:
         return MarkedCalls(self.marks, functions)
 
     def call_id(self) -> str:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from livery.tools.events import Part
 from livery.tools.json_reader import WHITESPACE
-from livery.tools.marked import overlap
+from livery.tools.prose import overlap
 
 # What begins and ends the reasoning: DeepSeek-R1's marks, which Qwen 3 and most others took over, and Magistral's.
 STYLES = {"think": ("<think>", "</think>"), "mistral": ("[THINK]", "[/THINK]")}

@@ -78,10 +78,10 @@ class ToolUse:
         """For one answer; None where calls can't be told from text, because no format is known."""
         if self.choice == "named":
             return NamedCall(self.named)
-        names = frozenset(function.name for function in self.functions)
+        functions = {function.name: function.parameters for function in self.functions}
         if self.choice == "required":
-            return MarkedCalls(LIST, names)
-        return form.parser(names) if form else None
+            return MarkedCalls(LIST, functions)
+        return form.parser(functions) if form else None
 
 
 class NamedCall:
