@@ -26,6 +26,7 @@ from livery.commands.proof import OfflineProver
 from livery.engine.base import AdapterRef
 from livery.engine.plan import SampleSpec, SequenceSlice
 from livery.engine.rope import freeze_rope
+from livery.evaluation.pieces import windowed
 from livery_adapters.grown import added_rows
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import TAKEN_IN
@@ -80,9 +81,7 @@ def compared(
     that was told its longest sequence (reading_prover) loads its model once the tuned one is gone.
     """
     longest = prover.max_model_len
-    room = max(1, min(window, longest) - len(begins))
-    parts = [[*begins, *ids[start : start + room]] for start in range(0, len(ids), room)]
-    parts = [part for part in parts if len(part) > 1]
+    parts = [list(piece.tokens) for piece in windowed(ids, begins, min(window, longest))]
     total, done = sum(map(len, parts)) * (2 + len(adapters)), 0
     with tempfile.TemporaryDirectory(prefix="livery-text-") as scratch:
         judge, sums = _Spilled(Path(scratch) / "logits"), _Sums()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from livery.evaluation.scorer import Scorer, Variant
@@ -36,10 +37,20 @@ class Windows:
 
 async def cut(scorer: Scorer, text: Text, windows: Windows) -> list[Piece]:
     """Raises SubjectUnusable where there is nothing to predict."""
-    begins = await scorer.beginning()
     tokens = (await scorer.encode(text.content))[: windows.tokens]
-    room = max(1, min(windows.size, scorer.longest) - len(begins))
-    stride = min(windows.stride or room, room)
+    pieces = windowed(tokens, await scorer.beginning(), min(windows.size, scorer.longest), windows.stride)
+    if not pieces:
+        raise SubjectUnusable(
+            f"{text.name} has {len(tokens)} token{'' if len(tokens) == 1 else 's'}, and at least 2 are needed to "
+            "predict one; give a longer text"
+        )
+    return pieces
+
+
+def windowed(tokens: Sequence[int], begins: Sequence[int], size: int, stride: int = 0) -> list[Piece]:
+    """A text's tokens as pieces, `begins` before each; see Windows. None of them where there is nothing to predict."""
+    room = max(1, size - len(begins))
+    stride = min(stride or room, room)
     pieces, done = [], 0
     for begin in range(0, len(tokens), stride):
         window = (*begins, *tokens[begin : begin + room])
@@ -49,11 +60,6 @@ async def cut(scorer: Scorer, text: Text, windows: Windows) -> list[Piece]:
             done = begin + room
         if begin + room >= len(tokens):
             break
-    if not pieces:
-        raise SubjectUnusable(
-            f"{text.name} has {len(tokens)} token{'' if len(tokens) == 1 else 's'}, and at least 2 are needed to "
-            "predict one; give a longer text"
-        )
     return pieces
 
 
