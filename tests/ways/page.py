@@ -1,6 +1,6 @@
 """The pages "Which should I use?", in English and Portuguese: their tables are written from a run's JSON.
 
-    python tests/ways/page.py [loadtest/results/2026-11-22-ways-cpu.json]
+    python tests/ways/page.py [loadtest/results/2026-11-23-ways-cpu.json]
 
 What stands between the two marks of a page is replaced: the table, what the run says in sentences (findings.py), and
 the commands. Everything else is people's words, without measured numbers.
@@ -22,7 +22,7 @@ from marked import around
 from ways.findings import percent, perplexity, sentences, size
 
 ROOT = Path(__file__).parents[2]
-RESULT = ROOT / "loadtest" / "results" / "2026-11-22-ways-cpu.json"
+RESULT = ROOT / "loadtest" / "results" / "2026-11-23-ways-cpu.json"
 PAGES = {"en": ROOT / "server" / "examples" / "which.md", "pt": ROOT / "server" / "examples" / "qual-usar.md"}
 BEGIN, END = "<!-- ways -->", "<!-- /ways -->"
 Json = Mapping[str, Any]
