@@ -221,7 +221,18 @@ ALLOWED: dict[str, set[str]] = {
     | {
         f"livery.{part}"
         for part in (
-            *("api", "assembly", "data_folder", "descriptors", "engine", "gguf_forms", "listening", "logs", "models"),
+            *(
+                "api",
+                "assembly",
+                "beginning",
+                "data_folder",
+                "descriptors",
+                "engine",
+                "gguf_forms",
+                "listening",
+                "logs",
+            ),
+            "models",
             "otlp",
             *("reading", "service", "serving", "settings", "spans", "superseding", "survey", "tenancy", "workers"),
         )

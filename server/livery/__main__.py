@@ -1,7 +1,11 @@
 """The command `livery`, which is `python -m livery` too."""
 
-from livery.beginning import importing
+import os
 
+from livery.beginning import heed_sigterm, importing
+
+if os.getpid() == 1:
+    heed_sigterm()  # imports take seconds
 with importing():
     from livery.cli import main
 

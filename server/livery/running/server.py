@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from rich.console import Console
 
 from livery import descriptors, logs
+from livery.beginning import ended_by_sigterm
 from livery.data_folder import DataFolder
 from livery.gguf_forms import widened
 from livery.listening import Listener, listen, listen_for_admins
@@ -41,6 +42,11 @@ def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     Raises SettingsError, OpenDoor, ModelNotFound, ModelRefused, TokenizerRefused, DataFolderUnusable, RegistryError or
     WorkersUnable, and EngineDead when the engine ended for good: a supervisor then starts everything afresh.
     """
+    with ended_by_sigterm():  # also while the model is fetched or converted, which may take an hour
+        _run(settings, make_engine)
+
+
+def _run(settings: Settings, make_engine: MakeEngine) -> None:
     check_adapter_folder(settings)
     shared_blobs(settings)
     allowed_sources(settings)
