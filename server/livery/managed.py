@@ -19,7 +19,7 @@ from typing import Literal
 from livery.adapter_views import Json, told_to_others
 from livery.adding import AddOptions
 from livery.management import MAX_PAGE, AdapterManagement
-from livery.origins import Upload
+from livery.origins import Upload, from_upload
 from livery.pushing import Weights, pushed
 from livery.refusals import AdapterNotFound
 from livery.tenancy import Principal, scope
@@ -110,7 +110,8 @@ class ManagedAdapters:
     async def upload(self, name: str, body: Upload | Weights, options: AddOptions) -> Json:
         """Take in two files as they arrive, or weights alone for the configuration of the active version."""
         with self._own(name, options.pinned is not None) as full:
-            return await self._told(await pushed(self._management, full, body, self._bounded(options), shown=name))
+            fill = body if isinstance(body, Weights) else from_upload(body)
+            return await self._told(await pushed(self._management, full, fill, self._bounded(options), shown=name))
 
     async def load(self, name: str, path: str, *, in_place: bool) -> None:
         """vLLM's verb: serve a directory below the operator's adapter folder, who alone may say so."""

@@ -137,7 +137,12 @@ def _format(given: Options, profile: Profile) -> Grammar | None:
 
 
 def _check_bounds(given: Options, profile: Profile) -> None:
-    """A value outside is refused, not moved: an answer other than the one asked for would come without a word."""
+    """A value outside is refused, not moved: an answer other than the one asked for would come without a word.
+
+    With max_tokens 0 nothing is sampled, and no bound is about anything.
+    """
+    if given.max_tokens == 0:
+        return
     for name, bound in profile.bounds.given():
         value = getattr(given, name)
         if value is not None and bound.nearest(value) != value:

@@ -16,7 +16,6 @@ from pathlib import Path
 from livery.adapter_views import Json
 from livery.adding import AddOptions
 from livery.management import AdapterManagement
-from livery.origins import Upload, from_upload
 from livery.superseding import Superseded
 from livery_adapters.identity import DIGEST_SHOWN, fingerprint
 from livery_adapters.incoming import Incoming
@@ -52,15 +51,15 @@ class Weights:
 
 
 async def pushed(
-    management: AdapterManagement, name: str, body: Weights | Upload, options: AddOptions, *, shown: str
+    management: AdapterManagement, name: str, body: Weights | Fill, options: AddOptions, *, shown: str
 ) -> Json:
     """Take a version in and tell of it under "pushed"; `shown` is what the caller calls the adapter.
 
-    Weights alone have the configuration, profile and approximation of the active version. Raises as
+    Weights alone have the configuration, profile and approximation of the active version, a Fill its own. Raises as
     `AdapterManagement.take`, and NoActiveVersion, ProfileChanged.
     """
     if not isinstance(body, Weights):
-        record, digest = await management.taken(name, from_upload(body), "upload", options)
+        record, digest = await management.taken(name, body, "upload", options)
     else:
         active, hold = await _active(management, name, options.owner)
         facts = active.facts

@@ -17,9 +17,16 @@ from cli.conftest import Livery
 from livery.commands import held_out
 from livery.commands.train_target import Target
 from livery.models import base_digest
+from livery_adapters.identity import version_digest
+from livery_adapters.profile import PROFILE_NAME, parse_profile, write_profile
 from server.running import SMALL, livery_serve
 from training.conftest import CHATS, Written
 
+KEPT = parse_profile(b"""
+system_prompt: You keep a lighthouse.
+stop: [DONE]
+bounds: {temperature: {min: 0.3}, max_tokens: {min: 1, max: 64}}
+""")
 pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
 
 
@@ -40,6 +47,9 @@ def a_place(kind: str, base: Path, tmp_path: Path) -> Iterator[tuple[str, str]]:
 def test_a_better_version_takes_the_place_of_the_active_one_and_a_worse_one_doesnt(
     kind: str, place: str, written: Written, base: Path, tmp_path: Path, livery: Livery
 ) -> None:
+    """Each under the profile that the name has by then, within whose bounds no answer is greedy."""
+    profile = tmp_path / "keeper.yaml"
+    profile.write_text(write_profile(KEPT))
     with a_place(place, base, tmp_path) as (where, option):
 
         def trained(steps: int, *more: str) -> Any:
@@ -48,26 +58,35 @@ def test_a_better_version_takes_the_place_of_the_active_one_and_a_worse_one_does
             return livery("adapters", "train", run, *way, *more)
 
         def served() -> Any:
-            return livery("adapters", "show", "keeper", option, where, "--json").json()["digest"]
+            shown = livery("adapters", "show", "keeper", option, where, "--json").json()
+            return shown["profile"], shown["digest"]
+
+        def under_it(report: Any) -> Any:
+            return KEPT.to_json(), version_digest(report["coverage"]["digest"], 0, KEPT.to_json())
 
         short = trained(2, "--json").json()
         assert (short["added"]["activated"], "compared" in short["added"]) == (True, False)
         assert short["evaluation"]["after"]["loss"] < short["evaluation"]["before"]["loss"]
+        assert served() == ({}, short["coverage"]["digest"])
+        assert livery("adapters", "profile", "keeper", profile, option, where).code == 0
+        assert served() == under_it(short)
         long = trained(24, "--json").json()
-        assert (long["added"]["activated"], long["added"]["active"], served()) == (True, 1, long["coverage"]["digest"])
+        assert (long["added"]["activated"], long["added"]["active"], served()) == (True, 2, under_it(long))
+        assert long["added"]["profile"] == {"fields": list(KEPT.to_json()), "of_version": 2, "dropped": []}
         assert long["added"]["alias"]["name"] == "prod"
         losses = [one["evaluation"]["after"]["loss"] for one in (long, short)]
         assert losses[0] < losses[1] - 0.1
         assert list(long["added"]["compared"].values()) == pytest.approx(losses, rel=2e-3)
         again = trained(2, "--json").json()["added"]
-        assert (again["activated"], "alias" in again, served()) == (False, False, long["coverage"]["digest"])
+        assert (again["activated"], "alias" in again, served()) == (False, False, under_it(long))
         assert list(again["compared"].values()) == pytest.approx(losses[::-1], rel=2e-3)
-        told = trained(2).out
-        assert "is not active: on what was held out it does no better than the one that is" in " ".join(told.split())
+        told = " ".join(trained(2).out.split())
+        assert "keeper version 2 is not active: on what was held out it does no better than the one that is" in told
+        assert "it keeps the profile of version 3: system_prompt, stop, bounds" in told
         first, _, second = again["remedy"].partition(" && ")
         for command in (first, second):
             assert livery(*shlex.split(command)[1:]).code == 0
-        assert served() == short["coverage"]["digest"]
+        assert served() == under_it(short)
 
 
 def test_versions_are_compared_over_the_base_that_they_were_trained_on(
@@ -149,6 +168,15 @@ def test_a_name_that_was_changed_meanwhile_is_left_as_it_is(
     assert shown["digest"] == first["coverage"]["digest"]
     monkeypatch.setattr(held_out, "compare", real)
     assert livery(*command, "--json").json()["added"]["activated"] is True
+    (tmp_path / "two" / PROFILE_NAME).write_text("temperature: 0.5\n")
+    (tmp_path / "keeper.yaml").write_text(write_profile(KEPT))
+    for step in (("activate", "keeper", "1"), ("profile", "keeper", tmp_path / "keeper.yaml")):
+        assert livery("adapters", *step, "--data", data).code == 0
+    told = " ".join(livery(*command).out.split())
+    words = "the profile.yaml beside its weights: temperature, in place of the active version's: system_prompt, stop,"
+    assert words in told
+    shown = livery("adapters", "show", "keeper", "--data", data, "--json").json()
+    assert shown["profile"] == {"temperature": 0.5}
 
 
 def test_what_cant_be_compared_is_added_with_the_command_that_compares_it(

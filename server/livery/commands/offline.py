@@ -102,7 +102,7 @@ class LocalBackend(AdapterManagement):
         """Take in a directory, or what a URL holds."""
         if is_remote(source):
             return await self.put(name, source, options)
-        return await self.take(name, directory_fill(source), "upload", options)
+        return await pushed(self, name, directory_fill(source), options, shown=name)
 
     async def push(self, name: str, file: Path, options: AddOptions) -> Json:
         """Take in new weights for the configuration and profile of the active version."""

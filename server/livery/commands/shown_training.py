@@ -11,6 +11,7 @@ from rich.markup import escape
 from livery.adapter_views import Json
 from livery.commands import shown
 from livery.training.run_file import Dpo
+from livery_adapters.profile import PROFILE_NAME
 
 
 def show_data(answer: Json) -> None:
@@ -83,6 +84,19 @@ def _show_added(added: Json) -> None:
         shown.say(
             f"{name} has it as a version that isn't active: it does no better on what was held out than what it began "
             f"from; {added['remedy']} serves it all the same"
+        )
+    _show_profile(added["profile"])
+
+
+def _show_profile(profile: Json) -> None:
+    """Whose profile the version got, where there is one."""
+    fields, dropped = ", ".join(profile["fields"]), ", ".join(profile["dropped"])
+    if profile["of_version"] is not None and fields:
+        shown.say(f"it keeps the profile of version {profile['of_version']}: {fields}")
+    elif fields or dropped:
+        shown.say(
+            f"its profile is the {PROFILE_NAME} beside its weights: {fields or 'nothing'}"
+            + (f", in place of the active version's: {dropped}" if dropped else "")
         )
 
 

@@ -14,16 +14,69 @@ import typer
 from livery.adapter_views import Json
 from livery.adding import AddOptions
 from livery.commands import shown
+from livery.commands.adapters_change import read_profile
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import DEFAULT_URL, Backend, HttpBackend, is_remote, open_server
 from livery.commands.offline import Need, Place, open_local
 from livery.commands.reach import Reach, ask
 from livery.data_folder import DataFolder
+from livery_adapters.identity import version_digest
 from livery_adapters.names import validate_name
+from livery_adapters.profile import EMPTY, PROFILE_NAME, Profile, ProfileInvalid, recorded_profile
 from livery_adapters.refusal import DEFAULT_LIMITS, TAKEN_IN, AdapterRefused
 from livery_adapters.registry import RegistryError, UnknownAdapter
 
 _UNIX = "unix:"
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """What a name serves, as of one look. `digest` None: nothing; `generation` 0: there is no such name."""
+
+    digest: str | None = None
+    generation: int = 0
+    version: int | None = None
+    profile: Profile = EMPTY
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The profile that a trained version gets: one that lies beside its weights, or else the active version's."""
+
+    profile: Profile
+    own: bool
+    active: Active
+
+    @classmethod
+    def of(cls, adapter: Path, active: Active) -> Kept:
+        """Raises CommandFailed for a profile.yaml that can't be read."""
+        file = adapter / PROFILE_NAME
+        return cls(read_profile(file), True, active) if file.is_file() else cls(active.profile, False, active)
+
+    def is_active(self, weights: str) -> bool:
+        """Whether the name serves these weights under this profile."""
+        return self.active.digest == version_digest(weights, 0, self.profile.to_json())
+
+    def doubts(self, base: str) -> list[str]:
+        """What of it may not fit weights that were trained with the base's own text."""
+        differs = {"chat_template": self.profile.chat_template, "added_tokens": self.profile.added_tokens}
+        names = " and ".join(name for name, value in differs.items() if value)
+        if not names:
+            return []
+        whose = PROFILE_NAME if self.own else f"the profile of version {self.active.version}"
+        return [
+            f"{whose} has {names} of its own, with which a server writes chats, and this run wrote its examples as "
+            f"{base} does"
+        ]
+
+    def told(self) -> Json:
+        """`fields` it sets, and which version's it is; None: its own. `dropped` are those that its own one replaces."""
+        before = self.active.profile if self.own else self.profile
+        return {
+            "fields": list(self.profile.to_json()),
+            "of_version": None if self.own else self.active.version,
+            "dropped": [] if before == self.profile else list(before.to_json()),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,37 +155,44 @@ class Target:
             )
         return bool(found)
 
-    def active(self, base: str) -> tuple[str | None, int]:
-        """The digest of the version that the name serves now, if any, and its generation: 0, there is no such name.
-
-        Raises CommandFailed.
-        """
+    def active(self, base: str) -> Active:
+        """What the name serves now. Raises CommandFailed."""
 
         async def looked(backend: Backend) -> Json:
             try:
-                record = await backend.show(self.name)
+                return await backend.show(self.name)
             except (AdapterRefused, RegistryError) as refused:
                 if refused.code == UnknownAdapter.code:
-                    return {"digest": None, "generation": 0}
+                    return {}
                 raise
-            return {"digest": record.get("digest"), "generation": record["generation"]}
 
         found = ask(self._opened(base), looked)
-        return found["digest"], found["generation"]
+        if not found:
+            return Active()
+        try:
+            profile = recorded_profile(found.get("profile") or {})
+        except ProfileInvalid as invalid:
+            raise CommandFailed(
+                f"the profile that {self.name} has now can't be read ({invalid}), and the new version is to keep it: "
+                f"give it another one with livery adapters profile {self.name} FILE"
+            ) from None
+        return Active(found.get("digest"), found["generation"], found.get("version"), profile)
 
-    def add(self, base: str, adapter: Path, generation: int | None = None) -> Json:
-        """Take it in and, where a `generation` is given, serve it and lead the alias to it, unless the name was changed
-        since.
+    def add(self, base: str, adapter: Path, kept: Kept, *, activate: bool) -> Json:
+        """Take it in under this profile and, with `activate`, serve it and lead the alias to it, unless the name was
+        changed since it was looked at.
 
         Raises CommandFailed, which says how to try again.
         """
-        active = generation is not None
+        profile = None if kept.own or kept.profile == EMPTY else kept.profile
+        options = AddOptions(activate=activate, expected_generation=kept.active.generation, profile=profile)
 
         async def added(backend: Backend) -> Json:
-            options = AddOptions(activate=active, expected_generation=generation)
-            return await self._alias_too(backend, active, await backend.add(self.name, str(adapter), options))
+            record = await backend.add(self.name, str(adapter), options)
+            return await self._alias_too(backend, activate, record) | {"profile": kept.told()}
 
-        return self._tried(base, adapter, added)
+        instead = f", and with a {PROFILE_NAME} there under that one, not under that of version {kept.active.version}"
+        return self._tried(base, adapter, added, "" if profile is None else instead)
 
     def activate(self, base: str, adapter: Path, digest: str, generation: int) -> Json:
         """Serve a version that was added, and lead the alias to it, unless the name was changed since `generation`.
@@ -151,12 +211,12 @@ class Target:
             found["alias"] = await backend.set_alias(self.alias, [(self.name, 1.0)], "user")
         return found
 
-    def _tried(self, base: str, adapter: Path, verb: Callable[[Backend], Awaitable[Json]]) -> Json:
+    def _tried(self, base: str, adapter: Path, verb: Callable[[Backend], Awaitable[Json]], more: str = "") -> Json:
         try:
             return ask(self._opened(base), verb)
         except CommandFailed as failed:
             raise CommandFailed(
-                f"{failed}. The adapter is whole in {adapter}: the same command again adds it without training"
+                f"{failed}. The adapter is whole in {adapter}: the same command again adds it without training{more}"
             ) from failed
 
     @property

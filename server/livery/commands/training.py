@@ -20,7 +20,7 @@ from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.commands.progress import bar, loss_bar
 from livery.commands.reach import AsJson, ask, tell, words
 from livery.commands.shown_training import note, show_data, show_trained, warn
-from livery.commands.train_target import Target
+from livery.commands.train_target import Kept, Target
 from livery.engine.base import EngineConfig, ModelRefused
 from livery.engine.quantization import check_flag, choose_quantization
 from livery.models import ResolvedModel, base_digest, resolve_model
@@ -176,13 +176,17 @@ def _added(asked: Asked, data: Data, target: Target, found: Json) -> Json:
         is_over = target.is_over(base, found["settings"]["base"])
     except CommandFailed as failed:
         raise CommandFailed(f"{failed}. The adapter is whole in {asked.out}") from failed
-    active, generation = target.active(base)
+    kept = Kept.of(asked.out, target.active(base))
+    warn(kept.doubts(base))
     better = _is_better(found["evaluation"])
-    if better and is_over and active in (None, digest):
-        return target.add(base, asked.out, generation)
-    added = target.add(base, asked.out)
+    if better and is_over and (kept.active.digest is None or kept.is_active(digest)):
+        return target.add(base, asked.out, kept, activate=True)
+    added = target.add(base, asked.out, kept, activate=False)
+    generation, digest = added["adapter"]["generation"], added["adapter"]["pushed"]["digest"]
     stands = standing(target.reach, target.name, digest)
     added["version"] = stands["version"]
+    if better and is_over and stands["active"] == stands["version"]:  # its own profile came to the same
+        return target.activate(base, asked.out, digest, generation) | {"profile": added["profile"]}
     if not better or not is_over:
         return added | {"base_known": is_over, "remedy": target.commands(stands["version"], better=False)}
     shown.stage(f"measuring {target.name} {stands['version']} and {stands['active']}, which is active")
@@ -191,10 +195,10 @@ def _added(asked: Asked, data: Data, target: Target, found: Json) -> Json:
     except Unmeasured as why:
         remedy = target.commands(stands["version"], better=True, quantization=asked.run.quantization)
         return added | {"active": stands["active"], "unmeasured": str(why), "remedy": remedy}
-    judged = {"active": stands["active"], "compared": asdict(compared)}
+    judged = {"active": stands["active"], "compared": asdict(compared), "profile": added["profile"]}
     if not compared.is_better:
         return added | judged | {"remedy": target.commands(stands["version"], better=False)}
-    return target.activate(base, asked.out, stands["digest"], stands["generation"]) | judged
+    return target.activate(base, asked.out, digest, generation) | judged
 
 
 def _trained(asked: Asked, data: Data, settings: Json) -> Json:

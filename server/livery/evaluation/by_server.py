@@ -70,7 +70,7 @@ class ServerScorer:
             raise VariantFailed(str(unusable)) from None
 
     async def likelihood(self, variant: Variant, tokens: Sequence[int], start: int) -> Likelihood:
-        asked = {"prompt": list(tokens), "max_tokens": 0, "prompt_logprobs": 0, "temperature": 0}
+        asked = {"prompt": list(tokens), "max_tokens": 0, "prompt_logprobs": 0}
         choice = await self._completed(variant, asked)
         scores = choice.get("prompt_logprobs") or []
         found = [one[str(token)] for token, one in zip(tokens[start:], scores[start:], strict=False) if one is not None]
