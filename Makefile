@@ -40,7 +40,7 @@ help:
 	@echo "make bench-push     how soon new weights of an adapter of 10 MB serve, beside four rollouts; pushes and their parts"
 	@echo "make bench-vllm     Livery's server over vLLM beside vLLM's own, with equal options (builds what make test-vllm does)"
 	@echo "make bench-workers  processor time of a streamed token with one API worker and with two"
-	@echo "make ways           every way of adapting the demo base to one task: command, served, quality before and after (an hour); ONLY=lora: anew"
+	@echo "make ways           every way of adapting the demo base to one task: command, served, quality before and after (half an hour); ONLY=lora: anew"
 	@echo "make bench-plan     livery plan beside what the engine does on this machine, and its simulation of routing; TRACE=FILE.csv.gz: that trace in its order"
 	@echo "make peft-table     measure every PEFT type against PEFT, and write the table into server/docs/adapters.md"
 	@echo "make field-table    write what becomes of every field of a request into server/docs/api.md"
@@ -145,7 +145,7 @@ bench-extraction: setup
 	$(BIN)/python tests/benchmarks/extraction_curve.py --out bench-extraction.json --svg bench-extraction.svg
 
 bench-push: setup
-	$(BIN)/python tests/benchmarks/push.py --out bench-push.json
+	$(BIN)/python tests/benchmarks/push.py --pushes 40 --pause 0.3 --out bench-push.json
 
 bench-vllm: setup
 	$(BIN)/python tests/benchmarks/vllm_engine.py --repeats 5 --out bench-vllm.json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -182,3 +183,27 @@ def test_kept_load_tests_hold_what_their_page_says() -> None:
             read_result(file)
         kinds["summaries" if only else "whole"] += 1
     assert kinds["summaries"], "nothing was looked at"
+
+
+def test_a_result_of_a_target_was_made_by_the_targets_own_command() -> None:
+    """Rows that name `make …` alone; where its files go is the reader's to choose."""
+    recipes = dict(
+        re.findall(r"^([\w-]+): setup\n\t\$\(BIN\)/python (.+)\n", (RESULTS.parents[1] / "Makefile").read_text(), re.M)
+    )
+    looked_at = 0
+    for file, target in re.findall(
+        r"^\| `([\w.-]+\.json)`[^|]*\| `make ([\w-]+)`", (RESULTS / "README.md").read_text(), re.M
+    ):
+        origin = json.loads((RESULTS / file).read_bytes())["origin"]
+        assert own_words(origin["command"]) == own_words(recipes[target]), (
+            f"{file}: make {target} measures something else"
+        )
+        looked_at += 1
+    assert looked_at >= 5
+
+
+def own_words(command: str) -> list[str]:
+    """The script's name and its options, without where results are written and what `make` lets through."""
+    words = command.replace("$(ONLY)", "").removeprefix("python ").split()
+    kept = [word for before, word in pairwise(["", *words]) if not {before, word} & {"--out", "--svg"}]
+    return [kept[0].rpartition("/")[2], *kept[1:]]
