@@ -1,7 +1,8 @@
 """The ways, each a small entry: the commands that make it, the server that it runs on, and how it is asked.
 
-Commands are those that a user types, `livery` first; {data} is the folder with the files of `company.make_data` and the
-files named in `files`, {made} the one for what is made, {base} the base's name, {clone} this project's folder.
+Commands are those that a user types, `livery` first; {data} is the folder with the files of `company.make_data`, the
+files named in `files` and what the way `follows`, {made} the one for what is made, {base} the base's name, {clone} this
+project's folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from ways.company import SYSTEM, shots
 
 Asking = Literal["plain", "bare", "retrieved", "raft"]
 BASE = "smollm2-135m-instruct"
+FP32 = ("--weights", "fp32")
+INT8, INT4 = ("--weights", "int8"), ("--weights", "int4")
 QUANTISED = ("--quantization", "bnb-nf4")
+PORT = 8000  # of the base's server; the others' follow
 RAFT_PROMPT = "{documents}\n\nQuestion: {question}"
 
 
@@ -26,13 +30,14 @@ RAFT_PROMPT = "{documents}\n\nQuestion: {question}"
 class Way:
     """One way of adapting a base.
 
-    `files` go into the data folder by name; `commands` make what the server is given, by way of `between`, files of the
-    data folder that they write; `adapter` is the folder below {made} that `livery adapters add` takes in (None:
-    nothing; that of another way: nothing is made), with `profile` where it has one. `flags` are the server's own.
+    `files` go into the data folder by name; `commands` make what the server is given; `adapter` is the folder below
+    {made} that `livery adapters add` takes in (None: nothing; that of another way: nothing is made), with `profile`
+    where it has one; `serves` is the one that is a model and served itself, in the base's place. `flags` are the
+    server's own.
     `asking`: with the system prompt that training saw ("plain"), the question alone where the profile
     has everything else ("bare"), with passages found for it ("retrieved", "raft" in the words that RAFT learnt).
     `before` is the way that it is compared with. `rewards`: its commands ask a server, {url}, and what they reached
-    stands in this file of {made}; its reward isn't the questions'. `follows` is the way whose adapter it goes on
+    stands in this file of {made}; its reward isn't the questions'. `follows` is the way whose folder it goes on
     with: made anew, this one is as well.
     """
 
@@ -47,8 +52,8 @@ class Way:
     before: str = "base"
     needs: tuple[str, ...] = ()
     rewards: str | None = None
-    between: tuple[str, ...] = ()
     follows: str | None = None
+    serves: str | None = None
 
     @property
     def recipe(self) -> str:
@@ -58,11 +63,16 @@ class Way:
     @property
     def model(self) -> str:
         """What requests name."""
-        return self.key if self.adapter or self.profile else BASE
+        return self.key if self.adapter or self.profile else self.serves or BASE
+
+    @property
+    def server(self) -> tuple[str, ...]:
+        """The model that its server has, and the flags: ways with the same ones share a server."""
+        return (self.serves or BASE, *self.flags)
 
     def add_command(self) -> str | None:
         """How a server gets it."""
-        if self.model == BASE:
+        if not self.adapter and not self.profile:
             return None
         source = f"{{made}}/{self.adapter}" if self.adapter else "base"
         return f"livery adapters add {self.key} {source}" + (
@@ -107,8 +117,12 @@ WAYS: tuple[Way, ...] = (
     _sft("rslora", "rsLoRA", learning_rate=1e-3, adapter={"use_rslora": True, "lora_alpha": 16}),
     _sft("dora", "DoRA", adapter={"use_dora": True}),
     _sft(
-        "qlora", "QLoRA, trained over nf4 and served in full precision", ("trl", "bitsandbytes"), quantization="bnb-nf4"
+        "qlora",
+        "QLoRA, trained over nf4 and served on the base as it is",
+        ("trl", "bitsandbytes"),
+        quantization="bnb-nf4",
     ),
+    Way("base-fp32", "the base alone, served in fp32", flags=FP32),
     Way("base-nf4", "the base alone, served in nf4", flags=QUANTISED, needs=("bitsandbytes",)),
     Way(
         "quantised",
@@ -121,7 +135,7 @@ WAYS: tuple[Way, ...] = (
     _trained(
         "dpo",
         "DPO after the LoRA, right answer over a wrong one",
-        _run("dpo", "preferences.jsonl", start_from="../made/lora", epochs=1, learning_rate=2e-4, max_length=64),
+        _run("dpo", "preferences.jsonl", start_from="lora", epochs=1, learning_rate=2e-4, max_length=64),
         before="lora",
         follows="lora",
     ),
@@ -137,18 +151,36 @@ WAYS: tuple[Way, ...] = (
         _run("raft", "raft.jsonl", steps=30, learning_rate=1e-3, max_length=256, batch_size=4, prompt=RAFT_PROMPT),
         "livery adapters train-data raft {data}/questions.jsonl --documents {data}/documents.jsonl"
         " --out {data}/raft.jsonl --distractors 2",
-        between=("raft.jsonl",),
         asking="raft",
         before="raft-base",
     ),
     Way(
+        "full-model",
+        "full fine-tune, served in the base's place",
+        ("python {clone}/tests/ways/full.py {data}/chats.jsonl --out {made}/full-model",),
+        serves="full-model",
+    ),
+    Way(
+        "full-int8",
+        "the same full fine-tune, served in int8",
+        serves="full-model",
+        flags=INT8,
+        before="full-model",
+    ),
+    Way(
+        "full-int4",
+        "the same full fine-tune, served in int4",
+        serves="full-model",
+        flags=INT4,
+        before="full-model",
+    ),
+    Way(
         "full",
-        "full fine-tune, extracted",
-        (
-            "python {clone}/tests/ways/full.py {data}/chats.jsonl --out {made}/full-model",
-            "livery adapters extract --base {base} --tuned {made}/full-model --out {made}/full",
-        ),
+        "the same full fine-tune, extracted as an adapter",
+        ("livery adapters extract --base {base} --tuned {data}/full-model --out {made}/full --text {data}/lines.txt",),
         adapter="full",
+        before="full-model",
+        follows="full-model",
     ),
     Way(
         "rl",
@@ -171,15 +203,19 @@ def by_key() -> dict[str, Way]:
 
 
 def shown(way: Way) -> str:
-    """Its commands as a user types them in the data folder, $CLONE being the project's."""
-    every = [*way.commands, *filter(None, [way.add_command()])]
-    if way.flags:
-        every.insert(0, f"livery serve --model {BASE} {' '.join(way.flags)}")
+    """Its commands as a user types them in the data folder, $CLONE being the project's; `livery serve` ends none."""
+    servers = list(dict.fromkeys(one.server for one in WAYS))
+    port = PORT + servers.index(way.server)
+    every = list(way.commands)
+    if add := way.add_command():
+        every.append(add + (f" --url http://127.0.0.1:{port}" if port != PORT else ""))
     if way.asking == "retrieved":
         every.append(f"python {{clone}}/server/examples/rag/ask.py QUESTION --model {way.model}")
+    if not way.adapter and not way.profile and not way.rewards and way.asking != "retrieved":
+        every.append(f"livery serve --model {' '.join(way.server)}" + (f" --port {port}" if port != PORT else ""))
     here = {"{data}/": "", "{made}/": "", "{base}": BASE, "{clone}": "$CLONE"}
-    here["{url}"] = "http://127.0.0.1:8000"
-    typed = "; ".join(every) or f"livery serve --model {BASE}"
+    here["{url}"] = f"http://127.0.0.1:{PORT}"
+    typed = "; ".join(every)
     for place, word in here.items():
         typed = typed.replace(place, word)
     return typed

@@ -2,7 +2,8 @@
 
     sentences(found, "en")
 
-A sentence about ways that a run passed over is left out.
+{way.measure} is a number of the run's, {way.measure/other} how it compares with the same of another way: in words that
+the numbers choose. A sentence about ways that a run passed over is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 Json = Mapping[str, Any]
-_PLACE = re.compile(r"\{([\w.-]+)\}")
+_PLACE = re.compile(r"\{([\w./-]+)\}")
+ALIKE = 0.1  # of one run each a smaller difference says nothing
+COMPARED: Mapping[str, tuple[str, str, str, str]] = {  # alike, more, less, twice or more
+    "en": ("about the same", "{percent} more", "{percent} less", "{times} times as much"),
+    "pt": ("quase o mesmo", "{percent} a mais", "{percent} a menos", "{times} vezes esse valor"),
+}
 
 FINDINGS: tuple[Mapping[str, str], ...] = (
     {
@@ -29,26 +35,65 @@ FINDINGS: tuple[Mapping[str, str], ...] = (
     {
         "en": "LoRA was right on {lora.right}, rsLoRA on {rslora.right}, DoRA on {dora.right} after {lora.passes} "
         "passes over "
-        "the data each, with learning rates that nobody searched for: their order says little. LoRA's answer has "
+        "the data each, with learning rates that nobody tuned: their order says little. LoRA's answer has "
         "{lora.written} tokens and costs {lora.cpu}; the base's, of {base.written} tokens, {base.cpu}.",
         "pt": "LoRA acertou {lora.right}, rsLoRA {rslora.right}, DoRA {dora.right}, com {lora.passes} passagens "
         "pelos dados "
-        "cada um e taxas de aprendizagem que ninguém procurou: a ordem entre eles diz pouco. A resposta do LoRA tem "
+        "cada um e taxas de aprendizagem que ninguém ajustou: a ordem entre eles diz pouco. A resposta do LoRA tem "
         "{lora.written} tokens e custa {lora.cpu}; a da base, de {base.written} tokens, {base.cpu}.",
     },
     {
-        "en": "QLoRA, trained over nf4: {qlora.right} right where the base is served in full precision, "
-        "{quantised.right} "
-        "where it is served in nf4. The base in nf4 alone reads the right answers at a perplexity of "
-        "{base-nf4.perplexity}, in full precision at {base.perplexity}. Training took {qlora.minutes} minutes, LoRA's "
-        "{lora.minutes}: at different times, so that a small difference says nothing. An answer of the base costs "
-        "{base-nf4.cpu} in nf4 and {base.cpu} in full precision.",
-        "pt": "QLoRA, treinado sobre nf4: {qlora.right} certas com a base servida em precisão inteira, "
-        "{quantised.right} com "
-        "ela servida em nf4. A base sozinha lê as respostas certas com perplexidade {base-nf4.perplexity} em nf4 e "
-        "{base.perplexity} em precisão inteira. O treino levou {qlora.minutes} minutos, o do LoRA {lora.minutes}: em "
-        "momentos diferentes, de modo que uma diferença pequena não diz nada. Uma resposta da base custa "
-        "{base-nf4.cpu} em nf4 e {base.cpu} em precisão inteira.",
+        "en": "Training took {lora.minutes} minutes and at most {lora.peak} of memory for LoRA; for DoRA "
+        "{dora.minutes} minutes ({dora.minutes/lora}) and {dora.peak} ({dora.peak/lora}); for QLoRA "
+        "{qlora.minutes} minutes ({qlora.minutes/lora}) and {qlora.peak} ({qlora.peak/lora}); for the full "
+        "fine-tune {full-model.minutes} minutes, of {full-model.passes} passes, and {full-model.peak} "
+        "({full-model.peak/lora}). That is all that the process held, libraries included, in one run each.",
+        "pt": "O treino levou {lora.minutes} minutos e no máximo {lora.peak} de memória com LoRA; com DoRA, "
+        "{dora.minutes} minutos ({dora.minutes/lora}) e {dora.peak} ({dora.peak/lora}); com QLoRA, "
+        "{qlora.minutes} minutos ({qlora.minutes/lora}) e {qlora.peak} ({qlora.peak/lora}); no ajuste "
+        "completo, {full-model.minutes} minutos, de {full-model.passes} passagens, e {full-model.peak} "
+        "({full-model.peak/lora}). É tudo o que o processo ocupou, bibliotecas incluídas, em uma execução de "
+        "cada.",
+    },
+    {
+        "en": "QLoRA, trained over nf4: {qlora.right} right where the base is served as it is, {quantised.right} "
+        "where it is served in nf4.",
+        "pt": "QLoRA, treinado sobre nf4: {qlora.right} certas com a base servida como ela é, {quantised.right} com "
+        "ela servida em nf4.",
+    },
+    {
+        "en": "The base as it is: its file has four bits a weight already, and the server holds these very numbers "
+        "(`{base.held}`): {base.memory}, and {base.cpu} an answer. The same numbers in fp32: "
+        "{base-fp32.memory} ({base-fp32.memory/base}) and {base-fp32.cpu} ({base-fp32.cpu/base}).",
+        "pt": "A base como ela é: o seu arquivo já tem quatro bits por peso, e o servidor guarda exatamente esses "
+        "números (`{base.held}`): {base.memory}, e {base.cpu} por resposta. Os mesmos números em fp32: "
+        "{base-fp32.memory} ({base-fp32.memory/base}) e {base-fp32.cpu} ({base-fp32.cpu/base}).",
+    },
+    {
+        "en": "The base in nf4, which rounds its numbers a second time: {base-nf4.memory} ({base-nf4.memory/base}) "
+        "and {base-nf4.cpu} ({base-nf4.cpu/base}); the right answers have a perplexity of "
+        "{base-nf4.perplexity} where the base as it is has {base.perplexity}, new lines {base-nf4.lines} and "
+        "{base.lines}.",
+        "pt": "A base em nf4, que arredonda os seus números pela segunda vez: {base-nf4.memory} "
+        "({base-nf4.memory/base}) e {base-nf4.cpu} ({base-nf4.cpu/base}); a perplexidade das respostas certas "
+        "é {base-nf4.perplexity}, contra {base.perplexity} da base como ela é, e a das linhas novas "
+        "{base-nf4.lines}, contra {base.lines}.",
+    },
+    {
+        "en": "Fewer bits for a model that nobody rounded before, the full fine-tune: {full-model.memory} as it is "
+        "and {full-model.right} right; with `--weights int8` {full-int8.memory} "
+        "({full-int8.memory/full-model}) and {full-int8.right}, the right answers at a perplexity of "
+        "{full-int8.perplexity} where it had {full-model.perplexity} (`{full-int8.held}`); with `--weights "
+        "int4` {full-int4.memory} ({full-int4.memory/full-model}), {full-int4.right} and "
+        "{full-int4.perplexity} (`{full-int4.held}`). Extracted as an adapter, which isn't rounded, on the "
+        "base as it is: {full.memory} and the adapter's {full.bytes}, {full.right} and {full.perplexity}.",
+        "pt": "Menos bits num modelo que ninguém arredondou antes, o ajuste completo: como ele é, "
+        "{full-model.memory} e {full-model.right} certas; com `--weights int8`, {full-int8.memory} "
+        "({full-int8.memory/full-model}) e {full-int8.right}, com perplexidade {full-int8.perplexity} nas "
+        "respostas certas, contra {full-model.perplexity} antes (`{full-int8.held}`); com `--weights int4`, "
+        "{full-int4.memory} ({full-int4.memory/full-model}), {full-int4.right} e {full-int4.perplexity} "
+        "(`{full-int4.held}`). Extraído como adaptador, que não é arredondado, sobre a base como ela é: "
+        "{full.memory} mais os {full.bytes} do adaptador, {full.right} e {full.perplexity}.",
     },
     {
         "en": "RAFT: {raft.right} right, the base in the very same prompt {raft-base.right}. With captains, hours "
@@ -78,14 +123,23 @@ FINDINGS: tuple[Mapping[str, str], ...] = (
         "{dpo.right} das perguntas foram respondidas certo, {lora.right} só com o LoRA.",
     },
     {
-        "en": "The full fine-tune: {full.bytes} for {full.right} right after {full.passes} passes; LoRA {lora.bytes}.",
-        "pt": "O ajuste completo: {full.bytes} para {full.right} certas depois de {full.passes} passagens; LoRA "
-        "{lora.bytes}.",
+        "en": "The full fine-tune, of {full-model.bytes} and after {full-model.passes} passes: {full-model.right} "
+        "right served in the base's place. Extracted, {full.bytes}: {full.right} right. {full.left-out} of "
+        "what training changed (‖ΔW‖) is left out; with the new lines read as one text the adapter's "
+        "predictions are {full.kl} nats a token away from the full model's (KL), the base's {full.kl-base}; "
+        "perplexity is {full.perplexity-base} of the base, {full.perplexity-tuned} of the full model and "
+        "{full.perplexity-adapter} of the adapter. LoRA: {lora.bytes} for {lora.right}.",
+        "pt": "O ajuste completo, de {full-model.bytes} e com {full-model.passes} passagens: {full-model.right} "
+        "certas servido no lugar da base. Extraído, {full.bytes}: {full.right} certas. Fica de fora "
+        "{full.left-out} do que o treino mudou (‖ΔW‖); com as linhas novas lidas como um só texto, as "
+        "previsões do adaptador estão a {full.kl} nats por token das do modelo completo (KL), as da base a "
+        "{full.kl-base}; a perplexidade é {full.perplexity-base} da base, {full.perplexity-tuned} do modelo "
+        "completo e {full.perplexity-adapter} do adaptador. LoRA: {lora.bytes} para {lora.right}.",
     },
     {
         "en": "Reinforcement learning: the toy reward on prompts that weren't trained on from {rl.reward-before} to "
         "{rl.reward-after} in {rl.iterations} iterations.",
-        "pt": "Aprendizagem por reforço: a recompensa de brinquedo, em prompts fora do treino, de {rl.reward-before} a "
+        "pt": "Aprendizagem por reforço: a recompensa de exemplo, em prompts fora do treino, de {rl.reward-before} a "
         "{rl.reward-after} em {rl.iterations} iterações.",
     },
 )
@@ -93,20 +147,41 @@ FINDINGS: tuple[Mapping[str, str], ...] = (
 
 def sentences(found: Json, language: str) -> str:
     """A list in Markdown."""
-    values = numbers(found)
-    if language == "pt":
-        values = {name: value.replace(".", ",") for name, value in values.items()}
     lines = []
     for finding in FINDINGS:
-        places = _PLACE.findall(finding[language])
-        if values.keys() >= set(places):
-            lines.append("- " + _PLACE.sub(lambda place: values[place[1]], finding[language]))
+        values = {place: value_of(found, place, language) for place in _PLACE.findall(finding[language])}
+        if None not in values.values():
+            lines.append("- " + _PLACE.sub(lambda place: str(values[place[1]]), finding[language]))  # noqa: B023
     return "\n".join(lines)
 
 
-def numbers(found: Json) -> dict[str, str]:
-    """All that sentences may name: `way.measure`, as it is shown."""
-    return {f"{row['key']}.{name}": value for row in found["ways"] for name, value in _of(row).items()}
+def value_of(found: Json, place: str, language: str) -> str | None:
+    """What stands for `way.measure`, or `way.measure/other`; None: the run has no such number."""
+    rows = {row["key"]: row for row in found["ways"]}
+    way, _, measure = place.partition(".")
+    measure, _, other = measure.partition("/")
+    if other:
+        one, beside = (_compared_by(rows.get(key, {})).get(measure) for key in (way, other))
+        value = compared(one / beside, language) if one and beside else None
+    else:
+        value = _of(rows[way]).get(measure) if way in rows else None
+    decimal = language == "pt" and measure != "held"  # which is in the server's own words
+    return value.replace(".", ",") if value and decimal else value
+
+
+def compared(ratio: float, language: str) -> str:
+    """The words for so many times as much."""
+    alike, more, less, times = COMPARED[language]
+    if ratio >= 2:
+        return times.format(times=f"{ratio:.1f}")
+    words = alike if abs(ratio - 1) < ALIKE else more if ratio > 1 else less
+    return words.format(percent=percent(abs(ratio - 1)))
+
+
+def _compared_by(row: Json) -> dict[str, float]:
+    cost, held = row.get("cost", {}), row.get("held", {})
+    found = {"minutes": row.get("minutes"), "peak": row.get("peak_bytes"), "cpu": cost.get("cpu_ms")}
+    return {name: value for name, value in {**found, "memory": held.get("bytes")}.items() if value}
 
 
 def _of(row: Json) -> dict[str, str]:
@@ -117,6 +192,14 @@ def _of(row: Json) -> dict[str, str]:
         told |= {"right": percent(row["right"]), "exact": percent(row["exact"])}
         told |= {"perplexity": perplexity(row["answer_perplexity"]), "cpu": f"{row['cost']['cpu_ms']:.0f} ms"}
         told |= {"written": f"{row['cost']['output_tokens']:.1f}"}
+    if peak := row.get("peak_bytes"):
+        told["peak"] = size(peak)
+    if held := row.get("held"):
+        told |= {"memory": size(held["bytes"]), "held": held["as"] or held["dtype"]}
+    if extraction := row.get("extraction"):
+        told |= {"left-out": percent(extraction["left_out"]), "kl": f"{extraction['kl']['adapter']:.2g}"}
+        told["kl-base"] = f"{extraction['kl']['base']:.2g}"
+        told |= {f"perplexity-{name}": perplexity(value) for name, value in extraction["perplexity"].items()}
     if row.get("line_perplexity"):
         told["lines"] = perplexity(row["line_perplexity"])
     if changed := row.get("changed"):
@@ -144,8 +227,8 @@ def perplexity(value: float) -> str:
 
 
 def size(count: float) -> str:
-    for unit in ("", "kB", "MB"):
-        if count < 1000 or unit == "MB":
+    for unit in ("", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
             return f"{count:.1f} {unit}" if unit else f"{count:.0f}" if count else "–"
         count /= 1000
     raise AssertionError

@@ -1,9 +1,10 @@
 """Ways are made by their commands, each wholly or not at all, and what was made is kept with how long it took.
 
     folders = Folders(Path("scratch"))
-    facts = make(way, folders, console)      # minutes, bytes, passes over the data, when and at which commit
+    facts = make(way, folders, console)      # minutes, peak memory, bytes, passes over the data, when, which commit
 
 A way is made in a folder of its own, which takes the place of what an earlier run made once all its commands are done.
+Its commands read a fresh copy of the data, as who types them the first time does.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class WayFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Where a run keeps things: what commands read (`data`), what they made (`made`), and are making (`new`)."""
+    """Where a run keeps things: what a user's commands read (`data`), what was made (`made`) and is being made (`new`),
+    and what the commands that make it read (`desk`)."""
 
     root: Path
 
@@ -70,19 +72,29 @@ class Folders:
     def new(self) -> Path:
         return self.root / "new"
 
+    @property
+    def desk(self) -> Path:
+        return self.root / "desk"
+
     def write_data(self) -> None:
-        make_data(self.data)
-        for way in WAYS:
-            for name, content in way.files.items():
-                (self.data / name).write_text(content, encoding="utf-8")
+        _write_data(self.data)
+
+    def set_desk(self, way: Way) -> None:
+        """The data anew, with what the way goes on with beside it, as its own commands leave it there."""
+        shutil.rmtree(self.desk, ignore_errors=True)
+        _write_data(self.desk)
+        if way.follows:
+            (self.desk / way.follows).symlink_to(self.made / way.follows)
 
     def known(self, way: Way) -> Json | None:
         """The facts of a way that is made, by the commands and files that it has today; else None."""
         if not way.commands:
-            return _given(way, self) if way.adapter is None or self.known(by_key()[way.adapter]) else None
+            of = way.adapter or way.serves
+            return _given(way, self) if of is None or self.known(by_key()[of]) else None
         facts: Json | None = self._all().get(way.key)
-        there = self.made / (way.rewards or way.adapter or "")
-        return facts if facts and facts.get("recipe") == way.recipe and there.exists() else None
+        there = self.made / (way.rewards or way.adapter or way.serves or "")
+        whole = facts and facts.get("recipe") == way.recipe and "peak_bytes" in facts  # earlier runs kept less
+        return facts if whole and there.exists() else None
 
     def note(self, way: Way, facts: Json) -> None:
         """What was made takes its place."""
@@ -97,6 +109,13 @@ class Folders:
         file = self.made / MADE_NAME
         found: Json = json.loads(file.read_text()) if file.is_file() else {}
         return found
+
+
+def _write_data(folder: Path) -> None:
+    make_data(folder)
+    for way in WAYS:
+        for name, content in way.files.items():
+            (folder / name).write_text(content, encoding="utf-8")
 
 
 @cache
@@ -124,35 +143,37 @@ def make(way: Way, folders: Folders, console: Console) -> Json:
             facts["bytes"] = told["bytes"]
     if way.adapter:
         facts["bytes"] = sum(file.stat().st_size for file in (folders.new / way.adapter).glob("adapter_*"))
-    facts |= _training(way, folders.new)
+    if way.serves:
+        facts["bytes"] = sum(file.stat().st_size for file in (folders.new / way.serves).glob("*.safetensors"))
+    facts |= _training(way, folders.new) | _extraction(way, folders.new)
     folders.note(way, facts)
     return facts
 
 
 def _run(way: Way, folders: Folders, url: str, console: Console) -> Json:
-    """The way's commands, timed. Raises WayFailed."""
-    facts: Json = {"minutes": 0.0, "bytes": 0, "made": stamp(), "recipe": way.recipe}
+    """The way's commands, timed; `peak_bytes` is the memory of the one that had most. Raises WayFailed."""
+    facts: Json = {"minutes": 0.0, "peak_bytes": 0, "bytes": 0, "made": stamp(), "recipe": way.recipe}
     shutil.rmtree(folders.new, ignore_errors=True)
     folders.new.mkdir(parents=True)
-    places = {"data": folders.data, "made": folders.new, "base": BASE, "url": url, "clone": ROOT}
-    between = [folders.data / name for name in way.between]
+    folders.set_desk(way)
+    places = {"data": folders.desk, "made": folders.new, "base": BASE, "url": url, "clone": ROOT}
     try:
         for command in way.commands:
-            for file in between if command == way.commands[0] else ():
-                file.unlink(missing_ok=True)
             filled = command.format_map(places)
             console.print(f"{way.key}: {filled}", soft_wrap=True)
             began = time.perf_counter()
-            run_command(filled, folders)
+            facts["peak_bytes"] = max(facts["peak_bytes"], run_command(filled, folders))
             facts["minutes"] += (time.perf_counter() - began) / 60
     finally:
-        for file in between:
-            file.unlink(missing_ok=True)  # the command that writes it can be typed by hand
+        shutil.rmtree(folders.desk)
     return facts
 
 
-def run_command(command: str, folders: Folders, quiet: bool = False) -> None:
-    """Its lines are shown as they come, unless `quiet`. Raises WayFailed."""
+def run_command(command: str, folders: Folders, quiet: bool = False) -> int:
+    """Bytes of memory that the largest of its processes held at once, or this one as it began it, if these are more.
+
+    Its lines are shown as they come, unless `quiet`. Raises WayFailed.
+    """
     last: deque[str] = deque(maxlen=_LAST_LINES)
     environ = {**os.environ, **paths()}
     with subprocess.Popen(
@@ -170,8 +191,11 @@ def run_command(command: str, folders: Folders, quiet: bool = False) -> None:
                 print(line, end="", flush=True)
             if line.strip():
                 last.append(line.strip())
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise WayFailed(_bare(command, folders), process.returncode, _bare("\n".join(last), folders))
+    return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _argv(command: str) -> list[str]:
@@ -183,6 +207,7 @@ def _bare(text: str, folders: Folders) -> str:
     """Without where things lie on this machine."""
     for place, word in {
         f"{folders.data}/": "",
+        f"{folders.desk}/": "",
         f"{folders.new}/": "",
         f"{folders.made}/": "",
         str(ROOT): "$CLONE",
@@ -193,21 +218,17 @@ def _bare(text: str, folders: Folders) -> str:
 
 def _given(way: Way, folders: Folders) -> Json:
     """The facts of a way that no command makes."""
-    if way.adapter:
-        return {
-            "minutes": 0.0,
-            "bytes": folders._all()[way.adapter]["bytes"],
-            "made": folders._all()[way.adapter]["made"],
-        }
+    if of := way.adapter or way.serves:
+        return {"minutes": 0.0, **{name: folders._all()[of][name] for name in ("bytes", "made")}}
     return {"minutes": 0.0, "bytes": (folders.data / way.profile).stat().st_size if way.profile else 0, "made": None}
 
 
 def _training(way: Way, made: Path) -> Json:
     """What a training wrote down of itself: passes over its data, and how it ranks pairs, before and after."""
-    found = [file for name in (way.key, f"{way.key}-model") if (file := made / name / "training.json").is_file()]
-    if not found:
+    found = made / way.key / "training.json"
+    if not found.is_file():
         return {}
-    told = json.loads(found[0].read_text())
+    told = json.loads(found.read_text())
     if "settings" not in told:
         return {"passes": told["passes"]}
     run = told["settings"]["run"]
@@ -219,6 +240,19 @@ def _training(way: Way, made: Path) -> Json:
             for when in ("before", "after")
         }
     return facts
+
+
+def _extraction(way: Way, made: Path) -> Json:
+    """What an extraction wrote down of itself: the share of ‖ΔW‖ that is left out, and on a text the perplexity of all
+    three and the KL, in nats a token, from the full model's predictions."""
+    found = made / way.key / "extraction.json"
+    if not found.is_file():
+        return {}
+    told = json.loads(found.read_text())
+    text = told["text"]
+    compared = {name: text[name]["kl"] for name in ("base", "adapter")}
+    perplexity = {name: text[name]["perplexity"] for name in ("base", "tuned", "adapter")}
+    return {"extraction": {"left_out": told["error"], "kl": compared, "perplexity": perplexity}}
 
 
 def passes(steps: int, examples: int, batch: int, accumulate: int) -> float:
@@ -237,18 +271,20 @@ def _url(way: Way, folders: Folders) -> Iterator[tuple[str, OpenAI | None]]:
     if not way.rewards:
         yield "", None
         return
-    with served((), folders) as (client, server):
+    with served(way.server, folders) as (client, server):
         yield server.url, client
 
 
 @contextmanager
-def served(flags: Sequence[str], folders: Folders) -> Iterator[tuple[OpenAI, RunningServer]]:
-    """A server with an empty data folder, and a client of it."""
+def served(wanted: Sequence[str], folders: Folders) -> Iterator[tuple[OpenAI, RunningServer]]:
+    """A server of a model, and with flags, as in Way.server; its data folder is empty. With a client of it."""
+    model, *flags = wanted
     folders.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="served-", dir=folders.root) as name:
         scratch = Path(name)
         (scratch / "adapters").mkdir()
-        with livery_serve(BASE, scratch / "adapters", scratch, *flags, environ=paths()) as server:
+        place = model if model == BASE else folders.made / model
+        with livery_serve(place, scratch / "adapters", scratch, *flags, environ=paths()) as server:
             yield OpenAI(base_url=f"{server.url}/v1", api_key="none"), server
 
 

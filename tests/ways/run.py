@@ -43,7 +43,7 @@ from ways.environment import environment, paths
 from ways.making import Folders, WayFailed, add, lacks, make, served, stamp
 from ways.measure import Asking, measure_changed, measure_cost, measure_quality
 
-SCHEMA = "livery-ways/2"
+SCHEMA = "livery-ways/3"
 RAG = PASSAGES.with_name("ask.py")
 RAFT_DOCUMENTS = 3
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
@@ -102,9 +102,8 @@ class Run:
                 except WayFailed as failed:
                     self._fail(way, failed)
             elif known is None:
-                other = (
-                    f"{way.adapter}, which it serves, isn't made" if not way.commands else f"ONLY={way.key} makes it"
-                )
+                lacking = f"{way.adapter or way.serves}, which it serves, isn't made"
+                other = f"ONLY={way.key} makes it" if way.commands else lacking
                 self._pass_over(way, f"not made: {other}")
 
     def measure(self, named: Collection[str]) -> None:
@@ -173,13 +172,13 @@ def measured(
     """What ways cost, those of one server side by side, and what those that are asked are worth."""
     yield from ((way, _rewards(folders.made / way.rewards)) for way in ways if way.rewards)
     ways = [way for way in ways if not way.rewards]
-    for flags in dict.fromkeys(way.flags for way in ways):
-        together = [way for way in ways if way.flags == flags]
+    for wanted in dict.fromkeys(way.server for way in ways):
+        together = [way for way in ways if way.server == wanted]
         try:
-            with served(flags, folders) as (client, server):
+            with served(wanted, folders) as (client, server):
                 yield from _on_one(client, server, together, asked, folders, fail, console)
         except AssertionError as ended:  # its log's last words
-            command = f"livery serve --model {BASE} {' '.join(flags)}".rstrip()
+            command = f"livery serve --model {' '.join(wanted)}"
             for way in together:
                 fail(way, WayFailed(command, None, "\n".join(str(ended).splitlines()[-6:])))
 
@@ -203,8 +202,9 @@ def _on_one(
             fail(way, failed)
     console.print(f"what requests cost, in turn: {', '.join(way.key for way in together)}", soft_wrap=True)
     costs = measure_cost(client, server.pid, {way.key: (way.model, asking_of(way)) for way in together})
+    held = _held(client)
     for way in together:
-        row: Json = {"cost": asdict(costs[way.key]), "costed": stamp()}
+        row: Json = {"held": held, "cost": asdict(costs[way.key]), "costed": stamp()}
         if way.key in asked:
             console.print(f"{way.key}: asking")
             row |= asdict(measure_quality(client, way.model, asking_of(way), _lines(way)))
@@ -213,6 +213,12 @@ def _on_one(
                 row["changed"] = asdict(measure_changed(client, way.model, other))
             row["asked"] = stamp()
         yield way, row
+
+
+def _held(client: OpenAI) -> Json:
+    """How a server has its base in memory, as it tells."""
+    told: Json = client.get("/status", cast_to=dict[str, Any])
+    return {"bytes": told["base"]["weight_bytes"], "as": told["engine"]["weights"], "dtype": told["engine"]["dtype"]}
 
 
 def _rewards(file: Path) -> Json:

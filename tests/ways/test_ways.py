@@ -1,11 +1,11 @@
-"""The task that ways are compared on is fair, their commands exist, and the pages say what was measured."""
+"""The task that ways are compared on is fair, their commands exist, and each is made wholly or not at all."""
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import re
+import resource
 import shlex
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,9 @@ from ways.company import (
     preferences,
     trained,
 )
-from ways.entries import WAYS, Way, by_key
-from ways.findings import FINDINGS, numbers, sentences
+from ways.entries import BASE, WAYS, Way, by_key, shown
 from ways.making import Folders, WayFailed, make
 from ways.measure import is_exact, is_right, scored
-from ways.page import PAGES, RESULT, ROWS, table, written
 from ways.run import SCHEMA, Run, _before, asking_of
 
 
@@ -113,7 +111,37 @@ def test_run_files_and_profiles_are_taken() -> None:
                 assert len(parse_profile(content.encode()).examples) == 2 * len(SHOWN) * len(KINDS)
             else:
                 run = parse_run(content)
-                assert run.adapter.r == 16 or run.start_from == f"../made/{way.follows}"
+                assert run.adapter.r == 16 or run.start_from == way.follows
+
+
+def test_what_the_list_says_can_be_typed_line_by_line() -> None:
+    """`serve` goes on, so nothing stands behind it, and each server has a port; runs go on with what a line made."""
+    livery, made, ports = get_command(app), set(), []
+    for line in dict.fromkeys(map(shown, WAYS)):
+        typed = [shlex.split(command) for command in line.split("; ")]
+        for command in typed:
+            node = livery
+            for word in command[1:] if command[0] == "livery" else []:
+                if word in getattr(node, "commands", {}):
+                    node = node.commands[word]  # type: ignore[attr-defined]
+            known = {option for parameter in node.params for option in parameter.opts}
+            assert command[0] != "livery" or not {word for word in command if word.startswith("--")} - known, command
+            assert "serve" not in command or command == typed[-1], f"what follows it never runs: {line}"
+            if "serve" in command:
+                ports.append(option(command, "--port", "8000"))
+                assert option(command, "--model", "") in {BASE, *made}
+            if command[:3] == ["livery", "adapters", "add"]:
+                assert {option(command, "--url", "http://127.0.0.1:8000")[-4:]} <= set(ports), "no line serves there"
+                assert command[4] in {"base", *made}
+            for name in command if command[:3] == ["livery", "adapters", "train"] else []:
+                started = [parse_run(way.files[name]).start_from for way in WAYS if name in way.files]
+                assert set(started) <= {"", *made}, "it goes on with what no line before made"
+            made.add(option(command, "--out", ""))
+    assert len(ports) == len(set(ports)), "two servers want one port"
+
+
+def option(command: list[str], name: str, unless: str) -> str:
+    return command[command.index(name) + 1] if name in command else unless
 
 
 def test_rows_of_another_task_are_not_kept(tmp_path: Path) -> None:
@@ -126,9 +154,6 @@ def test_rows_of_another_task_are_not_kept(tmp_path: Path) -> None:
     ):
         out.write_text(json.dumps(found))
         assert _before(out) == (found if kept else {})
-
-
-LIST = RESULT.parent / "README.md"
 
 
 # -- making --------------------------------------------------------------------------------------------------
@@ -145,17 +170,38 @@ def test_a_way_is_made_anew_though_its_commands_refuse_what_is_there(tmp_path: P
     """As `train-data --out` does, and training."""
     folders, console = Folders(tmp_path), Console(file=io.StringIO())
     writes = "python -c 'import sys; open(sys.argv[1], chr(120))' {data}/between.jsonl"  # x: not over what is there
-    folders.data.mkdir()
-    way = way_by(writes, MAKES + " {made}/one adapter_a", between=("between.jsonl",))
+    folders.write_data()
+    written = sorted(folders.data.iterdir())
+    way = way_by(writes, MAKES + " {made}/one adapter_a")
     for _ in range(2):
-        (folders.data / "between.jsonl").touch()  # as a killed run leaves it
+        folders.desk.mkdir(exist_ok=True)
+        (folders.desk / "between.jsonl").touch()  # as a killed run leaves it
         facts = make(way, folders, console)
         assert [file.name for file in (folders.made / "one").iterdir()] == ["adapter_a"]
     assert folders.known(way) == facts
     assert facts["made"] == {"date": facts["made"]["date"], "commit": making.own_commit()}
-    assert not list(folders.data.iterdir())  # the command can be typed there
-    other = way_by(writes, MAKES + " {made}/one adapter_b", between=("between.jsonl",))
+    assert sorted(folders.data.iterdir()) == written  # the command can be typed there
+    other = way_by(writes, MAKES + " {made}/one adapter_b")
     assert folders.known(other) is None, "what other commands made isn't it"
+
+
+def test_a_way_finds_what_it_goes_on_with_beside_its_data(tmp_path: Path) -> None:
+    folders, console = Folders(tmp_path), Console(file=io.StringIO())
+    make(way_by(MAKES + " {made}/one adapter_a"), folders, console)
+    reads = "python -c 'import sys; open(sys.argv[1])' {data}/one/adapter_a"
+    make(
+        Way("two", "after it", (reads, MAKES + " {made}/two adapter_b"), adapter="two", follows="one"), folders, console
+    )
+    assert {path.name for path in folders.made.iterdir()} >= {"one", "two"}
+    assert not folders.desk.exists()
+
+
+def test_the_memory_of_the_largest_command_is_kept(tmp_path: Path) -> None:
+    own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # what it was forked with counts as its own
+    fills = f"python -c 'held = {own + 300_000_000} * chr(120)'"
+    facts = make(way_by(fills, MAKES + " {made}/one adapter_a"), Folders(tmp_path), Console(file=io.StringIO()))
+    small = make(way_by(MAKES + " {made}/one adapter_a"), Folders(tmp_path), Console(file=io.StringIO()))
+    assert facts["peak_bytes"] - small["peak_bytes"] > 200_000_000
 
 
 def test_a_command_that_fails_is_told_and_leaves_what_was_made(tmp_path: Path) -> None:
@@ -201,130 +247,23 @@ def test_what_a_training_says_of_itself_is_kept(tmp_path: Path) -> None:
     assert facts["preference"] == {"pairs": 9, "before": {**evaluation, "margin": 0.0}, "after": evaluation}
 
 
+def test_what_an_extraction_says_of_itself_is_kept(tmp_path: Path) -> None:
+    text = {
+        "base": {"perplexity": 9.0, "kl": 0.5},
+        "tuned": {"perplexity": 7.0},
+        "adapter": {"perplexity": 8.0, "kl": 0.1},
+    }
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "extraction.json").write_text(json.dumps({"error": 0.25, "text": text}))
+    found = making._extraction(way_by(), tmp_path)["extraction"]
+    assert found["left_out"] == 0.25
+    assert found["kl"] == {"base": 0.5, "adapter": 0.1}
+    assert found["perplexity"] == {"base": 9.0, "tuned": 7.0, "adapter": 8.0}
+
+
 @pytest.mark.parametrize(
     ("steps", "examples", "batch", "accumulate", "read"),
     [(36, 10, 4, 1, 12.0), (75, 200, 8, 1, 3.0), (30, 200, 4, 1, 0.6), (4, 10, 4, 1, 1.4), (4, 10, 2, 2, 1.4)],
 )
 def test_a_short_last_batch_ends_a_pass(steps: int, examples: int, batch: int, accumulate: int, read: float) -> None:
     assert making.passes(steps, examples, batch, accumulate) == pytest.approx(read)
-
-
-# -- the pages -----------------------------------------------------------------------------------------------
-
-STAMP = {"date": "2026-11-22T10:00:00+00:00", "commit": "c" * 40}
-
-
-def a_run() -> dict[str, Any]:
-    """What a run of all ways writes, with numbers that are all different."""
-    rows = []
-    for at, way in enumerate(WAYS, 1):
-        row: dict[str, Any] = {
-            "key": way.key,
-            "title": way.title,
-            "before": way.before,
-            "command": "x",
-            "bytes": 1000 * at,
-        }
-        row |= {"minutes": at / 2, "made": STAMP, "asked": STAMP, "costed": STAMP, "passes": at / 4}
-        if way.rewards:
-            rows.append(row | {"reward": [0.25, 0.5], "iterations": 7})
-            continue
-        row |= {"right": at / 36, "exact": (at - 1) / 36, "answer_perplexity": at + 0.25, "line_perplexity": at + 0.5}
-        row |= {"cost": {"prompt_tokens": 10 * at, "cached_tokens": at, "output_tokens": at + 0.1, "cpu_ms": 100 + at}}
-        row |= {"changed": {"follows": (at + 1) / 36, "remembers": (at + 2) / 36}}
-        numbers = {"preferred": 0.3, "margin": 0.125, "loss": 0.5}
-        row |= {"preference": {"pairs": 10, "before": numbers, "after": {**numbers, "margin": 0.5}}}
-        rows.append(row)
-    machine = {"cpu": "a processor", "cores": 2, "load_average": 1.25}
-    origin = {
-        "command": "python tests/ways/run.py",
-        "date": STAMP["date"],
-        "commit": STAMP["commit"],
-        "machine": machine,
-    }
-    shown = {"origin": origin, "base": "a-base", "questions": 36, "ways": rows, "passed_over": {}, "failed": {}}
-    return {"schema": SCHEMA, **shown}
-
-
-def test_a_row_says_shares_with_their_intervals() -> None:
-    found = a_run()
-    lora = next(row for row in found["ways"] if row["key"] == "lora")
-    lora |= {"right": 23 / 36, "exact": 23 / 36}
-    line = next(line for line in table(found, ROWS["en"]).splitlines() if line.startswith("| LoRA"))
-    assert line.split(" | ")[2:5] == ["2.5 min, passes: 1.2", "3% → 64% (48–78)", "64% (48–78)"]
-    reward = next(line for line in table(found, ROWS["pt"]).splitlines() if "recompensa" in line)
-    assert "recompensa própria: 0,25 → 0,50 | – |" in reward
-    assert reward.count("|") == len(ROWS["pt"].columns) + 1
-
-
-def test_rows_of_another_commit_are_told() -> None:
-    found = a_run()
-    assert "another commit" not in table(found, ROWS["en"])
-    found["ways"][4]["made"] = {"date": "2026-11-20T10:00:00+00:00", "commit": "d" * 40}
-    assert "At another commit than the rest were made: lora (dddddddddddd, 2026-11-20)." in table(found, ROWS["en"])
-
-
-@pytest.mark.parametrize("language", PAGES)
-def test_sentences_have_every_number_from_the_run(language: str) -> None:
-    found = a_run()
-    assert len(sentences(found, language).splitlines()) == len(FINDINGS), "a sentence names what no way has"
-    for finding in FINDINGS:
-        digits = re.sub(r"\{[^}]*\}|nf4", "", finding[language])
-        assert not re.search(r"\d", digits), digits
-    other = copy.deepcopy(found)
-    dpo = next(row for row in other["ways"] if row["key"] == "dpo")
-    dpo["preference"]["after"]["margin"] = 4.75
-    assert ("4,75" if language == "pt" else "4.75") in sentences(other, language)
-    assert numbers(found)["dpo.margin-after"] == "0.50"
-    del other["ways"][-1]
-    assert len(sentences(other, language).splitlines()) == len(FINDINGS) - 1
-
-
-@pytest.mark.parametrize("language", PAGES)
-def test_the_words_around_the_table_have_no_measured_numbers(language: str) -> None:
-    page = PAGES[language].read_text()
-    around = page[: page.index("<!-- ways -->")] + page[page.index("<!-- /ways -->") :]
-    assert not re.findall(r"\d+(?:[.,]\d+)?\s*(?:%|ms|MB|kB|min\b)", around)
-    assert written(page, a_run(), ROWS[language]) != page
-
-
-@pytest.mark.parametrize("language", PAGES)
-def test_the_pages_say_what_was_measured(language: str) -> None:
-    found = json.loads(RESULT.read_text())
-    if found["schema"] != SCHEMA:
-        pytest.skip(f"{RESULT.name} is of {found['schema']}: make ways, then python tests/ways/page.py")
-    page = PAGES[language].read_text()
-    assert written(page, found, ROWS[language]) == page, "python tests/ways/page.py writes them"
-    assert (found["passed_over"], found["failed"]) == ({}, {})
-    assert [row["key"] for row in found["ways"]] == list(by_key())
-
-
-def test_the_kept_run_made_the_passes_that_its_run_files_ask_for() -> None:
-    rows = {row["key"]: row for row in json.loads(RESULT.read_text())["ways"]}
-    for way in WAYS:
-        run = next((parse_run(content) for name, content in way.files.items() if name != way.profile), None)
-        if run is not None and not run.steps:
-            assert rows[way.key]["passes"] == pytest.approx(run.epochs), way.key
-
-
-def test_the_list_of_results_says_what_was_measured() -> None:
-    found = json.loads(RESULT.read_text())
-    (line,) = (line for line in LIST.read_text().splitlines() if line.startswith(f"| `{RESULT.name}`"))
-    rows = {row["key"]: row for row in found["ways"]}
-    loras = [rows[key] for key in ("lora", "rslora", "dora", "qlora")]
-    right, cost = (
-        [pick(row) for row in loras] for pick in (lambda row: row["right"], lambda row: row["cost"]["cpu_ms"])
-    )
-    assert f"to {found['questions']} questions that it can't know" in line
-    assert (
-        f"right answers {rows['base']['right']:.0%} of the base, {rows['rag']['right']:.0%} with passages, "
-        f"{100 * min(right):.0f} to {max(right):.0%} of LoRAs after a few minutes, "
-        f"{rows['raft']['right']:.0%} of RAFT; "
-        f"CPU a request {min(cost):.0f} to {max(cost):.0f} ms of a LoRA, {rows['base']['cost']['cpu_ms']:.0f} of the "
-        f"base's wordy answers, {rows['raft']['cost']['cpu_ms']:.0f} of RAFT"
-    ) in line.replace(" %", "%")
-
-
-def test_a_page_without_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match="has no <!-- ways -->"):
-        written("# nothing", {}, ROWS["en"])
