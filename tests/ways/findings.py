@@ -39,7 +39,7 @@ FINDINGS: tuple[Mapping[str, str], ...] = (
         "{lora.written} tokens and costs {lora.cpu}; the base's, of {base.written} tokens, {base.cpu}.",
         "pt": "LoRA acertou {lora.right}, rsLoRA {rslora.right}, DoRA {dora.right}, com {lora.passes} passagens "
         "pelos dados "
-        "cada um e taxas de aprendizagem que ninguém ajustou: a ordem entre eles diz pouco. A resposta do LoRA tem "
+        "cada um e taxas de aprendizado que ninguém ajustou: a ordem entre eles diz pouco. A resposta do LoRA tem "
         "{lora.written} tokens e custa {lora.cpu}; a da base, de {base.written} tokens, {base.cpu}.",
     },
     {
@@ -139,7 +139,7 @@ FINDINGS: tuple[Mapping[str, str], ...] = (
     {
         "en": "Reinforcement learning: the toy reward on prompts that weren't trained on from {rl.reward-before} to "
         "{rl.reward-after} in {rl.iterations} iterations.",
-        "pt": "Aprendizagem por reforço: a recompensa de exemplo, em prompts fora do treino, de {rl.reward-before} a "
+        "pt": "Aprendizado por reforço: a recompensa de exemplo, em prompts fora do treino, de {rl.reward-before} a "
         "{rl.reward-after} em {rl.iterations} iterações.",
     },
 )

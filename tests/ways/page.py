@@ -103,7 +103,7 @@ PT = Words(
         "full-int8": "o mesmo ajuste completo, servido em int8",
         "full-int4": "o mesmo ajuste completo, servido em int4",
         "full": "o mesmo ajuste completo, extraído como adaptador",
-        "rl": "aprendizagem por reforço, com uma recompensa de exemplo",
+        "rl": "aprendizado por reforço, com uma recompensa de exemplo",
     },
     "Medido por `{command}` em {date}: {base}, processadores: {cores} ({cpu}), carga média de {load} no início: acima "
     "do número de processadores outros também os usaram, e os minutos e milissegundos são maiores por isso. "
