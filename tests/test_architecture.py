@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"livery.beside", "livery.foreign_templates", "livery.tools", "livery_adapters"},
     "livery.stops": set(),
     "livery.vitals": SEAM | {"livery.refusals"},
-    "livery.beside": {"livery.host"},
+    "livery.beside": {"livery.host", "livery_adapters.shared_threads"},
     "livery.host": set(),
     "livery.activity": set(),
     "livery.logs": set(),
@@ -276,7 +276,7 @@ BROAD_EXCEPT = {
     ("livery.workers.hub", "_answered"),  # a worker waits for an answer, whatever it is
     ("livery.workers.hub", "_stream"),  # and a client for an end
     ("livery.intakes", "_settle"),  # a thread's failure is its waiter's
-    ("livery.beside", "_do_next"),  # as there
+    ("livery_adapters.shared_threads", "_do_next"),  # as there
     ("livery.engine.vllm_process", "call"),  # vLLM tells every failed call as a bare Exception
     ("livery.grammar_process", "_tried"),  # a grammar that breaks the compiler is a refused grammar
     ("livery.api.sse", "_pump"),  # once a stream has begun, any failure is an event in it

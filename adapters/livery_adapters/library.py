@@ -25,12 +25,14 @@ from functools import partial
 from pathlib import Path
 
 from livery_adapters.base_model import BaseModel
+from livery_adapters.bringing import Bringing
 from livery_adapters.coverage import CoverageReport
 from livery_adapters.examine import NOT_YET, CheckedFiles, check_base, check_headers, check_labels, check_numbers
 from livery_adapters.identity import converted_digest, version_digest
 from livery_adapters.in_threads import running, to_its_end
 from livery_adapters.incoming import Incoming
 from livery_adapters.intake import Fill, Intake, from_directory, from_nothing
+from livery_adapters.names import account_of
 from livery_adapters.profile import Profile, recorded_profile
 from livery_adapters.prover import Candidate, NoProver, Prover
 from livery_adapters.refusal import AdapterRefused, Limits
@@ -78,7 +80,7 @@ class AdapterLibrary:
         self._prover: Prover = prover or NoProver()
         self._proves = prover is not None
         self._keep_versions = keep_versions
-        self._bringing: dict[str, asyncio.Task[bool]] = {}
+        self._bringing = Bringing(store)
         if store.shared is not None:
             store.shared.belong_to(registry.identity)
 
@@ -145,22 +147,17 @@ class AdapterLibrary:
                         await self._prover.stored(self.candidate(facts, intake.owner))
                     return record, facts.digest
 
-    async def bring(self, weights: str) -> None:
-        """Have a version's files in the data folder where servers share an object store; once for all who wait.
+    async def bring(self, weights: str, account: str = OPERATOR_TENANT) -> None:
+        """Have a version's files in the data folder where servers share an object store. Accounts take turns.
 
         Raises AdapterRefused: blobs_unavailable, blob_missing, storage_full, storage_failed.
         """
-        if self.store.shared is None or self._held(weights):
-            return
-        if weights not in self._bringing:
-            self._bringing[weights] = asyncio.create_task(asyncio.to_thread(self.store.bring, weights))
-            self._bringing[weights].add_done_callback(lambda _: self._bringing.pop(weights, None))
-        await asyncio.shield(self._bringing[weights])
+        await self._bringing.bring(weights, account)
 
     async def prove(self, version: NamedVersion) -> None:
         """Prove a version that was registered without a model. Raises AdapterRefused; the registry keeps why."""
         facts = version.facts
-        await self.bring(facts.weights)
+        await self.bring(facts.weights, account_of(version.name))
         try:
             check_base(facts.digest, facts.base_digest, self.base)
             record = await asyncio.to_thread(self.registry.find, version.name)

@@ -40,6 +40,12 @@ def prefix_of(owner: str) -> str:
     return "" if owner == OPERATOR_TENANT else f"{owner}/"
 
 
+def account_of(name: str) -> str:
+    """Whose turn it is when something long is done for a name in full: its tenant's, or its first part's."""
+    first, inside, _ = name.partition("/")
+    return first if inside else OPERATOR_TENANT
+
+
 def validate_name(name: str, reserved: Collection[str] = (), owner: str = OPERATOR_TENANT) -> None:
     """Raise AdapterRefused (invalid_name) unless `owner` may call an adapter `name`, which is the name in full.
 

@@ -146,7 +146,7 @@ async def _active(management: AdapterManagement, name: str, owner: str | None) -
             ) from None
         if record.active is None or record.active.facts.weightless:
             break
-        await library.bring(record.active.facts.weights)
+        await library.bring(record.active.facts.weights, record.owner)
         try:
             return record.active, await asyncio.to_thread(library.store.hold, record.active.facts.weights)
         except FileNotFoundError:  # replaced and thrown out in between

@@ -42,7 +42,7 @@ from livery.warming import Warmer
 from livery_adapters.base_model import BaseModel
 from livery_adapters.composition import format_composition, parse_composition
 from livery_adapters.library import AdapterLibrary
-from livery_adapters.names import MIN_DIGEST_PREFIX
+from livery_adapters.names import MIN_DIGEST_PREFIX, account_of
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import OPERATOR_TENANT, AdapterRecord, Card, NamedVersion, Registry, RegistryError
 from livery_adapters.registry.briefs import Brief
@@ -302,7 +302,7 @@ class ServedAdapters:
     async def _bring(self, version: NamedVersion, shown: str, *, own: bool) -> None:
         """Raises AdapterNotFetched, AdapterUnusable."""
         try:
-            await self.library.bring(version.facts.weights)
+            await self.library.bring(version.facts.weights, account_of(version.name))
         except AdapterRefused as refused:
             log.warning("%s", refused.message)
             if refused.code in PASSING:

@@ -19,7 +19,9 @@ from livery import warming
 from livery.engine.fake import FakeEngine
 from livery.lease import Lease
 from livery.refusals import AdapterNotFetched, AdapterUnusable
+from livery.running.http_server import IO_THREADS
 from livery.served import ServedAdapters
+from livery_adapters import bringing
 from livery_adapters.base_model import BaseModel
 from livery_adapters.fetching import NetworkLimits
 from livery_adapters.library import Intake, from_directory
@@ -187,6 +189,34 @@ async def test_what_nobody_uses_leaves_while_a_pinned_adapter_is_fetched(
         go_on.set()
     await two.adapters.settle()
     assert set(two.engine.loaded) == {digest}
+
+
+async def test_while_the_object_store_hangs_names_are_looked_up_and_accounts_take_turns(
+    servers: tuple[Server, Server], environment: pytest.MonkeyPatch
+) -> None:
+    _, two = servers
+    digest = await two.add("cook", 1)
+    begun: list[str] = []
+    held = threading.Event()
+
+    def hangs(wanted: str) -> bool:
+        begun.append(wanted)
+        return held.wait(60)
+
+    environment.setattr(two.store, "bring", hangs)
+    library, last = two.adapters.library, "f" * 64
+    wanted = [asyncio.create_task(library.bring(f"{number:064x}", "acme")) for number in range(IO_THREADS + 1)]
+    wanted.append(asyncio.create_task(library.bring(last, "globex")))
+    try:
+        async with asyncio.timeout(20):
+            while len(begun) < bringing.FETCHES:
+                await asyncio.sleep(0)
+            assert (await two.lease("cook")).digest == digest
+    finally:
+        held.set()
+    await asyncio.gather(*wanted)
+    assert len(begun) == IO_THREADS + 2
+    assert begun.index(last) < 2 * bringing.FETCHES, "the account with one to fetch waited for the one with many"
 
 
 async def test_files_that_are_nowhere_are_the_adapters_own_trouble(servers: tuple[Server, Server], s3: Any) -> None:
