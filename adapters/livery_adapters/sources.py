@@ -77,7 +77,9 @@ class FolderSource:
         force_polling: bool = False,
         is_tenant: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`changing` goes around every change of a name, given that and its owner. `is_tenant`: there is one of a name.
+        """`changing` goes around every change of a name, given that (printable) and its owner.
+
+        `is_tenant`: there is one of a name.
 
         `follower` says whose folder it is, the same after each restart: other servers of the registry may follow
         folders of their own, and nobody retires but what his own gave.
@@ -207,7 +209,7 @@ class FolderSource:
 
         try:
             owner = _owner(name)
-            async with self._changing(name, owner):
+            async with self._changing(printable(name), owner):  # other processes are told of it, in UTF-8
                 record = await self._library.add(name, fill, Intake(FOLDER, owner=owner, follower=self._follower))
         except AdapterRefused as refused:
             if await asyncio.to_thread(_signature_of, self.root / name) != seen:

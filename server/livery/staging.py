@@ -29,9 +29,9 @@ class Staging:
     def begin(self, name: str, owner: str) -> Iterator[None]:
         """Around a change of a name: if it has no version yet, its first one is on its way in."""
         self._here[name, owner] += 1
-        if self._here[name, owner] == 1:
-            self.tell(list(self._here))
         try:
+            if self._here[name, owner] == 1:
+                self.tell(list(self._here))
             yield
         finally:
             self._here[name, owner] -= 1

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from api.live_server import BASE, MODULES
@@ -20,6 +21,7 @@ from livery.engine.base import NOBODY, AdapterRef, Asker
 from livery.engine.fake import FakeEngine
 from livery.followed import FollowedFolder
 from livery.served import ServedAdapters
+from livery.staging import Staged, Staging
 from livery_adapters.base_model import BaseModel
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.refusal import Limits
@@ -77,6 +79,32 @@ async def test_the_folder_is_followed_after_a_surprise(tmp_path: Path, caplog: p
     (said,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "following the adapter folder failed" in said.message
     assert said.exc_info is not None
+
+
+async def test_a_name_that_no_text_can_hold_is_refused_and_others_are_taken(tmp_path: Path) -> None:
+    """Other processes of the server are told each name that is on its way in."""
+    async with following(tmp_path, FakeEngine(modules=MODULES)) as (adapters, registry, root):
+        told: list[bytes] = []
+        adapters.staging.tell = lambda names: told.append(msgspec.msgpack.encode(names))
+        make_adapter(tmp_path / "strange").rename(root / os.fsdecode(b"\xff"))
+        await until(lambda: registry.find("\\udcff") is not None)
+        assert registry.get("\\udcff").error_code == "invalid_name"
+        make_adapter(tmp_path / "pirate").rename(root / "pirate")
+        await until(lambda: registry.find("pirate") is not None)
+    assert msgspec.msgpack.decode(told[-1]) == []
+
+
+def test_what_could_not_be_told_is_not_on_its_way() -> None:
+    def tell(names: list[Staged]) -> None:
+        msgspec.msgpack.encode(names)
+
+    staging = Staging(lambda _: None)
+    staging.tell = tell
+    with pytest.raises(UnicodeEncodeError), staging.begin("\udcff", "default"):
+        pass
+    with staging.begin("pirate", "default"):
+        assert list(staging) == [("pirate", "default")]
+    assert list(staging) == []
 
 
 async def test_a_server_that_takes_over_while_the_database_is_away_follows_once_it_is_back(
