@@ -280,7 +280,8 @@ BROAD_EXCEPT = {
     ("livery.engine.vllm_process", "call"),  # vLLM tells every failed call as a bare Exception
     ("livery.grammar_process", "_tried"),  # a grammar that breaks the compiler is a refused grammar
     ("livery.api.sse", "_pump"),  # once a stream has begun, any failure is an event in it
-    ("livery.followed", "_watch"),  # one adapter's surprise must not end the following of all others
+    ("livery_adapters.sources", "_settle"),  # one adapter's surprise must not keep all others out
+    ("livery.followed", "_watch"),  # nor anything else end the following of the folder
     ("livery.otlp", "_send_all"),  # one request's trace must not end the sending of all others
     ("livery.engine.runner", "_prove"),  # whatever a model that nobody knows breaks with, it is a refused model
     ("livery.engine.lora.experts", "_agrees"),  # experts of other parts than described aren't those that are known

@@ -21,7 +21,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +49,7 @@ Signature = tuple[tuple[int, int, int, int] | None, ...]  # size, mtime, ctime (
 # Refusals that are about this machine at this moment rather than about the files.
 TRANSIENT = frozenset({"activation_failed", "format_untried", "storage_full", "storage_failed", "unreadable"})
 LONGEST_WAIT_S = 300.0
+LOSSES = 2  # of what proves adapters, under the same files of one, before that one isn't tried any more
 
 _TEMPORARY = (".tmp", ".part", ".partial", "~")
 _DEBOUNCE_MS = 400
@@ -60,6 +61,10 @@ class _Retry(NamedTuple):
 
     wait: float
     due: float
+
+
+async def _nothing() -> None:
+    """Nobody can be lost."""
 
 
 class FolderSource:
@@ -76,10 +81,12 @@ class FolderSource:
         retry_seconds: float = 2.0,
         force_polling: bool = False,
         is_tenant: Callable[[str], bool] = lambda _: False,
+        check: Callable[[], Awaitable[object]] = _nothing,
     ) -> None:
         """`changing` goes around every change of a name, given that (printable) and its owner.
 
-        `is_tenant`: there is one of a name.
+        `is_tenant`: there is one of a name. `check` raises while nobody can prove adapters, as when an engine is lost:
+        then a look ends with that, and one who was being proven meanwhile twice isn't tried again until it changes.
 
         `follower` says whose folder it is, the same after each restart: other servers of the registry may follow
         folders of their own, and nobody retires but what his own gave.
@@ -101,6 +108,8 @@ class FolderSource:
         self._told_empty = False
         self._settled: dict[str, Signature] = {}  # how each subfolder looked when it was dealt with
         self._retries: dict[str, _Retry] = {}
+        self._check = check
+        self._losses: dict[str, tuple[Signature, int]] = {}
 
     async def start(self) -> None:
         """Learn what the registry holds of this folder."""
@@ -121,7 +130,7 @@ class FolderSource:
                 pass  # every look lasts a quiet moment
 
     async def scan(self) -> bool:
-        """Look once. False when something was still moving, so that another look is due."""
+        """Look once. False when something was still moving, so that another look is due. Raises what `check` does."""
         before = await self._look()
         if before is None:
             return True
@@ -137,7 +146,7 @@ class FolderSource:
         for name in missing - after.keys():
             await self._withdraw(name)
         moving = [name for name, seen in changed.items() if after.get(name) != seen]
-        for name, seen in changed.items():
+        for name, seen in sorted(changed.items(), key=lambda one: one[0] in self._losses):  # the others come first
             if name not in moving and not await self._settle(name, seen):
                 moving.append(name)
         return not moving and after.keys() == before.keys()
@@ -187,13 +196,51 @@ class FolderSource:
         return retry is not None and retry.due <= time.monotonic()
 
     async def _settle(self, name: str, seen: Signature) -> bool:
-        """Take or refuse a subfolder that stood still. False when it moved all the same."""
+        """Take or refuse a subfolder that stood still. False when it moved all the same. Raises what `check` does."""
+        await self._check()
         try:
             return await self._take(name, seen)
         except RegistryUnavailable as error:
             logger.warning("adapter %s of the folder is not taken now: %s", printable(name), error)
             self._retry_later(name, seen)
-            return True
+        except Exception as error:  # noqa: BLE001  (the others are taken whatever one of them comes upon)
+            await self._surprised(name, seen, error)
+        return True
+
+    async def _surprised(self, name: str, seen: Signature, error: Exception) -> None:
+        """Something that no refusal says came of taking a subfolder. Raises what `check` does."""
+        try:
+            await self._check()
+        except Exception:
+            await self._lost(name, seen)
+            raise
+        logger.error("adapter %s of the folder is not taken; it is tried again", printable(name), exc_info=error)
+        self._retry_later(name, seen)
+        told = "taking it in failed in a way that nobody foresaw; the server's log says how. It is tried again"
+        await self._fails(name, seen, "unexpected", told)
+
+    async def _lost(self, name: str, seen: Signature) -> None:
+        """Who proves was lost over a subfolder: once may be chance."""
+        before, count = self._losses.get(name, (seen, 0))
+        count = count + 1 if before == seen else 1
+        self._losses[name] = seen, count
+        if count < LOSSES:
+            return
+        del self._losses[name]
+        self._retries.pop(name, None)
+        self._settled[name] = seen
+        told = (
+            f"the engine was lost {LOSSES} times while it tried this adapter, so it isn't tried any more; the server's "
+            "log says how the engine ended. Copy it again, or restart the server, to have it tried anew"
+        )
+        await self._fails(name, seen, "engine_lost", told)
+
+    async def _fails(self, name: str, seen: Signature, code: str, message: str) -> None:
+        """As `_refused`; a registry that doesn't take it only leaves a line in the log."""
+        try:
+            await self._refused(name, self._origin(name, seen), code, message)
+        except RegistryError as error:
+            logger.warning("that adapter %s failed is not recorded: %s", printable(name), error)
 
     async def _take(self, name: str, seen: Signature) -> bool:
         """See `_settle`. Raises RegistryUnavailable."""
@@ -229,6 +276,7 @@ class FolderSource:
                 logger.info("adapter %s was deleted and its files are the same: it stays deleted", name)
         self._settled[name] = seen
         self._retries.pop(name, None)
+        self._losses.pop(name, None)
         return True
 
     async def _refused(self, name: str, origin: str, code: str, message: str) -> None:

@@ -202,7 +202,7 @@ def _over(engine: Engine, info: EngineInfo, plan: Assembly, opened: _Opened) -> 
     keys.when_gone(survey.forget_tenants)
     folder = None
     if root is not None:
-        folder = FollowedFolder(root, plan.data, adapters, poll=plan.poll, is_tenant=keys.is_tenant)
+        folder = FollowedFolder(root, plan.data, adapters, check=engine.stats, poll=plan.poll, is_tenant=keys.is_tenant)
     usage = UsageStore(tenants.database)
     return ServerParts(
         service=service,

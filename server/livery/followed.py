@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,10 +38,13 @@ class FollowedFolder:
         data: DataFolder,
         adapters: ServedAdapters,
         *,
+        check: Callable[[], Awaitable[object]],
         poll: bool = False,
         is_tenant: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`poll`: look instead of waiting for change events. Raises NotADirectoryError, DataFolderUnusable."""
+        """`check` raises while the engine is lost. `poll`: look instead of waiting for change events.
+
+        Raises NotADirectoryError, DataFolderUnusable."""
         self._data = data
         self._source = FolderSource(
             root,
@@ -50,6 +53,7 @@ class FollowedFolder:
             follower=data.follower(),
             force_polling=poll,
             is_tenant=is_tenant,
+            check=check,
         )
         self._handle: int | None = None
         self._vitals = adapters.vitals

@@ -14,6 +14,7 @@ import pytest
 from adapters.peft_made import edit_config
 from adapters.scene import Scene, digest_in
 from livery_adapters.library import Intake, from_directory
+from livery_adapters.prover import Candidate
 from livery_adapters.sources import FolderSource
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
@@ -195,6 +196,26 @@ async def test_a_name_is_the_folders_or_somebody_elses(scene: Scene, pirate: Pat
     shutil.rmtree(folder)
     assert await scene.folder.scan()
     assert scene.standing("pirate") == ("ready", digest_in(newer), None)
+
+
+async def test_what_nobody_expects_of_one_adapter_keeps_no_other_one_out(
+    scene: Scene, pirate: Path, newer: Path
+) -> None:
+    def surprises(candidate: Candidate) -> None:
+        if candidate.digest == digest_in(newer):
+            raise ZeroDivisionError
+
+    folder = scene.source(retry_seconds=0)
+    scene.prover.while_proving = surprises
+    scene.put(newer, "a-first")
+    scene.put(pirate, "pirate")
+    scene.put(newer, "z-last")
+    assert await folder.scan()
+    assert scene.standing("pirate") == ("ready", digest_in(pirate), None)
+    assert scene.standing("a-first") == scene.standing("z-last") == ("failed", None, "unexpected")
+    scene.prover.while_proving = lambda _: None
+    assert await folder.scan()
+    assert scene.standing("a-first") == scene.standing("z-last") == ("ready", digest_in(newer), None)
 
 
 async def test_what_was_deleted_stays_so_until_the_folder_changes(scene: Scene, pirate: Path, newer: Path) -> None:

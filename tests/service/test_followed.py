@@ -24,9 +24,11 @@ from livery.served import ServedAdapters
 from livery.staging import Staged, Staging
 from livery_adapters.base_model import BaseModel
 from livery_adapters.effect import AdapterEffect
+from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import Limits
 from livery_adapters.registry import Registry
 from livery_adapters.store import BlobStore
+from livery_adapters.tensor_file import WEIGHTS_NAME
 
 
 @asynccontextmanager
@@ -38,7 +40,7 @@ async def following(tmp_path: Path, engine: FakeEngine) -> AsyncIterator[tuple[S
     registry = Registry.open(tmp_path / "livery.db")
     base = BaseModel(BASE, info.base_digest, info.shapes)
     adapters = ServedAdapters(engine, info, base, registry, BlobStore(tmp_path / "blobs"), Limits())
-    folder = FollowedFolder(root, DataFolder(tmp_path), adapters)
+    folder = FollowedFolder(root, DataFolder(tmp_path), adapters, check=engine.stats)
     await adapters.start()
     await folder.start()
     try:
@@ -73,12 +75,53 @@ async def test_the_folder_is_followed_after_a_surprise(tmp_path: Path, caplog: p
     engine = StumblingEngine(modules=MODULES)
     async with following(tmp_path, engine) as (_, registry, root):
         make_adapter(tmp_path / "pirate").rename(root / "pirate")
-        async with asyncio.timeout(60):
-            await engine.wait_until(lambda engine: bool(engine.loaded))
         await until(lambda: registry.find("pirate") is not None)
+        assert registry.get("pirate").error_code == "unexpected"
+        await until(lambda: registry.get("pirate").error_code is None)
+        assert registry.get("pirate").state == "ready"
     (said,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert "following the adapter folder failed" in said.message
+    assert said.message == "adapter pirate of the folder is not taken; it is tried again"
     assert said.exc_info is not None
+
+
+class FragileEngine(FakeEngine):
+    """Its process ends whenever it reads one adapter, and is there again when somebody has seen that."""
+
+    deadly = ""
+    losses = 0
+
+    async def load_adapter(self, adapter: AdapterRef, asker: Asker = NOBODY) -> AdapterEffect | None:
+        if adapter.digest == self.deadly:
+            self.losses += 1
+            self.lose()
+        return await super().load_adapter(adapter, asker)
+
+
+async def test_an_adapter_that_ends_the_engine_is_tried_twice_and_the_others_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(followed, "WATCH_AGAIN_S", 0.01)
+    engine = FragileEngine(modules=MODULES)
+    async with following(tmp_path, engine) as (adapters, registry, root):
+        deadly, pirate = (make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("bomb", "pirate")))
+        engine.deadly = read_manifest(deadly).digest
+        deadly.rename(root / "bomb")
+        await until(lambda: engine.losses == 1)
+        await until(lambda: "looked at again when the engine is back" in caplog.text)
+        assert registry.find("bomb") is None, "once may be chance"
+        pirate.rename(root / "pirate")
+        engine.recover()
+        await until(lambda: registry.find("bomb") is not None)
+        assert registry.get("bomb").error_code == "engine_lost"
+        assert registry.get("pirate").state == "ready", "it came before what the engine was lost over"
+        caplog.clear()
+        engine.recover()
+        make_adapter(tmp_path / "later", seed=2).rename(root / "later")
+        await until(lambda: registry.find("later") is not None)
+        assert engine.losses == 2
+        os.utime(root / "bomb" / WEIGHTS_NAME)
+        await until(lambda: engine.losses == 3)
+        assert adapters.vitals.ended == []
 
 
 async def test_a_name_that_no_text_can_hold_is_refused_and_others_are_taken(tmp_path: Path) -> None:
