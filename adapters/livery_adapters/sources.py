@@ -9,8 +9,9 @@ in a subfolder with a tenant's name belong to that tenant: `acme/pirate`.
 A subfolder is taken once it has stood still for a quiet moment, and only if it still looks the same when its
 files have been copied. One that is half there is "incomplete", a bad one "failed"; both leave an earlier version
 serving. A subfolder that is gone retires its name, until it is back. Unchanged ones (sizes, times and inodes) are not
-read again, not even by the next run, except after a refusal that may pass, as with a full disk or a registry that is
-down: less and less often. What makes an adapter good, and what taking it means, is the business of `library`.
+read again, not even by the next run, except after a refusal that may pass, as with a full disk, a name that is
+somebody else's or a registry that is down: less and less often. What makes an adapter good, and what taking it means,
+is the business of `library`.
 """
 
 from __future__ import annotations
@@ -268,7 +269,11 @@ class FolderSource:
         except RegistryUnavailable:
             raise
         except RegistryError as error:
-            logger.warning("adapter %s of the folder is not taken: %s", name, error)
+            again = name in self._retries and self._settled.get(name) == seen  # it may stay so for long
+            level = logging.DEBUG if again else logging.WARNING
+            logger.log(level, "adapter %s of the folder is not taken: %s", name, error)
+            self._retry_later(name, seen)
+            return True
         else:
             if record.active is not None and record.state != "retired":
                 logger.info("adapter %s is live as %s", name, record.active.facts.digest[:12])

@@ -198,6 +198,17 @@ async def test_a_name_is_the_folders_or_somebody_elses(scene: Scene, pirate: Pat
     assert scene.standing("pirate") == ("ready", digest_in(newer), None)
 
 
+async def test_a_name_that_somebody_else_gives_up_is_the_folders(scene: Scene, pirate: Path, newer: Path) -> None:
+    await scene.library.add("pirate", from_directory(newer, [newer]), Intake("api"))
+    folder = scene.source(retry_seconds=0)
+    scene.put(pirate, "pirate")
+    assert await folder.scan()
+    assert scene.standing("pirate") == ("ready", digest_in(newer), None)
+    await scene.library.retire("pirate")
+    assert await folder.scan()
+    assert scene.standing("pirate") == ("ready", digest_in(pirate), None)
+
+
 async def test_what_nobody_expects_of_one_adapter_keeps_no_other_one_out(
     scene: Scene, pirate: Path, newer: Path
 ) -> None:
