@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import HiraConfig, IA3Config, LoKrConfig, LoraConfig, PeftConfig
+from safetensors import safe_open
+from torch import Tensor
 
 from adapters.peft_types import TARGETS, base, make
 from cli.conftest import Livery
 from engine.oracle import save_grown
 from engine.pooled import save_classifier, save_embedding_adapter
 from livery.engine import memory
+from livery_adapters.tensor_file import WEIGHTS_NAME
 
 LORA: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": TARGETS["llama"]}
+
+Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +183,28 @@ def test_a_merge_is_a_version_that_knows_its_parents(model: Path, lora: Path, tm
     for parts, words in ((["nobody"], "nobody"), (["first@9"], "no version '9'"), (["first=1", "first=-1"], "zero")):
         done = livery("adapters", "merge", "none", *parts, "--data", data)
         assert (done.code, words in done.err) == (1, True), done
+
+
+def test_two_ranks_of_the_same_files_are_two_parts_of_a_merge(model: Path, tmp_path: Path, livery: Livery) -> None:
+    """Each as it is served: the merge is the sum of the two pairs, not twice one of them."""
+    data, targets = ["--data", tmp_path / "data"], ["q_proj"]
+    hira = saved(tmp_path / "hira", HiraConfig(r=3, task_type="CAUSAL_LM", target_modules=targets))
+    for name, rank in (("coarse", 1), ("fine", 4)):
+        livery("adapters", "add", name, hira, "--approximate", rank, "--model", model, *data, "--json").json()
+    out = {name: tmp_path / name for name in ("coarse", "fine", "both")}
+    for name, parts in (("coarse", ["coarse"]), ("fine", ["fine"]), ("both", ["coarse", "fine=0.5"])):
+        report = livery("adapters", "merge", name, *parts, *data, "--out", out[name], "--json").json()["merge"]
+        assert len(report["parents"]) == len(parts)
+    changes = {name: change_of(folder) for name, folder in out.items()}
+    assert not torch.allclose(changes["coarse"], changes["fine"], rtol=0.01)
+    torch.testing.assert_close(changes["both"], changes["coarse"] + 0.5 * changes["fine"])
+
+
+def change_of(folder: Path) -> Tensor:
+    """ΔW of the first layer's q_proj in a directory that a merge wrote, whose scale is 1."""
+    with safe_open(str(folder / WEIGHTS_NAME), framework="pt") as file:
+        a, b = (file.get_tensor(f"{Q_PROJ}.lora_{half}.weight") for half in "AB")
+    return b @ a
 
 
 def test_a_merge_of_damaged_files_is_refused(model: Path, lora: Path, tmp_path: Path, livery: Livery) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -155,7 +155,9 @@ def _merge_here(
         candidate = backend.library.candidate(version.facts)
         (stored,) = reference(candidate).parts
         manifest = stored_manifest(stored, backend.library.base)
-        parts.append(MergePart(convert(candidate.path, manifest, weights, candidate.approximate), weight))
+        converted = convert(candidate.path, manifest, weights, candidate.approximate)
+        # Of the same files at another rank it is another adapter.
+        parts.append(MergePart(replace(converted, digest=candidate.digest), weight))
     with bar("merging modules", 0, pieces=True) as tell:
         return merged(
             parts,
