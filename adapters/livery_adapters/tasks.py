@@ -52,6 +52,11 @@ def task_of(task_type: object, head: FullTensor | None) -> Task:
     return task if head is None else "classify"
 
 
+def type_of(task: Task) -> str:
+    """PEFT's `task_type` for what an adapter gives."""
+    return next(name for name, known in _BY_TYPE.items() if isinstance(name, str) and known == task)
+
+
 def taken_out(full: Iterable[FullTensor]) -> tuple[FullTensor | None, tuple[FullTensor, ...]]:
     """A classifier's head among the file's complete parameters, and the others."""
     found = tuple(full)

@@ -22,8 +22,6 @@ from livery_adapters.tensor_file import WEIGHTS_NAME
 
 LORA: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": TARGETS["llama"]}
 
-Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
-
 
 @pytest.fixture(autouse=True)
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +183,24 @@ def test_a_merge_is_a_version_that_knows_its_parents(model: Path, lora: Path, tm
         assert (done.code, words in done.err) == (1, True), done
 
 
+def test_a_merge_is_for_what_its_parts_were_trained_for(
+    model: Path, lora: Path, tmp_path: Path, livery: Livery
+) -> None:
+    data, merge = ["--data", tmp_path / "data"], ["adapters", "merge"]
+    for seed, name in enumerate(("near", "far")):
+        made = save_embedding_adapter(model, tmp_path / name, seed, target_modules=TARGETS["llama"])
+        assert livery("adapters", "add", name, made, "--model", model, *data, "--json").json()["task"] == "embed"
+    livery("adapters", "add", "chat", lora, *data)
+    assert livery(*merge, "both", "near", "far=0.5", *data, "--json").json()["task"] == "embed"
+    livery(*merge, "any", "near", "far=0.5", *data, "--out", tmp_path / "out", "--json").json()
+    checked = livery("adapters", "check", tmp_path / "out", "--model", model, "--verify-with-peft", "--json").json()
+    assert checked["ok"] is True
+    assert checked["peft"]["moves_base"] > 1e-2
+    mixed = livery(*merge, "mixed", "near", "chat", *data)
+    assert mixed.code == 1
+    assert "near and chat were trained for different tasks (embed, generate)" in mixed.err
+
+
 def test_two_ranks_of_the_same_files_are_two_parts_of_a_merge(model: Path, tmp_path: Path, livery: Livery) -> None:
     """Each as it is served: the merge is the sum of the two pairs, not twice one of them."""
     data, targets = ["--data", tmp_path / "data"], ["q_proj"]
@@ -203,7 +219,9 @@ def test_two_ranks_of_the_same_files_are_two_parts_of_a_merge(model: Path, tmp_p
 def change_of(folder: Path) -> Tensor:
     """ΔW of the first layer's q_proj in a directory that a merge wrote, whose scale is 1."""
     with safe_open(str(folder / WEIGHTS_NAME), framework="pt") as file:
-        a, b = (file.get_tensor(f"{Q_PROJ}.lora_{half}.weight") for half in "AB")
+        a, b = (
+            file.get_tensor(f"base_model.model.model.layers.0.self_attn.q_proj.lora_{half}.weight") for half in "AB"
+        )
     return b @ a
 
 

@@ -16,7 +16,9 @@ from typing import BinaryIO, Literal, Self
 import torch
 from torch import Tensor
 
+from livery_adapters.layout import Task
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.tasks import type_of
 from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 
 ITEMSIZE = 4  # bytes; all is written in fp32
@@ -58,6 +60,7 @@ class LoraWriter:
         base_name: str | None,
         input_first: bool,
         metadata: Mapping[str, str],
+        task: Task = "generate",
     ) -> None:
         out = Path(os.path.abspath(out))  # what is relative may have no name, as `.` hasn't
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -65,7 +68,7 @@ class LoraWriter:
                 "output_exists", f"there is something at {out} already; name a new directory or remove it"
             )
         self._out = out
-        self._config = lora_config(targets, base_name, input_first)
+        self._config = lora_config(targets, base_name, input_first, task)
         self._shapes = [shape for target in targets for shape in shapes_of(target)]
         self._header = _header(_names(targets), self._shapes, metadata)
         self._targets = iter(targets)
@@ -106,7 +109,9 @@ class LoraWriter:
             shutil.rmtree(self._incoming, ignore_errors=True)
 
 
-def lora_config(targets: Sequence[Target], base_name: str | None, input_first: bool) -> dict[str, object]:
+def lora_config(
+    targets: Sequence[Target], base_name: str | None, input_first: bool, task: Task = "generate"
+) -> dict[str, object]:
     """adapter_config.json: every module by its full path, and its rank and alpha where they aren't the usual ones.
 
     Without a target there is PEFT's word for none (an empty list would be refused), for files that hold other things.
@@ -117,7 +122,7 @@ def lora_config(targets: Sequence[Target], base_name: str | None, input_first: b
     parameters = sorted(target.path for target in targets if target.kind == "experts")
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": type_of(task),
         "base_model_name_or_path": base_name,
         "r": usual,
         "lora_alpha": usual,

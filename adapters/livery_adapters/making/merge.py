@@ -32,6 +32,7 @@ from livery_adapters.canonical import (
     tensors_of,
 )
 from livery_adapters.composition import added_up
+from livery_adapters.layout import Task
 from livery_adapters.making.combine import Method, combined
 from livery_adapters.making.lora_writer import ITEMSIZE, LoraWriter, Target, shapes_of
 from livery_adapters.measure import BaseNorms, as_low_rank, dense, effective, joined, low_rank_norm, rank_of, wide
@@ -87,6 +88,7 @@ def merge(
     seed: int = 0,
     out: Path,
     base_name: str | None = None,
+    task: Task = "generate",
     limits: Limits = TAKEN_IN,
     progress: Progress = lambda done, total: None,
 ) -> MergeReport:
@@ -96,7 +98,8 @@ def merge(
     other methods always, each module's ΔW is factorised to `rank`, or else to the sum of its parts' ranks. A part that
     changes a weight otherwise than by adding (DoRA, OFT, IA3) is merged by the difference it makes, which needs a
     rank. `density` is the share of entries that TIES and DARE keep. The same arguments write the same bytes with the
-    same version of torch; `seed` decides DARE's draws. Weights of the same adapter add up.
+    same version of torch; `seed` decides DARE's draws. Weights of the same adapter add up. `task` is the
+    parts': what embeds is written for the model without its head, on which it is trained, if it changes no more.
 
     Raises AdapterRefused: bad_merge (arguments that make no sense together), not_mergeable (biases and other
     parameters, which LoRA has no place for), output_exists; rank_over_limit, too_large where it would be over `limits`,
@@ -118,10 +121,11 @@ def merge(
     shapes = [base.shapes.modules.get(module.path) for module in plan]
     with LoraWriter(
         out,
-        targets,
+        _named(targets, task, base),
         base_name=base_name,
         input_first=any(shape is not None and shape.input_first for shape in shapes),
         metadata={"merge": json.dumps(facts)},
+        task=task,
     ) as writer:
         for done, module in enumerate(plan):
             progress(done, len(plan))
@@ -268,6 +272,14 @@ def _rank(module: _Module, settings: _Settings) -> int:
 def _target(module: _Module, settings: _Settings) -> Target:
     rank = _rank(module, settings)
     return Target(module.path, module.kind, rank, module.in_features, module.out_features, module.experts)
+
+
+def _named(targets: Sequence[Target], task: Task, base: BaseWeights) -> list[Target]:
+    """The modules by the names that PEFT has for them: see `livery_adapters.tasks`."""
+    inner = f"{base.shapes.backbone}."
+    if task != "embed" or not base.shapes.backbone or not all(target.path.startswith(inner) for target in targets):
+        return list(targets)
+    return [replace(target, path=target.path.removeprefix(inner)) for target in targets]
 
 
 def _merged(module: _Module, settings: _Settings, base: BaseWeights) -> _Result:

@@ -21,6 +21,7 @@ from livery.commands.backends import new_directory
 from livery.commands.offline import LocalBackend, Need
 from livery.commands.progress import bar
 from livery.commands.reach import MaxAdapterBytes, MaxRank, Reach, reaches
+from livery.lease import task_of
 from livery.proving import reference
 from livery_adapters.fetching import copy_directory
 from livery_adapters.refusal import DEFAULT_LIMITS, TAKEN_IN, AdapterRefused, Limits
@@ -130,6 +131,13 @@ async def _versions(backend: LocalBackend, recipe: Recipe) -> list[NamedVersion]
                 "can't; leave it out",
             )
         found.append(version)
+    tasks = {task_of(version.facts): part for version, (part, _) in zip(found, recipe.parts, strict=True)}
+    if len(tasks) > 1:
+        raise AdapterRefused(
+            "not_mergeable",
+            f"{' and '.join(tasks.values())} were trained for different tasks ({', '.join(tasks)}), and a merged "
+            "adapter has one; merge those of the same task",
+        )
     return found
 
 
@@ -168,6 +176,7 @@ def _merge_here(
             seed=recipe.seed,
             out=out,
             base_name=backend.library.base.name,
+            task=task_of(versions[0].facts),
             limits=limits,
             progress=tell,
         )
