@@ -7,18 +7,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from peft import HiraConfig, IA3Config, LoKrConfig, LoraConfig, PeftConfig
 from safetensors import safe_open
 from torch import Tensor
 
+from adapters.object_stores import environment, moto, s3
 from adapters.peft_types import TARGETS, base, make
 from cli.conftest import Livery
 from engine.oracle import save_grown
 from engine.pooled import save_classifier, save_embedding_adapter
+from livery.commands.eval_found import in_data
+from livery.commands.offline import Place
+from livery.data_folder import DataFolder
 from livery.engine import memory
+from livery_adapters.store import BlobStore
 from livery_adapters.tensor_file import WEIGHTS_NAME
+
+__all__ = ["environment", "moto", "s3"]  # fixtures
 
 LORA: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": TARGETS["llama"]}
 
@@ -223,6 +231,38 @@ def change_of(folder: Path) -> Tensor:
             file.get_tensor(f"base_model.model.model.layers.0.self_attn.q_proj.lora_{half}.weight") for half in "AB"
         )
     return b @ a
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_merge_and_an_evaluation_fetch_files_that_another_server_took_in(
+    model: Path, lora: Path, tmp_path: Path, livery: Livery
+) -> None:
+    """They lie in the object store that the folder's server shares, and are held while they are read."""
+    data = tmp_path / "data"
+    livery("adapters", "add", "before", lora, "--data", data, "--model", model)
+    known = DataFolder(data).base()
+    assert known is not None
+    DataFolder(data).write_base(msgspec.structs.replace(known, blob_store="s3://bucket/livery"))
+    other = saved(tmp_path / "other", LoraConfig(r=2, **LORA), seed=1)
+    first, second = (
+        livery("adapters", "add", name, files, "--data", data, "--json").json()["digest"]
+        for name, files in (("first", lora), ("second", other))
+    )
+    store = BlobStore(DataFolder(data).adapters)
+    assert set(store.collect_garbage([], 0.0)) == {first, second}
+    livery("adapters", "merge", "both", "first", "second", "--data", data, "--out", tmp_path / "out", "--json").json()
+    assert set(store.collect_garbage([], 0.0)) == {first, second}
+    found = in_data(Place(data), ["first", "second"])
+    assert all(one.directory.is_dir() for one in found.adapters)
+    assert store.collect_garbage([], 0.0) == [], "they are held"
+    for one in found.adapters:
+        assert one.hold is not None
+        one.hold.release()
+    assert set(store.collect_garbage([], 0.0)) == {first, second}
+    DataFolder(data).write_base(known)  # no object store: they are nowhere
+    gone = livery("adapters", "merge", "both", "first", "second", "--data", data)
+    assert (gone.code, "the files of first@1" in gone.err, "add the adapter again" in gone.err) == (1, True, True)
+    assert "the files of first@1" in in_data(Place(data), ["first"]).adapters[0].gone
 
 
 def test_a_merge_of_damaged_files_is_refused(model: Path, lora: Path, tmp_path: Path, livery: Livery) -> None:

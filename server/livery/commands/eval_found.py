@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from livery.adapter_views import Json
 from livery.commands.asking import CommandFailed
 from livery.commands.eval_here import Found, Here
+from livery.commands.files_here import hold_here
 from livery.commands.offline import LocalBackend, Need, Place, open_local
 from livery.commands.reach import ask
 from livery.data_folder import DataFolder
 from livery.evaluation.scorer import BASE_LABEL, Variant
 from livery.models import base_digest, resolve_model
+from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import NamedVersion, UnknownAdapter
 from livery_adapters.tensor_file import CONFIG_NAME
 
@@ -45,7 +48,8 @@ def in_data(place: Place, names: Sequence[str]) -> Found:
     taken: list[Here] = []
 
     async def look(backend: LocalBackend) -> Json:
-        taken.extend(await asyncio.to_thread(_recorded, backend, names))
+        for version, here in await asyncio.to_thread(_recorded, backend, names):
+            taken.append(await _held(backend, version, here))
         return {"digest": backend.library.base.digest}
 
     told = ask(open_local(place, Need(base=True)), look)
@@ -61,10 +65,20 @@ def in_data(place: Place, names: Sequence[str]) -> Found:
     return Found(resolved, digest, tuple(taken))
 
 
-def _recorded(backend: LocalBackend, names: Sequence[str]) -> list[Here]:
+async def _held(backend: LocalBackend, version: NamedVersion, here: Here) -> Here:
+    """With its files on this machine; where there are none its row says why, and the others have numbers."""
+    if here.weightless:
+        return here
+    try:
+        return replace(here, hold=await hold_here(backend.library, version))
+    except AdapterRefused as refused:
+        return replace(here, gone=refused.message)
+
+
+def _recorded(backend: LocalBackend, names: Sequence[str]) -> list[tuple[NamedVersion, Here]]:
     """Raises RegistryError, AdapterRefused."""
     registry = backend.library.registry
-    found: dict[str, Here] = {}
+    found: dict[str, tuple[NamedVersion, Here]] = {}
     for asked in names or [brief.name for brief in registry.briefs() if brief.active is not None]:
         name, at, version = asked.partition("@")
         active = registry.get(name).active
@@ -74,7 +88,7 @@ def _recorded(backend: LocalBackend, names: Sequence[str]) -> list[Here]:
         for one in (active, wanted):
             if one is not None:
                 here = _here(backend, one, active=active is not None and one.number == active.number)
-                found.setdefault(here.variant.label, here)
+                found.setdefault(here.variant.label, (one, here))
     return list(found.values())
 
 

@@ -34,6 +34,7 @@ from livery_adapters.profile import EMPTY, Profile, ProfileInvalid, recorded_pro
 from livery_adapters.prover import Candidate
 from livery_adapters.refusal import TAKEN_IN, AdapterRefused
 from livery_adapters.registry import VersionFacts
+from livery_adapters.store import Hold
 from livery_adapters.weightless import NONE
 
 BASE = Variant(BASE_LABEL, role="base")
@@ -44,13 +45,18 @@ _PROGRESS: Progress = lambda done, total: None  # noqa: E731
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """An adapter whose files are on this machine: in a directory, or (`stored`) taken in by a registry."""
+    """An adapter whose files are on this machine: in a directory, or (`stored`) taken in by a registry.
+
+    `hold` keeps stored files until the engine has ended; `gone` says why there are none.
+    """
 
     variant: Variant
     directory: Path
     stored: Candidate | None = None
     profile: Profile = EMPTY
     weightless: bool = False  # a profile over the base
+    hold: Hold | None = None
+    gone: str = ""
 
     @classmethod
     def recorded(cls, variant: Variant, candidate: Candidate, facts: VersionFacts) -> Here:
@@ -161,6 +167,9 @@ async def scoring(found: Found) -> AsyncIterator[tuple[EngineScorer, list[tuple[
     finally:
         await engine.stop()
         workers.close()
+        for one in found.adapters:
+            if one.hold is not None:
+                one.hold.release()
 
 
 def _reference(adapter: Here, info: EngineInfo) -> AdapterRef | None:
@@ -168,6 +177,8 @@ def _reference(adapter: Here, info: EngineInfo) -> AdapterRef | None:
     stored = adapter.stored
     if adapter.weightless:
         return None
+    if adapter.gone:
+        raise AdapterRefused("blob_missing", adapter.gone)
     if stored is None:
         manifest = read_manifest(adapter.directory, TAKEN_IN)
         if manifest.peft_type == NONE:

@@ -18,6 +18,7 @@ from livery.commands import shown
 from livery.commands.adapters_change import weighted
 from livery.commands.asking import CommandFailed
 from livery.commands.backends import new_directory
+from livery.commands.files_here import files_here
 from livery.commands.offline import LocalBackend, Need
 from livery.commands.progress import bar
 from livery.commands.reach import MaxAdapterBytes, MaxRank, Reach, reaches
@@ -144,7 +145,8 @@ async def _versions(backend: LocalBackend, recipe: Recipe) -> list[NamedVersion]
 async def _merge(
     backend: LocalBackend, recipe: Recipe, versions: Sequence[NamedVersion], out: Path, limits: Limits
 ) -> MergeReport:
-    return await asyncio.to_thread(_merge_here, backend, recipe, versions, out, limits)
+    async with files_here(backend.library, versions):
+        return await asyncio.to_thread(_merge_here, backend, recipe, versions, out, limits)
 
 
 def _merge_here(
