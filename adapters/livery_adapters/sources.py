@@ -22,7 +22,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -118,17 +118,28 @@ class FolderSource:
 
     async def watch(self) -> None:
         """Follow the folder until cancelled."""
-        events = awatch(
-            self.root,
-            debounce=_DEBOUNCE_MS,
-            rust_timeout=_TIMEOUT_MS,
-            yield_on_timeout=True,
-            force_polling=self._force_polling or None,
-            recursive=True,
-        )
-        async for _ in events:
+        async for _ in self._changes():
             while not await self.scan():
                 pass  # every look lasts a quiet moment
+
+    async def _changes(self) -> AsyncIterator[None]:
+        """Whenever something may have changed, and every two seconds."""
+        while True:
+            events = awatch(
+                self.root,
+                debounce=_DEBOUNCE_MS,
+                rust_timeout=_TIMEOUT_MS,
+                yield_on_timeout=True,
+                force_polling=self._force_polling or None,
+                recursive=True,
+            )
+            try:
+                async for _ in events:
+                    yield
+            except* RuntimeError as failed:  # of a name that isn't UTF-8 it can't tell
+                logger.debug("watching %s begins anew", self.root, exc_info=failed)
+            yield
+            await asyncio.sleep(_DEBOUNCE_MS / 1000)
 
     async def scan(self) -> bool:
         """Look once. False when something was still moving, so that another look is due. Raises what `check` does."""

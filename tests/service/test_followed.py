@@ -134,6 +134,7 @@ async def test_a_name_that_no_text_can_hold_is_refused_and_others_are_taken(tmp_
         assert registry.get("\\udcff").error_code == "invalid_name"
         make_adapter(tmp_path / "pirate").rename(root / "pirate")
         await until(lambda: registry.find("pirate") is not None)
+        assert adapters.vitals.ended == []
     assert msgspec.msgpack.decode(told[-1]) == []
 
 
