@@ -12,12 +12,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from livery.api.anthropic_body import MessagesBody
+from livery.api.body import Body, WholeBody
 from livery.api.ignored import IGNORED
-from livery.api.schemas import ChatCompletionBody, CompletionBody, GenerationBody
+from livery.api.responses_body import ResponsesBody
+from livery.api.retold_body import RetoldBody, RetoldStreamOptions
+from livery.api.schemas import ChatCompletionBody, CompletionBody, StreamOptions
 
 BEGIN, END = "<!-- fields -->", "<!-- /fields -->"
 HONOURED, IGNORES, REFUSED = "honoured", "ignored", "400"
-ROUTES: dict[str, type[GenerationBody]] = {"chat completions": ChatCompletionBody, "completions": CompletionBody}
+ROUTES: dict[str, type[WholeBody]] = {
+    "chat completions": ChatCompletionBody,
+    "completions": CompletionBody,
+    "responses": ResponsesBody,
+    "messages": MessagesBody,
+}
 PAGE = Path(__file__).parents[2] / "server" / "docs" / "api.md"
 
 
@@ -28,15 +37,19 @@ class Entry(NamedTuple):
     note: str
 
 
-def fields(body: type[GenerationBody]) -> dict[str, Entry]:
+def fields(body: type[WholeBody]) -> dict[str, Entry]:
     """Every field that a route knows, those inside `stream_options` by their dotted names."""
-    schema = body.model_json_schema()
-    found = {rule.name: Entry(REFUSED + _unless(rule.harmless.values), rule.remedy) for rule in body.unsupported}
-    for name, field in schema["properties"].items():
-        found[name] = _entry(field)
-    for name, field in schema["$defs"]["StreamOptions"]["properties"].items():
-        found[f"stream_options.{name}"] = _entry(field)
-    return found
+    retold = issubclass(body, RetoldBody)
+    found = fields(ChatCompletionBody) if retold else {}  # which it hands on
+    found |= _own(body)
+    options = _own(RetoldStreamOptions if retold else StreamOptions)
+    return found | {f"stream_options.{name}": entry for name, entry in options.items()}
+
+
+def _own(body: type[Body]) -> dict[str, Entry]:
+    """What is refused may stand in the schema too, as what clients send elsewhere."""
+    found = {name: _entry(field) for name, field in body.model_json_schema()["properties"].items()}
+    return found | {rule.name: Entry(REFUSED + _unless(rule.harmless.values), rule.remedy) for rule in body.unsupported}
 
 
 def table() -> str:
@@ -75,7 +88,7 @@ def _bounds(field: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unless(harmless: tuple[object, ...]) -> str:
-    return f" unless `{' '.join(map(json.dumps, harmless))}`" if harmless else ""
+    return " unless " + " or ".join(f"`{json.dumps(value)}`" for value in harmless) if harmless else ""
 
 
 def main() -> None:

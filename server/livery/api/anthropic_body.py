@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from livery.api.body import Body, WholeBody
+from livery.api.body import Body
 from livery.api.chat_tools import MAX_TOOLS, FunctionName
 from livery.api.ignored import Name, Table, Word, ignored
-from livery.api.retold import chat_body
-from livery.api.schemas import ChatCompletionBody, ModelName, Text
+from livery.api.retold_body import RetoldBody
+from livery.api.schemas import ModelName, Text
+from livery.api.unsupported import UNSUPPORTED_IN_ANTHROPICS
 from livery.refusals import InvalidParameter, UnsupportedParameter
 
 # What a chat completion calls what a client of this route wrote.
@@ -75,8 +76,11 @@ class OutputConfig(Body):
     effort: Word | None = None
 
 
-class CountTokensBody(WholeBody):
+class CountTokensBody(RetoldBody):
     """POST /v1/messages/count_tokens: what a message would read."""
+
+    unsupported = UNSUPPORTED_IN_ANTHROPICS
+    names = NAMES
 
     messages: list[InputMessage] = Field(min_length=1, max_length=4096)
     model: ModelName | None = None
@@ -87,24 +91,24 @@ class CountTokensBody(WholeBody):
     thinking: Table | None = ignored("models think or don't, as their template says")
     cache_control: Table | None = ignored("the prefix cache finds prompts by content")
 
-    def to_chat(self) -> ChatCompletionBody:
-        """The chat completion asked for. Raises InvalidParameter or UnsupportedParameter."""
-        return chat_body(self._fields(), NAMES)
-
-    def _fields(self) -> dict[str, object]:
+    def chat_fields(self) -> dict[str, object]:
         system = [] if self.system is None else [{"role": "system", "content": _text(self.system, "system")}]
         told = [message for at, one in enumerate(self.messages) for message in _messages(one, f"messages.{at}")]
         config = self.output_config
         return {
             "model": self.model,
             "messages": [*system, *told],
-            # What the assistant has begun to say, it goes on with.
-            "continue_final_message": True if self.messages[-1].role == "assistant" else None,
+            **self._continued(),
             "tools": [_tool(tool, at) for at, tool in enumerate(self.tools)] if self.tools else None,
             **_tool_choice(self.tool_choice),
             "response_format": _response_format(config.format) if config and config.format else None,
             "reasoning_effort": config.effort if config else None,
         }
+
+    def _continued(self) -> dict[str, object]:
+        """What the assistant has begun to say, it goes on with, unless a chat completion's field says otherwise."""
+        said = (self.model_extra or {}).get("continue_final_message") is not None
+        return {"continue_final_message": True} if self.messages[-1].role == "assistant" and not said else {}
 
 
 class MessagesBody(CountTokensBody):
@@ -126,15 +130,9 @@ class MessagesBody(CountTokensBody):
     user_profile_id: Name | None = ignored("nothing is stored")
     workspace_id: Name | None = ignored("nothing is stored")
 
-    def check(self) -> None:
-        """Raises UnsupportedParameter for what this server doesn't do."""
-        for name in ("container", "mcp_servers"):
-            if getattr(self, name):
-                raise UnsupportedParameter(f"{name} is not supported; nothing runs beside the model here.", name)
-
-    def _fields(self) -> dict[str, object]:
+    def chat_fields(self) -> dict[str, object]:
         return {
-            **super()._fields(),
+            **super().chat_fields(),
             "max_completion_tokens": self.max_tokens,
             "stop": self.stop_sequences or None,
             "temperature": self.temperature,

@@ -29,7 +29,6 @@ DIALECT = Dialect(named_event, b"", _failed)
 @router.post("/v1/messages", responses=in_anthropics_words(answers(AnthropicMessage, streamed=True)))
 async def create_message(body: MessagesBody, request: Request, context: ContextDep) -> Response:
     body.check()
-    context.unknown_fields.met(body.model_extra or {})
     chat = await beside_body(request, body.to_chat)
     with params_named(NAMES):
         return await retell(chat, "msg", AnthropicShape, lambda _: DIALECT, request, context)
@@ -37,7 +36,7 @@ async def create_message(body: MessagesBody, request: Request, context: ContextD
 
 @router.post("/v1/messages/count_tokens", responses=in_anthropics_words(answers(InputTokens)))
 async def count_tokens(body: CountTokensBody, request: Request, context: ContextDep) -> Response:
-    context.unknown_fields.met(body.model_extra or {})
+    body.check()
     chat = await beside_body(request, body.to_chat)
     with params_named(NAMES):
         return json_response({"input_tokens": await count(chat, request, context)})

@@ -309,9 +309,10 @@ def _invalid_body(issues: Sequence[Any]) -> ApiError:
 
 def _param(issue: Mapping[str, Any]) -> str | None:
     """The dotted path of a field, without the framework's own first part and without union branches."""
-    path = [str(part) for part in issue["loc"][1:] if isinstance(part, int) or _is_field(part)]
+    path = [str(part) for part in issue["loc"][1:] if isinstance(part, int) or is_field(part)]
     return ".".join(path)[:MAX_MESSAGE] or None
 
 
-def _is_field(part: str) -> bool:
+def is_field(part: str) -> bool:
+    """Whether a word of a path that doesn't fit a schema is a field's, not a branch of a union."""
     return part.isidentifier() and part not in ("str", "int", "float", "bool")

@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from livery.api.body import Body, WholeBody
+from livery.api.body import Body
 from livery.api.chat_tools import MAX_TOOLS, FunctionName
 from livery.api.ignored import Metadata, Name, Table, Word, ignored
-from livery.api.retold import chat_body
-from livery.api.schemas import ChatCompletionBody, ModelName
+from livery.api.retold_body import RetoldBody
+from livery.api.schemas import ModelName
+from livery.api.unsupported import UNSUPPORTED_IN_RESPONSES
 from livery.refusals import InvalidParameter, UnsupportedParameter
 
 MAX_ITEMS = 4096
 LOGPROBS = "message.output_text.logprobs"
 TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-SEND_AGAIN = "Send the whole conversation in input; nothing is stored here."
 # What clients that count on stored responses do in a second turn, and what has them send the items themselves.
 SEND_ITEMS = (
     "Nothing is stored here: send the items themselves in input. Clients do so with store: false (in the AI SDK "
@@ -36,11 +36,6 @@ NAMES = {
     r"tools\.(\d+)\.function": r"tools.\1",
     r"tool_choice\.function": "tool_choice",
 }
-# Fields of vLLM and LoRAX that mean here what they mean for a chat completion.
-PASSED_ON = (
-    *("top_k", "min_p", "seed", "stop", "stop_token_ids", "min_tokens", "ignore_eos", "adapter_id", "cache_salt"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "chat_template_kwargs", "documents"),
-)
 
 
 class ContentPart(Body):
@@ -83,12 +78,11 @@ class FunctionTool(Body):
     strict: bool | None = None
 
 
-class ResponsesStreamOptions(Body):
-    include_obfuscation: bool | None = ignored("events aren't padded")
-
-
-class ResponsesBody(WholeBody):
+class ResponsesBody(RetoldBody):
     """POST /v1/responses."""
+
+    unsupported = UNSUPPORTED_IN_RESPONSES
+    names = NAMES
 
     input: str | list[InputItem] = Field(max_length=1 << 22)
     model: ModelName | None = None
@@ -99,7 +93,6 @@ class ResponsesBody(WholeBody):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[Word] | None = Field(None, max_length=16)
     stream: bool | None = None
-    stream_options: ResponsesStreamOptions | None = None
     text: TextOptions | None = None
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Word | dict[str, Any] | None = None
@@ -124,49 +117,24 @@ class ResponsesBody(WholeBody):
     access_programs: Table | None = ignored("there are none")
     image: Table | None = ignored("text only")
 
-    @property
-    def unknown_fields(self) -> list[str]:
-        return [name for name in self.model_extra or {} if name not in PASSED_ON]
-
-    def check(self) -> None:
-        """Raises UnsupportedParameter for what this server doesn't do."""
-        refused = {
-            "store": (self.store, "Responses are not stored; leave it out or send false."),
-            "previous_response_id": (self.previous_response_id, SEND_AGAIN),
-            "conversation": (self.conversation, SEND_AGAIN),
-            "background": (self.background, "Ask and wait, or stream."),
-            "prompt": (self.prompt, "Stored prompts aren't served; send instructions and input."),
-            "truncation": (self.truncation not in (None, "disabled"), "Shorten the input."),
-            "context_management": (self.context_management, "Shorten the input."),
-            "moderation": (self.moderation, ""),
-        }
-        for name, (value, remedy) in refused.items():
-            if value:
-                raise UnsupportedParameter(f"{name} is not supported. {remedy}".rstrip(), name)
-
-    def to_chat(self) -> ChatCompletionBody:
-        """The chat completion asked for. Raises InvalidParameter or UnsupportedParameter."""
+    def chat_fields(self) -> dict[str, object]:
         logprobs = LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
-        return chat_body(
-            {
-                "model": self.model,
-                "messages": self._messages(),
-                "max_completion_tokens": self.max_output_tokens,
-                "temperature": self.temperature,
-                "top_p": self.top_p,
-                "logprobs": True if logprobs else None,
-                "top_logprobs": self.top_logprobs if logprobs else None,
-                "stream": self.stream,
-                "tools": [_tool(tool, at) for at, tool in enumerate(self.tools)] if self.tools else None,
-                "tool_choice": _tool_choice(self.tool_choice) if self.tools or self.tool_choice != "auto" else None,
-                "parallel_tool_calls": self.parallel_tool_calls if self.tools else None,
-                "response_format": self._response_format(),
-                "reasoning_effort": self.reasoning.effort if self.reasoning else None,
-                "user": self.user,
-                **{name: (self.model_extra or {}).get(name) for name in PASSED_ON},
-            },
-            NAMES,
-        )
+        return {
+            "model": self.model,
+            "messages": self._messages(),
+            "max_completion_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "logprobs": True if logprobs else None,
+            "top_logprobs": self.top_logprobs if logprobs else None,
+            "stream": self.stream,
+            "tools": [_tool(tool, at) for at, tool in enumerate(self.tools)] if self.tools else None,
+            "tool_choice": _tool_choice(self.tool_choice) if self.tools or self.tool_choice != "auto" else None,
+            "parallel_tool_calls": self.parallel_tool_calls if self.tools else None,
+            "response_format": self._response_format(),
+            "reasoning_effort": self.reasoning.effort if self.reasoning else None,
+            "user": self.user,
+        }
 
     def _messages(self) -> list[dict[str, Any]]:
         first = [{"role": "system", "content": self.instructions}] if self.instructions is not None else []

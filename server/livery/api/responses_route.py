@@ -19,7 +19,6 @@ router = APIRouter(route_class=AnswerRoute)
 @router.post("/v1/responses", responses=answers(ResponseObject, streamed=True))
 async def create_response(body: ResponsesBody, request: Request, context: ContextDep) -> Response:
     body.check()
-    context.unknown_fields.met(body.unknown_fields)
     chat = await beside_body(request, body.to_chat)
     with params_named(NAMES):
         return await retell(chat, "resp", lambda shape, _: ResponsesShape(shape, body), _dialect, request, context)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from livery.answer_text import TokenEntry
 from livery.api.chat_shape import ChatShape
+from livery.api.errors import is_field
 from livery.api.schemas import ChatCompletionBody
 from livery.api.shapes import Answer, Json
 from livery.chat_template import InvalidMessages
@@ -184,8 +185,9 @@ def chat_body(fields: Mapping[str, object], names: Mapping[str, str]) -> ChatCom
         return ChatCompletionBody.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
         issue = error.errors()[0]
-        path = [str(part) for part in issue["loc"] if isinstance(part, int) or part.isidentifier()]
-        raise InvalidParameter(str(issue["msg"])[:300], _renamed(".".join(path), names)) from None
+        path = [str(part) for part in issue["loc"] if isinstance(part, int) or is_field(part)]
+        param = _renamed(".".join(path), names)
+        raise InvalidParameter(f"{param}: {issue['msg']}"[:300], param) from None
 
 
 @contextmanager

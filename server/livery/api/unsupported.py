@@ -37,6 +37,10 @@ def refuse_unsupported(extra: Mapping[str, Any], rules: Sequence[Rule], at: str 
             raise UnsupportedParameter(f"{param} is not supported. {rule.remedy}".rstrip(), param)
 
 
+IN_CHAT = "POST /v1/chat/completions takes it."
+SEND_AGAIN = "Send the whole conversation in input; nothing is stored here."
+NOTHING_BESIDE = "Nothing runs beside the model here."
+
 UNSUPPORTED = (
     Rule("length_penalty", _only(1)),
     Rule("logprob_token_ids", _only()),
@@ -67,7 +71,6 @@ UNSUPPORTED_IN_CHAT = (
     Rule("echo", _only(False), "/v1/completions has it; prompt_logprobs scores a conversation."),
     Rule("best_of", _only(1), "/v1/completions has it."),
 )
-IN_CHAT = "POST /v1/chat/completions takes it."
 UNSUPPORTED_IN_COMPLETIONS = (
     *UNSUPPORTED,
     Rule("tools", _only(), IN_CHAT),
@@ -77,6 +80,44 @@ UNSUPPORTED_IN_COMPLETIONS = (
     Rule("add_generation_prompt", _only(True), IN_CHAT),
     Rule("continue_final_message", _only(False), IN_CHAT),
     Rule("top_logprobs", _only(0), "Here logprobs is the number of them."),
+)
+
+# What an answer in another API's words has no place for, in itself or in its stream.
+UNSUPPORTED_IN_RETOLD = (
+    *UNSUPPORTED_IN_CHAT,
+    Rule("n", _only(1), IN_CHAT),
+    Rule("prompt_logprobs", _only(), IN_CHAT),
+    Rule("return_token_ids", _only(False), IN_CHAT),
+)
+UNSUPPORTED_IN_RETOLD_STREAMS = (Rule("continuous_usage_stats", _only(False), IN_CHAT),)
+UNSUPPORTED_IN_RESPONSES = (
+    *UNSUPPORTED_IN_RETOLD,
+    Rule("messages", _only(), "In a response it is `input`."),
+    Rule("max_tokens", _only(), "In a response it is `max_output_tokens`."),
+    Rule("max_completion_tokens", _only(), "In a response it is `max_output_tokens`."),
+    Rule("response_format", _only({"type": "text"}), "In a response it is `text.format`."),
+    Rule("reasoning_effort", _only(), "In a response it is `reasoning.effort`."),
+    Rule("logprobs", _only(False), 'In a response it is `include`, with "message.output_text.logprobs".'),
+    Rule("store", _only(False), "Responses are not stored; leave it out or send false."),
+    Rule("previous_response_id", _only(""), SEND_AGAIN),
+    Rule("conversation", _only("", {}), SEND_AGAIN),
+    Rule("background", _only(False), "Ask and wait, or stream."),
+    Rule("prompt", _only({}), "Stored prompts aren't served; send instructions and input."),
+    Rule("truncation", _only("disabled"), "Shorten the input."),
+    Rule("context_management", _only([], {}), "Shorten the input."),
+)
+UNSUPPORTED_IN_ANTHROPICS = (
+    *UNSUPPORTED_IN_RETOLD,
+    Rule("max_completion_tokens", _only(), "In a message it is `max_tokens`."),
+    Rule("stop", _only([]), "In a message it is `stop_sequences`."),
+    Rule("response_format", _only({"type": "text"}), "In a message it is `output_config.format`."),
+    Rule("reasoning_effort", _only(), "In a message it is `output_config.effort`."),
+    Rule("user", _only(), "In a message it is `metadata.user_id`."),
+    Rule("parallel_tool_calls", _only(True), "In a message it is `tool_choice.disable_parallel_tool_use`."),
+    Rule("logprobs", _only(False), IN_CHAT),
+    Rule("top_logprobs", _only(0), IN_CHAT),
+    Rule("container", _only("", {}), NOTHING_BESIDE),
+    Rule("mcp_servers", _only([]), NOTHING_BESIDE),
 )
 
 UNSUPPORTED_IN_MESSAGES = (Rule("function_call", _only(), "It is deprecated: use tool_calls."),)
