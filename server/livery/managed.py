@@ -198,9 +198,10 @@ class ManagedAdapters:
             )
             return self._alias(answer)
 
-    async def delete_alias(self, name: str) -> Json:
+    async def delete_alias(self, name: str, expected_generation: int | None = None) -> Json:
         with self._own(name, alias=True) as full:
-            return await self._management.delete_alias(full, owner=self._owner) | {"name": name}
+            answer = await self._management.delete_alias(full, expected_generation, owner=self._owner)
+            return answer | {"name": name}
 
     def check_operator(self) -> None:
         """Raises RoleNotAllowed for everybody else."""

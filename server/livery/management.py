@@ -311,9 +311,11 @@ class AdapterManagement:
             )
         return alias_json(alias)
 
-    async def delete_alias(self, name: str, *, owner: str | None = None) -> Json:
+    async def delete_alias(
+        self, name: str, expected_generation: int | None = None, *, owner: str | None = None
+    ) -> Json:
         async with self._changing(name):
-            await asyncio.to_thread(self._registry.delete_alias, name, owner=owner)
+            await asyncio.to_thread(self._registry.delete_alias, name, expected_generation, owner=owner)
         return {"name": name, "deleted": True}
 
     # -- the stock -------------------------------------------------------------------------------------

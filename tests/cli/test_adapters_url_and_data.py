@@ -162,7 +162,9 @@ def test_an_adapters_life_is_the_same_both_ways(running: Running, livery: Livery
         assert step("alias", "front")["sticky"] == "key"
         assert [one["name"] for one in step("aliases")["data"]] == ["front"]
         assert "life=0.9, other=0.1" in livery("adapters", "alias", "front", *place).out
-        assert step("alias", "front", "--delete")["deleted"] is True
+        stale = livery("adapters", "alias", "front", "--delete", "--expected-generation", "7", *place)
+        assert (stale.code, "generation 7 was expected" in stale.err) == (1, True), stale.err
+        assert step("alias", "front", "--delete", "--expected-generation", "1")["deleted"] is True
         assert step("rm", "life", "--drain", "1") == {"name": "life", "state": "retired", "requests": 0}
         assert "other is retired" in livery("adapters", "rm", "other", *place).out
         assert livery("adapters", "show", "front", *place).code == 1

@@ -5,6 +5,7 @@ The verb of a route is its last segment, since names may hold slashes: longer pa
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -36,10 +37,10 @@ from livery.api.answers import (
     plain,
 )
 from livery.api.context import ManagedDep
-from livery.api.preconditions import if_match, met, with_tag
-from livery.api.reading import BodyRoute
+from livery.api.preconditions import UNCONDITIONAL, PreconditionDep, with_tag
 from livery.api.responses import json_response
 from livery.api.schemas import LoadLoraBody, UnloadLoraBody
+from livery.api.strict_route import StrictRoute
 from livery.api.upload_bodies import UPLOAD_OR_SOURCE, UPLOAD_OR_WEIGHTS
 from livery.api.uploads import announced_size, body_pieces, is_upload, is_weights, uploaded
 from livery.management import MAX_DRAIN_S, MAX_PAGE
@@ -47,10 +48,12 @@ from livery.pushing import Weights
 from livery.refusals import AdapterFieldEmpty, UnsupportedParameter
 from livery_adapters.registry import State
 
-router = APIRouter(route_class=BodyRoute)
+router = APIRouter(route_class=StrictRoute)
 
 ACCEPTED = 202
 MOST_VERSIONS = 1 << 31  # of one name
+
+Expected = Annotated[int | None, Query(ge=0)]
 
 
 @router.get("/v1/adapters", responses=answers(AdapterList))
@@ -97,8 +100,9 @@ async def upload_version(
     name: str,
     request: Request,
     managed: ManagedDep,
+    match: PreconditionDep,
     pinned: bool | None = None,
-    expected_generation: Annotated[int | None, Query(ge=0)] = None,
+    expected_generation: Expected = None,
     approximate: Annotated[int | None, Query(ge=1, le=4096)] = None,
     activate: bool = True,
     profile: Annotated[str | None, Query(max_length=4096)] = None,
@@ -110,59 +114,63 @@ async def upload_version(
     whether the caller's requests on older versions finish there, or end with what they have.
     """
     chosen = None if profile is None else profile_text(profile)
-    expected = expected_generation if expected_generation is not None else if_match(request)
-    options = AddOptions(pinned, expected, approximate or 0, activate, chosen, keep=keep or 0, running=running)
     alone = is_weights(request.headers.get("content-type", ""))
     body = Weights(body_pieces(request), announced_size(request)) if alone else uploaded(request)
-    with met(request):
+    with match.expecting(expected_generation) as expected:
+        options = AddOptions(pinned, expected, approximate or 0, activate, chosen, keep=keep or 0, running=running)
         return with_tag(await managed.upload(name, body, options))
 
 
 @router.post("/v1/adapters/{name:path}/activate", responses=answers(Adapter))
-async def activate(name: str, body: ActivateBody, managed: ManagedDep) -> Response:
-    return json_response(await managed.activate(name, str(body.version), body.expected_generation))
+async def activate(name: str, body: ActivateBody, managed: ManagedDep, match: PreconditionDep) -> Response:
+    with match.expecting(body.expected_generation) as expected:
+        return with_tag(await managed.activate(name, str(body.version), expected))
 
 
 @router.post("/v1/adapters/{name:path}/rollback", responses=answers(Adapter))
-async def rollback(name: str, managed: ManagedDep, body: GenerationOnly | None = None) -> Response:
-    return json_response(await managed.rollback(name, body.expected_generation if body else None))
+async def rollback(
+    name: str, managed: ManagedDep, match: PreconditionDep, body: GenerationOnly | None = None
+) -> Response:
+    with match.expecting(body.expected_generation if body else None) as expected:
+        return with_tag(await managed.rollback(name, expected))
 
 
-@router.post("/v1/adapters/{name:path}/prefetch", responses=answers(Adapter))
+@router.post("/v1/adapters/{name:path}/prefetch", responses=answers(Adapter), dependencies=[UNCONDITIONAL])
 async def prefetch(name: str, managed: ManagedDep) -> Response:
     return json_response(await managed.prefetch(name))
 
 
-@router.post("/v1/adapters/{name:path}/pin", responses=answers(Adapter))
+@router.post("/v1/adapters/{name:path}/pin", responses=answers(Adapter), dependencies=[UNCONDITIONAL])
 async def pin(name: str, managed: ManagedDep) -> Response:
     return json_response(await managed.pin(name, True))
 
 
-@router.post("/v1/adapters/{name:path}/unpin", responses=answers(Adapter))
+@router.post("/v1/adapters/{name:path}/unpin", responses=answers(Adapter), dependencies=[UNCONDITIONAL])
 async def unpin(name: str, managed: ManagedDep) -> Response:
     return json_response(await managed.pin(name, False))
 
 
-@router.post("/v1/adapters/{name:path}/share", responses=answers(Shared))
+@router.post("/v1/adapters/{name:path}/share", responses=answers(Shared), dependencies=[UNCONDITIONAL])
 async def share(name: str, body: ShareBody, managed: ManagedDep) -> Response:
     """Let another tenant use the adapter, by its name in full, until it is deleted."""
     return json_response(await managed.share(name, body.tenant))
 
 
-@router.post("/v1/adapters/{name:path}/unshare", responses=answers(Shared))
+@router.post("/v1/adapters/{name:path}/unshare", responses=answers(Shared), dependencies=[UNCONDITIONAL])
 async def unshare(name: str, body: ShareBody, managed: ManagedDep) -> Response:
     return json_response(await managed.share(name, body.tenant, shared=False))
 
 
 @router.get("/v1/adapters/{name:path}/profile", responses=answers(AdapterProfile))
 async def show_profile(name: str, managed: ManagedDep) -> Response:
-    return json_response(await managed.profile(name))
+    return with_tag(await managed.profile(name))
 
 
 @router.put("/v1/adapters/{name:path}/profile", responses=answers(Adapter))
-async def set_profile(name: str, body: ProfileBody, managed: ManagedDep) -> Response:
+async def set_profile(name: str, body: ProfileBody, managed: ManagedDep, match: PreconditionDep) -> Response:
     """Replace the whole profile: a new version over the same weights."""
-    return json_response(await managed.set_profile(name, body.read(), body.expected_generation))
+    with match.expecting(body.expected_generation) as expected:
+        return with_tag(await managed.set_profile(name, body.read(), expected))
 
 
 @router.get("/v1/adapters/{name:path}", responses=answers(Adapter))
@@ -171,19 +179,23 @@ async def show_adapter(name: str, managed: ManagedDep) -> Response:
 
 
 @router.put("/v1/adapters/{name:path}", responses=answers(Adapter))
-async def put_adapter(name: str, body: PutAdapterBody, managed: ManagedDep) -> Response:
-    return json_response(await managed.put(name, body.source, body.options()))
+async def put_adapter(name: str, body: PutAdapterBody, managed: ManagedDep, match: PreconditionDep) -> Response:
+    with match.expecting(body.expected_generation) as expected:
+        options = replace(body.options(), expected_generation=expected)
+        return with_tag(await managed.put(name, body.source, options))
 
 
 @router.delete("/v1/adapters/{name:path}", responses=answers(Leaving, ACCEPTED))
 async def delete_adapter(
     name: str,
     managed: ManagedDep,
+    match: PreconditionDep,
     drain: Annotated[float, Query(ge=0, le=MAX_DRAIN_S, allow_inf_nan=False)] = 0.0,
-    expected_generation: Annotated[int | None, Query(ge=0)] = None,
+    expected_generation: Expected = None,
 ) -> Response:
     """202 while requests are under way, which finish; 200 once none is. `drain`: seconds to wait for that."""
-    answer = await managed.retire(name, drain_s=drain, expected_generation=expected_generation)
+    with match.expecting(expected_generation) as expected:
+        answer = await managed.retire(name, drain_s=drain, expected_generation=expected)
     return json_response(answer, ACCEPTED if answer["state"] == "draining" else 200)
 
 
@@ -200,30 +212,36 @@ async def list_aliases(
 
 @router.get("/v1/aliases/{name:path}", responses=answers(AliasView))
 async def show_alias(name: str, managed: ManagedDep) -> Response:
-    return json_response(await managed.alias(name))
+    return with_tag(await managed.alias(name))
 
 
 @router.put("/v1/aliases/{name:path}", responses=answers(AliasView))
-async def put_alias(name: str, body: AliasBody, managed: ManagedDep) -> Response:
+async def put_alias(name: str, body: AliasBody, managed: ManagedDep, match: PreconditionDep) -> Response:
     targets = [(target.adapter, target.weight) for target in body.targets]
-    return json_response(await managed.set_alias(name, targets, body.sticky, body.expected_generation))
+    with match.expecting(body.expected_generation) as expected:
+        return with_tag(await managed.set_alias(name, targets, body.sticky, expected))
 
 
 @router.delete("/v1/aliases/{name:path}", responses=answers(DeletedAlias))
-async def delete_alias(name: str, managed: ManagedDep) -> Response:
-    return json_response(await managed.delete_alias(name))
+async def delete_alias(
+    name: str, managed: ManagedDep, match: PreconditionDep, expected_generation: Expected = None
+) -> Response:
+    with match.expecting(expected_generation) as expected:
+        return json_response(await managed.delete_alias(name, expected))
 
 
 @router.delete("/v1/models/{model:path}", responses=answers(DeletedModel))
-async def delete_model(model: str, managed: ManagedDep) -> Response:
+async def delete_model(model: str, managed: ManagedDep, match: PreconditionDep) -> Response:
     """As OpenAI's client deletes a fine-tuned model."""
-    await managed.retire(model)
+    with match.expecting(None) as expected:
+        await managed.retire(model, expected_generation=expected)
     return json_response({"id": model, "object": "model", "deleted": True})
 
 
 @router.post(
     "/v1/load_lora_adapter",
     response_class=Response,
+    dependencies=[UNCONDITIONAL],
     responses=plain("The adapter is served.", "Success: LoRA adapter 'sql' added successfully."),
 )
 async def load_lora_adapter(body: LoadLoraBody, managed: ManagedDep) -> Response:
@@ -240,6 +258,7 @@ async def load_lora_adapter(body: LoadLoraBody, managed: ManagedDep) -> Response
 @router.post(
     "/v1/unload_lora_adapter",
     response_class=Response,
+    dependencies=[UNCONDITIONAL],
     responses=plain("The adapter is gone.", "Success: LoRA adapter 'sql' removed successfully."),
 )
 async def unload_lora_adapter(body: UnloadLoraBody, managed: ManagedDep) -> Response:

@@ -247,19 +247,27 @@ def alias(
         list[str] | None, typer.Argument(metavar="[TARGET[=WEIGHT]]...", help="Adapters and their shares.")
     ] = None,
     sticky: Annotated[
-        StickyTo, typer.Option(help="What keeps somebody on one target: the request's user, the API key, nothing.")
-    ] = StickyTo.user,
+        StickyTo | None,
+        typer.Option(
+            show_default=StickyTo.user.value,
+            help="What keeps somebody on one target: the request's user, the API key, nothing.",
+        ),
+    ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the alias.")] = False,
     expected_generation: Expected = None,
 ) -> None:
     """Share requests for a name out over adapters by weight; without targets, show how it stands."""
     if delete and targets:
         raise typer.BadParameter("--delete takes no targets")
+    if sticky is not None and not targets:
+        raise typer.BadParameter("--sticky goes with targets: name all that the alias is to have, as in a=0.9 b=0.1")
+    if expected_generation is not None and not targets and not delete:
+        raise typer.BadParameter("--expected-generation goes with targets or --delete: without them nothing is changed")
     if delete:
-        reach.run(lambda backend: backend.delete_alias(name), shown.deleted)
+        reach.run(lambda backend: backend.delete_alias(name, expected_generation), shown.deleted)
     elif targets:
         wanted = [weighted(target) for target in targets]
-        how: Sticky = sticky.value
+        how: Sticky = (sticky or StickyTo.user).value
         reach.run(lambda backend: backend.set_alias(name, wanted, how, expected_generation), shown.alias)
     else:
         reach.run(lambda backend: backend.alias(name), shown.alias)
@@ -290,6 +298,8 @@ def profile(
     expected_generation: Expected = None,
 ) -> None:
     """Show an adapter's profile, or give it another one: a new version over the same weights."""
+    if file is None and expected_generation is not None:
+        raise typer.BadParameter("--expected-generation goes with FILE: without one nothing is changed")
     if file is None:
         reach.run(lambda backend: backend.profile(name), shown.profile)
     else:

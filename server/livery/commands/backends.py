@@ -95,7 +95,7 @@ class Backend(Protocol):
         expected_generation: int | None = None,
     ) -> Json: ...
 
-    async def delete_alias(self, name: str) -> Json: ...
+    async def delete_alias(self, name: str, expected_generation: int | None = None) -> Json: ...
 
 
 def is_remote(source: str) -> bool:
@@ -248,8 +248,9 @@ class HttpBackend(Asking):
         body = given({"targets": listed, "sticky": sticky, "expected_generation": expected_generation})
         return await self._change("PUT", _alias(name), {"name", "targets"}, json=body)
 
-    async def delete_alias(self, name: str) -> Json:
-        return await self._change("DELETE", _alias(name), {"name", "deleted"})
+    async def delete_alias(self, name: str, expected_generation: int | None = None) -> Json:
+        params = given({"expected_generation": expected_generation})
+        return await self._change("DELETE", _alias(name), {"name", "deleted"}, params=params)
 
     async def usage(self, words: Json) -> Json:
         """A page of what was used; the words are the parameters of GET /v1/usage."""
