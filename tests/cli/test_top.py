@@ -80,6 +80,16 @@ def test_says_where_nobody_answers_and_who_is_not_let_in(started: Serve, livery:
     assert livery("top", "--url", server.url, "--once", "--key", "sk-operator").code == 0
 
 
+def test_what_a_server_refuses_is_one_line(busy: LiveServer, livery: Livery) -> None:
+    slash = livery("top", "--url", f"{busy.url}/v1", "--once")
+    assert (slash.code, slash.err.count("\n")) == (1, 1), slash.err
+    assert f"Leave out /v1: --url {busy.url}\n" in slash.err
+    long = livery("top", "--url", busy.url, "--once", "--search", "x" * 257)
+    assert (long.code, long.err.count("\n"), "search" in long.err) == (1, 1, True), long.err
+    listed = livery("adapters", "ls", "--url", f"{busy.url}/v1/")
+    assert (listed.code, f"--url {busy.url}\n" in listed.err) == (1, True), listed.err
+
+
 def test_a_tenants_key_sees_what_the_tenant_does_and_is_told_so(started: Serve, livery: Livery) -> None:
     server = started(Setup(api_key="sk-operator"))
     done = livery("top", "--url", server.url, "--once", "--key", server.make_key("acme"))

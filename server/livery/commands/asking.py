@@ -15,6 +15,7 @@ CONNECT_S = 10.0
 LOOK_S = 30.0  # for what only reads
 ADDRESS_REMEDY = "give its address with --url, or its folder with --data"
 UNIX = "unix:"
+UNKNOWN_URL = "unknown_url"  # the code of an answer where no route is
 
 
 class CommandFailed(Exception):
@@ -57,9 +58,16 @@ class Asking:
 
     def _refused(self, status: int, message: str, code: object) -> Exception:
         """What was refused reads as without a server; what is about the server names it."""
-        if status in (400, 404, 409, 413, 422) and isinstance(code, str):
+        if status in (400, 404, 409, 413, 422) and isinstance(code, str) and code != UNKNOWN_URL:
             return AdapterRefused(code, message)
-        return ServerUnusable(f"{self._url} says: {message}")
+        return self._unusable(message, code)
+
+    def _unusable(self, message: str, code: object) -> ServerUnusable:
+        """With the remedy where the address is the one that OpenAI's clients take."""
+        address = self._url.rstrip("/")
+        root = address.removesuffix("/v1")
+        remedy = f" Leave out /v1: --url {root}" if code == UNKNOWN_URL and root != address else ""
+        return ServerUnusable(f"{self._url} says: {message}{remedy}")
 
 
 @asynccontextmanager

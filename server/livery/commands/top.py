@@ -29,6 +29,10 @@ class Looking(Asking):
         params = {"limit": rows, "sort": "tokens", "order": "desc", "search": search or None}
         return await self._ask("GET", "/v1/status", {"engine", "load", "adapters", "caller"}, params=given(params))
 
+    def _refused(self, status: int, message: str, code: object) -> Exception:
+        """Nothing is changed here that could be refused: whatever it is, the server can't be looked at."""
+        return self._unusable(message, code)
+
 
 def top(
     url: Annotated[
