@@ -189,6 +189,14 @@ def test_doctor_says_what_is_missing(livery: Livery) -> None:
     assert findings["engine"]["found"] == "unusable" and "pip install" in findings["engine"]["why"]
 
 
+def test_doctor_looks_for_the_model_whatever_the_engine(livery: Livery) -> None:
+    asked = ("doctor", "--engine", "vllm", "--json", "--model")
+    gone = {finding["what"]: finding for finding in json.loads(livery(*asked, "./nowhere/at/all").out)}
+    assert gone["model"]["found"] == "unusable" and "nowhere/at/all" in gone["model"]["why"]
+    there = {finding["what"]: finding for finding in json.loads(livery(*asked, "smollm2-135m-instruct").out)}
+    assert there["model"]["found"] == "smollm2-135m-instruct"
+
+
 def test_a_quantised_form_that_cannot_run_is_refused_before_the_model_is_looked_for() -> None:
     done = run("serve", "--model", "nowhere/at-all", "--quantization", "torchao-int4", "--device", "cpu")
     assert done.returncode != 0

@@ -62,6 +62,23 @@ def test_a_key_has_the_rights_it_is_given(here: Callable[..., Done]) -> None:
     assert len(here("keys", "ls", "--tenant", "acme", "--json").json()["data"]) == 1
 
 
+def test_a_flag_goes_before_the_other_ones_variable(
+    livery: Livery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, url = tmp_path / "data", "http://127.0.0.1:9"
+    assert livery("keys", "create", "--tenant", "acme", "--data", data).code == 0
+    monkeypatch.setenv("LIVERY_DATA", str(data))
+    assert len(livery("keys", "ls", "--json").json()["data"]) == 1
+    asked = livery("keys", "ls", "--url", url)
+    assert (asked.code, f"no answer from {url}" in asked.err) == (1, True), asked.err
+    both = livery("keys", "ls", "--url", url, "--data", data)
+    assert (both.code, "give one of them" in " ".join(both.err.split())) == (2, True), both.err
+    monkeypatch.setenv("LIVERY_ADMIN_URL", url)
+    assert f"no answer from {url}" in livery("tenants", "ls").err
+    monkeypatch.delenv("LIVERY_DATA")
+    assert len(livery("keys", "ls", "--data", data, "--json").json()["data"]) == 1
+
+
 def test_keys_are_rotated_and_revoked(here: Callable[..., Done]) -> None:
     old = here("keys", "create", "--tenant", "acme", "--json").json()
     new = here("keys", "rotate", old["id"], "--grace", "60")

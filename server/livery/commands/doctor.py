@@ -60,7 +60,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Say what `serve` would compute with here under the same settings of the engine, and why; loads no model."""
-    computed = _vllm(settings) if settings.engine == "vllm" else _engine(settings, model)
+    computed = _vllm(settings, model) if settings.engine == "vllm" else _engine(settings, model)
     findings = [*_software(), *_machine(), *computed]
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
@@ -194,8 +194,19 @@ def _base(wanted: EngineConfig, compute: Compute, model: str | None) -> list[Fin
     return [quantized, *file, Finding("base", f"at most {_size(expected.held)}", why)]
 
 
-def _vllm(settings: Settings) -> list[Finding]:
-    """What vLLM would be started with, as far as it is known without the model."""
+def _vllm(settings: Settings, model: str | None) -> list[Finding]:
+    """What vLLM would be started with, as far as it is known without the model; and whether that is there."""
+    return [*_vllm_knobs(settings), *([_found_model(model)] if model is not None else [])]
+
+
+def _found_model(model: str) -> Finding:
+    try:
+        return Finding("model", model, f"in {resolve_model(model).path}")
+    except ModelNotFound as missing:
+        return Finding("model", UNUSABLE, str(missing))
+
+
+def _vllm_knobs(settings: Settings) -> list[Finding]:
     from livery.engine.vllm_args import room_for
     from livery.engine.vllm_found import require_vllm
     from livery.running.engines import check_knobs, registered_ranks

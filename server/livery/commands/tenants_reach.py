@@ -164,9 +164,7 @@ class TenantsReach:
 OPTIONS = {
     "url": Annotated[
         str | None,
-        typer.Option(
-            metavar="URL", envvar="LIVERY_ADMIN_URL", help=f"A server's admin API, as in {EXAMPLE} or unix:PATH."
-        ),
+        typer.Option(metavar="URL", help=f"A server's admin API, as in {EXAMPLE} or unix:PATH; else LIVERY_ADMIN_URL."),
     ],
     "key": Annotated[
         str | None,
@@ -176,8 +174,8 @@ OPTIONS = {
         Path | None,
         typer.Option(
             metavar="DIR",
-            envvar="LIVERY_DATA",
-            help="A server's data folder: no server is asked. Else that of `livery serve` without --data and --port.",
+            help="A server's data folder: no server is asked. Else LIVERY_DATA, or that of `livery serve` "
+            "without --data and --port.",
         ),
     ],
     "registry": Annotated[
@@ -191,9 +189,13 @@ def reaches_tenants(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose first parameter is a TenantsReach, from one with the options that make it."""
 
     def reach(url: str | None, key: str | None, data: Path | None, registry: str | None, as_json: bool) -> TenantsReach:
-        if url is not None and data is not None and not os.environ.get("LIVERY_DATA"):
+        # What a flag says goes before any variable, that of another option as well.
+        if url is not None and data is not None:
             raise typer.BadParameter("--url asks a server and --data a folder: give one of them")
-        return TenantsReach(url, key, data or usual_data_folder(), registry, as_json)
+        if data is None:
+            url = url or os.environ.get("LIVERY_ADMIN_URL") or None
+            data = Path(os.environ.get("LIVERY_DATA") or usual_data_folder())
+        return TenantsReach(url, key, data, registry, as_json)
 
     return with_options(command, OPTIONS, reach)
 
