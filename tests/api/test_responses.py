@@ -160,6 +160,14 @@ def test_thoughts_belong_to_what_the_assistant_does_next() -> None:
     assert [(message.role, message.reasoning_content) for message in messages] == [
         ("user", None), ("assistant", "One.Two."), ("tool", None), ("assistant", "Three."), ("tool", None),
     ]  # fmt: skip
+    cut = [
+        *items[:1],
+        thought("Of nothing."),
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "!"},
+    ]
+    messages = ResponsesBody.model_validate({"input": cut}).to_chat().messages
+    assert [message.reasoning_content for message in messages] == [None, None, None]
 
 
 def test_sampling_is_passed_on(speaking: LiveServer) -> None:

@@ -184,8 +184,9 @@ class _Conversation:
 
     def _add(self, role: str, fields: Mapping[str, Any]) -> None:
         message = {"role": role, **fields}
-        if role == "assistant" and self._thought:
-            message["reasoning_content"], self._thought = self._thought, ""
+        thought, self._thought = self._thought, ""  # one that nothing of the assistant's follows belongs to nothing
+        if role == "assistant" and thought:
+            message["reasoning_content"] = thought
         self.messages.append(message)
 
     def _call(self, item: InputItem, at: str) -> None:
