@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -40,7 +41,6 @@ EXPECTED = (
 
 app = typer.Typer(
     name="livery",
-    help="One base model, many liveries: serve fine-tuned adapters by name.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,6 +54,21 @@ app.add_typer(tenants.app, name="tenants")
 app.command("usage")(usage)
 app.command("plan")(takes_fields(plan))
 app.add_typer(data.app, name="data")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def livery(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """One base model, many liveries: serve fine-tuned adapters by name."""
 
 
 @app.command("version")

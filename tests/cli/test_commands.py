@@ -247,7 +247,7 @@ def test_the_tree_shows_every_command_and_no_torch_is_loaded_for_it() -> None:
     code = (
         "import sys\n"
         "from livery.cli import main\n"
-        "for argument in ('--help', 'version'):\n"
+        "for argument in ('--help', 'version', '--version'):\n"
         "    sys.argv = ['livery', argument]\n"
         "    try:\n"
         "        main()\n"
@@ -260,4 +260,4 @@ def test_the_tree_shows_every_command_and_no_torch_is_loaded_for_it() -> None:
     for command in ("serve", "doctor", "adapters", "bench", "version"):
         assert command in shown
     assert rest[0].strip().count(".") == 2
-    assert rest[1:] == [""]
+    assert rest[1:] == [rest[0], ""]

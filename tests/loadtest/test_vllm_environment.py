@@ -84,21 +84,27 @@ def test_all_servers_get_one_model_and_the_same_adapters(tmp_path: Path) -> None
         VllmEnvironment(environment, "1"),
         (LIVERY, VLLM, VLLM_PLAIN),
         variants={"int8": "--w int8"},
+        vllm_variants={"bf16": "VLLM_CPU_OMP_THREADS_BIND=0-1 X='a b' --dtype bfloat16"},
         adapters=2,
         livery_arguments="--a 'b c'",
     )
-    ours, other, theirs, plain = launch_specs(setup, Console(file=StringIO()))
-    assert [ours.name, other.name, theirs.name, plain.name] == ["livery", "livery-int8", "vllm", "vllm-no-lora"]
+    ours, other, theirs, bf16, plain = launch_specs(setup, Console(file=StringIO()))
+    names = [spec.name for spec in (ours, other, theirs, bf16, plain)]
+    assert names == ["livery", "livery-int8", "vllm", "vllm-bf16", "vllm-no-lora"]
     assert list(other.command[-2:]) == ["--w", "int8"]
     assert other.expects == ours.expects
     assert list(ours.command[-2:]) == ["--a", "b c"]
     folder = Path(ours.command[list(ours.command).index("--adapters") + 1])
     assert sorted(path.name for path in folder.iterdir()) == ["random-0", "random-1"]
     assert f"random-1={folder / 'random-1'}" in theirs.command
+    assert bf16.command[-2:] == ["--dtype", "bfloat16"]
+    assert bf16.environment == {**theirs.environment, "VLLM_CPU_OMP_THREADS_BIND": "0-1", "X": "a b"}
+    assert "--enable-lora" in bf16.command
+    assert bf16.expects == theirs.expects
     assert "--enable-lora" not in plain.command
     assert ours.expects == theirs.expects == {"random-0", "random-1"}
     assert not plain.expects
-    assert len({ours.url, theirs.url, plain.url}) == 3
+    assert len({ours.url, theirs.url, bf16.url, plain.url}) == 4
 
 
 def test_an_unknown_model_is_refused_with_the_reason() -> None:

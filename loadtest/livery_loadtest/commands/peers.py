@@ -72,6 +72,10 @@ def peers(
         str, typer.Option(help="vLLM's --dtype.", show_default="float32 on CPUs, bfloat16 on GPUs")
     ] = "",
     vllm_arguments: Annotated[str, typer.Option(help="More arguments for vLLM, as one string.")] = "",
+    vllm_variant: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=ARGUMENTS of one more vLLM server, which may begin with VARIABLE=VALUE; repeatable."),
+    ] = None,
     llama_cpp: Annotated[Path | None, typer.Option(help="Folder with llama.cpp's build.")] = None,
     llama_cpp_arguments: Annotated[str, typer.Option(help="More arguments for llama.cpp's server.")] = "",
     livery_arguments: Annotated[str, typer.Option(help="More arguments for `livery serve`.")] = "",
@@ -99,7 +103,8 @@ def peers(
         vllm_arguments=vllm_arguments,
         llama_cpp=LlamaCppEnvironment(llama_cpp, device=on),
         llama_cpp_arguments=llama_cpp_arguments,
-        variants=dict(_pair(variant) for variant in livery_variant or ()),
+        variants=dict(_pair(one, "--livery-variant", "int8='--weights int8'") for one in livery_variant or ()),
+        vllm_variants=dict(_pair(one, "--vllm-variant", "bf16='--dtype bfloat16'") for one in vllm_variant or ()),
     )
     common = Workload(
         name=MIXED,
@@ -218,8 +223,8 @@ def _servers(chosen: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name for name in SERVERS if not chosen or name in chosen)
 
 
-def _pair(option: str) -> tuple[str, str]:
-    name, given, arguments = option.partition("=")
-    if not name or not given:
-        raise typer.BadParameter(f"--livery-variant {option!r}: expected NAME=ARGUMENTS, as in int8='--weights int8'")
+def _pair(given: str, option: str, example: str) -> tuple[str, str]:
+    name, separator, arguments = given.partition("=")
+    if not name or not separator:
+        raise typer.BadParameter(f"{option} {given!r}: expected NAME=ARGUMENTS, as in {example}")
     return name, arguments

@@ -5,6 +5,7 @@ Livery is started by its own command, as a user would start it; nothing of it is
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ WHY_ON_CUDA = {
         "request. Without its prompt cache in memory, as no prompt comes twice."
     ),
 }
+VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 NO_NVCC = "Built for the CPU, since CUDA's compiler, nvcc, isn't there. "
 
 
@@ -73,7 +76,8 @@ NO_NVCC = "Built for the CPU, since CUDA's compiler, nvcc, isn't there. "
 class PeersSetup:
     """What to launch and how. `folder` keeps adapters and logs; extra arguments go to the servers as they are.
 
-    `variants` are more Livery servers: what to add to the name -> arguments.
+    `variants` are more Livery servers: what to add to the name -> arguments. `vllm_variants` are more of vLLM's, with
+    adapters; their arguments may begin with NAME=VALUE, variables of that server.
     """
 
     model: str
@@ -82,6 +86,7 @@ class PeersSetup:
     servers: tuple[str, ...] = SERVERS
     llama_cpp: LlamaCppEnvironment = field(default_factory=LlamaCppEnvironment)
     variants: Mapping[str, str] = field(default_factory=dict)
+    vllm_variants: Mapping[str, str] = field(default_factory=dict)
     adapters: int = 8
     rank: int = 16
     streams: int = 16
@@ -188,7 +193,12 @@ def launch_specs(setup: PeersSetup, console: Console) -> list[LaunchSpec]:
             ensure_peft()
             specs.append(_peft_spec(setup, server, model, adapters))
         else:
-            specs.append(_vllm_spec(setup, server, model, adapters))
+            told_by = _told_by("--vllm-arguments", setup.vllm_arguments)
+            specs.append(_vllm_spec(setup, server, model, adapters, setup.vllm_arguments, told_by))
+            if server == VLLM:
+                for name, arguments in setup.vllm_variants.items():
+                    told_by = _told_by("--vllm-variant", f"{name}={arguments}")
+                    specs.append(_vllm_spec(setup, f"{VLLM}-{name}", model, adapters, arguments, told_by))
     return specs
 
 
@@ -209,21 +219,32 @@ def _livery_spec(
     return LaunchSpec(name, command, _url(port), log, ready="/ready", expects=frozenset(adapters), told_by=told_by)
 
 
-def _vllm_spec(setup: PeersSetup, server: str, model: Path, adapters: Mapping[str, Path]) -> LaunchSpec:
+def _vllm_spec(
+    setup: PeersSetup, server: str, model: Path, adapters: Mapping[str, Path], arguments: str, told_by: str
+) -> LaunchSpec:
     port = free_port()
-    loaded = adapters if server == VLLM else {}
+    loaded = {} if server == VLLM_PLAIN else adapters
+    own, added = split_variables(arguments)
     python = setup.environment.python
     name = _public_name(setup, model)
     dtype = setup.dtype or setup.device.dtype
     command = vllm_command(python, model, name, port, loaded, setup.rank, setup.streams, dtype)
     if setup.device is Device.CUDA:
-        command += vllm_memory(len(setup.servers) + len(setup.variants))
+        command += vllm_memory(len(setup.servers) + len(setup.variants) + len(setup.vllm_variants))
         variables = PRIVATE
     else:
         variables = vllm_variables(setup.environment.folder, setup.bind)
-    command += shlex.split(setup.vllm_arguments)
-    log, told_by = setup.folder / f"{server}.log", _told_by("--vllm-arguments", setup.vllm_arguments)
-    return LaunchSpec(server, command, _url(port), log, variables, expects=frozenset(loaded), told_by=told_by)
+    command += added  # a later --dtype wins over the one above
+    log = setup.folder / f"{server}.log"
+    return LaunchSpec(server, command, _url(port), log, variables | own, expects=frozenset(loaded), told_by=told_by)
+
+
+def split_variables(arguments: str) -> tuple[dict[str, str], list[str]]:
+    """The NAME=VALUE words that a line of arguments begins with, and the rest, as a shell reads them."""
+    words = shlex.split(arguments)
+    rest = list(dropwhile(VARIABLE.match, words))
+    found = (word.split("=", 1) for word in words[: len(words) - len(rest)])
+    return {name: value for name, value in found}, rest
 
 
 def _llama_cpp_spec(setup: PeersSetup, model: Path, adapters: Mapping[str, Path]) -> LaunchSpec:
