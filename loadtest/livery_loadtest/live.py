@@ -11,16 +11,21 @@ from livery_loadtest.drive import Glance, Observer
 
 
 class LiveBar:
-    """Says what runs now, how far it is, and how it goes; on standard error."""
+    """Says what runs now, how far it is, and how it goes; on standard error.
+
+    Where that is no terminal, such as a file, nothing can be redrawn: each thing gets a line as it begins.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("[dim]{task.fields[figures]}[/]"),
-            console=console or Console(stderr=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
             # Redrawing shares the cores with the servers being measured.
             refresh_per_second=2,
         )
@@ -37,6 +42,9 @@ class LiveBar:
 
     def begin(self, what: str, total: int) -> Observer:
         """Name what runs now, of `total` requests; the line before it goes."""
+        if not self._console.is_terminal:
+            at = self._console.get_datetime().strftime("%H:%M:%S")
+            self._console.print(f"{at} {what}, requests: {total}", soft_wrap=True, markup=False, highlight=False)
         if self._task is not None:
             self._progress.remove_task(self._task)
         task = self._task = self._progress.add_task(what, total=total, figures="")
