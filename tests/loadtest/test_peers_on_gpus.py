@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from livery_loadtest.machine import describe_machine, nvidia_gpus
-from livery_loadtest.peers import llama_cpp, vllm
+from livery_loadtest.peers import launching, llama_cpp, vllm
 from livery_loadtest.peers.device import Device
 from livery_loadtest.peers.launching import (
     LIVERY,
@@ -169,14 +169,22 @@ def test_on_a_gpu_all_compute_there_in_bf16_and_share_its_memory(
     assert why(PEFT_MIXED) and why("livery-graphs") == ""
 
 
-def test_on_a_cpu_nothing_is_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("amx", "dtype", "bind"), [(True, "bfloat16", "0-"), (False, "float32", "auto")])
+def test_on_a_cpu_nothing_is_as_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amx: bool, dtype: str, bind: str
+) -> None:
+    for module in (launching, vllm, llama_cpp):
+        monkeypatch.setattr(module, "has_amx", lambda: amx)
     setup, specs = launched(tmp_path, monkeypatch, Device.CPU)
-    assert after("--dtype", specs[VLLM]) == "float32"
+    assert after("--dtype", specs[VLLM]) == dtype
+    assert specs[VLLM].environment["VLLM_CPU_OMP_THREADS_BIND"].startswith(bind)
     assert specs[VLLM].environment["VLLM_CPU_KVCACHE_SPACE"] == "2"
     assert (after("--device", specs[PEFT_MIXED]), after("--dtype", specs[PEFT_MIXED])) == ("cpu", "float32")
     words = {word for spec in specs.values() for word in spec.command}
     assert not words & {"cuda", "--gpu-memory-utilization", "--kv-cache-memory-bytes", "--n-gpu-layers", "--kv-memory"}
-    assert "AMX" in SideBySide(setup, SILENT).why(VLLM)
+    why = SideBySide(setup, SILENT).why(VLLM)
+    assert why.count("{") == 0
+    assert ("is AMX" in why, "no AMX" in why) == (amx, not amx)
 
 
 def test_without_its_compiler_llama_cpp_computes_on_the_cpu_and_says_so(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from livery_loadtest.peers import EnvironmentFailed, telling_lines
+from livery_loadtest.machine import has_amx
+from livery_loadtest.peers import EnvironmentFailed, telling_lines, vllm
 from livery_loadtest.peers.launching import LIVERY, VLLM, VLLM_PLAIN, PeersSetup, launch_specs, model_directory
 from livery_loadtest.peers.vllm import LEFT_OUT, VllmEnvironment, vllm_command, vllm_variables, wanted_requirements
 from livery_loadtest.servers import ServerFailed
@@ -58,6 +59,17 @@ def test_the_peer_gets_its_best_settings() -> None:
     assert "--lora-modules a=/x/a b=/x/b" in text
     assert "--max-num-seqs 12" in text
     assert "lora" not in " ".join(vllm_command(Path("py"), Path("/m"), "name", 81, {}, 16, 12))
+
+
+def test_it_computes_as_is_fastest_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "with").write_text("flags\t: fpu amx_tile amx_bf16\n")
+    (tmp_path / "without").write_text("flags\t: fpu avx512f\n")
+    found = {name: has_amx(tmp_path / name) for name in ("with", "without", "missing")}
+    assert found == {"with": True, "without": False, "missing": False}
+    monkeypatch.setattr(vllm, "usable_cores", lambda: 8)
+    for has, suited in ((True, ("bfloat16", "0-7")), (False, ("float32", "auto"))):
+        monkeypatch.setattr(vllm, "has_amx", lambda has=has: has)
+        assert vllm.suited_to_cpu() == suited
 
 
 def test_its_openmp_is_loaded_first_where_it_is_installed(tmp_path: Path) -> None:

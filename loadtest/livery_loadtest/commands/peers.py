@@ -67,9 +67,15 @@ def peers(
     folder: Annotated[Path | None, typer.Option(help="For adapters and server logs.")] = None,
     device: DeviceOption = Device.AUTO,
     environment: Annotated[Path | None, typer.Option(help="vLLM's virtual environment.")] = None,
-    vllm_bind: Annotated[str, typer.Option(help="On CPUs: VLLM_CPU_OMP_THREADS_BIND, e.g. auto, 0-1.")] = "auto",
+    vllm_bind: Annotated[
+        str,
+        typer.Option(
+            help="On CPUs: VLLM_CPU_OMP_THREADS_BIND, e.g. auto, 0-1.",
+            show_default="all cores with AMX, otherwise auto",
+        ),
+    ] = "",
     vllm_dtype: Annotated[
-        str, typer.Option(help="vLLM's --dtype.", show_default="float32 on CPUs, bfloat16 on GPUs")
+        str, typer.Option(help="vLLM's --dtype.", show_default="float32 on CPUs without AMX, otherwise bfloat16")
     ] = "",
     vllm_arguments: Annotated[str, typer.Option(help="More arguments for vLLM, as one string.")] = "",
     vllm_variant: Annotated[

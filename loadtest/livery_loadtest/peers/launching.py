@@ -19,10 +19,18 @@ from typing import Any
 
 from rich.console import Console
 
+from livery_loadtest.machine import has_amx
 from livery_loadtest.peers.device import KV_GIB, Device
 from livery_loadtest.peers.llama_cpp import LlamaCppEnvironment, llama_cpp_command, lora_fields
 from livery_loadtest.peers.peft import ON_CUDA, VARIABLES, ensure_peft, peft_command
-from livery_loadtest.peers.vllm import PRIVATE, VllmEnvironment, vllm_command, vllm_memory, vllm_variables
+from livery_loadtest.peers.vllm import (
+    PRIVATE,
+    VllmEnvironment,
+    suited_to_cpu,
+    vllm_command,
+    vllm_memory,
+    vllm_variables,
+)
 from livery_loadtest.random_adapters import write_random_adapters
 from livery_loadtest.servers import (
     LaunchedServer,
@@ -45,8 +53,8 @@ SERVERS = (LIVERY, VLLM, VLLM_PLAIN, LLAMA_CPP, PEFT_MIXED, PEFT_MERGED)
 WHY = {
     VLLM: (
         "LoRA only on the modules that the adapters have, all of them resident, slots and rank no larger than theirs: "
-        "by default it wraps embedding and head as well and reads every adapter padded. fp32, since this build's bf16 "
-        "is slower where there is no AMX. Intel's OpenMP and tcmalloc preloaded, as its manual says."
+        "by default it wraps embedding and head as well and reads every adapter padded. {how}. Intel's OpenMP and "
+        "tcmalloc preloaded, as its manual says."
     ),
     VLLM_PLAIN: "the same without LoRA support: what its base costs when nothing is to be adapted",
     LLAMA_CPP: (
@@ -56,6 +64,8 @@ WHY = {
     PEFT_MIXED: "all that waits in one batch with `adapter_names`, up to as many rows as there are streams",
     PEFT_MERGED: "what waits for one adapter in one batch, its weights merged meanwhile: tokens cost no more, but wait",
 }
+WITH_AMX = "bf16 and threads on all cores, which are faster than fp32 and a core for its scheduler where there is AMX"
+WITHOUT_AMX = "fp32 and a core for its scheduler, since this build's bf16 is slower where there is no AMX"
 # What of that is another on a GPU.
 WHY_ON_CUDA = {
     VLLM: (
@@ -90,9 +100,9 @@ class PeersSetup:
     adapters: int = 8
     rank: int = 16
     streams: int = 16
-    bind: str = "auto"
+    bind: str = ""  # vLLM's threads on a CPU; as suits it unless given
     device: Device = Device.CPU
-    dtype: str = ""  # vLLM's; as the device has it unless given
+    dtype: str = ""  # vLLM's; as suits it unless given
     sleep: Sleep = Sleep.AUTO
     start_timeout: float = 600.0
     livery_arguments: str = ""
@@ -145,7 +155,7 @@ class SideBySide:
     def why(self, name: str) -> str:
         """Why a server was started as it was."""
         if self.setup.device is not Device.CUDA:
-            return WHY.get(name, "")
+            return WHY.get(name, "").format(how=WITH_AMX if has_amx() else WITHOUT_AMX)
         if name == LLAMA_CPP and self.setup.llama_cpp.device is not Device.CUDA:
             return NO_NVCC + WHY[LLAMA_CPP]
         return WHY_ON_CUDA.get(name, WHY.get(name, ""))
@@ -227,13 +237,15 @@ def _vllm_spec(
     own, added = split_variables(arguments)
     python = setup.environment.python
     name = _public_name(setup, model)
-    dtype = setup.dtype or setup.device.dtype
+    on_gpu = setup.device is Device.CUDA
+    dtype, bind = (setup.device.dtype, "") if on_gpu else suited_to_cpu()
+    dtype, bind = setup.dtype or dtype, setup.bind or bind
     command = vllm_command(python, model, name, port, loaded, setup.rank, setup.streams, dtype)
-    if setup.device is Device.CUDA:
+    if on_gpu:
         command += vllm_memory(len(setup.servers) + len(setup.variants) + len(setup.vllm_variants))
         variables = PRIVATE
     else:
-        variables = vllm_variables(setup.environment.folder, setup.bind)
+        variables = vllm_variables(setup.environment.folder, bind)
     command += added  # a later --dtype wins over the one above
     log = setup.folder / f"{server}.log"
     return LaunchSpec(server, command, _url(port), log, variables | own, expects=frozenset(loaded), told_by=told_by)

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from livery_loadtest.machine import usable_cores
+from livery_loadtest.machine import has_amx, usable_cores
 from livery_loadtest.peers import MARKER, EnvironmentFailed, peers_folder, telling_lines
 from livery_loadtest.peers.device import Device
 
@@ -184,11 +184,3 @@ def lora_fields(base: str, names: Sequence[str]) -> dict[str, Mapping[str, Any]]
         return {}
     adapters = {name: {"lora": [{"id": index, "scale": 1.0}]} for index, name in enumerate(names)}
     return {base: {"lora": [{"id": 0, "scale": 0.0}]}, **adapters}
-
-
-def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU has matrix tiles, which llama.cpp uses where it was built for this very machine."""
-    try:
-        return "amx_tile" in cpuinfo.read_text()
-    except OSError:
-        return False
