@@ -83,6 +83,7 @@ class AnswerText:
         context = () if self._scores_echo else self._prompt
         self._detokenizer = Detokenizer(tokenizer, context, shown, skip_special_tokens=options.skip_special_tokens)
         self._stops = StopBuffer(stops, keep=options.include_stop)
+        self._ending = tokenizer.special_tokens(options.stop)  # the engine ends at them, and no text shows them
         self._min_tokens = options.min_tokens
         ranked = options.answers_made > options.n  # the best are found by their tokens' log-probabilities
         self._with_entries = options.logprobs is not None or options.token_ids or ranked
@@ -107,7 +108,8 @@ class AnswerText:
         entries = []
         while self._waiting and (reason or self._waiting[0].offset < self._sent):
             entries.append(self._waiting.popleft())
-        return Piece(text, reason, tuple(entries), scores, self._stops.met)
+        ended_by = self._ending.get(delta.token_ids[-1]) if ended == "stop" and delta.token_ids else None
+        return Piece(text, reason, tuple(entries), scores, self._stops.met or ended_by)
 
     # -- inside --------------------------------------------------------------------------------------
 
@@ -151,7 +153,10 @@ class AnswerText:
                 self._waiting.append(self._entry(token, own, self._options.logprobs))
             if ended == "stop" and position == last and not self._options.include_stop:
                 break  # the stop token itself is counted, not shown
-            piece, hit = self._visible(self._decode(token))
+            said = self._decode(token)
+            if ended == "stop" and position == last and not said:
+                said = self._detokenizer.flush() + self._ending.get(token, "")
+            piece, hit = self._visible(said)
             pieces.append(piece)
             if hit:
                 return "stop"
@@ -191,7 +196,7 @@ class AnswerText:
         if not piece:
             return "", False
         if self.count <= self._min_tokens:
-            return self._stops.flush() + piece, False
+            return self._stops.pass_by(piece), False
         return self._stops.push(piece)
 
 

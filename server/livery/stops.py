@@ -36,6 +36,12 @@ class StopSearch:
             state = self._shorter[state]
         return self._next[state].get(character, 0)
 
+    def unfinished(self, state: int) -> int:
+        """The longest beginning of a stop string, and not all of it, that what was read ends with."""
+        while state and not self._next[state]:
+            state = self._shorter[state]
+        return state
+
     def may_begin_in(self, piece: str) -> bool:
         return not self._first.isdisjoint(piece)
 
@@ -81,6 +87,16 @@ class StopBuffer:
         sent = len(text) - search.lengths[state]
         self._held = text[sent:]
         return text[:sent], False
+
+    def pass_by(self, piece: str) -> str:
+        """Text safe to send, as of `push`, where no stop string may end yet: one that begins in it may end later."""
+        search, state = self._search, self._state
+        for character in piece:
+            state = search.step(state, character)
+        text, self._state = self._held + piece, search.unfinished(state)
+        sent = len(text) - search.lengths[self._state]
+        self._held = text[sent:]
+        return text[:sent]
 
     def flush(self) -> str:
         """What was held back when the sequence ended otherwise."""

@@ -68,13 +68,18 @@ def test_an_answer_that_is_cut_says_so(speaking: LiveServer) -> None:
     assert (message["stop_reason"], message["usage"]["output_tokens"]) == ("max_tokens", 2)
 
 
-@pytest.mark.parametrize(("sequences", "met"), [(["xyz", "wörld"], "wörld"), (["xyz"], None)])
-def test_the_stop_sequence_that_ended_it_is_said(speaking: LiveServer, sequences: list[str], met: str | None) -> None:
+@pytest.mark.parametrize(
+    ("sequences", "met", "text"),
+    [(["xyz", "wörld"], "wörld", "Ahoy, "), (["xyz"], None, TEXT), (["xyz", "<|im_end|>"], "<|im_end|>", TEXT)],
+)
+def test_the_stop_sequence_that_ended_it_is_said(
+    speaking: LiveServer, sequences: list[str], met: str | None, text: str
+) -> None:
     body = {**BODY, "stop_sequences": sequences}
     wanted = {"stop_reason": "stop_sequence" if met else "end_turn", "stop_sequence": met}
     message = post(speaking, body).json()
     assert {name: message[name] for name in wanted} == wanted
-    assert [block["text"] for block in message["content"]] == ["Ahoy, " if met else TEXT]
+    assert [block["text"] for block in message["content"]] == [text]
     told = events(post(speaking, {**body, "stream": True}))
     assert {name: told[-2]["delta"][name] for name in wanted} == wanted
 

@@ -96,13 +96,17 @@ def test_a_stop_token_ends_the_text_and_is_counted_but_not_shown(serve: Serve, t
     assert longer.choices[0].text == counting(tokenizer, 3000, 16)
 
 
-@pytest.mark.parametrize("min_tokens", [0, 5])
-def test_stop_strings_wait_for_min_tokens(serve: Serve, tokenizer: Tokenizer, min_tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("stop", "min_tokens", "text", "count"), [(" b", 0, "a", 2), (" b", 5, "a b a b a", 6), ("b a", 2, "a ", 3)]
+)
+def test_stop_strings_wait_for_min_tokens(
+    serve: Serve, tokenizer: Tokenizer, stop: str, min_tokens: int, text: str, count: int
+) -> None:
     ids = tokenizer.encode("a b a b a b a b c d")
     server = serve(Setup(behaviour=Behaviour(script=lambda _: ids)))
     answer = server.client().completions.create(
-        model=BASE, prompt="x", stop=" b", extra_body={"min_tokens": min_tokens}
+        model=BASE, prompt="x", stop=stop, extra_body={"min_tokens": min_tokens}
     )
-    assert answer.choices[0].text == ("a" if min_tokens == 0 else "a b a b a")
+    assert answer.choices[0].text == text
     assert answer.usage is not None
-    assert answer.usage.completion_tokens == (2 if min_tokens == 0 else 6)
+    assert answer.usage.completion_tokens == count

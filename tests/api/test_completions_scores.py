@@ -209,6 +209,7 @@ def test_tokens_can_be_named_by_id(france: LiveServer, tokenizer: Tokenizer) -> 
         ({"stop": ", n"}, " Paris, n", " Paris"),
         ({"stop": ["Lyon", "."]}, " Paris, not Lyon", " Paris, not "),
         ({"stop_token_ids": [END], "skip_special_tokens": False}, ANSWER + "<|endoftext|>", ANSWER),
+        ({"stop": ["<|endoftext|>"]}, ANSWER + "<|endoftext|>", ANSWER),
     ],
 )
 def test_what_ends_an_answer_can_be_part_of_it(

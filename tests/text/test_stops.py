@@ -54,6 +54,35 @@ def test_one_letter_at_a_time_it_is_the_stop_that_ends_first(pieces: list[str], 
         assert "".join(sent) == text[: first - len(ending)]
 
 
+@given(cut_text(), STOPS, st.integers(0, 30))
+def test_where_stops_are_passed_by_one_may_begin_that_ends_later(
+    pieces: list[str], stops: list[str], border: int
+) -> None:
+    """Letter by letter: those that end within the border are text, the first that ends behind it ends the text."""
+    text, buffer, sent, hit = "".join(pieces), StopBuffer(stops), "", False
+    for at, letter in enumerate(text):
+        passed, hit = (buffer.pass_by(letter), False) if at < border else buffer.push(letter)
+        sent += passed
+        if hit:
+            break
+        held = text[len(sent) : at + 1]
+        assert not held or any(stop.startswith(held) and stop != held for stop in stops) or at >= border
+    ends = [end for end in range(border + 1, len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)]
+    assert hit == bool(ends)
+    if ends:
+        assert buffer.met == max((stop for stop in stops if text[: ends[0]].endswith(stop)), key=len)
+        assert sent == text[: ends[0] - len(buffer.met)]
+    else:
+        assert sent + buffer.flush() == text
+
+
+@given(cut_text(), STOPS)
+def test_cut_anywhere_what_is_passed_by_is_the_same(pieces: list[str], stops: list[str]) -> None:
+    one, other = StopBuffer(stops), StopBuffer(stops)
+    assert "".join(map(one.pass_by, pieces)) == "".join(map(other.pass_by, "".join(pieces)))
+    assert one.push("ab") == other.push("ab")
+
+
 @given(cut_text(), STOPS)
 def test_what_is_held_back_could_still_become_a_stop(pieces: list[str], stops: list[str]) -> None:
     buffer = StopBuffer(stops)
