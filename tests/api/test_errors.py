@@ -274,6 +274,26 @@ def test_bad_completion_fields_name_the_parameter(server: LiveServer, change: di
     assert check_shape(answer)["param"] == param
 
 
+@pytest.mark.parametrize("most", [(1 << 31) + 1, 1 << 63, 10**20, 10**400])
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", CHAT, "max_tokens"),
+        ("/v1/chat/completions", CHAT, "max_completion_tokens"),
+        ("/v1/completions", TEXT, "max_tokens"),
+        ("/v1/messages", CHAT, "max_tokens"),
+        ("/v1/responses", {"model": BASE, "input": "Hi"}, "max_output_tokens"),
+    ],
+)
+def test_more_tokens_than_can_be_counted_are_refused_by_every_route(
+    server: LiveServer, path: str, body: dict[str, object], param: str, most: int
+) -> None:
+    """They would fail on their way between processes, or in the sums of a tenant's limits."""
+    answer = post(server, path, {**body, param: most})
+    assert answer.status_code == 400
+    assert param in answer.json()["error"]["message"] + str(answer.json()["error"].get("param"))
+
+
 def test_a_missing_field_has_its_own_code(server: LiveServer) -> None:
     error = check_shape(post(server, "/v1/chat/completions", {"model": BASE}))
     assert (error["param"], error["code"]) == ("messages", "missing_required_parameter")

@@ -25,6 +25,13 @@ async def test_whoever_waits_for_the_house_is_told_when_it_cannot_be_asked(scene
     assert await scene.one.gate.held() is not None, "and it goes on"
 
 
+async def test_what_cannot_be_said_to_another_process_is_not_waited_for(scene: Scene) -> None:
+    with pytest.raises(OverflowError):
+        await scene.one.link.ask(lambda call: messages.AskHouse(call=10**20))
+    assert not scene.one.link._asked
+    assert await scene.one.gate.held() is not None, "and it goes on"
+
+
 async def test_what_one_worker_heard_of_the_engine_is_the_others_too(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,7 +114,7 @@ class CountTokensBody(RetoldBody):
 class MessagesBody(CountTokensBody):
     """POST /v1/messages."""
 
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, le=1 << 31)
     stop_sequences: list[Text] | None = Field(None, max_length=16)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)

@@ -87,7 +87,7 @@ class ResponsesBody(RetoldBody):
     input: str | list[InputItem] = Field(max_length=1 << 22)
     model: ModelName | None = None
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: int | None = Field(None, ge=1, le=1 << 31)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)

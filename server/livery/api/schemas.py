@@ -71,7 +71,7 @@ class GenerationBody(NamingBody, IgnoredFields, SamplingFields, StructuredFields
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=1 << 31)
     seed: int | None = Field(None, ge=-(1 << 63), lt=(1 << 63) - MAX_ANSWERS)
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
@@ -138,7 +138,7 @@ class ChatCompletionBody(GenerationBody):
     unsupported = UNSUPPORTED_IN_CHAT
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 31)
     documents: list[dict[str, Any]] | None = Field(None, max_length=MAX_DOCUMENTS)
     chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=MAX_TEMPLATE_KWARGS)
     tools: Tools | None = None
@@ -195,7 +195,7 @@ class CompletionBody(GenerationBody):
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     add_special_tokens: bool | None = None  # those that the model expects around a text, such as BOS; true by default
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=0, le=1 << 31)
     logprobs: Likeliest | None = None
     echo: bool | None = None
     best_of: int | None = Field(None, ge=1, le=MAX_ANSWERS)

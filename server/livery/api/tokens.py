@@ -32,7 +32,7 @@ class TokenizeTextBody(WholeBody):
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     truncate_prompt_tokens: KeptTokens | None = None
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=0, le=1 << 31)
 
     def to_options(self) -> Options:
         """Raises InvalidParameter."""

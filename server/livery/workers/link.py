@@ -84,9 +84,10 @@ class Link(asyncio.Protocol):
         if self._transport is None:
             raise LinkLost
         call = next(self._calls)
-        answer = self._asked[call] = self._loop.create_future()
-        self.send(make(call))
+        answer = self._loop.create_future()
         try:
+            self._asked[call] = answer
+            self.send(make(call))
             return await answer
         finally:
             self._asked.pop(call, None)
