@@ -25,6 +25,7 @@ PREFIX = "LIVERY_"
 PORT = 8000
 # What browsers send as an origin: no path, and where there is a host name it is in ASCII.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 Port = Annotated[int, Field(ge=0, le=65535)]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -333,6 +334,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def is_service_link(value: object) -> bool:
+    """Whether a variable's value is the address that Kubernetes puts there for a Service, as in LIVERY_PORT."""
+    return isinstance(value, str) and _SERVICE_LINK.fullmatch(value) is not None
+
+
 def _read_file(file: Path) -> dict[str, object]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -354,4 +360,10 @@ def _explain(issue: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     if issue["type"] == "extra_forbidden":
         return f"{origins[name]}: there is no such knob; `livery serve --help` lists them"
     shown = "(hidden)" if name.endswith("_key") else repr(issue["input"])
-    return f"{origins[name]} is {shown}: {issue['msg']}. {Settings.model_fields[name].description}"
+    told = f"{origins[name]} is {shown}: {issue['msg']}. {Settings.model_fields[name].description}"
+    if origins[name].startswith(PREFIX) and is_service_link(issue["input"]):
+        told += (
+            f". Kubernetes sets {origins[name]} for a Service of that name: say `enableServiceLinks: false` in the "
+            f"pod, or give {flag(name)}"
+        )
+    return told

@@ -34,7 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_serve_says_what_it_serves_and_its_examples_work_as_printed(folder: Path, tmp_path: Path) -> None:
-    with serving(folder, tmp_path, "--speculate", "4", LIVERY_PREFIX_CACHE="false") as (process, printed):
+    environ = {"LIVERY_PREFIX_CACHE": "false", "LIVERY_MAX_RUNING": "3", "LIVERY_SERVICE_HOST": "10.96.0.7"}
+    with serving(folder, tmp_path, "--speculate", "4", **environ) as (process, printed):
         assert "good" in printed
         assert "asked for: --speculate 4 --no-prefix-cache\n" in printed
         assert re.search(r"bad\s+failed: .*NaN", printed)
@@ -46,6 +47,10 @@ def test_serve_says_what_it_serves_and_its_examples_work_as_printed(folder: Path
         assert said.stdout.strip()
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+        assert process.stderr is not None
+        log = process.stderr.read()
+    assert log.count("WARNING livery.serve LIVERY_MAX_RUNING is set") == 1
+    assert "LIVERY_SERVICE_HOST" not in log
 
 
 def test_serve_ends_with_an_error_when_its_engine_dies(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from livery.engine.base import EngineConfig
 from livery.models import cache_dir
 from livery.running.engine_knobs import ENGINE_KNOBS, asked_for, engine_config
 from livery.settings import Settings, SettingsError, load_settings, usual_data_folder
+from livery.variables import unread_variables
 from livery_adapters.refusal import Limits
 from livery_loadtest.peers import peers_folder
 
@@ -70,6 +71,7 @@ def test_what_is_on_by_default_can_be_turned_off(flags: list[str], variable: str
         ({}, {}, ["--model", "needed"]),
         ({"model": "m", "port": "99999"}, {}, ["--port", "'99999'", "65535"]),
         ({"model": "m"}, {"LIVERY_MAX_RUNNING": "many"}, ["LIVERY_MAX_RUNNING", "'many'", "integer"]),
+        ({"model": "m"}, {"LIVERY_PORT": "tcp://10.0.0.7:8000"}, ["LIVERY_PORT", "enableServiceLinks", "--port"]),
         ({"model": "m", "device": "gpu"}, {}, ["--device", "'gpu'", "cuda"]),
         ({"model": "m", "kv_memory": "lots"}, {}, ["--kv-memory", "'lots'", "4GiB"]),
         ({"model": "m", "dtype": "int4"}, {}, ["--dtype", "float32"]),
@@ -86,6 +88,24 @@ def test_a_wrong_value_is_named_with_the_remedy(
     with pytest.raises(SettingsError) as caught:
         load_settings(flags, environ)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_variable_that_nothing_reads_is_told_with_the_knob_like_it_and_without_its_value() -> None:
+    """Those of Kubernetes' services, of other commands and of other programs are left alone."""
+    wrong = {"LIVERY_MAX_RUNING": "3", "LIVERY_ADMN_PORT": "9000", "LIVERY_API_KYE": "secret", "LIVERY_FLAVOUR": "x"}
+    services = {
+        **{"LIVERY_SERVICE_HOST": "10.96.0.7", "LIVERY_SERVICE_PORT": "8000", "LIVERY_SERVICE_PORT_HTTP": "8000"},
+        **{"LIVERY_PICKER_SERVICE_HOST": "10.96.0.8", "LIVERY_PICKER_PORT": "tcp://10.96.0.8:9002"},
+        **{"LIVERY_PORT_8000_TCP": "tcp://10.96.0.7:8000", "LIVERY_PORT_8000_TCP_PROTO": "tcp"},
+        **{"LIVERY_PORT_8000_TCP_PORT": "8000", "LIVERY_PORT_8000_TCP_ADDR": "10.96.0.7"},
+    }
+    others = {"LIVERY_CACHE": "/c", "LIVERY_URL": "u", "LIVERY_MAX_RUNNING": "3", "LIVERY_KEYS": "", "OTHER": "x"}
+    assert list(unread_variables({**wrong, **services, **others})) == [
+        "LIVERY_ADMN_PORT is set and nothing reads it; did you mean LIVERY_ADMIN_PORT?",
+        "LIVERY_API_KYE is set and nothing reads it; did you mean LIVERY_API_KEY?",
+        "LIVERY_FLAVOUR is set and nothing reads it; `livery serve --help` lists the knobs",
+        "LIVERY_MAX_RUNING is set and nothing reads it; did you mean LIVERY_MAX_RUNNING?",
+    ]
 
 
 def test_a_key_is_never_shown(tmp_path: Path) -> None:

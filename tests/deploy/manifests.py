@@ -17,7 +17,7 @@ import yaml
 
 from foreign_parts import lacking
 from livery.cli import app
-from livery.settings import PREFIX, Settings, load_settings
+from livery.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent.parent
 KUBERNETES = ROOT / "server" / "deploy" / "kubernetes"
@@ -126,9 +126,3 @@ def parsed(args: list[str], environ: Mapping[str, str]) -> Settings:
         options = {name: None if value == () else value for name, value in context.params.items()}  # as Typer does
     assert options.pop("config") is None
     return load_settings(options, environ)
-
-
-def unknown_knobs(environ: Mapping[str, str]) -> set[str]:
-    """LIVERY_* variables that nothing reads: the server passes them over without a word."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {"LIVERY_CACHE", "LIVERY_CONFIG"}
-    return {name for name in environ if name.startswith(PREFIX)} - known

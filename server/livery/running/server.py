@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from livery.running.parts import (
 )
 from livery.settings import Settings
 from livery.tenancy import TenantStore, check_binding
+from livery.variables import unread_variables
 
 log = logging.getLogger("livery.serve")
 
@@ -54,6 +56,8 @@ def _run(settings: Settings, make_engine: MakeEngine) -> None:
     folder = DataFolder(settings.data_folder)
     folder.make()
     logs.configure(settings.log_level, settings.log_format)
+    for unread in unread_variables(os.environ):
+        log.warning("%s", unread)
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # what became of a change is said by the adapter source
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with closing(TenantStore.open(folder.tenants_url(settings.registry))) as tenants:
