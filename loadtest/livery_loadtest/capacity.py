@@ -5,12 +5,15 @@ Pure: what a rate does is measured by whoever calls.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from math import sqrt
 
 WITHIN = 1.05  # the search ends when the lowest rate that fails is this near to the highest that holds
 MOST_TRIALS = 32
+LOWEST = 64  # the search gives up at so many times less than the rate it began with
+KEPT_UP = 0.9  # of the requests that come: who completes fewer a second doesn't hold their rate
+JITTER_S = 0.05  # by which a few answers may come late for reasons of the moment
 DOUBTED = 1.2  # a rate that failed its second measurement was near the edge: the search goes on this far below it
 
 
@@ -62,17 +65,44 @@ async def find_capacity(measure: Measure, first: float, ceiling: float, within: 
     rate = first
     while await search.holds(rate) and rate < ceiling:
         rate = min(rate * 2, ceiling)
-    while search.highest is None and not search.spent and search.lowest_failing > first / 64:
-        await search.holds(search.lowest_failing / 2)  # even the first was too much
     confirmed = False
-    while search.highest is not None and not search.spent:
-        if search.lowest_failing / search.highest > within and search.lowest_failing != float("inf"):
+    while not (search.spent or confirmed):
+        if search.highest is None:  # even the first was too much, or failed when it was measured again
+            if search.lowest_failing <= first / LOWEST:
+                break
+            await search.holds(search.lowest_failing / 2)
+        elif search.lowest_failing / search.highest > within and search.lowest_failing != float("inf"):
             await search.holds(sqrt(search.highest * search.lowest_failing))
-            continue
-        confirmed = await search.holds(search.highest)
-        if confirmed:
-            break
+        else:
+            confirmed = await search.holds(search.highest)
     return search.found(confirmed)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Requests a second that came and that were completed in most of a run, and whether the server kept up.
+
+    One that doesn't has a queue that grows for as long as requests come, however soon each is answered at first.
+    """
+
+    came: float
+    completed: float
+    kept_up: bool
+
+
+def pace(intended: Iterable[float], finished: Iterable[float]) -> Pace:
+    """Of all requests of a run: the seconds at which each was due, and at which its answer was whole.
+
+    From a quarter of them to nine tenths, in the order of either: what fills the server and what drains it say nothing
+    of its pace, and one that keeps up completes as requests come, only later.
+    """
+    due, done = sorted(intended), sorted(finished)
+    begin, end = len(done) // 4, len(done) * 9 // 10
+    if end <= begin:
+        return Pace(0.0, 0.0, kept_up=True)
+    coming, completing = (max(times[end] - times[begin], 1e-9) for times in (due, done))
+    kept_up = completing <= coming / KEPT_UP + JITTER_S
+    return Pace((end - begin) / coming, (end - begin) / completing, kept_up)
 
 
 class _Search:

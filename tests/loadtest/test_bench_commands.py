@@ -29,6 +29,7 @@ from loadtest.known_server import FAILING, MISNAMED, KnownServer, serving
 pytestmark = pytest.mark.bench
 
 BENCH = [sys.executable, "-m", "livery_loadtest"]
+SHORT = ("--trial-s", 0.001)  # as many requests as the workload has
 MEASURED = {Exit.FINE, Exit.INVALID}  # on a busy machine the client itself may be late, which isn't what this is about
 
 
@@ -165,12 +166,13 @@ def test_a_server_that_is_not_there_is_told_with_the_remedy(tmp_path: Path) -> N
 
 
 def test_capacity_finds_a_rate_and_writes_every_trial(pair: tuple[KnownServer, KnownServer], tmp_path: Path) -> None:
-    search = ["--first", 50, "--ceiling", 100, "--slo-ttft-ms", 60_000, "--out", tmp_path / "out"]
+    search = ["--first", 50, "--ceiling", 100, "--slo-ttft-ms", 60_000, "--out", tmp_path / "out", "--trial-s", 0.5]
     done = bench("capacity", workload(tmp_path), "--target", f"l={pair[0].url}", *search)
     assert done.returncode in MEASURED, done.stderr
     assert "some:" in done.stdout
     trials = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
     assert "some-50.json" in trials
+    assert read_result(tmp_path / "out" / "some-50.json").summary[0].requests == 25
     result = read_result(tmp_path / "out" / "some.json")
     search = result.capacity
     assert search is not None
@@ -188,7 +190,7 @@ def test_capacity_finds_a_rate_and_writes_every_trial(pair: tuple[KnownServer, K
 def test_an_interrupt_leaves_what_a_search_had_found(tmp_path: Path) -> None:
     server = Stuck("stuck", ["base", "pirate"], answered=2 * (2 + 8) + 5)
     with serving(server):
-        search = ["--first", 50, "--ceiling", 100, "--slo-ttft-ms", 60_000, "--out", tmp_path]
+        search = ["--first", 50, "--ceiling", 100, "--slo-ttft-ms", 60_000, "--out", tmp_path, *SHORT]
         command = [*BENCH, "capacity", workload(tmp_path), "--target", f"s={server.url}", *search]
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert server.reached.wait(60)
@@ -214,7 +216,8 @@ def _with_reasons(result: Result, reasons: tuple[str, ...]) -> Result:
 
 def test_a_search_that_finds_no_rate_says_so(faulty: KnownServer, tmp_path: Path) -> None:
     search = ["--adapters", FAILING, "--first", 50, "--ceiling", 50, "--slo-ttft-ms", 60_000, "--out", tmp_path / "out"]
-    done = bench("capacity", workload(tmp_path, requests=2, warm_up=0), "--target", f"f={faulty.url}", *search)
+    file = workload(tmp_path, requests=2, warm_up=0)
+    done = bench("capacity", file, "--target", f"f={faulty.url}", *search, *SHORT)
     assert done.returncode == Exit.FAILED
     found = read_result(tmp_path / "out" / "some.json").capacity
     assert found is not None

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livery_loadtest.capacity import MOST_TRIALS, Trial, find_capacity
+from livery_loadtest.build import build_script
+from livery_loadtest.capacity import MOST_TRIALS, Trial, find_capacity, pace
+from livery_loadtest.commands.capacity import at_rate, judge
+from livery_loadtest.record import Record, Run
+from livery_loadtest.report.result import Server, make_result
+from livery_loadtest.spec import Workload, parse_workload
+from loadtest.made_runs import GOOD
+from loadtest.test_result_document import ORIGIN
 
 rates = st.floats(min_value=0.05, max_value=500)
 
@@ -60,6 +68,78 @@ async def test_a_rate_that_fails_when_measured_again_is_not_the_answer() -> None
     assert found.confirmed
     assert found.highest is not None
     assert found.highest <= 5
+
+
+async def test_the_search_goes_on_below_a_first_rate_that_fails_when_measured_again() -> None:
+    seen: list[float] = []
+
+    async def measure(rate: float) -> Trial:
+        seen.append(rate)
+        holds = rate <= 9.9 or seen == [10]
+        return Trial(rate, float(holds), holds)
+
+    found = await find_capacity(measure, 10, 100)
+    assert found.confirmed
+    assert found.highest is not None
+    assert 7.5 < found.highest < 8.4, "well below what was doubted"
+
+
+def queued(workload: Workload, per_second: float) -> Run:
+    """What a server leaves that begins every answer at once, and completes so many a second, one after the other."""
+    records, free = [], 1000.0
+    for planned in build_script(workload, "base", ["pirate"]).requests:
+        assert planned.at is not None
+        due = 1000 + planned.at
+        free = max(free, due) + 1 / per_second
+        first = due + 0.01
+        records.append(
+            Record(
+                *(planned, due, due, due, free, array("d", [first, free])),
+                output_tokens=planned.max_tokens,
+                finish_reason="length",
+                status=200,
+            )
+        )
+    return Run("ours", 0, 1000.0, free - 1000, records, GOOD)
+
+
+@pytest.mark.parametrize("ends", ["requests: 64", "requests: 8\nduration_s: 20", "duration_s: 20"])
+@pytest.mark.parametrize("first", [1, 30])
+async def test_a_server_that_begins_soon_and_completes_five_a_second_holds_five_a_second(
+    first: float, ends: str
+) -> None:
+    """As many requests at any rate would be a burst at a high one, of which each first token is in time."""
+    asked = parse_workload(f"name: some\n{ends}\nslo: {{ttft_ms: 3000}}\n" + "arrivals: {kind: poisson, rate: 1}\n")
+
+    async def measure(rate: float) -> Trial:
+        workload = at_rate(asked, rate, 20)
+        result = make_result(workload, [Server(name="ours", url="http://host")], [queued(workload, 5)], ORIGIN)
+        return judge(result, rate, 0.95)
+
+    found = await find_capacity(measure, first, 1000)
+    assert found.confirmed
+    assert found.highest == pytest.approx(5, rel=0.25)
+    assert [trial.because for trial in found.trials if trial.rate > 7] != []
+    assert all("requests/s were completed of" in trial.because for trial in found.trials if trial.rate > 7)
+
+
+def test_chats_come_for_as_long_as_requests_do() -> None:
+    fields = "name: some\nrequests: 64\narrivals: {kind: poisson, rate: 1}\nendpoint: chat\nslo: {ttft_ms: 300}\n"
+    turns = "conversations: {turns: {kind: fixed, tokens: 5}}\n"
+    assert at_rate(parse_workload(fields), 100, 20).requests == 2000
+    assert at_rate(parse_workload(fields + turns), 100, 20).requests == 10_000
+    assert at_rate(parse_workload(fields), 1, 20).requests == 64
+
+
+@pytest.mark.parametrize(("longer", "kept_up"), [(1.0, True), (1.05, True), (1.3, False)])
+def test_a_server_keeps_up_whose_answers_come_as_their_requests_do(longer: float, kept_up: bool) -> None:
+    """However long each takes, and in whatever order they end."""
+    came = [index * 0.1 for index in range(200)]
+    done = [3 + at * longer + 0.4 * (index % 3) for index, at in enumerate(came)]
+    found = pace(came, done)
+    assert found.kept_up is kept_up
+    assert (found.came, found.completed) == (pytest.approx(10), pytest.approx(10 / longer, rel=0.05))
+    assert pace([1.0], [2.0]).kept_up
 
 
 @pytest.mark.parametrize(("at", "highest", "failing"), [(1, None, None), (4, 16, None), (6, 32, 64), (10, 47.3, 49.4)])

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from livery_loadtest.capacity import WITHIN, Capacity, Trial, find_capacity
+from livery_loadtest.capacity import WITHIN, Capacity, Trial, find_capacity, pace
 from livery_loadtest.commands import options
 from livery_loadtest.commands.ending import ENDS, Exit, leave, status, stop
 from livery_loadtest.commands.run import LOCAL
 from livery_loadtest.commands.running import FAILURES, Task, find, misfits, parse_targets, run_together
-from livery_loadtest.kinds import Gamma, Poisson, Trace
+from livery_loadtest.kinds import Gamma, Poisson, Trace, Turns
+from livery_loadtest.lengths import Side, lengths
 from livery_loadtest.machine import describe_machine
 from livery_loadtest.report.page import write_page
 from livery_loadtest.report.result import Result, write_result
@@ -25,10 +28,12 @@ from livery_loadtest.session import Manner
 from livery_loadtest.spec import SpecInvalid, Workload, read_workload
 
 INTERRUPTED = "interrupted"
+TRIAL_S = 20.0
 HELP = f"""Search the highest rate at which enough requests meet an SLO, by doubling and halving.
 
 Every rate is a run of the workload, whose arrivals are Poisson unless it says gamma; the one that is found is
-run once more. A run in which the client was the bottleneck, or a request failed, doesn't hold. Each run is written by
+run once more. A run in which the client was the bottleneck, a request failed, or the server completed fewer requests a
+second than came, doesn't hold. Each run is written by
 itself, and the search as NAME.json and NAME.html: what was tried, and the run at the rate that was found. Where no rate
 holds, the exit status is 1. {ENDS}
 """
@@ -41,6 +46,14 @@ def capacity(
     ceiling: Annotated[float, typer.Option(min=0.001, help="Requests a second that are enough.")] = 1000.0,
     share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Of all requests, how many must meet it.")] = 0.95,
     within: Annotated[float, typer.Option(min=1.001, help="How near the answer is to the lowest that fails.")] = WITHIN,
+    trial_s: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="Seconds over which a rate's requests come at least: a workload's `requests` grow with the rate. Many "
+            "times what an answer takes.",
+        ),
+    ] = TRIAL_S,
     slo_ttft_ms: Annotated[float | None, typer.Option(min=0.0, help="In place of the workload's.")] = None,
     slo_tpot_ms: Annotated[float | None, typer.Option(min=0.0, help="In place of the workload's.")] = None,
     slo_e2e_ms: Annotated[float | None, typer.Option(min=0.0, help="In place of the workload's.")] = None,
@@ -58,7 +71,7 @@ def capacity(
             raise misfit
         manner = Manner(processes=options.fanout(processes))
         task = Task(workloads=[asked], subjects=[subject], manner=manner, out=out, machine=describe_machine())
-        search = Search(task, share)
+        search = Search(task, share, trial_s)
         found = asyncio.run(find_capacity(search.trial, first, ceiling, within))
     except FAILURES as failure:
         stop(str(failure))
@@ -82,26 +95,39 @@ def with_slo(workload: Workload, bounds: dict[str, float]) -> Workload:
     return msgspec.structs.replace(workload, slo=slo)
 
 
-def at_rate(workload: Workload, rate: float) -> Workload:
-    """The workload with `rate` requests a second. Raises SpecInvalid for a replayed trace, whose rate is its own."""
+def at_rate(workload: Workload, rate: float, trial_s: float) -> Workload:
+    """The workload with `rate` requests, or conversations, a second, which come for `trial_s` seconds at least.
+
+    What ends a run after a number of requests would be over in no time at a high rate, and measure a burst. Raises
+    SpecInvalid for a replayed trace, whose rate is its own.
+    """
     arrivals = workload.arrivals
     if isinstance(arrivals, Trace):
         raise SpecInvalid(f"{workload.name}: a trace has its own times; give arrivals of kind poisson or gamma")
     again = Gamma(rate=rate, cv=arrivals.cv) if isinstance(arrivals, Gamma) else Poisson(rate=rate)
-    return msgspec.structs.replace(workload, name=f"{workload.name}-{rate:.3g}", arrivals=again)
+    requests = workload.requests
+    if requests:
+        turns = _turns(workload.conversations.turns) if workload.conversations else 1.0
+        requests = max(requests, math.ceil(rate * trial_s * turns))
+    return msgspec.structs.replace(workload, name=f"{workload.name}-{rate:.3g}", arrivals=again, requests=requests)
+
+
+def _turns(of: Turns) -> float:
+    """How many a conversation has on average."""
+    return float(lengths(of, Side.PROMPT, 1000, None, np.random.default_rng(0)).mean())
 
 
 class Search:
     """The runs of one search for the rate of a task's one workload; their results are written as they come."""
 
-    def __init__(self, task: Task, share: float) -> None:
-        self._task, self._share = task, share
+    def __init__(self, task: Task, share: float, trial_s: float) -> None:
+        self._task, self._share, self._trial_s = task, share, trial_s
         self.results: list[Result] = []
 
     async def trial(self, rate: float) -> Trial:
         """Run at that rate."""
         (asked,) = self._task.workloads
-        workload = at_rate(asked, rate)
+        workload = at_rate(asked, rate, self._trial_s)
         if any(result.workload.name == workload.name for result in self.results):
             workload = msgspec.structs.replace(workload, name=f"{workload.name}-again")  # with prompts of its own, too
         (result,) = await run_together(self._task, [workload])
@@ -142,8 +168,19 @@ def judge(result: Result, rate: float, share: float) -> Trial:
     elif good < share:
         because = f"{good:.0%} of the requests met the SLO"
     else:
-        because = ""
+        because = _behind(result)
     return Trial(rate, good, not because, because, result.interrupted)
+
+
+def _behind(result: Result) -> str:
+    """Why the server can't take the rate for long, whatever the SLO says of the first requests; nothing if it can."""
+    for repeats in result.measured.values():
+        for one in repeats:
+            there = np.isfinite(one.columns.finished)
+            found = pace(one.columns.intended[there], one.columns.finished[there])
+            if not found.kept_up:
+                return f"{found.completed:.3g} requests/s were completed of {found.came:.3g} that came"
+    return ""
 
 
 def trial_table(found: Capacity, workload: Workload) -> Table:
