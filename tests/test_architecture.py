@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "livery.foreign_json": set(),
     "livery.settings": {"livery.tenancy", "livery_adapters.refusal"},
     "livery.variables": {"livery.settings", "livery_adapters.likeness"},
+    "livery.ready": set(),
     "livery.listening": {"livery.settings"},
     "livery.tenancy": SEAM | {"livery.beside", "livery.refusals", "livery.tenancy", "livery.vitals", "livery_adapters"},
     "livery.tokenizer_files": {"livery.models"},
@@ -235,8 +236,8 @@ ALLOWED: dict[str, set[str]] = {
             ),
             "models",
             "otlp",
-            *("reading", "service", "serving", "settings", "spans", "superseding", "survey", "tenancy", "variables"),
-            "workers",
+            *("reading", "ready", "service", "serving", "settings", "spans", "superseding", "survey", "tenancy"),
+            *("variables", "workers"),
         )
     }
     | {"livery_adapters"},

@@ -16,7 +16,14 @@ from test_architecture import SOURCES
 # Words for whoever starts a server or runs a command, at the console.
 CONSOLE = (
     *("livery.bench", "livery.cli", "livery.commands", "livery.data_folder", "livery.evaluation", "livery.listening"),
-    *("livery.models", "livery.settings", "livery.engine.compiler", "livery.engine.kernels", "livery.engine.model"),
+    *(
+        "livery.models",
+        "livery.ready",
+        "livery.settings",
+        "livery.engine.compiler",
+        "livery.engine.kernels",
+        "livery.engine.model",
+    ),
     "livery.engine.runner",
     "livery.running",
     *("livery.engine.structure", "livery.training"),

@@ -15,6 +15,7 @@ from livery.commands import adapters, data, doctor, keys, tenants, top
 from livery.commands.asking import CommandFailed
 from livery.commands.options import takes_fields, takes_settings
 from livery.commands.plan import plan
+from livery.commands.ready import ready
 from livery.commands.serve import serve
 from livery.commands.usage import usage
 from livery.data_folder import DataFolderUnusable
@@ -48,6 +49,7 @@ app = typer.Typer(
 app.command("serve")(takes_settings(serve))
 app.command("doctor")(takes_settings(doctor.doctor, (*CHOICE_KNOBS, *ENGINE_KNOBS), {"model": "any"}))
 app.command("top")(top.top)
+app.command("ready")(ready)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")

@@ -2,7 +2,8 @@
 
 Read once, at the start, by the command line; nothing changes it, and no other module reads a knob from the environment.
 What others look up there is no knob of a server's: the cache (LIVERY_CACHE), whom a command asks (LIVERY_URL), the
-compiler (CXX), and credentials by the names that stores, hubs and collectors gave them.
+compiler (CXX), a server's address file (LIVERY_ADDRESS_FILE, for `livery ready`), and credentials by the names that
+stores, hubs and collectors gave them.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
     port: Port = Field(PORT, description="Port to listen on; 0 takes a free one")
     uds: Folder | None = Field(None, description="Unix socket to listen on; not beside --host or --port")
+    address_file: Folder | None = Field(None, description="File for `livery ready`, written with where this listens")
     ssl_certfile: Folder | None = Field(None, description="Certificate chain in PEM; serves https")
     ssl_keyfile: Folder | None = Field(None, description="Key of --ssl-certfile in PEM, without a passphrase")
     root_path: Annotated[str, AfterValidator(_root_path)] = Field(

@@ -35,7 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_serve_says_what_it_serves_and_its_examples_work_as_printed(folder: Path, tmp_path: Path) -> None:
     environ = {"LIVERY_PREFIX_CACHE": "false", "LIVERY_MAX_RUNING": "3", "LIVERY_SERVICE_HOST": "10.96.0.7"}
-    with serving(folder, tmp_path, "--speculate", "4", **environ) as (process, printed):
+    address = tmp_path / "address"
+    given = ("--speculate", "4", "--address-file", str(address))
+    with serving(folder, tmp_path, *given, **environ) as (process, printed):
+        assert address.exists()
         assert "good" in printed
         assert "asked for: --speculate 4 --no-prefix-cache\n" in printed
         assert re.search(r"bad\s+failed: .*NaN", printed)
@@ -47,6 +50,7 @@ def test_serve_says_what_it_serves_and_its_examples_work_as_printed(folder: Path
         assert said.stdout.strip()
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+        assert not address.exists()
         assert process.stderr is not None
         log = process.stderr.read()
     assert log.count("WARNING livery.serve LIVERY_MAX_RUNING is set") == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -12,11 +14,15 @@ import httpx
 import openai
 import pytest
 
+from adapters.hub_server import HubServer
 from api.peft_files import make_adapter
 from certificates import certificate
 from cli.conftest import Livery
-from cli.processes import run, serving, url_in
+from cli.processes import ENVIRON, run, serving, url_in
+from deploy.manifests import image
 from livery.listening import listen
+from livery.ready import Address
+from livery.running.address_file import told_in
 from livery.settings import Settings, SettingsError
 
 MODEL = "smollm2-135m-instruct"
@@ -26,18 +32,30 @@ def settings(**given: object) -> Settings:
     return Settings.model_validate({"model": MODEL, "port": 0, **given})
 
 
+def health(file: Path) -> tuple[int, str]:
+    """What the image's HEALTHCHECK says of a server that wrote there where it listens, past a proxy nobody is at."""
+    nobody = {name: "http://127.0.0.1:1" for name in ("http_proxy", "https_proxy", "all_proxy")}
+    command = [sys.executable if word == "python" else word for word in image().healthcheck]
+    environ = {**ENVIRON, **nobody, "LIVERY_ADDRESS_FILE": str(file)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr
+
+
 def test_the_listener_is_one_of_tcp() -> None:
     """The loop turns off Nagle's algorithm only for sockets that say so; else answers wait for acknowledgements."""
     with listen(settings()).socket as bound:
         assert bound.proto == socket.IPPROTO_TCP
 
 
-def test_a_unix_socket_behind_a_proxy_that_strips_its_prefix_or_not(tmp_path: Path) -> None:
+def test_a_unix_socket_behind_a_proxy_that_strips_its_prefix_or_not(tmp_path: Path, livery: Livery) -> None:
     """The socket is only its owner's; both paths lead to the same routes, and past the same doors."""
     uds = tmp_path / "livery.sock"
     make_adapter(tmp_path / "adapters" / "pirate", seed=1)
-    given = ("--uds", str(uds), "--root-path", "/llm", "--api-key", "secret")
+    address = tmp_path / "address"
+    given = ("--uds", str(uds), "--root-path", "/llm", "--api-key", "secret", "--address-file", str(address))
     with serving(tmp_path / "adapters", tmp_path / "data", *given) as (_, printed):
+        assert health(address) == (0, "")
+        assert livery("ready", "--url", f"unix:{uds}").out == "ready\n"
         assert f"--unix-socket {uds}" in printed
         assert stat.S_IMODE(uds.stat().st_mode) == 0o600
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(uds)), base_url="http://localhost") as client:
@@ -113,7 +131,9 @@ def test_tls_with_the_official_client(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     (tmp_path / "adapters").mkdir()
     given = ("--ssl-certfile", str(cert), "--ssl-keyfile", str(key))
-    with serving(tmp_path / "adapters", tmp_path / "data", *given) as (_, printed):
+    address = tmp_path / "address"
+    with serving(tmp_path / "adapters", tmp_path / "data", *given, LIVERY_ADDRESS_FILE=str(address)) as (_, printed):
+        assert health(address) == (0, "")
         assert "https://127.0.0.1:" in printed
         url = url_in(printed.replace("https", "http")).replace("http://127.0.0.1", "https://localhost")
         http = openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile=str(cert)))
@@ -137,7 +157,9 @@ def test_web_pages_of_listed_origins_may_call(tmp_path: Path) -> None:
     """A browser asks first, without a key; a page from elsewhere gets no permission, and its answer can't be read."""
     (tmp_path / "adapters").mkdir()
     given = ("--cors-origins", "https://app.example", "--api-key", "secret")
-    with serving(tmp_path / "adapters", tmp_path / "data", *given) as (_, printed):
+    address = tmp_path / "address"
+    with serving(tmp_path / "adapters", tmp_path / "data", *given, LIVERY_ADDRESS_FILE=str(address)) as (_, printed):
+        assert health(address) == (0, "")
         url = f"{url_in(printed)}/v1/models"
         asked = {"access-control-request-method": "GET", "access-control-request-headers": "authorization"}
         allowed = httpx.options(url, headers={"origin": "https://app.example", **asked})
@@ -150,6 +172,36 @@ def test_web_pages_of_listed_origins_may_call(tmp_path: Path) -> None:
         assert "x-livery-adapter" in answer.headers["access-control-expose-headers"]
         stranger = httpx.get(url, headers={**page, "origin": "https://evil.example"})
         assert "access-control-allow-origin" not in stranger.headers
+
+
+def test_a_server_that_is_not_ready_is_told_from_one_that_is_not_there(tmp_path: Path, livery: Livery) -> None:
+    address = tmp_path / "address"
+    assert health(address) == (1, f"no server runs that was told to write where it listens to {address}\n")
+    address.write_text("127.0.0.1:8000")
+    assert health(address)[1].startswith(f"{address} isn't what a server writes there")
+    with closing(listen(settings(uds=tmp_path / "s"))) as listener, told_in(address, listener):
+        listener.socket.close()
+        status, told = health(address)
+        assert (status, told.partition(" (")[0]) == (1, f"no answer from unix:{tmp_path / 's'}")
+        asked = livery("ready", "--address-file", address)
+        assert (asked.code, asked.err.partition(" (")[0]) == (1, f"error: no answer from unix:{tmp_path / 's'}")
+    assert not address.exists()
+
+
+def test_an_answer_that_is_no_yes_is_told(hub: HubServer, livery: Livery) -> None:
+    asked = livery("ready", "--url", hub.url)
+    assert (asked.code, asked.err) == (1, f"error: {hub.url} answers /ready with 404: \n")
+
+
+def test_an_address_that_another_server_wrote_since_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    address = tmp_path / "address"
+    with closing(listen(settings())) as first, closing(listen(settings())) as second:
+        with told_in(address, second):
+            with told_in(address, first), told_in(tmp_path / "none" / "address", first):
+                Address(second.url).write(address)
+            assert Address.read(address) == Address(second.url)
+        assert not address.exists()
+    assert "can't be written" in caplog.text and str(tmp_path / "none" / "address") in caplog.text
 
 
 @pytest.mark.parametrize("path", ["llm", "/v1", "/v1/llm"])

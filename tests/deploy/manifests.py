@@ -85,6 +85,7 @@ class Image:
     user: str
     ports: tuple[str, ...]
     entrypoint: tuple[str, ...]
+    healthcheck: tuple[str, ...]
     text: str
 
 
@@ -97,7 +98,14 @@ def image() -> Image:
         word, _, rest = line.partition(" ")
         said.setdefault(word, []).append(rest)
     environ = dict(pair.split("=", 1) for line in said["ENV"] for pair in shlex.split(line))
-    return Image(environ, said["USER"][-1], tuple(said["EXPOSE"]), tuple(yaml.safe_load(said["ENTRYPOINT"][-1])), text)
+    return Image(
+        environ=environ,
+        user=said["USER"][-1],
+        ports=tuple(said["EXPOSE"]),
+        entrypoint=tuple(yaml.safe_load(said["ENTRYPOINT"][-1])),
+        healthcheck=tuple(yaml.safe_load(said["HEALTHCHECK"][-1].partition("CMD ")[2])),
+        text=text,
+    )
 
 
 def container(deployment: Object) -> Object:

@@ -66,6 +66,11 @@ def test_the_image_is_what_the_manifests_take_it_for() -> None:
     given = parsed(found["args"], {"LIVERY_MODEL": "m"})
     for knob in ("host", "port", "data", "adapters"):
         assert getattr(told, knob) == getattr(given, knob), knob
+    volumes = [mount["mountPath"] for mount in found["volumeMounts"]]
+    written = {one["name"]: one["value"] for one in found["env"] if "value" in one}
+    assert all(value.startswith(tuple(volumes)) for value in written.values())
+    assert written.items() <= made.environ.items(), "what is fetched or compiled stays on the image's volume, too"
+    assert "VOLUME /data\n" in made.text
     extras = re.search(r'^ARG EXTRAS="(.*)"$', made.text, re.MULTILINE)
     assert extras is not None and "postgres" in extras[1].split(",")  # which the registry by URL needs
     assert 'pip install ".[${EXTRAS}]"' in made.text

@@ -18,6 +18,7 @@ from livery.data_folder import DataFolder
 from livery.gguf_forms import widened
 from livery.listening import Listener, listen, listen_for_admins
 from livery.models import ResolvedModel, resolve_model
+from livery.running.address_file import told_in
 from livery.running.admin_listener import check_admin_doors
 from livery.running.api_workers import ApiWorkers
 from livery.running.engine_knobs import engine_config
@@ -65,6 +66,7 @@ def _run(settings: Settings, make_engine: MakeEngine) -> None:
         check_binding(settings.host, settings.insecure_no_auth, keyed=keyed)
         check_admin_doors(settings, tenants)
     with closing(listen(settings)) as listener, ExitStack() as stack:
+        stack.enter_context(told_in(settings.address_file, listener))
         admin = listen_for_admins(settings)
         if admin is not None:
             stack.enter_context(closing(admin))

@@ -20,7 +20,7 @@ from livery.scale.ray_routing import FEW
 from livery.settings import Settings, SettingsError, load_settings, usual_data_folder
 
 SLOT = "{replica}"  # in a data folder's path: the number of the replica on its machine
-RAYS_OWN = ("host", "port", "uds", "ssl_certfile", "ssl_keyfile", "max_connections", "keep_alive")
+RAYS_OWN = ("host", "port", "uds", "address_file", "ssl_certfile", "ssl_keyfile", "max_connections", "keep_alive")
 OURS = ("min_replicas", "max_replicas", "target_ongoing_requests")
 NOT_THERE = ("admin_port", "admin_host", "admin_uds", "admin_key")
 
