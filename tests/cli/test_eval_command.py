@@ -245,6 +245,11 @@ def test_what_is_judged_is_what_is_replaced(
             ["--model", "{base}", "--adapters", "{made}/adapters", "--text", "{made}/log.txt", "--quantization", "q4"],
             "--quantization is 'q4': give one of auto, bnb-nf4",
         ),
+        (
+            # no such model either: the folder is looked at before anything is loaded
+            ["--model", "gone", "--adapters", "{made}", "--text", "{made}/log.txt", "--out", "{made}/log.txt/out"],
+            "/log.txt/out can't be written: Not a directory",
+        ),
         (["--lm-eval", "arc_easy", "--url", "{url}"], "needs the package lm-eval, which isn't installed here"),
     ],
 )

@@ -75,6 +75,9 @@ def test_two_servers_are_measured_in_turn_and_compared(pair: tuple[KnownServer, 
     compared = bench("compare", file, file, "--target-a", "left", "--target-b", "right", "--json", tmp_path / "c.json")
     assert compared.returncode == 0, compared.stderr
     assert json.loads((tmp_path / "c.json").read_bytes())["b"] == "right"
+    nowhere = bench("compare", file, file, "--target-a", "left", "--target-b", "right", "--html", file / "c.html")
+    assert nowhere.returncode == Exit.FAILED
+    assert nowhere.stderr.startswith(f"error: --html {file / 'c.html'} can't be written")
 
 
 def test_a_suite_is_no_file_and_a_file_no_suite(tmp_path: Path) -> None:
@@ -156,6 +159,16 @@ def test_what_cannot_be_run_is_told_in_one_line(
     assert done.returncode == Exit.FAILED
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+    assert not pair[0].seen
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_asked(
+    pair: tuple[KnownServer, KnownServer], tmp_path: Path
+) -> None:
+    file = workload(tmp_path)
+    done = bench("run", file, "--target", f"l={pair[0].url}", "--out", file / "out")
+    assert done.returncode == Exit.FAILED
+    assert done.stderr == f"error: --out {file / 'out'} can't be written: Not a directory; name another place\n"
     assert not pair[0].seen
 
 

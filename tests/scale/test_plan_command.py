@@ -179,6 +179,30 @@ def test_the_simulation_leaves_a_document_and_a_picture(livery: Livery, tmp_path
     assert len([element for element in picture.iter() if element.tag.endswith("circle")]) == 4 * 2 * len(POLICIES)
 
 
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_played(
+    option: str, livery: Livery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    wrong = tmp_path / "file" / "new"
+    monkeypatch.setattr("livery.commands.plan.run_simulation", pytest.fail)
+    done = livery(*ASKED, "--gpu", "l40s", "--simulate", "--load", 0.4, "--load", 0.8, option, wrong)
+    assert done.code == 1
+    assert done.err == f"error: {option} {wrong} can't be written: Not a directory; name another place\n"
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+def test_a_disk_that_is_full_by_then_is_told_too(option: str, livery: Livery) -> None:
+    options = ("--gpu", "l40s", "--simulate", "--replicas", 3, "--requests", 20, "--load", 0.4, "--load", 0.8)
+    done = livery(*ASKED, *options, "--policy", "affinity", option, "/dev/full")
+    assert "80% of the planned capacity" in done.out
+    assert done.code == 1
+    assert done.err.endswith(
+        f"error: {option} /dev/full can't be written: No space left on device; name another place\n"
+    )
+
+
 def test_a_seed_makes_the_same_simulation_again(livery: Livery) -> None:
     options = ("--gpu", "l40s", "--simulate", "--replicas", 3, "--requests", 100, "--policy", "affinity", "--json")
     first = livery(*ASKED, *options, "--seed", 5).json()

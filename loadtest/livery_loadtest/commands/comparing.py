@@ -13,6 +13,7 @@ from livery_loadtest.compare import compare
 from livery_loadtest.pairing import NotComparable
 from livery_loadtest.report.comparison import print_comparison, write_comparison, write_comparison_page
 from livery_loadtest.report.result import ResultUnreadable, read_result
+from livery_loadtest.writable import Unwritable, check_file
 
 HELP = """Compare two results of one workload, request by request: ratios, 95 % intervals, and how sure a difference is.
 
@@ -30,8 +31,10 @@ def compare_results(
 ) -> None:
     """Compare; the command's help is HELP."""
     try:
+        check_file("--json", json)
+        check_file("--html", html)
         found = compare(read_result(a), read_result(b), target_a, target_b)
-    except (NotComparable, ResultUnreadable) as failure:
+    except (NotComparable, ResultUnreadable, Unwritable) as failure:
         stop(str(failure))
     print_comparison(found, Console())
     if json is not None:

@@ -25,6 +25,7 @@ from livery_loadtest.spec import SpecInvalid, Workload
 from livery_loadtest.stopping import stopping
 from livery_loadtest.target import Target, TargetUnusable
 from livery_loadtest.workers import ClientFailed
+from livery_loadtest.writable import check_folder
 
 # What a command ends with, in one line.
 FAILURES = (TargetUnusable, SpecInvalid, ServerFailed, EnvironmentFailed, ClientFailed, ValueError)
@@ -42,6 +43,10 @@ class Task:
     stage: Stage | None = None
     settings: Callable[[], Mapping[str, Mapping[str, str]]] = dict
     together: bool = False
+
+    def __post_init__(self) -> None:
+        """Makes the folder. Raises Unwritable."""
+        check_folder("--out", self.out)
 
 
 def run_task(task: Task, title: str = "") -> list[documents.Result]:

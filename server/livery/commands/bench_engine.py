@@ -14,6 +14,7 @@ from rich.markup import escape
 from livery import __version__
 from livery.commands.asking import CommandFailed
 from livery.models import DEMO_MODEL, base_digest, cache_dir, resolve_model
+from livery_loadtest.writable import Unwritable, check_file
 
 GROUPS = ("values", "decode", "prefill", "options", "serving")
 
@@ -41,8 +42,11 @@ def engine(
     unknown = sorted(set(only or ()) - set(GROUPS))
     if unknown:
         raise typer.BadParameter(f"--only {', '.join(unknown)}: expected {', '.join(GROUPS)}")
-    for option, path in (("--out", out), ("--plot", plot)):
-        _writable(option, path)
+    try:
+        check_file("--out", out)
+        check_file("--plot", plot)
+    except Unwritable as refused:
+        raise typer.BadParameter(str(refused)) from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, it keeps what it measured too
     # As in the engine's own process (livery.engine.client); torch reads it when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -88,17 +92,6 @@ def engine(
     if findings.failures:
         failed = "; ".join(f"{name}: {why}" for name, why in findings.failures.items())
         raise CommandFailed(f"not everything was measured. {failed}")
-
-
-def _writable(option: str, path: Path | None) -> None:
-    """Find out before minutes of measuring, not after. Leaves what is in the file."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise typer.BadParameter(f"{option} {path}: {error.strerror}; name a file that can be written") from error
 
 
 def _kernels(name: str) -> Literal["auto", "torch"]:

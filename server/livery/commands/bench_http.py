@@ -12,6 +12,7 @@ from rich.console import Console
 from livery import __version__
 from livery.commands.asking import CommandFailed
 from livery.models import DEMO_MODEL
+from livery_loadtest.writable import Unwritable, check_file
 
 PARTS = ("streams", "requests", "tenants", "metrics", "scrape", "profile", "hostile", "text")
 
@@ -31,6 +32,10 @@ def http(
     unknown = sorted(set(only or ()) - set(PARTS))
     if unknown:
         raise typer.BadParameter(f"--only {', '.join(unknown)}: expected {', '.join(PARTS)}")
+    try:
+        check_file("--out", out)
+    except Unwritable as refused:
+        raise typer.BadParameter(str(refused)) from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no server behind
     from livery.bench.http.report import print_findings, write_report
     from livery.bench.http.suite import Part, Sizes, Suite

@@ -18,6 +18,7 @@ from livery.commands.asking import CommandFailed
 from livery.commands.held import Quantization, check_quantization
 from livery.commands.progress import bar
 from livery.commands.reach import REFUSALS, Reach, reaches, words
+from livery_loadtest.writable import Unwritable, check_folder
 
 if TYPE_CHECKING:
     from livery.evaluation.evaluate import Progress
@@ -89,11 +90,15 @@ def evaluate(
         raise typer.BadParameter(
             "give something to measure on: a text with --text FILE, questions with --task FILE, --lm-eval TASK"
         )
+    try:
+        check_folder("--out", out and out.expanduser())
+    except Unwritable as refused:
+        raise CommandFailed(str(refused)) from None
     asked = Asked(tuple(names or ()), subjects, Windows(window, stride, tokens), tasks, quantization)
     report = evaluated(reach, asked, model, adapters)
+    reach.print(as_json(report), lambda _: print_report(report, Console()))
     if out is not None:
         write(report, out.expanduser())
-    reach.print(as_json(report), lambda _: print_report(report, Console()))
     others = [variant for variant in report.variants if variant.role != "base"]
     if others and all(variant.failed for variant in others):
         raise typer.Exit(1)

@@ -24,6 +24,7 @@ from livery.scale.plan.planner import Plan, make_plan
 from livery.scale.plan.refusal import PlanRefused
 from livery.scale.plan.told import Sections, figures, limit_words
 from livery_loadtest.origin import Origin
+from livery_loadtest.writable import Unwritable, check_file, told_as
 
 SCHEMA = "livery-plan/1"
 LAYOUTS = ("fp32", "bf16", "int8", "int4")  # that the own engine holds on a CPU
@@ -52,7 +53,7 @@ def plan(
         if simulation.simulate:
             _simulate(found, simulation, as_json)
             return
-    except PlanRefused as refused:
+    except (PlanRefused, Unwritable) as refused:
         raise CommandFailed(str(refused)) from None
     others = changes(found)
     if as_json:
@@ -66,6 +67,8 @@ def _simulate(found: Plan, simulation: Simulation, as_json: bool) -> None:
     asked, out, plot = simulation.simulated(), simulation.out, simulation.plot
     if plot is not None and len(asked.loads) < 2:
         raise PlanRefused("--plot draws over the load: give --load twice or more, as in --load 0.5 --load 0.8")
+    check_file("--out", out)
+    check_file("--plot", plot)
     origin = Origin.here(__version__)
     runs = run_simulation(found, asked, Console(stderr=True))
     if as_json:
@@ -74,9 +77,11 @@ def _simulate(found: Plan, simulation: Simulation, as_json: bool) -> None:
     else:
         show_runs(runs)
     if out is not None:
-        write_runs(found, asked, runs, origin, out)
+        with told_as("--out", out):
+            write_runs(found, asked, runs, origin, out)
     if plot is not None:
-        draw_runs(found, asked, runs, plot)
+        with told_as("--plot", plot):
+            draw_runs(found, asked, runs, plot)
 
 
 def this_machine() -> Accelerator:
