@@ -17,7 +17,7 @@ PACKAGES = {
 
 DECIDED_BY = (
     *("adjust", "ahead", "base", "codes", "constraint", "deadlines", "drafting", "fairness", "figures"),
-    *("lengths", "outcomes", "plan", "roster"),
+    *("held_back", "lengths", "outcomes", "plan", "roster"),
     *("scheduler", "sequence", "speculation", "step_size", "tally", "turns"),
     *("blocks", "prefix", "prefix_keys", "claims", "versions", "vllm_queue"),
     *("eviction", "pages", "reads", "residency"),

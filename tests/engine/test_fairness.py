@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from engine.city import BLOCK, City
-from livery.engine.base import AdapterRef, Asker
+from livery.engine.base import AdapterRef
 from livery.engine.fairness import ANSWER_COST, PROMPT_COST
 from livery.engine.pages import PAGE_BYTES
 from livery.engine.plan import StepPlan
@@ -338,67 +338,6 @@ def test_a_pace_that_nothing_confirms_refuses_nothing_for_ever() -> None:
     late = city.ask("a", 160, 1, deadline=12)
     city.run_out()
     assert (city.ended[early].code, city.ended[late].finish_reason) == ("deadline_exceeded", "length")
-
-
-def test_a_tenant_at_its_limit_gives_up_its_own_adapters() -> None:
-    city = City(room=10)
-    city.ask("b", 4, 1, adapter="bystander")
-    sizes = {"x": 3, "y": 3, "bystander": 3}
-    city.step()
-    city.load(sizes)
-    city.run_out(sizes)
-    for adapter in ("x", "y", "x"):
-        name = city.ask("a", 4, 2, adapter=adapter, room=4)
-        city.step()
-        city.load(sizes)
-        assert set(city.residency.resident) == {"bystander", adapter}
-        city.run_out(sizes)
-        assert city.ended[name].finish_reason == "length"
-
-
-def test_a_tenant_at_its_limit_waits_for_its_own_and_holds_up_nobody() -> None:
-    city = City(room=10, running=4)
-    sizes = {"x": 3, "y": 3, "other": 3}
-    long = city.ask("a", 4, 150, adapter="x", room=4)
-    city.step()
-    city.load(sizes)
-    city.step()
-    second = city.ask("a", 4, 2, adapter="y", room=4)
-    for _ in range(2 * MAX_SKIPS):
-        name = city.ask("b", 4, 1, adapter="other")
-        city.load(sizes)
-        city.step()
-        city.load(sizes)
-        city.step()
-        assert name in city.ended
-        if long not in city.ended:
-            assert "y" not in city.residency.resident
-    city.run_out(sizes)
-    assert city.ended[second].finish_reason == "length"
-
-
-def test_what_is_read_ahead_counts_among_what_a_tenant_may_take() -> None:
-    """Beyond that it stays in host memory until a request asks for it, for which the tenant's others go."""
-    city = City(room=10)
-    sizes = {"x": 3, "y": 3, "theirs": 3}
-    for name, tenant, pages in (("x", "a", 4), ("y", "a", 4), ("theirs", "b", 4)):
-        assert not city.residency.load(AdapterRef.of(name, name), Asker(tenant, limit=pages * PAGE_BYTES))
-    city.load(sizes)
-    city.load(sizes)
-    assert set(city.residency.resident) == {"x", "theirs"}
-    assert set(city.residency.in_host) == {"x", "y", "theirs"}
-    asked = city.ask("a", 4, 1, adapter="y", room=4)
-    city.run_out(sizes)
-    assert city.ended[asked].finish_reason == "length"
-    assert set(city.residency.resident) == {"y", "theirs"}
-
-
-def test_an_adapter_beyond_a_tenants_limit_is_refused() -> None:
-    city = City(room=10)
-    large = city.ask("a", 4, 2, adapter="x", room=2)
-    city.run_out({"x": 3})
-    assert (city.ended[large].finish_reason, city.ended[large].code) == ("error", "resident_bytes_exceeded")
-    assert str(3 * PAGE_BYTES) in (city.ended[large].error or "")
 
 
 def test_tenants_above_their_share_of_memory_make_room_first() -> None:

@@ -290,7 +290,7 @@ def test_shreds_of_memory_are_made_room_of() -> None:
 def test_what_nobody_wants_any_more_is_not_read_however_much_may_be() -> None:
     queue = ReadQueue()
     queue.add(ref("left"))
-    assert queue.take({}, lambda _: NOT_WANTED) == []
+    assert queue.take({}, lambda _: NOT_WANTED, lambda _: False) == []
     assert "left" not in queue
 
 

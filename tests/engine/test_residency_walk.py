@@ -37,6 +37,7 @@ CROWD = 30  # requests open at a time
 WALKS = wished("LIVERY_WALKS", 20)
 OPERATIONS = 100  # of a walk
 ADAPTERS = [f"d{number}" for number in range(8)]
+TENANTS = ["t", "u", "v"]
 adapters = st.sampled_from(ADAPTERS)
 
 
@@ -53,6 +54,7 @@ class Walk(RuleBasedStateMachine):
         host=st.integers(0, 40),
         one_memory=st.booleans(),
         sizes=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=2), min_size=8, max_size=8),
+        rooms=st.tuples(st.just(0), st.integers(1, 12), st.integers(6, 24)),
     )
     def start(
         self,
@@ -63,6 +65,7 @@ class Walk(RuleBasedStateMachine):
         host: int,
         one_memory: bool,
         sizes: list[list[int]],
+        rooms: tuple[int, int, int],
     ) -> None:
         self.pool = BlockPool(blocks, BLOCK)
         self.one_memory = one_memory
@@ -78,6 +81,7 @@ class Walk(RuleBasedStateMachine):
         self.sizes = {
             name: [count * PAGE_BYTES for count in pieces] for name, pieces in zip(ADAPTERS, sizes, strict=True)
         }
+        self.rooms = dict(zip(TENANTS, rooms, strict=True))  # in pages; 0: any
         self.open: set[str] = set()
         self.made = 0
         self.over = False
@@ -90,21 +94,29 @@ class Walk(RuleBasedStateMachine):
     # -- what clients and operators do ---------------------------------------------------------------
 
     @precondition(lambda self: len(self.open) < CROWD)
-    @rule(prompt=st.integers(1, 40), max_tokens=st.integers(1, 12), adapter=st.none() | adapters)
-    def add(self, prompt: int, max_tokens: int, adapter: str | None) -> None:
+    @rule(
+        prompt=st.integers(1, 40),
+        max_tokens=st.integers(1, 12),
+        adapter=st.none() | adapters,
+        tenant=st.sampled_from(TENANTS),
+    )
+    def add(self, prompt: int, max_tokens: int, adapter: str | None, tenant: str = "t") -> None:
         name = f"r{self.made}"
         self.made += 1
         reference = AdapterRef.of(adapter, "") if adapter else None
         length = min(prompt, self.pool.num_blocks * BLOCK - 1)
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-        self.scheduler.add(GenerationRequest(name, [5] * length, sampling, reference))
+        room = self.rooms[tenant] * PAGE_BYTES
+        self.scheduler.add(
+            GenerationRequest(name, [5] * length, sampling, reference, tenant=tenant, resident_bytes=room)
+        )
         self.open.add(name)
 
     @precondition(lambda self: len(self.open) < CROWD)
-    @rule(count=st.integers(5, 10), first=st.integers(0, 7))
-    def oversubscribe(self, count: int, first: int) -> None:
+    @rule(count=st.integers(5, 10), first=st.integers(0, 7), tenant=st.sampled_from(TENANTS))
+    def oversubscribe(self, count: int, first: int, tenant: str) -> None:
         for number in range(count):
-            self.add(3, 6, ADAPTERS[(first + number) % len(ADAPTERS)])
+            self.add(3, 6, ADAPTERS[(first + number) % len(ADAPTERS)], tenant)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -156,7 +168,7 @@ class Walk(RuleBasedStateMachine):
         sampled = [part.request_id for part in plan.slices if part.samples]
         failed = {plan.slices[0].request_id: "bad numbers"} if fails and plan.slices else {}
         tokens = {name: (token,) for name in sampled if name not in failed}
-        self.take(self.scheduler.update(plan, StepResult(tokens, failed)))
+        self.take([*self.scheduler.update(plan, StepResult(tokens, failed)), *self.scheduler.take_ended()])
 
     # -- carrying out --------------------------------------------------------------------------------
 

@@ -50,6 +50,14 @@ class Claims:
         self._users.pop(digest, None)
         self._sizes.pop(digest, None)
 
+    def first_with_room(
+        self, askers: Iterable[Asker], nbytes: int, inclined: Iterable[str]
+    ) -> tuple[Asker, list[str]] | None:
+        """The first tenant that may have so many bytes more, and its `surplus`; None where all are at their limits."""
+        inclined = list(inclined)
+        found = ((asker, self.surplus(asker, nbytes, inclined)) for asker in askers)
+        return next(((asker, surplus) for asker, surplus in found if surplus is not None), None)
+
     def surplus(self, asker: Asker, nbytes: int, inclined: Iterable[str]) -> list[str] | None:
         """Versions that a tenant has to give up to keep to its limit with so many bytes more; None where it can't.
 

@@ -10,9 +10,10 @@ hangs up, beside the stored files. Each place is tried once before the version c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from livery.engine.base import AdapterRef, Asker
+from livery.engine.versions import Version
 
 READ_AHEAD = 2  # versions handed to the loader at a time: one being read, one for when that is done
 NOT_WANTED = 1 << 60  # the place in the queue of what no request waits for
@@ -67,8 +68,11 @@ class ReadQueue:
         self._begun.discard(digest)
         return self._asked.pop(digest, ())
 
-    def take(self, ranks: Mapping[str, int], last: Callable[[int], int]) -> list[AdapterRef]:
-        """Versions to begin with now; for requests, those with a place in the queue up to `last(being read)`.
+    def take(
+        self, ranks: Mapping[str, int], last: Callable[[int], int], held: Callable[[str], bool]
+    ) -> list[AdapterRef]:
+        """Versions to begin with now; for requests, those with a place in the queue up to `last(being read)`, and none
+        that is `held`.
 
         Each is given once, and once more after `elsewhere`.
         """
@@ -79,7 +83,7 @@ class ReadQueue:
                     self.end(digest)
             waiting = [digest for digest in self._refs if digest not in self._begun]
             most = last(len(self._begun))
-            ready = [d for d in waiting if d in self._asked or ranks.get(d, NOT_WANTED) <= most]
+            ready = [d for d in waiting if d in self._asked or (ranks.get(d, NOT_WANTED) <= most and not held(d))]
             if not ready:
                 break
             self._oldest_next = not self._oldest_next
@@ -92,3 +96,18 @@ class ReadQueue:
         assert self._begun | self._asked.keys() <= set(self._refs), "what is read isn't asked for"
         assert len(self._begun) <= READ_AHEAD
         assert all(self._tried[digest] < len(places) for digest, places in self._refs.items()), "no place is left"
+
+
+def last_within(budget: int, known: Collection[Version], waiting: Iterable[tuple[int, int]], reading: int) -> int:
+    """The last place in the queue for which the host has room, beside what waits for the device before it.
+
+    `waiting` are places in the queue and bytes. How large the next one is shows when it is read, and so of the
+    `reading`: each counts as the mean of those that are `known`.
+    """
+    mean = sum(version.nbytes for version in known) // max(1, len(known))
+    room = budget - mean * (reading + 1)
+    for rank, nbytes in sorted(waiting):
+        room -= nbytes
+        if room < 0:
+            return rank
+    return LAST

@@ -24,8 +24,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from livery.engine.base import NOBODY, AdapterRef, Asker
 from livery.engine.claims import Claims
 from livery.engine.eviction import GreedyDual
+from livery.engine.held_back import HeldBack
 from livery.engine.pages import PAGE_BYTES, PageAllocator, PageCount, Run, pages_for, spans
-from livery.engine.reads import LAST, NOT_WANTED, ReadQueue
+from livery.engine.reads import LAST, NOT_WANTED, ReadQueue, last_within
 from livery.engine.versions import Placement, Version
 
 
@@ -54,16 +55,23 @@ class Residency:
         self._ranks: dict[str, int] = {}  # place in the queue of waiting requests
         self._claims = Claims()
         self._askers: Mapping[str, Sequence[Asker]] = {}  # tenants whose requests wait for a version
-        self.limited: set[str] = set()  # hosted, and all tenants that wait for it are at their limits
+        self.limited = HeldBack()  # read, and all tenants that wait for it are at their limits
 
     # -- asked by the scheduler ----------------------------------------------------------------------
 
     def is_resident(self, digest: str) -> bool:
         return digest in self._resident
 
+    def is_open_to(self, digest: str, asker: Asker) -> bool:
+        """Whether the version can be used now, and counting it for a tenant leaves that one within its limit."""
+        if digest not in self._resident or not asker.limit or self._claims.is_there_for(digest, asker.tenant):
+            return digest in self._resident
+        return self._claims.surplus(asker, self.nbytes(digest), self._behind(digest)) is not None
+
     def nbytes(self, digest: str) -> int:
-        """What a version takes, that is in some memory."""
-        return self._versions[digest].nbytes
+        """What a version takes, that is in some memory or held back by limits."""
+        version = self._versions.get(digest)
+        return version.nbytes if version else self.limited.nbytes(digest)
 
     def want(self, adapter: AdapterRef) -> bool:
         """True when the version can be used now; otherwise see that it gets loaded."""
@@ -88,6 +96,10 @@ class Residency:
     def pin(self, digest: str, asker: Asker = NOBODY) -> None:
         """A running request uses the version: it stays until `unpin`, and counts for the request's tenant."""
         assert digest in self._resident, "only a resident version can be pinned"
+        if asker.limit and not self._claims.is_there_for(digest, asker.tenant):
+            for other in self._claims.surplus(asker, self.nbytes(digest), self._behind(digest)) or ():
+                if self._claims.give_up(other, asker.tenant) and other not in self._pins:
+                    self._evict(other)
         self._pins[digest] = self._pins.get(digest, 0) + 1
         self._claims.add(digest, self._versions[digest].nbytes, asker, 1)
         self._use(digest)
@@ -159,8 +171,7 @@ class Residency:
         if digest in self._retired:
             self._retired.discard(digest)
             return False
-        pages = sum(map(pages_for, sizes))
-        self._versions[digest] = Version(tuple(sizes), pages, sum(sizes), seconds)
+        self._versions[digest] = Version(tuple(sizes), sum(map(pages_for, sizes)), sum(sizes), seconds)
         self._arrived[digest] = askers
         # What nobody waits for comes without any standing, and so replaces nothing.
         self._host.use(digest, sum(sizes), seconds if self._rank(digest) < NOT_WANTED else 0.0)
@@ -187,13 +198,13 @@ class Residency:
         wanted = [digest for digest in self._ranks if self.lacks_room(digest)]
         arrived, self._arrived = self._arrived, {}
         others = [digest for digest in arrived if digest not in self._ranks and self.lacks_room(digest)]
-        self.limited.clear()
+        self.limited.begin(self._ranks, self._askers, self._versions)
         placements = []
         for digest in [*wanted, *sorted(others, key=lambda digest: digest not in self._kept)]:
             version, askers = self._versions[digest], self._askers.get(digest) or arrived.get(digest)
-            found = self._asker(digest, askers or (NOBODY,))
+            found = self._claims.first_with_room(askers or (NOBODY,), version.nbytes, self._behind(digest))
             if found is None:
-                self.limited.add(digest)
+                self.limited.add(digest, version.nbytes)
             elif (runs := self._allocate(digest, *found)) is not None:
                 if askers:
                     self._claims.add(digest, version.nbytes, found[0], 0)
@@ -224,9 +235,13 @@ class Residency:
         """Versions to read now, each named once, and once more for each `read_elsewhere`.
 
         What is read ahead is bounded: nothing is read for a request while what those before it want fills the host's
-        memory, waiting for room on the device.
+        memory, waiting for room on the device; nor what its tenants' limits would keep from there.
         """
-        return self._loading.take(self._ranks, self._last_to_read)
+        return self._loading.take(
+            self._ranks,
+            lambda reading: last_within(self.host_budget_bytes, self._versions.values(), self._lacking(), reading),
+            self._is_held_back,
+        )
 
     def take_evictions(self) -> list[str]:
         """Versions whose device memory is to be freed, each named once. Always taken before what `place` gave."""
@@ -293,23 +308,16 @@ class Residency:
         if digest in self._host:
             self._host.use(digest, version.nbytes, version.read_seconds)
 
+    def _behind(self, digest: str) -> list[str]:
+        """Resident versions that nobody waits for before this one, in the order in which they make room."""
+        return self._in_order(self._resident, (d for d in self._resident if self._rank(d) > self._rank(digest)))
+
     def _in_order(self, tier: GreedyDual, among: Iterable[str]) -> list[str]:
         """Versions in the order in which they make room."""
-        above = self._claims.above_share(self.budget_bytes)
-
-        def order(digest: str) -> tuple[int, bool, bool, float]:
-            within = not (above and self._claims.is_only_for(digest, above))
-            return -self._rank(digest), digest in self._kept, within, tier.standing(digest)
-
-        return sorted(among, key=order)
-
-    def _asker(self, digest: str, askers: Iterable[Asker]) -> tuple[Asker, list[str]] | None:
-        """The first tenant that may have room for a version, and what it gives up where it waits for this one."""
-        behind = self._in_order(self._resident, (d for d in self._resident if self._rank(d) > self._rank(digest)))
-        for asker in askers:
-            if (surplus := self._claims.surplus(asker, self._versions[digest].nbytes, behind)) is not None:
-                return asker, surplus
-        return None
+        claims, above = self._claims, self._claims.above_share(self.budget_bytes)
+        return sorted(
+            among, key=lambda d: (-self._rank(d), d in self._kept, not claims.is_only_for(d, above), tier.standing(d))
+        )
 
     def _allocate(self, digest: str, asker: Asker, surplus: list[str]) -> tuple[Run, ...] | None:
         """Pages for a version, made free by evicting what its tenant gives up, and then others; none in vain."""
@@ -331,11 +339,7 @@ class Residency:
         return self._pages.allocate(version.sizes)
 
     def _fits_without(self, version: Version, gone: Iterable[str]) -> bool:
-        """Whether a version's pieces find room, each in one run, once these have left the device."""
-        others = [self._versions[other] for other in gone]
-        if self._pages.num_free + sum(other.pages for other in others) < version.pages:
-            return False
-        return self._pages.would_fit(version.sizes, (run for other in others for run in other.runs))
+        return version.would_fit(self._pages, [self._versions[other] for other in gone])
 
     def _evict(self, digest: str) -> None:
         self.evictions += 1
@@ -373,27 +377,24 @@ class Residency:
         """Drop images until the rest is within the budget; what the first request waits for stays whatever it takes."""
         if self._host.nbytes <= self.host_budget_bytes:
             return
-        first = min((self._rank(digest) for digest in self._host if self.lacks_room(digest)), default=NOT_WANTED)
-        droppable = (
-            digest
-            for digest in self._host
-            if digest not in self._placing and (digest in self._resident or self._rank(digest) > min(first, LAST))
-        )
-        for digest in self._in_order(self._host, droppable):
+        first = min((rank for rank, _ in self._lacking()), default=LAST)
+        spare = (d for d in self._host if d in self._resident or d in self.limited or self._rank(d) > min(first, LAST))
+        droppable = self._in_order(self._host, (d for d in spare if d not in self._placing))
+        for digest in sorted(droppable, key=self.limited.order):
             if self._host.nbytes <= self.host_budget_bytes:
                 return
             self._arrived.pop(digest, None)
             self._host.advance(digest)
             self._drop(digest)
 
-    def _last_to_read(self, reading: int) -> int:
-        """The last place in the queue for which the host has room, beside what waits for the device before it."""
-        if not self._versions:
-            return LAST
-        mean = sum(version.nbytes for version in self._versions.values()) // len(self._versions)
-        room = self.host_budget_bytes - mean * (reading + 1)  # how large one is shows when it is read
-        for rank, digest in sorted((self._rank(digest), digest) for digest in self._host if self.lacks_room(digest)):
-            room -= self._versions[digest].nbytes
-            if room < 0:
-                return rank
-        return LAST
+    def _lacking(self) -> Iterable[tuple[int, int]]:
+        """Places in the queue and bytes of versions that wait for room on the device, which others can make."""
+        lacking = (digest for digest in self._host if self.lacks_room(digest) and digest not in self.limited)
+        return ((self._rank(digest), self._versions[digest].nbytes) for digest in lacking)
+
+    def _is_held_back(self, digest: str) -> bool:
+        """Whether limits would keep a version from the device, or it is behind one of which that is known."""
+        if digest not in self.limited or self.limited.is_behind_one(digest):
+            return self.limited.is_behind_one(digest)
+        askers = self._askers.get(digest, ())
+        return self._claims.first_with_room(askers, self.nbytes(digest), self._behind(digest)) is None

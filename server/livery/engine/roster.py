@@ -157,8 +157,8 @@ class Roster:
         return [sequence for sequence in self.running if sequence.num_uncomputed > 1]
 
     def is_ready(self, sequence: Sequence) -> bool:
-        """Whether its adapter, if any, is there."""
-        return sequence.adapter is None or self._residency.is_resident(sequence.adapter)
+        """Whether its adapter, if any, is there, and is or may be counted for its tenant."""
+        return sequence.adapter is None or self._residency.is_open_to(sequence.adapter, sequence.asker)
 
     # -- how things stand ----------------------------------------------------------------------------
 

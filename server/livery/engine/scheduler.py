@@ -327,7 +327,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence, step: _Step) -> None:
         """Let a waiting sequence run, if its adapter is there and it has room; else see who may pass it."""
         adapter = sequence.request.adapter
-        if adapter is not None and not self._residency.want(adapter):
+        if adapter is not None and not (self._residency.want(adapter) and self.roster.is_ready(sequence)):
             self._skip(sequence, adapter.digest, step)
             return
         cached = self.prefix.find(sequence)
@@ -360,19 +360,22 @@ class Scheduler:
         return count
 
     def _skip(self, sequence: Sequence, digest: str, step: _Step) -> None:
-        """Pass over a sequence whose adapter isn't there; skipped too often, it holds up those behind it.
+        """Pass over a sequence whose adapter isn't there, or is there and beyond what its tenant may take.
+
+        Skipped too often, it holds up those behind it.
 
         Only a lack of room gives a right to that: a slow disk is nobody else's business, and a tenant's limit only that
         tenant's.
         """
-        if not self._residency.lacks_room(digest):
+        limited = digest in self._residency.limited or self._residency.is_resident(digest)
+        if not (limited or self._residency.lacks_room(digest)):
             return
         sequence.skips += 1
         takes, limit = self._residency.nbytes(digest), sequence.request.resident_bytes
         if takes > limit > 0:
             reason = too_large(takes, sequence.asker)
             self._ended.append(self.outcomes.fail(sequence, reason, ADAPTER_TOO_LARGE))
-        elif sequence.skips > MAX_SKIPS and digest in self._residency.limited:
+        elif sequence.skips > MAX_SKIPS and limited:
             step.held.add(sequence.tenant)
         elif sequence.skips > MAX_SKIPS:
             step.closed = True

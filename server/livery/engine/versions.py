@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from livery.engine.pages import Run
+from livery.engine.pages import PageAllocator, PageCount, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +28,9 @@ class Version:
     runs: tuple[Run, ...] = ()  # its pages, neighbouring pieces as one
     on_device: bool = False  # resident or placing, and so with runs
     placed_before: bool = False
+
+    def would_fit(self, pages: PageAllocator | PageCount, gone: Sequence[Version]) -> bool:
+        """Whether its pieces find room, each in one run, once these have left the device."""
+        if pages.num_free + sum(other.pages for other in gone) < self.pages:
+            return False
+        return pages.would_fit(self.sizes, (run for other in gone for run in other.runs))
