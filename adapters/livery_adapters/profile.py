@@ -139,7 +139,7 @@ class Profile(_Strict, frozen=True):
     min_p: Share | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
     bounds: Bounds = Bounds()
     chat_template: Template | None = None

@@ -221,6 +221,7 @@ def test_probes_may_ask_for_the_status_alone(server: LiveServer, path: str) -> N
         ({"presence_penalty": 2.5}, "presence_penalty", "invalid_value"),
         ({"frequency_penalty": -2.5}, "frequency_penalty", "invalid_value"),
         ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty", "invalid_value"),
         ({"allowed_token_ids": [49152]}, "allowed_token_ids", "invalid_value"),
         ({"allowed_token_ids": []}, "allowed_token_ids", "invalid_value"),
         ({"allowed_token_ids": [5], "stop_token_ids": [5], "min_tokens": 1}, "allowed_token_ids", "invalid_value"),

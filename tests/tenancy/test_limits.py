@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from livery.tenancy import LimitExceeded, Limits, Principal, RateLimiter
 from livery.tenancy.limits import GUESSED_ANSWER, SWEEP_FROM, Claim, bound_of, guessed_answer
+from livery.tenancy.room import LONGEST_WAIT_S
 
 
 class Clock:
@@ -275,6 +276,13 @@ def test_requests_at_a_time_and_waiting_tokens_are_counted_until_they_end_or_beg
         limiter.claim(whose, 10)
     third.release()
     limiter.claim(whose, 1000)  # a prompt longer than the limit waits alone
+
+
+@pytest.mark.parametrize("limit", ["concurrent_requests", "requests_per_minute", "tokens_per_minute"])
+def test_whoever_may_have_nothing_is_not_told_to_come_back(limit: str) -> None:
+    refused = refusal(RateLimiter(Clock()), principal(**{limit: 0}), 10)
+    assert limit in str(refused) and "however long you wait" in str(refused)
+    assert refused.retry_after == LONGEST_WAIT_S
 
 
 def test_a_changed_limit_holds_for_the_next_request() -> None:

@@ -34,7 +34,7 @@ class SamplingFields(Body):
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)  # far below that logits divided by it overflow
     logit_bias: dict[str, Bias] | None = Field(None, max_length=1024)
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1, max_length=1024)
     bad_words: list[BadWord] | None = Field(None, max_length=64)

@@ -101,7 +101,8 @@ class Account:
         """What speaks against another request now."""
         most = self.limits.concurrent_requests
         if most is not None and self.concurrent >= most:
-            yield _exceeded(f"{self.whose} may have {most} requests under way at once (concurrent_requests)", 1)
+            wait = 1 if most else math.inf
+            yield _exceeded(f"{self.whose} may have {most} requests under way at once (concurrent_requests)", wait)
         if wait := self.requests.wait(1):
             most = self.limits.requests_per_minute
             yield _exceeded(f"{self.whose} may send {most} requests a minute (requests_per_minute)", wait)
