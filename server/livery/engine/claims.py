@@ -7,7 +7,7 @@ version by giving up its own, never by others' leaving, and nobody's limit is re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from livery.engine.base import Asker
 
@@ -19,6 +19,7 @@ class Claims:
         self._sizes: dict[str, int] = {}
         self._users: dict[str, dict[str, int]] = {}  # version -> tenant -> its running requests
         self._bytes: dict[str, int] = {}  # of tenants
+        self._held: dict[str, dict[str, None]] = {}  # tenant -> its versions, the least recently used first
         self._weights: dict[str, float] = {}
 
     def add(self, digest: str, nbytes: int, asker: Asker, requests: int) -> None:
@@ -29,6 +30,9 @@ class Claims:
             users[asker.tenant] = 0
             self._bytes[asker.tenant] = self._bytes.get(asker.tenant, 0) + nbytes
         users[asker.tenant] += requests
+        held = self._held.setdefault(asker.tenant, {})
+        held.pop(digest, None)
+        held[digest] = None
         self._weights[asker.tenant] = asker.weight
 
     def done(self, digest: str, tenant: str) -> None:
@@ -37,10 +41,10 @@ class Claims:
 
     def give_up(self, digest: str, tenant: str) -> bool:
         """A tenant no longer takes room for a version. Whether nobody does now."""
-        del self._users[digest][tenant]
+        del self._users[digest][tenant], self._held[tenant][digest]
         self._bytes[tenant] -= self._sizes[digest]
         if not self._bytes[tenant]:
-            del self._bytes[tenant], self._weights[tenant]
+            del self._bytes[tenant], self._weights[tenant], self._held[tenant]
         return not self._users[digest]
 
     def leave(self, digest: str) -> None:
@@ -51,11 +55,10 @@ class Claims:
         self._sizes.pop(digest, None)
 
     def first_with_room(
-        self, askers: Iterable[Asker], nbytes: int, inclined: Iterable[str]
+        self, askers: Iterable[Asker], nbytes: int, inclined: Callable[[str], Iterable[str]]
     ) -> tuple[Asker, list[str]] | None:
         """The first tenant that may have so many bytes more, and its `surplus`; None where all are at their limits."""
-        inclined = list(inclined)
-        found = ((asker, self.surplus(asker, nbytes, inclined)) for asker in askers)
+        found = ((one, self.surplus(one, nbytes, inclined(one.tenant) if one.limit else ())) for one in askers)
         return next(((asker, surplus) for asker, surplus in found if surplus is not None), None)
 
     def surplus(self, asker: Asker, nbytes: int, inclined: Iterable[str]) -> list[str] | None:
@@ -87,12 +90,18 @@ class Claims:
         """Whether a tenant takes room for a version."""
         return tenant in self._users.get(digest, ())
 
+    def versions_of(self, tenant: str) -> Iterable[str]:
+        """What a tenant takes room for, the least recently used first."""
+        return self._held.get(tenant, ())
+
     def bytes_of(self, tenant: str) -> int:
         return self._bytes.get(tenant, 0)
 
     def check_invariants(self, on_device: Collection[str]) -> None:
         """What is claimed is on the device, and bytes add up."""
         assert set(self._users) <= set(on_device), "room is counted for what isn't there"
+        held = {(digest, tenant) for tenant, versions in self._held.items() for digest in versions}
+        assert held == {(digest, tenant) for digest, users in self._users.items() for tenant in users}
         sums: dict[str, int] = {}
         for digest, users in self._users.items():
             for tenant in users:

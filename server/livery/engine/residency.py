@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 from livery.engine.base import NOBODY, AdapterRef, Asker
 from livery.engine.claims import Claims
@@ -66,7 +67,7 @@ class Residency:
         """Whether the version can be used now, and counting it for a tenant leaves that one within its limit."""
         if digest not in self._resident or not asker.limit or self._claims.is_there_for(digest, asker.tenant):
             return digest in self._resident
-        return self._claims.surplus(asker, self.nbytes(digest), self._behind(digest)) is not None
+        return self._claims.surplus(asker, self.nbytes(digest), self._behind(digest, asker.tenant)) is not None
 
     def nbytes(self, digest: str) -> int:
         """What a version takes, that is in some memory or held back by limits."""
@@ -97,7 +98,7 @@ class Residency:
         """A running request uses the version: it stays until `unpin`, and counts for the request's tenant."""
         assert digest in self._resident, "only a resident version can be pinned"
         if asker.limit and not self._claims.is_there_for(digest, asker.tenant):
-            for other in self._claims.surplus(asker, self.nbytes(digest), self._behind(digest)) or ():
+            for other in self._claims.surplus(asker, self.nbytes(digest), self._behind(digest, asker.tenant)) or ():
                 if self._claims.give_up(other, asker.tenant) and other not in self._pins:
                     self._evict(other)
         self._pins[digest] = self._pins.get(digest, 0) + 1
@@ -202,7 +203,7 @@ class Residency:
         placements = []
         for digest in [*wanted, *sorted(others, key=lambda digest: digest not in self._kept)]:
             version, askers = self._versions[digest], self._askers.get(digest) or arrived.get(digest)
-            found = self._claims.first_with_room(askers or (NOBODY,), version.nbytes, self._behind(digest))
+            found = self._claims.first_with_room(askers or (NOBODY,), version.nbytes, partial(self._behind, digest))
             if found is None:
                 self.limited.add(digest, version.nbytes)
             elif (runs := self._allocate(digest, *found)) is not None:
@@ -308,16 +309,15 @@ class Residency:
         if digest in self._host:
             self._host.use(digest, version.nbytes, version.read_seconds)
 
-    def _behind(self, digest: str) -> list[str]:
-        """Resident versions that nobody waits for before this one, in the order in which they make room."""
-        return self._in_order(self._resident, (d for d in self._resident if self._rank(d) > self._rank(digest)))
+    def _behind(self, digest: str, tenant: str) -> list[str]:
+        """A tenant's resident versions that nobody waits for before this one, in the order in which they make room."""
+        own, rank = (d for d in self._claims.versions_of(tenant) if d in self._resident), self._rank(digest)
+        return self._in_order(self._resident, (d for d in own if self._rank(d) > rank))
 
     def _in_order(self, tier: GreedyDual, among: Iterable[str]) -> list[str]:
         """Versions in the order in which they make room."""
-        claims, above = self._claims, self._claims.above_share(self.budget_bytes)
-        return sorted(
-            among, key=lambda d: (-self._rank(d), d in self._kept, not claims.is_only_for(d, above), tier.standing(d))
-        )
+        only_for, above = self._claims.is_only_for, self._claims.above_share(self.budget_bytes)
+        return sorted(among, key=lambda d: (-self._rank(d), d in self._kept, not only_for(d, above), tier.standing(d)))
 
     def _allocate(self, digest: str, asker: Asker, surplus: list[str]) -> tuple[Run, ...] | None:
         """Pages for a version, made free by evicting what its tenant gives up, and then others; none in vain."""
@@ -397,4 +397,4 @@ class Residency:
         if digest not in self.limited or self.limited.is_behind_one(digest):
             return self.limited.is_behind_one(digest)
         askers = self._askers.get(digest, ())
-        return self._claims.first_with_room(askers, self.nbytes(digest), self._behind(digest)) is None
+        return self._claims.first_with_room(askers, self.nbytes(digest), partial(self._behind, digest)) is None
