@@ -22,6 +22,7 @@ from livery.engine.fake import FakeEngine
 from livery.followed import FollowedFolder
 from livery.served import ServedAdapters
 from livery.staging import Staged, Staging
+from livery_adapters import sources
 from livery_adapters.base_model import BaseModel
 from livery_adapters.effect import AdapterEffect
 from livery_adapters.manifest import read_manifest
@@ -101,6 +102,7 @@ async def test_an_adapter_that_ends_the_engine_is_tried_twice_and_the_others_are
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(followed, "WATCH_AGAIN_S", 0.01)
+    monkeypatch.setattr(sources, "_TIMEOUT_MS", 100)
     engine = FragileEngine(modules=MODULES)
     async with following(tmp_path, engine) as (adapters, registry, root):
         deadly, pirate = (make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("bomb", "pirate")))
