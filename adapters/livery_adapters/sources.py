@@ -8,10 +8,10 @@ in a subfolder with a tenant's name belong to that tenant: `acme/pirate`.
 
 A subfolder is taken once it has stood still for a quiet moment, and only if it still looks the same when its
 files have been copied. One that is half there is "incomplete", a bad one "failed"; both leave an earlier version
-serving. A subfolder that is gone retires its name, until it is back. Unchanged ones (sizes, times and inodes) are not
-read again, not even by the next run, except after a refusal that may pass, as with a full disk, a name that is
-somebody else's or a registry that is down: less and less often. What makes an adapter good, and what taking it means,
-is the business of `library`.
+serving. A subfolder that is gone retires its name, until it is back; one that can't be looked at isn't gone.
+Unchanged ones (sizes, times and inodes) are not read again, not even by the next run, except after a refusal that may
+pass, as with a full disk, a name that is somebody else's or a registry that is down: less and less often. What makes an
+adapter good, and what taking it means, is the business of `library`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
-import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -29,8 +27,8 @@ from typing import NamedTuple
 
 from watchfiles import awatch
 
-from livery_adapters.beside import BESIDE_NAMES
 from livery_adapters.fetching import copy_directory
+from livery_adapters.folder_look import Signature, looks, signatures
 from livery_adapters.incoming import Incoming
 from livery_adapters.library import AdapterLibrary, Intake
 from livery_adapters.names import FOLDER
@@ -41,18 +39,16 @@ from livery_adapters.registry import (
     RegistryError,
     RegistryUnavailable,
 )
-from livery_adapters.tensor_file import FILE_NAMES
 
 logger = logging.getLogger(__name__)
 
-Signature = tuple[tuple[int, int, int, int] | None, ...]  # size, mtime, ctime (ns) and inode of each file
-
 # Refusals that are about this machine at this moment rather than about the files.
-TRANSIENT = frozenset({"activation_failed", "format_untried", "storage_full", "storage_failed", "unreadable"})
+_HERE = ("activation_failed", "format_untried", "storage_full", "storage_failed", "unreadable")
+_STORED = ("blobs_unavailable", "blobs_of_another", "blobs_elsewhere")
+TRANSIENT = frozenset((*_HERE, *_STORED))
 LONGEST_WAIT_S = 300.0
 LOSSES = 2  # of what proves adapters, under the same files of one, before that one isn't tried any more
 
-_TEMPORARY = (".tmp", ".part", ".partial", "~")
 _DEBOUNCE_MS = 400
 _TIMEOUT_MS = 2000  # look again this often even without an event: network file systems lose some
 
@@ -107,6 +103,8 @@ class FolderSource:
         self._follower = follower
         self._before: dict[str, Given] = {}  # what an earlier run dealt with, until it is compared with what is there
         self._told_empty = False
+        self._unseen: frozenset[str] = frozenset()  # subfolders that the last look couldn't look at
+        self._place: tuple[int, int] | None = None  # device and inode of the root when it last held something
         self._settled: dict[str, Signature] = {}  # how each subfolder looked when it was dealt with
         self._retries: dict[str, _Retry] = {}
         self._check = check
@@ -147,7 +145,11 @@ class FolderSource:
         if before is None:
             return True
         await self._compare_with_registry(before)
-        changed = {name: seen for name, seen in before.items() if self._settled.get(name) != seen or self._due(name)}
+        changed = {
+            name: seen
+            for name, seen in before.items()
+            if self._settled.get(name) != seen or (self._due(name) and not self._out_of_sight(name))
+        }
         missing = self._settled.keys() - before.keys()
         if not changed and not missing:
             return True
@@ -168,7 +170,9 @@ class FolderSource:
 
         A folder with nothing at all may be a volume that isn't mounted yet: that look comes when there is something.
         """
-        gone = [name for name, given in self._before.items() if given.claimed and name not in now]
+        unseen = {name: given for name, given in self._before.items() if name not in now and self._out_of_sight(name)}
+        there = now.keys() | unseen.keys()
+        gone = [name for name, given in self._before.items() if given.claimed and name not in there]
         if gone and not now:
             self._tell_empty(sorted(name for name in gone if self._before[name].listed))
             return
@@ -180,7 +184,7 @@ class FolderSource:
         if unclaimed := [name for name in same if not self._before[name].claimed]:
             await asyncio.to_thread(self._registry.claim, unclaimed, self._follower)
         self._settled |= dict.fromkeys(gone, ()) | {name: now[name] for name in same}
-        self._before = {}
+        self._before = unseen
 
     def _tell_empty(self, names: list[str]) -> None:
         if names and not self._told_empty:
@@ -194,14 +198,36 @@ class FolderSource:
             self._told_empty = True
 
     async def _look(self) -> dict[str, Signature] | None:
-        """What is there now. None when the folder can't be listed: that is no reason to drop anything."""
+        """What is there now, with what can't be looked at as it was dealt with last.
+
+        None when the folder can't be listed, and when all of it went with the root itself, as a volume that is
+        unmounted does: neither is a reason to drop anything.
+        """
         try:
-            return await asyncio.to_thread(_signatures, self.root, self._is_tenant)
+            found = await asyncio.to_thread(signatures, self.root, self._is_tenant)
         except OSError as error:
             logger.warning(
                 "the adapter folder can't be listed at %s (%s); what is served stays", error.filename, error.strerror
             )
             return None
+        for name in found.unseen.keys() - self._unseen:
+            logger.warning(
+                "subfolder %s of the adapter folder can't be looked at (%s); what it gave stays as it is",
+                printable(name),
+                found.unseen[name].strerror,
+            )
+        self._unseen = frozenset(found.unseen)
+        now = {name: seen for name, seen in self._settled.items() if self._out_of_sight(name)} | found.seen
+        if now:
+            self._place, self._told_empty = found.place, False
+        elif self._settled and self._place not in (None, found.place):
+            self._tell_empty(sorted(printable(name) for name in self._settled))
+            return None
+        return now
+
+    def _out_of_sight(self, name: str) -> bool:
+        """Whether the last look couldn't look at its subfolder, or at its tenant's."""
+        return not self._unseen.isdisjoint((name, name.partition("/")[0]))
 
     def _due(self, name: str) -> bool:
         retry = self._retries.get(name)
@@ -260,7 +286,7 @@ class FolderSource:
 
         async def fill(incoming: Incoming) -> str:
             await asyncio.to_thread(copy_directory, self.root / name, incoming, [self.root])
-            if (await asyncio.to_thread(_signature_of, self.root / name)) != seen:
+            if (await asyncio.to_thread(looks, self.root / name)) != seen:
                 raise AdapterRefused(
                     "incomplete", f"the files of {name!r} changed while they were read; it is tried again"
                 )
@@ -271,7 +297,7 @@ class FolderSource:
             async with self._changing(printable(name), owner):  # other processes are told of it, in UTF-8
                 record = await self._library.add(name, fill, Intake(FOLDER, owner=owner, follower=self._follower))
         except AdapterRefused as refused:
-            if await asyncio.to_thread(_signature_of, self.root / name) != seen:
+            if await asyncio.to_thread(looks, self.root / name) != seen:
                 return False
             await self._refused(name, origin, refused.code, refused.message)
             if refused.code in TRANSIENT:
@@ -350,43 +376,3 @@ def _owner(name: str) -> str:
     """Whose the adapter of a subfolder is: one within another is a tenant's."""
     tenant, inside, _ = name.partition("/")
     return tenant if inside else OPERATOR_TENANT
-
-
-def _signatures(root: Path, is_tenant: Callable[[str], bool]) -> dict[str, Signature]:
-    """How each adapter looks, by its name."""
-    found = {}
-    for folder in _folders(root):
-        found[folder.name] = _signature_of(folder)
-        if is_tenant(folder.name):
-            found |= {f"{folder.name}/{inner.name}": _signature_of(inner) for inner in _folders(folder)}
-    return {name: signature for name, signature in found.items() if any(signature[: len(FILE_NAMES)])}
-
-
-def _folders(root: Path) -> list[Path]:
-    with os.scandir(root) as entries:
-        return [
-            Path(entry.path)
-            for entry in entries
-            if not entry.name.startswith(".") and not entry.name.endswith(_TEMPORARY) and _is_directory(entry)
-        ]
-
-
-def _signature_of(directory: Path) -> Signature:
-    return tuple(_signature(os.path.join(directory, name)) for name in (*FILE_NAMES, *BESIDE_NAMES))
-
-
-def _is_directory(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link in a loop: one bad entry must not hide the others
-        return False
-
-
-def _signature(path: str) -> tuple[int, int, int, int] | None:
-    try:
-        status = os.stat(path)  # of what a link leads to: Kubernetes swaps links when it changes a volume
-    except OSError:
-        return None
-    if stat.S_ISDIR(status.st_mode):
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
