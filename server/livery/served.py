@@ -55,6 +55,7 @@ log = logging.getLogger("livery.adapters")
 POLL_S = 0.5  # how soon a change made by another process is seen
 PROVE_AGAIN_S = 30.0  # not each request tries a version that could not be proven
 STATS_TIMEOUT_S = 2.0
+FILES_GONE = "its files are gone from the data folder; add it again"
 # What keeps files from coming that another try may not meet, and that is no fault of the adapter's.
 PASSING = {
     "blobs_unavailable": "the object store that has them can't be read",
@@ -159,8 +160,7 @@ class ServedAdapters:
             facts = fresh.version.facts
             kept = facts.weightless or self.library.store.path(facts.weights).is_dir()
             if not kept and facts.digest == stale.version.facts.digest:
-                reason = "its files are gone from the data folder; add it again"
-                return AdapterUnusable(meant.shown, reason, own=meant.own)
+                return AdapterUnusable(meant.shown, FILES_GONE, own=meant.own)
         return AdapterNotReady(name)
 
     async def version(self, name: str, caller: Caller = ANYONE) -> NamedVersion:
@@ -239,10 +239,17 @@ class ServedAdapters:
         version = await self._proven(record.active, record.name)
         if version.facts.weightless:
             return
+        ref = self._reference(version)
         try:
-            await self._engine.load_adapter(self._reference(version), Caller(principal=principal).asker)
+            self._holds.keep(ref)  # until it is read; and so the sweeper knows of it, and drops it with its last name
+        except FileNotFoundError as error:
+            raise AdapterUnusable(record.name, FILES_GONE) from error
+        try:
+            await self._engine.load_adapter(ref, Caller(principal=principal).asker)
         except AdapterLoadFailed as failed:
             raise AdapterUnusable(record.name, str(failed)) from failed
+        finally:
+            self._holds.let_go(ref.digest)
 
     async def settle(self) -> None:
         """Wait until what nobody uses any more has left the engine and the disk, and what is pinned was tried."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.sql_facts import fill, weights_of
-from livery.engine.base import AdapterPart, AdapterRef
+from livery.engine.base import AdapterPart, AdapterRef, Asker
+from livery.refusals import AdapterUnusable
+from livery_adapters.identity import converted_digest
 from livery_adapters.registry import RegistryUnavailable
 from service.stock import Stock, stocked
 
@@ -95,6 +98,51 @@ async def test_a_change_during_use_counts_when_the_use_ends(stock: Stock) -> Non
     lease.release()
     await stock.adapters.settle()
     assert not stock.engine.loaded
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_what_nobody_asked_yet_leaves_with_its_name(tmp_path: Path, pinned: bool) -> None:
+    """Read after a restart because somebody wanted it there, as two versions of the same files."""
+    async with stocked(tmp_path) as before:
+        digest = await before.add("pirate", 1)
+        facts = before.registry.get("pirate").active
+        assert facts is not None
+        converted = converted_digest(digest, 4)
+        before.registry.put("rough", replace(facts.facts, approximate=4, digest=converted), source="api", origin="")
+    async with stocked(tmp_path) as stock:
+        for name in ("pirate", "rough"):
+            if pinned:
+                stock.registry.pin(name, True)
+            else:
+                await stock.adapters.prefetch(stock.registry.get(name))
+        stock.adapters._forget_names(None)
+        await stock.adapters.settle()
+        assert set(stock.engine.loaded) == {digest, converted}
+        assert await stock.adapters.resident() == {"pirate", "rough"}
+        for name in ("rough", "pirate"):
+            await retire(stock, name)
+        assert not stock.engine.loaded
+        assert stock.store.digests() == []
+
+
+async def test_files_are_held_while_the_engine_reads_them(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = await stock.add("pirate", 1)
+    record, load = stock.registry.get("pirate"), stock.engine.load_adapter
+    kept: list[bool] = []
+
+    async def retired_meanwhile(adapter: AdapterRef, asker: Asker) -> Any:
+        await retire(stock, "pirate")
+        kept.append(stock.store.path(digest).is_dir())
+        return await load(adapter, asker)
+
+    monkeypatch.setattr(stock.engine, "load_adapter", retired_meanwhile)
+    await stock.adapters.prefetch(record)
+    assert kept == [True]
+    await stock.adapters.settle()
+    assert not stock.engine.loaded
+    assert stock.store.digests() == []
+    with pytest.raises(AdapterUnusable, match="its files are gone"):
+        await stock.adapters.prefetch(record)
 
 
 async def test_what_could_not_be_asked_is_asked_again(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
