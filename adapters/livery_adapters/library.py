@@ -81,8 +81,7 @@ class AdapterLibrary:
         self._proves = prover is not None
         self._keep_versions = keep_versions
         self._bringing = Bringing(store)
-        if store.shared is not None:
-            store.shared.belong_to(registry.identity)
+        store.belong_to(registry.identity, registry.weights_in_use)
 
     # -- in ------------------------------------------------------------------------------------------
 
@@ -118,6 +117,7 @@ class AdapterLibrary:
             owner=intake.owner,
             quota=intake.quota,
         )
+        self.store.check_shared(await asyncio.to_thread(self.registry.blob_store))
         async with self._incoming() as incoming:
             origin = await fill(incoming)
             intake.laps.lap("receive")
@@ -252,7 +252,10 @@ class AdapterLibrary:
         await asyncio.to_thread(self.store.export, weights, out)
 
     async def collect_garbage(self) -> list[str]:
-        """Delete stored files that no name's history refers to and no process holds (`BlobStore.hold`)."""
+        """Delete stored files that no name's history refers to and no process holds (`BlobStore.hold`).
+
+        Raises AdapterRefused (blobs_of_another), StoreBusy, RegistryError, OSError.
+        """
         return await asyncio.to_thread(self.store.collect_garbage, self.registry.weights_in_use, 0.0)
 
     async def collect_shared_garbage(self) -> list[str]:

@@ -18,8 +18,8 @@ class AdapterRefused(Exception):
     resized_vocabulary, missing_tensor, unsupported_combination, unfused_experts, overflow, no_exact_form,
     bad_composition, bad_merge, canary_failed, not_additive, not_mergeable, not_safetensors, output_exists,
     zero_effect, token_out_of_range, bad_profile, unsupported_task, bad_template, template_not_allowed,
-    unusable_tokenizer, blobs_unavailable, blobs_of_another, blob_missing, not_applied_by_engine, bad_model,
-    different_model, nothing_differs, not_extractable, output_unfinished, out_of_memory.
+    unusable_tokenizer, blobs_unavailable, blobs_of_another, blobs_elsewhere, blob_missing, not_applied_by_engine,
+    bad_model, different_model, nothing_differs, not_extractable, output_unfinished, out_of_memory.
     """
 
     def __init__(self, code: str, message: str) -> None:

@@ -21,9 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
-import re
 import shutil
 import time
 import uuid
@@ -31,8 +29,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from livery_adapters.blob_owner import BlobOwner
+from livery_adapters.blobs import Blobs
 from livery_adapters.incoming import Incoming, storing, sync_directory
-from livery_adapters.layout import digest_of
 from livery_adapters.refusal import DEFAULT_LIMITS, TAKEN_IN, AdapterRefused, Limits
 from livery_adapters.tensor_file import CHUNK, FILE_NAMES, open_regular
 
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BlobStore", "Hold", "Incoming", "StoreBusy"]
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _FILES = "files"
 _LOCK = "lock"
 _POLL_S = 0.02
@@ -65,7 +63,7 @@ class Hold:
             os.close(fd)
 
 
-class BlobStore:
+class BlobStore(Blobs):
     """The only writer below `root`.
 
     A blob is `root/sha256/ab/<64 hex>/` with the two files, read-only. What is on its way in is
@@ -77,16 +75,45 @@ class BlobStore:
 
     def __init__(self, root: Path, limits: Limits = DEFAULT_LIMITS, shared: SharedBlobs | None = None) -> None:
         """`shared`: what is published is kept there too, and what others published comes from there (`bring`)."""
-        self.root = root
+        super().__init__(root)
         self.shared = shared
+        self._owner: BlobOwner | None = None
         self._limits = limits
-        self._blobs = root / "sha256"
         self._incoming = root / "incoming"  # on the same file system, so that a rename publishes
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._incoming.mkdir(exist_ok=True)
         sync_directory(root)
         with contextlib.suppress(StoreBusy):
             self._sweep(timeout_s=0)
+
+    def belong_to(self, identity: Callable[[], str], listed: Callable[[], Collection[str]]) -> None:
+        """Publish and delete for one registry only; `listed` are the digests its rows refer to. See `BlobOwner`.
+
+        Both are asked later, and may block.
+        """
+        self._owner = BlobOwner(self.root, identity, listed, self.digests)
+        if self.shared is not None:
+            self.shared.belong_to(identity)
+
+    def check_owner(self) -> None:
+        """Raises AdapterRefused (blobs_of_another) where the blobs here are another registry's; OSError."""
+        if self._owner is not None:
+            self._owner.check()
+
+    def claim(self) -> None:
+        """Have the folder be its registry's, as publishing does. Raises AdapterRefused (blobs_of_another), OSError."""
+        if self._owner is not None:
+            self._owner.claim(_locked(self.root / _LOCK, fcntl.LOCK_EX))
+
+    def check_shared(self, theirs: str | None) -> None:
+        """Raises AdapterRefused (blobs_elsewhere) where whoever looks in the object store `theirs` would miss it."""
+        mine = None if self.shared is None else str(self.shared)
+        if theirs not in (None, mine):
+            raise AdapterRefused(
+                "blobs_elsewhere",
+                f"servers of this registry share adapter files in {theirs}, and what is taken in here would be in "
+                f"{mine or 'the data folder'} alone: start with --blob-store {theirs}",
+            )
 
     # -- taking in -------------------------------------------------------------------------------------
 
@@ -96,7 +123,8 @@ class BlobStore:
 
         The row that refers to the digest must be committed inside the context, after `publish` and before `done`:
         until then garbage collection waits, in this and every other process; it does not wait for downloads, which
-        come before `publish`. Raises AdapterRefused (storage_full, storage_failed, and of `publish` blobs_unavailable).
+        come before `publish`. Raises AdapterRefused (storage_full, storage_failed, and of `publish` blobs_unavailable,
+        blobs_of_another).
         """
         with self._room(self.shared, self._limits) as incoming:
             yield incoming
@@ -110,7 +138,9 @@ class BlobStore:
             def publish(files: Path, digest: str) -> Path:
                 if shared is not None:
                     shared.keep(digest, files)
+                self.claim()
                 published.enter_context(_locked(self.root / _LOCK, fcntl.LOCK_SH))
+                self.check_owner()  # while it was empty another registry may have taken it
                 return self._publish(files, digest)
 
             with storing(), _locked(self.root / _LOCK, fcntl.LOCK_SH):  # no sweep sees it before it is locked
@@ -170,37 +200,6 @@ class BlobStore:
 
     # -- looking ---------------------------------------------------------------------------------------
 
-    def path(self, digest: str) -> Path:
-        """Where a version's files are. The one place where a digest becomes a path. Raises ValueError."""
-        if not _DIGEST.fullmatch(digest):
-            raise ValueError(f"{digest[:80]!r} is not a SHA-256 digest in lower-case hex")
-        return self._blobs / digest[:2] / digest
-
-    def digests(self) -> list[str]:
-        """Every version held, sorted."""
-        return sorted(entry.name for entry in self._blobs.glob("??/*") if _DIGEST.fullmatch(entry.name))
-
-    def verify(self, digest: str) -> bool:
-        """Whether a version is held and its files are still those that gave the digest; reads them in full."""
-        try:
-            return digest_of({name: _sha256(self.path(digest), name) for name in FILE_NAMES}) == digest
-        except (AdapterRefused, OSError):
-            return False
-
-    def export(self, digest: str, out: Path) -> None:
-        """Copy a version's two files into the directory `out`, made when it isn't there.
-
-        Raises FileExistsError when it isn't empty, FileNotFoundError for a version that isn't held, OSError.
-        """
-        held = self.path(digest)
-        if not held.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "no such adapter version in the store", digest)
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise FileExistsError(errno.EEXIST, "the directory is not empty; choose another", str(out))
-        for name in FILE_NAMES:
-            shutil.copyfile(held / name, out / name)
-
     def hold(self, digest: str) -> Hold:
         """Keep a version from being collected, by any process, until the hold is released.
 
@@ -237,10 +236,12 @@ class BlobStore:
         Waits until no process is between `publish` and `done`, so a callable `keep` sees every row that refers to a
         published blob; a collection gathered earlier doesn't, and then only the grace protects what was published
         since. Blobs published (also once more) within `grace_s` seconds stay, and those that somebody holds. Never
-        call it inside `incoming()`: it would wait for itself. Raises StoreBusy after `timeout_s` seconds, OSError.
+        call it inside `incoming()`: it would wait for itself. Raises StoreBusy after `timeout_s` seconds, OSError,
+        AdapterRefused (blobs_of_another).
         """
         removed = []
         with self._alone(timeout_s):
+            self.check_owner()
             kept = frozenset(keep() if callable(keep) else keep)
             limit = time.time() - grace_s
             for digest in self.digests():
@@ -311,14 +312,6 @@ def _is_held(lock: Path) -> bool:
     finally:
         os.close(fd)
     return False
-
-
-def _sha256(directory: Path, name: str) -> str:
-    digest = hashlib.sha256()
-    with open_regular(directory, name) as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _repair(held: Path, fresh: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from livery.adapter_text import AdapterText
 from livery.admission import BODY_BYTES
-from livery.data_folder import DataFolder
+from livery.data_folder import DataFolder, DataFolderUnusable
 from livery.engine.base import Asker, Engine, EngineInfo
 from livery.followed import FollowedFolder
 from livery.foreign_templates import TemplateWorkers
@@ -42,7 +42,7 @@ from livery.text import Tokenizer
 from livery.vitals import Vitals
 from livery_adapters.base_model import BaseModel
 from livery_adapters.fetching import SourcePolicy
-from livery_adapters.refusal import DEFAULT_LIMITS, Limits
+from livery_adapters.refusal import DEFAULT_LIMITS, AdapterRefused, Limits
 from livery_adapters.registry import Registry
 from livery_adapters.shared_blobs import SharedBlobs
 from livery_adapters.store import BlobStore
@@ -125,7 +125,10 @@ def source_policy(allowed: tuple[str, ...], root: Path | None) -> SourcePolicy:
 async def assemble(
     engine: Engine, info: EngineInfo, tokenizer: Tokenizer, plan: Assembly, progress: Callable[[str], None]
 ) -> ServerParts:
-    """Open what is on disk and take in what the folder holds. Raises RegistryError or NotADirectoryError."""
+    """Open what is on disk and take in what the folder holds.
+
+    Raises RegistryError, DataFolderUnusable where the files there are another registry's, NotADirectoryError.
+    """
     async with AsyncExitStack() as opened:
         progress("opening the registry")
         url = plan.data.tenants_url(plan.registry)
@@ -151,6 +154,9 @@ async def assemble(
         parts = _over(engine, info, plan, _Opened(tenants, registry, store, text, grammars))
         opened.pop_all()
         opened.push_async_callback(parts.stop)
+        await asyncio.to_thread(check_owner, store)
+        if plan.shared is not None:  # whoever else adds adapters to the registry learns where their files go
+            await asyncio.to_thread(registry.use_blob_store, str(plan.shared))
         await _start(parts, progress)
         opened.pop_all()
         return parts
@@ -165,6 +171,14 @@ class _Opened:
     store: BlobStore
     text: AdapterText
     grammars: GrammarCheck
+
+
+def check_owner(store: BlobStore) -> None:
+    """Before anything looks for garbage. Raises DataFolderUnusable where the files are another registry's."""
+    try:
+        store.check_owner()
+    except AdapterRefused as refused:
+        raise DataFolderUnusable(f"{store.root}: {refused.message}") from None
 
 
 def _over(engine: Engine, info: EngineInfo, plan: Assembly, opened: _Opened) -> ServerParts:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from livery.engine.base import Engine, EngineDead, EngineError, EngineRestarting
 from livery.holds import Holds, Told
 from livery_adapters.library import AdapterLibrary
+from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import RegistryError
 from livery_adapters.store import StoreBusy
 
@@ -108,6 +109,8 @@ class Sweeper:
                 await self.settle()
             except EngineDead:
                 return
+            except AdapterRefused as refused:  # the files are another registry's: nothing here is to be deleted
+                log.error("what is no longer used stays in the data folder: %s", refused.message)
             except (RegistryError, SQLAlchemyError, EngineError, StoreBusy, OSError) as error:
                 if not isinstance(error, EngineRestarting):
                     log.warning("what is no longer used could not be dropped yet: %s", error)

@@ -105,6 +105,7 @@ def test_every_schema_there_was_is_opened_with_all_it_holds(tmp_path: Path, dump
         assert registry.alias("acme/birds").owner == "acme"
         assert registry.shared_with("acme/parrot") == ("bob",)
     assert (registry.identity() in dump.read_text()) == (dump.stem >= "0004")
+    assert registry.blob_store() == ("s3://bucket/livery" if dump.stem >= "0005" else None)
     claimed = dump.stem >= "0003"
     assert {name: given.claimed for name, given in registry.given("here").items()} == {
         "broken": False,
@@ -128,7 +129,7 @@ def make_fixture(folder: Path) -> str:
     registry.put("acme/parrot", facts_of("three"), source="api", origin="upload", owner="acme")
     registry.share("acme/parrot", "acme", "bob")
     registry.set_alias("acme/birds", [AliasTarget("acme/parrot"), AliasTarget("pirate")], "none", owner="acme")
-    registry.identity()
+    registry.use_blob_store("s3://bucket/livery")
     registry.close()
     with sqlite3.connect(folder / "fixture.db") as connection:
         return re.sub(r" +\n", "\n", "\n".join(connection.iterdump()) + "\n")

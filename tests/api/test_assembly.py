@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from api.live_server import BASE, MODULES
+from api.peft_files import make_adapter
 from livery.assembly import Assembly, assemble, gate_for, source_policy
-from livery.data_folder import DataFolder
+from livery.data_folder import DataFolder, DataFolderUnusable
 from livery.engine.fake import FakeEngine
 from livery.text import Tokenizer
+from livery_adapters.registry import Registry
+from livery_adapters.shared_blobs import SharedBlobs
+from livery_adapters.store import BlobStore
 
 
 def held_below(folder: Path) -> set[str]:
@@ -37,3 +42,34 @@ async def test_a_start_that_fails_leaves_nothing_open(tmp_path: Path, tokenizer:
         await assemble(engine, info, tokenizer, plan, lambda _: None)
     assert (tmp_path / "data" / "livery.db").is_file()
     assert held_below(tmp_path) == set()
+
+
+async def test_a_folder_with_another_registrys_files_is_not_served(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Its sweeper would find each of them unused."""
+    engine, data = FakeEngine(modules=MODULES), DataFolder(tmp_path / "data")
+    data.make()
+    store = BlobStore(data.adapters)
+    with closing(Registry.open(tmp_path / "theirs.db")) as theirs:
+        store.belong_to(theirs.identity, theirs.weights_in_use)
+        digest = store.put(make_adapter(tmp_path / "pirate"))
+    info = await engine.start()
+    plan = Assembly(base_name=BASE, data=data, sources=source_policy((), None), gate=gate_for(info))
+    with pytest.raises(DataFolderUnusable, match="belong to another registry"):
+        await assemble(engine, info, tokenizer, plan, lambda _: None)
+    assert store.digests() == [digest]
+
+
+async def test_the_registry_knows_where_its_servers_share_files(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    engine, data = FakeEngine(modules=MODULES), DataFolder(tmp_path / "data")
+    data.make()
+    info = await engine.start()
+    plan = Assembly(
+        base_name=BASE,
+        data=data,
+        shared=SharedBlobs("s3://bucket/livery/"),
+        sources=source_policy((), None),
+        gate=gate_for(info),
+    )
+    parts = await assemble(engine, info, tokenizer, plan, lambda _: None)
+    assert parts.registry.blob_store() == "s3://bucket/livery"
+    await parts.stop()

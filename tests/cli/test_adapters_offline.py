@@ -6,6 +6,7 @@ import json
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from api.peft_files import damage_weights, make_adapter
@@ -31,6 +32,15 @@ def stored(data: Path) -> set[str]:
     return {folder.name for folder in (data / "adapters" / "sha256").glob("??/*")}
 
 
+def test_a_folder_whose_server_keeps_things_elsewhere_is_checked_against(
+    tmp_path: Path, made: tuple[Path, Path], livery: Livery
+) -> None:
+    """A check asks neither the registry nor the object store."""
+    known = msgspec.structs.replace(BASE, registry="postgresql://db/livery", blob_store="s3://bucket/livery")
+    data = data_folder(tmp_path / "data", known)
+    assert livery("adapters", "check", made[0], "--data", data, "--json").json()["ok"]
+
+
 def test_what_was_retired_is_collected_and_what_is_named_stays(
     data: Path, made: tuple[Path, Path], livery: Livery
 ) -> None:
@@ -43,6 +53,32 @@ def test_what_was_retired_is_collected_and_what_is_named_stays(
     assert answer == {"versions_dropped": 0, "blobs_removed": [digests[1]], "shared_blobs_removed": []}
     assert stored(data) == {digests[0]}
     assert "0 versions removed" in livery("adapters", "gc", "--data", data).out
+
+
+def test_files_of_another_registry_are_not_garbage(
+    data: Path, made: tuple[Path, Path], livery: Livery, tmp_path: Path
+) -> None:
+    digest = livery("adapters", "add", "pirate", made[0], "--data", data, "--json").json()["digest"]
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    for verb in (["gc"], ["ls"], ["add", "corsair", made[1]]):
+        done = livery("adapters", *verb, "--data", data, "--registry", other)
+        assert (done.code, "belong to another registry" in done.err) == (1, True), done
+    done = livery("serve", "--model", BASE.model, "--data", data, "--registry", other)
+    assert (done.code, "belong to another registry" in done.err) == (2, True), done
+    assert DataFolder(data).base() == BASE
+    assert stored(data) == {digest}
+
+
+def test_nothing_is_added_to_a_folder_where_the_registrys_servers_do_not_look(
+    data: Path, made: tuple[Path, Path], livery: Livery, tmp_path: Path
+) -> None:
+    registry = ("--registry", f"sqlite:///{data / 'livery.db'}")
+    assert livery("adapters", "add", "pirate", made[0], "--data", data, *registry).code == 0
+    job = data_folder(tmp_path / "job")
+    done = livery("adapters", "add", "pirate", made[1], "--data", job, *registry)
+    assert (done.code, "none of the files of the 1 versions" in done.err, "--url" in done.err) == (1, True, True), done
+    assert len(livery("adapters", "versions", "pirate", "--data", data, "--json").json()["data"]) == 1
+    assert livery("adapters", "add", "pirate", made[1], "--data", data, *registry).code == 0
 
 
 def test_old_versions_are_dropped_when_asked(data: Path, made: tuple[Path, Path], livery: Livery) -> None:

@@ -24,7 +24,7 @@ from livery.served import ServedAdapters
 from livery_adapters import bringing
 from livery_adapters.base_model import BaseModel
 from livery_adapters.fetching import NetworkLimits
-from livery_adapters.library import Intake, from_directory
+from livery_adapters.library import AdapterLibrary, Intake, from_directory
 from livery_adapters.manifest import read_manifest
 from livery_adapters.refusal import AdapterRefused, Limits
 from livery_adapters.registry import GenerationMismatch, Registry
@@ -103,6 +103,26 @@ async def test_every_way_to_a_version_brings_its_files(servers: tuple[Server, Se
     assert set(three.engine.loaded) == {second}
     assert read_manifest(tmp_path / "out").digest == first
     await three.stop()
+
+
+@pytest.mark.parametrize("shares", ["", "s3://bucket/other"])
+async def test_nothing_is_added_where_the_servers_of_a_registry_do_not_look(
+    servers: tuple[Server, Server], tmp_path: Path, shares: str
+) -> None:
+    """As a job does with a folder of its own: every server would say that the files are missing."""
+    one, two = servers
+    digest = await one.add("pirate", 1)
+    library = two.adapters.library
+    await asyncio.to_thread(library.registry.use_blob_store, "s3://bucket/livery")
+    store = BlobStore(tmp_path / "job", Limits(), SharedBlobs(shares, QUICK) if shares else None)
+    job = AdapterLibrary(library.registry, store, library.base, Limits())
+    made = make_adapter(tmp_path / "other", seed=2)
+    with pytest.raises(AdapterRefused, match="start with --blob-store s3://bucket/livery") as caught:
+        await job.add("pirate", from_directory(made, [made]), Intake("api"))
+    assert caught.value.code == "blobs_elsewhere"
+    assert store.digests() == []
+    assert len(library.registry.versions("pirate")) == 1
+    assert (await two.lease("pirate")).digest == digest
 
 
 async def test_while_the_object_store_is_dead_what_is_here_is_served(

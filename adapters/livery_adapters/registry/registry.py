@@ -23,7 +23,7 @@ from livery_adapters.registry.aliases import AliasVerbs
 from livery_adapters.registry.briefs import Brief, briefs
 from livery_adapters.registry.database import Database
 from livery_adapters.registry.errors import OwnerChanged
-from livery_adapters.registry.identities import identity_of
+from livery_adapters.registry.identities import IdentityVerbs
 from livery_adapters.registry.migrations import migrate
 from livery_adapters.registry.records import (
     NO_QUOTA,
@@ -44,7 +44,7 @@ from livery_adapters.registry.schema import adapters
 from livery_adapters.registry.tenants import TenantVerbs
 
 
-class Registry(TenantVerbs, AliasVerbs):
+class Registry(TenantVerbs, AliasVerbs, IdentityVerbs):
     """The only writer of names, versions, aliases and states.
 
     Every method may raise RegistryUnavailable (the database can't be used now) or RegistryUnreadable (damaged).
@@ -370,10 +370,6 @@ class Registry(TenantVerbs, AliasVerbs):
         """The digest of every blob that some name's history refers to."""
         with self.database.read() as connection:
             return reading.weights_in_use(connection)
-
-    def identity(self) -> str:
-        """What tells this registry from others, 32 hex digits; a backup doesn't carry it."""
-        return identity_of(self.database)
 
     def changes(self, since: int) -> tuple[int, tuple[str, ...] | None]:
         """Where changes stand, and the names of adapters and aliases changed after `since`.

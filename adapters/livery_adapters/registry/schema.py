@@ -132,4 +132,9 @@ changes = Table(
 )
 
 # Which registry this is, for what it shares with others: one row, from the first time that anybody asks.
-identity = Table("identity", metadata, Column("id", Text, primary_key=True))
+identity = Table(
+    "identity",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("blob_store", Text),  # the URL of the object store in which its servers share adapter files
+)

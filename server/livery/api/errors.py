@@ -172,6 +172,7 @@ ADAPTER_STATUS = {
     "format_untried": 503,
     "blobs_unavailable": 503,
     "blobs_of_another": 503,
+    "blobs_elsewhere": 503,
     "storage_failed": 507,
     "storage_full": 507,
 }

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -98,7 +99,7 @@ def _answer(
                 raise CommandFailed(
                     f"no server has run on --data {reach.data} yet, so its base model isn't known; give --model instead"
                 )
-            DataFolder(Path(scratch)).write_base(known)
+            DataFolder(Path(scratch)).write_base(msgspec.structs.replace(known, registry="", blob_store=""))
         place = Place(Path(scratch), None, model)
         return ask(
             open_local(

@@ -165,7 +165,11 @@ async def open_local(
     need: Need = Need(),
     limits: Limits = DEFAULT_LIMITS,
 ) -> AsyncIterator[LocalBackend]:
-    """Open a data folder. Raises CommandFailed, DataFolderUnusable, RegistryError, ModelNotFound, ModelRefused."""
+    """Open a data folder.
+
+    Raises CommandFailed, DataFolderUnusable, RegistryError, ModelNotFound, ModelRefused, AdapterRefused (its files are
+    another registry's).
+    """
     folder = DataFolder(place.data)
     known = await asyncio.to_thread(prepare, folder, place, need)
     url = place.registry or folder.registry_url()
@@ -177,18 +181,34 @@ async def open_local(
     registry = await asyncio.to_thread(Registry.open, url, reserved, lambda name: scope.owner_of(name, is_tenant))
     text: OfflineText | None = None
     try:
-        shared = SharedBlobs(known.blob_store) if known and known.blob_store else None
+        where = await asyncio.to_thread(registry.blob_store) or (known.blob_store if known else "")
+        shared = SharedBlobs(where) if where else None
         store = await asyncio.to_thread(BlobStore, folder.adapters, limits, shared)
         base = known.as_base() if known else NOTHING
         prover = await asyncio.to_thread(_prover, known, need.held) if known and need.proves else None
         text = OfflineText(known) if known else None
         library = AdapterLibrary(registry, store, base, limits, prover, text=text)
+        await asyncio.to_thread(store.check_owner)
+        if need.creates and place.registry is not None:
+            await asyncio.to_thread(_check_files_here, registry, store)
         tenants = await asyncio.to_thread(_tenants, folder, place.registry)
         yield LocalBackend(library, SourcePolicy(ALL_SOURCES), prover, tenants.__contains__)
     finally:
         if text:
             text.close()
         await asyncio.to_thread(registry.close)
+
+
+def _check_files_here(registry: Registry, store: BlobStore) -> None:
+    """Raises CommandFailed where servers of the registry wouldn't find what is added to this folder."""
+    if store.shared is not None:
+        return
+    listed = registry.weights_in_use()
+    if listed and listed.isdisjoint(store.digests()):
+        raise CommandFailed(
+            f"{store.root} has none of the files of the {len(listed)} versions that the registry has, so no server "
+            "would find there what is added: give the servers' own folder with --data, or ask one of them with --url"
+        )
 
 
 def _tenants(folder: DataFolder, registry: str | None) -> frozenset[str]:

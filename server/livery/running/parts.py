@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 
 from livery.api.app import create_app
-from livery.assembly import Assembly, ServerParts, assemble, gate_for, source_policy
+from livery.assembly import Assembly, ServerParts, assemble, check_owner, gate_for, source_policy
 from livery.data_folder import DataFolder, KnownBase
 from livery.engine.base import Engine, EngineConfig, EngineInfo
 from livery.models import ResolvedModel
@@ -23,7 +24,9 @@ from livery.tenancy.gate import Gatekeeper
 from livery.text import Tokenizer
 from livery_adapters.fetching import SourcePolicy
 from livery_adapters.refusal import AdapterRefused
+from livery_adapters.registry import Registry
 from livery_adapters.shared_blobs import SharedBlobs
+from livery_adapters.store import BlobStore
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +121,15 @@ def check_adapter_folder(settings: Settings) -> None:
     """Raises SettingsError where there is none of the name that was given."""
     if settings.adapters is not None and not settings.adapters.is_dir():
         raise SettingsError(f"--adapters {settings.adapters} is not a folder; create it or give another")
+
+
+def check_files(settings: Settings) -> None:
+    """Before anything is written there. Raises DataFolderUnusable where the files are another registry's."""
+    folder = DataFolder(settings.data_folder)
+    with closing(Registry.open(settings.registry or folder.registry_url())) as registry:
+        store = BlobStore(folder.adapters)
+        store.belong_to(registry.identity, registry.weights_in_use)
+        check_owner(store)
 
 
 def shared_blobs(settings: Settings) -> SharedBlobs | None:

@@ -28,6 +28,7 @@ from livery.running.parts import (
     allowed_sources,
     base_name,
     check_adapter_folder,
+    check_files,
     known_base,
     shared_blobs,
     trace_sink,
@@ -61,6 +62,7 @@ def _run(settings: Settings, make_engine: MakeEngine) -> None:
         log.warning("%s", unread)
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # what became of a change is said by the adapter source
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    check_files(settings)
     with closing(TenantStore.open(folder.tenants_url(settings.registry))) as tenants:
         keyed = settings.api_key is not None or tenants.keyed()
         check_binding(settings.host, settings.insecure_no_auth, keyed=keyed)
