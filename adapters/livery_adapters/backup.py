@@ -22,6 +22,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, select
 
+from livery_adapters.blobs import Blobs
 from livery_adapters.refusal import TAKEN_IN, AdapterRefused
 from livery_adapters.registry import Registry, RegistryError, migrations
 from livery_adapters.registry import changes as change_log
@@ -96,14 +97,17 @@ def restore(
     registry_url: str | Path,
     blobs_root: Path,
     progress: Progress = lambda done, all_: None,
+    beside: Callable[[], None] = lambda: None,
     shared: SharedBlobs | None = None,
 ) -> Summary:
-    """Bring a backup back into a database and a blob folder that hold nothing yet. Blocks.
+    """Bring a backup back into a database and a blob folder that hold nothing yet, or part of it. Blocks.
 
-    The rows become visible last and all at once, after every blob was copied and found to be what its digest says.
-    When it fails, the blobs that no row refers to are removed; those of somebody who was faster stay.
-    Raises BackupError (targets not empty, a backup that is no whole one), AdapterRefused (blobs_unavailable),
-    RegistryTooNew, RegistryError, OSError.
+    The rows become visible last and all at once, after every blob was copied and found to be what its digest says;
+    `beside` restores what else belongs to it before they do. The backup is only read.
+    When it fails, the blobs that no row refers to are removed; those of somebody who was faster stay. One that was
+    killed is gone on with by the next.
+    Raises BackupError (targets not empty, a backup that is no whole one), AdapterRefused (blobs_unavailable,
+    blobs_of_another), RegistryTooNew, RegistryError, OSError.
     """
     with tempfile.TemporaryDirectory(prefix="livery-restore-") as folder:
         staged = _row_file().stage(in_dir / ROWS, Path(folder) / "staged.db")
@@ -111,7 +115,7 @@ def restore(
         try:
             with staged.read() as source:
                 store = BlobStore(blobs_root, TAKEN_IN, shared)
-                return _bring_in(source, registry, BlobStore(in_dir / BLOBS, TAKEN_IN), store, progress)
+                return _bring_in(source, registry, Blobs(in_dir / BLOBS), store, progress, beside)
         finally:
             registry.close()
             staged.close()
@@ -133,13 +137,14 @@ def _write_rows(registry: Registry, path: Path) -> tuple[dict[str, int], set[str
 
 
 def _copy_blobs(
-    store: BlobStore, copies: BlobStore, wanted: set[str], progress: Progress, shared: SharedBlobs | None = None
+    store: Blobs, copies: BlobStore, wanted: set[str], progress: Progress, shared: SharedBlobs | None = None
 ) -> set[str]:
     """Copy what isn't there yet, from the object store what `store` hasn't; the digests of those that couldn't be.
 
     Raises BackupError, AdapterRefused (blobs_unavailable).
     """
-    gone, there = set(), set(copies.digests())
+    # What an interrupted run left is as good as a copy, but for an object store that this one is told of.
+    gone, there = set(), set(copies.digests() if copies.shared is None else ())
     fetching = BlobStore(copies.root, TAKEN_IN, shared)
     for done, digest in enumerate(sorted(wanted), 1):
         if digest not in there and not _copied(store, copies, digest) and not _fetched(fetching, digest):
@@ -148,7 +153,7 @@ def _copy_blobs(
     return gone
 
 
-def _copied(store: BlobStore, copies: BlobStore, digest: str) -> bool:
+def _copied(store: Blobs, copies: BlobStore, digest: str) -> bool:
     with _written():
         copies.put(store.path(digest), digest)
         return True
@@ -163,13 +168,16 @@ def _fetched(fetching: BlobStore, digest: str) -> bool:
 
 @contextlib.contextmanager
 def _written() -> Iterator[None]:
-    """Swallows that a blob is missing or damaged. Raises BackupError, AdapterRefused (blobs_unavailable)."""
+    """Swallows that a blob is missing or damaged.
+
+    Raises BackupError, AdapterRefused (blobs_unavailable, blobs_of_another).
+    """
     try:
         yield
     except AdapterRefused as refused:
         if refused.code in ("storage_full", "storage_failed"):
             raise BackupError(f"the backup can't be written: {refused.message}") from refused
-        if refused.code == "blobs_unavailable":
+        if refused.code in ("blobs_unavailable", "blobs_of_another"):
             raise
 
 
@@ -185,13 +193,17 @@ def _sync_directory(folder: Path) -> None:
 
 
 def _bring_in(
-    source: Connection, registry: Registry, copies: BlobStore, store: BlobStore, progress: Progress
+    source: Connection,
+    registry: Registry,
+    copies: Blobs,
+    store: BlobStore,
+    progress: Progress,
+    beside: Callable[[], None],
 ) -> Summary:
-    if store.digests():
-        raise BackupError(f"{store.root} holds blobs already; restore into an empty folder")
-    with registry.database.read() as target:
-        _check_empty(registry, target)
     wanted = set(source.execute(select(versions.c.weights).distinct()).scalars())
+    _take(store, registry, wanted)
+    with registry.database.read() as target:
+        _is_there(source, registry, target)
     try:
         with store.publishing():
             bad = _copy_blobs(copies, store, wanted, progress)
@@ -200,25 +212,46 @@ def _bring_in(
                     f"{len(bad)} blobs of the backup are missing or not what their digest says, the first is "
                     f"{min(bad)}; use another backup"
                 )
+            beside()
             with registry.database.write() as target:
-                _check_empty(registry, target)
-                put(target, metadata, _row_file().rows(source))
-                change_log.note(target, *_names(target))
+                if not _is_there(source, registry, target):
+                    put(target, metadata, _row_file().rows(source))
+                    change_log.note(target, *_names(target))
     except BaseException:
         # Another restore, or a server, may have committed what refers to them; whoever is still at it cleans up.
-        with contextlib.suppress(StoreBusy, RegistryError, OSError):
+        with contextlib.suppress(StoreBusy, RegistryError, AdapterRefused, OSError):
             store.collect_garbage(registry.weights_in_use, grace_s=0, timeout_s=0)
         raise
+    if store.shared is not None:
+        registry.use_blob_store(str(store.shared))
     counts = [source.execute(select(func.count()).select_from(table)).scalar_one() for table in (adapters, versions)]
     return Summary(counts[0], counts[1], len(wanted))
+
+
+def _take(store: BlobStore, registry: Registry, wanted: set[str]) -> None:
+    """Have the folder be the registry's. Raises BackupError where it holds what no restore into that one left there."""
+    store.belong_to(registry.identity, registry.weights_in_use)
+    try:
+        store.claim()
+        strange = set(store.digests()) - wanted
+    except AdapterRefused as refused:
+        raise BackupError(f"{store.root} holds blobs already; restore into an empty folder") from refused
+    if strange:
+        raise BackupError(f"{store.root} holds blobs already; restore into an empty folder")
 
 
 def _names(connection: Connection) -> list[str]:
     return [name for table in (adapters, aliases) for name in connection.execute(select(table.c.name)).scalars()]
 
 
-def _check_empty(registry: Registry, connection: Connection) -> None:
-    """Retired and failed names count too: what they say would contradict the backup."""
+def _is_there(source: Connection, registry: Registry, target: Connection) -> bool:
+    """Whether the registry holds this backup's rows, and nothing was done with it since. Raises BackupError.
+
+    Retired and failed names count too: what they say would contradict the backup.
+    """
     for table in (adapters, aliases):
-        if connection.execute(select(table.c.name).limit(1)).first() is not None:
+        if target.execute(select(table.c.name).limit(1)).first() is not None:
+            if _row_file().same(source, target):
+                return True
             raise BackupError(f"{registry.database.where} is not empty; restore into a new database")
+    return False

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby, islice, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
@@ -60,6 +60,10 @@ class RowFile:
             query = select(table).order_by(*table.primary_key.columns).execution_options(yield_per=_BATCH)
             for row in connection.execute(query):
                 yield table.name, dict(row._mapping)
+
+    def same(self, one: Connection, other: Connection) -> bool:
+        """Whether two databases hold the same rows."""
+        return all(mine == theirs for mine, theirs in zip_longest(self.rows(one), self.rows(other)))
 
     def stage(self, source: Path, path: Path) -> Database:
         """The file's rows in a database at `path` of their schema, brought up to this code's.

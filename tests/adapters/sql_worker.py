@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import random
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from adapters.sql_facts import facts_of
+from livery_adapters.backup import restore
 from livery_adapters.registry import AdapterRecord, GenerationMismatch, NamedVersion, Registry, RegistryError
 
 # Children are forked from a process that has imported everything and runs no thread.
@@ -20,6 +23,19 @@ Standing = tuple[AdapterRecord | None, tuple[NamedVersion, ...]]
 
 NAMES = ("pirate", "corsair", "privateer")
 LABELS = ("one", "two", "three", "four")
+
+
+def restore_and_die(in_dir: Path, database: Path, blobs_root: Path, when: str) -> None:
+    """End without a word after the first blob was copied ("blob"), or before the rows are written ("rows")."""
+
+    def copied(_done: int, _total: int) -> None:
+        if when == "blob":
+            os._exit(9)
+
+    def beside() -> None:
+        os._exit(9)
+
+    restore(in_dir, database, blobs_root, copied, beside)
 
 
 def count_up(url: str, worker: int, times: int) -> None:

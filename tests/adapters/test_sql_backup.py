@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from adapters.sql_facts import assert_consistent, facts_of
+from adapters.sql_worker import processes, restore_and_die
 from livery_adapters.backup import BackupError, Summary, backup, restore
 from livery_adapters.registry import AdapterRecord, AliasTarget, NamedVersion, Registry, RegistryTooNew, migrations
 from livery_adapters.store import BlobStore, StoreBusy
@@ -138,6 +140,46 @@ def test_targets_must_be_empty(full: Registry, blobs: BlobStore, tmp_path: Path)
     restore(tmp_path / "backup", tmp_path / "used.db", tmp_path / "copied")
     assert contents(used) == contents(full)
     used.close()
+
+
+@pytest.mark.parametrize("when", ["blob", "rows"])
+def test_a_restore_that_was_killed_is_gone_on_with(full: Registry, blobs: BlobStore, tmp_path: Path, when: str) -> None:
+    summary = backup(full, blobs.root, tmp_path / "backup")
+    target = tmp_path / "backup", tmp_path / "copy.db", tmp_path / "copied"
+    child = processes.Process(target=restore_and_die, args=(*target, when))
+    child.start()
+    child.join()
+    assert child.exitcode == 9
+    assert len(BlobStore(tmp_path / "copied").digests()) == {"blob": 1, "rows": 3}[when]
+    with pytest.raises(BackupError, match="empty folder"):
+        restore(tmp_path / "backup", tmp_path / "another.db", tmp_path / "copied")
+    for _ in range(2):  # what is there is as good as what comes
+        assert restore(*target) == summary
+    with closing(Registry.open(tmp_path / "copy.db")) as back:
+        assert contents(back) == contents(full)
+        assert set(BlobStore(tmp_path / "copied").digests()) == full.weights_in_use()
+        back.set_alias("more", [AliasTarget("pirate")], "none")
+        with pytest.raises(BackupError, match="new database"):
+            restore(*target)
+        assert back.alias("more")
+
+
+def test_a_backup_is_only_read(full: Registry, blobs: BlobStore, tmp_path: Path) -> None:
+    """It may lie on a medium that nobody can write to; its locks are none of its content."""
+    backup(full, blobs.root, tmp_path / "backup")
+    shutil.rmtree(tmp_path / "backup" / "blobs" / "incoming")
+    (tmp_path / "backup" / "blobs" / "lock").unlink()
+    folders = [tmp_path / "backup", *(path for path in (tmp_path / "backup").rglob("*") if path.is_dir())]
+    before = sorted((tmp_path / "backup").rglob("*"))
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        restore(tmp_path / "backup", tmp_path / "copy.db", tmp_path / "copied")
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert sorted((tmp_path / "backup").rglob("*")) == before
+    assert set(BlobStore(tmp_path / "copied").digests()) == full.weights_in_use()
 
 
 def rewrite(folder: Path, change: Callable[[list[str]], list[str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from adapters.object_stores import environment, moto, s3
+from api.peft_files import make_adapter
 from cli.conftest import Livery
 from cli.folders import BASE, data_folder, two_adapters
 
@@ -67,6 +69,7 @@ def test_what_can_not_be_backed_up_or_restored_is_said(data: Path, tmp_path: Pat
 
     assert "not empty" in said("backup", out, "--data", data)
     assert "not a folder" in said("backup", tmp_path / "new", "--data", tmp_path / "none")
+    livery("adapters", "alias", "more", "pirate", "--data", data)
     assert "empty" in said("restore", out, "--data", data)
     assert "no whole backup" in said("restore", tmp_path / "none", "--data", tmp_path / "fresh")
     blob = next(file for file in (out / "blobs").rglob("adapter_model.safetensors"))
@@ -78,6 +81,33 @@ def test_what_can_not_be_backed_up_or_restored_is_said(data: Path, tmp_path: Pat
     (tmp_path / "file").touch()
     assert str(tmp_path / "file") in said("restore", out, "--data", tmp_path / "file")
     assert livery("data", "backup", out).code == 2
+
+
+@pytest.mark.parametrize("step", ["livery.tenancy.backup.bring_in", "livery_adapters.backup.put"])
+def test_a_restore_that_failed_between_tenants_and_adapters_is_done_again(
+    data: Path, tmp_path: Path, livery: Livery, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """No adapter is there before the tenants that it may belong to."""
+    out, new = tmp_path / "backup", tmp_path / "new"
+    livery("tenants", "create", "acme", "--data", data)
+    assert livery("data", "backup", out, "--data", data).code == 0
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "no more")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(step, failing)
+        assert livery("data", "restore", out, "--data", new).code == 1
+    assert livery("adapters", "ls", "--data", new, "--json").json()["data"] == []
+    for _ in range(2):
+        told = livery("data", "restore", out, "--data", new, "--json").json()
+        assert (told["adapters"], told["versions"], told["tenants"]) == (1, 2, 2)
+    for verb in (("tenants", "ls"), ("adapters", "versions", "pirate")):
+        before, after = (livery(*verb, "--json", "--data", folder).json() for folder in (data, new))
+        assert before == after
+    livery("tenants", "create", "zeta", "--data", new)
+    refused = livery("data", "restore", out, "--data", new)
+    assert (refused.code, "it has tenants" in refused.err) == (1, True), refused
 
 
 def test_what_servers_share_is_backed_up_from_any_folder_and_restored_for_all(
@@ -98,12 +128,19 @@ def test_what_servers_share_is_backed_up_from_any_folder_and_restored_for_all(
     assert "s3://bucket/livery" in told
     told = livery("data", "restore", out, "--data", alone).out
     assert "--blob-store" in told
+    assert livery("data", "restore", out, "--data", alone, "--blob-store", "s3://other/alone").code == 0
+    assert len(s3.list_objects_v2(Bucket="other", Prefix="alone/sha256/")["Contents"]) == 4
     into = ("--registry", f"sqlite:///{tmp_path / 'new.db'}", "--blob-store", "s3://other/new")
     assert "s3://other/new too" in livery("data", "restore", out, "--data", new, *into).out
+    kept = s3.list_objects_v2(Bucket="other", Prefix="new/sha256/")["Contents"]
+    job = data_folder(tmp_path / "job")  # which never heard of it but from the registry
+    more = make_adapter(tmp_path / "more", seed=3)
+    assert livery("adapters", "add", "more", more, "--data", job, *into[:2]).code == 0
+    assert livery("adapters", "rm", "more", "--data", job, *into[:2]).code == 0
+    assert len(s3.list_objects_v2(Bucket="other", Prefix="new/sha256/")["Contents"]) == 6
     shutil.rmtree(new / "adapters")
     again = livery("data", "backup", tmp_path / "again", "--data", new, *into[:2])
     assert again.code == 0, again.err
-    kept = s3.list_objects_v2(Bucket="other", Prefix="new/sha256/")["Contents"]
     s3.delete_object(Bucket="other", Key=kept[0]["Key"])
     refused = livery("data", "backup", tmp_path / "third", "--data", new, *into[:2])
     assert (refused.code, "s3://other/new" in refused.err) == (1, True), refused

@@ -65,8 +65,6 @@ def restore(
 
 def _backup(folder: DataFolder, url: str | None, blob_store: str | None, out: Path) -> Json:
     known = prepare(folder, Place(folder.root, url), Need())
-    blob_store = blob_store or (known.blob_store if known else "")
-    shared = SharedBlobs(blob_store) if blob_store else None
     copied = tenant_backups.Copied()
 
     def beside(directory: Path) -> None:
@@ -78,6 +76,8 @@ def _backup(folder: DataFolder, url: str | None, blob_store: str | None, out: Pa
         closing(TenantStore.open(folder.tenants_url(url))) as tenants,
         bar("copying adapters", 0, pieces=True) as tell,
     ):
+        blob_store = blob_store or registry.blob_store() or (known.blob_store if known else "")
+        shared = SharedBlobs(blob_store) if blob_store else None
         summary = backups.backup(registry, folder.adapters, out, tell, beside, shared)
     if folder.base_file.exists():
         shutil.copyfile(folder.base_file, DataFolder(out).base_file)
@@ -89,14 +89,20 @@ def _restore(source: Path, folder: DataFolder, url: str | None, blob_store: str 
     """The store of the servers that were backed up is left alone: who restores names the one that new ones share."""
     folder.make()
     shared = SharedBlobs(blob_store) if blob_store else None
+    copied = tenant_backups.Copied()
+
+    def beside() -> None:
+        nonlocal copied
+        if rows is not None:
+            copied = tenant_backups.bring_in(rows, tenants)
+
     with (
         tenant_backups.staged(source) as rows,
         closing(TenantStore.open(folder.tenants_url(url))) as tenants,
         bar("copying adapters", 0, pieces=True) as tell,
     ):
-        tenant_backups.check_empty(tenants)
-        summary = backups.restore(source, url or folder.registry_url(), folder.adapters, tell, shared)
-        copied = tenant_backups.bring_in(rows, tenants) if rows is not None else tenant_backups.Copied()
+        tenant_backups.check_empty(tenants, rows)
+        summary = backups.restore(source, url or folder.registry_url(), folder.adapters, tell, beside, shared)
     known, hint = DataFolder(source).base(), f"The files are in {shared} too." if shared else ""
     if known is not None:
         if known.blob_store and not shared:

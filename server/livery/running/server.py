@@ -62,11 +62,11 @@ def _run(settings: Settings, make_engine: MakeEngine) -> None:
         log.warning("%s", unread)
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # what became of a change is said by the adapter source
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    check_files(settings)
     with closing(TenantStore.open(folder.tenants_url(settings.registry))) as tenants:
         keyed = settings.api_key is not None or tenants.keyed()
         check_binding(settings.host, settings.insecure_no_auth, keyed=keyed)
         check_admin_doors(settings, tenants)
+    check_files(settings)
     with closing(listen(settings)) as listener, ExitStack() as stack:
         stack.enter_context(told_in(settings.address_file, listener))
         admin = listen_for_admins(settings)
