@@ -80,20 +80,22 @@ FINDINGS: tuple[Mapping[str, str], ...] = (
         "{base-nf4.lines}, contra {base.lines}.",
     },
     {
-        "en": "Fewer bits for a model that nobody rounded before, the full fine-tune: {full-model.memory} as it is "
-        "and {full-model.right} right; with `--weights int8` {full-int8.memory} "
-        "({full-int8.memory/full-model}) and {full-int8.right}, the right answers at a perplexity of "
-        "{full-int8.perplexity} where it had {full-model.perplexity} (`{full-int8.held}`); with `--weights "
-        "int4` {full-int4.memory} ({full-int4.memory/full-model}), {full-int4.right} and "
-        "{full-int4.perplexity} (`{full-int4.held}`). Extracted as an adapter, which isn't rounded, on the "
-        "base as it is: {full.memory} and the adapter's {full.bytes}, {full.right} and {full.perplexity}.",
+        "en": "Fewer bits for a model that nobody rounded before, the full fine-tune: {full-model.memory} as it is, "
+        "{full-model.right} right and {full-model.cpu} an answer; with `--weights int8` {full-int8.memory} "
+        "({full-int8.memory/full-model}), {full-int8.right} and {full-int8.cpu} ({full-int8.cpu/full-model}), "
+        "the right answers at a perplexity of {full-int8.perplexity} where it had {full-model.perplexity} "
+        "(`{full-int8.held}`); with `--weights int4` {full-int4.memory} ({full-int4.memory/full-model}), "
+        "{full-int4.right} and {full-int4.perplexity} (`{full-int4.held}`). Extracted as an adapter, which "
+        "isn't rounded, on the base as it is: {full.memory} and the adapter's {full.bytes}, {full.right} and "
+        "{full.perplexity}.",
         "pt": "Menos bits num modelo que ninguém arredondou antes, o ajuste completo: como ele é, "
-        "{full-model.memory} e {full-model.right} certas; com `--weights int8`, {full-int8.memory} "
-        "({full-int8.memory/full-model}) e {full-int8.right}, com perplexidade {full-int8.perplexity} nas "
-        "respostas certas, contra {full-model.perplexity} antes (`{full-int8.held}`); com `--weights int4`, "
-        "{full-int4.memory} ({full-int4.memory/full-model}), {full-int4.right} e {full-int4.perplexity} "
-        "(`{full-int4.held}`). Extraído como adaptador, que não é arredondado, sobre a base como ela é: "
-        "{full.memory} mais os {full.bytes} do adaptador, {full.right} e {full.perplexity}.",
+        "{full-model.memory}, {full-model.right} certas e {full-model.cpu} por resposta; com `--weights "
+        "int8`, {full-int8.memory} ({full-int8.memory/full-model}), {full-int8.right} e {full-int8.cpu} "
+        "({full-int8.cpu/full-model}), com perplexidade {full-int8.perplexity} nas respostas certas, contra "
+        "{full-model.perplexity} antes (`{full-int8.held}`); com `--weights int4`, {full-int4.memory} "
+        "({full-int4.memory/full-model}), {full-int4.right} e {full-int4.perplexity} (`{full-int4.held}`). "
+        "Extraído como adaptador, que não é arredondado, sobre a base como ela é: {full.memory} mais os "
+        "{full.bytes} do adaptador, {full.right} e {full.perplexity}.",
     },
     {
         "en": "RAFT: {raft.right} right, the base in the very same prompt {raft-base.right}. With captains, hours "
