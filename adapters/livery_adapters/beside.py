@@ -8,9 +8,10 @@ A template and a tokenizer are only looked at here: they are used where a profil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from livery_adapters.profile import MAX_PROFILE_BYTES, PROFILE_NAME, AddedToken
 from livery_adapters.vocabulary import TokenizerDiffers, added_tokens, content
@@ -19,6 +20,7 @@ TEMPLATE_NAME = "chat_template.jinja"
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 MAX_TEMPLATE_CHARS = 64 << 10
+MAX_TOKEN_CHARS = 256
 
 # The most bytes of each.
 BESIDE_LIMITS = {
@@ -37,19 +39,24 @@ def is_wanted(name: str, size: int | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class BaseText:
-    """The base's own tokenizer.json and chat template."""
+    """The base's own tokenizer.json, chat template and token that ends a text, by name."""
 
     tokenizer: bytes
     chat_template: str | None
+    eos_token: str | None
 
 
 def compare(beside: Mapping[str, bytes], base: BaseText) -> dict[str, Any]:
     """What lies beside an adapter and how it differs from the base's.
 
     `chat_template`: its text, "" where it is the base's. `added_tokens`: those of its tokenizer that the base's
-    doesn't have. `tokenizer`: why its tokenizer can't be used, where it can't. Blocks for a large tokenizer.
+    doesn't have. `tokenizer`: why its tokenizer can't be used, where it can't. `eos_token`: what ends its texts, where
+    that isn't what ends the base's. Blocks for a large tokenizer.
     """
     found: dict[str, Any] = {}
+    ends = _eos_token(beside)
+    if ends is not None and ends != base.eos_token:
+        found["eos_token"] = ends
     template = _template(beside)
     if template is not None:
         found["chat_template"] = "" if template.strip() == (base.chat_template or "").strip() else template
@@ -78,6 +85,12 @@ def unused(found: Mapping[str, Any], profile: Mapping[str, object]) -> list[str]
             f"its tokenizer adds {len(added)} tokens to the base's ({shown}) and isn't used; to use it, add the "
             "adapter with --use-tokenizer or give its profile tokenizer: adapter"
         )
+    ends = found.get("eos_token")
+    if ends and "eos_token" not in profile and ends not in cast(Sequence[object], profile.get("stop", ())):
+        said.append(
+            f"its texts end with {ends} and answers where the base's do, so that they may go on behind it; to end them "
+            f"there, add the adapter with --use-tokenizer or give its profile eos_token: {json.dumps(ends)}"
+        )
     if found.get("tokenizer"):
         said.append(f"its tokenizer isn't the base's with tokens added and can't be used: {found['tokenizer']}")
     return said
@@ -98,6 +111,16 @@ def _template(beside: Mapping[str, bytes]) -> str | None:
     if not isinstance(text, str) or not 0 < len(text) <= MAX_TEMPLATE_CHARS or not _is_text(text):
         return None
     return text
+
+
+def _eos_token(beside: Mapping[str, bytes]) -> str | None:
+    """What a tokenizer's configuration names as the token that ends a text."""
+    try:
+        named = content(beside.get(TOKENIZER_CONFIG_NAME, b"{}")).get("eos_token")
+    except TokenizerDiffers:
+        return None
+    text = named.get("content") if isinstance(named, dict) else named
+    return text if isinstance(text, str) and 0 < len(text) <= MAX_TOKEN_CHARS and _is_text(text) else None
 
 
 def _is_text(text: str) -> bool:

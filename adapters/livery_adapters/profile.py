@@ -124,7 +124,8 @@ class Profile(_Strict, frozen=True):
     `system_prompt_mode`: "default" is used where a client sends no system message of its own, "always" is put before
     the client's, "only" refuses the client's. `documents` follow the system prompt, whosever it is. `chat_template`
     "adapter" and `tokenizer` "adapter" ask for what lies beside the weights; a version keeps what was found there (the
-    template's text, `added_tokens`). `pooling` makes one embedding of all tokens' (see engine.base.Pooling), `labels`
+    template's text, `added_tokens`, `eos_token`: the special token that ends its answers, beside the base's own).
+    `pooling` makes one embedding of all tokens' (see engine.base.Pooling), `labels`
     name the classes of a classifier, one each.
     """
 
@@ -145,6 +146,7 @@ class Profile(_Strict, frozen=True):
     chat_template: Template | None = None
     tokenizer: Literal["base", "adapter"] = "base"
     added_tokens: Annotated[tuple[AddedToken, ...], Meta(max_length=MAX_ADDED_TOKENS)] = ()
+    eos_token: Stop | None = None
     tool_parser: ParserName | None = None
     reasoning_parser: ParserName | None = None
     response_format: dict[str, Any] | UnsetType = UNSET

@@ -57,7 +57,7 @@ class AdapterText:
         self._vocab_size = vocab_size
         self._workers = workers
         self._allow_templates = allow_templates
-        self._text = BaseText(base.files.tokenizer, base.files.chat_template)
+        self._text = BaseText(base.files.tokenizer, base.files.chat_template, base.files.named_tokens.get("eos_token"))
         self._tokenizers: OrderedDict[tuple[AddedToken, ...], Tokenizer] = OrderedDict()  # the latest used last
         self._made: dict[tuple[AddedToken, ...], asyncio.Task[Tokenizer]] = {}  # at this moment
         self._most = max(KEPT_AT_LEAST, kept_bytes // (FILE_TO_MEMORY * len(base.files.tokenizer)))
@@ -77,10 +77,10 @@ class AdapterText:
                 "take chat_template out of the profile",
             )
         tokenizer = await self._with_tokens(profile.added_tokens, self._vocab_size + added_tokens, tenant)
-        if profile.chat_template is None:
+        source, named = self._template_of(profile)
+        if source is None or (profile.chat_template is None and named == self.base.files.named_tokens):
             return tokenizer
-        named = self.base.files.named_tokens
-        return tokenizer.with_template(ForeignTemplate(profile.chat_template, named, self._workers, tenant))
+        return tokenizer.with_template(ForeignTemplate(source, named, self._workers, tenant), named)
 
     def look(self, beside: Mapping[str, bytes]) -> Mapping[str, object]:
         """See livery_adapters.text_side.TextSide."""
@@ -90,15 +90,39 @@ class AdapterText:
         """See livery_adapters.text_side.TextSide. A template is rendered once."""
         if unknown := unknown_parser(profile.tool_parser, profile.reasoning_parser):
             raise AdapterRefused("bad_profile", unknown)
+        added = _tokens(profile, found)
         settled = structs.replace(
             profile,
             chat_template=_template(profile, found),
             tokenizer="base",
-            added_tokens=_tokens(profile, found),
+            added_tokens=added,
+            eos_token=self._eos_token(profile, found, added),
         )
         await self._try(settled, added_tokens)
         await self._try_format(settled)
         return settled
+
+    def _template_of(self, profile: Profile) -> tuple[str | None, Mapping[str, str]]:
+        """The chat template of a profile and the names of special tokens in it: the base's but for what ends a text."""
+        named = self.base.files.named_tokens
+        if profile.eos_token is not None:
+            named = {**named, "eos_token": profile.eos_token}
+        return profile.chat_template or self.base.files.chat_template, named
+
+    def _eos_token(self, profile: Profile, found: Mapping[str, object], added: tuple[AddedToken, ...]) -> str | None:
+        """The special token that ends answers beside the base's, None where there is none. Raises AdapterRefused."""
+        own = profile.eos_token or (found.get("eos_token") if profile.tokenizer == "adapter" else None)
+        if not isinstance(own, str):
+            return None
+        special = {token.content for token in added if token.special}
+        if own in special or self.base.special_tokens([own]):
+            return own
+        if profile.eos_token is None:
+            return None
+        raise AdapterRefused(
+            "bad_profile",
+            f"eos_token is {own!r}, which is no special token of its tokenizer; name one, or put the text under stop",
+        )
 
     async def _try_format(self, profile: Profile) -> None:
         """Raises AdapterRefused: format_untried where there is no time to find out."""
@@ -116,7 +140,7 @@ class AdapterText:
         await self.tokenizer(profile, added_tokens)
         if profile.chat_template is None:
             return
-        template = ForeignTemplate(profile.chat_template, self.base.files.named_tokens, self._workers)
+        template = ForeignTemplate(profile.chat_template, self._template_of(profile)[1], self._workers)
         try:
             await template.apart(lambda: template.render(HELLO))
         except TemplateStopped as stopped:

@@ -160,7 +160,7 @@ class GenerationService:
             reading = reading_of(job, profile, self._parsers, tokenizer.template)
             job = held_to_strict(told_of_tools(job, reading, tokenizer.template), reading, tokenizer.special_tokens)
             with admitted.refusals:
-                requests, prompt_tokens = await self._requests(job, lease, tokenizer)
+                requests, prompt_tokens = await self._requests(job, lease, tokenizer, profile.eos_token)
             most = [request.sampling.max_tokens for request in requests]
             await admitted.encoded(prompt_tokens, set_aside(job, most))
             name, full_name, digest = self._server_of(lease)
@@ -338,14 +338,15 @@ class GenerationService:
             raise AdapterUnusable(name, refused.message, own=own) from None
 
     async def _requests(
-        self, job: Job, lease: Lease | None, tokenizer: Tokenizer
+        self, job: Job, lease: Lease | None, tokenizer: Tokenizer, ending: str | None
     ) -> tuple[list[GenerationRequest], int]:
-        """What the engine is asked for, and the tokens of all prompts."""
+        """What the engine is asked for, and the tokens of all prompts. `ending` ends answers as the base's own does."""
         info = self.info
         if job.options.grammar is not None:
             grammar = await self.grammars.check(job.options.grammar, job.options.grammar_param, job.caller.tenant)
             job = replace(job, options=replace(job.options, grammar=grammar))
-        if own := tokenizer.special_tokens(job.options.stop):  # no text shows them, so that no search would find them
+        ends = (ending,) if ending and not job.options.ignore_eos else ()
+        if own := tokenizer.special_tokens((*job.options.stop, *ends)):  # no text shows them: no search would find them
             stops = (*job.options.stop_token_ids, *own)
             job = replace(job, options=replace(job.options, stop_token_ids=tuple(dict.fromkeys(stops))))
         vocab = self._vocabulary(lease)

@@ -83,11 +83,11 @@ class Tokenizer:
         """Load from a model directory. Raises TokenizerRefused."""
         return cls(load_tokenizer_files(directory))
 
-    def with_template(self, template: ForeignTemplate) -> Tokenizer:
-        """The same tokens, and an adapter's chat template."""
+    def with_template(self, template: ForeignTemplate, named_tokens: Mapping[str, str]) -> Tokenizer:
+        """The same tokens, and a chat template and names of tokens as an adapter has them."""
         other = copy.copy(self)
         other.template = template
-        other.facts = TokenizerFacts(self.files.named_tokens, template.source)
+        other.facts = TokenizerFacts(named_tokens, template.source)
         return other
 
     @property

@@ -32,6 +32,7 @@ WHOLE: dict[str, Any] = {
     "chat_template": "{{ messages[0].content }}",
     "tokenizer": "adapter",
     "added_tokens": [{"id": 49152, "content": "<END>", "special": True}],
+    "eos_token": "<END>",
     "tool_parser": "hermes",
     "reasoning_parser": "qwen3",
     "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},

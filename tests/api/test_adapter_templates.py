@@ -13,6 +13,7 @@ import pytest
 
 from api.live_server import LiveServer, Serve, Setup, saying
 from api.peft_files import make_adapter
+from livery.engine.fake import Behaviour
 from livery.models import resolve_model
 from livery.text import Tokenizer
 
@@ -151,6 +152,38 @@ def grown(folder: Path, *tokens: dict[str, Any]) -> bytes:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     tokenizer["added_tokens"] += [{**flags, **token} for token in tokens]
     return json.dumps(tokenizer).encode()
+
+
+def test_what_ends_an_adapters_texts_is_told_of_and_ends_its_answers_when_asked_for(
+    serve: Serve, saved: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """As trainers leave it over a base that isn't for chats: the configuration names a special token of the base's."""
+    (end,) = tokenizer.special_tokens(["<file_sep>"])
+    ids = [*tokenizer.encode("Ahoy!"), end, *tokenizer.encode("User: and then?")]
+    pool = tmp_path / "adapters" / ".pool" / "one"
+    shutil.copytree(saved, pool)
+    shutil.copy(resolve_model("smollm2-135m-instruct").path / "tokenizer.json", pool / "tokenizer.json")
+    (pool / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<file_sep>"}}))
+    live = serve(Setup(behaviour=Behaviour(script=lambda _: ids)), folder=tmp_path)
+    (said,) = put(live, "pirate", None).json()["unused"]
+    assert "its texts end with <file_sep>" in said and "--use-tokenizer" in said
+    assert put(live, "pirate", {"stop": ["<file_sep>"]}).json()["unused"] == []
+
+    def answer(**fields: Any) -> dict[str, Any]:
+        body = {"model": "pirate", "messages": HI, "max_tokens": 64, **fields}
+        found: dict[str, Any] = httpx.post(f"{live.url}/v1/messages", json=body, timeout=30).json()
+        return found
+
+    template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+    asked = put(live, "pirate", {"tokenizer": "adapter", "chat_template": template}).json()
+    assert (asked["unused"], asked["profile"]["eos_token"]) == ([], "<file_sep>")
+    told = answer()
+    assert (told["content"][0]["text"], told["stop_reason"], told["stop_sequence"]) == ("Ahoy!", "end_turn", None)
+    assert live.engine.requests[-1].prompt_token_ids == [*tokenizer.encode("hi"), end]
+    assert answer(max_tokens=len(ids), ignore_eos=True)["usage"]["output_tokens"] == len(ids)
+    refused = put(live, "pirate", {"eos_token": "Ahoy"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "bad_profile")
+    assert "no special token" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("spare", [True, False], ids=["spare rows", "no rows"])

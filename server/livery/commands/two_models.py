@@ -229,7 +229,7 @@ def _beside(base: Path, tuned: Path, warnings: list[str]) -> dict[str, bytes]:
         return {}
     files = load_tokenizer_files(base)
     _check_vocabulary(files.tokenizer, own[TOKENIZER_NAME])
-    found = compare(own, BaseText(files.tokenizer, files.chat_template))
+    found = compare(own, BaseText(files.tokenizer, files.chat_template, files.named_tokens.get("eos_token")))
     if "tokenizer" in found:
         warnings.append(
             f"the tuned model's tokenizer differs from the base's ({found['tokenizer']}); served beside the base it "
