@@ -271,6 +271,8 @@ HTTP_SIDE = {part for part in ALLOWED if part.startswith("livery.")} - {
 # Who catches everything, or a tuple of nearly everything, and why it may: each is the border where one failure must not
 # spread.
 BROAD_EXCEPT = {
+    ("livery.engine.model", "base_shapes"),  # a model's own code that fails is a refused model
+    ("livery.engine.weightless", "weightless"),
     ("livery.engine.core", "_attempt"),  # a step's failure belongs to the requests in it
     ("livery.engine.loader", "_finish"),  # one bad adapter must not end the loader
     ("livery.engine.vllm_adapters", "_load"),  # nor all requests over vLLM

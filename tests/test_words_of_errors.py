@@ -26,7 +26,7 @@ CONSOLE = (
     ),
     "livery.engine.runner",
     "livery.running",
-    *("livery.engine.structure", "livery.training"),
+    *("livery.engine.structure", "livery.engine.weightless", "livery.training"),
 )
 # Where else another's words are used, and why they may be.
 NAMED = {

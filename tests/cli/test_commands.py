@@ -14,10 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import ByteSize
+from safetensors.torch import load_file
 
 from api.peft_files import damage_weights, make_adapter
 from cli.conftest import Livery
 from cli.processes import ENVIRON, run, serving, url_in
+from engine.families import save
 from livery.commands.doctor import EXTRAS, Finding, extra_package
 from livery.engine.compiler import find_compiler
 
@@ -250,6 +253,17 @@ def test_doctor_goes_by_the_settings_that_serve_would_have(
     wrong = livery("doctor", "--device", "gpu")
     assert wrong.code == 2
     assert "--device is 'gpu'" in wrong.err
+
+
+@pytest.mark.parametrize("family", ["llama-dynamic-rope", "qwen3-moe"])
+def test_doctor_reads_a_models_headers_alone(family: str, tmp_path: Path, livery: Livery) -> None:
+    path = save(family, tmp_path)
+    numbers = sum(tensor.numel() for tensor in load_file(path / "model.safetensors").values())
+    with (path / "model.safetensors").open("r+b") as file:
+        file.truncate(8 + int.from_bytes(file.read(8), "little"))
+    told = livery("doctor", "--json", "--device", "cpu", "--model", path).json()
+    (found,) = [entry["found"] for entry in told if entry["what"] == "base"]
+    assert found == f"at most {ByteSize(4 * numbers).human_readable()}"
 
 
 def test_the_tree_shows_every_command_and_no_torch_is_loaded_for_it() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from livery.engine.attention import PAGED
@@ -21,6 +21,7 @@ from livery.engine.quantization import Chosen, choose_quantization
 from livery.engine.quantized import loading_options, own_quantized_memory, wrap_quantized
 from livery.engine.rope import freeze_rope
 from livery.engine.structure import ModelStructure, discover
+from livery.engine.weightless import weightless
 from livery_adapters.base_model import BaseShapes
 
 log = logging.getLogger(__name__)
@@ -126,18 +127,15 @@ def verify(loaded: LoadedModel, canary: Canary, paged: Tensor) -> None:
 
 
 def base_shapes(model_path: str) -> BaseShapes:
-    """What of a model adapters may change, without loading its weights where that is possible."""
+    """What of a model adapters may change, from its configuration alone: no weight is read. Raises ModelRefused."""
+    model = weightless(model_path)
     try:
-        config = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
-        shapes = discover(model.eval()).shapes
-    except (NotImplementedError, RuntimeError):  # some positions are looked at, and meta has no values
-        shapes = None
-    if shapes is not None and not shapes.experts:
-        return shapes
-    # Whether experts compute what their description says shows with their weights alone.
-    return load_model(EngineConfig(model_path), torch.device("cpu"), torch.float32).structure.shapes
+        return _proven(model, discover(model)).shapes
+    except ModelRefused:
+        raise
+    except Exception as error:  # whatever a model's own code stumbles over
+        name = type(model).__name__
+        raise ModelRefused(f"{name} can't be served: its forward fails without its weights: {error}") from error
 
 
 def _quantized_loading(quantized: Chosen | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -4,8 +4,8 @@ A forward over a handful of tokens shows which linear and embedding modules see 
 (only those may carry adapters: inside routed experts the rows are others), which of them read the same input
 (they become one projection group), which norms and fused experts are called once with those rows, and with which
 shapes and keywords attention is called per layer. A second one over another number of tokens tells an axis of rows
-from one that only happens to be as long, such as that of the heads. Works on the meta device too, where it costs no
-memory.
+from one that only happens to be as long, such as that of the heads. Works on a model without its weights too, which
+takes no memory (weightless.py).
 """
 
 from __future__ import annotations
@@ -119,11 +119,9 @@ def _watched(model: nn.Module, tokens: int, kept: tuple[int, ...]) -> _Probe:
         device = next(model.parameters()).device
         ids = torch.arange(tokens, device=device)[None]
         rows = torch.tensor(kept, device=device)
-        # Without a mask transformers reads the positions, to see whether several texts are packed: meta has no values.
-        whole = {"attention_mask": torch.ones_like(ids)} if device.type == "meta" else {}
         try:
             with torch.no_grad():
-                model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=rows, livery=probe, **whole)
+                model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=rows, livery=probe)
         except _Foreign as foreign:
             raise ModelRefused(f"{name} can't be served: {foreign}") from foreign
         except TypeError as error:
@@ -263,7 +261,7 @@ def expert_projections(module: Any) -> tuple[str, str]:  # noqa: ANN401 (what th
 
 
 def _tied(named: Mapping[str, nn.Module], modules: Mapping[str, ModuleShape]) -> dict[str, str]:
-    """Linear modules that share their weight with an embedding. By identity: on the meta device all addresses are 0."""
+    """Linear modules that share their weight with an embedding. By identity: without weights all addresses are one."""
     tables = {id(named[path].weight): path for path, shape in modules.items() if shape.kind == "embedding"}
     linears = [path for path, shape in modules.items() if shape.kind == "linear"]
     linears = [path for path in linears if not isinstance(named[path], QuantizedLinear)]  # which hold their own
@@ -287,7 +285,7 @@ def _plain_recorder(probe: _Probe, path: str) -> Callable[[nn.Module, tuple[Any,
 
 
 def _experts_recorder(probe: _Probe, path: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Stands in for an experts module: routing by value isn't possible on the meta device, nor needed here."""
+    """Stands in for an experts module: what it computes isn't needed here."""
 
     def record(x: Tensor, chosen: Tensor, _: Tensor) -> Tensor:
         probe.experts.setdefault(path, []).append((x, chosen))
