@@ -17,7 +17,8 @@ def client(retries: int = 0) -> openai.OpenAI:
 def occupied() -> Iterator[openai.Stream[openai.types.Completion]]:
     """A stream that keeps the server's only place until it is closed."""
     long = {"ignore_eos": True}
-    stream = client().completions.create(model=BASE, prompt="one", max_tokens=240, stream=True, extra_body=long)
+    patient = client(retries=5)  # the place may still be that of the test before, whose stream has just been closed
+    stream = patient.completions.create(model=BASE, prompt="one", max_tokens=240, stream=True, extra_body=long)
     next(iter(stream))
     yield stream
     stream.close()
