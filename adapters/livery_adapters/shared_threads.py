@@ -18,9 +18,10 @@ class SharedThreads:
     A thread is idle only where no work waits. Use from any thread and event loop.
     """
 
-    def __init__(self, count: int, name: str) -> None:
+    def __init__(self, count: int, name: str, initializer: Callable[[], None] | None = None) -> None:
+        """`initializer` is called by each thread before its first work."""
         self.count = count
-        self._threads = ThreadPoolExecutor(count, name)
+        self._threads = ThreadPoolExecutor(count, name, initializer)
         self._waiting: dict[str, deque[tuple[Future[Any], Callable[[], Any]]]] = {}  # of tenants, who is next first
         self._lock = threading.Lock()
 
@@ -36,9 +37,20 @@ class SharedThreads:
         """Have work done for a tenant and wait for it."""
         return await asyncio.wrap_future(self.submit(tenant, work))
 
+    def stop(self) -> None:
+        """Begin nothing more; what waits is cancelled."""
+        with self._lock:
+            left = [done for queue in self._waiting.values() for done, _ in queue]
+            self._waiting.clear()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for done in left:
+            done.cancel()
+
     def _do_next(self) -> None:
         """Whoever submitted work has one call of this coming, which may do another's."""
         with self._lock:
+            if not self._waiting:  # stopped
+                return
             tenant = next(iter(self._waiting))
             queue = self._waiting.pop(tenant)
             done, work = queue.popleft()

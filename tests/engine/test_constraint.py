@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ from llguidance import LLMatcher
 from engine.oracle import Bench, Oracle, Recorded, ref
 from livery.engine import masks
 from livery.engine.base import EngineConfig, Grammar, RequestRefused
-from livery.engine.constraint import Constraint
+from livery.engine.constraint import Constraint, Constraints
 from livery.grammars import GrammarCompiler
 from livery.models import resolve_model
 from livery.text import Tokenizer
@@ -271,6 +272,34 @@ def test_a_model_without_a_tokenizer_refuses_grammars(tiny: Path, bench: Any, tm
     with pytest.raises(RequestRefused, match="no tokenizer"):
         plain.add("a", PROMPTS[0], None, 5, grammar=schema("flat"))
     plain.core.stop()
+
+
+def test_grammars_are_compiled_in_turns_of_tenants(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty of one tenant before one of another, some of them asked for twice; each is compiled once."""
+    constraints = Constraints(tiny / "tokenizer.json", 49152, (2,), 1, lambda: None)
+    compiler, begun, asked, compiled = constraints._compiler, threading.Event(), threading.Event(), list[str]()
+    assert compiler is not None
+    make = compiler.compile
+
+    def compile(grammar: Grammar) -> LLMatcher:
+        compiled.append(grammar.source)
+        begun.set()
+        assert asked.wait(60)
+        return make(grammar)
+
+    monkeypatch.setattr(compiler, "compile", compile)
+    many = [Grammar("regex", f"a{{{count}}}") for count in range(1, 51)]
+    for grammar in many:
+        constraints.of(grammar, "a")
+    assert begun.wait(60)
+    held = [constraints.of(grammar, tenant) for grammar, tenant in ((many[-1], "b"), (many[-1], "a"), (many[0], "a"))]
+    asked.set()
+    assert all(constraint.mask(60) is not None for constraint in held)
+    assert compiled.index(many[-1].source) in (1, 2)
+    last = constraints.of(many[-2], "a")
+    assert last.mask(60) is not None and sorted(set(compiled)) == sorted(grammar.source for grammar in many)
+    assert len(compiled) == len(many) + 1, "b's, which doesn't wait for a's, and each of a's once"
+    constraints.stop()
 
 
 class Panic(BaseException):

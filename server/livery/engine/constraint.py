@@ -11,6 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from livery.engine.base import Grammar, RequestRefused
 from livery.engine.plan import TokenMask
 from livery.grammars import GrammarCompiler, GrammarRefused, TokenizerUnfit, shortened
 from livery_adapters.background import step_back
+from livery_adapters.shared_threads import SharedThreads
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +129,9 @@ class Constraints:
         self._compiler: GrammarCompiler | None = None
         self._unfit = "this model has no tokenizer.json to hold answers to grammars with"
         self._masks = ThreadPoolExecutor(threads, "grammar-masks")
-        self._compiling = ThreadPoolExecutor(1, "grammar-compiler", initializer=step_back)
-        self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
+        self._compiling = SharedThreads(1, "grammar-compiler", step_back)
+        self._asked: dict[tuple[str, Grammar], Future[LLMatcher]] = {}  # by tenants, each in its turn
+        self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()  # for all, the latest used last
         try:
             self._compiler = GrammarCompiler(tokenizer.read_text(encoding="utf-8"), vocab_size, eos_token_ids)
         except FileNotFoundError:
@@ -141,18 +144,31 @@ class Constraints:
     def can_hold(self) -> bool:
         return self._compiler is not None
 
-    def of(self, grammar: Grammar) -> Constraint:
-        """A constraint at the grammar's beginning; compiling goes on beside the caller. Raises RequestRefused."""
+    def of(self, grammar: Grammar, tenant: str) -> Constraint:
+        """A constraint at the grammar's beginning; compiling goes on beside the caller. Raises RequestRefused.
+
+        Tenants' grammars are compiled in turns of tenants, so that nobody waits for another one's many.
+        """
         if self._compiler is None:
             raise RequestRefused(self._unfit)
-        compiled = self._compiled.get(grammar)
-        if compiled is None or (compiled.done() and compiled.exception() is not None):
-            compiled = self._compiled[grammar] = self._compiling.submit(self._compiler.compile, grammar)
-        self._compiled.move_to_end(grammar)
-        while len(self._compiled) > CACHED_GRAMMARS:
-            self._compiled.popitem(last=False)
+        self._keep_compiled()
+        compiled = self._compiled.get(grammar) or self._asked.get((tenant, grammar))
+        if compiled is None:
+            compiled = self._compiling.submit(tenant, partial(self._compiler.compile, grammar))
+            self._asked[tenant, grammar] = compiled
+        elif grammar in self._compiled:
+            self._compiled.move_to_end(grammar)
         return Constraint(compiled, self._masks, self._vocab_size, self._eos, self._wake)
 
     def stop(self) -> None:
-        for pool in (self._masks, self._compiling):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._masks.shutdown(wait=False, cancel_futures=True)
+        self._compiling.stop()
+
+    def _keep_compiled(self) -> None:
+        """Keep what was compiled since the last time, within bounds; what failed is tried again when asked for."""
+        for tenant, grammar in [key for key, compiled in self._asked.items() if compiled.done()]:
+            compiled = self._asked.pop((tenant, grammar))
+            if compiled.exception() is None:
+                self._compiled[grammar] = compiled
+        while len(self._compiled) > CACHED_GRAMMARS:
+            self._compiled.popitem(last=False)

@@ -138,7 +138,7 @@ class EngineCore:
         if request.adapter is not None:
             digest = request.adapter.digest
             self._log.asked(digest, resident=self._residency.is_resident(digest))
-        self._scheduler.add(request, self._constraints.of(grammar) if grammar is not None else None)
+        self._scheduler.add(request, self._constraints.of(grammar, request.tenant) if grammar is not None else None)
 
     def _check_ids(self, request: GenerationRequest) -> None:
         """Every id indexes a table: those behind the base's only that of an adapter that has them."""
