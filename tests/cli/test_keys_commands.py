@@ -201,6 +201,8 @@ def test_a_backup_has_tenants_and_keys(here: Callable[..., Done], livery: Livery
     for verb in (("keys", "ls"), ("tenants", "ls"), ("usage", *BY_ALL)):
         assert here(*verb, "--json").json() == livery(*verb, "--json", "--data", tmp_path / "new").json()
         assert here(*verb, "--json").json()["data"]
+    assert livery("data", "restore", out, "--data", tmp_path / "new").code == 0  # it is there already
+    livery("keys", "create", "--tenant", "zeta", "--data", tmp_path / "new")
     again = livery("data", "restore", out, "--data", tmp_path / "new")
     assert again.code == 1
     assert "not empty" in again.err
