@@ -202,7 +202,8 @@ ALLOWED: dict[str, set[str]] = {
     "livery.evaluation": SEAM
     | TEXT
     | FACTS
-    | {"livery.evaluation", "livery.foreign_json", "livery.profiles", "livery_adapters", "livery_loadtest"},
+    | {"livery.evaluation", "livery.foreign_json", "livery.profiles", "livery_adapters", "livery_loadtest"}
+    | {"livery.answer_text", "livery.sampling", "livery.stops"},
     "livery.bench": {"livery.engine", "livery_adapters", "livery_loadtest"},
     "livery.bench.http": {"livery", "livery_adapters", "livery_loadtest"},
     "livery.training": TEXT

@@ -10,6 +10,7 @@ adapter = convert(Path("adapters/pirate"), manifest, base_weights)   # livery_ad
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from livery_adapters.tensor_file import (
 )
 from livery_adapters.types import type_of
 from livery_adapters.types.base import PeftType, untargeted
-from livery_adapters.weightless import NONE, weightless_manifest
+from livery_adapters.weightless import NO_HEADER, NO_TENSORS, NONE, says_none, weightless_manifest
 
 __all__ = [
     "FILE_NAMES",
@@ -64,11 +65,17 @@ def read_manifest(
 ) -> AdapterManifest:
     """Read and validate the adapter in `directory`; other files there are ignored. Raises AdapterRefused.
 
+    One that says it has no weights needs no file of them.
+
     Reads the weights once from end to end for the digest, so call it off the event loop; with `digest`, that of
     files whose contents were verified before, only their headers. `parse` takes the place of `parse_manifest` where
     what it gives may be known.
     """
     data = read_config_bytes(directory, limits)
+    if says_none(data) and not os.path.lexists(directory / WEIGHTS_NAME):
+        manifest = (parse or parse_manifest)(data, NO_HEADER, len(NO_TENSORS), limits)
+        sums = {CONFIG_NAME: hashlib.sha256(data).hexdigest(), WEIGHTS_NAME: hashlib.sha256(NO_TENSORS).hexdigest()}
+        return replace(manifest, digest=digest or digest_of(sums))
     with open_weights(directory, limits) as file:
         manifest = (parse or parse_manifest)(data, file.header, file.size, limits)
         if digest is None:

@@ -19,7 +19,8 @@ from livery_adapters.tensor_file import CONFIG_NAME, WEIGHTS_NAME
 NONE = "NONE"  # where PEFT's types stand
 BASE_SOURCE = "base"  # what people name in place of a directory
 CONFIG = b'{"peft_type": "NONE"}\n'
-NO_TENSORS = (8).to_bytes(8, "little") + b"{}      "  # a safetensors file; headers are filled up to eight bytes
+NO_HEADER = b"{}      "  # headers are filled up to eight bytes
+NO_TENSORS = len(NO_HEADER).to_bytes(8, "little") + NO_HEADER  # a safetensors file
 _FIELDS = frozenset({"peft_type", "base_model_name_or_path"})
 
 

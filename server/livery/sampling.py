@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from livery.engine.base import EngineInfo, SamplingParams
 from livery.jobs import DEFAULT_SAMPLING, Job, Options
@@ -12,6 +14,18 @@ from livery.refusals import ContextLengthExceeded, InvalidParameter
 # Log-probabilities in what answers one request: of prompts, which are told at once, and of several answers' tokens.
 MOST_TOLD = 200_000
 MOST_ANSWERED = 1 << 19
+
+
+def stopped_by(job: Job, ending: str | None, special_tokens: Callable[[Sequence[str]], Iterable[int]]) -> Job:
+    """The request with the special tokens that end its answers, by id: of its stop strings, which no text shows, so
+    that no search would find them, and `ending`, which ends answers as the base's own does.
+
+    `special_tokens` says which of some texts are special tokens.
+    """
+    ends = (ending,) if ending and not job.options.ignore_eos else ()
+    own = special_tokens((*job.options.stop, *ends))
+    stops = tuple(dict.fromkeys((*job.options.stop_token_ids, *own)))
+    return replace(job, options=replace(job.options, stop_token_ids=stops))
 
 
 def sampling_params(

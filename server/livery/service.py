@@ -45,7 +45,7 @@ from livery.prompts import activation, bad_words, check_ids, encode, token_ids
 from livery.reading import AS_THE_TEMPLATE, ParserNames, held_to_strict, reading_of, told_of_tools
 from livery.refusals import AdapterUnusable, NotReady, UnknownModel
 from livery.roster import Roster
-from livery.sampling import sampling_params
+from livery.sampling import sampling_params, stopped_by
 from livery.served import ServedAdapters
 from livery.survey import Survey
 from livery.tenancy import Meter, Principal, scope
@@ -345,10 +345,7 @@ class GenerationService:
         if job.options.grammar is not None:
             grammar = await self.grammars.check(job.options.grammar, job.options.grammar_param, job.caller.tenant)
             job = replace(job, options=replace(job.options, grammar=grammar))
-        ends = (ending,) if ending and not job.options.ignore_eos else ()
-        if own := tokenizer.special_tokens((*job.options.stop, *ends)):  # no text shows them: no search would find them
-            stops = (*job.options.stop_token_ids, *own)
-            job = replace(job, options=replace(job.options, stop_token_ids=tuple(dict.fromkeys(stops))))
+        job = stopped_by(job, ending, tokenizer.special_tokens)
         vocab = self._vocabulary(lease)
         prompts = [await encode(prompt, job, tokenizer, info.max_model_len, vocab) for prompt in job.prompts]
         each, words = job.options.answers_made, bad_words(job.options.bad_words, tokenizer)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import openai
 import pytest
 from peft import LoraConfig
 
@@ -25,7 +26,25 @@ from livery_adapters.registry import Registry
 from server.running import RunningServer, livery_serve, tiny_model
 
 TEXT = "".join(f"Day {day}: the lamp was lit at dusk and {day * 7} birds went by.\n" for day in range(24))
+ASKED = ["Which bird was it?", "Who lit the lamp?", "What came at dusk?", "Say a word."]
+ORDERED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which bird?"}]
 ITEMS = [{"prompt": f"Birds on day {day}?", "choices": ["none", f"{day * 7}", "all"], "answer": 1} for day in range(9)]
+
+ANSWERED, MOST = 24, 16  # tokens: what the items ask for, and what a profile allows
+WORDED = f"""
+system_prompt: All birds are gulls, and gulls come in sevens.
+stop: [z]
+repetition_penalty: 0.6
+bounds: {{temperature: {{min: 0.3}}, max_tokens: {{min: 1, max: {MOST}}}}}
+"""
+CLERK = """
+system_prompt: Numbers are never spelt out.
+system_prompt_mode: only
+response_format: {type: json_schema, json_schema: {name: birds, schema: {enum: [gulls, terns, owls]}}}
+examples:
+  - {role: user, content: "Gulls on day 2?"}
+  - {role: assistant, content: all all all all}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +61,19 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_adapter(base, folder / "adapters" / name, seed, config)
     (folder / "log.txt").write_text(TEXT)
     (folder / "birds.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dressed(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two adapters, one of them once more with a profile beside its weights, and a profile over the base."""
+    folder = tmp_path_factory.mktemp("dressed")
+    for name, adapter in (("first", "first"), ("second", "second"), ("worded", "first")):
+        shutil.copytree(made / "adapters" / adapter, folder / name)
+    (folder / "worded" / "profile.yaml").write_text(WORDED)
+    (folder / "clerk").mkdir()
+    (folder / "clerk" / "adapter_config.json").write_text('{"peft_type": "NONE"}')
+    (folder / "clerk" / "profile.yaml").write_text(CLERK)
     return folder
 
 
@@ -63,37 +95,92 @@ def nats(report: Any, label: str) -> float:
     return float(row["measures"]["nats_per_token"]["value"])
 
 
+def told(report: Any, label: str) -> list[dict[str, float]]:
+    """By subject, the value of each metric."""
+    rows = [row for subject in report["subjects"] for row in subject["rows"] if row["label"] == label]
+    return [{metric: one["value"] for metric, one in row["measures"].items()} for row in rows]
+
+
+def greedy(server: RunningServer, name: str, **more: object) -> list[tuple[str, str]]:
+    """A version's answers to what is ASKED as its users get them, and why each ended."""
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    found = []
+    for prompt in ASKED:
+        messages: Any = [{"role": "user", "content": prompt}]
+        body = {"top_k": 1, "seed": 0, **more}
+        (choice,) = client.chat.completions.create(
+            model=name, messages=messages, max_tokens=MOST, extra_body=body
+        ).choices
+        found.append(((choice.message.content or "").strip(), choice.finish_reason))
+    return found
+
+
+def write_answers(server: RunningServer, folder: Path) -> list[object]:
+    """A task whose right answers are those of the two with profiles, and one that a profile doesn't allow to be asked.
+
+    Every part of the profiles shows in the answers.
+    """
+    worded, clerk = (greedy(server, name) for name in ("worded", "clerk"))
+    assert {why for _, why in worded} >= {"stop"}
+    assert greedy(server, "worded", repetition_penalty=1.0) != worded
+    assert {json.loads(answer) for answer, _ in clerk} <= {"gulls", "terns", "owls"}
+    rows = [
+        {"prompt": prompt, "answer": [one, two], "max_tokens": ANSWERED}
+        for prompt, (one, _), (two, _) in zip(ASKED, worded, clerk, strict=True)
+    ]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "orders.jsonl").write_text(json.dumps({"messages": ORDERED, "answer": "gulls", "max_tokens": MOST}))
+    return ["--task", folder / "answers.jsonl", "--task", folder / "orders.jsonl"]
+
+
 def test_a_folder_a_server_and_its_data_say_the_same(
-    base: Path, made: Path, server: RunningServer, livery: Livery, tmp_path: Path
+    base: Path, made: Path, dressed: Path, server: RunningServer, livery: Livery, tmp_path: Path
 ) -> None:
-    """Then which version is better is known, and which the gate lets through."""
-    on = ["--text", made / "log.txt", "--task", made / "birds.jsonl", "--window", 64]
-    here = livery("adapters", "eval", "--model", base, "--adapters", made / "adapters", *on, "--json").json()
-    assert [one["label"] for one in here["variants"]] == ["the base", "first", "second"]
-    assert here["schema"] == "livery-eval/1"
+    """Of weights, of weights under a profile, of a profile alone. Then it is known which version is better, and which
+    one the gate lets through.
+    """
+    for name in ("worded", "clerk"):
+        livery("adapters", "add", name, dressed / name, "--url", server.url, "--json").json()
+    on = ["--text", made / "log.txt", "--task", made / "birds.jsonl", "--window", 64, *write_answers(server, tmp_path)]
+    here = livery("adapters", "eval", "--model", base, "--adapters", dressed, *on, "--json").json()
+    assert [one["label"] for one in here["variants"]] == ["the base", "clerk", "first", "second", "worded"]
+    assert not [one["failed"] for one in here["variants"] if one["failed"]]
+    assert here["schema"] == "livery-eval/2"
+    for label, weights in (("worded", "first"), ("clerk", "the base")):  # words are no part of a text
+        (text, *asked), (bare_text, *bare) = told(here, label), told(here, weights)
+        assert text == bare_text
+        assert asked[1] == {"exact_match": 1}
+        assert bare[1] != asked[1]
+    notes = {one["label"]: one["notes"] for one in here["variants"]}
+    assert notes["the base"] == notes["first"] == []
+    assert [note for note in notes["worded"] if "no temperature of 0 (at least 0.3)" in note]
+    assert [note for note in notes["worded"] if f"answers.jsonl asks for up to {ANSWERED} tokens" in note]
+    assert told(here, "clerk")[-1] == {}
+    (refused,) = notes["clerk"]
+    assert "orders.jsonl can't be asked of it: " in refused and "takes no other" in refused
     worse, better = sorted(("first", "second"), key=lambda label: -nats(here, label))
     assert nats(here, worse) > nats(here, better) + 0.01
     for name in (worse, better):
         options = ["--url", server.url, "--json"] + (["--no-activate"] if name == better else [])
         livery("adapters", "add", "keeper", made / "adapters" / name, *options).json()
+    labels = {"the base": "the base", "keeper": worse, "keeper@2": better, "worded": "worded", "clerk": "clerk"}
     for where in (["--url", server.url], ["--data", data_of(server)]):
-        done = livery("adapters", "eval", "keeper@2", *where, *on, "--json", "--out", tmp_path / "out")
-        there = done.json()
+        names = ("keeper@2", "worded", "clerk")
+        there = livery("adapters", "eval", *names, *where, *on, "--json", "--out", tmp_path / "out").json()
         assert [(one["label"], one["role"], one["version"]) for one in there["variants"]] == [
             ("the base", "base", None),
             ("keeper", "active", 1),
             ("keeper@2", "candidate", 2),
+            ("worded", "active", 1),
+            ("clerk", "active", 1),
         ]
-        for label, name in (("the base", "the base"), ("keeper", worse), ("keeper@2", better)):
-            assert nats(there, label) == pytest.approx(nats(here, name), rel=1e-5)
+        for label, name in labels.items():
+            (said,) = [one["notes"] for one in there["variants"] if one["label"] == label]
+            assert len(said) == len(notes[name])
+            for mine, other in zip(told(there, label), told(here, name), strict=True):
+                assert mine == pytest.approx(other, rel=1e-5), label
         for one, other in zip(there["subjects"], here["subjects"], strict=True):
             assert (one["tokens"], one["nbytes"], one["pieces"]) == (other["tokens"], other["nbytes"], other["pieces"])
-            labels = (("the base", "the base"), ("keeper", worse), ("keeper@2", better))
-            mine, theirs = (
-                {row["label"]: row["measures"].get("accuracy", {}).get("value") for row in subject["rows"]}
-                for subject in (one, other)
-            )
-            assert [mine[label] for label, _ in labels] == [theirs[name] for _, name in labels]
         (text,) = [one for one in there["subjects"] if one["kind"] == "text"]
         assert {versus["than"] for versus in text["rows"][2]["versus"]} == {"the base", "keeper"}
     assert json.loads((tmp_path / "out" / "eval.json").read_text()) == there

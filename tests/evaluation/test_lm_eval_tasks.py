@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,24 @@ async def test_metrics_are_those_of_the_hf_backend(tiny: Path, folder: Path, tas
     assert len(seen) > (4 if chat else 6), "adapters that all say the same prove nothing"
     (versus,) = [one for one in report.subject("livery_choose").row("one").versus if one.metric == "acc"]
     assert versus.than == BASE_LABEL
+
+
+async def test_whose_words_are_no_part_of_the_scores_is_said(
+    tiny: Path, folder: Path, tasks: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "one", tmp_path / "one")
+    (tmp_path / "clerk").mkdir()
+    (tmp_path / "clerk" / "adapter_config.json").write_text('{"peft_type": "NONE"}')
+    for name in ("one", "clerk"):
+        (tmp_path / name / "profile.yaml").write_text("system_prompt: Be brief.")
+    places = {"one": tmp_path, "clerk": tmp_path, "two": folder}
+    here = tuple(Here(Variant(name, name), place / name) for name, place in places.items())
+    wanted = LmEvalTasks(("livery_choose",), tasks)
+    report = await evaluate_found(replace(found(tiny, folder), adapters=here), [], Windows(), wanted)
+    said = {one.label: "the words of its profile" in " ".join(one.notes) for one in report.variants}
+    assert said == {BASE_LABEL: False, "one": True, "clerk": True, "two": False}
+    (subject,) = report.subjects
+    assert subject.row("clerk").measures == subject.row(BASE_LABEL).measures, "which is why it is said"
 
 
 async def test_a_task_that_is_not_there_is_named(tiny: Path, folder: Path, tasks: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from livery.adapter_text import AdapterText
+from livery.commands.eval_files import check_invocation, in_directory
 from livery.commands.shown import stage
 from livery.engine.base import AdapterPart, AdapterRef, EngineConfig, EngineInfo
 from livery.engine.client import EngineClient
@@ -28,14 +29,11 @@ from livery.evaluation.subjects import Subject, read_task, read_text
 from livery.foreign_templates import TemplateWorkers
 from livery.models import ResolvedModel, base_digest, resolve_model
 from livery.text import Tokenizer
-from livery_adapters.grown import added_rows
-from livery_adapters.manifest import read_manifest
 from livery_adapters.profile import EMPTY, Profile, ProfileInvalid, recorded_profile
 from livery_adapters.prover import Candidate
-from livery_adapters.refusal import TAKEN_IN, AdapterRefused
+from livery_adapters.refusal import AdapterRefused
 from livery_adapters.registry import VersionFacts
 from livery_adapters.store import Hold
-from livery_adapters.weightless import NONE
 
 BASE = Variant(BASE_LABEL, role="base")
 BLOCK = 8  # tokens
@@ -45,7 +43,8 @@ _PROGRESS: Progress = lambda done, total: None  # noqa: E731
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """An adapter whose files are on this machine: in a directory, or (`stored`) taken in by a registry.
+    """An adapter whose files are on this machine: in a directory with its profile.yaml, or (`stored`) taken in by a
+    registry, which has its `profile`.
 
     `hold` keeps stored files until the engine has ended; `gone` says why there are none.
     """
@@ -148,9 +147,9 @@ async def scoring(found: Found) -> AsyncIterator[tuple[EngineScorer, list[tuple[
         failed = []
         for one in found.adapters:
             try:
-                ref = await asyncio.to_thread(_reference, one, info)
+                ref, profile = await _as_served(one, info, text)
                 added = 0 if ref is None else ref.added_tokens
-                voices[one.variant.label] = Voice(await text.tokenizer(one.profile, added), one.profile)
+                voices[one.variant.label] = Voice(await text.tokenizer(profile, added), profile)
                 if ref is not None:
                     refs[one.variant.label] = ref
             except (AdapterRefused, OSError) as refused:
@@ -172,28 +171,20 @@ async def scoring(found: Found) -> AsyncIterator[tuple[EngineScorer, list[tuple[
                 one.hold.release()
 
 
-def _reference(adapter: Here, info: EngineInfo) -> AdapterRef | None:
-    """None for one without weights. Raises AdapterRefused, OSError."""
+async def _as_served(adapter: Here, info: EngineInfo, text: AdapterText) -> tuple[AdapterRef | None, Profile]:
+    """Its weights, None where it has none, and its profile. Raises AdapterRefused, OSError."""
     stored = adapter.stored
     if adapter.weightless:
-        return None
+        return None, adapter.profile
     if adapter.gone:
         raise AdapterRefused("blob_missing", adapter.gone)
     if stored is None:
-        manifest = read_manifest(adapter.directory, TAKEN_IN)
-        if manifest.peft_type == NONE:
-            return None
-        return AdapterRef.of(manifest.digest, str(adapter.directory), added_rows(manifest, info.shapes))
-    if stored.invocation:
-        raise AdapterRefused(
-            "unsupported_task",
-            "it is an activated LoRA, which acts from its invocation tokens on: only a server's prompts have them; "
-            "evaluate it with --url",
-        )
+        return await in_directory(adapter.directory, info, text)
+    check_invocation(stored.invocation)
     part = AdapterPart(
         stored.weights, str(stored.path), approximate=stored.approximate, added_tokens=stored.added_tokens
     )
-    return AdapterRef(stored.digest, (part,))
+    return AdapterRef(stored.digest, (part,)), adapter.profile
 
 
 def _words(refused: AdapterRefused | OSError) -> str:

@@ -17,6 +17,7 @@ from livery.evaluation.pieces import Windows
 from livery.evaluation.report import Report
 from livery.evaluation.scorer import BASE_LABEL, Variant
 from livery.evaluation.subjects import Subject
+from livery_adapters.profile import Bounds, ProfileInvalid, recorded_profile
 
 PAGE = 1000  # of a list
 _PIN = 16  # digits of a digest
@@ -61,12 +62,14 @@ async def scoring(
         backend = HttpBackend(client, url)
         base, longest, digest = await _base(client, url)
         variants = [Variant(BASE_LABEL, role="base", digest=digest)]
-        for variant in await _variants(backend, names):
+        bounds: dict[str, Bounds] = {}
+        for variant, profile in await _variants(backend, names):
             if variant.label not in {one.label for one in variants}:
                 variants.append(variant)
+                bounds[variant.label] = _bounds(profile)
         models = {one.label: f"{one.name}@{one.digest[:_PIN]}" if one.name else base for one in variants}
         try:
-            yield ServerScorer(client, models, base, longest), variants, base
+            yield ServerScorer(client, models, base, longest, bounds), variants, base
         except ServerUnable as unable:
             raise CommandFailed(str(unable)) from None
 
@@ -89,21 +92,31 @@ async def _base(client: httpx.AsyncClient, url: str) -> tuple[str, int, str]:
     return base["id"], base["max_model_len"], base.get("digest") or ""
 
 
-async def _variants(backend: HttpBackend, names: Sequence[str]) -> list[Variant]:
-    """As `livery.commands.evaluating.recorded`, by the API."""
+def _bounds(profile: Json) -> Bounds:
+    """As far as this key is told them, and they can be read: a newer server's may say more."""
+    try:
+        return recorded_profile({"bounds": profile.get("bounds", {})}).bounds
+    except ProfileInvalid:
+        return Bounds()
+
+
+async def _variants(backend: HttpBackend, names: Sequence[str]) -> list[tuple[Variant, Json]]:
+    """As `livery.commands.eval_found.in_data` has them, by the API; each with its profile as far as that is told."""
     found = []
     for asked in names or await _all(backend):
         name, at, version = asked.partition("@")
         record = await backend.show(name)
         active = record.get("version")
         if active is not None:
-            found.append(Variant(name, name, "active", active, record["digest"]))
+            found.append((Variant(name, name, "active", active, record["digest"]), record.get("profile", {})))
         if not at and active is None:
             raise CommandFailed(f"{name} has no active version; name one of its versions, as in {name}@1")
         if at:
             one = await version_there(backend, name, version)
             if one["version"] != active:
-                found.append(Variant(f"{name}@{one['version']}", name, "candidate", one["version"], one["digest"]))
+                label = f"{name}@{one['version']}"
+                variant = Variant(label, name, "candidate", one["version"], one["digest"])
+                found.append((variant, one.get("profile", {})))
     return found
 
 

@@ -58,6 +58,11 @@ def judged(reach: Reach, name: str, version: str, bar: Bar, quantization: str = 
     for one in (mine, other):
         if one.failed:
             raise CommandFailed(f"{one.label} gives no numbers to be compared: {one.failed}")
+        for subject in report.subjects:
+            if not subject.row(one.label).measures:
+                raise CommandFailed(f"{one.label} gives no numbers on {subject.name} to be compared: {one.notes[0]}")
+        for note in one.notes:
+            shown.complain(f"{one.label}: {note}")
     found = [better(subject, mine.label, other.label, bar) for subject in report.subjects]
     return Verdict(
         all(passed for passed, _ in found),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
+from livery.answer_text import AnswerText
 from livery.chat_template import InvalidMessages
 from livery.engine.base import (
     AdapterLoadFailed,
@@ -20,11 +21,16 @@ from livery.engine.base import (
     SamplingParams,
     TokenDelta,
 )
-from livery.evaluation.scorer import Likelihood, Variant, VariantFailed, first_of
+from livery.evaluation.greedy import greedy
+from livery.evaluation.scorer import Likelihood, QuestionRefused, Variant, VariantFailed, first_of
 from livery.evaluation.subjects import Message, SubjectUnusable
-from livery.profiles import worded
+from livery.jobs import Job
+from livery.profiles import dressed, worded
+from livery.refusals import ContextLengthExceeded, InvalidParameter
+from livery.sampling import sampling_params, stopped_by
+from livery.stops import StopSearch
 from livery.text import Tokenizer
-from livery_adapters.profile import EMPTY, Profile
+from livery_adapters.profile import EMPTY, Bounds, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +92,11 @@ class EngineScorer:
         return self._tokenizer.encode_bare(text)
 
     async def chat(self, variant: Variant, messages: Sequence[Message]) -> list[int]:
-        voice = self._voices.get(variant.label, Voice(self._tokenizer))
-        said = worded([dict(one) for one in messages], voice.profile)
+        voice = self._voice(variant)
+        try:
+            said = worded([dict(one) for one in messages], voice.profile)
+        except InvalidParameter as refused:
+            raise QuestionRefused(str(refused)) from refused
         foreign = voice.tokenizer.foreign_template
         encode = partial(voice.tokenizer.encode_chat, said)
         try:
@@ -107,7 +116,7 @@ class EngineScorer:
             prompt_logprobs_start=start,
         )
         found = []
-        async for delta in self._deltas(variant, tokens[:last], params):
+        async for delta in self._deltas(self._request(variant, tokens[:last], params)):
             found += [*delta.prompt_logprobs, *delta.logprobs]
         if len(found) != len(tokens) - start:
             raise VariantFailed(f"the engine told {len(found)} log-probabilities of {len(tokens) - start} tokens")
@@ -115,23 +124,40 @@ class EngineScorer:
         return Likelihood([one.logprob for one in found], all(one.rank == 1 for one in found), nbytes)
 
     async def answer(self, variant: Variant, tokens: Sequence[int], most: int, stops: Sequence[str]) -> str:
-        params = SamplingParams(max_tokens=most, temperature=0.0)
-        ids: list[int] = []
-        text = ""
-        async with aclosing(self._deltas(variant, tokens, params)) as deltas:
+        voice = self._voice(variant)
+        options = greedy(voice.profile.bounds, most, stops)
+        try:
+            job = dressed(Job(variant.label, [list(tokens)], options, "", "prompt"), voice.profile, None)
+            job = stopped_by(job, voice.profile.eos_token, voice.tokenizer.special_tokens)
+            adapter = self._adapters.get(variant.label)
+            added = adapter.added_tokens if adapter else 0
+            params = sampling_params(len(tokens), 0, job, self._info, added_tokens=added)
+        except (InvalidParameter, ContextLengthExceeded) as refused:
+            raise QuestionRefused(str(refused)) from refused
+        request = self._request(variant, tokens, params)
+        text = AnswerText(voice.tokenizer, request, job.options, StopSearch(job.options.stop), None)
+        pieces: list[str] = []
+        async with aclosing(self._deltas(request, QuestionRefused)) as deltas:
             async for delta in deltas:
-                ids += delta.token_ids
-                text = self._tokenizer.decode(ids)
-                ends = [at for stop in stops if (at := text.find(stop)) >= 0]
-                if ends:
-                    return text[: min(ends)]
-        return text
+                piece = text.push(delta)
+                pieces.append(piece.text)
+                if piece.reason:
+                    break
+        return "".join(pieces)
+
+    def bounds(self, variant: Variant) -> Bounds:
+        return self._voice(variant).profile.bounds
+
+    def _voice(self, variant: Variant) -> Voice:
+        return self._voices.get(variant.label, Voice(self._tokenizer))
+
+    def _request(self, variant: Variant, tokens: Sequence[int], params: SamplingParams) -> GenerationRequest:
+        return GenerationRequest(uuid.uuid4().hex, list(tokens), params, self._adapters.get(variant.label))
 
     async def _deltas(
-        self, variant: Variant, tokens: Sequence[int], params: SamplingParams
+        self, request: GenerationRequest, refused: type[VariantFailed] = VariantFailed
     ) -> AsyncGenerator[TokenDelta]:
-        """Raises VariantFailed."""
-        request = GenerationRequest(uuid.uuid4().hex, list(tokens), params, self._adapters.get(variant.label))
+        """Raises `refused` for a request that the engine doesn't take, VariantFailed where it fails."""
         try:
             # The protocol says iterator; closing it is part of the contract, so it is a generator in fact.
             async with aclosing(cast(AsyncGenerator[TokenDelta], self._engine.generate(request))) as deltas:
@@ -139,5 +165,5 @@ class EngineScorer:
                     if delta.finish_reason == "error":
                         raise VariantFailed(delta.error or "the engine couldn't compute it")
                     yield delta
-        except RequestRefused as refused:
-            raise VariantFailed(str(refused)) from refused
+        except RequestRefused as words:
+            raise refused(str(words)) from words

@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 
-from livery.evaluation.scorer import Likelihood, Variant, VariantFailed, first_of
+from livery.evaluation.greedy import fields, greedy
+from livery.evaluation.scorer import Likelihood, QuestionRefused, Variant, VariantFailed, first_of
 from livery.evaluation.subjects import Message, SubjectUnusable
+from livery_adapters.profile import Bounds
 
 AT_ONCE = 32  # requests under way: a server has room for others as well
 TRIES = 8  # where it has no room for now
@@ -30,12 +32,22 @@ class ServerScorer:
     what is activated meanwhile changes nothing.
     """
 
-    def __init__(self, client: httpx.AsyncClient, models: Mapping[str, str], base: str, longest: int) -> None:
-        """`base` is what the server calls its base; `longest` the tokens that it takes."""
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        models: Mapping[str, str],
+        base: str,
+        longest: int,
+        bounds: Mapping[str, Bounds] | None = None,
+    ) -> None:
+        """`base` is what the server calls its base; `longest` the tokens that it takes; `bounds` those of profiles by
+        their variants' labels, as far as the server tells them.
+        """
         self._client = client
         self._models = models
         self._base = base
         self._longest = longest
+        self._bounds = bounds or {}
         self._room = asyncio.Semaphore(AT_ONCE)
         self._info: dict[str, Any] | None = None  # of its tokenizer
 
@@ -67,7 +79,7 @@ class ServerScorer:
         try:
             return await self._tokens({"model": self._models[variant.label], "messages": [dict(m) for m in messages]})
         except SubjectUnusable as unusable:
-            raise VariantFailed(str(unusable)) from None
+            raise QuestionRefused(str(unusable)) from None
 
     async def likelihood(self, variant: Variant, tokens: Sequence[int], start: int) -> Likelihood:
         asked = {"prompt": list(tokens), "max_tokens": 0, "prompt_logprobs": 0}
@@ -80,8 +92,11 @@ class ServerScorer:
         return Likelihood([one["logprob"] for one in found], all(one["rank"] == 1 for one in found), nbytes)
 
     async def answer(self, variant: Variant, tokens: Sequence[int], most: int, stops: Sequence[str]) -> str:
-        asked = {"prompt": list(tokens), "max_tokens": most, "temperature": 0, "stop": list(stops) or None}
-        return str((await self._completed(variant, asked))["text"])
+        asked = {"prompt": list(tokens), **fields(greedy(self.bounds(variant), most, stops))}
+        return str((await self._completed(variant, asked, QuestionRefused))["text"])
+
+    def bounds(self, variant: Variant) -> Bounds:
+        return self._bounds.get(variant.label, Bounds())
 
     # -- inside --------------------------------------------------------------------------------------
 
@@ -100,9 +115,13 @@ class ServerScorer:
             )
         return found
 
-    async def _completed(self, variant: Variant, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises VariantFailed."""
+    async def _completed(
+        self, variant: Variant, asked: Mapping[str, Any], refused: type[VariantFailed] = VariantFailed
+    ) -> dict[str, Any]:
+        """Raises `refused` for a request that the server doesn't take, VariantFailed where it fails."""
         answer = await self._ask("POST", "/v1/completions", {"model": self._models[variant.label], **asked})
+        if answer.status_code == httpx.codes.BAD_REQUEST:
+            raise refused(_message(answer))
         if not answer.is_success:
             raise VariantFailed(_message(answer))
         choice: dict[str, Any] = answer.json()["choices"][0]

@@ -11,11 +11,12 @@ from functools import partial
 
 from livery import __version__
 from livery.evaluation import measured
+from livery.evaluation.greedy import notes
 from livery.evaluation.lm_eval_tasks import LmEvalTasks, reports
 from livery.evaluation.measured import ACCURACY, ACCURACY_NORM, EXACT, LOWER, Columns
 from livery.evaluation.pieces import PLAIN_STOP, AskedItem, Piece, Windows, as_asked, cut
 from livery.evaluation.report import PERPLEXITY, Report, SubjectReport, VariantReport
-from livery.evaluation.scorer import Likelihood, Scorer, Variant, VariantFailed
+from livery.evaluation.scorer import Likelihood, QuestionRefused, Scorer, Variant, VariantFailed
 from livery.evaluation.subjects import Answer, Choice, Item, Subject, Task, Text
 
 AT_ONCE = 256  # questions under way: more than an engine computes together, so that it never waits for more
@@ -40,6 +41,11 @@ class _Run:
     subjects: Sequence[Subject]
     results: dict[tuple[int, str], dict[int, object]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    refused: dict[tuple[int, str], str] = field(default_factory=dict)  # by subject and variant, why it isn't asked
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, label: str, notes: Sequence[str]) -> None:
+        self.notes.setdefault(label, []).extend(notes)
 
 
 async def evaluate(
@@ -74,8 +80,10 @@ async def evaluate(
 
     # Variants side by side within a piece: neighbours in the engine's queue, and so in its batches.
     await run_all([partial(one, variant, piece) for piece in pieces for variant in asked])
-    more = [] if lm_eval is None else await reports(scorer, variants, lm_eval, run.failed, run_all)
+    more = [] if lm_eval is None else await reports(scorer, variants, lm_eval, run.failed, run.note, run_all)
     seconds = time.monotonic() - began
+    found = [_subject(run, place, pieces, variants, windows) for place in range(len(subjects))] + more
+    _look_back(run, asked, found)
     return Report(
         livery=__version__,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,11 +92,30 @@ async def evaluate(
         where=where,
         seconds=round(seconds, 3),
         variants=[
-            VariantReport(one.label, one.role, one.name, one.version, one.digest, run.failed.get(one.label, ""))
+            VariantReport(
+                one.label,
+                one.role,
+                one.name,
+                one.version,
+                one.digest,
+                run.failed.get(one.label, ""),
+                [] if one.label in run.failed else run.notes.get(one.label, []),
+            )
             for one in variants
         ],
-        subjects=[_subject(run, place, pieces, variants, windows) for place in range(len(subjects))] + more,
+        subjects=found,
     )
+
+
+def _look_back(run: _Run, asked: Sequence[Variant], found: Sequence[SubjectReport]) -> None:
+    """Note what profiles made of the answers, and what couldn't be asked: who couldn't be asked anything failed."""
+    tasks = [subject for subject in run.subjects if isinstance(subject, Task)]
+    for variant in asked:
+        run.note(variant.label, notes(run.scorer.bounds(variant), tasks))
+    for (place, label), why in sorted(run.refused.items()):
+        run.note(label, [f"{run.subjects[place].name} can't be asked of it: {why}"])
+        if not any(subject.row(label).measures for subject in found):
+            run.failed.setdefault(label, why)
 
 
 async def _cut(scorer: Scorer, subjects: Sequence[Subject], windows: Windows) -> list[_Piece]:
@@ -118,7 +145,7 @@ async def run_all(work: Sequence[Callable[[], Awaitable[None]]]) -> None:
 
 
 async def _ask(run: _Run, variant: Variant, one: _Piece) -> None:
-    if variant.label in run.failed:
+    if variant.label in run.failed or (one.subject, variant.label) in run.refused:
         return
     try:
         if isinstance(one.piece, Piece):
@@ -128,6 +155,9 @@ async def _ask(run: _Run, variant: Variant, one: _Piece) -> None:
             assert isinstance(task, Task)
             asked = await as_asked(run.scorer, variant, task, one.piece)
             found = await _item(run.scorer, variant, task, one.piece, asked)
+    except QuestionRefused as refused:
+        run.refused.setdefault((one.subject, variant.label), str(refused))
+        return
     except VariantFailed as failed:
         run.failed.setdefault(variant.label, str(failed))
         return

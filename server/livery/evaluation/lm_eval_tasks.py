@@ -19,11 +19,17 @@ from livery.chat_template import ChatTemplate, Conversation
 from livery.evaluation import measured
 from livery.evaluation.measured import Columns
 from livery.evaluation.report import Measure, Row, SubjectReport
-from livery.evaluation.scorer import Scorer, Variant, VariantFailed
+from livery.evaluation.scorer import BASE_LABEL, QuestionRefused, Scorer, Variant, VariantFailed
 from livery.evaluation.subjects import SubjectUnusable
 
 PACKAGE = "lm-eval"
 _95 = 1.96  # standard errors on either side
+_HELLO = ({"role": "user", "content": "Hello"},)
+_BASE = Variant(BASE_LABEL, role="base")
+_WORDLESS = (
+    "lm-eval writes conversations once for all, as the base does: its own template and the words of its profile are no "
+    "part of these scores"
+)
 _MOST = 256  # tokens of an answer, where its task doesn't say: lm-eval's own default
 Kind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 
@@ -69,9 +75,13 @@ async def reports(
     variants: Sequence[Variant],
     tasks: LmEvalTasks,
     failed: dict[str, str],
+    note: Callable[[str, Sequence[str]], None],
     run_all: Callable[[Sequence[Callable[[], Awaitable[None]]]], Awaitable[None]],
 ) -> list[SubjectReport]:
-    """One for each task. A variant that fails is added to `failed`. Raises SubjectUnusable."""
+    """One for each task. A variant that fails is added to `failed`; what its numbers leave out is noted by its label.
+
+    Raises SubjectUnusable.
+    """
     require()
     render = await _template(scorer)
     asked: dict[Request, None] = {}  # in the order in which they come
@@ -79,11 +89,15 @@ async def reports(
     found = await asyncio.to_thread(_evaluated, tasks, manager, render, asked, None)
     answers: dict[str, dict[Request, Any]] = {one.label: {} for one in variants if one.label not in failed}
 
+    refused: dict[str, str] = {}
+
     async def answer(variant: Variant, request: Request) -> None:
-        if variant.label in failed:
+        if variant.label in failed or variant.label in refused:
             return
         try:
             answers[variant.label][request] = await _answered(scorer, variant, request)
+        except QuestionRefused as why:
+            refused.setdefault(variant.label, str(why))
         except VariantFailed as why:
             failed.setdefault(variant.label, str(why))
 
@@ -91,11 +105,23 @@ async def reports(
     await run_all([partial(answer, variant, request) for request in asked for variant in going])
     results = {}
     for variant in going:
-        if variant.label not in failed:
+        if variant.label in refused:
+            note(variant.label, [f"lm-eval's tasks can't be asked of it: {refused[variant.label]}"])
+        elif variant.label not in failed:
+            if tasks.chat and variant.role != "base" and await _has_words(scorer, variant):
+                note(variant.label, [_WORDLESS])
             results[variant.label] = await asyncio.to_thread(
                 _evaluated, tasks, manager, render, asked, answers[variant.label]
             )
     return [_report(name, variants, results, tasks) for name in found["samples"]]
+
+
+async def _has_words(scorer: Scorer, variant: Variant) -> bool:
+    """Whether its conversations are written otherwise than the base's."""
+    try:
+        return await scorer.chat(variant, _HELLO) != await scorer.chat(_BASE, _HELLO)
+    except VariantFailed:  # they aren't told to everybody
+        return True
 
 
 # -- how a model answers what lm-eval asks ---------------------------------------------------------------

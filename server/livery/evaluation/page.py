@@ -42,6 +42,7 @@ def page(report: Report) -> str:
             title=f"{others} adapter{'' if others == 1 else 's'} of {report.base}",
             about=f"On {report.date[:10]} by {report.where}, livery {report.livery}; {report.seconds:.1f} s.",
             failed=[(one.label, one.failed) for one in report.variants if one.failed],
+            notes=[(one.label, note) for one in report.variants for note in one.notes],
             views=[_view(subject) for subject in report.subjects],
             variants=_variants(report),
             meant=MEANT,

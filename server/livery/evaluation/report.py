@@ -1,4 +1,4 @@
-"""The document of an evaluation, `livery-eval/1`: every number with its interval, and what it was compared with.
+"""The document of an evaluation, `livery-eval/2`: every number with its interval, and what it was compared with.
 
     report = msgspec.json.decode(Path("eval.json").read_bytes(), type=Report)
     report.subject("notes.txt").row("pirate").measures["perplexity"].value
@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-SCHEMA: Literal["livery-eval/1"] = "livery-eval/1"
+SCHEMA: Literal["livery-eval/2"] = "livery-eval/2"
 Interval = tuple[float, float]
 
 PERPLEXITY, NATS = "perplexity", "nats_per_token"  # of texts; differences are in the latter
@@ -36,7 +36,7 @@ class Versus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A variant on a subject. Without measures it failed, and its variant says why."""
+    """A variant on a subject. Without measures it failed, or couldn't be asked; its variant says why."""
 
     label: str
     measures: dict[str, Measure] = {}
@@ -66,7 +66,10 @@ class SubjectReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class VariantReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was evaluated: the base, or a version of an adapter; `failed` says why there are no numbers of it."""
+    """What was evaluated: the base, or a version of an adapter; `failed` says why there are no numbers of it.
+
+    `notes` say what its numbers are not, or why a subject has none of it, in a sentence each.
+    """
 
     label: str
     role: Literal["base", "active", "candidate"]
@@ -74,12 +77,13 @@ class VariantReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int | None = None
     digest: str = ""
     failed: str = ""
+    notes: list[str] = []
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that was found. `seconds` is from the first question to the last answer, without loading the model."""
 
-    schema: Literal["livery-eval/1"] = SCHEMA
+    schema: Literal["livery-eval/2"] = SCHEMA
     livery: str
     date: str
     base: str

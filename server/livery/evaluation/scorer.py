@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from livery.evaluation.subjects import Message, SubjectUnusable
+from livery_adapters.profile import Bounds
 
 Role = Literal["base", "active", "candidate"]
 BASE_LABEL = "the base"  # has a space, as no adapter's name has: one that is called base is another row
@@ -43,6 +44,10 @@ class VariantFailed(Exception):
     """A variant can't be computed, and nothing of it any more: the message says why. Others go on."""
 
 
+class QuestionRefused(VariantFailed):
+    """A variant doesn't take a question as it must be asked; what else is asked of it goes on."""
+
+
 class Scorer(Protocol):
     """One base model and variants of it. For one event loop; everything may be asked for side by side.
 
@@ -71,7 +76,10 @@ class Scorer(Protocol):
         ...
 
     async def chat(self, variant: Variant, messages: Sequence[Message]) -> list[int]:
-        """The tokens of a conversation, ending where the assistant is to speak, as the variant's template has it."""
+        """The tokens of a conversation, ending where the assistant is to speak, as the variant's template has it.
+
+        Raises QuestionRefused.
+        """
         ...
 
     async def likelihood(self, variant: Variant, tokens: Sequence[int], start: int) -> Likelihood:
@@ -79,7 +87,14 @@ class Scorer(Protocol):
         ...
 
     async def answer(self, variant: Variant, tokens: Sequence[int], most: int, stops: Sequence[str]) -> str:
-        """The greedy answer to a prompt, at most so many tokens, ended before the first of the stops."""
+        """The greedy answer to a prompt, at most so many tokens, ended before the first of the stops.
+
+        As the variant's profile has it (see livery.evaluation.greedy). Raises QuestionRefused.
+        """
+        ...
+
+    def bounds(self, variant: Variant) -> Bounds:
+        """What its profile allows a request for an answer, as far as that is known."""
         ...
 
 

@@ -22,12 +22,14 @@ NOTHING = "–"
 
 
 def print_report(report: Report, console: Console) -> None:
-    """A table for each subject; who failed, and why."""
+    """A table for each subject; who failed, and why; what is to be known of the numbers."""
     for subject in report.subjects:
         console.print(_table(subject, report))
     for variant in report.variants:
         if variant.failed:
             console.print(f"[red]{escape(variant.label)} failed:[/] {escape(variant.failed)}", highlight=False)
+        for note in variant.notes:
+            console.print(f"[yellow]{escape(variant.label)}:[/] {escape(note)}", highlight=False)
     console.print(
         f"[dim]{_counted(report)} in {report.seconds:.1f} s by {escape(report.where)}. In brackets: 95 % intervals, by "
         "the bootstrap over pieces; differences are over the same pieces, and coloured where their interval leaves out "
