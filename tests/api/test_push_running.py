@@ -291,9 +291,9 @@ def test_one_whose_files_are_still_on_their_way_ends_too(
     library, held = live.service.adapters.library, Held(1)
     bring = library.bring
 
-    async def brought(weights: str) -> None:
+    async def brought(weights: str, account: str) -> None:
         await asyncio.to_thread(held)
-        await bring(weights)
+        await bring(weights, account)
 
     monkeypatch.setattr(library, "bring", brought)
     assert ended_while(live, saved, held, "policy") == "abort"

@@ -17,7 +17,7 @@ from cli.conftest import Livery
 from cli.processes import serving, url_in
 from engine.families import save
 from engine.oracle import save_adapter, save_grown, save_tuned
-from livery.commands.train_target import Target
+from livery.commands.train_target import Active, Kept, Target
 from livery.models import base_digest, resolve_model
 
 PIRATE = Path(__file__).parents[2] / "adapters" / "demo" / "pirate"
@@ -227,5 +227,6 @@ def test_a_data_folder_takes_any_rank_that_can_be_trained(tmp_path: Path) -> Non
     target = Target.of(str(tmp_path / "data"), "keeper", None, None)
     assert target is not None
     target.check(str(base), "", 300)
-    assert target.add(str(base), adapter, 0)["adapter"]["coverage"]["ranks"] == [300]
+    added = target.add(str(base), adapter, Kept.of(adapter, Active()), activate=True)
+    assert added["adapter"]["coverage"]["ranks"] == [300]
     target.check(str(base), "", 300)  # a folder that has served something by now
