@@ -84,7 +84,7 @@ class Folders:
         shutil.rmtree(self.desk, ignore_errors=True)
         _write_data(self.desk)
         if way.follows:
-            (self.desk / way.follows).symlink_to(self.made / way.follows)
+            shutil.copytree(self.made / way.follows, self.desk / way.follows)  # nothing goes on with a link
 
     def known(self, way: Way) -> Json | None:
         """The facts of a way that is made, by the commands and files that it has today; else None."""
