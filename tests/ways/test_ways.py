@@ -186,9 +186,13 @@ def test_a_way_is_made_anew_though_its_commands_refuse_what_is_there(tmp_path: P
 
 
 def test_a_way_finds_what_it_goes_on_with_beside_its_data(tmp_path: Path) -> None:
+    """Itself: training goes on with no link."""
     folders, console = Folders(tmp_path), Console(file=io.StringIO())
     make(way_by(MAKES + " {made}/one adapter_a"), folders, console)
-    reads = "python -c 'import sys; open(sys.argv[1])' {data}/one/adapter_a"
+    reads = (
+        "python -c 'import os, sys; open(sys.argv[1] + chr(47) + sys.argv[2]); sys.exit(os.path.islink(sys.argv[1]))'"
+    )
+    reads += " {data}/one adapter_a"
     make(
         Way("two", "after it", (reads, MAKES + " {made}/two adapter_b"), adapter="two", follows="one"), folders, console
     )
