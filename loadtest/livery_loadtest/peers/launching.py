@@ -255,8 +255,7 @@ def split_variables(arguments: str) -> tuple[dict[str, str], list[str]]:
     """The NAME=VALUE words that a line of arguments begins with, and the rest, as a shell reads them."""
     words = shlex.split(arguments)
     rest = list(dropwhile(VARIABLE.match, words))
-    found = (word.split("=", 1) for word in words[: len(words) - len(rest)])
-    return {name: value for name, value in found}, rest
+    return dict(word.split("=", 1) for word in words[: len(words) - len(rest)]), rest
 
 
 def _llama_cpp_spec(setup: PeersSetup, model: Path, adapters: Mapping[str, Path]) -> LaunchSpec:

@@ -394,7 +394,7 @@ class Residency:
 
     def _is_held_back(self, digest: str) -> bool:
         """Whether limits would keep a version from the device, or it is behind one of which that is known."""
-        if digest not in self.limited or self.limited.is_behind_one(digest):
-            return self.limited.is_behind_one(digest)
+        if (behind := self.limited.is_behind_one(digest)) or digest not in self.limited:
+            return behind
         askers = self._askers.get(digest, ())
         return self._claims.first_with_room(askers, self.nbytes(digest), partial(self._behind, digest)) is None
